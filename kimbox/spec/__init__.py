@@ -1,0 +1,1 @@
+"""YAML -> layers -> a validated, typed Box. Pure: reads files, starts nothing."""
