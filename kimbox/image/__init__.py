@@ -1,0 +1,1 @@
+"""Root file systems, the LVM2 disk, and the content-addressed store of images."""

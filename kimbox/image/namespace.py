@@ -1,0 +1,94 @@
+"""A private world for building: own mounts and processes, and, for an ordinary user, own user ids.
+
+Inside, the user is root: files of the new system get the owners they need without any privilege on the host. An
+ordinary user needs a range of subordinate ids (subuid(5)) for that. Everything inside ends when kimbox ends, however it
+ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from kimbox import run
+from kimbox.errors import MissingToolError
+
+#: A Debian system uses ids up to 65534; id 0 is the user itself.
+NEEDED_IDS = 65535
+
+
+def subordinate_ids(table: Path, user: str, uid: int) -> int:
+    """The largest range of subordinate ids that `table` (/etc/subuid or /etc/subgid) grants to a user."""
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return 0
+    fields = [line.split(":") for line in lines]
+    return max((int(f[2]) for f in fields if len(f) == 3 and f[0] in (user, str(uid)) and f[2].isdigit()), default=0)
+
+
+def check() -> None:
+    """Raises MissingToolError, with the command that mends it, if this user cannot build here."""
+    run.require("unshare", "builds run in a namespace of their own")
+    if os.geteuid() == 0:
+        return
+    run.require("newuidmap", "an ordinary user builds in a user namespace")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    for table in (Path("/etc/subuid"), Path("/etc/subgid")):
+        if subordinate_ids(table, user, os.getuid()) < NEEDED_IDS:
+            raise MissingToolError(
+                f"{table} grants {user} fewer than {NEEDED_IDS} subordinate ids",
+                hint=f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+            )
+
+
+def command(argv: Sequence[str | Path]) -> list[str | Path]:
+    """`argv`, to be run inside."""
+    flags = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if os.geteuid() != 0:
+        flags += ["--user", "--map-root-user", "--map-auto"]
+    return ["unshare", *flags, "--", *argv]
+
+
+@contextlib.contextmanager
+def _named(argv: Sequence[str | Path]) -> Iterator[None]:
+    """Lets an error name the program that failed inside, not the one that leads there."""
+    try:
+        yield
+    except run.CommandError as error:
+        raise run.CommandError([str(a) for a in argv], error.status, error.tail) from None
+
+
+def call(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> run.Completed:
+    """`run.run`, inside."""
+    with _named(argv):
+        return run.run(command(argv), env=env, cwd=cwd)
+
+
+def stream(
+    argv: Sequence[str | Path],
+    *,
+    on_line: Callable[[str], None],
+    log: IO[str],
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> None:
+    """`run.stream`, inside."""
+    with _named(argv):
+        run.stream(command(argv), on_line=on_line, log=log, env=env, cwd=cwd)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder whose files may belong to ids of the namespace."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+        return
+    delete: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", folder]
+    if folder.exists():
+        run.run(delete, check=False)
+    if folder.exists():  # what belongs to other ids, only root of the namespace can remove
+        call(delete)

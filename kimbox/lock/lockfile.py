@@ -1,0 +1,189 @@
+"""kimbox.lock: the frozen inputs of a box, written for people to review.
+
+A commit of a URL stays as locked until somebody moves it on purpose. A folder beside the spec is part of the spec as it
+is being written, so its pin follows its content at each `up`, which says so.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kimbox import paths
+from kimbox.errors import KimboxError, Problem, SpecError
+from kimbox.files import read_bounded, write_atomic
+from kimbox.lock.gitrun import redact
+from kimbox.lock.mirror import Mirror
+from kimbox.log import log
+from kimbox.spec.model import SETUP, Box, Repository
+
+if TYPE_CHECKING:
+    from kimbox.spec.nodes import Node
+
+#: Version of the format.
+FORMAT = 1
+
+#: A lock is small; this is far more than any needs.
+MAX_LOCK_BYTES = 1 << 20
+
+_HEADER = """\
+# kimbox.lock: what this box is made of, frozen. Written by kimbox; keep it in git beside the spec, review its changes.
+# `kimbox up` takes every commit from here. `kimbox lock --update NAME` moves one, `--update-all` all of them.
+"""
+
+_COMMENTS = {
+    "lock": "version of this format",
+    "spec": "sha256 of the merged spec that this was made from",
+    "image": "key of the image in the store",
+}
+
+
+@attrs.frozen
+class PinnedRepository:
+    """One repository at one commit. `url` and `ref` are what the spec asked for (see `locked_url`)."""
+
+    url: str
+    ref: str
+    commit: str
+    tree: str
+
+
+@attrs.frozen
+class Lock:
+    """A lock file's content."""
+
+    spec_digest: str
+    #: Key of the image in the store, or None while it is not known.
+    image: str | None
+    repositories: Mapping[str, PinnedRepository]
+
+
+def locked_url(box: Box, repository: Repository) -> str:
+    """How a lock writes where a repository comes from: without credentials; a folder relative to the spec's own."""
+    if repository.is_folder:
+        relative = os.path.relpath(repository.url, box.source.parent)
+        return relative if relative.startswith("..") else f"./{relative}"
+    return redact(repository.url)
+
+
+def make_lock(
+    box: Box, *, previous: Lock | None = None, update: Iterable[str] | None = (), image: str | None = None
+) -> Lock:
+    """Pins every repository of the box.
+
+    What `previous` holds for the same url and ref stays, unless its name is in `update` (None: move all). Folders are
+    pinned to their present content, and a change of it is told. `image` None keeps the key of `previous`.
+    """
+    moved = None if update is None else set(update)
+    if unknown := (moved or set()) - {r.name for r in box.repositories}:
+        raise KimboxError(f"the box {box.name} has no repository {', '.join(sorted(unknown))}")
+    pinned: dict[str, PinnedRepository] = {}
+    for repository in sorted(box.repositories, key=_order):
+        url = locked_url(box, repository)
+        old = previous.repositories.get(repository.name) if previous else None
+        same = old is not None and (old.url, old.ref) == (url, repository.ref)
+        if same and old and not repository.is_folder and moved is not None and repository.name not in moved:
+            pinned[repository.name] = old
+            continue
+        pin = Mirror.of(repository).resolve(repository.ref)
+        pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree)
+        if repository.is_folder and old and old.commit != pin.commit:
+            log.info(f"repository {repository.name}: the folder {url} has changed; pinned to {pin.commit[:12]}")
+    return Lock(box.digest, image or (previous.image if previous else None), pinned)
+
+
+def check_lock(box: Box, lock: Lock) -> list[str]:
+    """Where spec and lock disagree, in words; empty if they agree. Asks no network.
+
+    A changed folder is no disagreement, and neither is a change of the spec outside of its repositories.
+    """
+    wrong = []
+    wanted = {r.name: r for r in box.repositories}
+    for name in sorted(set(wanted) - set(lock.repositories)):
+        wrong.append(f"repository {name} is in the spec but not in the lock")
+    for name in sorted(set(lock.repositories) - set(wanted)):
+        wrong.append(f"repository {name} is in the lock but no longer in the spec")
+    for name in sorted(set(wanted) & set(lock.repositories)):
+        old, url = lock.repositories[name], locked_url(box, wanted[name])
+        if old.url != url:
+            wrong.append(f"repository {name}: the spec takes it from {url}, the lock from {old.url}")
+        elif old.ref != wanted[name].ref:
+            wrong.append(f"repository {name}: the spec asks for {wanted[name].ref}, the lock was made for {old.ref}")
+    return wrong
+
+
+def write_lock(path: Path, lock: Lock) -> bool:
+    """Writes the lock whole or not at all. Returns whether its text changed; leaves an equal file untouched."""
+    text = format_lock(lock)
+    if path.is_file() and read_bounded(path, limit_bytes=MAX_LOCK_BYTES) == text.encode():
+        return False
+    write_atomic(path, text)
+    return True
+
+
+def format_lock(lock: Lock) -> str:
+    """The lock as YAML: fixed order, one value a line."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+
+    body = CommentedMap()
+    body["lock"] = FORMAT
+    body["spec"] = lock.spec_digest
+    body["image"] = lock.image
+    repositories = CommentedMap()
+    for name in sorted(lock.repositories, key=lambda n: (n != SETUP, n)):
+        repositories[name] = CommentedMap(attrs.asdict(lock.repositories[name]))
+    body["repositories"] = repositories
+    for key, comment in _COMMENTS.items():
+        body.yaml_add_eol_comment(comment, key)
+    yaml = YAML()
+    yaml.width = 1 << 16  # a folded URL would be two changes a line
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    out = io.StringIO()
+    yaml.dump(body, out)
+    return _HEADER + out.getvalue()
+
+
+def read_lock(path: Path) -> Lock:
+    """Reads a lock. Raises SpecError with every fault at its line, for a file edited by hand or damaged."""
+    from kimbox.spec.nodes import Problems
+    from kimbox.spec.parse import parse, read_text
+
+    problems = Problems()
+    tree = parse(read_text(path), str(path), problems)
+    if tree.get("lock") and tree.mapping["lock"].value != FORMAT:
+        raise SpecError.at(
+            path,
+            f"this lock is of format {tree.mapping['lock'].value}, and this kimbox reads format {FORMAT}",
+            line=tree.mapping["lock"].mark.line,
+            column=tree.mapping["lock"].mark.column,
+            hint="use the kimbox that wrote it, or make a new one",
+        )
+    found = problems.found or _schema_problems(path, tree)
+    if found:
+        raise SpecError(found, hint="restore it from git; or delete it, and a new one is made")
+    data = tree.plain()
+    pinned = {name: PinnedRepository(**values) for name, values in data["repositories"].items()}
+    return Lock(data["spec"], data["image"], pinned)
+
+
+def _schema_problems(path: Path, tree: Node) -> list[Problem]:
+    import jsonschema
+
+    schema = json.loads(read_bounded(paths.schemas_dir() / "lock.schema.json"))
+    found = []
+    for error in jsonschema.Draft202012Validator(schema).iter_errors(tree.plain()):
+        node = tree.get(*error.absolute_path) or tree
+        where = ".".join(map(str, error.absolute_path)) or "the lock"
+        found.append(Problem(str(path), node.mark.line, node.mark.column, f"{where}: {error.message[:200]}"))
+    return found
+
+
+def _order(repository: Repository) -> tuple[bool, str]:
+    return repository.name != SETUP, repository.name

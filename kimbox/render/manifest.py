@@ -1,0 +1,124 @@
+"""The manifest: all that a guest needs to provision itself, as a few small files. Pure.
+
+    manifest.env             KIMBOX_* of the box as a whole
+    repositories             a line each: name, commit, path, separated by tabs; `setup` first
+    steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout and digest
+    probes/NN/script         a probe, and probes/NN/env: its name, hint and timeout
+
+The guest keeps a manifest in a folder named by its digest, and compares the digests of steps to know what it has run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import kimbox
+from kimbox.errors import KimboxError
+from kimbox.render.quote import assignments
+from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, Run
+
+#: Version of the format; the guest's scripts refuse another.
+FORMAT = 1
+
+#: A script without a first line of its own stops at the first command that fails.
+INTERPRETER = "#!/bin/sh -e\n"
+
+#: Relative path -> content and mode.
+Manifest = dict[str, tuple[bytes, int]]
+
+
+class Pinned(Protocol):
+    """What the manifest needs to know of a locked repository."""
+
+    @property
+    def commit(self) -> str: ...
+
+
+class Pins(Protocol):
+    """What the manifest needs to know of a lock."""
+
+    @property
+    def repositories(self) -> Mapping[str, Pinned]: ...
+
+
+def render_manifest(box: Box, lock: Pins) -> Manifest:
+    """The files of the manifest, in a fixed order. Raises KimboxError if the lock lacks a repository of the box."""
+    files: Manifest = {}
+    files["manifest.env"] = (_environment(box), 0o644)
+    files["repositories"] = (_repositories(box, lock), 0o644)
+    for number, step in enumerate(box.provision, 1):
+        folder = f"steps/{number:02}-{_file_name(step.name)}"
+        script = _script(step.script)
+        values: dict[str, str | int] = {
+            "KIMBOX_STEP": step.name,
+            "KIMBOX_STEP_MODE": step.mode,
+            "KIMBOX_STEP_RUN": step.run,
+            "KIMBOX_STEP_TIMEOUT": step.timeout_s,
+            "KIMBOX_STEP_DIGEST": hashlib.sha256(f"{step.mode}\n".encode() + script).hexdigest(),
+        }
+        files[f"{folder}/script"] = (script, 0o755)
+        files[f"{folder}/env"] = (assignments(values), 0o644)
+    for number, probe in enumerate(box.probes, 1):
+        values = {
+            "KIMBOX_PROBE": _one_line(probe.description),
+            "KIMBOX_PROBE_HINT": _one_line(probe.hint or ""),
+            "KIMBOX_PROBE_TIMEOUT": probe.timeout_s,
+        }
+        files[f"probes/{number:02}/script"] = (_script(probe.script), 0o755)
+        files[f"probes/{number:02}/env"] = (assignments(values), 0o644)
+    return files
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """sha256 hex digest over every path, mode and content."""
+    whole = hashlib.sha256()
+    for path, (data, mode) in sorted(manifest.items()):
+        whole.update(f"{hashlib.sha256(data).hexdigest()} {mode:04o} {path}\n".encode())
+    return whole.hexdigest()
+
+
+def _environment(box: Box) -> bytes:
+    setup = box.repository(SETUP)
+    each_time = bool(box.probes) or any(step.run is not Run.ONCE for step in box.provision)
+    return assignments(
+        {
+            "KIMBOX_MANIFEST_FORMAT": FORMAT,
+            "KIMBOX_BOX": box.name,
+            "KIMBOX_SPEC_DIGEST": box.digest,
+            "KIMBOX_VERSION": kimbox.__version__,
+            # Whether there is something to do even where everything has been done: the guest's shortest way to ready.
+            "KIMBOX_EACH_TIME": "yes" if each_time else "no",
+            "KIMBOX_SETUP_TIMEOUT": setup.timeout_s if setup else SETUP_TIMEOUT_S,
+            "KIMBOX_STEPS": len(box.repositories) + bool(setup) + len(box.provision) + len(box.probes),
+        }
+    )
+
+
+def _repositories(box: Box, lock: Pins) -> bytes:
+    lines = []
+    for repository in sorted(box.repositories, key=lambda r: r.name != SETUP):
+        pinned = lock.repositories.get(repository.name)
+        if pinned is None:
+            raise KimboxError(f"the lock does not hold the repository {repository.name}", hint="run `kimbox lock`")
+        fields = (repository.name, pinned.commit, repository.path)
+        if any(c in field for field in fields for c in "\t\n\0"):
+            raise KimboxError(f"repository {repository.name}: a tab, line break or NUL in its name or path")
+        lines.append("\t".join(fields) + "\n")
+    return "".join(lines).encode()
+
+
+def _script(text: str) -> bytes:
+    body = text if text.endswith("\n") else text + "\n"
+    return (body if body.startswith("#!") else INTERPRETER + body).encode()
+
+
+def _one_line(text: str) -> str:
+    """Text for a message: the guest hands it on a line at a time."""
+    return text.strip().replace("\n", " ")
+
+
+def _file_name(name: str) -> str:
+    """A step's name as a file name; the number before it keeps it unique."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)[:60]

@@ -1,0 +1,204 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2034 # some of it is used by those who source it
+# What runsetup and runsecure share: counting and reporting steps, time limits, who a step runs as, checkouts.
+# Sourced, after events.sh.
+
+# shellcheck source=marks.sh
+. /usr/lib/kimbox/marks.sh
+
+mirrors=/persistent/git
+# What this root has had: a file for each, with the digest of what went in. They lie on the root, so that they share its fate:
+# a new root has had nothing, and one that was kept has had what they say.
+record=/var/lib/kimbox/done
+# What was run on any root, for people: a line each, with tabs between time (Unix), boot, boot mode, kind, name, digest of
+# what went in, exit status and seconds.
+history=/persistent/log/history
+n=0 of=0 kind='' name=''
+
+# The manifest at work: provisiond says which; by hand it is the one that the host wants.
+at_work=${KIMBOX_MANIFEST_FOLDER:-$state/current}
+
+mode=keep
+if [ -r /run/kimbox/mode ]; then read -r mode </run/kimbox/mode; fi
+
+# What the hardware's clock says of the time of boot: it costs no program. Without that clock, date does.
+now_at() {
+	now
+	if [ -r /sys/class/rtc/rtc0/since_epoch ]; then
+		read -r epoch </sys/class/rtc/rtc0/since_epoch
+	else
+		epoch=$(date +%s)
+	fi
+	boot_time=$((epoch - now))
+}
+
+# begin KIND NAME [DIGEST]: the next step, by number and name, and what goes into it
+begin() {
+	kind=$1 name=$2 input=${3:--} n=$((n + 1))
+	[ -n "${boot_time:-}" ] || now_at
+	now
+	begun=$now
+	echo "== step $n of $of: $kind $name"
+	event step n="$n" of="$of" kind="$kind" name="$name" status=running
+}
+
+# finished: the step begun last went well
+finished() {
+	note 0
+	event step n="$n" of="$of" kind="$kind" name="$name" status=done
+}
+
+# note EXIT: the step begun last goes into the history; what has no room there is lost
+note() {
+	now
+	{ printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$((boot_time + begun))" "${ev_boot:-}" "$mode" "$kind" "$name" "$input" "$1" \
+		"$((now - begun))" >>"$history"; } 2>/dev/null
+}
+
+# skip KIND NAME: a step that has been done
+skip() {
+	kind=$1 name=$2 n=$((n + 1))
+	event step n="$n" of="$of" kind="$kind" name="$name" status=skipped
+}
+
+# fail EXIT REASON: the end. provisiond reports it once the log has reached the host; by hand it is reported here.
+fail() {
+	echo "== step $n of $of: $kind $name: $2"
+	[ -z "${begun:-}" ] || note "$1"
+	event step n="$n" of="$of" kind="$kind" name="$name" status=failed exit="$1"
+	if [ -n "${KIMBOX_PROVISIOND:-}" ]; then
+		printf '%s\n%s\n%s\n%s\n' "$kind" "$1" "$name" "$2" >/run/kimbox/failed
+	else
+		event failed manifest="${KIMBOX_MANIFEST:-}" kind="$kind" name="$name" exit="$1" reason="$2"
+	fi
+	exit 1
+}
+
+# is_done FILE DIGEST: whether that record says that exactly this has been done
+is_done() {
+	[ -r "$1" ] && read -r had <"$1" && [ "$had" = "$2" ]
+}
+
+# mark_done FILE DIGEST
+mark_done() {
+	[ -d "${1%/*}" ] || mkdir -p "${1%/*}"
+	printf '%s\n' "$2" >"$1" || fail 1 "cannot write $1: is the root file system full?"
+}
+
+# not_done FILE: what that record says is about to be done anew, and no longer holds if that is cut short
+not_done() {
+	[ ! -s "$1" ] || : >"$1"
+}
+
+# now: sets $now to whole seconds since the boot
+now() {
+	read -r now _ </proc/uptime
+	now=${now%.*}
+}
+
+# clean system|user [VARIABLE=VALUE]... COMMAND...: as root or as vagrant, with the environment of a fresh login; where
+# $limit is set, for so many seconds at most
+clean() {
+	if [ "$1" = user ]; then
+		shift
+		set -- runuser -u vagrant -- env -i HOME=/home/vagrant USER=vagrant LOGNAME=vagrant \
+			KIMBOX_CACHE=/persistent/cache/vagrant PIP_CACHE_DIR=/persistent/cache/vagrant/pip \
+			PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games "$@"
+	else
+		shift
+		set -- env -i HOME=/root USER=root LOGNAME=root DEBIAN_FRONTEND=noninteractive \
+			KIMBOX_CACHE=/persistent/cache PIP_CACHE_DIR=/persistent/cache/pip \
+			PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+	fi
+	if [ -n "${limit:-}" ]; then
+		timeout -k 10 "$limit" "$@"
+	else
+		"$@"
+	fi
+}
+
+# limited SECONDS system|user FOLDER COMMAND...: sets $code, and $reason if it is not 0
+limited() {
+	limit=$1 limit_who=$2 limit_cwd=$3
+	shift 3
+	now
+	started=$now
+	(
+		cd "$limit_cwd" || exit 1
+		TMPDIR='' # the box's own, where it has scratch space
+		# shellcheck source=/dev/null
+		[ ! -s /run/kimbox/environment ] || . /run/kimbox/environment
+		clean "$limit_who" SHELL=/bin/bash LANG=C.UTF-8 PWD="$limit_cwd" \
+			KIMBOX_BOX="${KIMBOX_BOX:-}" KIMBOX_VERSION="${KIMBOX_VERSION:-}" \
+			KIMBOX_SPEC_DIGEST="${KIMBOX_SPEC_DIGEST:-}" KIMBOX_MANIFEST="${KIMBOX_MANIFEST:-}" \
+			KIMBOX_COMMIT="${KIMBOX_COMMIT:-}" ${TMPDIR:+"TMPDIR=$TMPDIR"} \
+			"$@"
+	) </dev/null 4<&- 9>&-
+	code=$? allowed=$limit limit=
+	[ "$code" -ne 0 ] || return 0
+	now
+	reason="ended with status $code"
+	case $code in
+	124 | 137) [ $((now - started)) -lt "$allowed" ] || reason="did not end within $allowed s" ;;
+	126) reason="could not be executed (status 126)" ;;
+	esac
+}
+
+# quiet_git system|user ARGUMENT...: no configuration but its own, no hooks, no network
+quiet_git() {
+	who=$1
+	shift
+	clean "$who" LC_ALL=C.UTF-8 GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/usr/lib/kimbox/gitconfig GIT_TERMINAL_PROMPT=0 git \
+		-c protocol.allow=never -c protocol.file.allow=always -c core.hooksPath=/dev/null -c core.fsmonitor=false \
+		-c advice.detachedHead=false -c gc.auto=0 -c submodule.recurse=false "$@"
+}
+
+# checkout NAME COMMIT PATH: a clean work tree of exactly that commit, which borrows its objects from the mirror. Below
+# /home/vagrant it belongs to vagrant.
+checkout() {
+	mirror=$mirrors/$1.git commit=$2 path=$3 owner=system
+	case $path in
+	/home/vagrant/*) owner=user ;;
+	esac
+	[ -s "$mirror/refs/kimbox/$commit" ] || grep -qs " refs/kimbox/$commit\$" "$mirror/packed-refs" ||
+		fail 1 "commit $commit is not in $mirror: let the host deliver it again"
+	if [ -e "$path" ] && ! [ -e "$path/.git/kimbox" ] && [ -n "$(ls -A "$path" 2>&1)" ]; then
+		fail 1 "$path is not empty and no checkout of kimbox's: it is left alone"
+	fi
+	# shellcheck disable=SC2016 # for the inner shell
+	borrow='echo "$1" >"$2/.git/objects/info/alternates" && : >"$2/.git/kimbox" && rm -f "$2/.git/index.lock"'
+	if ! { clean "$owner" mkdir -p "$path" && quiet_git "$owner" init -q --template= "$path" &&
+		clean "$owner" sh -c "$borrow" sh "$mirror/objects" "$path" &&
+		quiet_git "$owner" -C "$path" checkout -q --force --detach "$commit" &&
+		quiet_git "$owner" -C "$path" clean -ffdxq; }; then
+		fail 1 "$path cannot be brought to commit $commit"
+	fi
+	read -r head <"$path/.git/HEAD"
+	[ "$head" = "$commit" ] || fail 1 "$path is at $head in place of $commit"
+}
+
+# find_setup: sets $setup_commit and $setup_path from the manifest at work; fails if it has no setup repository
+find_setup() {
+	tab=$(printf '\t')
+	while IFS=$tab read -r line_name setup_commit setup_path; do
+		[ "$line_name" != setup ] || return 0
+	done <"$at_work/repositories"
+	return 1
+}
+
+need_root() {
+	[ "$(id -u)" -eq 0 ] || {
+		echo "$1 needs root: sudo $1" >&2
+		exit 1
+	}
+}
+
+# one_at_a_time: waits for another run of ours to end; fd 9 holds the lock
+one_at_a_time() {
+	[ -d /run/kimbox ] || mkdir -p /run/kimbox
+	exec 9>/run/kimbox/lock
+	flock -w 600 9 || {
+		echo "another run has not ended for 10 minutes" >&2
+		exit 1
+	}
+}
