@@ -1,0 +1,1 @@
+"""The command line: a verb a file, arguments and output only."""

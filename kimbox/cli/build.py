@@ -1,0 +1,23 @@
+"""kimbox build: the image of a box, and nothing more."""
+
+from __future__ import annotations
+
+from kimbox.cli import target
+from kimbox.cli.output import report
+
+
+def build(box: target.Name = None, file: target.File = None) -> None:
+    """Build or fetch the image of a box, if the store does not have it yet.
+
+    \b
+    Examples:
+      kimbox build
+      kimbox build openkim-dev --verbose
+    """
+    from kimbox.image import store
+
+    spec, _ = target.spec(box, file)
+    there = store.find(store.key_of(spec)) is not None
+    image = store.ensure(spec)
+    result = {"name": spec.name, "key": image.key, "disk": str(image.disk), "built": not there}
+    report("build", result, f"{image.disk}" + (" (as it was)" if there else ""))

@@ -1,0 +1,31 @@
+"""kimbox doctor: what this host lacks."""
+
+from __future__ import annotations
+
+import typer
+
+from kimbox.cli.output import report
+
+
+def doctor() -> None:
+    """Check this host: programs, ids for builds, acceleration, space, and the command that mends each fault.
+
+    The exit status is 6 if something that kimbox needs is missing.
+
+    \b
+    Examples:
+      kimbox doctor
+    """
+    from kimbox.errors import MissingToolError
+    from kimbox.machine.host import examine
+
+    checks = examine()
+    lines = []
+    for check in checks:
+        lines.append(f"{check.verdict:5} {check.what}: {check.found}")
+        if check.mend:
+            lines.append(f"      mend it: {check.mend}")
+    result = {"checks": [{"what": c.what, "verdict": str(c.verdict), "found": c.found, "mend": c.mend} for c in checks]}
+    report("doctor", result, "\n".join(lines))
+    if any(check.verdict == "bad" for check in checks):
+        raise typer.Exit(MissingToolError.exit_code)

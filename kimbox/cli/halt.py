@@ -1,0 +1,34 @@
+"""kimbox halt: shut the box down."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kimbox.cli import target
+from kimbox.cli.output import report, settings
+
+
+def halt(
+    box: target.Name = None,
+    file: target.File = None,
+    force: Annotated[bool, typer.Option("--force", help="Pull the plug at once.")] = False,
+) -> None:
+    """Shut a box down; if it does not shut down in time, pull the plug. Its disk stays.
+
+    With --force, a suspended box forgets what it was doing and is halted too.
+
+    \b
+    Examples:
+      kimbox halt
+      kimbox halt openkim-dev --force
+    """
+    from kimbox.machine import stop
+    from kimbox.machine.facts import state
+
+    machine = target.machine(box, file)
+    before = stop.halt(machine, force=force, timeout_s=settings.timeout_s or stop.HALT_TIMEOUT_S)
+    after = state(machine)
+    text = f"{machine.name} is {after}" + (", as it was" if after is before else "")
+    report("halt", {"name": machine.name, "state": str(after), "before": str(before)}, text)

@@ -1,0 +1,22 @@
+"""kimbox resume: go on from where suspend left off."""
+
+from __future__ import annotations
+
+from kimbox.cli import target
+from kimbox.cli.output import report
+
+
+def resume(box: target.Name = None, file: target.File = None) -> None:
+    """Let a suspended box go on, with its clock set right.
+
+    \b
+    Examples:
+      kimbox resume
+      kimbox resume openkim-dev
+    """
+    from kimbox.machine import life
+
+    machine = target.machine(box, file)
+    life.resume(machine)
+    state = str(life.state(machine))
+    report("resume", {"name": machine.name, "state": state}, f"{machine.name} is {state}")

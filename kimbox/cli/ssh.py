@@ -1,0 +1,36 @@
+"""kimbox ssh: a shell in the box."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kimbox.cli import target
+from kimbox.cli.output import settings
+from kimbox.errors import UsageError
+
+
+def ssh(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[BOX] [-- SSH-ARGUMENT...]", help="The box, and what ssh(1) gets")
+    ] = None,
+    file: target.File = None,
+) -> None:
+    """Open a shell in a box, as the user `vagrant`, who may use sudo.
+
+    \b
+    Examples:
+      kimbox ssh
+      kimbox ssh openkim-dev
+      kimbox ssh openkim-dev -- -L 8888:localhost:8888
+      kimbox ssh -- uname -a
+    """
+    from kimbox.guest.endpoint import ssh_command
+    from kimbox.machine.facts import reach
+    from kimbox.run import attached
+
+    box, options = target.split(words or [], settings.after)
+    if options and settings.after is None:
+        raise UsageError("ssh takes one box", hint="options of ssh(1) stand after `--`; `kimbox exec` runs a program")
+    raise typer.Exit(attached(ssh_command(reach(target.machine(box, file)), options=options)))

@@ -1,0 +1,23 @@
+"""kimbox ssh-config: for programs that use ssh themselves."""
+
+from __future__ import annotations
+
+from kimbox.cli import target
+from kimbox.cli.output import report
+
+
+def ssh_config(box: target.Name = None, file: target.File = None) -> None:
+    """Print the box as a Host for ssh_config(5), for ssh, scp, rsync, git and editors.
+
+    \b
+    Examples:
+      kimbox ssh-config >box.conf && scp -F box.conf data kimbox-openkim-dev:
+    """
+    from kimbox.guest.endpoint import ssh_settings
+    from kimbox.machine.facts import endpoint as endpoint_of
+
+    machine = target.machine(box, file)
+    endpoint = endpoint_of(machine)
+    values = ssh_settings(endpoint)
+    text = "\n".join([f"Host {endpoint.alias}", *(f"  {key} {value}" for key, value in values.items())])
+    report("ssh-config", {"host": endpoint.alias, "settings": values}, text)

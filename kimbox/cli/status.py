@@ -1,0 +1,128 @@
+"""kimbox status: what a box is now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kimbox.cli import target
+from kimbox.cli.output import report
+from kimbox.spec.model import BootMode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kimbox.machine.folder import Machine
+
+
+#: What is told of a machine; what is unknown is None. The last boot told `boot`, the mode it is in; `snapshot_percent`,
+#: how full a snapshot smaller than root was when it last passed 70, 85 or 95 %; `died`, why the boot before it came to
+#: its end, where that was a full snapshot. `failure` and `reason`: what failed, and why. `wanted`: the manifest that
+#: failed, where the box has gone back to `manifest`, the last one that was ready; then `reason` says why.
+FACTS = (
+    "name", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason", "provider", "pid",
+    "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch",
+)  # fmt: skip
+
+
+def status(box: target.Name = None, file: target.File = None) -> None:
+    """Show the state of a box, how to reach it and what it was made from.
+
+    In its JSON, what the guest told of its last boot is: boot (the mode it is really in), snapshot_percent (how full a
+    snapshot smaller than root was, when it last passed 70, 85 or 95 %), died (why the boot before ended, where its
+    snapshot filled up), manifest and wanted (the one that failed, where the box went back), failure and reason. What is
+    not known is null.
+
+    \b
+    Examples:
+      kimbox status
+      kimbox status openkim-dev --json
+    """
+    from kimbox.machine.bootmode import MAINTAINED
+
+    facts = facts_of(target.machine(box, file))
+    if facts["state"] == "absent":
+        facts["spec"] = str(target.spec(box, file)[0].source)  # or it says that there is no such box
+    lines = [f"{facts['name']}: {facts['state']}"]
+    if facts.get("failure"):
+        lines.append(f"  failed at   {facts['failure']}")
+        lines += [f"  reason      {facts['reason']}"] if facts["reason"] else []
+    if facts.get("died"):
+        lines.append(f"  died before {facts['died']}")
+    if facts["state"] != "absent":
+        lines += [
+            f"  boot        {facts['boot'] or 'unknown'}",
+            *([MAINTAINED.format(name=facts["name"])] if facts["boot"] == BootMode.MAINTAIN else []),
+            *([f"  snapshot    {facts['snapshot_percent']} % full"] if facts["snapshot_percent"] is not None else []),
+            f"  ssh         127.0.0.1:{facts['ssh_port']}",
+            *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in facts["forwards"].items()),
+            f"  manifest    {facts['manifest'] or 'none'}",
+            *_wanted_lines(facts),
+            f"  image       {facts['image'][:16]}",
+            f"  spec        {facts['spec']}",
+            f"  disk        {facts['disk_bytes'] / 1e6:.0f} MB at {facts['folder']}",
+        ]
+    if scratch := facts["scratch"]:
+        lines.append(f"  scratch     {scratch['size_bytes'] / 1e6:.0f} MB at {scratch['mount']} of the guest")
+    report("status", facts, "\n".join(lines))
+
+
+def facts_of(machine: Machine) -> dict[str, Any]:
+    """What `status` and `list` tell of a machine, as it appears in their JSON. Takes no lock."""
+    import attrs
+
+    from kimbox.machine import facts, qemu
+    from kimbox.machine.explain import SNAPSHOT_FULL
+    from kimbox.machine.state import State, derive, last_word, lost_root
+
+    known = facts.facts(machine)
+    state = derive(known)
+    if state is State.ABSENT:
+        return dict.fromkeys(FACTS) | {"name": machine.name, "state": str(state)}
+    record = machine.record()
+    events = {event.name: event for event in known.events}
+    failed = events.get("failed") if state is State.FAILED else lost_root(known.events)
+    failure, reason = (
+        (f"{failed.text('kind')} {failed.text('name')}", failed.text("reason")) if failed else (None, None)
+    )
+    if known.snapshot_full:
+        failure, reason = "snapshot of root", SNAPSHOT_FULL.message
+    told = last_word(known.events)
+    wanted = told.text("wanted") if told else ""
+    if wanted and not failure and "fallback" in events:
+        reason = events["fallback"].text("reason")
+    return {
+        "name": machine.name,
+        "state": str(state),
+        "boot": events["booting"].text("mode") if "booting" in events else None,
+        "snapshot_percent": events["snapshot"].number("percent") if "snapshot" in events else None,
+        "died": events["died"].text("reason") if "died" in events else None,
+        "manifest": (told.text("manifest") or None) if told else None,
+        "wanted": wanted or None,
+        "failure": failure,
+        "reason": reason,
+        "provider": "qemu",
+        "pid": qemu.pid(machine),
+        "ssh_port": record.ssh_port,
+        "forwards": {str(guest): host for guest, host in record.forwards.items()},
+        "image": record.image,
+        "spec": record.source,
+        "spec_digest": record.spec_digest,
+        "folder": str(machine.folder),
+        "disk_bytes": _used_bytes(machine.disk),
+        "scratch": attrs.asdict(record.scratch) if record.scratch else None,
+    }
+
+
+def _wanted_lines(facts: dict[str, Any]) -> list[str]:
+    """What the box has gone back from, if it has."""
+    if not facts["wanted"]:
+        return []
+    why = f": {facts['reason']}" if facts["reason"] and not facts["failure"] else ""
+    return [f"  wanted      {facts['wanted']}, which failed{why}"]
+
+
+def _used_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:  # it is being destroyed, or was damaged
+        return 0

@@ -1,0 +1,22 @@
+"""kimbox suspend: save a running box to its disk."""
+
+from __future__ import annotations
+
+from kimbox.cli import target
+from kimbox.cli.output import report
+
+
+def suspend(box: target.Name = None, file: target.File = None) -> None:
+    """Save the whole state of a running box into its disk and free its memory; `kimbox resume` goes on from there.
+
+    \b
+    Examples:
+      kimbox suspend
+      kimbox suspend openkim-dev
+    """
+    from kimbox.machine import stop
+    from kimbox.machine.facts import state
+
+    machine = target.machine(box, file)
+    stop.suspend(machine)
+    report("suspend", {"name": machine.name, "state": str(state(machine))}, f"{machine.name} is suspended")

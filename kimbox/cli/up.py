@@ -1,0 +1,67 @@
+"""kimbox up: from a spec to a box that is ready."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kimbox.cli import target
+from kimbox.cli.output import report, settings
+from kimbox.cli.status import facts_of
+from kimbox.spec.model import BootMode
+
+if TYPE_CHECKING:
+    from kimbox.machine.life import Up
+
+
+def up(
+    box: target.Name = None,
+    file: target.File = None,
+    no_provision: Annotated[
+        bool, typer.Option("--no-provision", help="Boot the box and change nothing in it.")
+    ] = False,
+    boot: target.Boot = None,
+    once: target.Once = False,
+) -> None:
+    """Bring a box to ready: build or fetch its image, boot it, provision it, check its probes.
+
+    Only what is missing is done: a halted box is started, one that is ready is left alone. What made the box go back to
+    its last good manifest is not tried again: that is told, and `kimbox provision` does.
+
+    --boot chooses the root for this start, and for the reboots of the guest until the next start: resnap is a new
+    snapshot, every change is gone; keep the snapshot as it was left; maintain the real root, which later snapshots are
+    made of, and where nothing is provisioned. With --once it holds for the first boot alone. A box that runs in another
+    mode takes `kimbox reload --boot MODE`.
+
+    \b
+    Examples:
+      kimbox up
+      kimbox up openkim-dev
+      kimbox up -f boxes/study.yaml --timeout 10m
+      kimbox up --boot resnap
+    """
+    from kimbox.machine import life
+    from kimbox.machine.watch import BOOT_TIMEOUT_S
+
+    choice = target.choice(boot, once)
+    spec, shipped = target.spec(box, file)
+    limit = settings.timeout_s or BOOT_TIMEOUT_S
+    bring_up("up", life.Up(spec, shipped, provision=not no_provision, timeout_s=limit, boot=choice))
+
+
+def bring_up(verb: str, wanted: Up) -> None:
+    """Brings a box up and reports it, for `up` and `reload`."""
+    from kimbox.machine import life
+    from kimbox.machine.bootmode import MAINTAINED
+    from kimbox.machine.folder import Machine
+    from kimbox.machine.state import State
+
+    before = life.up(wanted)
+    facts = facts_of(Machine(wanted.box.name))
+    text = f"{facts['name']} is {facts['state']}"
+    if before is State.READY:
+        text += ", as it was"
+    if facts["boot"] == BootMode.MAINTAIN:
+        text += "\n" + MAINTAINED.format(name=facts["name"])
+    report(verb, facts | {"before": str(before)}, text)

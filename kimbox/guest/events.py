@@ -1,0 +1,148 @@
+"""Events that a guest wrote to its virtio-serial port, read from the file they went to on the host.
+
+A guest may be broken or hostile: nothing it writes gives a traceback, takes unbounded memory, or reaches a terminal as
+a control sequence. What is no event of the shape in schemas/events.schema.json is dropped. Pure but for reading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+
+#: A longer line is no event; it is skipped without being kept.
+MAX_LINE_BYTES = 64 << 10
+
+#: One call of `Tail.read` reads no more; the rest waits for the next call.
+MAX_READ_BYTES = 4 << 20
+
+#: An event has no more fields.
+MAX_FIELDS = 32
+
+#: The first bytes of a file, by which one that was truncated and has grown again is told from the old one.
+HEAD_BYTES = 256
+
+_NAME = re.compile(r"[a-z_]{1,32}")
+_BOOT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MAX_INT = 1 << 53
+
+
+@attrs.frozen
+class Event:
+    """One event. `boot` tells the guest's boots apart; `uptime_s` counts from the start of its kernel."""
+
+    name: str
+    boot: str
+    uptime_s: float
+    fields: dict[str, str | int]
+
+    def text(self, key: str) -> str:
+        """A field as text; empty if it is not there."""
+        return str(self.fields.get(key, ""))
+
+    def number(self, key: str) -> int | None:
+        """A field as a number, if it is one."""
+        value = self.fields.get(key)
+        return value if isinstance(value, int) else None
+
+
+def parse_line(raw: bytes) -> Event | None:
+    """The event in a line, or None if it is not one."""
+    if len(raw) > MAX_LINE_BYTES:
+        return None
+    try:
+        value = json.loads(raw.decode("utf-8", "replace"), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    name, boot, uptime = value.pop("event", None), value.pop("boot", ""), value.pop("uptime_s", None)
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        return None
+    if not (isinstance(boot, str) and (boot == "" or _BOOT.fullmatch(boot))):
+        return None
+    uptime_s = _seconds(uptime)
+    if uptime_s is None or len(value) > MAX_FIELDS:
+        return None
+    fields = {key: _field(item) for key, item in value.items()}
+    if not all(_NAME.fullmatch(key) for key in fields) or None in fields.values():
+        return None
+    return Event(name, boot, uptime_s, {key: item for key, item in fields.items() if item is not None})
+
+
+def printable(text: str) -> str:
+    """Text of a guest made safe for a terminal: line breaks and tabs become blanks, what cannot be printed U+FFFD."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MAX_INT:
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _field(value: Any) -> str | int | None:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_INT:
+        return value
+    return None
+
+
+class Tail:
+    """Reads the events that were added to a growing file since the last look. Survives truncation and replacement."""
+
+    def __init__(self, path: Path, *, offset: int = 0) -> None:
+        self.path = path
+        #: How far the file has been read.
+        self.offset = offset
+        self._rest = b""
+        self._skipping = False
+        self._head = b""
+        self._inode: tuple[int, int] | None = None
+
+    def read(self) -> list[Event]:
+        """The complete new lines that are events; reads at most MAX_READ_BYTES. No file is no event."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return []
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return []
+            if self._is_another(handle):
+                self.offset, self._rest, self._skipping = 0, b"", False
+            self._head = os.pread(handle, HEAD_BYTES, 0)
+            return self._take(os.pread(handle, MAX_READ_BYTES, self.offset))
+        finally:
+            os.close(handle)
+
+    def _is_another(self, handle: int) -> bool:
+        """Whether the file is shorter than what was read, begins otherwise, or is another one."""
+        info = os.fstat(handle)
+        before, self._inode = self._inode, (info.st_dev, info.st_ino)
+        if info.st_size < self.offset or (before is not None and before != self._inode):
+            return True
+        return os.pread(handle, len(self._head), 0) != self._head
+
+    def _take(self, data: bytes) -> list[Event]:
+        self.offset += len(data)
+        *lines, rest = (self._rest + data).split(b"\n")
+        if lines and self._skipping:
+            lines, self._skipping = lines[1:], False
+        if len(rest) > MAX_LINE_BYTES:
+            rest, self._skipping = b"", True
+        elif self._skipping:
+            rest = b""
+        self._rest = rest
+        return [event for line in lines if line.strip() and (event := parse_line(line))]

@@ -1,0 +1,86 @@
+"""Which root a box boots: what a start sets, what a running box has, and what follows from maintain mode.
+
+Nothing of it is recorded: each start writes what spec and command line say into the disk, and the guest tells what it
+really booted.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from kimbox.errors import StateError
+from kimbox.log import log
+from kimbox.machine import grubenv
+from kimbox.machine.folder import Machine
+from kimbox.machine.state import State
+from kimbox.render.guestfiles import DEFAULT
+from kimbox.spec.model import BootMode
+
+#: What `up`, `reload` and `status` say of a box in maintain mode.
+MAINTAINED = (
+    "MAINTAIN MODE: {name} runs on the real root. What is changed there stays, and every later resnap boot starts from "
+    "it. Nothing is provisioned. `kimbox reload {name}` leaves this mode."
+)
+
+
+@attrs.frozen
+class Choice:
+    """The mode that a command line asks for; without one the spec's."""
+
+    mode: BootMode | None = None
+    #: For one boot: later ones, the guest's own reboots too, have the spec's.
+    once: bool = False
+
+
+def booted(machine: Machine) -> str | None:
+    """The mode that the guest told it has booted in, if it has."""
+    told = [event.text("mode") for event in machine.boot_events() if event.name == "booting"]
+    return told[-1] if told else None
+
+
+def is_maintained(machine: Machine) -> bool:
+    """Whether the guest runs on the real root."""
+    return booted(machine) == BootMode.MAINTAIN
+
+
+def check(machine: Machine, state: State, choice: Choice) -> None:
+    """Raises StateError, saying what to do, where another mode is asked for than a box can have that is not started."""
+    name, mode = machine.name, choice.mode
+    if mode is None or not (state.running or state is State.SUSPENDED):
+        return
+    if state in (State.PAUSED, State.SUSPENDED):
+        raise StateError(
+            f"cannot boot {name} in mode {mode}: the box is {state}, and would go on where it stood",
+            hint=f"`kimbox resume {name}`, then `kimbox reload --boot {mode} {name}`",
+        )
+    now = booted(machine)
+    if now != mode:
+        runs = f"runs in mode {now}" if now else "is booting and has not told its mode yet"
+        hint = f"`kimbox reload --boot {mode}{' --once' if choice.once else ''} {name}` restarts it"
+        raise StateError(f"{name} {runs}: another mode, {mode}, takes a restart", hint=hint)
+
+
+def choose(machine: Machine, mode: BootMode, choice: Choice) -> None:
+    """Sets what the next boots of a machine that does not run are to be; `mode` is the spec's.
+
+    A disk of somebody else's boots what it boots: that is an error only where another mode than the default is asked
+    for, by the spec or the command line. Raises NoEnvironment then.
+    """
+    saved, once = (mode, choice.mode) if choice.once else (choice.mode or mode, None)
+    try:
+        if grubenv.choose(machine, saved, once):
+            log.detail(f"the disk of {machine.name} boots {once or saved}" + (f", then {saved}" if once else ""))
+    except grubenv.NoEnvironment as error:
+        if choice.mode or mode is not DEFAULT:
+            raise
+        log.detail(error.message)
+
+
+def refuse_to_provision(machine: Machine) -> None:
+    """Raises StateError in maintain mode."""
+    if is_maintained(machine):
+        raise StateError(
+            f"cannot provision {machine.name}: it runs in maintain mode, and what is provisioned would become part of "
+            "the real root",
+            hint=f"`kimbox reload {machine.name}` leaves maintain mode",
+        )

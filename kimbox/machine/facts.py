@@ -1,0 +1,78 @@
+"""What is true of a machine just now, and how it is reached. Light: it loads no library of ssh or git."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kimbox.errors import StateError
+from kimbox.guest.endpoint import Endpoint
+from kimbox.machine import keys, qemu
+from kimbox.machine.explain import CONSOLE_BYTES, snapshot_is_full
+from kimbox.machine.folder import Ended, Machine, read_end
+from kimbox.machine.state import Facts, State, derive, require
+
+#: QMP's words for vCPUs that stand still until somebody lets them go on; io-error: the host's disk is full.
+STANDING_STILL = frozenset({"paused", "suspended", "postmigrate", "save-vm", "io-error", "internal-error"})
+
+#: The kernel's last words when a guest has shut down by itself; it says them however quiet it is.
+GOODBYES = (b"reboot: Power down", b"reboot: System halted")
+
+#: They stand within so much of the end of the console.
+GOODBYE_BYTES = 1024
+
+
+def facts(machine: Machine) -> Facts:
+    """What is known about a machine just now. Takes no lock."""
+    try:
+        record = machine.record()
+    except StateError:
+        return Facts(False, False, False, False, (), False)
+    running = machine.running
+    end = read_end(machine.serial_log, GOODBYE_BYTES)
+    return Facts(
+        exists=True,
+        running=running,
+        paused=running and qemu.status(machine) in STANDING_STILL,
+        suspended=record.ended is Ended.SUSPENDED,
+        events=machine.boot_events(),
+        ended_by_us=record.ended is not None,
+        shut_down=any(goodbye in end for goodbye in GOODBYES),
+        snapshot_full=running and snapshot_is_full(read_end(machine.serial_log, CONSOLE_BYTES)),
+    )
+
+
+def state(machine: Machine) -> State:
+    """What a machine is now."""
+    return derive(facts(machine))
+
+
+def check_owner(machine: Machine, source: Path, shipped: str | None) -> None:
+    """One name belongs to one spec. Raises StateError, saying whose the machine is, if it is not that spec's."""
+    if not machine.exists:
+        return
+    record = machine.record()
+    if record.shipped and record.shipped == shipped:
+        return
+    if record.shipped or Path(record.source).resolve() != source.resolve():
+        raise StateError(
+            f"the name {machine.name} belongs to the spec {record.source}, not to {source}",
+            hint=f"give this spec another name, or remove the other box with `kimbox destroy {machine.name}`",
+        )
+
+
+def endpoint(machine: Machine) -> Endpoint:
+    """How ssh reaches a box. Raises StateError if there is none."""
+    return machine.endpoint(machine.record())
+
+
+def reach(machine: Machine, verb: str = "ssh") -> Endpoint:
+    """`endpoint`, for a box that answers now. Raises StateError, saying what to do, if it cannot."""
+    require(verb, machine.name, state(machine))
+    if not machine.known_hosts.exists():
+        told = [event for event in machine.boot_events() if event.name == "hostkey"]
+        if not told:
+            raise StateError(
+                f"{machine.name} has not told its ssh host key yet", hint=f"wait for it with `kimbox up {machine.name}`"
+            )
+        keys.pin_host_key(machine, told[-1].text("key"))
+    return endpoint(machine)

@@ -1,0 +1,256 @@
+"""The folder of a machine: what is on disk, and the facts it tells.
+
+machines/<name>/machine.json     what the machine was made from, its ids and ports
+machines/<name>/disk.qcow2       its disk: an overlay on an image of the store
+machines/<name>/scratch.qcow2    its scratch space, if the spec asks for one: made anew at every start, removed by halt
+machines/<name>/id_ed25519       the key that may log in; id_ed25519.pub beside it
+machines/<name>/known_hosts      the guest's host key, once the guest has told it
+machines/<name>/events.jsonl     what the guest said through its port, this boot and the last ones
+machines/<name>/serial.log       its console, this run; serial.log.1 the run before
+machines/<name>/provision.log    output of its provisioning
+machines/<name>/qmp.sock         where QEMU listens for QMP
+machines/<name>/run.lock         locked by the QEMU process as long as it lives
+machines/<name>.lock             held by the one kimbox that changes the machine
+locks/<name>.lock                the kimbox.lock of a shipped box: its spec has no folder of the user's
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+
+from kimbox import paths
+from kimbox.errors import KimboxError, StateError
+from kimbox.files import is_locked, locked, private_dir, read_json, write_json
+from kimbox.guest.endpoint import Endpoint
+from kimbox.guest.events import Event, Tail
+from kimbox.spec.model import Scratch
+
+#: Version of machine.json.
+FORMAT = 1
+
+#: The account of a box that may log in.
+USER = "vagrant"
+
+#: Waiting for another kimbox that is at work on the machine.
+LOCK_WAIT_S = 5.0
+
+#: How much of the events file is looked at, from its end.
+EVENTS_TAIL_BYTES = 1 << 20
+
+
+class Ended(StrEnum):
+    """How kimbox left a machine that does not run."""
+
+    NEW = "new"  #: it has never run
+    HALTED = "halted"  #: it was halted
+    SUSPENDED = "suspended"  #: its state lies in the disk, as the snapshot SUSPENDED_TAG
+
+
+@attrs.frozen
+class Record:
+    """machine.json: what a machine was made from, and what was allotted to it."""
+
+    name: str
+    #: The spec's file; for a shipped box its path today.
+    source: str
+    #: Name of the shipped box, if it is one.
+    shipped: str | None
+    spec_digest: str
+    image: str
+    uuid: str
+    mac: str
+    ssh_port: int
+    #: Guest port -> port on 127.0.0.1 of the host.
+    forwards: dict[int, int]
+    #: How kimbox ended the last run; None while there is one, or if it ended by itself.
+    ended: Ended | None = Ended.NEW
+    #: What the last run was started with: a saved state wakes only in a machine of the same shape.
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    scratch: Scratch | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in machine.json."""
+        plain = attrs.asdict(self)
+        plain["forwards"] = {str(guest): host for guest, host in self.forwards.items()}
+        return {"format": FORMAT} | plain
+
+    @classmethod
+    def parse(cls, value: dict[str, Any], path: Path) -> Self:
+        """From machine.json. Raises KimboxError naming the file if it is not one."""
+        try:
+            if value["format"] != FORMAT:
+                hint = "use the kimbox that made the machine, or remove it with `kimbox destroy`"
+                raise KimboxError(f"{path} has format {value['format']!r}; this kimbox reads {FORMAT}", hint=hint)
+            fields = {f.name: value[f.name] for f in attrs.fields(cls) if f.name in value}
+            for key in ("name", "source", "spec_digest", "image", "uuid", "mac"):
+                if not isinstance(fields[key], str):
+                    raise ValueError(f"{key} is no text")
+            fields["ssh_port"] = _port(fields["ssh_port"])
+            fields["forwards"] = {_port(int(guest)): _port(host) for guest, host in value["forwards"].items()}
+            fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
+            fields["scratch"] = _scratch(fields.get("scratch"))
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            hint = "`kimbox destroy` removes the machine"
+            raise KimboxError(f"{path} is damaged: {what}", hint=hint) from None
+
+
+def _port(value: object) -> int:
+    if isinstance(value, int) and 0 < value < 1 << 16:
+        return value
+    raise ValueError(f"{value!r} is no port")
+
+
+def _scratch(value: Any) -> Scratch | None:
+    if value is None:
+        return None
+    if isinstance(value["size_bytes"], int) and isinstance(value["mount"], str):
+        return Scratch(value["size_bytes"], value["mount"])
+    raise ValueError(f"{value!r} is no scratch space")
+
+
+@attrs.frozen
+class Machine:
+    """A machine's place on disk. Making one of these touches nothing."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return paths.machines_dir() / self.name
+
+    @property
+    def unfinished(self) -> Path:
+        """Where the folder is while it is being made; there afterwards only if that was interrupted."""
+        return paths.machines_dir() / f".tmp-{self.name}"
+
+    @property
+    def lock_file(self) -> Path:
+        return paths.machines_dir() / f"{self.name}.lock"
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk.qcow2"
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch.qcow2"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "id_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.folder / "known_hosts"
+
+    @property
+    def events_file(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def serial_log(self) -> Path:
+        return self.folder / "serial.log"
+
+    @property
+    def provision_log(self) -> Path:
+        return self.folder / "provision.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        return self.folder / "qemu.log"
+
+    @property
+    def run_lock(self) -> Path:
+        return self.folder / "run.lock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.folder / "qemu.pid"
+
+    @property
+    def record_file(self) -> Path:
+        return self.folder / "machine.json"
+
+    @property
+    def qmp_socket(self) -> Path:
+        """Where QEMU listens for QMP. Both sides name it from the folder, as the path of a socket must be short."""
+        return self.folder / "qmp.sock"
+
+    @property
+    def alias(self) -> str:
+        """The host name under which known_hosts and ssh-config know the box."""
+        return f"kimbox-{self.name}"
+
+    @property
+    def exists(self) -> bool:
+        return self.record_file.is_file()
+
+    @property
+    def running(self) -> bool:
+        """Whether a QEMU process lives: it holds the lock it was born with."""
+        return is_locked(self.run_lock)
+
+    def record(self) -> Record:
+        """What the machine was made from. Raises StateError if there is no such machine."""
+        try:
+            value = read_json(self.record_file)
+        except (FileNotFoundError, NotADirectoryError):
+            hint = f"create it with `kimbox up {self.name}`"
+            raise StateError(f"there is no box {self.name}", hint=hint) from None
+        except KimboxError as error:
+            raise KimboxError(error.message, hint=f"`kimbox destroy {self.name}` removes the machine") from None
+        return Record.parse(value, self.record_file)
+
+    def write_record(self, record: Record) -> None:
+        """Replaces machine.json, whole or not at all."""
+        write_json(self.record_file, record.as_json())
+
+    def boot_events(self) -> tuple[Event, ...]:
+        """The events of the last boot, oldest first."""
+        try:
+            size = self.events_file.stat().st_size
+        except FileNotFoundError:
+            return ()
+        events = Tail(self.events_file, offset=max(0, size - EVENTS_TAIL_BYTES)).read()
+        return tuple(event for event in events if event.boot == events[-1].boot)
+
+    def endpoint(self, record: Record) -> Endpoint:
+        """How ssh reaches the box."""
+        return Endpoint("127.0.0.1", record.ssh_port, USER, self.key, self.known_hosts, self.alias)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other kimbox from changing this machine. Raises StateError if one is at it."""
+        private_dir(paths.machines_dir())
+        busy = f"another kimbox is at work on the box {self.name}"
+        with locked(self.lock_file, wait_s=LOCK_WAIT_S, busy=busy):
+            yield
+
+
+def read_end(path: Path, limit_bytes: int) -> bytes:
+    """The end of a file, or nothing if it is not there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - limit_bytes))
+            return file.read(limit_bytes)
+    except OSError:
+        return b""
+
+
+def machines() -> list[Machine]:
+    """Every machine there is, by name."""
+    folder = paths.machines_dir()
+    if not folder.is_dir():
+        return []
+    found = [Machine(path.name) for path in folder.iterdir() if not path.name.startswith(".")]  # not what is being made
+    return sorted((machine for machine in found if machine.exists), key=lambda machine: machine.name)

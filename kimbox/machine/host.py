@@ -1,0 +1,106 @@
+"""What this host has and lacks, each found out by trying it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from enum import StrEnum
+
+import attrs
+
+from kimbox import paths, run
+from kimbox.errors import KimboxError
+from kimbox.image import apt, namespace
+from kimbox.machine import accelerator
+
+#: Below this, an image may not fit.
+LITTLE_SPACE_BYTES = 10 << 30
+
+#: Programs that kimbox calls, and what for.
+PROGRAMS = {
+    "qemu-system-x86_64": "runs boxes",
+    "qemu-img": "makes their disks",
+    "qemu-io": "sets which root they boot",
+    "ssh": "opens shells in them",
+    "ssh-keygen": "makes their keys",
+    "git": "fetches repositories",
+    "mmdebstrap": "installs the packages of images",
+    "mke2fs": "makes their file systems",
+    "unshare": "keeps builds apart from the host",
+}
+
+
+class Verdict(StrEnum):
+    """How a check came out."""
+
+    GOOD = "good"
+    SLOW = "slow"  #: works, but could be better
+    BAD = "bad"
+
+
+@attrs.frozen
+class Check:
+    """One thing that was looked at. `mend` is a command, or None."""
+
+    what: str
+    verdict: Verdict
+    found: str
+    mend: str | None = None
+
+
+def examine() -> list[Check]:
+    """Every check, in order. Raises nothing: what fails is a verdict."""
+    checks = [_program(name, why) for name, why in PROGRAMS.items()]
+    checks += [_try("building", _building), _try("packages", _packages), _try("space", _space)]
+    if run.which("qemu-system-x86_64"):
+        checks.append(_try("acceleration", _acceleration))
+    return checks
+
+
+def _try(what: str, look: Callable[[], Check]) -> Check:
+    try:
+        return look()
+    except KimboxError as error:
+        return Check(what, Verdict.BAD, error.message, error.hint)
+    except OSError as error:
+        return Check(what, Verdict.BAD, str(error))
+
+
+def _program(name: str, why: str) -> Check:
+    if found := run.which(name):
+        return Check(name, Verdict.GOOD, found)
+    return Check(name, Verdict.BAD, f"not installed; it {why}", f"sudo apt-get install {run.PACKAGE_OF[name]}")
+
+
+def _building() -> Check:
+    namespace.check()
+    namespace.call(["true"])
+    return Check("building", Verdict.GOOD, "images can be built without root")
+
+
+def _packages() -> Check:
+    sources = apt.sources("debian", "trixie", None)
+    return Check("packages", Verdict.GOOD, f"Debian packages from {len(sources)} repositories of this machine's apt")
+
+
+def free_bytes() -> int:
+    """Free space where machines and images live."""
+    folder = paths.home()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _space() -> Check:
+    free = free_bytes()
+    found = f"{free / 1e9:.0f} GB free at {paths.home()}"
+    if free < LITTLE_SPACE_BYTES:
+        return Check("space", Verdict.SLOW, found, "free some, or set KIMBOX_HOME to a larger disk")
+    return Check("space", Verdict.GOOD, found)
+
+
+def _acceleration() -> Check:
+    found = accelerator.renew()
+    if found.name == "kvm":
+        return Check("acceleration", Verdict.GOOD, found.why)
+    return Check("acceleration", Verdict.SLOW, f"boxes are emulated, some ten times slower: {found.why}", found.mend)

@@ -1,0 +1,316 @@
+"""The life of a machine: what each verb does, from any state, so that doing it again is safe."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import attrs
+
+from kimbox.errors import GuestError, ImageError, KimboxError, StateError
+from kimbox.files import remove_tree, write_json
+from kimbox.guest.events import Event
+from kimbox.guest.provision import deliver
+from kimbox.guest.ssh import Guest
+from kimbox.image import store
+from kimbox.lock.lockfile import Lock
+from kimbox.lock.mirror import Mirror
+from kimbox.log import log
+from kimbox.machine import accelerator, bootmode, keys, ports, qemu
+from kimbox.machine.bootmode import Choice
+from kimbox.machine.explain import SNAPSHOT_FULL
+from kimbox.machine.facts import check_owner, endpoint, facts, reach, state
+from kimbox.machine.folder import Machine, Record
+from kimbox.machine.pins import lock_for
+from kimbox.machine.state import State, last_word, require, wanted_by
+from kimbox.machine.stop import HALT_TIMEOUT_S, destroy, halt, suspend
+from kimbox.machine.watch import BOOT_TIMEOUT_S, Watch, failure, fallen_back, longest_step, provisioning_limit
+from kimbox.render.manifest import manifest_digest, render_manifest
+from kimbox.spec.model import Box
+
+__all__ = [
+    "HALT_TIMEOUT_S", "Up", "destroy", "endpoint", "facts", "halt", "provision", "reach", "resume", "state", "suspend",
+    "up",
+]  # fmt: skip
+
+#: First three bytes of MAC addresses that QEMU uses for virtual machines.
+MAC_PREFIX = "52:54:00"
+
+#: An image is made again so often, if it is removed before the machine is there.
+IMAGE_TRIES = 3
+
+#: Ports are chosen again so often, if another program takes one before QEMU does.
+PORT_TRIES = 3
+
+
+@attrs.frozen
+class Up:
+    """What `up` is asked for."""
+
+    box: Box
+    #: Name of the shipped box, if it is one.
+    shipped: str | None = None
+    provision: bool = True
+    timeout_s: float = BOOT_TIMEOUT_S
+    boot: Choice = attrs.field(factory=Choice)
+
+
+def up(wanted: Up) -> State:
+    """Brings a box to ready from any state, doing only what is missing. Returns the state before.
+
+    A box that boots into maintain mode is ready when it says so: it is neither brought a manifest nor provisioned.
+    Raises whatever stops it: ImageError, GuestError, StateError (another spec owns the name), SpecError (the lock).
+    """
+    box = wanted.box
+    machine = Machine(box.name)
+    with machine.locked():
+        check_owner(machine, box.source, wanted.shipped)
+        lock, mirrors = lock_for(box, shipped=wanted.shipped is not None)
+        digest = manifest_digest(render_manifest(box, lock))
+        before = state(machine)
+        bootmode.check(machine, before, wanted.boot)
+        if before is State.ABSENT:
+            _create(machine, wanted)
+        else:
+            _mend_record(machine, before)
+            _warn_of_changes(machine, box, before)
+        told = last_word(machine.boot_events())
+        is_done = told is not None and told.text("manifest") == digest == wanted_by(told)
+        if before is State.READY and (is_done or bootmode.is_maintained(machine)):
+            return before
+        if before in (State.PAUSED, State.SUSPENDED):
+            _wake(machine, before, box)
+        elif not before.running:
+            bootmode.choose(machine, box.boot, wanted.boot)
+            _start(machine, box)
+        else:
+            _check_root(machine)
+        again = before is State.FAILED and told is not None and "wanted" not in told.fields
+        _provision_until_ready(machine, wanted, lock, mirrors, digest, again=again)
+        return before
+
+
+def provision(wanted: Up) -> None:
+    """Sends the manifest anew to a running box and waits until it is ready. Raises StateError if it does not run."""
+    box = wanted.box
+    machine = Machine(box.name)
+    with machine.locked():
+        check_owner(machine, box.source, wanted.shipped)
+        before = state(machine)
+        require("provision", box.name, before)
+        bootmode.refuse_to_provision(machine)
+        _check_root(machine)
+        _mend_record(machine, before)
+        lock, mirrors = lock_for(box, shipped=wanted.shipped is not None)
+        digest = manifest_digest(render_manifest(box, lock))
+        _provision_until_ready(machine, wanted, lock, mirrors, digest, again=True)
+
+
+def _check_root(machine: Machine) -> None:
+    """Raises GuestError if the root of a running box is lost: asking it for anything would be in vain."""
+    if facts(machine).snapshot_full:
+        raise GuestError(f"{machine.name}: {SNAPSHOT_FULL.message}", hint=SNAPSHOT_FULL.hint)
+
+
+def _mend_record(machine: Machine, before: State) -> None:
+    """A kimbox that died between starting the process and saying so left the record as it was before the start."""
+    record = machine.record()
+    if before.running and record.ended is not None:
+        machine.write_record(attrs.evolve(record, ended=None))
+
+
+def _warn_of_changes(machine: Machine, box: Box, before: State) -> None:
+    """What the spec says now, and the box will have only later or never."""
+    record = machine.record()
+    if before.running and record.scratch != box.scratch:
+        log.warn(f"the spec of {box.name} asks for another scratch space: `kimbox reload {box.name}` makes it")
+    if record.image != store.key_of(box):
+        log.warn(
+            f"the spec of {box.name} now describes another image than the one this box was made from; "
+            f"`kimbox destroy {box.name}` and `kimbox up` make it anew"
+        )
+
+
+def _create(machine: Machine, wanted: Up) -> None:
+    """Makes the folder of a machine: complete, or not there.
+
+    `prune` holds the same lock: while it is held here, an image that is there stays until the record names it.
+    """
+    remove_tree(machine.unfinished)
+    for _ in range(IMAGE_TRIES):
+        image = store.ensure(wanted.box)
+        try:
+            with log.step("making the machine"), ports.allotting():
+                if image.disk.exists():
+                    machine.unfinished.mkdir(mode=0o700)
+                    _fill(machine, wanted, image)
+                    return
+        except BaseException:
+            remove_tree(machine.unfinished)
+            raise
+        log.detail("the image was removed meanwhile, and is made again")
+    raise ImageError("the image is removed as often as it is made", hint="is another `kimbox prune` running?")
+
+
+def _fill(machine: Machine, wanted: Up, image: store.Image) -> None:
+    """Key, disk, ports and record of a new machine; the record makes it one, so it comes last. Inside `allotting()`."""
+    box, temporary = wanted.box, machine.unfinished
+    keys.make_pair(temporary / machine.key.name, machine.name)
+    size_bytes = max(box.disk.size_bytes, image.virtual_bytes)
+    qemu.create_disk(temporary / machine.disk.name, image.disk, image.format, size_bytes)
+    identity = uuid.uuid4()
+    chosen = ports.choose(machine, _wanted_ports(box), {})
+    record = Record(
+        name=machine.name,
+        source=str(box.source),
+        shipped=wanted.shipped,
+        spec_digest=box.digest,
+        image=image.key,
+        uuid=str(identity),
+        mac=":".join([MAC_PREFIX, *(f"{byte:02x}" for byte in identity.bytes[:3])]),
+        ssh_port=chosen.pop(22),
+        forwards=chosen,
+    )
+    write_json(temporary / machine.record_file.name, record.as_json())
+    if machine.folder.exists():  # without machine.json it is no machine: an interrupted destroy left it
+        remove_tree(machine.folder)
+    temporary.rename(machine.folder)
+
+
+def _wanted_ports(box: Box) -> dict[int, int | None]:
+    """Port of the guest -> port of the host, None where kimbox chooses."""
+    return {22: None, **{forward.guest: forward.host for forward in box.forwards}}
+
+
+def _start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
+    """Starts the process with what the spec says now; a saved state wakes with the shape it was saved in.
+
+    Without a spec the record alone tells what to start. That it runs is recorded only then: a start that fails leaves
+    a suspended box suspended.
+    """
+    accelerated = accelerator.find()
+    if accelerated.name != "kvm":
+        log.detail(f"no KVM ({accelerated.why}): the guest is emulated, some ten times slower")
+    record = machine.record()
+    cpus, memory_bytes = (box.cpus, box.memory_bytes) if box else (None, None)
+    scratch = box.scratch if box and not resume else record.scratch
+    if resume:
+        cpus, memory_bytes = record.cpus or cpus, record.memory_bytes or memory_bytes
+    if cpus is None or memory_bytes is None:
+        raise StateError(f"the record of {machine.name} does not say what it ran with", hint=_drop_hint(machine))
+    if box:
+        record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source))
+    record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
+    for left in reversed(range(PORT_TRIES)):
+        record = _allot_ports(machine, record, box)
+        try:
+            qemu.start(qemu.Launch(machine, record, cpus, memory_bytes, accelerated, scratch, resume=resume))
+            break
+        except qemu.PortTakenError:
+            if not left:
+                raise
+            log.detail("another program has taken a port meanwhile: others are chosen")
+    machine.write_record(attrs.evolve(record, ended=None))
+
+
+def _allot_ports(machine: Machine, record: Record, box: Box | None) -> Record:
+    """The record with ports of the host that are free now; it is written. Without a spec, those it had, if they are."""
+    last = {22: record.ssh_port} | record.forwards
+    with ports.allotting():
+        chosen = ports.choose(machine, _wanted_ports(box) if box else dict.fromkeys(last), last)
+        for guest in [guest for guest in chosen if not box and chosen[guest] != last[guest]]:
+            log.warn(f"port {last[guest]} of this host is taken: port {guest} of {machine.name} is at {chosen[guest]}")
+        record = attrs.evolve(record, ssh_port=chosen.pop(22), forwards=chosen)
+        machine.write_record(record)
+    return record
+
+
+def _provision_until_ready(
+    machine: Machine, wanted: Up, lock: Lock, mirrors: dict[str, Mirror], digest: str, *, again: bool
+) -> None:
+    """Waits for the guest; brings it the manifest where it has another; waits until it calls that one ready.
+
+    What the guest has gone back from is brought again only where `again` says so.
+    """
+    box = wanted.box
+    watch = Watch(machine, wanted.timeout_s, longest_step(box), total_timeout_s=provisioning_limit(box))
+    if any(event.name in ("ready", "failed") for event in machine.boot_events()):
+        watch.catch_up()  # what was shown before, or is in the log, is not shown again
+    with log.step(f"booting {box.name}"):
+        watch.until("waiting for the guest", _settled)
+    if bootmode.is_maintained(machine):  # what is brought or run there would become part of the base
+        watch.until("waiting for the guest", lambda w: any(w.seen(name) for name in ("ready", "failed", "waiting")))
+        if failed := watch.seen("failed"):
+            raise failure(machine, failed)
+        return
+    if not wanted.provision:
+        return
+    told = last_word(watch.events)
+    if told and told.name == "ready" and told.text("manifest") == digest == wanted_by(told) and not again:
+        return
+    with log.step(f"provisioning {box.name}"):
+        has = told is not None and wanted_by(told) == digest
+        has_failed = told is not None and told.name == "failed" and "wanted" not in told.fields
+        if again or has_failed or not has:
+            watch.until("waiting for sshd", lambda w: w.seen("sshd") is not None)
+            with Guest(machine.endpoint(machine.record())) as guest:
+                deliver(guest, box, lock, mirrors, machine.folder)
+            watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]
+        watch.until("provisioning", lambda w: _answer(w, digest) is not None)
+    answer = _answer(watch, digest)
+    if answer and wanted_by(answer) != answer.text("manifest"):
+        raise fallen_back(machine, answer, watch.seen("fallback"))
+    if answer and answer.name == "failed":
+        raise failure(machine, answer)
+
+
+def _settled(watch: Watch) -> bool:
+    """The guest has told what it has: nothing yet, or which manifest it is at."""
+    return any(watch.seen(name) for name in ("waiting", "provisioning", "ready", "failed"))
+
+
+def _answer(watch: Watch, digest: str) -> Event | None:
+    """The guest's last word on that manifest, if it has spoken it: ready, failed, or what it has gone back to."""
+    for event in reversed(watch.events):
+        if event.name in ("ready", "failed") and wanted_by(event) == digest:
+            return event
+    return None
+
+
+def resume(machine: Machine) -> None:
+    """Goes on from the saved state, with the clock set right. Raises StateError if there is none. Needs no spec."""
+    with machine.locked():
+        before = state(machine)
+        require("resume", machine.name, before)
+        _mend_record(machine, before)
+        with log.step(f"resuming {machine.name}"):
+            _wake(machine, before)
+
+
+def _drop_hint(machine: Machine) -> str:
+    return f"`kimbox halt --force {machine.name}` drops the saved state, then `kimbox up {machine.name}` boots"
+
+
+def _wake(machine: Machine, before: State, box: Box | None = None) -> None:
+    """Lets a paused or suspended guest go on where it stood; it does not tell its events again."""
+    if before is State.PAUSED:
+        qemu.unpause(machine)
+    else:
+        try:
+            _start(machine, box, resume=True)
+        except GuestError as error:
+            raise GuestError(error.message, hint=_drop_hint(machine)) from None
+    try:
+        if before is State.SUSPENDED:
+            qemu.forget_suspended(machine)
+        if any(event.name == "sshd" for event in machine.boot_events()):
+            _set_clock(machine)
+    except KimboxError as error:
+        log.warn(f"{machine.name} goes on, but {error}")
+
+
+def _set_clock(machine: Machine) -> None:
+    with Guest(machine.endpoint(machine.record())) as guest:
+        answer = guest.run(f"sudo -n date --utc --set=@{int(time.time())}", timeout_s=60)
+        if answer.code != 0:
+            raise GuestError(f"its clock cannot be set: {answer.stderr.strip()}")

@@ -1,0 +1,146 @@
+"""The states of a machine and how they follow from facts. Pure: facts in, state out; no file says what a machine is.
+
+            up                     halt, poweroff
+absent ----------> booting ---> provisioning ---> ready ----------> halted
+   ^                  |  \\          |    \\        |  ^
+   |                  |   \\         v     +----> failed  (up again, after a look inside)
+destroy               |    +-----> crashed        |
+   +------------------+---------------------------+
+                                 suspend -> suspended -> resume
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import attrs
+
+from kimbox.errors import StateError
+from kimbox.guest.events import Event
+
+
+class State(StrEnum):
+    """What a machine is now; the words that `status` prints."""
+
+    ABSENT = "absent"
+    HALTED = "halted"
+    SUSPENDED = "suspended"
+    CRASHED = "crashed"
+    PAUSED = "paused"
+    BOOTING = "booting"
+    PROVISIONING = "provisioning"
+    READY = "ready"
+    FAILED = "failed"
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process that runs the guest."""
+        return self in (State.PAUSED, State.BOOTING, State.PROVISIONING, State.READY, State.FAILED)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether ssh may be expected to answer."""
+        return self in (State.PROVISIONING, State.READY, State.FAILED)
+
+
+#: Which states allow a verb. `up` and `status` are always allowed; `up` knows a way from everywhere.
+_ANSWERS = frozenset({State.BOOTING, State.PROVISIONING, State.READY, State.FAILED})
+ALLOWED: dict[str, frozenset[State]] = {
+    "ssh": _ANSWERS,
+    "exec": _ANSWERS,
+    "provision": frozenset({State.READY, State.FAILED, State.PROVISIONING}),
+    "suspend": frozenset({State.READY, State.FAILED, State.PROVISIONING, State.BOOTING, State.PAUSED}),
+    "resume": frozenset({State.SUSPENDED, State.PAUSED}),
+}
+
+#: What to do instead.
+_INSTEAD = {
+    State.ABSENT: "create it with `kimbox up {name}`",
+    State.HALTED: "start it with `kimbox up {name}`",
+    State.SUSPENDED: "wake it with `kimbox resume {name}`",
+    State.PAUSED: "let it go on with `kimbox resume {name}`",
+    State.CRASHED: "start it again with `kimbox up {name}`; `kimbox logs --serial {name}` tells its last words",
+    State.BOOTING: "wait for it with `kimbox up {name}`",
+    State.PROVISIONING: "wait for it with `kimbox up {name}`",
+    State.READY: "it is running: `kimbox ssh {name}`",
+    State.FAILED: "look inside with `kimbox ssh {name}`, or at `kimbox logs {name}`",
+}
+
+#: Events that say how far a boot has come. `hostkey` and `sshd` tell something else.
+_STAGES = {
+    "booting": State.BOOTING,
+    "waiting": State.PROVISIONING,
+    "provisioning": State.PROVISIONING,
+    "step": State.PROVISIONING,
+    "ready": State.READY,
+    "failed": State.FAILED,
+}
+
+
+#: Kinds of failure after which a guest has no root and ends itself: the initramfs found none, or the snapshot was full.
+LOST_ROOT = frozenset({"boot", "snapshot"})
+
+
+@attrs.frozen
+class Facts:
+    """What was found out about a machine just now."""
+
+    exists: bool
+    #: A QEMU process holds the machine's run lock.
+    running: bool
+    #: The vCPUs stand still (QMP: query-status).
+    paused: bool
+    #: A suspended state lies in the disk.
+    suspended: bool
+    #: Events of the last boot, oldest first.
+    events: tuple[Event, ...]
+    #: kimbox itself ended the last run, or there was none yet: a missing farewell of the guest is no crash.
+    ended_by_us: bool
+    #: The guest's kernel said on the console that it powers off.
+    shut_down: bool = False
+    #: The guest's kernel said on the console, in this boot, that the snapshot of root is full: nothing works any more.
+    snapshot_full: bool = False
+
+
+def lost_root(events: Sequence[Event]) -> Event | None:
+    """What the guest told when it had no root, if that was its last word on how far it has come."""
+    last = next((event for event in reversed(events) if event.name in _STAGES), None)
+    return last if last and last.name == "failed" and last.text("kind") in LOST_ROOT else None
+
+
+def derive(facts: Facts) -> State:
+    """The state that follows from the facts.
+
+    A box without a root powers itself off, and is crashed all the same: nobody halted it.
+    """
+    if not facts.exists:
+        return State.ABSENT
+    if not facts.running:
+        if facts.suspended:
+            return State.SUSPENDED
+        shut_down = facts.shut_down and not lost_root(facts.events)
+        return State.HALTED if shut_down or facts.ended_by_us else State.CRASHED
+    if facts.paused:
+        return State.PAUSED
+    if facts.snapshot_full:
+        return State.FAILED
+    stages = [_STAGES[event.name] for event in facts.events if event.name in _STAGES]
+    return stages[-1] if stages else State.BOOTING
+
+
+def last_word(events: Sequence[Event]) -> Event | None:
+    """The guest's last word on a manifest."""
+    return next((event for event in reversed(events) if event.name in ("provisioning", "ready", "failed")), None)
+
+
+def wanted_by(told: Event) -> str:
+    """The manifest that a guest has from the host, by its word on one; after a fallback it uses another."""
+    return told.text("wanted") or told.text("manifest")
+
+
+def require(verb: str, name: str, state: State) -> None:
+    """Raises StateError, saying what to do instead, where the state does not allow the verb."""
+    if verb in ALLOWED and state not in ALLOWED[verb]:
+        what = "there is no box" if state is State.ABSENT else f"the box is {state}"
+        raise StateError(f"cannot {verb} {name}: {what}", hint=_INSTEAD[state].format(name=name))
