@@ -1,0 +1,1 @@
+"""Measurements against peers, as ratios. Each module is a program: `python -m bench.boot`."""

@@ -1,0 +1,77 @@
+"""How long boots take, as ratios, all measured in one run: medians, taken in turns so that a busy host hits all alike.
+
+    python -m bench.boot [-n 5] [--box minimal]
+
+Every system is timed by the same probe, the greeting of its sshd as the host sees it: a stock minimal system with the
+same packages, a fresh kimbox image, and the disk of a provisioned kimbox box, each started by a bare QEMU. Besides,
+that disk to the box's own `ready` event, and `kimbox up` of the halted box, which ends with that event. KIMBOX_HOME
+decides where images lie.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import stock
+from bench.common import banner, launch, medians, options, said, shipped, show, until
+from kimbox import paths
+from kimbox.image import store
+from kimbox.image.recipe import recipe
+from kimbox.machine import life, qemu
+from kimbox.machine.folder import Machine
+from kimbox.run import run
+from kimbox.spec.model import Box
+
+STOCK = "bare QEMU, stock system, to the ssh banner"
+FRESH = "bare QEMU, fresh kimbox image, to the ssh banner"
+BOX = "bare QEMU, disk of the box, to the ssh banner"
+READY = "bare QEMU, disk of the box, to its ready event"
+UP = "kimbox up of the halted box, to its end"
+
+RATIOS = ((FRESH, STOCK), (BOX, STOCK), (READY, STOCK), (UP, BOX), (UP, READY))
+
+
+def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
+    """All times, in seconds, taken in turns."""
+    image = store.ensure(box)
+    plain = stock.build(recipe(box, box.image), work)  # type: ignore[arg-type]
+    life.up(life.Up(box, name))
+    real = Machine(box.name)
+    life.halt(real)
+    starts: dict[str, tuple[Path, str, Callable[[Machine], bool]]] = {
+        STOCK: (plain, "raw", banner),
+        FRESH: (image.disk, image.format, banner),
+        BOX: (real.disk, "qcow2", banner),
+        READY: (real.disk, "qcow2", said("ready")),
+    }
+    times: dict[str, list[float]] = {title: [] for title in (*starts, UP)}
+    for _ in range(n):
+        for title, (disk, disk_format, done) in starts.items():
+            machine, started = launch(work / "m", disk, disk_format, box)
+            times[title].append(until(machine, started, done))
+            qemu.kill(machine)
+        before = time.monotonic()
+        run([sys.executable, "-m", "kimbox", "--quiet", "up", name], env=dict(os.environ))
+        times[UP].append(time.monotonic() - before)
+        life.halt(real)
+    return times
+
+
+def main() -> None:
+    """Measures and prints one JSON object."""
+    asked = options(__doc__, box="minimal")
+    box = shipped(asked.box)
+    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
+        times = measure(box, asked.box, asked.n, Path(work))
+    median = medians(times, 3)
+    ratios = {f"{above} / {below}": round(median[above] / median[below], 2) for above, below in RATIOS}
+    show({"median_s": medians(times), "ratios": ratios, "all_s": times})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""One home for every test of a run, so that an image is built once; boxes are driven through the real command line."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from kimbox import run
+from kimbox.machine.folder import Machine
+
+#: No verb of a test takes longer, in seconds; a build with all packages of openkim-dev is the longest.
+VERB_TIMEOUT_S = 1800.0
+
+
+#: Between two looks at what is waited for, in seconds.
+LOOK_S = 0.02
+
+
+def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0) -> None:
+    """Looks until `done`; fails, naming what was waited for, when the time is up."""
+    deadline = time.monotonic() + limit_s
+    pause = threading.Event()
+    while not done():
+        assert time.monotonic() < deadline, f"waited {limit_s:.0f} s in vain: {what}"
+        pause.wait(LOOK_S)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A web server that does not report each request."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[int]:
+    """Serves a folder to this host's guests; gives the port."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@attrs.frozen
+class Kimbox:
+    """The program `kimbox`, in a folder, with a home of its own."""
+
+    home: Path
+    folder: Path
+
+    def __call__(self, *words: str | Path, check: bool = True, input: str | None = None) -> run.Completed:
+        """Runs a verb. With `check`, a failure shows what kimbox said."""
+        done = run.run(
+            [sys.executable, "-m", "kimbox", *map(str, words)],
+            check=False,
+            cwd=self.folder,
+            env={"KIMBOX_HOME": str(self.home), "PYTHONPATH": os.pathsep.join(sys.path)},
+            input=input,
+            timeout_s=VERB_TIMEOUT_S,
+        )
+        if check and not done.ok:
+            raise AssertionError(
+                f"kimbox {' '.join(map(str, words))} ended with {done.code}:\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def json(self, *words: str | Path, check: bool = True) -> dict[str, Any]:
+        """Runs a verb with --json and returns its result, or its error."""
+        answer = json.loads(self("--json", *words, check=check).stdout)
+        return dict(answer.get("result") or answer["error"])
+
+    def sh(self, box: str, script: str, *, check: bool = True) -> str:
+        """Runs a shell script in a box and returns what it printed."""
+        return self("exec", box, "--", "sh", "-c", script, check=check).stdout
+
+    def spec(self, name: str, text: str = "") -> Path:
+        """Writes the spec of a small box into this folder and returns its path."""
+        path = self.folder / "kimbox.yaml"
+        path.write_text(f"kimbox: 1\nname: {name}\nbase: [minimal.yaml]\n{text}")
+        return path
+
+    def machine(self, name: str) -> Machine:
+        """The folder of a machine; its paths are right while KIMBOX_HOME is this home."""
+        return Machine(name)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """KIMBOX_HOME of the whole run; no machine is left running at its end."""
+    home = tmp_path_factory.mktemp("home", numbered=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KIMBOX_HOME", str(home))
+        yield home
+        kimbox = Kimbox(home, home)
+        left = [box["name"] for box in kimbox.json("list")["boxes"]]
+        for name in left:
+            kimbox("destroy", "-y", name)
+
+
+@pytest.fixture
+def kimbox(home: Path, tmp_path: Path) -> Kimbox:
+    """kimbox in an empty folder."""
+    return Kimbox(home, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def minimal(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox]:
+    """The shipped box `minimal`, brought up by the plain command; each test finds it ready."""
+    kimbox = Kimbox(home, tmp_path_factory.mktemp("minimal"))
+    kimbox("up", "minimal")
+    yield kimbox
+    kimbox("destroy", "-y", "minimal")

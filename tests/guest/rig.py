@@ -1,0 +1,104 @@
+"""A box's disk booted by QEMU straight into its own kernel and initramfs: to the root and no further, in seconds.
+
+The kernel and initramfs are the box's; the kernel's words are the test's; PID 1 is the script `look`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+from conftest import Kimbox, until
+
+from kimbox import run
+from kimbox.guest.events import Event, Tail
+
+#: Where the box holds the script that looks.
+LOOK = "/persistent/look"
+
+ACTIVE = (
+    "root=/dev/mapper/vagrant--pipeline-{root} ro volgroup={group} lvroot=root lvsnap=root_snap lvsize=2052M "
+    "console=ttyS0,115200 panic=5 rootdelay=3 init=" + LOOK
+)
+
+
+@attrs.frozen
+class Rig:
+    """A folder with the box's kernel and initramfs; `disk` is the box's, and is written to."""
+
+    folder: Path
+    disk: Path
+
+    @classmethod
+    def of(cls, kimbox: Kimbox, name: str, folder: Path) -> Rig:
+        """From a running box, which is halted then."""
+        kimbox("exec", name, "--", "sudo", "systemctl", "start", "boot.mount")  # no boot waits for it
+        for file in ("vmlinuz", "initrd.img"):
+            (folder / file).write_bytes(base64.b64decode(kimbox.sh(name, f"sudo base64 /boot/linux/{file}")))
+        text = Path(__file__).with_name("look").read_text()
+        kimbox("exec", name, "--", "sudo", "sh", "-c", f"cat >{LOOK}; chmod 0755 {LOOK}; sync", input=text)
+        kimbox("halt", name)
+        return cls(folder, kimbox.machine(name).disk)
+
+    @property
+    def console(self) -> str:
+        """What the last boot wrote to its serial console."""
+        path = self.folder / "console"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def events(self) -> list[Event]:
+        """What the last boot told the host."""
+        return Tail(self.folder / "events").read()
+
+    def start(self, words: str = "", *, root: str = "root_snap", group: str = "vagrant-pipeline") -> Boot:
+        """Starts QEMU with these words on the kernel's command line besides the usual ones."""
+        for file in ("console", "events", "pid"):
+            (self.folder / file).unlink(missing_ok=True)
+        argv = [
+            "qemu-system-x86_64", "-machine", "q35,sata=off,smbus=off", "-accel", "tcg,tb-size=256",
+            "-cpu", "max", "-smp", "1", "-m", "1024", "-nodefaults", "-display", "none", "-no-reboot",
+            "-pidfile", self.folder / "pid",
+            "-drive", f"if=none,id=disk,format=qcow2,file={self.disk}", "-device", "virtio-blk-pci,drive=disk",
+            "-device", "virtio-serial-pci",
+            "-chardev", f"file,id=console,path={self.folder / 'console'}", "-serial", "chardev:console",
+            "-chardev", f"file,id=events,path={self.folder / 'events'}",
+            "-device", "virtserialport,chardev=events,name=org.kimbox.0",
+            "-kernel", self.folder / "vmlinuz", "-initrd", self.folder / "initrd.img",
+            "-append", f"{ACTIVE.format(root=root, group=group)} {words}",
+        ]  # fmt: skip
+        return Boot(self, run.detach(argv, log=self.folder / "qemu.log"))
+
+    def boot(self, words: str = "", *, root: str = "root_snap", group: str = "vagrant-pipeline") -> str:
+        """A boot to its end, by itself. Returns what `look` saw: `pristine`, `changed`, or nothing if it never ran."""
+        self.start(words, root=root, group=group).ended()
+        assert "reboot: Power down" in self.console, self.console[-2000:]
+        said = re.findall(r"look: (pristine|changed)", self.console)
+        return said[-1] if said else ""
+
+
+@attrs.frozen
+class Boot:
+    """A QEMU under way."""
+
+    rig: Rig
+    poll: Callable[[], int | None]
+
+    def until_said(self, words: str) -> None:
+        """Waits until the console holds these words."""
+        until(
+            f"the console to say {words!r}", lambda: words in self.rig.console or self.poll() is not None, limit_s=120
+        )
+        assert words in self.rig.console, f"QEMU ended first: {self.rig.console[-2000:]}"
+
+    def ended(self) -> None:
+        """Waits until QEMU has ended."""
+        until("the end of the boot", lambda: self.poll() is not None, limit_s=120)
+
+    def kill(self) -> None:
+        """The power fails."""
+        run.run(["kill", "-KILL", (self.rig.folder / "pid").read_text().strip()], check=False)
+        self.ended()

@@ -1,0 +1,155 @@
+"""The boot modes: one image, one box, whose root is chosen at each start from outside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Kimbox, until
+
+from kimbox import run
+from kimbox.machine.folder import Machine
+from kimbox.spec.layout import plan
+from kimbox.spec.load import load_box
+
+pytestmark = pytest.mark.guest
+
+NAME = "modes"
+SPEC = "boot: {mode}\nprovision: [{{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}]\n"
+
+#: Has /boot mounted, which the start of a box does not wait for.
+MOUNT = "sudo systemctl start boot.mount"
+
+#: Runs of the step, and which of the files that tests make are there.
+LOOK = "wc -l </persistent/runs; ls -d /made /changed /base /persistent/kept /boot/kept 2>/dev/null || true"
+
+
+@pytest.fixture(scope="module")
+def box(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox]:
+    """A box with `boot: keep` and a step that leaves a mark; each test finds it ready, in whatever mode."""
+    kimbox = Kimbox(home, tmp_path_factory.mktemp(NAME))
+    kimbox.spec(NAME, SPEC.format(mode="keep"))
+    kimbox("up")
+    yield kimbox
+    kimbox("destroy", "-y")
+
+
+def look(box: Kimbox) -> list[str]:
+    """What `LOOK` finds."""
+    return box.sh(NAME, LOOK).split()
+
+
+def reloaded(box: Kimbox, *options: str) -> str:
+    """Restarts the box and returns the mode that it told, as its kernel command line bears out. /boot is mounted."""
+    assert box.json("reload", *options)["state"] == "ready"
+    box.sh(NAME, MOUNT)
+    mode = str(box.json("status")["boot"])
+    root = "root" if mode == "maintain" else "root_snap"
+    words = box.sh(NAME, "cat /proc/cmdline").split()
+    assert f"root=/dev/mapper/vagrant--pipeline-{root}" in words
+    assert ("resnap" in words) is (mode == "resnap")
+    assert f"/dev/mapper/vagrant--pipeline-{root} / ext4 rw" in box.sh(NAME, "cat /proc/mounts")
+    return mode
+
+
+def in_keep(box: Kimbox) -> None:
+    """Has the box run in `keep`."""
+    if box.json("status")["boot"] != "keep":
+        assert reloaded(box) == "keep"
+
+
+def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
+    """A change of root stays in `keep` and is gone in `resnap`, where steps run again; /persistent and /boot stay."""
+    in_keep(box)
+    key = box.machine(NAME).known_hosts.read_text()
+    box.sh(NAME, f"{MOUNT}; sudo touch /changed /persistent/kept /boot/kept; sync")
+    assert reloaded(box) == "keep"
+    assert look(box) == ["1", "/boot/kept", "/changed", "/made", "/persistent/kept"]
+    assert reloaded(box, "--boot", "resnap") == "resnap"
+    assert look(box) == ["2", "/boot/kept", "/made", "/persistent/kept"]
+    assert reloaded(box) == "keep"
+    assert look(box) == ["2", "/boot/kept", "/made", "/persistent/kept"]
+    assert box.machine(NAME).known_hosts.read_text() == key
+
+
+def test_maintain_for_once(box: Kimbox) -> None:
+    """The real root, announced; nothing is provisioned. A reboot inside has the spec's mode; a resnap the change."""
+    announced = box("reload", "--boot", "maintain", "--once").stdout
+    assert "MAINTAIN MODE" in announced
+    assert "MAINTAIN MODE" in box("status").stdout
+    refused = box.json("provision", check=False)
+    assert (refused["exit_code"], "maintain mode" in refused["message"]) == (5, True)
+    box.sh(NAME, "sudo touch /base; sync; test ! -e /made")
+    box.sh(NAME, "sudo systemctl --no-block reboot", check=False)
+    until("the reboot into keep", lambda: box.json("status")["boot"] == "keep")
+    assert box.json("up")["state"] == "ready"
+    assert "/made" in look(box)
+    assert reloaded(box, "--boot", "resnap") == "resnap"
+    assert {"/base", "/made"} <= set(look(box))
+
+
+def test_a_running_box_is_not_rebooted_by_up(box: Kimbox) -> None:
+    """Another mode is refused, with the command; the same one is what it has."""
+    in_keep(box)
+    process = box.json("status")["pid"]
+    refused = box.json("up", "--boot", "resnap", check=False)
+    assert refused["exit_code"] == 5
+    assert "runs in mode keep" in refused["message"]
+    assert f"kimbox reload --boot resnap {NAME}" in refused["hint"]
+    assert box.json("up", "--boot", "keep")["pid"] == process
+
+
+def test_grub_of_the_guest_and_kimbox_share_the_environment(box: Kimbox) -> None:
+    """A variable of the guest's stays; a file that the guest makes anew is found."""
+    tool = "sudo grub-editenv /boot/grub/grubenv"
+    box.sh(NAME, f"{MOUNT}; {tool} create; {tool} set mine='a b'; sync")
+    assert reloaded(box, "--boot", "resnap") == "resnap"
+    assert box.sh(NAME, f"{tool} list").splitlines() == ["mine=a b", "saved_entry=resnap"]
+    assert reloaded(box, "--boot", "maintain", "--once") == "maintain"
+    listed = box.sh(NAME, f"{tool} list").splitlines()
+    assert [line for line in listed if line != "next_entry="] == ["mine=a b", "saved_entry=keep"]
+
+
+def test_a_damaged_environment_loses_nothing(box: Kimbox) -> None:
+    """Whatever stands in it, a reboot of the guest's own keeps the snapshot; the next start mends it."""
+    in_keep(box)
+    harm = "printf junk | sudo dd of=/boot/grub/grubenv conv=notrunc status=none"
+    box.sh(NAME, f"{MOUNT}; {harm}; sudo touch /changed; sync")
+    boot = box.sh(NAME, "cat /proc/sys/kernel/random/boot_id").strip()
+    box.sh(NAME, "sudo systemctl --no-block reboot", check=False)
+    machine = Machine(NAME)
+    until("the next boot", lambda: {event.boot for event in machine.boot_events()} not in ({boot}, set()))
+    assert box.json("up")["boot"] == "keep"
+    assert "/changed" in look(box)
+    assert reloaded(box, "--boot", "resnap") == "resnap"
+    assert "/changed" not in look(box)
+
+
+def test_the_mode_is_no_part_of_the_image(box: Kimbox) -> None:
+    """Another `boot:` in the spec holds from the next start on, with the image and the box that are there."""
+    images = sorted((box.home / "images").iterdir())
+    box.spec(NAME, SPEC.format(mode="resnap"))
+    done = box("reload")
+    assert "another image" not in done.stderr
+    assert box.json("status")["boot"] == "resnap"
+    assert images == sorted((box.home / "images").iterdir())
+    box("halt", NAME)
+    box.spec(NAME, SPEC.format(mode="keep"))
+    assert box.json("up")["boot"] == "keep"
+
+
+def test_a_snapshot_that_is_lost_is_told_at_once(box: Kimbox) -> None:
+    """The box boots nothing in its stead: `up` has the reason and the way back, long before its time is up."""
+    box("halt", NAME)
+    offset = plan(load_box(box.folder / "kimbox.yaml").disk).snapshot.place.offset_bytes
+    disk = Machine(NAME).disk
+    run.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 0 {offset + 4} 4", disk])  # struct disk_header: valid
+    failed = box.json("up", "--boot", "keep", "--timeout", "30m", check=False)
+    assert failed["exit_code"] == 4
+    assert "the snapshot vagrant-pipeline/root_snap was full" in failed["message"]
+    assert f"`kimbox up --boot resnap {NAME}`" in failed["hint"]
+    status = box.json("status")
+    assert (status["state"], status["failure"]) == ("crashed", "boot root_snap")
+    assert "root_snap was full" in status["reason"]
+    assert box.json("up", "--boot", "resnap")["state"] == "ready"

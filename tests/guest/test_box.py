@@ -1,0 +1,190 @@
+"""The life of a small box, from nothing to nothing, in a real guest."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Kimbox
+
+from kimbox import run
+from kimbox.machine import qemu
+from kimbox.machine.folder import Machine
+from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES, plan
+from kimbox.spec.load import load_box
+
+pytestmark = pytest.mark.guest
+
+
+def image_of(kimbox: Kimbox, box: str) -> Path:
+    """Folder of the image that a box was made from."""
+    return kimbox.home / "images" / kimbox.json("status", box)["image"]
+
+
+def test_up_again_does_nothing(minimal: Kimbox) -> None:
+    """A box that is ready stays as it is: the same process, no new image, no new lock."""
+    before = minimal.json("status", "minimal")
+    images = sorted((minimal.home / "images").iterdir())
+    again = minimal.json("up", "minimal")
+    assert again["before"] == "ready"
+    assert again["pid"] == before["pid"]
+    assert sorted((minimal.home / "images").iterdir()) == images
+
+
+def test_exec_is_the_command_itself(minimal: Kimbox) -> None:
+    """Exit status, both streams and stdin pass through; arguments arrive as they are."""
+    done = minimal("exec", "minimal", "--", "sh", "-c", "cat; echo err >&2; exit 37", check=False, input="in\n")
+    assert (done.code, done.stdout, done.stderr) == (37, "in\n", "err\n")
+    words = ["a b", "$HOME", "'", '"', "*", "\\", "é"]
+    assert minimal("exec", "minimal", "--", "printf", "%s\n", *words).stdout.splitlines() == words
+    big = "x" * 3_000_000
+    assert minimal("exec", "minimal", "--", "cat", input=big).stdout == big
+
+
+def test_lvm_of_the_guest_accepts_the_disk(minimal: Kimbox) -> None:
+    """The guest's own LVM finds the volume group that kimbox wrote, clean, with the names and sizes of the spec."""
+    layout = plan(load_box(Path(minimal.json("status", "minimal")["spec"])).disk)
+    checked = minimal.sh("minimal", "sudo vgck vagrant-pipeline && sudo pvck /dev/vda2 2>&1; echo $?")
+    assert checked.splitlines()[-1] == "0"
+    assert "rror" not in checked
+    columns = "lv_name,lv_size,origin,chunk_size,lv_health_status"
+    report = f"sudo lvs --reportformat json --units b --nosuffix -o {columns} vagrant-pipeline"
+    rows = {row["lv_name"]: row for row in json.loads(minimal.sh("minimal", report))["report"][0]["lv"]}
+    assert {name: int(row["lv_size"]) for name, row in rows.items()} == {
+        volume.name: volume.place.size_bytes for volume in layout.volumes
+    }
+    assert int(rows["root_snap"]["chunk_size"]) == SNAPSHOT_CHUNK_BYTES
+    assert rows["root_snap"]["origin"] == "root"
+    assert {row["lv_health_status"] for row in rows.values()} == {""}
+    mounts = minimal.sh("minimal", "cat /proc/mounts")
+    assert "/dev/mapper/vagrant--pipeline-root_snap / ext4 rw" in mounts
+    assert "/dev/mapper/vagrant--pipeline-persistent /persistent ext4 rw" in mounts
+
+
+def test_file_systems_are_clean_and_the_image_is_sparse_and_small(minimal: Kimbox) -> None:
+    """e2fsck finds nothing in any file system of the image; unpacked it is under 350 MB, and its holes are holes."""
+    folder = image_of(minimal, "minimal")
+    disk = folder / "disk.raw"
+    layout = plan(load_box(Path(minimal.json("status", "minimal")["spec"])).disk)
+    for place in (layout.boot, layout.root.place, layout.persistent.place):
+        run.run(["e2fsck", "-fn", f"{disk}?offset={place.offset_bytes}"])
+    assert json.loads((folder / "image.json").read_text())["unpacked_bytes"] < 350_000_000
+    assert disk.stat().st_blocks * 512 < 500_000_000
+    assert disk.stat().st_size == layout.size_bytes
+
+
+def test_the_rest_of_the_system_starts_too(minimal: Kimbox) -> None:
+    """What was put off is at work soon after: udev, logind, networkd, swap, /boot; nothing has failed."""
+    minimal.sh(
+        "minimal", "timeout 120 sh -c 'until systemctl is-system-running --wait >/dev/null 2>&1; do sleep 1; done'"
+    )
+    active = minimal.sh("minimal", "systemctl is-active systemd-udevd systemd-logind systemd-networkd dbus ssh")
+    assert active.split() == ["active"] * 5
+    assert minimal.sh("minimal", "systemctl --failed --no-legend") == ""
+    assert "/dev/vda1 /boot ext4" in minimal.sh("minimal", "cat /proc/mounts")
+    assert len(minimal.sh("minimal", "cat /proc/swaps").splitlines()) == 2
+    assert "could not resolve" not in minimal("exec", "minimal", "--", "sudo", "true").stderr
+
+
+def test_no_secret_is_in_the_command_line_and_only_the_own_key_logs_in(minimal: Kimbox) -> None:
+    """QEMU's arguments hold no private key; another key, and root, are refused."""
+    machine = Machine("minimal")
+    arguments = Path(f"/proc/{qemu.pid(machine)}/cmdline").read_bytes().decode()
+    secret = machine.key.read_text().splitlines()[1]
+    assert secret not in arguments
+    assert machine.key.stat().st_mode & 0o077 == 0
+    port = minimal.json("status", "minimal")["ssh_port"]
+    other = minimal.folder / "other"
+    run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other])
+    for key, user in ((other, "vagrant"), (machine.key, "root")):
+        options = ["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "IdentitiesOnly=yes"]
+        known = ["-o", f"UserKnownHostsFile={minimal.folder / 'known'}", "-o", "IdentityAgent=none"]
+        tried = run.run(["ssh", *options, *known, "-i", key, "-p", str(port), f"{user}@127.0.0.1", "true"], check=False)
+        assert tried.code == 255
+        assert "Permission denied" in tried.stderr
+
+
+def test_ssh_config_serves_other_programs(minimal: Kimbox) -> None:
+    """ssh and scp reach the box through what ssh-config prints."""
+    config = minimal.folder / "ssh.conf"
+    config.write_text(minimal("ssh-config", "minimal").stdout)
+    assert run.run(["ssh", "-F", config, "kimbox-minimal", "echo", "here"]).stdout == "here\n"
+    run.run(["scp", "-q", "-F", config, config, "kimbox-minimal:/tmp/copied"])
+    assert minimal.sh("minimal", "cat /tmp/copied") == config.read_text()
+
+
+def test_suspend_and_resume_keep_everything_but_the_clock(minimal: Kimbox) -> None:
+    """Memory, processes and host key survive; the process is gone meanwhile; the clock is right afterwards."""
+    boot = minimal.sh("minimal", "cat /proc/sys/kernel/random/boot_id; echo kept >/dev/shm/kept")
+    minimal("suspend", "minimal")
+    status = minimal.json("status", "minimal")
+    assert (status["state"], status["pid"]) == ("suspended", None)
+    refused = minimal.json("exec", "minimal", "--", "true", check=False)
+    assert refused["exit_code"] == 5
+    assert "resume" in refused["hint"]
+    minimal("resume", "minimal")
+    assert minimal.json("status", "minimal")["state"] == "ready"
+    assert minimal.sh("minimal", "cat /proc/sys/kernel/random/boot_id; cat /dev/shm/kept") == boot + "kept\n"
+    assert abs(int(minimal.sh("minimal", "date +%s")) - time.time()) < 10
+
+
+def test_halt_and_up_keep_the_disk_and_the_host_key(minimal: Kimbox) -> None:
+    """`keep` is the default: what was written is there after a halt; a second halt says so."""
+    key = Machine("minimal").known_hosts.read_text()
+    minimal.sh("minimal", "echo mine >~/mine; sync")
+    assert minimal.json("halt", "minimal")["state"] == "halted"
+    assert minimal.json("halt", "minimal")["before"] == "halted"
+    assert minimal.json("up", "minimal")["state"] == "ready"
+    assert minimal.sh("minimal", "cat ~/mine") == "mine\n"
+    assert Machine("minimal").known_hosts.read_text() == key
+
+
+def test_a_box_that_loses_its_process_is_crashed_and_comes_back(minimal: Kimbox) -> None:
+    """kill -9 of QEMU is seen as a crash, at once, and `up` mends it."""
+    process = minimal.json("status", "minimal")["pid"]
+    run.run(["kill", "-9", str(process)])
+    assert qemu.wait_until_gone(Machine("minimal"), 10)
+    status = minimal.json("status", "minimal")
+    assert status["state"] == "crashed"
+    assert minimal.json("up", "minimal")["state"] == "ready"
+
+
+def test_a_name_belongs_to_one_spec(minimal: Kimbox) -> None:
+    """Another spec of the same name is refused, and told whose it is."""
+    spec = minimal.spec("minimal")
+    refused = minimal.json("up", "-f", spec, check=False)
+    assert refused["exit_code"] == 5
+    assert "boxes/minimal.yaml" in refused["message"]
+
+
+def test_a_boot_that_fails_is_explained(minimal: Kimbox, kimbox: Kimbox) -> None:
+    """Without its volume group the box says so in words, not that ssh timed out."""
+    kimbox.spec("broken")
+    kimbox("up")
+    kimbox("halt", "broken")
+    layout = plan(load_box(kimbox.folder / "kimbox.yaml").disk)
+    command = f"write -z {layout.pv.offset_bytes} 1M"
+    run.run(["qemu-io", "-f", "qcow2", "-c", command, Machine("broken").disk])
+    failed = kimbox.json("up", "--timeout", "90s", check=False)
+    assert failed["exit_code"] == 4
+    assert "cannot activate the volume group vagrant-pipeline: Volume group" in failed["message"]
+    kimbox("destroy", "-y", "broken")
+
+
+def test_a_forward_reaches_the_guest(kimbox: Kimbox) -> None:
+    """A port of the spec answers on 127.0.0.1 of the host, chosen by kimbox and kept."""
+    kimbox.spec("forwarded", "forwards: [{guest: 8080, host: auto}]\n")
+    port = int(kimbox.json("up")["forwards"]["8080"])
+    serve = "mkdir -p w && echo served >w/index.html && busybox httpd -p 8080 -h w"
+    kimbox.sh("forwarded", serve)
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.endswith(b"served\n")
+    kimbox("destroy", "-y", "forwarded")
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", port))

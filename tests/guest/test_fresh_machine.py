@@ -1,0 +1,83 @@
+"""A machine that has nothing: one command makes it run a box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from freshroot import FreshRoot, privileged
+
+from kimbox import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Where the machine finds the repository that a scientist would clone.
+REPOSITORY = "/srv/kimbox.git"
+
+#: Packages, Python packages, an image and a boot under software emulation take minutes.
+TIME_LIMIT_S = 45 * 60
+
+JOB = f"""
+say() {{ printf '== %s\\n' "$*"; }}
+
+say bare
+for program in qemu-system-x86_64 qemu-img mmdebstrap newuidmap ssh pip; do
+    ! command -v "$program" || exit 90
+done
+! python3 -c 'import ensurepip' 2>/dev/null || exit 91
+! grep "^$USER:" /etc/subuid /etc/subgid 2>/dev/null || exit 92
+
+say up
+git clone --quiet {REPOSITORY} kimbox
+cd kimbox
+script/up minimal
+
+say again
+script/up minimal
+
+say exec
+.venv/bin/kimbox exec minimal -- cat /etc/os-release
+
+say destroy
+.venv/bin/kimbox destroy -y minimal
+say end
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[FreshRoot]:
+    """A fresh root, gone at the end."""
+    sudo = privileged()
+    if sudo is None:
+        pytest.skip("making a root needs root, or sudo without a password")
+    root = FreshRoot(tmp_path, sudo)
+    try:
+        with (tmp_path / "build.log").open("w") as log:
+            root.build(log)
+        yield root
+    finally:
+        root.remove()
+
+
+def part(lines: list[str], name: str) -> list[str]:
+    """The lines that the job said under a heading."""
+    start = lines.index(f"== {name}") + 1
+    ends = [i for i, line in enumerate(lines) if line.startswith("== ") and i >= start]
+    return lines[start : ends[0]]
+
+
+@pytest.mark.guest
+def test_one_command_on_a_bare_machine(machine: FreshRoot, tmp_path: Path) -> None:
+    """An ordinary user with sudo clones, types script/up, has a box that answers, and destroys it without a trace."""
+    copy = tmp_path / "kimbox.git"
+    run.run(["git", "-c", "safe.directory=*", "clone", "--quiet", "--bare", "--no-hardlinks", ROOT, copy])
+    machine.give_to_user(copy)
+    with (tmp_path / "job.log").open("w") as log:
+        lines = machine.run(JOB, log=log, timeout_s=TIME_LIMIT_S, folders={copy: REPOSITORY})
+    up = "\n".join(part(lines, "up"))
+    assert "  python3-venv - " in up
+    assert "kimbox ssh minimal" in up
+    again = part(lines, "again")
+    assert [] == [line for line in again if line.startswith(("Installing", "This machine lacks"))]
+    assert "ID=debian" in part(lines, "exec")

@@ -1,0 +1,65 @@
+"""Other images: an older suite, one made elsewhere, and the box that computes what was published."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Kimbox
+
+pytestmark = pytest.mark.guest
+
+
+def test_openkim_dev_reproduces_aluminium(kimbox: Kimbox) -> None:
+    """The shipped box computes what was published: a = 4.0321 A and E = -3.3600 eV per atom, within 1e-3."""
+    assert kimbox.json("up", "openkim-dev")["state"] == "ready"
+    printed = kimbox("exec", "openkim-dev", "--", "kimbox-al").stdout
+    a = re.search(r"^a = ([0-9.]+) A$", printed, re.MULTILINE)
+    e = re.search(r"^E = (-[0-9.]+) eV/atom$", printed, re.MULTILINE)
+    assert a is not None
+    assert e is not None
+    assert float(a[1]) == pytest.approx(4.0321, abs=1e-3)
+    assert float(e[1]) == pytest.approx(-3.3600, abs=1e-3)
+    tools = "gcc --version && gfortran --version && ipython3 --version && python3 -c 'import numpy, scipy, ase'"
+    kimbox.sh("openkim-dev", tools)
+    kimbox("destroy", "-y", "openkim-dev")
+
+
+def test_bookworm_is_built_and_boots(kimbox: Kimbox) -> None:
+    """Debian 12 as the guest: built from the same machine, its LVM accepts the disk, it halts cleanly."""
+    kimbox.spec("older", "image: {suite: bookworm}\n")
+    kimbox("up")
+    assert "VERSION_CODENAME=bookworm" in kimbox.sh("older", "cat /etc/os-release")
+    assert "root_snap" in kimbox.sh("older", "sudo vgck vagrant-pipeline && sudo lvs vagrant-pipeline")
+    kimbox.sh("older", "timeout 120 sh -c 'until systemctl is-system-running --wait >/dev/null 2>&1; do sleep 1; done'")
+    assert kimbox.sh("older", "systemctl --failed --no-legend") == ""
+    assert kimbox.json("halt")["state"] == "halted"
+    kimbox("destroy", "-y")
+
+
+def test_an_image_made_elsewhere_boots_if_its_digest_is_right(minimal: Kimbox, kimbox: Kimbox) -> None:
+    """`location` and `digest`: a wrong digest is refused and names both; the right one gives a box that is ready."""
+    disk = minimal.home / "images" / minimal.json("status", "minimal")["image"] / "disk.raw"
+    digest = sha256(disk)
+    image = f'  location: {disk}\n  digest: "sha256:{{digest}}"\n'
+    (kimbox.folder / "kimbox.yaml").write_text(
+        "kimbox: 1\nname: elsewhere\ndisk: {size: 6GiB, volumes: {root: 2GiB, persistent: 512MiB, swap: 256MiB}}\n"
+        f"memory: 1GiB\nimage:\n{image.format(digest='0' * 64)}"
+    )
+    refused = kimbox.json("up", check=False)
+    assert refused["exit_code"] != 0
+    assert "0" * 64 in refused["message"]
+    assert digest in refused["message"]
+    spec = kimbox.folder / "kimbox.yaml"
+    spec.write_text(spec.read_text().replace("0" * 64, digest))
+    assert kimbox.json("up")["state"] == "ready"
+    assert "trixie" in kimbox.sh("elsewhere", "cat /etc/os-release")
+    kimbox("destroy", "-y")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

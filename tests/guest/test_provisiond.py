@@ -1,0 +1,197 @@
+"""A box that provisions itself anew at each boot, without network or host; and manifests that would brick it."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Kimbox, serving, until
+
+from kimbox import run
+from kimbox.guest.events import Event
+from kimbox.machine import qmp
+from kimbox.machine.folder import Machine
+
+pytestmark = pytest.mark.guest
+
+NAME = "phoenix"
+
+SPEC = """
+boot: resnap
+image: {packages: [python3-pip]}
+repositories:
+  setup: {url: ./setup, timeout: 10s}
+"""
+
+#: Steps that install a Debian package and a wheel, as anybody would write them.
+INSTALLS = """
+provision:
+  - name: packages
+    script: |
+      rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*
+      echo "deb [trusted=yes] http://10.0.2.2:PORT/apt ./" >/etc/apt/sources.list
+      apt-get -q update
+      apt-get -q -y install kimbox-probe
+  - name: wheels
+    script: |
+      export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+      export PIP_INDEX_URL=http://10.0.2.2:PORT/simple PIP_TRUSTED_HOST=10.0.2.2
+      /usr/lib/kimbox/pip-cached pip3 kimbox-wheel==1.0
+probes:
+  - {description: both are installed, script: 'kimbox-probe && python3 -c "import kimbox_wheel"', timeout: 10s}
+"""
+
+GOOD = "#!/bin/sh\necho all is well\n"
+
+#: `setup` scripts that would brick a box, and what is told of each.
+BAD = {
+    "hangs": ("sleep 1000", "setup did not end within 10 s"),
+    "stops sshd": ("systemctl stop ssh.service; mv /usr/sbin/sshd /usr/sbin/gone", "sshd no longer listens on port 22"),
+    "fills both file systems": (
+        """for at in "" /persistent; do
+            fallocate -l "$(($(df --output=avail -B1 "$at/" | tail -n 1) - 1))" "$at/junk"
+            cat /dev/zero >"$at/more"
+        done
+        exit 28""",
+        "setup ended with status 28",
+    ),
+}
+
+
+def make_packages(folder: Path) -> None:
+    """A flat apt repository with one package, and a package index with one wheel."""
+    tree, apt, index = folder / "tree", folder / "apt", folder / "simple/kimbox-wheel"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "usr/bin").mkdir(parents=True)
+    apt.mkdir()
+    index.mkdir(parents=True)
+    control = "Package: kimbox-probe\nVersion: 1:2.0-1\nArchitecture: all\nMaintainer: t <t@example.org>\n"
+    (tree / "DEBIAN/control").write_text(f"{control}Description: a probe\n")
+    (tree / "usr/bin/kimbox-probe").write_text("#!/bin/sh\nexit 0\n")
+    (tree / "usr/bin/kimbox-probe").chmod(0o755)
+    deb = apt / "kimbox-probe_2.0-1_all.deb"
+    run.run(["dpkg-deb", "--root-owner-group", "--build", tree, deb])
+    digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+    packages = f"{control}Filename: ./{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\nDescription: a probe\n"
+    (apt / "Packages").write_text(packages)
+    listed = f"{hashlib.sha256(packages.encode()).hexdigest()} {len(packages)} Packages"
+    (apt / "Release").write_text(f"Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {listed}\n")
+    info = "kimbox_wheel-1.0.dist-info"
+    with zipfile.ZipFile(index / "kimbox_wheel-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("kimbox_wheel.py", "")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: kimbox-wheel\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def write_setup(kimbox: Kimbox, script: str) -> None:
+    """The folder of the setup repository holds this `setup`."""
+    (kimbox.folder / "setup").mkdir(exist_ok=True)
+    (kimbox.folder / "setup/setup").write_text(script)
+    (kimbox.folder / "setup/setup").chmod(0o755)
+
+
+def reset(machine: Machine) -> list[Event]:
+    """The box starts anew, as after a power cut; returns what it told until it was ready or had failed."""
+    before = machine.boot_events()[-1].boot
+
+    def answered() -> bool:
+        events = machine.boot_events()
+        return events[-1].boot != before and any(event.name in ("ready", "failed") for event in events)
+
+    qmp.execute(machine.qmp_socket, "system_reset")
+    until("the box has started anew", answered)
+    return [event for event in machine.boot_events() if event.name != "step"]
+
+
+@pytest.fixture(scope="module")
+def box(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox]:
+    """One box for every test here, ready, whose packages were fetched from a server that is gone."""
+    kimbox = Kimbox(home, tmp_path_factory.mktemp(NAME))
+    make_packages(kimbox.folder)
+    write_setup(kimbox, GOOD)
+    with serving(kimbox.folder) as port:
+        kimbox.spec(NAME, SPEC + INSTALLS.replace("PORT", str(port)))
+        kimbox("up")
+    yield kimbox
+    kimbox("destroy", "-y")
+
+
+def test_a_new_root_is_provisioned_without_network_or_host(box: Kimbox) -> None:
+    """With the cable pulled, the servers gone and no key to log in, the box returns with its package and its wheel."""
+    machine = box.machine(NAME)
+    box.sh(NAME, "sudo touch /gone; sync")
+    assert "kimbox-probe_1%3a2.0-1_all.deb" in box.sh(NAME, "ls /persistent/cache/apt/archives")
+    key = machine.key.rename(machine.key.with_name("put-away"))
+    qmp.execute(machine.qmp_socket, "set_link", {"name": "net0", "up": False})
+    told = reset(machine)
+    qmp.execute(machine.qmp_socket, "set_link", {"name": "net0", "up": True})
+    key.rename(machine.key)
+    assert [event.name for event in told][-2:] == ["provisioning", "ready"], machine.provision_log.read_text()
+    assert told[-1].text("manifest") == told[-2].text("manifest") == box.json("status")["manifest"]
+    assert box.sh(NAME, "ls /gone 2>/dev/null || kimbox-probe && python3 -c 'import kimbox_wheel; print(1)'") == "1\n"
+    history = [line.split("\t") for line in box.sh(NAME, "cat /persistent/log/history").splitlines()]
+    assert [(row[2], row[4], row[6]) for row in history if row[3] == "provision"] == 2 * [
+        ("resnap", "packages", "0"),
+        ("resnap", "wheels", "0"),
+    ]
+
+
+def test_by_hand(box: Kimbox) -> None:
+    """In the box, `runsetup URL` runs a working copy's branch `stable`; without words, the pinned one again."""
+    for script in ("runsetup", "runsecure"):
+        assert box.sh(NAME, f"/persistent/{script} --help").startswith(script)
+    git = "git -c user.name=t -c user.email=t@example.org -c init.defaultBranch=stable"
+    commit = f"{git} init -q && echo echo by hand >>setup && {git} add setup && {git} commit -qm x"
+    box.sh(NAME, f"cp -r /usr/local/src/setup ~/mine && cd ~/mine && rm -rf .git && {commit}")
+    assert "by hand" in box.sh(NAME, "sudo /persistent/runsetup file:///home/vagrant/mine")
+    assert "by hand" not in box.sh(NAME, "sudo /persistent/runsetup")
+    assert "was not secured" in box.sh(NAME, "sudo /persistent/runsecure")
+
+
+def told_of_fallback(box: Kimbox, wanted: str, good: str, reason: str) -> None:
+    """`up` and `status` say what the box runs, what was wanted, and why it is not that; it is ready, and answers."""
+    again = box.json("up", check=False)
+    assert again["exit_code"] == 4
+    for words in (wanted[:12], good[:12], reason, "last good one"):
+        assert words in again["message"]
+    status = box.json("status")
+    assert (status["state"], status["manifest"], status["wanted"]) == ("ready", good, wanted)
+    assert reason in status["reason"]
+    assert f"wanted      {wanted}, which failed" in box("status").stdout
+    assert box.sh(NAME, "ls /junk 2>/dev/null || echo well") == "well\n"
+
+
+def test_bad_pins_do_not_brick_the_box(box: Kimbox) -> None:
+    """Whatever a setup does, the box is told to have failed and stays up; its next boot is ready with the good one."""
+    machine = box.machine(NAME)
+    box.spec(NAME, SPEC)
+    box("up")
+    good = box.json("status")["manifest"]
+    for what, (script, reason) in BAD.items():
+        write_setup(box, f"#!/bin/sh\n{script}\n")
+        failed = box.json("up", check=False)
+        assert (failed["exit_code"], reason in failed["message"]) == (4, True), (what, failed["message"])
+        status = box.json("status")
+        assert (status["state"], status["wanted"]) == ("failed", None), what
+        bad = status["manifest"]
+        told = reset(machine)
+        assert [event.name for event in told][-3:] == ["fallback", "provisioning", "ready"], (what, told)
+        assert (told[-1].text("manifest"), told[-1].text("wanted")) == (good, bad), what
+        told_of_fallback(box, bad, good, reason)
+    assert box.sh(NAME, "df --output=avail / /persistent | tail -n 2").split()[1] == "0"
+    box.sh(NAME, "sudo rm /persistent/junk /persistent/more")
+
+    write_setup(box, "#!/bin/sh\necho b >/proc/sysrq-trigger\nsleep 60\n")
+    down = box.json("up", check=False)
+    assert (down["exit_code"], "went down twice" in down["message"]) == (4, True), down["message"]
+    told_of_fallback(box, box.json("status")["wanted"], good, "went down twice")
+
+    write_setup(box, f"{GOOD}echo mended\n")
+    box("up")
+    status = box.json("status")
+    assert (status["state"], status["wanted"]) == ("ready", None)
+    assert status["manifest"] != good

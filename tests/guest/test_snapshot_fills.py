@@ -1,0 +1,60 @@
+"""A snapshot smaller than its origin, in a real guest: how it fills, grows, dies, and is well again."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Kimbox, until
+
+pytestmark = pytest.mark.guest
+
+NAME = "filling"
+
+#: The volume group has 64 MiB left: the snapshot grows from 128 to 192 MiB, and no further.
+SPEC = "boot: resnap\ndisk: {size: 3268MiB, volumes: {root_snap: 128MiB}}\n"
+
+
+def told(kimbox: Kimbox, name: str) -> list[dict[str, object]]:
+    """Events of the box's present boot."""
+    return [event.fields for event in kimbox.machine(NAME).boot_events() if event.name == name]
+
+
+def test_a_snapshot_that_fills_is_told_extended_and_survived(kimbox: Kimbox) -> None:
+    """Levels are told while it fills; at 100 % the box says what it died of, starts again, and is pristine."""
+    kimbox.spec(NAME, SPEC)
+    kimbox("up")
+    first = kimbox.machine(NAME).boot_events()[-1].boot
+    assert told(kimbox, "snapshot") == []
+    size_sectors = "sudo dmsetup table vagrant--pipeline-root_snap-cow | cut -d' ' -f2"
+    before = int(kimbox.sh(NAME, size_sectors))
+    seen = 0
+    for piece in range(40):
+        kimbox.sh(NAME, f"sudo dd if=/dev/urandom of=/var/fill-{piece} bs=1M count=4 conv=fsync 2>/dev/null")
+        seen = max([int(str(fields["percent"])) for fields in told(kimbox, "snapshot")], default=0)
+        if seen >= 85:
+            break
+    assert 85 <= seen < 100
+    assert kimbox.json("status")["snapshot_percent"] >= 70
+    assert any(fields["extended"] == "yes" for fields in told(kimbox, "snapshot"))
+    assert any(fields["extended"] == "no" for fields in told(kimbox, "snapshot"))
+    assert int(kimbox.sh(NAME, size_sectors)) == before + (64 << 20) // 512
+
+    kimbox("exec", "--", "sudo", "dd", "if=/dev/urandom", "of=/var/last", "bs=1M", "count=200", check=False)
+    until("the next boot", lambda: kimbox.machine(NAME).boot_events()[-1].boot != first)
+    until("the box to be ready again", lambda: kimbox.json("status")["state"] == "ready")
+    status = kimbox.json("status")
+    assert "was full" in status["died"]
+    assert (status["boot"], status["snapshot_percent"]) == ("resnap", None)
+    assert kimbox.sh(NAME, "ls /var/fill-0 2>/dev/null || echo gone") == "gone\n"
+    assert "kimbox: the snapshot vagrant-pipeline/root_snap was full" in kimbox("logs", "--serial").stdout
+
+    kimbox("reload", "--boot", "keep")
+    assert kimbox.json("status")["died"] is None
+    kimbox("exec", "--", "sudo", "dd", "if=/dev/urandom", "of=/var/last", "bs=1M", "count=300", check=False)
+    until("the box to power itself off", lambda: kimbox.json("status")["state"] in ("crashed", "halted"))
+    failed = kimbox.json("up", "--boot", "keep", check=False)
+    assert failed["exit_code"] == 4
+    assert "was full" in failed["message"]
+    assert "--boot resnap" in failed["hint"]
+    kimbox("up", "--boot", "resnap")
+    assert kimbox.json("status")["state"] == "ready"
+    kimbox("destroy", "-y")

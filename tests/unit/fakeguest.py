@@ -1,0 +1,183 @@
+"""A root folder in which the guest's own scripts run under their real paths, in a mount namespace of their own.
+
+Programs come from the host by symbolic links; /persistent, /run, /var and /home/vagrant are the test's; runuser,
+systemctl and chown are stand-ins; the two virtio-serial ports are files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import attrs
+import makebox
+import pytest
+
+from kimbox import paths
+from kimbox.guest.provision import write_tar
+from kimbox.lock.lockfile import make_lock
+from kimbox.lock.mirror import Mirror, write_bundle
+from kimbox.render.manifest import manifest_digest, render_manifest
+from kimbox.run import Completed, run
+from kimbox.spec.model import SETUP_TIMEOUT_S, Box, Mode, Probe, Repository, Run, Step
+
+#: What the namespace needs: its own mounts, and for an ordinary user the right to make them.
+UNSHARE = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+
+_ENTER = """
+mount --rbind / "$1/host" && mount --rbind /proc "$1/proc" || exit 99
+[ -z "$2" ] || mount -t tmpfs -o "$2" none "$1/persistent" || exit 99
+[ -z "$2" ] || cp -a "$1/persistent.first/." "$1/persistent/" 2>/dev/null
+[ -z "$3" ] || mount -o "remount,$3" "$1/persistent" || exit 99
+root=$1
+shift 3
+exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+"""
+
+_RUNUSER = '#!/bin/sh\n[ "$1" = -u ] && shift 2\n[ "$1" = -- ] && shift\nexec "$@"\n'
+_CHOWN = "#!/bin/sh\n"
+_SYSTEMCTL = '#!/bin/sh\necho "$*" >>/run/systemctl.log\n'
+
+
+def can_unshare() -> bool:
+    """Whether this machine lets us make a mount namespace."""
+    return run([*UNSHARE, "true"], check=False).ok
+
+
+needs_namespace = pytest.mark.skipif(not can_unshare(), reason="this machine allows no mount namespace")
+
+
+class FakeGuest:
+    """The guest's file system, and its two ports."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        provisioner = paths.provisioners_dir() / "provision"
+        scratch = paths.provisioners_dir() / "scratch"
+        for name in (
+            "host",
+            "proc",
+            "tmp",
+            "run",
+            "root",
+            "dev/virtio-ports",
+            "var/lib",
+            "home/vagrant",
+            "usr/local/sbin",
+        ):
+            (root / name).mkdir(parents=True)
+        for entry in Path("/").iterdir():
+            if entry.is_symlink():
+                (root / entry.name).symlink_to(entry.readlink())
+        self._link_all("usr", without={"lib", "local"})
+        self._link_all("usr/lib", without={"kimbox"})
+        for name in ("etc", "dev/null", "dev/zero", "dev/urandom", "dev/fd", "dev/stdin", "dev/stdout", "dev/stderr"):
+            (root / name).symlink_to(f"/host/{name}")
+        for name in ("bin", "sbin", "lib", "lib64"):
+            if not (root / name).is_symlink() and Path("/", name).is_dir():
+                (root / name).symlink_to(f"/host/{name}")
+        shutil.copytree(provisioner / "root/usr/lib/kimbox", root / "usr/lib/kimbox")
+        shutil.copytree(scratch / "root/usr/lib/kimbox", root / "usr/lib/kimbox", dirs_exist_ok=True)
+        shutil.copytree(provisioner / "persistent", root / "persistent")
+        shutil.copytree(provisioner / "persistent", root / "persistent.first")
+        for name, text in {"runuser": _RUNUSER, "systemctl": _SYSTEMCTL, "chown": _CHOWN}.items():
+            (root / "usr/local/sbin" / name).write_text(text)
+            (root / "usr/local/sbin" / name).chmod(0o755)
+        self.ports = root / "dev/virtio-ports"
+        for name in ("org.kimbox.0", "org.kimbox.log"):
+            (self.ports / name).touch()
+
+    def _link_all(self, folder: str, *, without: set[str]) -> None:
+        (self.root / folder).mkdir(exist_ok=True)
+        for entry in Path("/", folder).iterdir():
+            if entry.name not in without:
+                (self.root / folder / entry.name).symlink_to(f"/host/{folder}/{entry.name}")
+
+    def run(self, *command: str, stdin: str = "", mount: str = "", remount: str = "", pids: bool = False) -> Completed:
+        """Runs a command in the guest. `mount`: options of a tmpfs put on /persistent; `remount`: those set after."""
+        argv = ["sh", "-c", _ENTER, "enter", str(self.root), mount, remount, *command]
+        if stdin:
+            argv = ["sh", "-c", 'in=$1; shift; exec "$@" <"$in"', "with", stdin, *argv]
+        return run([*UNSHARE, *(["--pid", "--fork"] if pids else []), *argv], check=False, timeout_s=60)
+
+    def path(self, name: str) -> Path:
+        """A file of the guest, by its path there."""
+        return self.root / name.lstrip("/")
+
+    def events(self) -> list[dict[str, Any]]:
+        """What came out of the port so far, without boot and time; then the port is emptied."""
+        port = self.ports / "org.kimbox.0"
+        lines = [json.loads(line) for line in port.read_text().splitlines()]
+        port.write_text("")
+        for line in lines:
+            assert len(line.pop("boot")) == 36
+            assert line.pop("uptime_s") > 0
+        return lines
+
+    def log(self) -> str:
+        """What came out of the log port."""
+        return (self.ports / "org.kimbox.log").read_text()
+
+    def new_root(self) -> None:
+        """What a resnap does: root is as built, /persistent stays."""
+        shutil.rmtree(self.path("/var/lib/kimbox"), ignore_errors=True)
+        self.new_boot()
+
+    def new_boot(self) -> None:
+        """What any boot does."""
+        shutil.rmtree(self.path("/run/kimbox"), ignore_errors=True)
+
+
+@pytest.fixture
+def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGuest:
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    return FakeGuest(tmp_path / "guest")
+
+
+def step(name: str, script: str, **more: Any) -> Step:
+    return attrs.evolve(Step(name, script, Mode.SYSTEM, Run.ONCE, 30), **more)
+
+
+def box_with(
+    folder: Path,
+    *steps: Step,
+    probes: tuple[Probe, ...] = (),
+    setup: str = "#!/bin/sh\necho set up\n",
+    timeout_s: int = SETUP_TIMEOUT_S,
+) -> Box:
+    """A box with a setup repository, another one, and these steps."""
+    if not (folder / "setup").exists():
+        makebox.make_repository(folder / "setup", {"setup": setup})
+        makebox.make_repository(folder / "code", {"a": "one\n"})
+    repositories = (
+        Repository("setup", f"file://{folder}/setup", False, "main", "/usr/local/src/setup", timeout_s),
+        Repository("code", f"file://{folder}/code", False, "main", "/home/vagrant/src/code"),
+    )
+    return makebox.make_box(folder, repositories=repositories, provision=steps, probes=probes)
+
+
+def delivery(folder: Path, box: Box) -> tuple[str, Path]:
+    """What the host would send: the digest and the tar."""
+    lock = make_lock(box)
+    manifest = render_manifest(box, lock)
+    bundles = []
+    for repository in box.repositories:
+        bundles.append(folder / f"{repository.name}.bundle")
+        write_bundle(Mirror.of(repository), lock.repositories[repository.name].commit, bundles[-1])
+    write_tar(manifest, bundles, folder / "delivery.tar")
+    return manifest_digest(manifest), folder / "delivery.tar"
+
+
+def provision(guest: FakeGuest, folder: Path, box: Box) -> int:
+    """Delivers a box and runs provisiond; returns its exit status."""
+    digest, tar = delivery(folder, box)
+    received = guest.run("/usr/lib/kimbox/receive", digest, stdin=str(tar))
+    assert received.code == 0, received.stderr
+    return guest.run("/usr/lib/kimbox/provisiond").code
+
+
+def steps_of(events: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    return [(e["kind"], e["name"], e["status"]) for e in events if e["event"] == "step" and e["status"] != "running"]

@@ -1,0 +1,60 @@
+"""Makes folders of machines for tests; no process runs in them, but one can be feigned by holding the run lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from kimbox.machine.folder import Machine, Record
+
+BOOT = "11111111-2222-4333-8444-555555555555"
+NEXT_BOOT = "99999999-2222-4333-8444-555555555555"
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDYeIl0r0lFR1rU7XcF4xXvjTyFQyDkDVVDDhTOkGVJE"
+OTHER_HOST_KEY = HOST_KEY.replace("DYeIl0", "DXXXX0")
+
+RECORD = Record(
+    name="tiny",
+    source="/nowhere/kimbox.yaml",
+    shipped=None,
+    spec_digest="d" * 64,
+    image="e" * 64,
+    uuid="01234567-89ab-4cde-8f01-23456789abcd",
+    mac="52:54:00:01:23:45",
+    ssh_port=20022,
+    forwards={8888: 20023},
+)
+
+
+def make_machine(name: str = "tiny", **changes: Any) -> Machine:
+    """A machine with a record, a key and an empty disk."""
+    machine = Machine(name)
+    machine.folder.mkdir(parents=True)
+    machine.disk.touch()
+    machine.key.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n")
+    machine.key.with_suffix(".pub").write_text(f"ssh-ed25519 AAAA kimbox-{name}\n")
+    machine.write_record(attrs.evolve(RECORD, name=name, **changes))
+    return machine
+
+
+def event(kind: str, /, *, boot: str = BOOT, uptime_s: float = 1.5, **fields: str | int) -> str:
+    """A line as a guest writes it."""
+    return json.dumps({"event": kind, "boot": boot, "uptime_s": uptime_s} | fields) + "\n"
+
+
+def tell(machine: Machine, *lines: str) -> None:
+    """What the guest says through its port."""
+    with machine.events_file.open("a") as file:
+        file.writelines(lines)
+
+
+@contextlib.contextmanager
+def running(machine: Machine) -> Iterator[None]:
+    """The machine's process seems to live."""
+    with machine.run_lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,47 @@
+"""An image made for tests, and what taking it into the store leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from kimbox.errors import KimboxError
+from kimbox.image import remote
+from kimbox.spec.model import RemoteImage
+
+MIB = 1 << 20
+
+
+def disk_bytes(size: int = 3 * MIB) -> bytes:
+    """Something like a disk: an MBR, some data, a long run of zeros, some more data."""
+    data = bytearray(size)
+    data[:512] = bytes(510) + b"\x55\xaa"
+    for start in (4096, size - 70000):
+        data[start : start + 60000] = b"".join(
+            hashlib.sha256(bytes([i % 256, start % 251])).digest() for i in range(1875)
+        )
+    return bytes(data)
+
+
+CONTENT = disk_bytes()
+
+
+def digest_of(content: bytes) -> str:
+    """As a spec has it."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def leftovers(home: Path) -> list[str]:
+    """All in the home that is neither an image nor a lock."""
+    images = {str(p.relative_to(home)) for p in (home / "images").glob("*") if not p.name.endswith(".lock")}
+    downloads = {str(p.relative_to(home)) for p in (home / "downloads").glob("*")}
+    return sorted(n for n in images | downloads if len(Path(n).name) != 64)
+
+
+def refused(location: str | Path, content: bytes = CONTENT) -> str:
+    """Takes an image and returns why it was refused."""
+    with pytest.raises(KimboxError) as caught:
+        remote.ensure(RemoteImage(str(location), digest_of(content)))
+    return f"{caught.value.message} ({caught.value.hint})"

@@ -1,0 +1,131 @@
+"""The README's two commands: what they call, in which order, and how they end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kimbox import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: What script/test calls, by the name of the program.
+CHECKS = ["ruff", "mypy", "shellcheck", "lint-imports", "pytest"]
+
+
+class Checkout:
+    """A checkout with the two real scripts, and everything they call replaced by programs that note their arguments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls_file = folder / "calls"
+        (folder / "script").mkdir()
+        for name in ("up", "test"):
+            shutil.copy(ROOT / "script" / name, folder / "script" / name)
+        self.fake("script/bootstrap")
+        for name in ["kimbox", *CHECKS]:
+            self.fake(f".venv/bin/{name}")
+        run.run(["git", "init", "--quiet", folder])
+
+    def fake(self, place: str, status: int = 0) -> None:
+        """Puts a program at `place` that notes how it was called and ends with `status`."""
+        program = self.folder / place
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "{program.name} $*" >>"{self.calls_file}"\nexit {status}\n')
+        program.chmod(0o755)
+
+    def run(self, *argv: str) -> run.Completed:
+        """Runs a script of the checkout from somewhere else."""
+        return run.run([self.folder / argv[0], *argv[1:]], cwd=Path("/"), check=False)
+
+    @property
+    def calls(self) -> list[str]:
+        return [line.strip() for line in self.calls_file.read_text().splitlines()]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A checkout in which every check passes."""
+    return Checkout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("args", "called"),
+    [
+        ([], "kimbox up openkim-dev"),
+        (["minimal"], "kimbox up minimal"),
+        (["minimal", "--no-provision"], "kimbox up minimal --no-provision"),
+        (["--no-provision"], "kimbox up openkim-dev --no-provision"),
+    ],
+)
+def test_up_sets_up_and_then_brings_up_the_box(checkout: Checkout, args: list[str], called: str) -> None:
+    """script/up sets the machine up, passes its arguments on, and names the box in all that it advises."""
+    done = checkout.run("script/up", *args)
+    assert ["bootstrap up", called] == checkout.calls
+    box = called.split()[2]
+    program = checkout.folder / ".venv/bin/kimbox"
+    assert [] == [verb for verb in ("ssh", "exec", "halt", "destroy") if f"{program} {verb} {box}" not in done.stdout]
+
+
+@pytest.mark.parametrize(
+    "args", [["-f", "my.yaml"], ["--no-provision", "--file", "my.yaml"], ["--file=my.yaml"], ["-fmy.yaml"]]
+)
+def test_up_names_no_box_where_a_file_says_which(checkout: Checkout, args: list[str]) -> None:
+    """kimbox takes one of the two; what script/up advises names the file."""
+    done = checkout.run("script/up", *args)
+    assert ["bootstrap up", f"kimbox up {' '.join(args)}"] == checkout.calls
+    assert f"{checkout.folder}/.venv/bin/kimbox ssh -f my.yaml " in done.stdout
+    assert "openkim-dev" not in done.stdout
+
+
+def test_up_ends_as_kimbox_ends(checkout: Checkout) -> None:
+    """Where `kimbox up` fails, script/up fails with its status and advises nothing."""
+    checkout.fake(".venv/bin/kimbox", status=4)
+    done = checkout.run("script/up", "minimal")
+    assert (4, "") == (done.code, done.stdout)
+    assert (4, "") == ((done := checkout.run("script/up", "-f", "x.yaml")).code, done.stdout)
+
+
+def test_up_stops_where_the_machine_cannot_be_set_up(checkout: Checkout) -> None:
+    """No box is tried on a machine that lacks what it needs."""
+    checkout.fake("script/bootstrap", status=6)
+    assert 6 == checkout.run("script/up").code
+    assert ["bootstrap up"] == checkout.calls
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("all", "pytest tests/unit tests/guest -n 2 --dist loadfile -k x"),
+        ("unit", "pytest tests/unit -m not guest -n 2 -k x"),
+        ("guest", "pytest tests/guest -n 2 --dist loadfile -k x"),
+    ],
+)
+def test_pytest_is_one_run_and_the_last(checkout: Checkout, what: str, expected: str) -> None:
+    """Every kind of run ends in one call of pytest, which gets the arguments that follow."""
+    checkout.run("script/test", what, "-k", "x")
+    assert expected == checkout.calls[-1]
+    assert 1 == sum(call.startswith("pytest") for call in checkout.calls)
+
+
+def test_every_check_is_made(checkout: Checkout) -> None:
+    """`lint` runs each check once, tests nothing, and finds shell scripts by their first line."""
+    (checkout.folder / "sourced").write_text("# shellcheck shell=sh\n")
+    (checkout.folder / "other").write_text("#!/usr/bin/env python3\n")
+    assert checkout.run("script/test", "lint").ok
+    programs = [call.split()[0] for call in checkout.calls]
+    assert ["bootstrap", "ruff", "ruff", "mypy", "shellcheck", "lint-imports"] == programs
+    scripts = next(call for call in checkout.calls if call.startswith("shellcheck")).split()
+    assert {"script/up", "script/test", "script/bootstrap", "sourced"} <= set(scripts)
+    assert "other" not in scripts
+
+
+@pytest.mark.parametrize("broken", CHECKS)
+def test_one_failed_check_fails_the_whole(checkout: Checkout, broken: str) -> None:
+    """Whichever check fails, the rest still runs, and the run as a whole has failed."""
+    checkout.fake(f".venv/bin/{broken}", status=1)
+    done = checkout.run("script/test", "unit")
+    assert 1 == done.code
+    assert checkout.calls[-1].startswith("pytest")

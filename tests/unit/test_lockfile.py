@@ -1,0 +1,151 @@
+"""kimbox.lock: made, kept, compared, and refused when it is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import makebox
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kimbox.errors import KimboxError, SpecError
+from kimbox.lock.lockfile import Lock, PinnedRepository, check_lock, format_lock, make_lock, read_lock, write_lock
+from kimbox.log import log
+from kimbox.spec.model import Box, Repository
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
+    """A box with a repository and a folder."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    makebox.make_repository(tmp_path / "code")
+    (tmp_path / "setup").mkdir()
+    (tmp_path / "setup/setup").write_text("#!/bin/sh\n")
+    repositories = (
+        Repository("code", f"file://{tmp_path}/code", False, "main", "/opt/code"),
+        Repository("setup", f"{tmp_path}/setup", True, "HEAD", "/opt/setup"),
+    )
+    return makebox.make_box(tmp_path, repositories=repositories)
+
+
+def test_a_lock_is_written_for_review_and_read_back(box: Box, tmp_path: Path) -> None:
+    """Header, fixed order with setup first, a value a line; writing it again changes nothing."""
+    lock = make_lock(box, image="abc")
+    path = tmp_path / "kimbox.lock"
+    assert write_lock(path, lock)
+    assert not write_lock(path, lock)
+    assert read_lock(path) == lock
+    text = path.read_text()
+    assert text.startswith("# kimbox.lock: what this box is made of")
+    assert "`kimbox lock --update NAME` moves one, `--update-all` all of them" in text
+    assert text.index("setup:") < text.index("code:")
+    assert "url: ./setup\n" in text
+    assert all(len(line.split(": ")) <= 2 or line.startswith("#") or " # " in line for line in text.splitlines())
+
+
+def test_a_commit_stays_until_it_is_moved(box: Box, tmp_path: Path) -> None:
+    """What is locked is taken from the lock; `update` moves one, some or all."""
+    lock = make_lock(box)
+    new = makebox.commit(tmp_path / "code", {"a": "two\n"})
+    assert make_lock(box, previous=lock) == lock
+    assert make_lock(box, previous=lock, update=["code"]).repositories["code"].commit == new
+    assert make_lock(box, previous=lock, update=None).repositories["code"].commit == new
+    with pytest.raises(KimboxError, match="has no repository nosuch"):
+        make_lock(box, previous=lock, update=["nosuch"])
+
+
+def test_a_changed_folder_is_pinned_anew_and_told(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder beside the spec is part of it: its pin follows, and the user reads so."""
+    lock = make_lock(box)
+    (tmp_path / "setup/setup").write_text("#!/bin/sh\necho new\n")
+    said: list[str] = []
+    monkeypatch.setattr(log, "info", said.append)
+    new = make_lock(box, previous=lock)
+    assert new.repositories["setup"] != lock.repositories["setup"]
+    assert "the folder ./setup has changed" in said[0]
+    assert check_lock(box, lock) == []
+
+
+def test_disagreements_are_in_words(box: Box) -> None:
+    """Added, removed, another url, another ref."""
+    lock = make_lock(box)
+    code, setup = box.repositories
+    assert check_lock(box, lock) == []
+    assert check_lock(attrs.evolve(box, repositories=(setup,)), lock) == [
+        "repository code is in the lock but no longer in the spec"
+    ]
+    assert check_lock(attrs.evolve(box, repositories=(code, setup, attrs.evolve(code, name="x"))), lock) == [
+        "repository x is in the spec but not in the lock"
+    ]
+    (moved,) = check_lock(attrs.evolve(box, repositories=(attrs.evolve(code, url="https://x/y"), setup)), lock)
+    assert moved.startswith("repository code: the spec takes it from https://x/y, the lock from file://")
+    assert check_lock(attrs.evolve(box, repositories=(attrs.evolve(code, ref="v2"), setup)), lock) == [
+        "repository code: the spec asks for v2, the lock was made for main"
+    ]
+
+
+def test_credentials_do_not_get_into_a_lock(box: Box) -> None:
+    """A lock is reviewed in git."""
+    pin = PinnedRepository("https://x.org/y", "main", "a" * 40, "b" * 40)
+    secret = attrs.evolve(box.repositories[0], url="https://me:secret@x.org/y")
+    lock = make_lock(attrs.evolve(box, repositories=(secret,)), previous=Lock("", None, {"code": pin}))
+    assert "secret" not in format_lock(lock)
+
+
+GOOD = format_lock(Lock("d" * 64, None, {"code": PinnedRepository("https://x/y", "main", "a" * 40, "b" * 40)}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "words"),
+    [
+        ("commit: " + "a" * 40, "commit: abc", "10:13", "repositories.code.commit"),
+        ("    ref: main\n", "", "8:5", "'ref' is a required property"),
+        ("lock: 1", "lock: 2", "3:7", "format 2"),
+        ("spec: d", "spec: !!python/object:os.system d", "4:7", "tag"),
+        ("image: null", "image: null\nimage: x", "6:1", "second time"),
+        ("  code:", "  ../up:", "7:3", "../up"),
+        ("url: https", "url: [x, https", "", "not valid YAML"),
+    ],
+)
+def test_a_damaged_lock_is_refused_at_its_line(tmp_path: Path, old: str, new: str, place: str, words: str) -> None:
+    """Whatever somebody did to it by hand, the message says where."""
+    path = tmp_path / "kimbox.lock"
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(SpecError) as caught:
+        read_lock(path)
+    assert f"{path}:{place}" in caught.value.message
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"x", b"\xff\xfe", b"a: &a [*a, *a]", b"\0", b"lock: 1\n", b"lock:\n", b"- " * 5000]
+)
+def test_what_is_no_lock_is_refused(tmp_path: Path, data: bytes) -> None:
+    """Anything else than a lock is a SpecError."""
+    (tmp_path / "kimbox.lock").write_bytes(data)
+    with pytest.raises(SpecError):
+        read_lock(tmp_path / "kimbox.lock")
+    with pytest.raises(SpecError, match="no such file"):
+        read_lock(tmp_path / "missing")
+
+
+text = st.text(
+    st.characters(min_codepoint=0x20, max_codepoint=0x24F, exclude_characters="\x7f", exclude_categories=["Cc"]),
+    min_size=1,
+    max_size=30,
+)
+commits = st.text("0123456789abcdef", min_size=40, max_size=40) | st.text("0123456789e", min_size=40, max_size=40)
+
+
+@given(url=text, ref=text, commit=commits, image=st.none() | st.just("123") | st.just("1e5"))
+def test_every_lock_is_read_back_as_written(
+    tmp_path_factory: pytest.TempPathFactory, url: str, ref: str, commit: str, image: str | None
+) -> None:
+    """Values that look like numbers, YAML syntax or comments survive."""
+    path = tmp_path_factory.getbasetemp() / "round.lock"
+    lock = Lock("0" * 64, image, {"1e5": PinnedRepository(url, ref, commit, "1" * 40)})
+    path.write_text(format_lock(lock))
+    assert read_lock(path) == lock

@@ -1,0 +1,67 @@
+"""What a start loads: libraries that a verb does not need cost every user their time. No clock is asked."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import makemachine
+import pytest
+
+from kimbox.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Runs kimbox in this process, then tells which of the modules named are there.
+ASK = """
+import sys
+sys.argv = ["kimbox", *{arguments!r}]
+from kimbox.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sorted(set({names!r}) & set(sys.modules)), file=sys.stderr)
+"""
+
+SSH = ["fabric", "paramiko", "invoke", "kimbox.guest.ssh"]
+GIT = ["git", "kimbox.lock.mirror", "kimbox.lock.gitrun"]
+SPEC = ["ruamel.yaml", "jsonschema", "kimbox.spec.load"]
+IMAGE = ["kimbox.image.store", "kimbox.render.manifest", "jinja2"]
+REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "filelock"]
+
+
+def loaded(home: Path, arguments: list[str], names: list[str]) -> list[str]:
+    """Which of the modules `names` a run of kimbox loads."""
+    code = ASK.format(arguments=arguments, names=names)
+    env = {"KIMBOX_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    return run([sys.executable, "-c", code], env=env, cwd=home).stderr.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["--version"], ["typer", "click", "attrs", "json", *SSH, *GIT, *SPEC, *IMAGE, *REST]),
+        (["validate", "minimal"], [*SSH, *GIT, *IMAGE, *REST, "kimbox.machine.qemu"]),
+        (["schema"], [*SSH, *GIT, *IMAGE, *REST]),
+        (["status", "tiny"], [*SSH, *GIT, *SPEC, *IMAGE, *REST]),
+        (["status", "tiny", "--json"], [*SSH, *GIT, *SPEC, *IMAGE, *REST]),
+        (["list"], [*SSH, *GIT, *SPEC, *IMAGE, *REST]),
+        (["ssh-config", "tiny"], [*SSH, *GIT, *SPEC, *IMAGE, *REST]),
+        (["logs", "tiny"], [*SSH, *GIT, *SPEC, *IMAGE, *REST]),
+        (["halt", "tiny"], [*SSH, *GIT, *SPEC, *IMAGE, "qemu", "rich"]),
+        (["destroy", "tiny", "-y"], [*SSH, *GIT, *SPEC, *IMAGE, "rich"]),
+    ],
+)
+def test_a_verb_loads_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], unwanted: list[str]
+) -> None:
+    """And nothing of the list."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
+    makemachine.make_machine().provision_log.touch()
+    assert [] == loaded(tmp_path, arguments, unwanted)
+
+
+def test_the_question_is_a_good_one(tmp_path: Path) -> None:
+    """It finds what is loaded."""
+    assert ["kimbox.spec.load", "ruamel.yaml"] == loaded(tmp_path, ["validate", "minimal"], ["ruamel.yaml", SPEC[2]])

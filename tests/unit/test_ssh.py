@@ -1,0 +1,235 @@
+"""ssh to a real sshd on loopback, run by the test as the current user."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import makebox
+import pytest
+
+from kimbox.errors import GuestError
+from kimbox.guest import provision
+from kimbox.guest.endpoint import Endpoint
+from kimbox.guest.ssh import Guest
+from kimbox.lock.lockfile import make_lock
+from kimbox.lock.mirror import Mirror
+from kimbox.run import CommandError, run, which
+from kimbox.spec.model import Repository
+
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
+
+_CONFIG = """
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/client.pub
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+"""
+
+
+def make_key(path: Path) -> str:
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", path])
+    return " ".join(path.with_suffix(".pub").read_text().split()[:2])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """An sshd that lives as long as this module's tests."""
+    if SSHD is None or which("ssh-keygen") is None:
+        pytest.skip("needs the package openssh-server")
+    folder = tmp_path_factory.mktemp("sshd")
+    host_key = make_key(folder / "host")
+    make_key(folder / "client")
+    port = free_port()
+    (folder / "config").write_text(_CONFIG.format(port=port, folder=folder))
+    (folder / "known_hosts").write_text(f"box {host_key}\n")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd of root wants it for privilege separation
+    pidfile = folder / "pid"
+    serve = f"echo $$ >{pidfile}; exec {SSHD} -D -e -f {folder}/config 2>{folder}/log"
+
+    def daemon() -> None:
+        with contextlib.suppress(CommandError):  # it is ended by a signal
+            run(["sh", "-c", serve])
+
+    thread = threading.Thread(target=daemon)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.05)
+        yield Endpoint("127.0.0.1", port, getpass.getuser(), folder / "client", folder / "known_hosts", "box")
+    finally:
+        os.kill(int(pidfile.read_text()), 15)
+        thread.join(10)
+
+
+def test_a_command_gives_its_status_and_both_streams(endpoint: Endpoint) -> None:
+    """Exit status, stdout and stderr come back apart, and lines as they come."""
+    lines: list[str] = []
+    with Guest(endpoint) as guest:
+        answer = guest.run("echo out; echo err >&2; printf 'no end'; exit 7", timeout_s=10, on_line=lines.append)
+    assert answer == (7, "out\nno end", "err\n")
+    assert sorted(lines) == ["err", "no end", "out"]
+
+
+def test_lines_arrive_while_the_command_runs(endpoint: Endpoint) -> None:
+    """A long command can be followed."""
+    times: list[float] = []
+    with Guest(endpoint) as guest:
+        guest.run("echo 1; sleep 0.5; echo 2", timeout_s=10, on_line=lambda _: times.append(time.monotonic()))
+    assert times[1] - times[0] > 0.3
+
+
+def test_five_mebibytes_on_both_streams_do_not_deadlock(endpoint: Endpoint) -> None:
+    """More output than the channel's window is read while the command runs; stderr keeps its end."""
+    with Guest(endpoint) as guest:
+        answer = guest.run("head -c 5242880 /dev/zero; { head -c 5242880 /dev/zero; echo end; } >&2", timeout_s=20)
+    assert (answer.code, len(answer.stdout)) == (0, 5 << 20)
+    assert len(answer.stderr) <= 256 << 10
+    assert answer.stderr.endswith("end\n")
+
+
+def test_input_of_five_mebibytes_while_output_flows(endpoint: Endpoint, tmp_path: Path) -> None:
+    """stdin is streamed from a file, and what is written meanwhile is read."""
+    source = tmp_path / "big"
+    source.write_bytes(os.urandom(5 << 20))
+    with Guest(endpoint) as guest:
+        answer = guest.run("tee /dev/stderr | sha256sum", timeout_s=20, stdin=source)
+        closed = guest.run("exec <&-; sleep 0.1; exit 5", timeout_s=20, stdin=source)
+        target = tmp_path / "it's there"
+        guest.put(source, str(target))
+        with pytest.raises(GuestError, match="cannot write /nonexistent/x"):
+            guest.put(source, "/nonexistent/x")
+    assert answer.stdout.split()[0] == run(["sha256sum", source]).stdout.split()[0]
+    assert closed.code == 5
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_an_unknown_host_key_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
+    """A box whose key is not pinned is not believed, and nothing is learned; fabric would have added it."""
+    for text in ("", "other ssh-ed25519 AAAA\n"):
+        (tmp_path / "known").write_text(text)
+        stranger = attrs.evolve(endpoint, known_hosts_path=tmp_path / "known")
+        with pytest.raises(GuestError, match="host key is not known"), Guest(stranger):
+            pass
+        assert (tmp_path / "known").read_text() == text
+
+
+def test_a_changed_host_key_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Another machine at the same address is refused before our key is offered."""
+    (tmp_path / "known").write_text(f"box {make_key(tmp_path / 'other')}\n")
+    with (
+        pytest.raises(GuestError, match="another host key"),
+        Guest(attrs.evolve(endpoint, known_hosts_path=tmp_path / "known")),
+    ):
+        pass
+
+
+def test_another_key_does_not_log_in(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No agent, no key of the user's and no ssh configuration helps out."""
+    make_key(tmp_path / "stranger")
+    ssh_dir = tmp_path / "home/.ssh"
+    ssh_dir.mkdir(parents=True)
+    shutil.copy(endpoint.key_path, ssh_dir / "id_ed25519")
+    (ssh_dir / "config").write_text(f"Host *\n IdentityFile {endpoint.key_path}\n")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with (
+        pytest.raises(GuestError, match="does not accept the box's key"),
+        Guest(attrs.evolve(endpoint, key_path=tmp_path / "stranger")),
+    ):
+        pass
+
+
+def test_what_does_not_answer_is_given_up_in_time(endpoint: Endpoint) -> None:
+    """A port where nobody listens, and one where somebody listens and never speaks."""
+    with pytest.raises(GuestError, match="cannot be reached"), Guest(attrs.evolve(endpoint, port=free_port())):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        started = time.monotonic()
+        silent = attrs.evolve(endpoint, port=mute.getsockname()[1])
+        with pytest.raises(GuestError), Guest(silent, timeout_s=0.5):
+            pass
+    assert time.monotonic() - started < 5
+
+
+def test_a_dropped_connection_and_a_hang_are_errors(endpoint: Endpoint) -> None:
+    """The guest may vanish during a command, or never end it; a daemon left behind does not hold the answer."""
+    with Guest(endpoint) as guest, pytest.raises(GuestError, match="connection to the guest was lost"):
+        guest.run("kill -9 $PPID; sleep 5", timeout_s=10)
+    with Guest(endpoint) as guest:
+        with pytest.raises(GuestError, match=r"did not end within 0\.3 s"):
+            guest.run("sleep 20", timeout_s=0.3)
+        started = time.monotonic()
+        assert guest.run("sleep 6 & echo left", timeout_s=10).stdout == "left\n"
+        assert time.monotonic() - started < 4
+
+
+def test_light_algorithms_are_chosen(endpoint: Endpoint) -> None:
+    """An emulated guest does not compute a heavy key exchange for us."""
+    with Guest(endpoint) as guest:
+        transport = guest._connection.client.get_transport()
+        assert transport.local_cipher in {"aes128-gcm@openssh.com", "aes128-ctr"}
+        assert transport.get_security_options().kex[0].startswith("curve25519")
+
+
+def test_a_delivery_reaches_the_guest_whole(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """deliver() sends one tar on stdin and the digest as argument; large things that the guest has are left out.
+
+    Nothing of it stays, nor of a delivery that was killed before.
+    """
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    receive = tmp_path / "receive"
+    receive.write_text(
+        f'#!/bin/sh\ncd {tmp_path}\nif [ "$1" = --have ]; then echo code; exit; fi\n'
+        'echo "$@" >arguments; rm -rf got; mkdir got; tar -x -C got || exit\n'
+        "[ ! -e refuse ] || { echo no >&2; exit 3; }\n"
+    )
+    receive.chmod(0o755)
+    monkeypatch.setattr(provision, "RECEIVE", str(receive))
+    makebox.make_repository(tmp_path / "code")
+    repository = Repository("code", f"file://{tmp_path}/code", False, "main", "/opt/code")
+    box = makebox.make_box(tmp_path, repositories=(repository,))
+    lock = make_lock(box)
+    mirrors = {"code": Mirror.of(repository)}
+    monkeypatch.setattr(provision, "SUDO", "")
+    (tmp_path / "work/deliver-killed").mkdir(parents=True)
+    (tmp_path / "work/deliver-killed/delivery.tar").touch()
+    with Guest(endpoint) as guest:
+        digest = provision.deliver(guest, box, lock, mirrors, tmp_path / "work")
+        assert (tmp_path / "arguments").read_text() == f"{digest} --start\n"
+        assert (tmp_path / "got/manifest/repositories").read_text().startswith("code\t")
+        assert (tmp_path / "got/bundles/code.bundle").exists()
+        monkeypatch.setattr(provision, "SMALL_BYTES", 0)
+        assert provision.deliver(guest, box, lock, mirrors, tmp_path / "work") == digest
+        assert not (tmp_path / "got/bundles").exists()
+        (tmp_path / "refuse").touch()
+        with pytest.raises(GuestError, match=r"exit status 3\):\nno"):
+            provision.deliver(guest, box, lock, mirrors, tmp_path / "work")
+    assert list((tmp_path / "work").iterdir()) == []

@@ -1,0 +1,133 @@
+"""The rendered Vagrantfile: whatever a spec says stays inside a Ruby literal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kimbox import paths, run
+from kimbox.errors import KimboxError
+from kimbox.render.vagrantfile import render_vagrantfile, ruby_literal
+from kimbox.spec.model import BootMode, Box, Disk, Forward, PackageImage, Volume
+
+_GIB = 1 << 30
+
+BOX = Box(
+    name="minimal",
+    description="",
+    source=Path("/nowhere/kimbox.yaml"),
+    layers=(),
+    digest="0" * 64,
+    image=PackageImage("debian", "trixie", ()),
+    disk=Disk(
+        size_bytes=4 * _GIB,
+        boot_bytes=_GIB // 4,
+        volume_group="vg",
+        root=Volume("root", _GIB),
+        persistent=Volume("persistent", _GIB),
+        swap=None,
+        snapshot=Volume("root_snap", None),
+    ),
+    boot=BootMode.KEEP,
+    cpus=2,
+    memory_bytes=_GIB,
+    forwards=(),
+    repositories=(),
+    provision=(),
+    probes=(),
+)
+
+HOSTILE = [
+    "it's",
+    'say "hello"',
+    "#{exit 1}",
+    '"#{`id`}"',
+    "two\nlines\n",
+    "end\nsystem('id')\n",
+    "\\",
+    "\\'",
+    "'\\",
+    "' + `id` + '",
+    "\n__END__\n",
+    "=begin\n",
+    "{{ name }} {% raw %}",
+    "Zürich ☃",
+    "",
+]
+
+_SINGLE_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
+
+
+def unquoted(literal: str) -> str:
+    """What Ruby reads in a single-quoted literal: `\\\\` and `\\'` are escapes, and nothing else is."""
+    match = _SINGLE_QUOTED.fullmatch(literal)
+    assert match, f"not one single-quoted Ruby literal: {literal}"
+    return re.sub(r"\\([\\'])", r"\1", match[1])
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_ruby_reads_back_what_was_quoted(text: str) -> None:
+    """A quoted text, read by Ruby's own rules (and by Ruby, where there is one), is the text."""
+    literal = ruby_literal(text)
+    assert text == unquoted(literal)
+    if run.which("ruby"):
+        said = run.run(["ruby", "-E", "UTF-8:UTF-8", "-"], input=f"$stdout.binmode; print({literal})").stdout
+        assert text == said
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+def test_any_text_survives_quoting(text: str) -> None:
+    """Quoting loses nothing, whatever the text."""
+    assert text == unquoted(ruby_literal(text))
+
+
+@pytest.mark.parametrize("text", ["\0", "a\rb", "\x1b[0m", "\x7f", "\ud800"])
+def test_what_ruby_would_change_is_refused(text: str) -> None:
+    """Characters that Ruby drops, or ends a file at, are an error and not a different text."""
+    with pytest.raises(KimboxError, match="cannot hold"):
+        ruby_literal(text)
+
+
+def test_every_value_of_the_template_is_quoted() -> None:
+    """The template has no expression that does not go through `ruby`, and no statement but loops."""
+    template = (paths.data_dir() / "Vagrantfile.j2").read_text()
+    expressions = re.findall(r"\{\{(.*?)\}\}", template, re.DOTALL)
+    statements = re.findall(r"\{%-?\s*(\w+)", template)
+    assert expressions
+    assert [] == [e for e in expressions if not re.fullmatch(r"\s*[\w.]+ \| ruby\s*", e)]
+    assert {"for", "endfor"} == set(statements)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_name_changes_values_and_no_code(text: str) -> None:
+    """With every literal taken out, the file of a hostile box is the file of a tame one."""
+    tame = render_vagrantfile(BOX, vagrant_box="minimal")
+    hostile = render_vagrantfile(attrs.evolve(BOX, name=text), vagrant_box=text)
+    assert _SINGLE_QUOTED.sub("''", tame) == _SINGLE_QUOTED.sub("''", hostile)
+    assert [text] * 3 == [unquoted(f"'{m}'") for m in _SINGLE_QUOTED.findall(hostile)[1:4]]
+
+
+def test_sizes_and_ports_are_those_of_the_spec() -> None:
+    """CPUs, memory in MiB and forwarded ports come from the box; an open port may be moved by Vagrant."""
+    box = attrs.evolve(
+        BOX,
+        cpus=3,
+        memory_bytes=3 * _GIB + 1,
+        forwards=(Forward(8888, None), Forward(80, None), Forward(22, 2222), Forward(9000, None)),
+    )
+    text = render_vagrantfile(box, vagrant_box="minimal", host_ports={9000: 9001})
+    found = re.findall(r"guest: (\d+),\s+host: (\d+),\s+host_ip: '127.0.0.1',\s+auto_correct: (\w+)", text)
+    expected = [
+        ("8888", "8888", "true"),
+        ("80", "10080", "true"),
+        ("22", "2222", "false"),
+        ("9000", "9001", "false"),
+    ]
+    assert expected == found
+    assert 2 == text.count(".cpus = 3\n")
+    assert 2 == text.count(".memory = 3073\n")

@@ -1,0 +1,88 @@
+"""A recipe and a root file system so small that a disk of them is written in a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import attrs
+from makebox import MIB, make_box
+
+from kimbox import run
+from kimbox.errors import MissingToolError
+from kimbox.image import namespace, recipe
+from kimbox.image.provisioners import GuestFile
+from kimbox.image.recipe import Recipe
+from kimbox.spec.layout import plan
+from kimbox.spec.model import Box, Disk, PackageImage, Volume
+
+DISK = Disk(
+    256 * MIB,
+    16 * MIB,
+    "vg-x",
+    *(Volume(n, 16 * MIB) for n in ("root", "persistent", "swap")),
+    Volume("root_snap", None),
+)
+
+#: What mmdebstrap would leave: files of several owners, what SPLIT moves elsewhere, and GRUB's two files.
+TREE = r"""
+set -eu
+mkdir -p root/boot/grub root/etc root/home/user root/persistent root/dev root/proc root/tmp root/run root/sys
+head -c 512 /dev/zero | tr '\0' 'B' >root/boot/grub/boot.img
+head -c 3000 /dev/zero | tr '\0' 'C' >root/boot/grub/core.img
+echo 'set default=keep' >root/boot/grub/grub.cfg
+echo tiny >root/etc/hostname
+echo secret >root/etc/shadow
+chmod 0640 root/etc/shadow
+chgrp 42 root/etc/shadow
+echo hello >root/home/user/file
+chown -R 1000:1000 root/home/user
+ln -s /etc/hostname root/etc/link
+mknod -m 0666 root/dev/null c 1 3 2>/dev/null || : >root/dev/null
+echo x >root/tmp/left
+mkdir root/boot/lost
+touch -d @100 root/etc/hostname
+"""
+
+
+def usable() -> bool:
+    """Whether this user can build here."""
+    try:
+        namespace.check()
+        run.require("mke2fs")
+    except MissingToolError:
+        return False
+    return True
+
+
+def tiny_box(folder: Path, *, packages: tuple[str, ...] = ("one",)) -> Box:
+    """A box with a small disk."""
+    return attrs.evolve(make_box(folder), disk=DISK, image=PackageImage("debian", "trixie", packages))
+
+
+def tiny_recipe() -> Recipe:
+    """A recipe with a file for /persistent, and nothing to install."""
+    return Recipe(
+        distribution="debian",
+        suite="trixie",
+        mirror=None,
+        packages=(),
+        layout=plan(DISK),
+        files=(),
+        persistent=(GuestFile("runsetup", b"#!/bin/sh\n", 0o755), GuestFile("dir/file", b"text")),
+    )
+
+
+def fill(_: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO[str]) -> Path:
+    """In place of rootfs.build."""
+    log.write("installing\n")
+    on_line("installing")
+    namespace.call(["sh", "-c", TREE], cwd=work)
+    return work / "root"
+
+
+def key_of(box: Box) -> str:
+    """The key of its image."""
+    assert isinstance(box.image, PackageImage)
+    return recipe.recipe(box, box.image).key
