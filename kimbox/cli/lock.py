@@ -1,13 +1,17 @@
-"""kimbox lock: make the lock of a box, or move its pins."""
+"""kimbox lock: make the lock of a box, check it, or move its pins."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kimbox.cli import target
-from kimbox.cli.output import report
+from kimbox.cli.output import printable, report
+from kimbox.errors import UsageError
+
+if TYPE_CHECKING:
+    from kimbox.spec.model import Box
 
 
 def lock(
@@ -17,22 +21,64 @@ def lock(
         list[str] | None, typer.Option("--update", metavar="NAME", help="Move the pin of this repository; repeat it.")
     ] = None,
     update_all: Annotated[bool, typer.Option("--update-all", help="Move the pins of all repositories.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the lock: exit status 3 if it does not stand.")
+    ] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="With --check: ask the servers too, what became of refs and commits.")
+    ] = False,
 ) -> None:
     """Write kimbox.lock beside the spec: each repository at one commit. Pins stay where they are unless told to move.
+
+    --check writes nothing and asks no server. It fails where `kimbox lock` would change the file: spec, repositories,
+    image or a folder have changed. With --remote it also fails where a locked commit is nowhere to be had, and tells of
+    tags that were moved, branches that were force-pushed, and newer commits.
 
     \b
     Examples:
       kimbox lock
       kimbox lock --update kim-api
-      kimbox lock --update-all
+      kimbox lock --update-all --dry-run
+      kimbox lock --check
     """
+    if check and (update or update_all or dry_run):
+        raise UsageError("--check changes nothing, and --update, --update-all and --dry-run are about changes")
+    if remote and not check:
+        raise UsageError("--remote belongs to --check", hint="write --check --remote")
+    spec, shipped = target.spec(box, file)
+    if check:
+        _check(spec, shipped is not None, remote)
+    else:
+        _lock(spec, shipped is not None, None if update_all else update or [], dry_run)
+
+
+def _check(spec: Box, shipped: bool, remote: bool) -> None:
     from kimbox.machine import pins
 
-    spec, shipped = target.spec(box, file)
-    done = pins.relock(spec, shipped=shipped is not None, update=None if update_all else update or [])
-    lines = [f"{name}: {old or 'new'} -> {new}" for name, (old, new) in done.moved.items()]
-    lines += [f"{name}: removed" for name in done.removed]
-    lines.append(f"wrote {done.path}" if done.is_written else f"{done.path} is up to date")
+    path, notes = pins.verify_lock(spec, shipped=shipped, remote=remote)
+    text = "\n".join([*(f"note: {printable(note)}" for note in notes), f"{path} stands"])
+    report("lock", {"file": str(path), "stands": True, "notes": notes}, text)
+
+
+def _lock(spec: Box, shipped: bool, update: list[str] | None, dry_run: bool) -> None:
+    from kimbox.lock.diff import as_json, as_text
+    from kimbox.log import log
+    from kimbox.machine import compare, pins
+
+    done = pins.relock(spec, shipped=shipped, update=update, dry_run=dry_run)
+    for warning in done.warnings:
+        log.warn(printable(warning))
+    logs = compare.logs(done.diff) if done.diff else {}
+    if done.diff:
+        lines = as_text(done.diff, logs)
+    else:
+        lines = [f"{name}: {old or 'new'} -> {new}" for name, (old, new) in done.moved.items()]
+    outcome = "would write" if dry_run else "wrote"
+    lines.append(f"{outcome} {done.path}" if done.is_written else f"{done.path} is up to date")
     changes = {name: {"old": old, "new": new} for name, (old, new) in done.moved.items()}
-    result = {"file": str(done.path), "written": done.is_written, "moved": changes, "removed": done.removed}
-    report("lock", result, "\n".join(lines))
+    result = {
+        "file": str(done.path), "written": done.is_written and not dry_run, "moved": changes, "removed": done.removed,
+        "dry_run": dry_run, "warnings": done.warnings, "diff": as_json(done.diff, logs) if done.diff else None,
+    }  # fmt: skip
+    report("lock", result, "\n".join(map(printable, lines)))

@@ -54,10 +54,15 @@ def report_error(error: KimboxError) -> None:
         print(f"  hint: {_safe(error.hint, indent=8)}", file=sys.stderr)
 
 
-def _safe(text: str, *, indent: int = 0) -> str:
-    """Text that may repeat what a program or a guest said, without what could steer a terminal."""
-    from kimbox.guest.events import printable
+def printable(text: str) -> str:
+    """A line that may repeat a stranger's words, without what could steer a terminal."""
+    from kimbox.guest.events import printable as safe
 
+    return safe(text)
+
+
+def _safe(text: str, *, indent: int = 0) -> str:
+    """`printable` for text of several lines."""
     return ("\n" + " " * indent).join(printable(line) for line in text.splitlines())
 
 

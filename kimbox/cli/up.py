@@ -23,6 +23,12 @@ def up(
     ] = False,
     boot: target.Boot = None,
     once: target.Once = False,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Never write the lock: one that is missing or disagrees is an error.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no server: what this machine does not have yet is an error.")
+    ] = False,
 ) -> None:
     """Bring a box to ready: build or fetch its image, boot it, provision it, check its probes.
 
@@ -34,12 +40,16 @@ def up(
     made of, and where nothing is provisioned. With --once it holds for the first boot alone. A box that runs in another
     mode takes `kimbox reload --boot MODE`.
 
+    --locked is for machines that must not decide: the exit status is 3 where `kimbox lock --check` finds a fault.
+    --offline takes commits from this machine's mirrors and images from its store. Both go together.
+
     \b
     Examples:
       kimbox up
       kimbox up openkim-dev
       kimbox up -f boxes/study.yaml --timeout 10m
       kimbox up --boot resnap
+      kimbox up --locked --offline
     """
     from kimbox.machine import life
     from kimbox.machine.watch import BOOT_TIMEOUT_S
@@ -47,7 +57,10 @@ def up(
     choice = target.choice(boot, once)
     spec, shipped = target.spec(box, file)
     limit = settings.timeout_s or BOOT_TIMEOUT_S
-    bring_up("up", life.Up(spec, shipped, provision=not no_provision, timeout_s=limit, boot=choice))
+    wanted = life.Up(
+        spec, shipped, provision=not no_provision, timeout_s=limit, boot=choice, locked=locked, offline=offline
+    )
+    bring_up("up", wanted)
 
 
 def bring_up(verb: str, wanted: Up) -> None:

@@ -28,6 +28,7 @@ from kimbox.image.recipe import Recipe, recipe
 from kimbox.log import log
 from kimbox.run import CommandError
 from kimbox.spec.model import Box, PackageImage, RemoteImage
+from kimbox.spec.urls import is_url
 
 FACTS = "image.json"
 BUILD_LOG = "build.log"
@@ -99,6 +100,21 @@ def ensure(box: Box) -> Image:
         return found
     namespace.check()
     return make(plan.key, lambda work: _build_logged(plan, image, work))
+
+
+def check_offline(box: Box) -> None:
+    """Raises ImageError, naming the image, if `ensure` would need the network for it."""
+    source = box.image.location if isinstance(box.image, RemoteImage) else box.image.mirror
+    if find(key_of(box)) is None and not _is_local(source):
+        raise ImageError(
+            f"the image {key_of(box)[:12]} is not in the store, and --offline asks no server",
+            hint="without --offline it is made or fetched; `kimbox build` does only that",
+        )
+
+
+def _is_local(source: str | None) -> bool:
+    """Whether a location or a package mirror is on this machine; None is the distribution's own mirror."""
+    return source is not None and (not is_url(source) or source.startswith("file:"))
 
 
 def make(key: str, fill: Callable[[Path], dict[str, Any]]) -> Image:

@@ -107,6 +107,10 @@ class GitError(KimboxError):
         self.said = said
 
 
+class GoneError(GitError):
+    """The server answers, and has the commit or the ref no more."""
+
+
 @attrs.frozen
 class Answer:
     """How a git ended and what it wrote."""

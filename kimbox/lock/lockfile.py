@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ from kimbox import paths
 from kimbox.errors import KimboxError, Problem, SpecError
 from kimbox.files import read_bounded, write_atomic
 from kimbox.lock.gitrun import redact
+from kimbox.lock.history import rewritten
 from kimbox.lock.mirror import Mirror
+from kimbox.lock.refs import COMMIT
 from kimbox.log import log
 from kimbox.spec.model import SETUP, Box, Repository
 
@@ -73,26 +75,36 @@ def locked_url(box: Box, repository: Repository) -> str:
 
 
 def make_lock(
-    box: Box, *, previous: Lock | None = None, update: Iterable[str] | None = (), image: str | None = None
+    box: Box,
+    *,
+    previous: Lock | None = None,
+    update: Iterable[str] | None = (),
+    image: str | None = None,
+    offline: bool = False,
+    warn: Callable[[str], None] | None = None,
 ) -> Lock:
     """Pins every repository of the box.
 
     What `previous` holds for the same url and ref stays, unless its name is in `update` (None: move all). Folders are
-    pinned to their present content, and a change of it is told. `image` None keeps the key of `previous`.
+    pinned to their present content, and a change of it is told. `image` None keeps the key of `previous`. `warn` gets
+    what is told of a tag that was moved and a branch that was force-pushed. Where `offline`, no server is asked.
     """
     moved = None if update is None else set(update)
     if unknown := (moved or set()) - {r.name for r in box.repositories}:
         raise KimboxError(f"the box {box.name} has no repository {', '.join(sorted(unknown))}")
     pinned: dict[str, PinnedRepository] = {}
-    for repository in sorted(box.repositories, key=_order):
+    for repository in sorted(box.repositories, key=lambda r: (r.name != SETUP, r.name)):
         url = locked_url(box, repository)
         old = previous.repositories.get(repository.name) if previous else None
         same = old is not None and (old.url, old.ref) == (url, repository.ref)
         if same and old and not repository.is_folder and moved is not None and repository.name not in moved:
             pinned[repository.name] = old
             continue
-        pin = Mirror.of(repository).resolve(repository.ref)
+        mirror = Mirror.of(repository, offline=offline)
+        pin = mirror.resolve(repository.ref)
         pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree)
+        if same and old and (what := rewritten(mirror, repository.ref, old.commit, pin)):
+            (warn or log.warn)(what)
         if repository.is_folder and old and old.commit != pin.commit:
             log.info(f"repository {repository.name}: the folder {url} has changed; pinned to {pin.commit[:12]}")
     return Lock(box.digest, image or (previous.image if previous else None), pinned)
@@ -103,28 +115,44 @@ def check_lock(box: Box, lock: Lock) -> list[str]:
 
     A changed folder is no disagreement, and neither is a change of the spec outside of its repositories.
     """
-    wrong = []
+    return list(disagreements(box, lock).values())
+
+
+def disagreements(box: Box, lock: Lock) -> dict[str, str]:
+    """`check_lock`, by the name of the repository."""
+    wrong = {}
     wanted = {r.name: r for r in box.repositories}
     for name in sorted(set(wanted) - set(lock.repositories)):
-        wrong.append(f"repository {name} is in the spec but not in the lock")
+        wrong[name] = f"repository {name} is in the spec but not in the lock"
     for name in sorted(set(lock.repositories) - set(wanted)):
-        wrong.append(f"repository {name} is in the lock but no longer in the spec")
+        wrong[name] = f"repository {name} is in the lock but no longer in the spec"
     for name in sorted(set(wanted) & set(lock.repositories)):
         old, url = lock.repositories[name], locked_url(box, wanted[name])
         if old.url != url:
-            wrong.append(f"repository {name}: the spec takes it from {url}, the lock from {old.url}")
+            wrong[name] = f"repository {name}: the spec takes it from {url}, the lock from {old.url}"
         elif old.ref != wanted[name].ref:
-            wrong.append(f"repository {name}: the spec asks for {wanted[name].ref}, the lock was made for {old.ref}")
+            wrong[name] = f"repository {name}: the spec asks for {wanted[name].ref}, the lock was made for {old.ref}"
+        elif COMMIT.fullmatch(old.ref) and old.commit != old.ref:
+            wrong[name] = f"repository {name}: the spec asks for the commit {old.ref}, the lock holds {old.commit}"
     return wrong
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of repositories in the order of a lock: `setup` first."""
+    return sorted(names, key=lambda name: (name != SETUP, name))
 
 
 def write_lock(path: Path, lock: Lock) -> bool:
     """Writes the lock whole or not at all. Returns whether its text changed; leaves an equal file untouched."""
-    text = format_lock(lock)
-    if path.is_file() and read_bounded(path, limit_bytes=MAX_LOCK_BYTES) == text.encode():
+    if not differs(path, lock):
         return False
-    write_atomic(path, text)
+    write_atomic(path, format_lock(lock))
     return True
+
+
+def differs(path: Path, lock: Lock) -> bool:
+    """Whether the file is missing, or another text than the lock would be written as."""
+    return not path.is_file() or read_bounded(path, limit_bytes=MAX_LOCK_BYTES) != format_lock(lock).encode()
 
 
 def format_lock(lock: Lock) -> str:
@@ -137,7 +165,7 @@ def format_lock(lock: Lock) -> str:
     body["spec"] = lock.spec_digest
     body["image"] = lock.image
     repositories = CommentedMap()
-    for name in sorted(lock.repositories, key=lambda n: (n != SETUP, n)):
+    for name in in_order(lock.repositories):
         repositories[name] = CommentedMap(attrs.asdict(lock.repositories[name]))
     body["repositories"] = repositories
     for key, comment in _COMMENTS.items():
@@ -152,11 +180,18 @@ def format_lock(lock: Lock) -> str:
 
 def read_lock(path: Path) -> Lock:
     """Reads a lock. Raises SpecError with every fault at its line, for a file edited by hand or damaged."""
+    from kimbox.spec.parse import read_text
+
+    return parse_lock(read_text(path), path)[0]
+
+
+def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
+    """`read_lock` for a text that came from `path`; the lock, and the tree that knows the places of its values."""
     from kimbox.spec.nodes import Problems
-    from kimbox.spec.parse import parse, read_text
+    from kimbox.spec.parse import parse
 
     problems = Problems()
-    tree = parse(read_text(path), str(path), problems)
+    tree = parse(text, str(path), problems)
     if tree.get("lock") and tree.mapping["lock"].value != FORMAT:
         raise SpecError.at(
             path,
@@ -170,7 +205,7 @@ def read_lock(path: Path) -> Lock:
         raise SpecError(found, hint="restore it from git; or delete it, and a new one is made")
     data = tree.plain()
     pinned = {name: PinnedRepository(**values) for name, values in data["repositories"].items()}
-    return Lock(data["spec"], data["image"], pinned)
+    return Lock(data["spec"], data["image"], pinned), tree
 
 
 def _schema_problems(path: Path, tree: Node) -> list[Problem]:
@@ -183,7 +218,3 @@ def _schema_problems(path: Path, tree: Node) -> list[Problem]:
         where = ".".join(map(str, error.absolute_path)) or "the lock"
         found.append(Problem(str(path), node.mark.line, node.mark.column, f"{where}: {error.message[:200]}"))
     return found
-
-
-def _order(repository: Repository) -> tuple[bool, str]:
-    return repository.name != SETUP, repository.name

@@ -19,7 +19,7 @@ import attrs
 from kimbox import paths
 from kimbox.files import locked, remove_tree, sync_folder
 from kimbox.lock.folder import commit_folder
-from kimbox.lock.gitrun import Answer, GitError, git, redact, show_progress
+from kimbox.lock.gitrun import Answer, GitError, GoneError, git, redact, show_progress
 from kimbox.lock.refs import COMMIT, Offered, check_ref, check_url, full_name
 from kimbox.log import log
 from kimbox.run import tail
@@ -47,6 +47,8 @@ class Pin:
 
     commit: str
     tree: str
+    #: The full name (refs/tags/v1) of the ref that led there just now, if it was one.
+    ref: str | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen
@@ -58,15 +60,15 @@ class Mirror:
     is_folder: bool
     #: The bare repository.
     path: Path
+    #: Whether no server may be asked: what the mirror lacks is an error.
+    offline: bool = False
 
     @classmethod
-    def of(cls, repository: Repository) -> Mirror:
+    def of(cls, repository: Repository, *, offline: bool = False) -> Mirror:
         """The mirror that belongs to a repository of a spec; one mirror for each URL or folder."""
-        last = re.split(r"[/:]", repository.url.rstrip("/"))[-1].removesuffix(".git")
-        slug = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip(".-")[:40] or "repository"
         digest = hashlib.sha256(repository.url.encode()).hexdigest()[:16]
-        path = paths.mirrors_dir() / f"{slug}-{digest}.git"
-        return cls(repository.name, repository.url, repository.is_folder, path)
+        path = paths.mirrors_dir() / f"{slug(repository.url)}-{digest}.git"
+        return cls(repository.name, repository.url, repository.is_folder, path, offline)
 
     @property
     def where(self) -> str:
@@ -88,7 +90,16 @@ class Mirror:
         with self._opened():
             asked = self._remote(["ls-remote", "--", self.url, "HEAD", "refs/heads/*", "refs/tags/*"], ASK_TIMEOUT_S)
             full, target = full_name(self.name, self.url, ref, Offered.parse(asked.stdout.decode(errors="replace")))
-            return self._pin(target) or self._fetch(full, ref)
+            return attrs.evolve(self._pin(target) or self._fetch(full, ref), ref=full)
+
+    def present(self) -> Pin:
+        """The pin that a folder would get just now; the mirror is left as it is."""
+        with tempfile.TemporaryDirectory(prefix="kimbox-folder-") as place:
+            apart = attrs.evolve(self, path=Path(place) / "folder.git")
+            with apart._opened():  # what the mirror has is not stored anew
+                (apart.path / "objects/info").mkdir(exist_ok=True)
+                (apart.path / "objects/info/alternates").write_text(f"{self.path / 'objects'}\n")
+            return apart.resolve("HEAD")
 
     def ensure(self, commit: str) -> Pin:
         """Makes sure that the mirror holds a commit in full. Raises GitError naming it if the world has it no more."""
@@ -103,11 +114,20 @@ class Mirror:
                     hint=f"take its present content with `kimbox lock --update {self.name}`",
                 )
             check_url(self.name, self.url)
+            if self.offline:
+                raise GitError(
+                    f"{self.where}: this machine's mirror lacks commit {commit}, and --offline asks no server",
+                    hint="without --offline it is fetched",
+                )
             return self._fetch_commit(commit)
 
     def holds(self, commit: str) -> bool:
         """Whether the mirror holds a commit in full; asks no network."""
-        return self.path.is_dir() and self._pin(commit) is not None
+        return self.held(commit) is not None
+
+    def held(self, commit: str) -> Pin | None:
+        """A commit that the mirror holds in full, with its tree; None if it does not. Asks no network."""
+        return self._pin(commit) if self.path.is_dir() else None
 
     def size_bytes(self) -> int:
         """Roughly how much a bundle of everything in the mirror would weigh."""
@@ -145,7 +165,7 @@ class Mirror:
         if self._commit_at(commit) is None:
             self._transfer(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"], prune=True)
         if self._commit_at(commit) != commit:
-            raise GitError(
+            raise GoneError(
                 f"{self.where} no longer has the commit {commit}",
                 hint="its branch was force-pushed or deleted, or the URL leads to another repository now; "
                 f"take a new commit with `kimbox lock --update {self.name}`",
@@ -165,6 +185,10 @@ class Mirror:
         self._remote([*args, *(["--prune"] if prune else []), "--", self.url, *refspecs], TRANSFER_TIMEOUT_S)
 
     def _remote(self, args: list[str], timeout_s: float) -> Answer:
+        if self.offline:
+            raise GitError(
+                f"{self.where} has to be asked, and --offline asks no server", hint="do it without --offline"
+            )
         log.now(f"{self.name}: asking {redact(self.url)}")
         try:
             return git(args, git_dir=self.path, timeout_s=timeout_s, on_progress=show_progress)
@@ -181,6 +205,12 @@ class Mirror:
                 _create(self.path)
             _sweep(self.path)
             yield
+
+
+def slug(url: str) -> str:
+    """What the name of a mirror starts with: the last part of its URL, as a file name."""
+    last = re.split(r"[/:]", url.rstrip("/"))[-1].removesuffix(".git")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip(".-")[:40] or "repository"
 
 
 def write_bundle(mirror: Mirror, commit: str, path: Path) -> None:

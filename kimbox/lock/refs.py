@@ -7,7 +7,7 @@ import re
 
 import attrs
 
-from kimbox.lock.gitrun import GitError, redact
+from kimbox.lock.gitrun import GitError, GoneError, redact
 from kimbox.spec import rules, urls
 from kimbox.spec.nodes import Fault, shown
 
@@ -85,7 +85,7 @@ def full_name(name: str, url: str, ref: str, offered: Offered) -> tuple[str, str
         )
     if found:
         return found[0], offered.refs[found[0]]
-    raise GitError(f"{where} has no branch, tag or commit {ref}", hint=_advice(ref, offered))
+    raise GoneError(f"{where} has no branch, tag or commit {ref}", hint=_advice(ref, offered))
 
 
 def _advice(ref: str, offered: Offered) -> str:

@@ -8,6 +8,7 @@ machines/<name>/known_hosts      the guest's host key, once the guest has told i
 machines/<name>/events.jsonl     what the guest said through its port, this boot and the last ones
 machines/<name>/serial.log       its console, this run; serial.log.1 the run before
 machines/<name>/provision.log    output of its provisioning
+machines/<name>/locks/           the lock of each manifest that the box was sent lately, by the manifest's digest
 machines/<name>/qmp.sock         where QEMU listens for QMP
 machines/<name>/run.lock         locked by the QEMU process as long as it lives
 machines/<name>.lock             held by the one kimbox that changes the machine
@@ -164,6 +165,10 @@ class Machine:
     @property
     def provision_log(self) -> Path:
         return self.folder / "provision.log"
+
+    @property
+    def locks(self) -> Path:
+        return self.folder / "locks"
 
     @property
     def qemu_log(self) -> Path:

@@ -16,7 +16,7 @@ from kimbox.image import store
 from kimbox.lock.lockfile import Lock
 from kimbox.lock.mirror import Mirror
 from kimbox.log import log
-from kimbox.machine import accelerator, bootmode, keys, ports, qemu
+from kimbox.machine import accelerator, bootmode, keys, ports, qemu, ran
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.explain import SNAPSHOT_FULL
 from kimbox.machine.facts import check_owner, endpoint, facts, reach, state
@@ -53,6 +53,10 @@ class Up:
     provision: bool = True
     timeout_s: float = BOOT_TIMEOUT_S
     boot: Choice = attrs.field(factory=Choice)
+    #: The lock is used as it stands: a missing one is an error, and so is one that disagrees in anything.
+    locked: bool = False
+    #: No server is asked: what mirrors, image store and caches lack is an error.
+    offline: bool = False
 
 
 def up(wanted: Up) -> State:
@@ -65,7 +69,8 @@ def up(wanted: Up) -> State:
     machine = Machine(box.name)
     with machine.locked():
         check_owner(machine, box.source, wanted.shipped)
-        lock, mirrors = lock_for(box, shipped=wanted.shipped is not None)
+        shipped = wanted.shipped is not None
+        lock, mirrors = lock_for(box, shipped=shipped, frozen=wanted.locked, offline=wanted.offline)
         digest = manifest_digest(render_manifest(box, lock))
         before = state(machine)
         bootmode.check(machine, before, wanted.boot)
@@ -138,6 +143,8 @@ def _create(machine: Machine, wanted: Up) -> None:
     """
     remove_tree(machine.unfinished)
     for _ in range(IMAGE_TRIES):
+        if wanted.offline:
+            store.check_offline(wanted.box)
         image = store.ensure(wanted.box)
         try:
             with log.step("making the machine"), ports.allotting():
@@ -253,6 +260,7 @@ def _provision_until_ready(
         has_failed = told is not None and told.name == "failed" and "wanted" not in told.fields
         if again or has_failed or not has:
             watch.until("waiting for sshd", lambda w: w.seen("sshd") is not None)
+            ran.keep(machine, digest, lock)
             with Guest(machine.endpoint(machine.record())) as guest:
                 deliver(guest, box, lock, mirrors, machine.folder)
             watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]

@@ -9,7 +9,9 @@ import attrs
 from kimbox import paths
 from kimbox.errors import SpecError
 from kimbox.image import store
-from kimbox.lock.lockfile import Lock, check_lock, make_lock, read_lock, write_lock
+from kimbox.lock.check import LockText, Verdict, check, check_remote
+from kimbox.lock.diff import LockDiff, diff
+from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, read_lock, write_lock
 from kimbox.lock.mirror import Mirror
 from kimbox.log import log
 from kimbox.spec.model import Box
@@ -20,48 +22,91 @@ def lock_path(box: Box, *, shipped: bool) -> Path:
     return paths.locks_dir() / f"{box.name}.lock" if shipped else box.source.with_suffix(".lock")
 
 
-def lock_for(box: Box, *, shipped: bool) -> tuple[Lock, dict[str, Mirror]]:
+def lock_for(box: Box, *, shipped: bool, frozen: bool = False, offline: bool = False) -> tuple[Lock, dict[str, Mirror]]:
     """The lock of a box, made now if there is none, and the mirrors that hold every commit it names.
 
-    Raises SpecError if spec and lock disagree, GitError if a commit is nowhere to be had.
+    Where `frozen` the lock is used as it stands and never written. Where `offline` no server is asked. Raises SpecError
+    if spec and lock disagree (where `frozen`, in anything), GitError if a commit is nowhere to be had.
     """
     path = lock_path(box, shipped=shipped)
+    if frozen:
+        _refuse(check_lock_file(path, box), "`kimbox lock` brings it up to date; without --locked, `kimbox up` does")
     previous = read_lock(path) if path.exists() else None
     if previous and (wrong := check_lock(box, previous)):
         hint = f"`kimbox lock` brings it up to date; see what moved with `git diff {path.name}`"
         raise SpecError.at(path, "it does not fit the spec any more: " + "; ".join(wrong), hint=hint)
-    lock = make_lock(box, previous=previous, image=store.key_of(box))
-    mirrors = {repository.name: Mirror.of(repository) for repository in box.repositories}
+    made = make_lock(box, previous=previous, image=store.key_of(box), offline=offline)
+    lock = previous if frozen and previous else made
+    mirrors = {repository.name: Mirror.of(repository, offline=offline) for repository in box.repositories}
     for name, mirror in mirrors.items():
         mirror.ensure(lock.repositories[name].commit)
+    if frozen:
+        return lock, mirrors
     if write_lock(path, lock):
         log.info(f"{'wrote' if previous is None else 'updated'} {path}")
     return lock, mirrors
 
 
+def check_lock_file(path: Path, box: Box) -> Verdict:
+    """Compares the lock at `path` with its spec and with what this machine has. Raises SpecError if there is none."""
+    if not path.exists():
+        raise SpecError.at(path, "there is no lock", hint="`kimbox lock` makes it; keep it in git beside the spec")
+    return check(box, LockText.read(path), image=store.key_of(box))
+
+
+def verify_lock(box: Box, *, shipped: bool, remote: bool) -> tuple[Path, list[str]]:
+    """Checks the lock of a box, and with `remote` also against the servers; writes nothing.
+
+    Returns the file, and what should be told of a lock that stands. Raises SpecError, with every fault, for another.
+    """
+    path = lock_path(box, shipped=shipped)
+    found = check_lock_file(path, box)
+    notes = list(found.notes)
+    if remote:
+        asked = check_remote(box, LockText.read(path))
+        found, notes = Verdict(found.wrong + asked.wrong), asked.notes
+    for note in notes if found.wrong else []:
+        log.warn(note)
+    _refuse(found, "`kimbox lock` brings it up to date; `kimbox lock --update NAME` takes a new commit")
+    return path, notes
+
+
+def _refuse(found: Verdict, hint: str) -> None:
+    if found.wrong:
+        raise SpecError(found.wrong, hint=hint)
+
+
 @attrs.frozen
 class Relocked:
-    """What `relock` did."""
+    """What `relock` did, or would do."""
 
     path: Path
     #: Pins that are new or others than before: name -> old commit, new commit.
     moved: dict[str, tuple[str | None, str]]
     #: Repositories that the lock names no more.
     removed: list[str]
-    #: Whether the file was made or changed; it also holds digests of the spec and the key of the image.
+    #: Whether the file was made or changed, or would be; it also holds digests of the spec and the key of the image.
     is_written: bool
+    #: What differs from the lock before, if there was one.
+    diff: LockDiff | None = attrs.field(default=None, eq=False)
+    #: Tags that were moved and branches that were force-pushed.
+    warnings: list[str] = attrs.field(factory=list, eq=False)
 
 
-def relock(box: Box, *, shipped: bool, update: list[str] | None) -> Relocked:
-    """Makes the lock fit the spec, moving the pins named in `update` (None: all)."""
+def relock(box: Box, *, shipped: bool, update: list[str] | None, dry_run: bool = False) -> Relocked:
+    """Makes the lock fit the spec, moving the pins named in `update` (None: all). `dry_run` writes no lock."""
     path = lock_path(box, shipped=shipped)
     previous = read_lock(path) if path.exists() else None
+    warnings: list[str] = []
     with log.step(f"pinning {len(box.repositories)} repositories"):
-        lock = make_lock(box, previous=previous, update=update, image=store.key_of(box))
+        key = store.key_of(box)
+        lock = make_lock(box, previous=previous, update=update, image=key, warn=warnings.append)
     old = previous.repositories if previous else {}
     moved = {
         name: (old[name].commit if name in old else None, pin.commit)
         for name, pin in lock.repositories.items()
         if name not in old or old[name].commit != pin.commit
     }
-    return Relocked(path, moved, sorted(set(old) - set(lock.repositories)), write_lock(path, lock))
+    removed = sorted(set(old) - set(lock.repositories))
+    is_written = differs(path, lock) if dry_run else write_lock(path, lock)
+    return Relocked(path, moved, removed, is_written, diff(previous, lock) if previous else None, warnings)

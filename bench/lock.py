@@ -1,0 +1,63 @@
+"""How long `kimbox lock --update-all` and `kimbox lock --check` take, as whole processes, for five repositories of this
+machine with warm mirrors: medians beside their limits.
+
+python -m bench.lock [-n 7]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.common import medians, options, show
+from kimbox.run import run
+
+REPOSITORIES = 5
+
+#: Commits and files of each.
+COMMITS, FILES = 20, 200
+
+VERBS = {"kimbox lock --update-all": ["lock", "--update-all"], "kimbox lock --check": ["lock", "--check"]}
+
+#: What each may take on an idle machine, in seconds.
+LIMITS_S = {"kimbox lock --update-all": 1.0, "kimbox lock --check": 0.5}
+
+
+def make(folder: Path) -> None:
+    """A spec with its repositories beside it."""
+    lines = ["kimbox: 1", "name: measured", "base: [_defaults/debian.yaml]", "repositories:"]
+    for number in range(REPOSITORIES):
+        source = folder / f"source{number}"
+        source.mkdir()
+        git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+        run([*git, "init", "-q", "-b", "main"])
+        for commit in range(COMMITS):
+            for name in range(FILES):
+                (source / f"file{name}").write_text(f"{number} {name} {commit if name % COMMITS == 0 else ''}\n")
+            run([*git, "add", "-A"])
+            run([*git, "commit", "-q", "--allow-empty", "-m", f"commit {commit}"])
+        lines.append(f'  source{number}: {{url: "file://{source}", ref: main}}')
+    (folder / "kimbox.yaml").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Measures and prints one JSON object."""
+    asked = options(__doc__, n=7)
+    times: dict[str, list[float]] = {name: [] for name in VERBS}
+    with tempfile.TemporaryDirectory(prefix="kimbox-bench-") as place:
+        folder = Path(place)
+        make(folder)
+        env = {"KIMBOX_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}
+        run([sys.executable, "-m", "kimbox", "lock"], cwd=folder, env=env)
+        for _ in range(asked.n):
+            for name, words in VERBS.items():
+                started = time.monotonic()
+                run([sys.executable, "-m", "kimbox", *words], cwd=folder, env=env)
+                times[name].append(time.monotonic() - started)
+    show({name: {"median_s": value, "limit_s": LIMITS_S[name]} for name, value in medians(times, 3).items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""kimbox diff: what two locks, or a lock and a box, differ in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kimbox.cli import target
+from kimbox.cli.output import printable, report
+
+
+def diff(
+    old: Annotated[
+        str | None, typer.Argument(metavar="[OLD]", help="Default: what the box of this folder runs")
+    ] = None,
+    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="Default: the lock of this folder's spec")] = None,
+    file: target.File = None,
+) -> None:
+    """Show what differs from OLD to NEW: spec, image, repositories added, removed or moved, and the commits between.
+
+    OLD and NEW are each a lock file, REV:PATH of the git repository around, or the name of a box, which stands for the
+    lock that it runs. Without them it is what `kimbox up` would change in the box. Commits are read from this machine's
+    mirrors, + for those that came and - for those that went away, forty for a repository at most. The exit status is 0
+    whether they differ or not; with --json, `differs` tells.
+
+    \b
+    Examples:
+      kimbox diff
+      kimbox diff HEAD~1:kimbox.lock kimbox.lock
+      kimbox diff openkim-dev other/kimbox.lock
+    """
+    from kimbox.lock.diff import as_json, as_text
+    from kimbox.machine import compare
+    from kimbox.machine.folder import Machine
+
+    def of_this_folder(which: str) -> compare.Side:
+        box, shipped = target.spec(None, file)
+        if which == "old":
+            return compare.of_box(Machine(box.name))
+        return compare.of_spec(box, shipped=shipped is not None)
+
+    sides = [compare.named(word) if word else of_this_folder(which) for which, word in (("old", old), ("new", new))]
+    found = compare.compare(*sides)
+    lines = as_text(found.diff, found.logs) or [f"{found.old.name} and {found.new.name} are equal"]
+    result = {"old": found.old.name, "new": found.new.name, "differs": bool(found.diff)}
+    report("diff", result | as_json(found.diff, found.logs), "\n".join(map(printable, lines)))

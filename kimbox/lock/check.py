@@ -1,0 +1,118 @@
+"""Whether a spec, its lock and the world agree. Nothing is written but what mirrors get from a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+from kimbox.errors import Problem
+from kimbox.lock.gitrun import GoneError
+from kimbox.lock.history import between, rewritten
+from kimbox.lock.lockfile import Lock, PinnedRepository, disagreements, parse_lock
+from kimbox.lock.mirror import Mirror
+from kimbox.lock.refs import COMMIT
+from kimbox.spec.model import Box, Repository
+from kimbox.spec.nodes import Node
+
+
+@attrs.frozen
+class Verdict:
+    """What a check found."""
+
+    #: Where the lock does not stand: `kimbox lock` would change it, or it cannot be honoured.
+    wrong: list[Problem] = attrs.field(factory=list)
+    #: What somebody should know, while the lock stands.
+    notes: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class LockText:
+    """A lock as it was read, and where in its file the values are."""
+
+    path: Path
+    lock: Lock
+    tree: Node
+
+    @classmethod
+    def read(cls, path: Path) -> LockText:
+        """Reads a lock file. Raises SpecError as `read_lock` does."""
+        from kimbox.spec.parse import read_text
+
+        return cls(path, *parse_lock(read_text(path), path))
+
+    def problem(self, message: str, *keys: str) -> Problem:
+        """What is wrong, at the key that `keys` lead to; where there is none, at the start of the last one above it."""
+        mark = self.tree.mark
+        for depth, key in enumerate(keys):
+            parent = self.tree.get(*keys[:depth])
+            mark = parent.keys.get(key, mark) if parent else mark
+        return Problem(str(self.path), mark.line, mark.column, message)
+
+
+def check(box: Box, text: LockText, *, image: str | None) -> Verdict:
+    """Compares spec, lock, folders and mirrors; asks no server. `image` is the key of the image that the spec means."""
+    lock, found = text.lock, Verdict()
+    if lock.spec_digest != box.digest:
+        found.wrong.append(text.problem(f"the spec has changed: its digest is {box.digest} now", "spec"))
+    if image is not None and lock.image != image:
+        found.wrong.append(text.problem(f"the image is made from other inputs: its key is {image} now", "image"))
+    apart = disagreements(box, lock)
+    found.wrong.extend(text.problem(words, "repositories", name) for name, words in apart.items())
+    for repository in box.repositories:
+        if repository.name not in apart:
+            _check_commit(repository, text, found)
+    return found
+
+
+def check_remote(box: Box, text: LockText) -> Verdict:
+    """Asks the servers whether the locked commits are to be had, and what became of the refs.
+
+    Only a commit that is nowhere is wrong. A moved tag, a force-pushed branch and a newer commit are told. Raises
+    GitError where a server cannot be asked.
+    """
+    found = Verdict()
+    apart = disagreements(box, text.lock)
+    for repository in box.repositories:
+        if repository.name in apart or repository.is_folder:
+            continue
+        mirror, old = Mirror.of(repository), text.lock.repositories[repository.name]
+        try:
+            mirror.ensure(old.commit)
+        except GoneError as error:
+            found.wrong.append(text.problem(error.message, "repositories", repository.name, "commit"))
+        if not COMMIT.fullmatch(repository.ref):
+            found.notes.extend(_compare_ref(mirror, repository, old))
+    return found
+
+
+def _check_commit(repository: Repository, text: LockText, found: Verdict) -> None:
+    """The locked commit against what this machine has: the folder, or the mirror."""
+    name, mirror = repository.name, Mirror.of(repository)
+    old = text.lock.repositories[name]
+    if repository.is_folder:
+        if (commit := mirror.present().commit) != old.commit:
+            words = f"repository {name}: the folder {old.url} has changed: its content is commit {commit} now"
+            found.wrong.append(text.problem(words, "repositories", name, "commit"))
+        return
+    held = mirror.held(old.commit)
+    if held is None:
+        found.notes.append(f"repository {name}: this machine has not fetched the locked commit {old.commit} yet")
+    elif held.tree != old.tree:
+        words = f"repository {name}: commit {old.commit} has the tree {held.tree}, and the lock says {old.tree}"
+        found.wrong.append(text.problem(words, "repositories", name, "tree"))
+
+
+def _compare_ref(mirror: Mirror, repository: Repository, old: PinnedRepository) -> list[str]:
+    """What the ref of a repository means today, where that is no longer what is locked."""
+    try:
+        now = mirror.resolve(repository.ref)
+    except GoneError as error:
+        return [error.message]
+    if now.commit == old.commit:
+        return []
+    if what := rewritten(mirror, repository.ref, old.commit, now):
+        return [what]
+    ahead = between(repository.url, old.commit, now.commit)
+    count = f"{ahead.came_count} commits" if ahead and ahead.came_count > 1 else "a commit"
+    return [f"repository {repository.name}: {repository.ref} is {count} ahead of the lock, at {now.commit}"]

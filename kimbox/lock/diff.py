@@ -1,0 +1,131 @@
+"""What differs between two locks. Pure: the log between two commits is asked for elsewhere (`history`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import attrs
+
+from kimbox.lock import history
+from kimbox.lock.history import Between
+from kimbox.lock.lockfile import Lock, PinnedRepository, in_order
+from kimbox.spec import urls
+
+
+class Kind(StrEnum):
+    """What became of a thing that a lock names."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    MOVED = "moved"  #: it is there before and after, and differs
+
+
+@attrs.frozen
+class Change:
+    """One value that differs; None where a side has none."""
+
+    old: str | None
+    new: str | None
+
+
+@attrs.frozen
+class RepositoryChange:
+    """A repository that differs; `old` or `new` is None where only the other lock names it."""
+
+    name: str
+    old: PinnedRepository | None
+    new: PinnedRepository | None
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.ADDED if self.old is None else Kind.REMOVED if self.new is None else Kind.MOVED
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder beside the spec: its commits have no history."""
+        return any(urls.is_folder(side.url) for side in (self.old, self.new) if side)
+
+    @property
+    def fields(self) -> dict[str, Change]:
+        """The fields of a repository that differ, by name."""
+        sides = [attrs.asdict(side, recurse=False) if side else {} for side in (self.old, self.new)]
+        names = list(sides[0] or sides[1])
+        pairs = {name: (sides[0].get(name), sides[1].get(name)) for name in names}
+        return {name: Change(old, new) for name, (old, new) in pairs.items() if old != new}
+
+
+@attrs.frozen
+class LockDiff:
+    """All that differs between two locks; nothing where they are equal."""
+
+    spec: Change | None
+    image: Change | None
+    repositories: tuple[RepositoryChange, ...]
+
+    def __bool__(self) -> bool:
+        """Whether anything differs."""
+        return bool(self.spec or self.image or self.repositories)
+
+
+def diff(old: Lock, new: Lock) -> LockDiff:
+    """What differs between two locks, repositories in the order of a lock."""
+    changed = [
+        RepositoryChange(name, old.repositories.get(name), new.repositories.get(name))
+        for name in in_order({*old.repositories, *new.repositories})
+        if old.repositories.get(name) != new.repositories.get(name)
+    ]
+    return LockDiff(_change(old.spec_digest, new.spec_digest), _change(old.image, new.image), tuple(changed))
+
+
+def as_text(found: LockDiff, logs: Mapping[str, Between | None]) -> list[str]:
+    """The difference as lines for people. `logs` has the commits between, by name, for repositories that moved."""
+    lines = []
+    for what, change in (("spec", found.spec), ("image", found.image)):
+        if change:
+            lines.append(f"{what}: {_short(change.old)} -> {_short(change.new)}")
+    for repository in found.repositories:
+        lines += _repository_lines(repository, logs)
+    return lines
+
+
+def as_json(found: LockDiff, logs: Mapping[str, Between | None]) -> dict[str, Any]:
+    """The same for --json: null where nothing differs, one entry for each repository that does."""
+    return {
+        "spec": attrs.asdict(found.spec) if found.spec else None,
+        "image": attrs.asdict(found.image) if found.image else None,
+        "repositories": {
+            change.name: {
+                "kind": str(change.kind),
+                "old": attrs.asdict(change.old) if change.old else None,
+                "new": attrs.asdict(change.new) if change.new else None,
+                "log": history.as_json(logs.get(change.name)),
+            }
+            for change in found.repositories
+        },
+    }
+
+
+def _repository_lines(change: RepositoryChange, logs: Mapping[str, Between | None]) -> list[str]:
+    there = change.new or change.old
+    if change.kind is not Kind.MOVED and there:
+        return [f"{change.name}: {change.kind}, {there.url} {there.ref} at {_short(there.commit)}"]
+    lines = []
+    for name, field in change.fields.items():
+        if name in ("url", "ref"):
+            lines.append(f"{change.name}: {name} {field.old} -> {field.new}")
+        elif name == "commit":
+            lines.append(f"{change.name}: {_short(field.old)} -> {_short(field.new)}")
+            if not change.is_folder:
+                lines += [f"  {line}" for line in history.describe(logs.get(change.name))]
+    return lines or [f"{change.name}: moved"]
+
+
+def _change(old: str | None, new: str | None) -> Change | None:
+    return Change(old, new) if old != new else None
+
+
+def _short(value: str | None) -> str:
+    """A digest or commit as people compare it."""
+    return value[:12] if value else "none"

@@ -1,0 +1,38 @@
+"""What `up` does with the lock. QEMU, the image store and ssh are stand-ins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import feignedworld
+import pytest
+from feignedworld import World, up
+
+from kimbox.image import store
+from kimbox.machine import life, ran, stop
+from kimbox.machine.life import Up
+
+world = feignedworld.world  # a fixture
+
+
+def test_what_a_box_runs_is_known_afterwards(world: World) -> None:
+    """The lock of each manifest that is sent is kept."""
+    up(world)
+    lock = ran.lock_of(world.machine)
+    assert (world.lock.repositories, world.lock.spec_digest) == (lock.repositories, lock.spec_digest)
+
+
+def test_locked_and_offline_reach_lock_and_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are asked for where they matter, and only then."""
+    asked: list[object] = []
+
+    def lock_for(*_: object, frozen: bool, offline: bool, **__: object) -> Any:
+        asked.append((frozen, offline))
+        return world.lock, {}
+
+    monkeypatch.setattr(life, "lock_for", lock_for)
+    monkeypatch.setattr(store, "check_offline", lambda box: asked.append(box.name))
+    life.up(Up(world.box, locked=True))
+    stop.destroy(world.machine)
+    life.up(Up(world.box, offline=True))
+    assert [(True, False), (False, True), world.box.name] == asked

@@ -1,0 +1,216 @@
+"""kimbox diff: between locks, between a lock and a box; and the log between two commits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import clirun
+import makebox
+import makemachine
+import pytest
+from clirun import Kimbox
+
+from kimbox import paths
+from kimbox.errors import StateError
+from kimbox.lock import history
+from kimbox.lock.diff import Change, Kind, as_json, as_text, diff
+from kimbox.lock.history import Between
+from kimbox.lock.lockfile import Lock, PinnedRepository, read_lock, write_lock
+from kimbox.lock.mirror import Mirror
+from kimbox.machine import ran
+from kimbox.machine.folder import Machine
+from kimbox.spec.model import Repository
+
+kimbox, world = clirun.kimbox, clirun.world  # fixtures
+
+A, B = "a" * 40, "b" * 40
+CODE = PinnedRepository("https://x.org/code.git", "main", A, B)
+SETUP = PinnedRepository("./setup", "HEAD", A, B)
+LOCK = Lock("d" * 64, "e" * 64, {"setup": SETUP, "code": CODE})
+
+
+def test_equal_locks_do_not_differ() -> None:
+    """Neither in words nor in JSON."""
+    found = diff(LOCK, LOCK)
+    assert not found
+    assert ([], {"spec": None, "image": None, "repositories": {}}) == (as_text(found, {}), as_json(found, {}))
+
+
+def test_every_kind_of_change_is_told() -> None:
+    """Spec, image, added, removed, moved, another url and ref; setup first."""
+    moved = attrs.evolve(CODE, commit=B, tree=A)
+    other = attrs.evolve(CODE, url="https://y.org/code", ref="v2")
+    old = attrs.evolve(LOCK, repositories={"setup": SETUP, "code": CODE, "gone": CODE, "same": CODE, "z": CODE})
+    repositories = {"setup": attrs.evolve(SETUP, commit=B), "code": moved, "new": CODE, "same": CODE, "z": other}
+    found = diff(old, Lock("f" * 64, None, repositories))
+    assert (Change("d" * 64, "f" * 64), Change("e" * 64, None)) == (found.spec, found.image)
+    kinds = {change.name: change.kind for change in found.repositories}
+    assert {
+        "setup": Kind.MOVED, "code": Kind.MOVED, "gone": Kind.REMOVED, "new": Kind.ADDED, "z": Kind.MOVED
+    } == kinds  # fmt: skip
+    assert "setup" == found.repositories[0].name
+    between = Between(("b1 came",), ("a1 went",), 3, 1)
+    assert [
+        "spec: dddddddddddd -> ffffffffffff",
+        "image: eeeeeeeeeeee -> none",
+        "setup: aaaaaaaaaaaa -> bbbbbbbbbbbb",
+        "code: aaaaaaaaaaaa -> bbbbbbbbbbbb",
+        "  + b1 came",
+        "  - a1 went",
+        "  (2 more)",
+        "gone: removed, https://x.org/code.git main at aaaaaaaaaaaa",
+        "new: added, https://x.org/code.git main at aaaaaaaaaaaa",
+        "z: url https://x.org/code.git -> https://y.org/code",
+        "z: ref main -> v2",
+    ] == as_text(found, {"code": between})
+    told = as_json(found, {"code": between})["repositories"]["code"]
+    assert ("moved", A, B, 2) == (told["kind"], told["old"]["commit"], told["new"]["commit"], told["log"]["left_out"])
+
+
+def test_the_log_between_two_commits(tmp_path: Path, world: Path) -> None:
+    """Forwards, backwards and aside; a stranger's words do not steer a terminal, and there are never too many."""
+    source = tmp_path / "code"
+    first = makebox.make_repository(source)
+    second = makebox.commit(source, {"a": "two\n"})
+    makebox.git(source, "commit", "--amend", "-qm", "evil\x1b[2J\u202e")
+    third = makebox.git(source, "rev-parse", "HEAD")
+    code = Mirror.of(Repository("code", f"file://{source}", False, "main", "/opt"))
+    code.ensure(third)
+    forward = history.between(f"file://{source}", first, third)
+    assert forward == Between((f"{third[:7]} evil\ufffd[2J\ufffd",), (), 1, 0)
+    assert history.between(f"file://{source}", third, first) == Between((), forward.came, 0, 1)
+    assert history.between(f"file://{source}", first, second) is None  # never fetched
+    assert history.between("https://elsewhere.invalid/other", first, third) is None
+    makebox.git(source, "branch", "aside", second)
+    code.resolve("aside")
+    assert history.between(f"file://{source}", second, third) == Between(forward.came, (f"{second[:7]} work",), 1, 1)
+    for number in range(history.MAX_LINES + 3):
+        last = makebox.git(source, "commit-tree", "-p", third, "-m", f"{number}", f"{third}^{{tree}}")
+        third = last
+    makebox.git(source, "branch", "many", last)
+    code.resolve("many")
+    long = history.between(f"file://{source}", first, last)
+    assert long
+    assert (history.MAX_LINES, history.MAX_LINES + 4, 4) == (len(long.came), long.came_count, long.left_out)
+
+
+def test_a_mirror_is_found_without_the_credentials_of_its_url(tmp_path: Path, world: Path) -> None:
+    """A lock names no user; the mirror was made with one."""
+    source = tmp_path / "code.git"
+    first = makebox.make_repository(source)
+    second = makebox.commit(source, {"a": "two\n"})
+    near = Mirror.of(Repository("code", f"file://{source}", False, "main", "/opt"))
+    near.resolve("main")
+    far = Mirror.of(Repository("code", "ssh://git@host.invalid/x/code.git", False, "main", "/opt"))
+    near.path.rename(far.path)
+    found = history.between("ssh://host.invalid/x/code.git", first, second)
+    assert found
+    assert 1 == found.came_count
+
+
+@pytest.fixture
+def locks(world: Path) -> tuple[Path, Path]:
+    """Two lock files, with a repository that moved by a commit which a mirror has."""
+    first = makebox.make_repository(world / "code")
+    second = makebox.commit(world / "code", {"a": "two\n"})
+    code = Repository("code", f"file://{world}/code", False, "main", "/opt")
+    Mirror.of(code).resolve("main")
+    files = world / "work/old.lock", world / "work/new.lock"
+    for file, commit in zip(files, (first, second), strict=True):
+        write_lock(file, attrs.evolve(LOCK, repositories={"code": PinnedRepository(code.url, "main", commit, B)}))
+    return files
+
+
+def test_two_files(kimbox: Kimbox, locks: tuple[Path, Path]) -> None:
+    """In words and in JSON; equal ones are called so. The exit status is 0."""
+    code, out, _ = kimbox("diff", "old.lock", str(locks[1]))
+    assert 0 == code
+    assert out.startswith("code: ")
+    assert " work\n" in out
+    assert (0, "old.lock and old.lock are equal\n") == kimbox("diff", "old.lock", "old.lock")[:2]
+    code, out, _ = kimbox("diff", "--json", "old.lock", "new.lock")
+    told = clirun.result(out, "diff")
+    assert (True, "old.lock", None) == (told["differs"], told["old"], told["image"])
+    assert 1 == told["repositories"]["code"]["log"]["came_count"]
+    assert clirun.result(kimbox("diff", "old.lock", "old.lock", "--json")[1], "diff")["differs"] is False
+
+
+def test_a_revision_of_git(kimbox: Kimbox, locks: tuple[Path, Path], world: Path) -> None:
+    """The lock as a commit had it."""
+    work = world / "work"
+    makebox.git(work, "init", "-q")
+    locks[0].rename(work / "kimbox.lock")
+    makebox.commit(work, {"x": ""})
+    locks[1].rename(work / "kimbox.lock")
+    code, out, _ = kimbox("diff", "HEAD:kimbox.lock", "kimbox.lock")
+    assert (0, True) == (code, " work\n" in out)
+    for wrong in ("HEAD:missing.lock", "nosuch:kimbox.lock", "HEAD:"):
+        code, _, err = kimbox("diff", wrong, "kimbox.lock")
+        assert (5, True) == (code, f"git has no {wrong} here" in err)
+    code, _, err = kimbox("diff", "HEAD:x", "kimbox.lock")
+    assert (3, True) == (code, "HEAD:x:1:1" in err)
+
+
+@pytest.mark.parametrize("wrong", ["nosuch", "../up", "no such", "x" * 300])
+def test_what_is_no_side_is_named(kimbox: Kimbox, locks: tuple[Path, Path], wrong: str) -> None:
+    """Neither a file nor a box."""
+    code, _, err = kimbox("diff", wrong, "new.lock")
+    assert (5, True) == (code, wrong in err)
+    assert 3 == kimbox("diff", "nosuch.lock", "new.lock")[0]
+
+
+def provisioned(digest: str, lock: Lock) -> Machine:
+    """A machine that runs that lock."""
+    machine = makemachine.make_machine()
+    ran.keep(machine, digest, lock)
+    makemachine.tell(machine, makemachine.event("ready", manifest=digest))
+    return machine
+
+
+def test_a_box_stands_for_what_it_runs(kimbox: Kimbox, locks: tuple[Path, Path], world: Path) -> None:
+    """By name; and without arguments it is the box of this folder against its lock."""
+    provisioned("1" * 64, read_lock(locks[0]))
+    code, out, _ = kimbox("diff", "tiny", "new.lock")
+    assert (0, True) == (code, " work\n" in out)
+    spec = world / "work/kimbox.yaml"
+    spec.write_text("kimbox: 1\nname: tiny\nbase: [_defaults/debian.yaml]\n")
+    code, _, err = kimbox("diff")
+    assert (3, True) == (code, "there is no lock" in err)
+    locks[1].rename(world / "work/kimbox.lock")
+    assert out == kimbox("diff")[1]
+    assert (0, "tiny" in out) == (kimbox("diff", "old.lock")[0], False)
+
+
+def test_the_image_of_a_box_is_that_it_was_made_from(locks: tuple[Path, Path]) -> None:
+    """Whatever the lock said that it was sent later."""
+    machine = provisioned("1" * 64, attrs.evolve(LOCK, image="0" * 64))
+    assert attrs.evolve(LOCK, image=makemachine.RECORD.image) == ran.lock_of(machine)
+
+
+def test_what_a_box_runs_may_be_unknown(world: Path) -> None:
+    """It was never provisioned, or not from here, or says nonsense: an error with a way out."""
+    machine = makemachine.make_machine()
+    with pytest.raises(StateError, match="has not told what it runs") as caught:
+        ran.lock_of(machine)
+    assert "kimbox provision tiny" in str(caught.value.hint)
+    makemachine.tell(machine, makemachine.event("ready", manifest="../../../etc/passwd"))
+    with pytest.raises(StateError, match="has not told what it runs"):
+        ran.lock_of(machine)
+    makemachine.tell(machine, makemachine.event("ready", manifest="2" * 64))
+    with pytest.raises(StateError, match=r"manifest 222222222222\) was not kept"):
+        ran.lock_of(machine)
+
+
+def test_locks_are_kept_as_long_as_the_box_can_go_back_to_them(world: Path) -> None:
+    """The good one, the wanted one and the one that is sent; no more."""
+    machine = provisioned("1" * 64, LOCK)
+    ran.keep(machine, "2" * 64, LOCK)
+    makemachine.tell(machine, makemachine.event("ready", manifest="1" * 64, wanted="2" * 64))
+    ran.keep(machine, "3" * 64, LOCK)
+    assert ["1" * 64, "2" * 64, "3" * 64] == sorted(file.stem for file in machine.locks.iterdir())
+    assert ran.lock_of(machine).repositories == LOCK.repositories
+    makemachine.tell(machine, makemachine.event("ready", manifest="3" * 64))
+    ran.keep(machine, "3" * 64, LOCK)
+    assert ["3" * 64] == [file.stem for file in machine.locks.iterdir()]
+    assert not list(paths.mirrors_dir().glob("*"))
