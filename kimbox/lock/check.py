@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import Problem
-from kimbox.lock.gitrun import GoneError
+from kimbox.lock.gitrun import GoneError, SignatureError
 from kimbox.lock.history import between, rewritten
 from kimbox.lock.lockfile import Lock, PinnedRepository, disagreements, parse_lock
 from kimbox.lock.mirror import Mirror
@@ -79,7 +79,7 @@ def check_remote(box: Box, text: LockText) -> Verdict:
         mirror, old = Mirror.of(repository), text.lock.repositories[repository.name]
         try:
             mirror.ensure(old.commit)
-        except GoneError as error:
+        except (GoneError, SignatureError) as error:
             found.wrong.append(text.problem(error.message, "repositories", repository.name, "commit"))
         if not COMMIT.fullmatch(repository.ref):
             found.notes.extend(_compare_ref(mirror, repository, old))
@@ -88,7 +88,7 @@ def check_remote(box: Box, text: LockText) -> Verdict:
 
 def _check_commit(repository: Repository, text: LockText, found: Verdict) -> None:
     """The locked commit against what this machine has: the folder, or the mirror."""
-    name, mirror = repository.name, Mirror.of(repository)
+    name, mirror = repository.name, Mirror.of(repository, offline=True)
     old = text.lock.repositories[name]
     if repository.is_folder:
         if (commit := mirror.present().commit) != old.commit:
@@ -101,13 +101,26 @@ def _check_commit(repository: Repository, text: LockText, found: Verdict) -> Non
     elif held.tree != old.tree:
         words = f"repository {name}: commit {old.commit} has the tree {held.tree}, and the lock says {old.tree}"
         found.wrong.append(text.problem(words, "repositories", name, "tree"))
+    else:
+        _check_signature(mirror, old, text, found)
+
+
+def _check_signature(mirror: Mirror, old: PinnedRepository, text: LockText, found: Verdict) -> None:
+    """A signature that is wanted; only a server knows whether a tag bears it that has not been fetched."""
+    try:
+        mirror.check_signature(old.commit)
+    except SignatureError as error:
+        if mirror.knows_tags(old.commit):
+            found.wrong.append(text.problem(error.message, "repositories", mirror.name, "commit"))
+        else:
+            found.notes.append(f"{error.message}; --remote asks for a signed tag")
 
 
 def _compare_ref(mirror: Mirror, repository: Repository, old: PinnedRepository) -> list[str]:
     """What the ref of a repository means today, where that is no longer what is locked."""
     try:
         now = mirror.resolve(repository.ref)
-    except GoneError as error:
+    except (GoneError, SignatureError) as error:
         return [error.message]
     if now.commit == old.commit:
         return []

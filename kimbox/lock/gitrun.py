@@ -111,6 +111,10 @@ class GoneError(GitError):
     """The server answers, and has the commit or the ref no more."""
 
 
+class SignatureError(GitError):
+    """A commit is not signed by a key that the spec names."""
+
+
 @attrs.frozen
 class Answer:
     """How a git ended and what it wrote."""

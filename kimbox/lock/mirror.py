@@ -18,8 +18,9 @@ import attrs
 
 from kimbox import paths
 from kimbox.files import locked, remove_tree, sync_folder
+from kimbox.lock import signature
 from kimbox.lock.folder import commit_folder
-from kimbox.lock.gitrun import Answer, GitError, GoneError, git, redact, show_progress
+from kimbox.lock.gitrun import Answer, GitError, GoneError, SignatureError, git, redact, show_progress
 from kimbox.lock.refs import COMMIT, Offered, check_ref, check_url, full_name
 from kimbox.log import log
 from kimbox.run import tail
@@ -62,13 +63,17 @@ class Mirror:
     path: Path
     #: Whether no server may be asked: what the mirror lacks is an error.
     offline: bool = False
+    #: Public keys of which one must have signed each commit that is resolved or ensured, or the tag `ref` at it.
+    keys: tuple[str, ...] = ()
+    ref: str = ""
 
     @classmethod
     def of(cls, repository: Repository, *, offline: bool = False) -> Mirror:
         """The mirror that belongs to a repository of a spec; one mirror for each URL or folder."""
         digest = hashlib.sha256(repository.url.encode()).hexdigest()[:16]
         path = paths.mirrors_dir() / f"{slug(repository.url)}-{digest}.git"
-        return cls(repository.name, repository.url, repository.is_folder, path, offline)
+        keys = () if repository.is_folder else repository.keys
+        return cls(repository.name, repository.url, repository.is_folder, path, offline, keys, repository.ref)
 
     @property
     def where(self) -> str:
@@ -90,7 +95,7 @@ class Mirror:
         with self._opened():
             asked = self._remote(["ls-remote", "--", self.url, "HEAD", "refs/heads/*", "refs/tags/*"], ASK_TIMEOUT_S)
             full, target = full_name(self.name, self.url, ref, Offered.parse(asked.stdout.decode(errors="replace")))
-            return attrs.evolve(self._pin(target) or self._fetch(full, ref), ref=full)
+            return self._trusted(attrs.evolve(self._pin(target) or self._fetch(full, ref), ref=full))
 
     def present(self) -> Pin:
         """The pin that a folder would get just now; the mirror is left as it is."""
@@ -107,7 +112,7 @@ class Mirror:
             raise GitError(f"{self.where}: {commit!r} is no commit of 40 hex digits")
         with self._opened():
             if pin := self._pin(commit):
-                return pin
+                return self._trusted(pin)
             if self.is_folder:
                 raise GitError(
                     f"{self.where}: this machine's mirror lacks commit {commit}, and a folder keeps no history",
@@ -119,7 +124,7 @@ class Mirror:
                     f"{self.where}: this machine's mirror lacks commit {commit}, and --offline asks no server",
                     hint="without --offline it is fetched",
                 )
-            return self._fetch_commit(commit)
+            return self._trusted(self._fetch_commit(commit))
 
     def holds(self, commit: str) -> bool:
         """Whether the mirror holds a commit in full; asks no network."""
@@ -128,6 +133,56 @@ class Mirror:
     def held(self, commit: str) -> Pin | None:
         """A commit that the mirror holds in full, with its tree; None if it does not. Asks no network."""
         return self._pin(commit) if self.path.is_dir() else None
+
+    def check_signature(self, commit: str) -> None:
+        """Raises GitError unless a commit that the mirror holds is signed as it must be. Asks no network for a commit.
+
+        Where the commit is not, a tag of the name `ref` that leads to it may be; one that is not here yet is fetched.
+        """
+        if not self.keys:
+            return
+        with signature.verifier(self.path, self.keys) as verify:
+            flaws = [verify.commit(commit)]
+            if flaws[0] is None:
+                return
+            for tag in self._tags(commit):
+                if (flaw := verify.tag(tag, commit, self.ref)) is None:
+                    return
+                flaws.append(flaw)
+        raise SignatureError(
+            f"{self.where}: {'; '.join(flaw for flaw in flaws if flaw)}; the spec wants a signature by "
+            + ("its key" if len(self.keys) == 1 else f"one of its {len(self.keys)} keys"),
+            hint="ask whoever publishes it; the keys stand in the spec under `verify`",
+        )
+
+    def _tags(self, commit: str) -> list[str]:
+        """Annotated tags at a commit that are in the mirror, fetched there if there are none."""
+        names = f"refs/kimbox-tags/{commit}"
+        listing = ["for-each-ref", "--format=%(objectname)", f"{names}/"]
+        found = git(listing, git_dir=self.path).text.split()
+        if found or self.offline or not self._may_be_tag:
+            return found
+        short = self.ref.removeprefix("refs/tags/")
+        with contextlib.suppress(GitError):
+            self._transfer([f"+refs/tags/{short}:{_INCOMING}"])
+            tag = git(["rev-parse", "--verify", "--end-of-options", _INCOMING], git_dir=self.path).text
+            is_tag = git(["cat-file", "-t", tag], git_dir=self.path).text == "tag"
+            if is_tag and self._commit_at(tag) == commit:
+                git(["update-ref", "--no-deref", f"{names}/{tag}", tag], git_dir=self.path)
+        git(["update-ref", "-d", _INCOMING], git_dir=self.path, check=False)
+        return git(listing, git_dir=self.path).text.split()
+
+    def knows_tags(self, commit: str) -> bool:
+        """Whether no server can add to what is known of signed tags at a commit."""
+        return not self._may_be_tag or bool(self._tags(commit))
+
+    @property
+    def _may_be_tag(self) -> bool:
+        return not COMMIT.fullmatch(self.ref) and self.ref != "HEAD" and not self.ref.startswith("refs/heads/")
+
+    def _trusted(self, pin: Pin) -> Pin:
+        self.check_signature(pin.commit)
+        return pin
 
     def size_bytes(self) -> int:
         """Roughly how much a bundle of everything in the mirror would weigh."""

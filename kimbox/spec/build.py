@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from kimbox import paths
-from kimbox.spec import rules, units, urls
+from kimbox.spec import rules, signing, units, urls
 from kimbox.spec.layers import find_beside
 from kimbox.spec.layout import EXTENT_BYTES, dm_name, round_up, shares
 from kimbox.spec.model import (
@@ -254,7 +254,25 @@ class _Builder:
             ref=DEFAULT_REF if folder else self.text(ref, rules.ref, DEFAULT_REF),
             path=self.text(path, rules.guest_path, f"{CHECKOUTS}/{name}"),
             timeout_s=self.text(timeout, units.duration, SETUP_TIMEOUT_S),
+            keys=self.keys(item.get("verify", "keys"), folder),
         )
+
+    def keys(self, node: Node | None, folder: bool) -> tuple[str, ...]:
+        """The keys that a repository is verified with."""
+        if node is None:
+            return ()
+        if folder:
+            self.fault(node, "a folder bears no signature", "leave `verify` out, or give the URL of a git repository")
+        elif not node.items:
+            self.fault(
+                node, "without a key there is nothing to verify with", "name a public key, or leave `verify` out"
+            )
+        found: dict[str, None] = {}
+        nothing: tuple[str, ...] = ()
+        for item in node.items:
+            rule = functools.partial(signing.keys, beside=Path(item.mark.file).parent, root=self.spec.parent)
+            found |= dict.fromkeys(self.text(item, rule, nothing))
+        return tuple(found)
 
     def folder(self, beside: Path, text: str) -> Path:
         """The folder that a repository's url names."""
