@@ -36,7 +36,7 @@ PACKAGE_OF = {
     "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils",
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "newuidmap": "uidmap",
     "unshare": "util-linux", "git": "git", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
-    "apt-get": "apt", "apt-config": "apt",
+    "apt-get": "apt", "apt-config": "apt", "gpg": "gpg",
 }  # fmt: skip
 
 #: Lines of output kept for the message of a failure.

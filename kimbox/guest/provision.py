@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import attrs
 
 from kimbox.errors import GuestError
 from kimbox.files import remove_tree
 from kimbox.guest.ssh import Guest
+from kimbox.lock import submodules
 from kimbox.lock.lockfile import Lock
 from kimbox.lock.mirror import Mirror, write_bundle
 from kimbox.log import log
@@ -37,26 +41,26 @@ SMALL_BYTES = 4 << 20
 def deliver(guest: Guest, box: Box, lock: Lock, mirrors: Mapping[str, Mirror], workdir: Path) -> str:
     """Sends the manifest and every pinned commit that the guest lacks, makes them current and starts provisiond.
 
-    `mirrors` has one for each repository of the box, holding the locked commit. Returns the manifest's digest, which
-    the guest's events bear. Raises GuestError with the guest's own words if it refuses. The caller holds the lock of
-    the machine: what lies in `workdir` of another delivery was left by one that was killed.
+    `mirrors` has one for each repository of the box and each submodule, holding the locked commit. Returns the
+    manifest's digest, which the guest's events bear. Raises GuestError with the guest's own words if it refuses. The
+    caller holds the lock of the machine: what lies in `workdir` of another delivery was left by one that was killed.
     """
     manifest = render_manifest(box, lock)
     digest = manifest_digest(manifest)
-    commits = {name: pinned.commit for name, pinned in lock.repositories.items() if box.repository(name)}
+    parcels = parcels_of(box, lock)
     sudo = "" if guest.endpoint.user == "root" else SUDO
-    needed = commits
-    if sum(mirrors[name].size_bytes() for name in commits) > SMALL_BYTES:
-        needed = {name: commit for name, commit in commits.items() if name not in _had(guest, sudo, commits)}
+    needed = parcels
+    if sum(mirrors[parcel.mirror].size_bytes() for parcel in parcels) > SMALL_BYTES:
+        needed = _lacked(guest, sudo, parcels)
     workdir.mkdir(parents=True, exist_ok=True)
     for left in workdir.glob(f"{TEMPORARY}*"):
         remove_tree(left)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=workdir) as folder:
         bundles = []
-        for name, commit in needed.items():
-            log.now(f"packing {name}")
-            bundle = Path(folder) / f"{name}.bundle"
-            write_bundle(mirrors[name], commit, bundle)
+        for parcel in needed:
+            log.now(f"packing {parcel.mirror}")
+            bundle = Path(folder) / parcel.file
+            write_bundle(mirrors[parcel.mirror], parcel.commit, bundle)
             bundles.append(bundle)
         delivery = Path(folder) / "delivery.tar"
         write_tar(manifest, bundles, delivery)
@@ -70,6 +74,31 @@ def deliver(guest: Guest, box: Box, lock: Lock, mirrors: Mapping[str, Mirror], w
             hint="look inside: `kimbox ssh`",
         )
     return digest
+
+
+@attrs.frozen
+class Parcel:
+    """A commit on its way to the guest's mirror of the repository `name`; those of its submodules go there too."""
+
+    name: str
+    commit: str
+    #: The name of the host's mirror that has it.
+    mirror: str
+    #: The name of its bundle.
+    file: str
+
+
+def parcels_of(box: Box, lock: Lock) -> list[Parcel]:
+    """Every commit that the guest must have, each once."""
+    parcels: dict[str, Parcel] = {}
+    for name, pinned in lock.repositories.items():
+        if not box.repository(name):
+            continue
+        for path, submodule in pinned.submodules.items():
+            file = f"{name}.{submodule.commit}.bundle"
+            parcels[file] = Parcel(name, submodule.commit, submodules.key(name, path), file)
+        parcels[f"{name}.bundle"] = Parcel(name, pinned.commit, name, f"{name}.bundle")
+    return list(parcels.values())
 
 
 def write_tar(manifest: Manifest, bundles: Iterable[Path], target: Path) -> None:
@@ -95,8 +124,10 @@ def _info(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
     return info
 
 
-def _had(guest: Guest, sudo: str, commits: Mapping[str, str]) -> set[str]:
-    """Names of the repositories whose commit the guest has already."""
-    pairs = " ".join(f"{name} {commit}" for name, commit in commits.items())
+def _lacked(guest: Guest, sudo: str, parcels: Sequence[Parcel]) -> list[Parcel]:
+    """What the guest has not got. It answers with the name of a repository for each commit of it that it has."""
+    pairs = " ".join(f"{parcel.name} {parcel.commit}" for parcel in parcels)
     answer = guest.run(f"{sudo}{RECEIVE} --have {pairs}", timeout_s=60)
-    return set(answer.stdout.split()) if answer.code == 0 else set()
+    has = Counter(answer.stdout.split() if answer.code == 0 else ())
+    whole = {name for name, count in Counter(parcel.name for parcel in parcels).items() if has[name] == count}
+    return [parcel for parcel in parcels if parcel.name not in whole]

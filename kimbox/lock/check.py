@@ -7,9 +7,10 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import Problem
-from kimbox.lock.gitrun import GoneError, SignatureError
+from kimbox.lock import submodules
+from kimbox.lock.gitrun import GitError, GoneError, SignatureError
 from kimbox.lock.history import between, rewritten
-from kimbox.lock.lockfile import Lock, PinnedRepository, disagreements, parse_lock
+from kimbox.lock.lockfile import Lock, PinnedRepository, disagreements, parse_lock, pinned_submodules
 from kimbox.lock.mirror import Mirror
 from kimbox.lock.refs import COMMIT
 from kimbox.spec.model import Box, Repository
@@ -103,6 +104,7 @@ def _check_commit(repository: Repository, text: LockText, found: Verdict) -> Non
         found.wrong.append(text.problem(words, "repositories", name, "tree"))
     else:
         _check_signature(mirror, old, text, found)
+        _check_submodules(mirror, old, text, found)
 
 
 def _check_signature(mirror: Mirror, old: PinnedRepository, text: LockText, found: Verdict) -> None:
@@ -114,6 +116,18 @@ def _check_signature(mirror: Mirror, old: PinnedRepository, text: LockText, foun
             found.wrong.append(text.problem(error.message, "repositories", mirror.name, "commit"))
         else:
             found.notes.append(f"{error.message}; --remote asks for a signed tag")
+
+
+def _check_submodules(mirror: Mirror, old: PinnedRepository, text: LockText, found: Verdict) -> None:
+    """The submodules that the lock tells, against those of the commit."""
+    try:
+        inner = pinned_submodules(submodules.collect(mirror, old.commit))
+    except GitError as error:
+        found.notes.append(error.message)
+        return
+    if inner != old.submodules:
+        words = f"repository {mirror.name}: the submodules are not those of the commit {old.commit}"
+        found.wrong.append(text.problem(words, "repositories", mirror.name, "submodules"))
 
 
 def _compare_ref(mirror: Mirror, repository: Repository, old: PinnedRepository) -> list[str]:

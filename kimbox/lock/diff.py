@@ -10,7 +10,7 @@ import attrs
 
 from kimbox.lock import history
 from kimbox.lock.history import Between
-from kimbox.lock.lockfile import Lock, PinnedRepository, in_order
+from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, in_order
 from kimbox.spec import urls
 
 
@@ -111,15 +111,28 @@ def _repository_lines(change: RepositoryChange, logs: Mapping[str, Between | Non
     there = change.new or change.old
     if change.kind is not Kind.MOVED and there:
         return [f"{change.name}: {change.kind}, {there.url} {there.ref} at {_short(there.commit)}"]
-    lines = []
+    lines: list[str] = []
     for name, field in change.fields.items():
-        if name in ("url", "ref"):
+        if name == "submodules" and change.old and change.new:
+            lines += _submodule_lines(change.name, change.old.submodules, change.new.submodules)
+        elif name in ("url", "ref"):
             lines.append(f"{change.name}: {name} {field.old} -> {field.new}")
         elif name == "commit":
             lines.append(f"{change.name}: {_short(field.old)} -> {_short(field.new)}")
             if not change.is_folder:
                 lines += [f"  {line}" for line in history.describe(logs.get(change.name))]
     return lines or [f"{change.name}: moved"]
+
+
+def _submodule_lines(name: str, old: Mapping[str, PinnedSubmodule], new: Mapping[str, PinnedSubmodule]) -> list[str]:
+    lines = []
+    for path in sorted({*old, *new}):
+        before, after = old.get(path), new.get(path)
+        if before != after:
+            commits = " -> ".join(_short(side.commit if side else None) for side in (before, after))
+            moved = f" (from {after.url})" if after and (before is None or before.url != after.url) else ""
+            lines.append(f"{name}: submodule {path}: {commits}{moved}")
+    return lines
 
 
 def _change(old: str | None, new: str | None) -> Change | None:

@@ -18,10 +18,12 @@ import attrs
 from kimbox import paths
 from kimbox.errors import KimboxError, Problem, SpecError
 from kimbox.files import read_bounded, write_atomic
+from kimbox.lock import submodules
 from kimbox.lock.gitrun import redact
 from kimbox.lock.history import rewritten
 from kimbox.lock.mirror import Mirror
 from kimbox.lock.refs import COMMIT
+from kimbox.lock.submodules import Submodule
 from kimbox.log import log
 from kimbox.spec.model import SETUP, Box, Repository
 
@@ -47,6 +49,14 @@ _COMMENTS = {
 
 
 @attrs.frozen
+class PinnedSubmodule:
+    """A submodule, at the commit that the repository around it names."""
+
+    url: str
+    commit: str
+
+
+@attrs.frozen
 class PinnedRepository:
     """One repository at one commit. `url` and `ref` are what the spec asked for (see `locked_url`)."""
 
@@ -54,6 +64,8 @@ class PinnedRepository:
     ref: str
     commit: str
     tree: str
+    #: By path in the checkout, those below others included. They follow from the commit, and are here to be read.
+    submodules: Mapping[str, PinnedSubmodule] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -102,12 +114,18 @@ def make_lock(
             continue
         mirror = Mirror.of(repository, offline=offline)
         pin = mirror.resolve(repository.ref)
-        pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree)
+        inner = pinned_submodules(submodules.collect(mirror, pin.commit))
+        pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree, inner)
         if same and old and (what := rewritten(mirror, repository.ref, old.commit, pin)):
             (warn or log.warn)(what)
         if repository.is_folder and old and old.commit != pin.commit:
             log.info(f"repository {repository.name}: the folder {url} has changed; pinned to {pin.commit[:12]}")
     return Lock(box.digest, image or (previous.image if previous else None), pinned)
+
+
+def pinned_submodules(found: Mapping[str, Submodule]) -> dict[str, PinnedSubmodule]:
+    """Submodules as a lock has them."""
+    return {path: PinnedSubmodule(submodule.shown_url, submodule.commit) for path, submodule in found.items()}
 
 
 def check_lock(box: Box, lock: Lock) -> list[str]:
@@ -166,7 +184,9 @@ def format_lock(lock: Lock) -> str:
     body["image"] = lock.image
     repositories = CommentedMap()
     for name in in_order(lock.repositories):
-        repositories[name] = CommentedMap(attrs.asdict(lock.repositories[name]))
+        fields = attrs.asdict(lock.repositories[name])
+        inner = {path: CommentedMap(values) for path, values in sorted(fields.pop("submodules").items())}
+        repositories[name] = CommentedMap(fields | ({"submodules": CommentedMap(inner)} if inner else {}))
     body["repositories"] = repositories
     for key, comment in _COMMENTS.items():
         body.yaml_add_eol_comment(comment, key)
@@ -204,7 +224,10 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
     if found:
         raise SpecError(found, hint="restore it from git; or delete it, and a new one is made")
     data = tree.plain()
-    pinned = {name: PinnedRepository(**values) for name, values in data["repositories"].items()}
+    pinned = {}
+    for name, values in data["repositories"].items():
+        inner = {path: PinnedSubmodule(**module) for path, module in values.pop("submodules", {}).items()}
+        pinned[name] = PinnedRepository(**values, submodules=inner)
     return Lock(data["spec"], data["image"], pinned), tree
 
 

@@ -9,9 +9,10 @@ import attrs
 from kimbox import paths
 from kimbox.errors import SpecError
 from kimbox.image import store
+from kimbox.lock import submodules
 from kimbox.lock.check import LockText, Verdict, check, check_remote
 from kimbox.lock.diff import LockDiff, diff
-from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, read_lock, write_lock
+from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, pinned_submodules, read_lock, write_lock
 from kimbox.lock.mirror import Mirror
 from kimbox.log import log
 from kimbox.spec.model import Box
@@ -23,7 +24,8 @@ def lock_path(box: Box, *, shipped: bool) -> Path:
 
 
 def lock_for(box: Box, *, shipped: bool, frozen: bool = False, offline: bool = False) -> tuple[Lock, dict[str, Mirror]]:
-    """The lock of a box, made now if there is none, and the mirrors that hold every commit it names.
+    """The lock of a box, made now if there is none, and the mirrors that hold every commit it names: by the name of the
+    repository, and for a submodule by `submodules.key`.
 
     Where `frozen` the lock is used as it stands and never written. Where `offline` no server is asked. Raises SpecError
     if spec and lock disagree (where `frozen`, in anything), GitError if a commit is nowhere to be had.
@@ -38,8 +40,14 @@ def lock_for(box: Box, *, shipped: bool, frozen: bool = False, offline: bool = F
     made = make_lock(box, previous=previous, image=store.key_of(box), offline=offline)
     lock = previous if frozen and previous else made
     mirrors = {repository.name: Mirror.of(repository, offline=offline) for repository in box.repositories}
-    for name, mirror in mirrors.items():
-        mirror.ensure(lock.repositories[name].commit)
+    for name, mirror in list(mirrors.items()):
+        pinned = lock.repositories[name]
+        mirror.ensure(pinned.commit)
+        inner = submodules.collect(mirror, pinned.commit)
+        if pinned_submodules(inner) != pinned.submodules:
+            hint = f"`kimbox lock --update {name}` writes them anew"
+            raise SpecError.at(path, f"the submodules of {name} are not those of its commit", hint=hint)
+        mirrors |= {submodules.key(name, inside): submodule.mirror for inside, submodule in inner.items()}
     if frozen:
         return lock, mirrors
     if write_lock(path, lock):

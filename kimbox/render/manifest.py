@@ -2,6 +2,8 @@
 
     manifest.env             KIMBOX_* of the box as a whole
     repositories             a line each: name, commit, path, separated by tabs; `setup` first
+    submodules               where there are any; a line each: name of the repository, commit, path in its checkout;
+                             each stands after the one that it lies in
     steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout and digest
     probes/NN/script         a probe, and probes/NN/env: its name, hint and timeout
 
@@ -19,8 +21,10 @@ from kimbox.errors import KimboxError
 from kimbox.render.quote import assignments
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, Run
 
-#: Version of the format; the guest's scripts refuse another.
+#: Version of the format; the guest's scripts refuse another. A manifest with submodules is of the second one, so that
+#: an image that would pass over them says so.
 FORMAT = 1
+SUBMODULES_FORMAT = 2
 
 #: A script without a first line of its own stops at the first command that fails.
 INTERPRETER = "#!/bin/sh -e\n"
@@ -29,11 +33,18 @@ INTERPRETER = "#!/bin/sh -e\n"
 Manifest = dict[str, tuple[bytes, int]]
 
 
-class Pinned(Protocol):
-    """What the manifest needs to know of a locked repository."""
+class PinnedCommit(Protocol):
+    """What the manifest needs to know of a locked submodule."""
 
     @property
     def commit(self) -> str: ...
+
+
+class Pinned(PinnedCommit, Protocol):
+    """What the manifest needs to know of a locked repository."""
+
+    @property
+    def submodules(self) -> Mapping[str, PinnedCommit]: ...
 
 
 class Pins(Protocol):
@@ -46,8 +57,11 @@ class Pins(Protocol):
 def render_manifest(box: Box, lock: Pins) -> Manifest:
     """The files of the manifest, in a fixed order. Raises KimboxError if the lock lacks a repository of the box."""
     files: Manifest = {}
-    files["manifest.env"] = (_environment(box), 0o644)
+    submodules = _submodules(box, lock)
+    files["manifest.env"] = (_environment(box, SUBMODULES_FORMAT if submodules else FORMAT), 0o644)
     files["repositories"] = (_repositories(box, lock), 0o644)
+    if submodules:
+        files["submodules"] = (submodules, 0o644)
     for number, step in enumerate(box.provision, 1):
         folder = f"steps/{number:02}-{_file_name(step.name)}"
         script = _script(step.script)
@@ -79,12 +93,12 @@ def manifest_digest(manifest: Manifest) -> str:
     return whole.hexdigest()
 
 
-def _environment(box: Box) -> bytes:
+def _environment(box: Box, version: int) -> bytes:
     setup = box.repository(SETUP)
     each_time = bool(box.probes) or any(step.run is not Run.ONCE for step in box.provision)
     return assignments(
         {
-            "KIMBOX_MANIFEST_FORMAT": FORMAT,
+            "KIMBOX_MANIFEST_FORMAT": version,
             "KIMBOX_BOX": box.name,
             "KIMBOX_SPEC_DIGEST": box.digest,
             "KIMBOX_VERSION": kimbox.__version__,
@@ -102,11 +116,26 @@ def _repositories(box: Box, lock: Pins) -> bytes:
         pinned = lock.repositories.get(repository.name)
         if pinned is None:
             raise KimboxError(f"the lock does not hold the repository {repository.name}", hint="run `kimbox lock`")
-        fields = (repository.name, pinned.commit, repository.path)
-        if any(c in field for field in fields for c in "\t\n\0"):
-            raise KimboxError(f"repository {repository.name}: a tab, line break or NUL in its name or path")
-        lines.append("\t".join(fields) + "\n")
+        lines.append(_line(repository.name, pinned.commit, repository.path))
     return "".join(lines).encode()
+
+
+def _submodules(box: Box, lock: Pins) -> bytes:
+    lines = []
+    for repository in box.repositories:
+        pinned = lock.repositories.get(repository.name)
+        for path, submodule in sorted(pinned.submodules.items()) if pinned else ():
+            if path.startswith("/") or {"", ".", "..", ".git"} & set(path.split("/")):
+                raise KimboxError(f"repository {repository.name}: the path of a submodule leads elsewhere: {path!r}")
+            lines.append(_line(repository.name, submodule.commit, path))
+    return "".join(lines).encode()
+
+
+def _line(name: str, *fields: str) -> str:
+    """Fields of a line of the manifest."""
+    if any(c in field for field in (name, *fields) for c in "\t\n\0"):
+        raise KimboxError(f"repository {name}: a tab, line break or NUL in its name or path")
+    return "\t".join((name, *fields)) + "\n"
 
 
 def _script(text: str) -> bytes:

@@ -17,7 +17,8 @@ import makebox
 import pytest
 
 from kimbox import paths
-from kimbox.guest.provision import write_tar
+from kimbox.guest.provision import parcels_of, write_tar
+from kimbox.lock import submodules
 from kimbox.lock.lockfile import make_lock
 from kimbox.lock.mirror import Mirror, write_bundle
 from kimbox.render.manifest import manifest_digest, render_manifest
@@ -163,10 +164,14 @@ def delivery(folder: Path, box: Box) -> tuple[str, Path]:
     """What the host would send: the digest and the tar."""
     lock = make_lock(box)
     manifest = render_manifest(box, lock)
+    mirrors = {repository.name: Mirror.of(repository) for repository in box.repositories}
+    for name, mirror in list(mirrors.items()):
+        inner = submodules.collect(mirror, lock.repositories[name].commit)
+        mirrors |= {submodules.key(name, path): submodule.mirror for path, submodule in inner.items()}
     bundles = []
-    for repository in box.repositories:
-        bundles.append(folder / f"{repository.name}.bundle")
-        write_bundle(Mirror.of(repository), lock.repositories[repository.name].commit, bundles[-1])
+    for parcel in parcels_of(box, lock):
+        bundles.append(folder / parcel.file)
+        write_bundle(mirrors[parcel.mirror], parcel.commit, bundles[-1])
     write_tar(manifest, bundles, folder / "delivery.tar")
     return manifest_digest(manifest), folder / "delivery.tar"
 

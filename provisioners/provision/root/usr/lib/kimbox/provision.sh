@@ -165,6 +165,12 @@ checkout() {
 	if [ -e "$path" ] && ! [ -e "$path/.git/kimbox" ] && [ -n "$(ls -A "$path" 2>&1)" ]; then
 		fail 1 "$path is not empty and no checkout of kimbox's: it is left alone"
 	fi
+	# Submodules of the commit before: this one may have none there. What is no longer tracked would go below anyway.
+	if [ -e "$path/.git/kimbox-submodules" ]; then
+		# shellcheck disable=SC2016 # for the inner shell
+		clean "$owner" sh -c 'find "$1" -mindepth 2 -name .git -prune -print0 | sed -z "s,/[.]git\$,," | xargs -0r rm -rf -- &&
+			rm -f "$1/.git/kimbox-submodules"' sh "$path" || fail 1 "the submodules in $path cannot be removed"
+	fi
 	# shellcheck disable=SC2016 # for the inner shell
 	borrow='echo "$1" >"$2/.git/objects/info/alternates" && : >"$2/.git/kimbox" && rm -f "$2/.git/index.lock"'
 	if ! { clean "$owner" mkdir -p "$path" && quiet_git "$owner" init -q --template= "$path" &&
