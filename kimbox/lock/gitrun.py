@@ -143,15 +143,22 @@ def git(
     stdin: bytes | None = None,
     check: bool = True,
     on_progress: Callable[[str], None] | None = None,
+    file_bytes: int | None = None,
 ) -> Answer:
-    """Runs one git command to its end. Raises GitError if it fails (with `check`) or does not end in time."""
+    """Runs one git command to its end. Raises GitError if it fails (with `check`) or does not end in time.
+
+    With `file_bytes` neither it nor its helpers can write a file that is larger.
+    """
     require("git", "repositories are fetched with it")
     require("setpriv", "it ends git with kimbox")
+    limit = []
+    if file_bytes:  # without the signal, the helper that writes says what is wrong before it ends
+        limit = [require("prlimit", "it limits git"), f"--fsize={file_bytes}", "env", "--ignore-signal=XFSZ"]
     unset = [word for name in SCRUBBED_ENV if name in os.environ for word in ("-u", name)]
     scrub = ["env", *unset] if unset else []  # GitPython can add to the environment, but not take from it
     options = [word for option in OPTIONS for word in ("-c", option)]
     where = [f"--git-dir={git_dir}"] if git_dir else []
-    argv = [*DIE_WITH_US, *scrub, "git", *options, *where, *map(str, args)]
+    argv = [*limit, *DIE_WITH_US, *scrub, "git", *options, *where, *map(str, args)]
     with _input(stdin) as source, _process(argv, source, {**FIXED_ENV, **(env or {})}) as process:
         late = threading.Event()
 

@@ -18,7 +18,7 @@ import attrs
 from kimbox import paths
 from kimbox.errors import KimboxError, Problem, SpecError
 from kimbox.files import read_bounded, write_atomic
-from kimbox.lock import submodules
+from kimbox.lock import contents, submodules
 from kimbox.lock.gitrun import redact
 from kimbox.lock.history import rewritten
 from kimbox.lock.mirror import Mirror
@@ -99,7 +99,8 @@ def make_lock(
 
     What `previous` holds for the same url and ref stays, unless its name is in `update` (None: move all). Folders are
     pinned to their present content, and a change of it is told. `image` None keeps the key of `previous`. `warn` gets
-    what is told of a tag that was moved and a branch that was force-pushed. Where `offline`, no server is asked.
+    what is told of a moved tag, a force-pushed branch, and files that the box will lack (Git LFS). Where `offline`, no
+    server is asked.
     """
     moved = None if update is None else set(update)
     if unknown := (moved or set()) - {r.name for r in box.repositories}:
@@ -114,7 +115,11 @@ def make_lock(
             continue
         mirror = Mirror.of(repository, offline=offline)
         pin = mirror.resolve(repository.ref)
-        inner = pinned_submodules(submodules.collect(mirror, pin.commit))
+        modules = submodules.collect(mirror, pin.commit)
+        inner = pinned_submodules(modules)
+        is_new = old is None or old.commit != pin.commit
+        for text in contents.check(mirror, pin.commit, modules) if is_new else ():
+            (warn or log.warn)(text)
         pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree, inner)
         if same and old and (what := rewritten(mirror, repository.ref, old.commit, pin)):
             (warn or log.warn)(what)

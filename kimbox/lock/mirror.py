@@ -35,6 +35,9 @@ ASK_TIMEOUT_S = 120
 #: The longest a fetch or a bundle may take.
 TRANSFER_TIMEOUT_S = 3600
 
+#: A fetch brings one pack, and it is no larger: more is no source code, or is meant to fill the disk.
+MAX_PACK_BYTES = 8 << 30
+
 #: How long to wait for another kimbox that works on the same mirror.
 BUSY_WAIT_S = 600
 
@@ -246,8 +249,13 @@ class Mirror:
             )
         log.now(f"{self.name}: asking {redact(self.url)}")
         try:
-            return git(args, git_dir=self.path, timeout_s=timeout_s, on_progress=show_progress)
+            return git(
+                args, git_dir=self.path, timeout_s=timeout_s, on_progress=show_progress, file_bytes=MAX_PACK_BYTES
+            )
         except GitError as error:
+            if "File too large" in error.said:
+                hint = "a commit of its own, or a repository without its large files, may be smaller"
+                raise GitError(f"{self.where} is larger than {MAX_PACK_BYTES >> 20} MiB", hint=hint) from None
             reason = tail(error.said, 5) or error.message
             raise GitError(f"{self.where} cannot be read:\n{reason}", hint=_why(reason), said=error.said) from None
 

@@ -1,0 +1,140 @@
+"""Every transport that a spec may name, against real servers: pinned, moved, vanished, and the user's credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import makebox
+import makeserver
+import pytest
+
+from kimbox.lock import submodules
+from kimbox.lock.gitrun import GitError, GoneError
+from kimbox.lock.history import rewritten
+from kimbox.lock.mirror import Mirror
+from kimbox.spec import urls
+from kimbox.spec.model import Repository
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of kimbox, and a git configuration of the user that the tests write."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "kimbox"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "GIT_SSL_CAINFO"):
+        monkeypatch.delenv(name, raising=False)
+    configure(tmp_path)
+    return tmp_path
+
+
+def configure(folder: Path, more: str = "") -> None:
+    (folder / "config").write_text(f"[user]\n\tname = a\n\temail = a@example.org\n[safe]\n\tdirectory = *\n{more}")
+
+
+@pytest.fixture(params=["file", "git", "ssh", "http", "https"])
+def served(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
+    """What stands before the names of repositories in the folder `served`."""
+    folder = home / "served"
+    folder.mkdir()
+    scheme = request.param
+    if scheme == "file":
+        yield f"file://{folder}"
+    elif scheme == "git":
+        with makeserver.daemon(folder) as url:
+            yield url
+    elif scheme == "ssh":
+        with makeserver.sshd(home, folder) as (url, command):
+            configure(home, f'[core]\n\tsshCommand = "{command}"\n')
+            yield url
+    else:
+        certificate = makeserver.certificate(home) if scheme == "https" else None
+        configure(home, f"[http]\n\tsslCAInfo = {home}/cert.pem\n" if certificate else "")
+        with makeserver.http_backend(folder, certificate=certificate) as url:
+            yield url
+
+
+def of(url: str, ref: str = "main") -> Mirror:
+    urls.repository(url)  # a spec may name it
+    return Mirror.of(Repository("code", url, False, ref, "/opt/code"))
+
+
+def test_a_repository_is_pinned_and_followed(home: Path, served: str) -> None:
+    """Branch, tag and commit; what was moved, force-pushed or is gone is named."""
+    source = home / "served/code"
+    first = makebox.make_repository(source)
+    makebox.git(source, "tag", "-a", "v1", "-m", "one")
+    code = of(f"{served}/code")
+    tagged = code.resolve("v1")
+    assert (first, first, "refs/tags/v1") == (code.resolve("main").commit, tagged.commit, tagged.ref)
+    second = makebox.commit(source, {"a": "two\n"})
+    assert second == code.resolve("main").commit
+    makebox.git(source, "tag", "-f", "-a", "v1", "-m", "two")
+    assert f"the tag v1 was moved from {first} to {second}" in str(rewritten(code, "v1", first, code.resolve("v1")))
+    makebox.git(source, "reset", "-q", "--hard", first)
+    assert "the branch main was force-pushed" in str(rewritten(code, "main", second, code.resolve("main")))
+    makebox.git(source, "tag", "-d", "v1")
+    makebox.git(source, "reflog", "expire", "--expire=now", "--all")
+    makebox.git(source, "gc", "-q", "--prune=now")
+    fresh = Mirror("code", code.url, False, code.path.with_name("fresh.git"))
+    with pytest.raises(GoneError, match=f"no longer has the commit {second}"):
+        fresh.ensure(second)
+    with pytest.raises(GoneError, match="has no branch, tag or commit v1"):
+        code.resolve("v1")
+
+
+def test_a_relative_submodule_comes_the_same_way(home: Path, served: str) -> None:
+    """Its URL starts from that of the repository around it."""
+    inner = makebox.make_repository(home / "served/inner", {"x": "inner\n"})
+    source = home / "served/code"
+    makebox.make_repository(source, {".gitmodules": '[submodule "lib"]\n\tpath = lib\n\turl = ../inner\n'})
+    makebox.git(source, "update-index", "--add", "--cacheinfo", f"160000,{inner},lib")
+    makebox.git(source, "commit", "-qm", "lib")
+    code = of(f"{served}/code")
+    found = submodules.collect(code, code.resolve("main").commit)
+    assert {"lib": (f"{served}/inner", inner)} == {path: (s.url, s.commit) for path, s in found.items()}
+
+
+def test_what_is_not_there_is_named(served: str) -> None:
+    """Repository and URL."""
+    with pytest.raises(GitError, match=r"repository code \(.*/missing\) cannot be read"):
+        of(f"{served}/missing").resolve("main")
+
+
+def test_the_users_credential_helper_is_asked(home: Path) -> None:
+    """A password is neither asked for nor shown; without a helper the error says what to do."""
+    commit = makebox.make_repository(home / "served/code")
+    with makeserver.http_backend(home / "served", password=True) as url:
+        with pytest.raises(GitError, match="cannot be read") as refused:
+            of(f"{url}/code").resolve("main")
+        assert "same credentials" in str(refused.value.hint)
+        helper = f"!f() {{ echo username={makeserver.USER}; echo password={makeserver.PASSWORD}; }}; f"
+        configure(home, f'[credential]\n\thelper = "{helper}"\n')
+        code = of(f"{url}/code")
+        assert commit == code.resolve("main").commit
+    kept = b"".join(file.read_bytes() for file in code.path.rglob("*") if file.is_file())
+    assert makeserver.PASSWORD.encode() not in kept
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(home: Path) -> None:
+    """As git does it, without a way around."""
+    makebox.make_repository(home / "served/code")
+    certificate = makeserver.certificate(home)
+    with (
+        makeserver.http_backend(home / "served", certificate=certificate) as url,
+        pytest.raises(GitError, match=r"certificate"),
+    ):
+        of(f"{url}/code").resolve("main")
+
+
+def test_a_host_key_that_changed_is_refused(home: Path) -> None:
+    """With what to do about it."""
+    (home / "served").mkdir()
+    makebox.make_repository(home / "served/code")
+    with makeserver.sshd(home, home / "served") as (url, command):
+        configure(home, f'[core]\n\tsshCommand = "{command}"\n')
+        (home / "known").write_text("")
+        with pytest.raises(GitError, match="Host key verification failed") as refused:
+            of(f"{url}/code").resolve("main")
+        assert "connect once with ssh by hand" in str(refused.value.hint)
