@@ -25,7 +25,8 @@ from pathlib import Path
 from bench.common import medians, note, options, said, show, until
 from kimbox import paths
 from kimbox.guest.ssh import Guest
-from kimbox.image import apt, store
+from kimbox.image import store
+from kimbox.lock import apt
 from kimbox.machine import life, qmp
 from kimbox.machine.folder import Machine
 from kimbox.run import run

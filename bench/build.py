@@ -12,8 +12,9 @@ from pathlib import Path
 from bench import stock
 from bench.common import medians, options, shipped, show
 from kimbox import paths
-from kimbox.image import apt, namespace, store
+from kimbox.image import namespace, store
 from kimbox.image.recipe import recipe
+from kimbox.lock import apt
 from kimbox.spec.model import PackageImage
 
 

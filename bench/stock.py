@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kimbox.image import apt, namespace, rootfs
+from kimbox.image import namespace, rootfs
 from kimbox.image.recipe import EPOCH_S, Recipe
+from kimbox.lock import apt
 from kimbox.run import run
 
 MIB = 1 << 20

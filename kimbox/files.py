@@ -228,7 +228,7 @@ def _copy_data(source: int, new: IO[bytes], size: int, *, is_clone: bool, on_byt
     """Copies what is no hole (nothing, if `new` is a clone already); returns the hex digest of the whole."""
     digest = hashlib.sha256()
     reader, done = (new.fileno() if is_clone else source), 0
-    for start, end in _data(reader, size):
+    for start, end in data_ranges(reader):
         _hash_zeros(digest, start - done)
         done = start
         while done < end:
@@ -254,9 +254,9 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _data(handle: int, size: int) -> Iterator[tuple[int, int]]:
-    """Start and end of every piece of a file that is not a hole."""
-    at = 0
+def data_ranges(handle: int) -> Iterator[tuple[int, int]]:
+    """Start and end of every piece of an open file that is not a hole."""
+    at, size = 0, os.fstat(handle).st_size
     while at < size:
         try:
             start = os.lseek(handle, at, os.SEEK_DATA)

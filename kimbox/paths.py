@@ -59,6 +59,16 @@ def mirrors_dir() -> Path:
     return home() / "mirrors"
 
 
+def archives_dir() -> Path:
+    """The package lists of every set of apt sources that was asked."""
+    return home() / "archives"
+
+
+def packages_dir() -> Path:
+    """The cache of .deb files, by their sha256; shared by all boxes."""
+    return home() / "packages"
+
+
 def locks_dir() -> Path:
     """Locks of shipped boxes, whose own folder is not the user's to write to."""
     return home() / "locks"

@@ -7,7 +7,7 @@ from kimbox.cli.output import report
 
 
 def build(box: target.Name = None, file: target.File = None) -> None:
-    """Build or fetch the image of a box, if the store does not have it yet.
+    """Build or fetch the image of a box, if the store does not have it yet: from the packages that its lock names.
 
     \b
     Examples:
@@ -15,9 +15,11 @@ def build(box: target.Name = None, file: target.File = None) -> None:
       kimbox build openkim-dev --verbose
     """
     from kimbox.image import store
+    from kimbox.machine import pins
 
-    spec, _ = target.spec(box, file)
-    there = store.find(store.key_of(spec)) is not None
-    image = store.ensure(spec)
+    spec, shipped = target.spec(box, file)
+    lock, _ = pins.lock_for(spec, shipped=shipped is not None)
+    there = store.find(store.key_of(spec, lock.packages)) is not None
+    image = store.ensure(spec, lock.packages)
     result = {"name": spec.name, "key": image.key, "disk": str(image.disk), "built": not there}
     report("build", result, f"{image.disk}" + (" (as it was)" if there else ""))

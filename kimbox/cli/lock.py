@@ -18,9 +18,10 @@ def lock(
     box: target.Name = None,
     file: target.File = None,
     update: Annotated[
-        list[str] | None, typer.Option("--update", metavar="NAME", help="Move the pin of this repository; repeat it.")
+        list[str] | None,
+        typer.Option("--update", metavar="NAME", help="Move this repository or package, or all `packages`; repeat it."),
     ] = None,
-    update_all: Annotated[bool, typer.Option("--update-all", help="Move the pins of all repositories.")] = False,
+    update_all: Annotated[bool, typer.Option("--update-all", help="Move all repositories and packages.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only check the lock: exit status 3 if it does not stand.")
@@ -29,7 +30,10 @@ def lock(
         bool, typer.Option("--remote", help="With --check: ask the servers too, what became of refs and commits.")
     ] = False,
 ) -> None:
-    """Write kimbox.lock beside the spec: each repository at one commit. Pins stay where they are unless told to move.
+    """Write kimbox.lock beside the spec: each repository at one commit, each package of the image at one version.
+
+    What is in the lock stays where it is unless told to move. Where the spec asks for more packages, those that are
+    there keep their versions, as long as the archives have them.
 
     --check writes nothing and asks no server. It fails where `kimbox lock` would change the file: spec, repositories,
     image or a folder have changed. With --remote it also fails where a locked commit is nowhere to be had, and tells of
@@ -39,6 +43,7 @@ def lock(
     Examples:
       kimbox lock
       kimbox lock --update kim-api
+      kimbox lock --update packages
       kimbox lock --update-all --dry-run
       kimbox lock --check
     """
@@ -74,6 +79,7 @@ def _lock(spec: Box, shipped: bool, update: list[str] | None, dry_run: bool) -> 
         lines = as_text(done.diff, logs)
     else:
         lines = [f"{name}: {old or 'new'} -> {new}" for name, (old, new) in done.moved.items()]
+        lines += [f"{done.packages} packages"] if done.packages else []
     outcome = "would write" if dry_run else "wrote"
     lines.append(f"{outcome} {done.path}" if done.is_written else f"{done.path} is up to date")
     changes = {name: {"old": old, "new": new} for name, (old, new) in done.moved.items()}

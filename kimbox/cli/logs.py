@@ -85,9 +85,10 @@ def _build_log(machine: Machine, box: str | None, file: Path | None) -> Path:
     if machine.exists:
         key = machine.record().image
     else:
-        from kimbox.image import store
+        from kimbox.machine import pins
 
-        key = store.key_of(target.spec(box, file)[0])
+        spec, shipped = target.spec(box, file)
+        key = pins.image_key(spec, shipped=shipped is not None)
     made, failed = paths.images_dir() / key / "build.log", paths.images_dir() / f"{key}.failed.log"
     return failed if failed.exists() and not made.exists() else made
 

@@ -13,18 +13,24 @@ from kimbox.errors import UsageError
 
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    packages: Annotated[
+        bool, typer.Option("--packages", help="Also the cache of packages, which are fetched again when needed.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove images that no box was made from, and what interrupted work left behind. Boxes and mirrors stay.
+
+    The cache of packages stays, too, unless --packages is given: with it, images are built without a network.
 
     \b
     Examples:
       kimbox prune --dry-run
       kimbox prune -y
+      kimbox prune --packages
     """
     from kimbox.machine import prune as pruning
 
-    found = pruning.unused()
+    found = pruning.unused(packages=packages)
     lines = [f"{item.path}  {item.size_bytes / 1e6:.0f} MB" for item in found]
     removed = bool(found) and not dry_run
     if removed and not yes:

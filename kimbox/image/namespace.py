@@ -63,10 +63,16 @@ def _named(argv: Sequence[str | Path]) -> Iterator[None]:
         raise run.CommandError([str(a) for a in argv], error.status, error.tail) from None
 
 
-def call(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> run.Completed:
+def call(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    input: str | None = None,
+) -> run.Completed:
     """`run.run`, inside."""
     with _named(argv):
-        return run.run(command(argv), env=env, cwd=cwd)
+        return run.run(command(argv), env=env, cwd=cwd, input=input)
 
 
 def stream(

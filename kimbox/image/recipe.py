@@ -9,6 +9,7 @@ import attrs
 
 from kimbox.image import provisioners
 from kimbox.image.provisioners import GuestFile
+from kimbox.lock.packages import LockedPackages, request_digest
 from kimbox.render import guestfiles
 from kimbox.spec.layout import Layout, plan
 from kimbox.spec.model import Box, PackageImage
@@ -29,8 +30,9 @@ class Recipe:
 
     distribution: str
     suite: str
-    mirror: str | None
+    #: What was asked for; `locked` has what that came to.
     packages: tuple[str, ...]
+    locked: LockedPackages
     layout: Layout
     files: tuple[GuestFile, ...]
     persistent: tuple[GuestFile, ...]
@@ -43,8 +45,8 @@ class Recipe:
             "epoch_s": EPOCH_S,
             "distribution": self.distribution,
             "suite": self.suite,
-            "mirror": self.mirror,
             "packages": self.packages,
+            "locked": self.locked.digest,
             "layout": attrs.asdict(self.layout),
             "files": provisioners.digest(list(self.files)),
             "persistent": provisioners.digest(list(self.persistent)),
@@ -52,8 +54,21 @@ class Recipe:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def recipe(box: Box, image: PackageImage) -> Recipe:
-    """The recipe of a box whose image is built here."""
+def requested(image: PackageImage) -> tuple[str, ...]:
+    """The packages that an image asks for: those of the spec and those of every provisioner, sorted."""
+    parts = [provisioners.load(name) for name in provisioners.BASE]
+    return tuple(
+        sorted({package for p in parts for package in p.packages_for(image.distribution)} | set(image.packages))
+    )
+
+
+def request(image: PackageImage) -> str:
+    """The digest that a lock must have been made for."""
+    return request_digest(image.distribution, image.suite, image.mirror, requested(image))
+
+
+def recipe(box: Box, image: PackageImage, locked: LockedPackages) -> Recipe:
+    """The recipe of a box whose image is built here, from the packages that its lock names."""
     parts = [provisioners.load(name) for name in provisioners.BASE]
     layout = plan(box.disk)
     watch = {SNAPWATCH} if layout.snapshot_may_fill else set()
@@ -62,14 +77,13 @@ def recipe(box: Box, image: PackageImage) -> Recipe:
         GuestFile("boot/grub/grub.cfg", guestfiles.grub_cfg(layout).encode()),
         GuestFile("etc/fstab", guestfiles.fstab(layout).encode()),
         GuestFile("usr/lib/kimbox/enabled-units", ("\n".join(units) + "\n").encode()),
+        GuestFile("usr/lib/kimbox/sources.list", "".join(f"{line}\n" for line in locked.sources).encode()),
     ]
     return Recipe(
         distribution=image.distribution,
         suite=image.suite,
-        mirror=image.mirror,
-        packages=tuple(
-            sorted({package for p in parts for package in p.packages_for(image.distribution)} | set(image.packages))
-        ),
+        packages=requested(image),
+        locked=locked,
         layout=layout,
         files=tuple(provisioners.overlay(parts) + rendered),
         persistent=tuple(f for p in parts for f in p.persistent),

@@ -1,17 +1,22 @@
-"""From packages to a root file system in a folder, by mmdebstrap, in a namespace of its own."""
+"""From locked packages to a root file system in a folder, by mmdebstrap, in a namespace and off the network."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from kimbox import run
-from kimbox.files import write_atomic
-from kimbox.image import apt, namespace, provisioners
+from kimbox.errors import ImageError
+from kimbox.image import namespace, provisioners
+from kimbox.image.provisioners import GuestFile
 from kimbox.image.recipe import EPOCH_S, Recipe
+from kimbox.lock import debs
+from kimbox.lock.archive import ARCHITECTURE
 
 #: What no box needs: translations and documents (licences stay).
 EXCLUDED = (
@@ -27,8 +32,16 @@ BUILD_HOOK = (
     'for script in "$1"/usr/lib/kimbox/build.d/*; do '
     'chroot "$1" "/usr/lib/kimbox/build.d/${script##*/}" || exit 1; done; '
     'chroot "$1" xargs -a /usr/lib/kimbox/enabled-units systemctl --quiet enable && '
-    'rm -r "$1/usr/lib/kimbox/build.d" "$1/usr/lib/kimbox/enabled-units"'
+    'rm -r "$1/usr/lib/kimbox/build.d" "$1/usr/lib/kimbox/enabled-units" && '
+    'mv "$1/usr/lib/kimbox/sources.list" "$1/etc/apt/sources.list" && '
+    'mv "$1/usr/lib/kimbox/extended_states" "$1/var/lib/apt/extended_states"'
 )
+
+#: What apt is told while it installs: from the cache alone, as it is.
+APT_OPTIONS = (
+    'Acquire::Languages "none"', 'APT::Install-Recommends "false"', 'APT::Sandbox::User "root"',
+    'Acquire::AllowInsecureRepositories "true"',
+)  # fmt: skip
 
 
 def environment() -> dict[str, str]:
@@ -37,34 +50,51 @@ def environment() -> dict[str, str]:
 
 
 def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO[str]) -> Path:
-    """Makes the root file system of a recipe in `work`/root and returns that folder.
+    """Makes the root file system of a recipe in `work`/root and returns that folder. The cache holds its packages.
 
-    Raises CommandError if mmdebstrap fails, ImageError if there is nowhere to take the packages from.
+    Raises CommandError if mmdebstrap fails, ImageError if what it installed is not what the recipe names.
     """
     run.require("mmdebstrap", "it installs the packages of an image")
-    overlay = work / "overlay.tar"
-    provisioners.write_tar(list(recipe.files), overlay, EPOCH_S)
-    sources = work / "sources.list"
-    lines = [source.line() for source in apt.sources(recipe.distribution, recipe.suite, recipe.mirror)]
-    write_atomic(sources, "\n".join(lines) + "\n", mode=0o600)
-    root = work / "root"
-    options = ['Acquire::Languages "none";', 'APT::Install-Recommends "false";', *apt.access_options()]
-    apt_conf = work / "apt.conf"  # a proxy's password is no word of a command line, which every user can read
-    write_atomic(apt_conf, "\n".join(options) + "\n", mode=0o600)
+    overlay, repository, root = work / "overlay.tar", work / "repository", work / "root"
+    states = GuestFile("usr/lib/kimbox/extended_states", extended_states(recipe).encode())
+    provisioners.write_tar([*recipe.files, states], overlay, EPOCH_S)
+    debs.repository(recipe.locked.versions, recipe.suite, repository)
     command = [
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",
         "--format=directory",
-        f"--include={','.join(recipe.packages)}",
-        f"--aptopt={apt_conf}",
+        f"--include={','.join(sorted(recipe.locked.versions))}",
+        *(f"--aptopt={option}" for option in APT_OPTIONS),
         "--skip=cleanup/apt",  # build scripts do that: this apt would follow the guest's settings out of the new root
         *(f"--dpkgopt={option}" for option in (*EXCLUDED, "force-unsafe-io", "force-confold")),
         f"--essential-hook=tar-in {shlex.quote(os.fspath(overlay))} /",
         f"--customize-hook={BUILD_HOOK}",
         recipe.suite,
         os.fspath(root),
-        os.fspath(sources),
+        f"deb [trusted=yes] copy:{urllib.parse.quote(os.fspath(repository))} ./",
     ]
     namespace.stream(command, on_line=on_line, log=log, env=environment(), cwd=work)
+    _check(recipe, root)
     return root
+
+
+def _check(recipe: Recipe, root: Path) -> None:
+    """Raises ImageError unless just the packages of the recipe are installed."""
+    query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package} ${Version} ${Architecture}\\n"]
+    there = set(namespace.call(query).stdout.splitlines())
+    wanted = {f"{name} {package.version} {package.architecture}" for name, package in recipe.locked.versions.items()}
+    if there != wanted:
+        wrong = ", ".join(sorted(there ^ wanted)[:5])
+        raise ImageError(f"what was installed is not what the lock names: {wrong}")
+
+
+def extended_states(recipe: Recipe) -> str:
+    """apt's record of what nobody asked for, so that it may go when nothing needs it: /var/lib/apt/extended_states."""
+    blocks = []
+    for name, package in sorted(recipe.locked.versions.items()):
+        control = debs.control_of(package)
+        is_base = name == "apt" or re.search(r"^(Essential: yes|Priority: required)$", control, re.MULTILINE)
+        if name not in recipe.packages and not is_base:
+            blocks.append(f"Package: {name}\nArchitecture: {ARCHITECTURE}\nAuto-Installed: 1\n\n")
+    return "".join(blocks)

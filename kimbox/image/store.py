@@ -25,6 +25,8 @@ from kimbox.files import is_full, locked, read_json, sync_folder, write_json
 from kimbox.image import disk as disks
 from kimbox.image import namespace, rootfs
 from kimbox.image.recipe import Recipe, recipe
+from kimbox.lock import debs
+from kimbox.lock.packages import LockedPackages
 from kimbox.log import log
 from kimbox.run import CommandError
 from kimbox.spec.model import Box, PackageImage, RemoteImage
@@ -81,40 +83,47 @@ def find(key: str) -> Image | None:
     return Image(key, folder / DISKS[kind], kind, facts)
 
 
-def key_of(box: Box) -> str:
-    """The key of a box's image, made or not."""
+def key_of(box: Box, locked: LockedPackages | None) -> str:
+    """The key of a box's image, made or not. `locked`: of its lock; None for an image that is not built here."""
     if isinstance(box.image, RemoteImage):
         return box.image.digest.removeprefix("sha256:")
-    return recipe(box, box.image).key
+    return recipe_of(box, locked).key
 
 
-def ensure(box: Box) -> Image:
-    """The image of a box: taken from the store, or built or fetched now. Raises ImageError, which says why not."""
+def recipe_of(box: Box, locked: LockedPackages | None) -> Recipe:
+    """The recipe of a box whose image is built here, from its lock. Raises ImageError if that names no packages."""
+    if locked is None or not isinstance(box.image, PackageImage):
+        raise ImageError(f"the lock of {box.name} names no packages", hint="`kimbox lock` chooses them")
+    return recipe(box, box.image, locked)
+
+
+def ensure(box: Box, locked: LockedPackages | None, *, offline: bool = False) -> Image:
+    """The image of a box: taken from the store, or built or fetched now. Raises ImageError, which says why not.
+
+    `locked` as for `key_of`. `offline`: nothing may be fetched.
+    """
     _sweep()
     if isinstance(box.image, RemoteImage):
         from kimbox.image import remote
 
+        if offline and find(key_of(box, None)) is None:
+            _check_offline(box.image)
         return remote.ensure(box.image)
-    plan, image = recipe(box, box.image), box.image
+    plan, image = recipe_of(box, locked), box.image
     if found := find(plan.key):
         return found
     namespace.check()
-    return make(plan.key, lambda work: _build_logged(plan, image, work))
+    debs.ensure(image, plan.locked, offline=offline)
+    return make(plan.key, lambda work: build_logged(plan, image, work))
 
 
-def check_offline(box: Box) -> None:
-    """Raises ImageError, naming the image, if `ensure` would need the network for it."""
-    source = box.image.location if isinstance(box.image, RemoteImage) else box.image.mirror
-    if find(key_of(box)) is None and not _is_local(source):
+def _check_offline(image: RemoteImage) -> None:
+    """Raises ImageError, naming the image, if the network would be needed for it."""
+    if is_url(image.location) and not image.location.startswith("file:"):
         raise ImageError(
-            f"the image {key_of(box)[:12]} is not in the store, and --offline asks no server",
-            hint="without --offline it is made or fetched; `kimbox build` does only that",
+            f"the image {image.digest[7:19]} is not in the store, and --offline asks no server",
+            hint="without --offline it is fetched; `kimbox build` does only that",
         )
-
-
-def _is_local(source: str | None) -> bool:
-    """Whether a location or a package mirror is on this machine; None is the distribution's own mirror."""
-    return source is not None and (not is_url(source) or source.startswith("file:"))
 
 
 def make(key: str, fill: Callable[[Path], dict[str, Any]]) -> Image:
@@ -169,9 +178,9 @@ def _failed_log(key: str) -> Path:
     return paths.images_dir() / f"{key}.failed.log"
 
 
-def _build_logged(plan: Recipe, image: PackageImage, work: Path) -> dict[str, Any]:
-    """`_build`; where it fails the log is kept, and the error names it."""
-    title = f"building the image ({image.distribution} {image.suite}, {len(plan.packages)} packages)"
+def build_logged(plan: Recipe, image: PackageImage, work: Path) -> dict[str, Any]:
+    """Fills `work` as `make` wants it; where that fails the log is kept, and the error names it."""
+    title = f"building the image ({image.distribution} {image.suite}, {len(plan.locked.versions)} packages)"
     try:
         with log.step(title):
             return _build(plan, work)

@@ -11,6 +11,7 @@ import attrs
 from kimbox.lock import history
 from kimbox.lock.history import Between
 from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, in_order
+from kimbox.lock.packages import PackageChanges, compare
 from kimbox.spec import urls
 
 
@@ -63,10 +64,11 @@ class LockDiff:
     spec: Change | None
     image: Change | None
     repositories: tuple[RepositoryChange, ...]
+    packages: PackageChanges
 
     def __bool__(self) -> bool:
         """Whether anything differs."""
-        return bool(self.spec or self.image or self.repositories)
+        return bool(self.spec or self.image or self.repositories or self.packages)
 
 
 def diff(old: Lock, new: Lock) -> LockDiff:
@@ -76,7 +78,9 @@ def diff(old: Lock, new: Lock) -> LockDiff:
         for name in in_order({*old.repositories, *new.repositories})
         if old.repositories.get(name) != new.repositories.get(name)
     ]
-    return LockDiff(_change(old.spec_digest, new.spec_digest), _change(old.image, new.image), tuple(changed))
+    packages = compare(*(side.packages.versions if side.packages else {} for side in (old, new)))
+    spec, image = _change(old.spec_digest, new.spec_digest), _change(old.image, new.image)
+    return LockDiff(spec, image, tuple(changed), packages)
 
 
 def as_text(found: LockDiff, logs: Mapping[str, Between | None]) -> list[str]:
@@ -87,7 +91,7 @@ def as_text(found: LockDiff, logs: Mapping[str, Between | None]) -> list[str]:
             lines.append(f"{what}: {_short(change.old)} -> {_short(change.new)}")
     for repository in found.repositories:
         lines += _repository_lines(repository, logs)
-    return lines
+    return lines + found.packages.lines()
 
 
 def as_json(found: LockDiff, logs: Mapping[str, Between | None]) -> dict[str, Any]:
@@ -104,6 +108,7 @@ def as_json(found: LockDiff, logs: Mapping[str, Between | None]) -> dict[str, An
             }
             for change in found.repositories
         },
+        "packages": found.packages.as_json(),
     }
 
 

@@ -22,6 +22,7 @@ from kimbox.lock import contents, submodules
 from kimbox.lock.gitrun import redact
 from kimbox.lock.history import rewritten
 from kimbox.lock.mirror import Mirror
+from kimbox.lock.packages import LockedPackages
 from kimbox.lock.refs import COMMIT
 from kimbox.lock.submodules import Submodule
 from kimbox.log import log
@@ -38,13 +39,14 @@ MAX_LOCK_BYTES = 1 << 20
 
 _HEADER = """\
 # kimbox.lock: what this box is made of, frozen. Written by kimbox; keep it in git beside the spec, review its changes.
-# `kimbox up` takes every commit from here. `kimbox lock --update NAME` moves one, `--update-all` all of them.
+# `kimbox up` takes all from here. `kimbox lock --update NAME` moves one of them, `--update-all` all of them.
 """
 
 _COMMENTS = {
     "lock": "version of this format",
     "spec": "sha256 of the merged spec that this was made from",
     "image": "key of the image in the store",
+    "packages": "of the image: version, architecture, sha256 of the .deb",
 }
 
 
@@ -76,6 +78,8 @@ class Lock:
     #: Key of the image in the store, or None while it is not known.
     image: str | None
     repositories: Mapping[str, PinnedRepository]
+    #: The packages of an image that is built here; None for one from elsewhere.
+    packages: LockedPackages | None = None
 
 
 def locked_url(box: Box, repository: Repository) -> str:
@@ -92,6 +96,7 @@ def make_lock(
     previous: Lock | None = None,
     update: Iterable[str] | None = (),
     image: str | None = None,
+    packages: LockedPackages | None = None,
     offline: bool = False,
     warn: Callable[[str], None] | None = None,
 ) -> Lock:
@@ -101,6 +106,7 @@ def make_lock(
     pinned to their present content, and a change of it is told. `image` None keeps the key of `previous`. `warn` gets
     what is told of a moved tag, a force-pushed branch, and files that the box will lack (Git LFS). Where `offline`, no
     server is asked.
+    `packages` are those of an image that is built here.
     """
     moved = None if update is None else set(update)
     if unknown := (moved or set()) - {r.name for r in box.repositories}:
@@ -125,7 +131,7 @@ def make_lock(
             (warn or log.warn)(what)
         if repository.is_folder and old and old.commit != pin.commit:
             log.info(f"repository {repository.name}: the folder {url} has changed; pinned to {pin.commit[:12]}")
-    return Lock(box.digest, image or (previous.image if previous else None), pinned)
+    return Lock(box.digest, image or (previous.image if previous else None), pinned, packages)
 
 
 def pinned_submodules(found: Mapping[str, Submodule]) -> dict[str, PinnedSubmodule]:
@@ -187,6 +193,8 @@ def format_lock(lock: Lock) -> str:
     body["lock"] = FORMAT
     body["spec"] = lock.spec_digest
     body["image"] = lock.image
+    if lock.packages:
+        body["packages"] = CommentedMap(lock.packages.as_tree())
     repositories = CommentedMap()
     for name in in_order(lock.repositories):
         fields = attrs.asdict(lock.repositories[name])
@@ -194,7 +202,8 @@ def format_lock(lock: Lock) -> str:
         repositories[name] = CommentedMap(fields | ({"submodules": CommentedMap(inner)} if inner else {}))
     body["repositories"] = repositories
     for key, comment in _COMMENTS.items():
-        body.yaml_add_eol_comment(comment, key)
+        if key in body:
+            body.yaml_add_eol_comment(comment, key)
     yaml = YAML()
     yaml.width = 1 << 16  # a folded URL would be two changes a line
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
@@ -233,7 +242,8 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
     for name, values in data["repositories"].items():
         inner = {path: PinnedSubmodule(**module) for path, module in values.pop("submodules", {}).items()}
         pinned[name] = PinnedRepository(**values, submodules=inner)
-    return Lock(data["spec"], data["image"], pinned), tree
+    packages = LockedPackages.from_tree(data["packages"]) if "packages" in data else None
+    return Lock(data["spec"], data["image"], pinned, packages), tree
 
 
 def _schema_problems(path: Path, tree: Node) -> list[Problem]:

@@ -10,7 +10,8 @@ import attrs
 
 from kimbox import paths, run
 from kimbox.errors import KimboxError
-from kimbox.image import apt, namespace
+from kimbox.image import namespace
+from kimbox.lock import apt
 from kimbox.machine import accelerator
 
 #: Below this, an image may not fit.

@@ -75,10 +75,10 @@ def up(wanted: Up) -> State:
         before = state(machine)
         bootmode.check(machine, before, wanted.boot)
         if before is State.ABSENT:
-            _create(machine, wanted)
+            _create(machine, wanted, lock)
         else:
             _mend_record(machine, before)
-            _warn_of_changes(machine, box, before)
+            _warn_of_changes(machine, box, lock, before)
         told = last_word(machine.boot_events())
         is_done = told is not None and told.text("manifest") == digest == wanted_by(told)
         if before is State.READY and (is_done or bootmode.is_maintained(machine)):
@@ -124,28 +124,26 @@ def _mend_record(machine: Machine, before: State) -> None:
         machine.write_record(attrs.evolve(record, ended=None))
 
 
-def _warn_of_changes(machine: Machine, box: Box, before: State) -> None:
+def _warn_of_changes(machine: Machine, box: Box, lock: Lock, before: State) -> None:
     """What the spec says now, and the box will have only later or never."""
     record = machine.record()
     if before.running and record.scratch != box.scratch:
         log.warn(f"the spec of {box.name} asks for another scratch space: `kimbox reload {box.name}` makes it")
-    if record.image != store.key_of(box):
+    if record.image != lock.image:
         log.warn(
             f"the spec of {box.name} now describes another image than the one this box was made from; "
             f"`kimbox destroy {box.name}` and `kimbox up` make it anew"
         )
 
 
-def _create(machine: Machine, wanted: Up) -> None:
+def _create(machine: Machine, wanted: Up, lock: Lock) -> None:
     """Makes the folder of a machine: complete, or not there.
 
     `prune` holds the same lock: while it is held here, an image that is there stays until the record names it.
     """
     remove_tree(machine.unfinished)
     for _ in range(IMAGE_TRIES):
-        if wanted.offline:
-            store.check_offline(wanted.box)
-        image = store.ensure(wanted.box)
+        image = store.ensure(wanted.box, lock.packages, offline=wanted.offline)
         try:
             with log.step("making the machine"), ports.allotting():
                 if image.disk.exists():

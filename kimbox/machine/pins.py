@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import attrs
 
 from kimbox import paths
-from kimbox.errors import SpecError
-from kimbox.image import store
+from kimbox.errors import KimboxError, SpecError, StateError
+from kimbox.image import recipe, store
 from kimbox.lock import submodules
 from kimbox.lock.check import LockText, Verdict, check, check_remote
+from kimbox.lock.choose import choose
 from kimbox.lock.diff import LockDiff, diff
 from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, pinned_submodules, read_lock, write_lock
 from kimbox.lock.mirror import Mirror
+from kimbox.lock.packages import ALL_PACKAGES, LockedPackages
 from kimbox.log import log
-from kimbox.spec.model import Box
+from kimbox.spec.model import Box, PackageImage
+from kimbox.spec.schema import guess
 
 
 def lock_path(box: Box, *, shipped: bool) -> Path:
@@ -34,10 +38,12 @@ def lock_for(box: Box, *, shipped: bool, frozen: bool = False, offline: bool = F
     if frozen:
         _refuse(check_lock_file(path, box), "`kimbox lock` brings it up to date; without --locked, `kimbox up` does")
     previous = read_lock(path) if path.exists() else None
-    if previous and (wrong := check_lock(box, previous)):
+    if previous and (wrong := [*check_lock(box, previous), *check_packages(box, previous)]):
         hint = f"`kimbox lock` brings it up to date; see what moved with `git diff {path.name}`"
         raise SpecError.at(path, "it does not fit the spec any more: " + "; ".join(wrong), hint=hint)
-    made = make_lock(box, previous=previous, image=store.key_of(box), offline=offline)
+    packages = _packages(box, previous, offline=offline)
+    key = store.key_of(box, packages)
+    made = make_lock(box, previous=previous, image=key, packages=packages, offline=offline)
     lock = previous if frozen and previous else made
     mirrors = {repository.name: Mirror.of(repository, offline=offline) for repository in box.repositories}
     for name, mirror in list(mirrors.items()):
@@ -59,7 +65,40 @@ def check_lock_file(path: Path, box: Box) -> Verdict:
     """Compares the lock at `path` with its spec and with what this machine has. Raises SpecError if there is none."""
     if not path.exists():
         raise SpecError.at(path, "there is no lock", hint="`kimbox lock` makes it; keep it in git beside the spec")
-    return check(box, LockText.read(path), image=store.key_of(box))
+    text = LockText.read(path)
+    if wrong := check_packages(box, text.lock):
+        found = check(box, text, image=None)
+        return Verdict([*found.wrong, *(text.problem(words, "packages", "request") for words in wrong)], found.notes)
+    return check(box, text, image=store.key_of(box, text.lock.packages))
+
+
+def check_packages(box: Box, lock: Lock) -> list[str]:
+    """Where spec and lock disagree about the packages of the image, in words; empty if they agree."""
+    if not isinstance(box.image, PackageImage):
+        return ["the lock has packages, and the image is not built from any"] if lock.packages else []
+    if lock.packages is None:
+        return ["the lock names no packages, and the image is built from some"]
+    if lock.packages.request != recipe.request(box.image):
+        return ["the image asks for other packages than the lock was made for"]
+    return []
+
+
+def image_key(box: Box, *, shipped: bool) -> str:
+    """The key of the image of a box that has a lock. Raises StateError if it has none."""
+    path = lock_path(box, shipped=shipped)
+    if not path.exists():
+        raise StateError(f"{box.name} has no lock yet, and no image", hint="`kimbox up` or `kimbox build` makes both")
+    return store.key_of(box, read_lock(path).packages)
+
+
+def _packages(
+    box: Box, previous: Lock | None, update: Collection[str] | None = (), *, offline: bool = False
+) -> LockedPackages | None:
+    """The packages of a box's image; None for an image from elsewhere. See `choose`."""
+    if not isinstance(box.image, PackageImage):
+        return None
+    old = previous.packages if previous else None
+    return choose(box.image, recipe.requested(box.image), old, update=update, offline=offline)
 
 
 def verify_lock(box: Box, *, shipped: bool, remote: bool) -> tuple[Path, list[str]]:
@@ -95,6 +134,8 @@ class Relocked:
     removed: list[str]
     #: Whether the file was made or changed, or would be; it also holds digests of the spec and the key of the image.
     is_written: bool
+    #: How many packages the lock names.
+    packages: int = attrs.field(default=0, eq=False)
     #: What differs from the lock before, if there was one.
     diff: LockDiff | None = attrs.field(default=None, eq=False)
     #: Tags that were moved and branches that were force-pushed.
@@ -102,13 +143,18 @@ class Relocked:
 
 
 def relock(box: Box, *, shipped: bool, update: list[str] | None, dry_run: bool = False) -> Relocked:
-    """Makes the lock fit the spec, moving the pins named in `update` (None: all). `dry_run` writes no lock."""
+    """Makes the lock fit the spec, moving the repositories and packages named in `update` (None: all).
+
+    `dry_run` writes no lock. Raises KimboxError for a name that is neither.
+    """
     path = lock_path(box, shipped=shipped)
     previous = read_lock(path) if path.exists() else None
     warnings: list[str] = []
+    repositories, packages = _split(box, previous, update)
     with log.step(f"pinning {len(box.repositories)} repositories"):
-        key = store.key_of(box)
-        lock = make_lock(box, previous=previous, update=update, image=key, warn=warnings.append)
+        chosen = _packages(box, previous, packages)
+        key = store.key_of(box, chosen)
+        lock = make_lock(box, previous=previous, update=repositories, image=key, packages=chosen, warn=warnings.append)
     old = previous.repositories if previous else {}
     moved = {
         name: (old[name].commit if name in old else None, pin.commit)
@@ -117,4 +163,21 @@ def relock(box: Box, *, shipped: bool, update: list[str] | None, dry_run: bool =
     }
     removed = sorted(set(old) - set(lock.repositories))
     is_written = differs(path, lock) if dry_run else write_lock(path, lock)
-    return Relocked(path, moved, removed, is_written, diff(previous, lock) if previous else None, warnings)
+    count = len(chosen.versions) if chosen else 0
+    return Relocked(path, moved, removed, is_written, count, diff(previous, lock) if previous else None, warnings)
+
+
+def _split(box: Box, previous: Lock | None, update: list[str] | None) -> tuple[list[str] | None, list[str] | None]:
+    """Which of the names are repositories, and which packages."""
+    if update is None:
+        return None, None
+    known = {ALL_PACKAGES, *(previous.packages.versions if previous and previous.packages else ())}
+    repositories = [name for name in update if box.repository(name)]
+    packages = [name for name in update if not box.repository(name) and name in known]
+    if unknown := sorted(set(update) - set(repositories) - set(packages)):
+        names = [repository.name for repository in box.repositories]
+        raise KimboxError(
+            f"the box {box.name} has no repository or package {', '.join(unknown)}",
+            hint=guess(unknown[0], [*names, *sorted(known)]),
+        )
+    return repositories, packages

@@ -9,7 +9,7 @@ import attrs
 
 from kimbox import paths
 from kimbox.errors import KimboxError, StateError
-from kimbox.files import locked
+from kimbox.files import locked, remove_tree
 from kimbox.image import namespace
 from kimbox.image.store import FACTS, TEMPORARY
 from kimbox.lock.mirror import sweep_mirrors
@@ -28,14 +28,14 @@ class Unused:
     size_bytes: int
 
 
-def unused() -> list[Unused]:
+def unused(*, packages: bool = False) -> list[Unused]:
     """Images that no machine was made from, and logs of builds that failed. Takes no lock.
+
+    With `packages` also the cache of packages and the lists of the archives, which are fetched again when needed.
 
     Raises StateError if a machine's record cannot be read: its image cannot be told then.
     """
     images = paths.images_dir()
-    if not images.is_dir():
-        return []
     used = set()
     for machine in machines():
         try:
@@ -43,9 +43,11 @@ def unused() -> list[Unused]:
         except KimboxError as error:
             hint = f"`kimbox destroy {machine.name}` removes it"
             raise StateError(f"nothing is removed while a box is damaged: {error}", hint=hint) from None
-    found = [folder for folder in images.iterdir() if (folder / FACTS).is_file() and folder.name not in used]
+    found = [folder for folder in images.glob("*") if (folder / FACTS).is_file() and folder.name not in used]
     found = [folder for folder in found if not folder.name.startswith(TEMPORARY)]
     found += images.glob("*.failed.log")
+    if packages:
+        found += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
     return [Unused(path, _size_bytes(path)) for path in sorted(found)]
 
 
@@ -61,7 +63,7 @@ def remove(items: list[Unused]) -> list[Unused]:
     the lock that is held here. Files of locks stay, empty as they are: whoever waits for one holds it open.
     """
     with ports.allotting():
-        still = {item.path for item in unused()}
+        still = {item.path for item in unused(packages=True)}
         gone = [item for item in items if item.path in still and _take(item.path)]
     with contextlib.suppress(FileNotFoundError):
         for left in paths.images_dir().glob(f"{GONE}*"):
@@ -75,7 +77,22 @@ def _take(path: Path) -> bool:
     if path.is_file():
         path.unlink(missing_ok=True)
         return True
+    if path.parent != paths.images_dir():
+        return _empty(path)
     with contextlib.suppress(StateError, FileNotFoundError), locked(path.with_name(f"{path.name}.lock"), wait_s=0):
         path.rename(path.with_name(f"{GONE}{path.name}"))
         return True
     return False
+
+
+def _empty(folder: Path) -> bool:
+    """Removes a cache: a .deb before its control fields; lists only where nobody asks them. True if all went."""
+    if folder == paths.packages_dir():
+        for suffix in (".deb", ".control"):
+            for file in folder.glob(f"*/*{suffix}"):
+                file.unlink(missing_ok=True)
+        return True
+    for archive in folder.iterdir():
+        with contextlib.suppress(StateError), locked(archive / "lock"):
+            remove_tree(archive)
+    return not any(folder.iterdir())

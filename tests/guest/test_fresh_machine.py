@@ -9,6 +9,11 @@ import pytest
 from freshroot import FreshRoot, privileged
 
 from kimbox import run
+from kimbox.image import store
+from kimbox.image.compare import sha256_disk
+from kimbox.lock.lockfile import read_lock
+from kimbox.paths import boxes_dir
+from kimbox.spec.load import load_box
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +44,12 @@ script/up minimal
 say exec
 .venv/bin/kimbox exec minimal -- cat /etc/os-release
 
+say lock
+cat ~/.local/share/kimbox/locks/minimal.lock
+
+say digest
+sha256sum ~/.local/share/kimbox/images/*/disk.raw
+
 say destroy
 .venv/bin/kimbox destroy -y minimal
 say end
@@ -68,8 +79,11 @@ def part(lines: list[str], name: str) -> list[str]:
 
 
 @pytest.mark.guest
-def test_one_command_on_a_bare_machine(machine: FreshRoot, tmp_path: Path) -> None:
-    """An ordinary user with sudo clones, types script/up, has a box that answers, and destroys it without a trace."""
+def test_one_command_on_a_bare_machine(machine: FreshRoot, tmp_path: Path, home: Path) -> None:
+    """An ordinary user with sudo clones, types script/up, has a box that answers, and destroys it without a trace.
+
+    The image that this user made is, byte for byte, the one that is made here from the same lock.
+    """
     copy = tmp_path / "kimbox.git"
     run.run(["git", "-c", "safe.directory=*", "clone", "--quiet", "--bare", "--no-hardlinks", ROOT, copy])
     machine.give_to_user(copy)
@@ -81,3 +95,6 @@ def test_one_command_on_a_bare_machine(machine: FreshRoot, tmp_path: Path) -> No
     again = part(lines, "again")
     assert [] == [line for line in again if line.startswith(("Installing", "This machine lacks"))]
     assert "ID=debian" in part(lines, "exec")
+    (tmp_path / "minimal.lock").write_text("\n".join(part(lines, "lock")) + "\n")
+    image = store.ensure(load_box(boxes_dir() / "minimal.yaml"), read_lock(tmp_path / "minimal.lock").packages)
+    assert [sha256_disk(image.disk)] == [line.split()[0] for line in part(lines, "digest")]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Kimbox
 
+from kimbox import run
+
 pytestmark = pytest.mark.guest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_openkim_dev_reproduces_aluminium(kimbox: Kimbox) -> None:
@@ -25,6 +32,42 @@ def test_openkim_dev_reproduces_aluminium(kimbox: Kimbox) -> None:
     tools = "gcc --version && gfortran --version && ipython3 --version && python3 -c 'import numpy, scipy, ase'"
     kimbox.sh("openkim-dev", tools)
     kimbox("destroy", "-y", "openkim-dev")
+
+
+#: Another folder, time zone, language, mask and number of processors than those that the tests run with.
+ELSEWHERE = """
+cd /
+umask 077
+export TZ=Pacific/Auckland LANG=tr_TR.UTF-8 LC_ALL=tr_TR.UTF-8 TMPDIR="$1"
+shift
+exec taskset --cpu-list 0 "$@"
+"""
+
+
+def test_the_same_lock_gives_the_same_image(minimal: Kimbox, tmp_path: Path) -> None:
+    """Built again, elsewhere and otherwise; a difference is found, and the file is named."""
+    (tmp_path / "tmp").mkdir()
+    path = os.pathsep.join([str(ROOT), *sys.path])
+    verify = ["sh", "-c", ELSEWHERE, "sh", tmp_path / "tmp", sys.executable, "-m", "kimbox", "--json", "verify"]
+    env = {"KIMBOX_HOME": str(minimal.home), "PYTHONPATH": path}
+    found = json.loads(run.run([*verify, "minimal"], env=env, timeout_s=1800).stdout)["result"]
+    assert (True, []) == (found["same"], found["differences"])
+    image = minimal.home / "images" / minimal.json("status", "minimal")["image"] / "disk.raw"
+    assert {found["sha256"]["stored"], found["sha256"]["built"]} == {sha256(image)}
+
+
+def test_no_network_is_needed_for_what_is_cached(minimal: Kimbox, kimbox: Kimbox) -> None:
+    """With the network cut, another box of the same packages is built from the cache, and boots."""
+    if os.geteuid() != 0:
+        pytest.skip("only root cuts its own network off and builds there")
+    kimbox.spec("cut", "disk: {volumes: {swap: 128MiB}}\n")
+    kimbox("lock")
+    offline = ["unshare", "--net", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]
+    env = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    build = [*offline, sys.executable, "-m", "kimbox", "--json", "build", "-f", kimbox.folder / "kimbox.yaml"]
+    built = json.loads(run.run(build, env=env, timeout_s=1800).stdout)["result"]
+    assert built["built"]
+    assert minimal.json("build", "minimal")["key"] != built["key"]
 
 
 def test_bookworm_is_built_and_boots(kimbox: Kimbox) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import Kimbox, serving
 
 from kimbox import run
-from kimbox.image import apt
+from kimbox.lock import apt
 
 pytestmark = pytest.mark.guest
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tinyimage
 
 from kimbox.cli import app
 from kimbox.cli.app import run
 from kimbox.log import log
+from kimbox.machine import pins
 
 Out = tuple[int, str, str]
 Kimbox = Callable[..., Out]
@@ -24,6 +26,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(pins, "choose", tinyimage.choose)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     log.configure()

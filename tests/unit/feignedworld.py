@@ -25,7 +25,7 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.life import Up
 from kimbox.machine.state import State
 from kimbox.render.manifest import manifest_digest, render_manifest
-from kimbox.spec.model import BootMode, Box
+from kimbox.spec.model import BootMode
 
 
 class World:
@@ -35,7 +35,7 @@ class World:
         self.did: list[str] = []
         self.box = makebox.make_box(folder)
         self.machine = Machine("tiny")
-        self.lock = Lock("d" * 64, None, {})
+        self.lock = Lock("d" * 64, "e" * 64, {})
         self.status = "running"
         self.on_power: bool = True
         self.launches: list[qemu.Launch] = []
@@ -122,7 +122,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     image.disk.touch()
 
-    def ensure(_: Box) -> Image:
+    def ensure(*_: object, **__: object) -> Image:
         world.did.append("image")
         return image
 
@@ -131,7 +131,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         disk.touch()
 
     monkeypatch.setattr(store, "ensure", ensure)
-    monkeypatch.setattr(store, "key_of", lambda _: image.key)
+    monkeypatch.setattr(store, "key_of", lambda *_: image.key)
     monkeypatch.setattr(life, "lock_for", lambda *_, **__: (world.lock, {}))
     monkeypatch.setattr(grubenv, "choose", world.choose)
     monkeypatch.setattr(accelerator, "find", lambda: KVM_WORKS)

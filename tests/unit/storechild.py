@@ -83,7 +83,7 @@ def main(point: str, builds: Path, kimboxes: int) -> None:
         setattr(module, name, change(getattr(module, name)))
     (builds.parent / f"asking-{os.getpid()}").touch()
     try:
-        print(store.ensure(tinyimage.tiny_box(builds.parent)).key)
+        print(store.ensure(tinyimage.tiny_box(builds.parent), tinyimage.LOCKED).key)
     except KimboxError as error:
         sys.exit(f"{type(error).__name__}: {error.message} ({error.hint})")
 

@@ -8,8 +8,8 @@ import pytest
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image import apt
-from kimbox.image.apt import Source
+from kimbox.lock import apt
+from kimbox.lock.apt import Source
 
 #: What apt-get indextargets says on a Debian 12: URI, suite as written, code name, component, origin.
 BOOKWORM = """\

@@ -8,6 +8,7 @@ import makemachine
 import pytest
 from feignedworld import World, up
 from makemachine import event, tell
+from tinyimage import LOCKED
 
 from kimbox.errors import GuestError, StateError
 from kimbox.image import store
@@ -45,7 +46,7 @@ def test_every_start_sets_the_mode(world: World) -> None:
 def test_a_change_of_the_mode_is_no_other_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key of the image does not hold it."""
     monkeypatch.undo()
-    keys = {store.key_of(attrs.evolve(world.box, boot=mode)) for mode in BootMode}
+    keys = {store.key_of(attrs.evolve(world.box, boot=mode), LOCKED) for mode in BootMode}
     assert 1 == len(keys)
 
 

@@ -181,9 +181,12 @@ def test_logs(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
 
 def test_logs_of_a_build_that_failed_before_there_was_a_box(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is there to be looked at although the machine is not."""
-    monkeypatch.setattr(store, "key_of", lambda _: "f" * 64)
+    monkeypatch.setattr(store, "key_of", lambda *_: "f" * 64)
     paths.images_dir().mkdir(parents=True)
     (paths.images_dir() / f"{'f' * 64}.failed.log").write_text("E: no such package\n")
+    code, _, err = kimbox("logs", "--build", "minimal")
+    assert (5, True) == (code, "minimal has no lock yet" in err)
+    assert 0 == kimbox("lock", "minimal")[0]
     assert (0, "E: no such package\n") == kimbox("logs", "--build", "minimal")[:2]
 
 

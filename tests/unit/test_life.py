@@ -26,7 +26,7 @@ from kimbox.machine.facts import state
 from kimbox.machine.folder import Ended, Machine, machines
 from kimbox.machine.life import Up
 from kimbox.machine.state import State
-from kimbox.spec.model import Box, Mode, Run, Step
+from kimbox.spec.model import Mode, Run, Step
 
 world = feignedworld.world  # a fixture
 
@@ -329,8 +329,8 @@ def test_an_image_that_was_pruned_meanwhile_is_made_again(world: World, monkeypa
     """Between the image and the record of the machine no prune can take it: what is gone under the lock is made."""
     ensure = store.ensure
 
-    def prune_first(box: Box) -> store.Image:
-        image = ensure(box)
+    def prune_first(*_: object, **__: object) -> store.Image:
+        image = ensure(world.box, None)
         image.disk.touch()
         if 1 == world.did.count("image"):
             image.disk.unlink()
@@ -339,7 +339,8 @@ def test_an_image_that_was_pruned_meanwhile_is_made_again(world: World, monkeypa
     monkeypatch.setattr(store, "ensure", prune_first)
     up(world)
     assert ["image", "image", "disk", "start", "deliver"] == world.did
-    monkeypatch.setattr(store, "ensure", lambda _: attrs.evolve(ensure(_), disk=Path("/nowhere/disk.raw")))
+    nowhere = attrs.evolve(ensure(world.box, None), disk=Path("/nowhere/disk.raw"))
+    monkeypatch.setattr(store, "ensure", lambda *_, **__: nowhere)
     life.destroy(world.machine)
     with pytest.raises(ImageError, match="removed as often"):
         up(world)

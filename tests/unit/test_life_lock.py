@@ -31,8 +31,14 @@ def test_locked_and_offline_reach_lock_and_image(world: World, monkeypatch: pyte
         return world.lock, {}
 
     monkeypatch.setattr(life, "lock_for", lock_for)
-    monkeypatch.setattr(store, "check_offline", lambda box: asked.append(box.name))
+    ensure = store.ensure
+
+    def ensured(*_: object, offline: bool) -> store.Image:
+        asked.append(f"image, offline: {offline}")
+        return ensure(world.box, None)
+
+    monkeypatch.setattr(store, "ensure", ensured)
     life.up(Up(world.box, locked=True))
     stop.destroy(world.machine)
     life.up(Up(world.box, offline=True))
-    assert [(True, False), (False, True), world.box.name] == asked
+    assert [(True, False), "image, offline: False", (False, True), "image, offline: True"] == asked

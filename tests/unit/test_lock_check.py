@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import attrs
 import clirun
 import makebox
 import pytest
+import tinyimage
 from clirun import Kimbox
 
 from kimbox import paths
@@ -17,9 +19,10 @@ from kimbox.errors import ImageError, KimboxError, SpecError
 from kimbox.image import store
 from kimbox.lock.gitrun import GitError
 from kimbox.lock.lockfile import read_lock
+from kimbox.lock.packages import LockedPackage
 from kimbox.machine import pins
 from kimbox.spec.load import load_box
-from kimbox.spec.model import PackageImage, RemoteImage
+from kimbox.spec.model import RemoteImage
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
@@ -258,16 +261,44 @@ def test_offline_takes_mirrors_alone(work: Path) -> None:
 
 
 def test_offline_makes_no_image_from_the_network(tmp_path: Path) -> None:
-    """The store's are taken; one that would be built or fetched is named, unless its source is on this machine."""
-    box = makebox.make_box(tmp_path)
-    near = PackageImage("debian", "trixie", (), mirror=f"file://{tmp_path}")
-    far = attrs.evolve(near, mirror="https://mirror.invalid/debian")
-    digest = "sha256:" + "a" * 64
-    for image in (near, RemoteImage(f"{tmp_path}/disk.qcow2", digest)):
-        store.check_offline(attrs.evolve(box, image=image))
-    for image in (box.image, far, RemoteImage("https://images.invalid/x.box", digest)):
-        with pytest.raises(ImageError, match=r"the image [0-9a-f]{12} is not in the store, and --offline"):
-            store.check_offline(attrs.evolve(box, image=image))
+    """What is fetched from elsewhere is named, and so are packages that the cache lacks; what is here is taken."""
+    box, digest = makebox.make_box(tmp_path), "sha256:" + "a" * 64
+    far = attrs.evolve(box, image=RemoteImage("https://images.invalid/x.box", digest))
+    with pytest.raises(ImageError, match=r"the image [0-9a-f]{12} is not in the store, and --offline"):
+        store.ensure(far, None, offline=True)
+    with pytest.raises(ImageError, match="No such file"):
+        store.ensure(attrs.evolve(box, image=RemoteImage(f"{tmp_path}/disk.qcow2", digest)), None, offline=True)
+    versions = {"one": LockedPackage("1.0", "all", "a" * 64)}
+    with pytest.raises(ImageError, match=r"cannot be had: one 1\.0; looked in the cache"):
+        store.ensure(box, attrs.evolve(tinyimage.LOCKED, versions=versions), offline=True)
+
+
+def test_other_packages_are_told_where_the_lock_has_them(work: Path, kimbox: Kimbox, world: Path) -> None:
+    """A package more in the spec: `up` and --check say so, `lock` mends it."""
+    write_spec(world, more="image: {packages: [gfortran]}\n")
+    code, _, err = kimbox("lock", "--check")
+    assert 3 == code
+    assert "the image asks for other packages than the lock was made for" in err
+    assert re.search(r"kimbox\.lock:\d+:\d+: the image asks", err)
+    code, _, err = kimbox("build")
+    assert (3, True) == (code, "asks for other packages" in err)
+    assert 0 == kimbox("lock")[0]
+    assert 0 == kimbox("lock", "--check")[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["apt: 1.0", "apt: 1.0 all xyz", "'../apt': 1.0 all " + "a" * 64, "apt: -1 all " + "a" * 64, "apt: [1]"],
+)
+def test_a_package_edited_wrongly_is_refused_at_its_line(work: Path, kimbox: Kimbox, line: str) -> None:
+    """With file, line and column."""
+    path = work / "kimbox.lock"
+    text = path.read_text().replace("  versions: {}\n", f"  versions:\n    {line}\n")
+    path.write_text(text)
+    number = text[: text.index(line)].count("\n") + 1
+    code, _, err = kimbox("lock", "--check")
+    assert 3 == code
+    assert re.search(rf"kimbox\.lock:({number}|{number - 1}):\d+: packages\.versions", err), err
 
 
 def test_a_check_is_quick(kimbox: Kimbox, world: Path) -> None:

@@ -9,6 +9,7 @@ import clirun
 import makebox
 import makemachine
 import pytest
+import tinyimage
 from clirun import Kimbox
 
 from kimbox import paths
@@ -18,6 +19,7 @@ from kimbox.lock.diff import Change, Kind, as_json, as_text, diff
 from kimbox.lock.history import Between
 from kimbox.lock.lockfile import Lock, PinnedRepository, read_lock, write_lock
 from kimbox.lock.mirror import Mirror
+from kimbox.lock.packages import LockedPackage
 from kimbox.machine import ran
 from kimbox.machine.folder import Machine
 from kimbox.spec.model import Repository
@@ -34,7 +36,29 @@ def test_equal_locks_do_not_differ() -> None:
     """Neither in words nor in JSON."""
     found = diff(LOCK, LOCK)
     assert not found
-    assert ([], {"spec": None, "image": None, "repositories": {}}) == (as_text(found, {}), as_json(found, {}))
+    none: dict[str, object] = {"added": {}, "removed": {}, "moved": {}}
+    assert [] == as_text(found, {})
+    assert {"spec": None, "image": None, "repositories": {}, "packages": none} == as_json(found, {})
+
+
+def test_packages_are_told_by_name() -> None:
+    """Added, removed, moved; another build of one version is a move."""
+
+    def lock(**versions: tuple[str, str]) -> Lock:
+        named = {name: LockedPackage.parse(f"{text} all {digest * 64}") for name, (text, digest) in versions.items()}
+        return attrs.evolve(LOCK, packages=attrs.evolve(tinyimage.LOCKED, versions=named))
+
+    old = lock(gone=("1", "a"), same=("1:2-3", "a"), moved=("1.0", "a"), rebuilt=("5", "a"))
+    new = lock(came=("7~rc1", "a"), same=("1:2-3", "a"), moved=("1.1", "b"), rebuilt=("5", "b"))
+    assert [
+        "package came: new, 7~rc1",
+        "package gone: removed, was 1",
+        "package moved: 1.0 -> 1.1",
+        "package rebuilt: 5 -> 5 (another build of it)",
+    ] == as_text(diff(old, new), {})
+    told = as_json(diff(old, new), {})["packages"]
+    assert ({"came": "7~rc1"}, {"gone": "1"}) == (told["added"], told["removed"])
+    assert [f"1.0 all {'a' * 64}", f"1.1 all {'b' * 64}"] == told["moved"]["moved"]
 
 
 def test_every_kind_of_change_is_told() -> None:

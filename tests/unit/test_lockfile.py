@@ -39,7 +39,7 @@ def test_a_lock_is_written_for_review_and_read_back(box: Box, tmp_path: Path) ->
     assert read_lock(path) == lock
     text = path.read_text()
     assert text.startswith("# kimbox.lock: what this box is made of")
-    assert "`kimbox lock --update NAME` moves one, `--update-all` all of them" in text
+    assert "`kimbox lock --update NAME` moves one of them, `--update-all` all of them" in text
     assert text.index("setup:") < text.index("code:")
     assert "url: ./setup\n" in text
     assert all(len(line.split(": ")) <= 2 or line.startswith("#") or " # " in line for line in text.splitlines())

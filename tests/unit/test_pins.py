@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import makebox
 import pytest
+import tinyimage
 
 from kimbox import paths
 from kimbox.errors import KimboxError, SpecError
@@ -19,7 +20,8 @@ from kimbox.spec.model import Box, Repository
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(store, "key_of", lambda box: "e" * 64)
+    monkeypatch.setattr(store, "key_of", lambda *_: "e" * 64)
+    monkeypatch.setattr(pins, "choose", tinyimage.choose)
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_relock_moves_what_it_is_told_to(box: Box, folder: Path, tmp_path: Path)
     assert {"code": (old.repositories["code"].commit, new)} == pins.relock(box, shipped=False, update=["code"]).moved
     newer = makebox.commit(tmp_path / "code", {"a": "three\n"})
     assert {"code": (new, newer)} == pins.relock(box, shipped=False, update=None).moved
-    with pytest.raises(KimboxError, match="has no repository cod"):
+    with pytest.raises(KimboxError, match="has no repository or package cod"):
         pins.relock(box, shipped=False, update=["cod"])
 
 

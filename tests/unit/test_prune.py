@@ -62,7 +62,7 @@ def test_machines_are_not_made_while_prune_removes(monkeypatch: pytest.MonkeyPat
     found = look()
     held: list[bool] = []
 
-    def note() -> list[prune.Unused]:
+    def note(*, packages: bool = False) -> list[prune.Unused]:
         with pytest.raises(StateError), locked(paths.machines_dir() / ".ports.lock"):
             pass
         held.append(True)
@@ -95,3 +95,18 @@ def test_nothing_goes_while_a_machine_is_damaged() -> None:
 def test_an_empty_home_has_nothing_to_remove() -> None:
     """Before the first image there is no store."""
     assert prune.unused() == []
+
+
+def test_the_cache_of_packages_goes_only_if_asked_for(home: Path) -> None:
+    """With the lists of archives; those that somebody asks just now stay."""
+    deb, control = paths.packages_dir() / "aa/a.deb", paths.packages_dir() / "aa/a.control"
+    idle, busy = paths.archives_dir() / "idle/state", paths.archives_dir() / "busy/state"
+    for file in (deb, control, idle, busy):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x" * 5000)
+    assert [] == prune.unused()
+    found = prune.unused(packages=True)
+    assert [paths.archives_dir(), paths.packages_dir()] == [item.path for item in found]
+    with locked(busy.parent / "lock"):
+        assert [paths.packages_dir()] == [item.path for item in prune.remove(found)]
+    assert [False, False, False, True] == [file.exists() for file in (deb, control, idle, busy)]

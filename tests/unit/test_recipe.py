@@ -11,9 +11,11 @@ from pathlib import Path
 import attrs
 import pytest
 from makebox import make_box
+from tinyimage import LOCKED
 
 from kimbox import paths, run
 from kimbox.image import provisioners, recipe, store
+from kimbox.lock.packages import LockedPackage, LockedPackages
 from kimbox.spec.model import BootMode, Box, PackageImage, RemoteImage, Volume
 
 MIB = 1 << 20
@@ -29,10 +31,10 @@ def box_of(image: PackageImage = IMAGE) -> Box:
     return attrs.evolve(make_box(Path("/nowhere")), image=image)
 
 
-def key(box: Box) -> str:
+def key(box: Box, locked: LockedPackages = LOCKED) -> str:
     """The key of its image."""
     assert isinstance(box.image, PackageImage)
-    return recipe.recipe(box, box.image).key
+    return recipe.recipe(box, box.image, locked).key
 
 
 def disk(box: Box, **change: object) -> Box:
@@ -44,7 +46,6 @@ CHANGES: dict[str, Callable[[Box], Box]] = {
     "distribution": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, distribution="ubuntu")),
     "suite": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, suite="bookworm")),
     "packages": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, packages=("gcc",))),
-    "mirror": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, mirror="http://m.example.org/debian")),
     "disk size": lambda b: disk(b, size_bytes=b.disk.size_bytes + 4 * MIB),
     "boot size": lambda b: disk(b, boot_bytes=b.disk.boot_bytes + 4 * MIB),
     "volume group": lambda b: disk(b, volume_group="other"),
@@ -59,7 +60,16 @@ CHANGES: dict[str, Callable[[Box], Box]] = {
 def test_every_input_changes_it() -> None:
     """No two of these share an image."""
     keys = {name: key(change(box_of())) for name, change in CHANGES.items()} | {"none": key(box_of())}
+    one = LockedPackage("1", "all", "1" * 64)
+    for name, change in {
+        "locked package": {"versions": {"one": one}},
+        "locked version": {"versions": {"one": attrs.evolve(one, version="2")}},
+        "locked digest": {"versions": {"one": attrs.evolve(one, sha256="2" * 64)}},
+        "sources": {"sources": ("deb http://other.example.org/debian trixie main",)},
+    }.items():
+        keys[name] = key(box_of(), attrs.evolve(LOCKED, **change))
     assert len(keys) == len(set(keys.values())), keys
+    assert keys["none"] == key(box_of(), attrs.evolve(LOCKED, as_of="2027-01-01T00:00:00Z", request="1" * 64))
 
 
 def test_what_an_image_does_not_hold_leaves_it_alone() -> None:
@@ -148,12 +158,12 @@ def test_another_process_in_another_locale_gives_the_same(env: dict[str, str], t
 def test_a_remote_image_is_its_digest() -> None:
     """Nothing else goes into its key."""
     digest = "0123456789abcdef" * 4
-    assert digest == store.key_of(attrs.evolve(box_of(), image=RemoteImage("/x", f"sha256:{digest}")))
+    assert digest == store.key_of(attrs.evolve(box_of(), image=RemoteImage("/x", f"sha256:{digest}")), None)
 
 
 def test_the_recipe_holds_all_it_needs() -> None:
     """Packages of provisioners and spec, units to enable, GRUB's menu and fstab."""
-    made = recipe.recipe(box_of(), IMAGE)
+    made = recipe.recipe(box_of(), IMAGE, LOCKED)
     assert {"gcc", "gfortran", "lvm2", "openssh-server"} < set(made.packages)
     files = {f.path: f.data for f in made.files}
     assert {"boot/grub/grub.cfg", "etc/fstab"} < set(files)

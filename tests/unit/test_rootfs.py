@@ -1,43 +1,80 @@
-"""The command that installs packages: what it is given, and what nobody else may read."""
+"""The command that installs packages: what it is given, and what must come of it."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import tinyimage
 
 from kimbox import paths, run
-from kimbox.image import apt, namespace, rootfs
+from kimbox.errors import ImageError
+from kimbox.image import namespace, rootfs
+from kimbox.image.recipe import Recipe
+from kimbox.lock import debs
+from kimbox.lock.packages import LockedPackage
 
-PROXY = 'Acquire::http::Proxy "http://ann:secret@proxy.example.org:3128";'
+NEEDS = {"tool": "Depends: base-files", "base-files": "Essential: yes", "other": "Priority: required"}
 
 
-def test_no_secret_is_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy's and a mirror's password are in files that only this user reads."""
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe of three packages, which the cache has."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    versions = {}
+    for name, field in NEEDS.items():
+        data = name.encode()
+        package = LockedPackage("1.0", "all", hashlib.sha256(data).hexdigest())
+        file = debs.deb_of(package)
+        file.parent.mkdir(parents=True)
+        file.write_bytes(data)
+        file.with_suffix(".control").write_text(f"Package: {name}\nVersion: 1.0\nArchitecture: all\n{field}\n")
+        versions[name] = package
+    return attrs.evolve(tinyimage.tiny_recipe(), locked=attrs.evolve(tinyimage.LOCKED, versions=versions))
+
+
+def built(recipe: Recipe, work: Path, monkeypatch: pytest.MonkeyPatch, installed: str) -> list[str]:
+    """What mmdebstrap is called with, where dpkg-query then answers so."""
     commands: list[list[str]] = []
 
     def stream(argv: Sequence[str | Path], **_: Any) -> None:
         commands.append([str(word) for word in argv])
 
     monkeypatch.setattr(namespace, "stream", stream)
+    monkeypatch.setattr(namespace, "call", lambda *_: run.Completed(0, installed, ""))
     monkeypatch.setattr(run, "require", lambda *_: "")
-    monkeypatch.setattr(apt, "access_options", lambda: [PROXY])
-    source = apt.Source("http://bob:secret@mirror.example.org/debian", "trixie", ("main",))
-    monkeypatch.setattr(apt, "sources", lambda *_: [source])
-    rootfs.build(tinyimage.tiny_recipe(), tmp_path, on_line=lambda _: None, log=io.StringIO())
+    rootfs.build(recipe, work, on_line=lambda _: None, log=io.StringIO())
     assert 1 == len(commands)
-    assert "ann:" not in " ".join(commands[0])
-    assert "bob:" not in " ".join(commands[0])
-    assert [f"--aptopt={tmp_path}/apt.conf"] == [word for word in commands[0] if word.startswith("--aptopt")]
-    assert f"{tmp_path}/sources.list" == commands[0][-1]
-    written = {name: tmp_path / name for name in ("apt.conf", "sources.list")}
-    assert PROXY in written["apt.conf"].read_text().splitlines()
-    assert source.line() + "\n" == written["sources.list"].read_text()
-    assert {0o600} == {path.stat().st_mode & 0o777 for path in written.values()}
+    return commands[0]
+
+
+def test_the_cache_is_the_only_source(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmdebstrap gets one source, on this machine, with the locked packages and no other, and is told to take all."""
+    command = built(recipe, tmp_path, monkeypatch, "".join(f"{name} 1.0 all\n" for name in NEEDS))
+    assert f"deb [trusted=yes] copy:{tmp_path}/repository ./" == command[-1]
+    assert "--include=base-files,other,tool" in command
+    assert "://" not in " ".join(command)
+    index = (tmp_path / "repository/Packages").read_text()
+    assert sorted(NEEDS) == [line[9:] for line in index.splitlines() if line.startswith("Package: ")]
+
+
+def test_other_packages_than_those_of_the_lock_are_an_error(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever mmdebstrap did: what dpkg has is compared."""
+    with pytest.raises(ImageError, match=r"not what the lock names: tool 1\.0 all, tool 1\.1 all"):
+        built(recipe, tmp_path, monkeypatch, "base-files 1.0 all\nother 1.0 all\ntool 1.1 all\n")
+
+
+def test_what_nobody_asked_for_may_go_again(recipe: Recipe) -> None:
+    """apt keeps what the spec names, and what every system needs; the rest came with it."""
+    assert "Package: tool\nArchitecture: amd64\nAuto-Installed: 1\n\n" == rootfs.extended_states(recipe)
+    assert "" == rootfs.extended_states(attrs.evolve(recipe, packages=("tool",)))
 
 
 def test_the_image_does_not_keep_them() -> None:

@@ -58,10 +58,10 @@ def contents(images: Path) -> list[str]:
 def test_the_second_call_builds_nothing(tmp_path: Path, images: Path, builds: Path) -> None:
     """The image is there with its facts and its log, read-only, and nothing else is."""
     box = tinyimage.tiny_box(tmp_path)
-    made = store.ensure(box)
-    assert made == store.ensure(box) == store.find(made.key)
+    made = store.ensure(box, tinyimage.LOCKED)
+    assert made == store.ensure(box, tinyimage.LOCKED) == store.find(made.key)
     assert "built\n" == builds.read_text()
-    assert [store.key_of(box)] == contents(images)
+    assert [store.key_of(box, tinyimage.LOCKED)] == contents(images)
     assert {"disk.raw", "image.json", "build.log"} == {p.name for p in made.disk.parent.iterdir()}
     assert 0o444 == made.disk.stat().st_mode & 0o777
     assert ("raw", tinyimage.DISK.size_bytes) == (made.format, made.facts["virtual_bytes"])
@@ -77,7 +77,7 @@ def test_two_at_once_build_once(tmp_path: Path, images: Path) -> None:
     for thread in threads:
         thread.join()
     assert [0, 0] == [d.code for d in done], done
-    assert {store.key_of(tinyimage.tiny_box(tmp_path)) + "\n"} == {d.stdout for d in done}
+    assert {store.key_of(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED) + "\n"} == {d.stdout for d in done}
     assert "built\n" == (tmp_path / "builds").read_text()
     assert 1 == len(contents(images))
 
@@ -108,13 +108,13 @@ def test_a_failing_build_keeps_its_log(tmp_path: Path, images: Path, monkeypatch
     error = run.CommandError(["mmdebstrap"], "failed with exit status 25", "E: Unable to locate package nonsense")
     monkeypatch.setattr(rootfs, "build", failing(error))
     with pytest.raises(ImageError, match=r"mmdebstrap failed with exit status 25:\nE: Unable to locate") as caught:
-        store.ensure(box)
+        store.ensure(box, tinyimage.LOCKED)
     [name] = contents(images)
     assert f"the whole log: {images / name}" == caught.value.hint
     assert "E: Unable to locate package nonsense\n" == (images / name).read_text()
-    assert not files.is_locked(images / f"{store.key_of(box)}.lock")
+    assert not files.is_locked(images / f"{store.key_of(box, tinyimage.LOCKED)}.lock")
     monkeypatch.setattr(rootfs, "build", tinyimage.fill)
-    assert [store.ensure(box).key] == contents(images)
+    assert [store.ensure(box, tinyimage.LOCKED).key] == contents(images)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_full_disk_is_said(tmp_path: Path, images: Path, monkeypatch: pytest.M
     """Whoever met it, the hint is how to get room."""
     monkeypatch.setattr(rootfs, "build", failing(error))
     with pytest.raises(ImageError, match=r"(?i)no space") as caught:
-        store.ensure(tinyimage.tiny_box(tmp_path))
+        store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     assert "KIMBOX_HOME" in (caught.value.hint or "")
     assert [] == [n for n in contents(images) if not n.endswith(".failed.log")]
 
@@ -152,7 +152,7 @@ def test_leftovers_of_others_are_swept(tmp_path: Path, images: Path, builds: Pat
     for key in ("a" * 64, "b" * 64):
         (images / f".tmp-{key}/done").mkdir(parents=True)
     with files.locked(images / f"{'b' * 64}.lock"):
-        made = store.ensure(tinyimage.tiny_box(tmp_path))
+        made = store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
         assert [f".tmp-{'b' * 64}", made.key] == contents(images)
 
 
@@ -160,7 +160,7 @@ def test_leftovers_of_others_are_swept(tmp_path: Path, images: Path, builds: Pat
 def test_a_damaged_image_is_said(tmp_path: Path, builds: Path, damage: str) -> None:
     """It is neither used nor built anew under the boxes that are made from it: the hint says what to do."""
     box = tinyimage.tiny_box(tmp_path)
-    folder = store.ensure(box).disk.parent
+    folder = store.ensure(box, tinyimage.LOCKED).disk.parent
     facts = folder / store.FACTS
     match damage:
         case "no facts":
@@ -174,7 +174,7 @@ def test_a_damaged_image_is_said(tmp_path: Path, builds: Path, damage: str) -> N
         case "no disk":
             (folder / "disk.raw").unlink()
     with pytest.raises(ImageError, match="damaged") as caught:
-        store.ensure(box)
+        store.ensure(box, tinyimage.LOCKED)
     assert str(folder) in (caught.value.hint or "")
     assert "built\n" == builds.read_text()
 
@@ -188,7 +188,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, images: Path, monkeypatch: pytest
 
     monkeypatch.setattr(rootfs, "build", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        store.ensure(tinyimage.tiny_box(tmp_path))
+        store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     assert [] == contents(images)
 
 

@@ -1,0 +1,100 @@
+"""Makes signed archives of tiny packages, for a real apt."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from email.utils import formatdate
+from pathlib import Path
+
+import attrs
+
+from kimbox import run
+from kimbox.lock.packages import LockedPackage
+
+#: Date of the archives, in Unix seconds, as Release files and locks write it.
+MADE_S = 1767225600
+AS_OF = "2026-01-01T00:00:00Z"
+
+_KEY = "%no-protection\nKey-Type: EDDSA\nKey-Curve: ed25519\nName-Real: Archive\nExpire-Date: 0\n%commit\n"
+
+
+def usable() -> bool:
+    """Whether this machine has what it takes."""
+    return all(run.which(program) for program in ("apt-get", "apt-cache", "dpkg-deb", "gpg"))
+
+
+@attrs.frozen
+class Archive:
+    """An archive in a folder: `main` of a suite, for amd64."""
+
+    folder: Path
+    suite: str = "trixie"
+
+    @property
+    def uri(self) -> str:
+        return f"file:{self.folder}/archive"
+
+    @property
+    def keyring(self) -> Path:
+        return self.folder / "archive.gpg"
+
+    def gpg(self, *args: str | Path, input: str | None = None) -> None:
+        home = self.folder / "gnupg"
+        home.mkdir(mode=0o700, exist_ok=True)
+        run.run(["gpg", "--homedir", home, "--batch", "--yes", "--quiet", *args], input=input)
+
+    def add(self, name: str, version: str = "1.0", **fields: str) -> LockedPackage:
+        """A package that does nothing; fields as in deb-control(5), with underscores."""
+        tree = self.folder / "tree" / f"{name}-{version.replace(':', '_')}"
+        (tree / "DEBIAN").mkdir(parents=True)
+        pairs = {"Package": name, "Version": version, "Architecture": "all", "Maintainer": "A <a@example.org>"}
+        pairs |= {key.replace("_", "-"): value for key, value in fields.items()} | {"Description": name}
+        (tree / "DEBIAN/control").write_text("".join(f"{key}: {value}\n" for key, value in pairs.items()))
+        (tree / f"usr/share/{name}").mkdir(parents=True)
+        (tree / f"usr/share/{name}/version").write_text(version)
+        pool = self.folder / "archive/pool"
+        pool.mkdir(parents=True, exist_ok=True)
+        file = pool / f"{name}_{version.split(':')[-1]}_all.deb"
+        run.run(["dpkg-deb", "--root-owner-group", "--build", tree, file])
+        return LockedPackage(version, "all", hashlib.sha256(file.read_bytes()).hexdigest())
+
+    def publish(self, *, signed: bool = True) -> None:
+        """Writes the index of all that is in the pool."""
+        index = self.folder / f"archive/dists/{self.suite}/main/binary-amd64/Packages"
+        index.parent.mkdir(parents=True, exist_ok=True)
+        stanzas = []
+        for file in sorted((self.folder / "archive/pool").glob("*.deb")):
+            data = file.read_bytes()
+            control = run.run(["dpkg-deb", "--field", file]).stdout
+            more = f"Filename: pool/{file.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
+            stanzas.append(control + more)
+        text = "\n".join(stanzas)
+        index.write_text(text)
+        entry = f"{hashlib.sha256(text.encode()).hexdigest()} {len(text.encode())} main/binary-amd64/Packages"
+        release = index.parents[2] / "InRelease"
+        plain = self.folder / "Release"
+        plain.write_text(
+            f"Origin: Debian\nSuite: {self.suite}\nCodename: {self.suite}\nDate: {formatdate(MADE_S, usegmt=True)}\n"
+            f"Architectures: amd64 all\nComponents: main\nSHA256:\n {entry}\n"
+        )
+        if not signed:
+            release.unlink(missing_ok=True)
+            release.with_name("Release").write_bytes(plain.read_bytes())
+            return
+        if not self.keyring.exists():
+            self.gpg("--generate-key", "-", input=_KEY)
+            self.gpg("--output", self.keyring, "--export")
+        self.gpg("--output", release, "--clearsign", plain)
+
+
+def base(folder: Path) -> Archive:
+    """An archive with what every system holds, and `tool`, which needs `library`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = Archive(Path(os.path.realpath(folder)))
+    archive.add("base-files", Essential="yes", Priority="required")
+    archive.add("apt", Priority="important")
+    archive.add("library", "1:2.0-1")
+    archive.add("tool", "1.0~rc1+b2", Depends="library (>= 1)")
+    archive.publish()
+    return archive

@@ -1,0 +1,208 @@
+"""Choosing, fetching and keeping packages, with a real apt and archives that a real gpg has signed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import attrs
+import makearchive
+import pytest
+
+from kimbox.errors import ImageError
+from kimbox.lock import apt, archive, debs
+from kimbox.lock.apt import Source
+from kimbox.lock.archive import Archive
+from kimbox.lock.choose import choose
+from kimbox.lock.packages import LockedPackage, LockedPackages
+from kimbox.log import log
+from kimbox.spec.model import PackageImage
+
+pytestmark = pytest.mark.skipif(not makearchive.usable(), reason="no apt, dpkg-deb or gpg here")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive to copy: its key takes a while."""
+    return makearchive.base(tmp_path_factory.mktemp("template") / "there").folder
+
+
+@pytest.fixture
+def there(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> makearchive.Archive:
+    """An archive whose key is the distribution's."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(log, "quiet", True)
+    made = makearchive.Archive(Path(shutil.copytree(template, tmp_path / "there", ignore=NO_SOCKETS)))
+    monkeypatch.setitem(archive.KEYRINGS, "debian", str(made.keyring))
+    monkeypatch.setattr(archive, "FRESH_S", 0.0)
+    monkeypatch.setattr(debs, "RECENT_S", 0.0)
+    return made
+
+
+#: What gpg's agent leaves in its home.
+NO_SOCKETS = shutil.ignore_patterns("S.*")
+
+
+def image_of(there: makearchive.Archive, *names: str) -> PackageImage:
+    return PackageImage("debian", "trixie", names, mirror=there.uri)
+
+
+def chosen(there: makearchive.Archive, *names: str, previous: LockedPackages | None = None) -> LockedPackages:
+    return choose(image_of(there), names, previous, update=None if previous else ())
+
+
+def test_what_is_asked_for_comes_with_what_it_needs(there: makearchive.Archive) -> None:
+    """The base of every system is in it; every package has its version, architecture and digest."""
+    found = chosen(there, "tool")
+    assert {"base-files", "apt", "tool", "library"} == set(found.versions)
+    assert ("1:2.0-1", "all") == (found.versions["library"].version, found.versions["library"].architecture)
+    assert "1.0~rc1+b2" == found.versions["tool"].version
+    assert (makearchive.AS_OF, (f"deb {there.uri} trixie main",)) == (found.as_of, found.sources)
+
+
+def test_what_is_chosen_stays_until_it_is_moved(there: makearchive.Archive) -> None:
+    """A newer version is not taken unasked; another request moves nothing that it need not move."""
+    old = chosen(there, "tool")
+    there.add("library", "1:3.0-1")
+    there.add("other", "5")
+    there.publish()
+    assert old is choose(image_of(there), ["tool"], old)
+    more = choose(image_of(there), ["tool", "other"], old)
+    assert ("1:2.0-1", "5") == (more.versions["library"].version, more.versions["other"].version)
+    assert "1:2.0-1" == choose(image_of(there), ["tool"], old, update=["tool"]).versions["library"].version
+    assert "1:3.0-1" == choose(image_of(there), ["tool"], old, update=["library"]).versions["library"].version
+    assert "1:3.0-1" == choose(image_of(there), ["tool"], old, update=["packages"]).versions["library"].version
+    assert "1:3.0-1" == choose(image_of(there), ["tool"], more, update=None).versions["library"].version
+
+
+def test_no_network_is_asked_for_what_is_chosen(there: makearchive.Archive, tmp_path: Path) -> None:
+    """With the archive gone, the lock is enough; for another request it is not."""
+    old = chosen(there, "tool")
+    shutil.rmtree(tmp_path / "there/archive")
+    assert old is choose(image_of(there), ["tool"], old, offline=True)
+    with pytest.raises(ImageError, match="takes the network"):
+        choose(image_of(there), ["other"], old, offline=True)
+
+
+def test_a_package_that_is_not_there_is_named(there: makearchive.Archive) -> None:
+    """In apt's words, with where it was looked for."""
+    with pytest.raises(ImageError, match="Unable to locate package lammpsx") as caught:
+        chosen(there, "lammpsx")
+    assert there.uri in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_nobody_else_can_offer_packages(
+    there: makearchive.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signed: bool
+) -> None:
+    """An archive without a signature, or with one by another key, is refused."""
+    if signed:
+        monkeypatch.setitem(archive.KEYRINGS, "debian", str(tmp_path / "none.gpg"))
+    there.publish(signed=signed)
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        chosen(there, "tool")
+
+
+def test_an_index_that_was_changed_is_refused(there: makearchive.Archive, tmp_path: Path) -> None:
+    """The signature covers the digest of the index, which names that of every file."""
+    index = tmp_path / "there/archive/dists/trixie/main/binary-amd64/Packages"
+    index.write_text(index.read_text().replace("Version: 1.0", "Version: 9.9"))
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        chosen(there, "tool")
+
+
+def test_the_cache_is_filled_once(there: makearchive.Archive, tmp_path: Path) -> None:
+    """Every .deb by its sha256; then no archive is needed."""
+    locked = chosen(there, "tool")
+    debs.ensure(image_of(there), locked)
+    files = {p.name for p in (tmp_path / "home/packages").rglob("*.deb")}
+    assert {f"{package.sha256}.deb" for package in locked.versions.values()} == files
+    shutil.rmtree(tmp_path / "there/archive")
+    debs.ensure(image_of(there), locked)
+    debs.ensure(image_of(there), locked, offline=True)
+
+
+def test_a_damaged_file_is_fetched_again(
+    there: makearchive.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by its digest, said, and replaced; offline it is an error that names it."""
+    said: list[str] = []
+    monkeypatch.setattr(log, "warn", said.append)
+    locked = chosen(there, "tool")
+    debs.ensure(image_of(there), locked)
+    file = debs.deb_of(locked.versions["library"])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"x")
+    debs.ensure(image_of(there), locked)
+    assert whole == file.read_bytes()
+    assert "damaged" in said[0]
+    file.write_bytes(b"")
+    with pytest.raises(ImageError, match=r"cannot be had: library 1:2\.0-1; looked in the cache") as caught:
+        debs.ensure(image_of(there), locked, offline=True)
+    assert "without --offline" in str(caught.value.hint)
+
+
+def test_a_file_with_another_content_is_refused(there: makearchive.Archive, tmp_path: Path) -> None:
+    """The archive serves something else under the name that its index has."""
+    locked = chosen(there, "tool")
+    served = next((tmp_path / "there/archive/pool").glob("library*"))
+    served.write_bytes(served.read_bytes()[:-1] + b"x")
+    with pytest.raises(ImageError, match="library 1:2"):
+        debs.ensure(image_of(there), locked)
+    assert not debs.deb_of(locked.versions["library"]).exists()
+
+
+def test_the_same_version_of_another_build_is_not_taken(there: makearchive.Archive) -> None:
+    """What counts is the digest."""
+    locked = chosen(there, "tool")
+    other = LockedPackage("1:2.0-1", "all", "0" * 64)
+    wrong = attrs.evolve(locked, versions={**locked.versions, "library": other})
+    with pytest.raises(ImageError, match=r"library 1:2\.0-1; looked in"):
+        debs.ensure(image_of(there), wrong)
+
+
+def test_what_is_gone_comes_from_an_archive_of_the_past(
+    there: makearchive.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that was replaced is named, with every place; the setting adds one, asked for the lock's own time."""
+    locked = chosen(there, "tool")
+    shutil.copytree(tmp_path / "there/archive", tmp_path / "past/20260101T000000Z")
+    next((tmp_path / "there/archive/pool").glob("library*")).unlink()
+    there.add("library", "1:3.0-1")
+    there.publish()
+    with pytest.raises(ImageError, match=r"cannot be had: library 1:2\.0-1; looked in") as caught:
+        debs.ensure(image_of(there), locked)
+    assert re.search(rf"home/packages; {re.escape(there.uri)} trixie$", str(caught.value))
+    assert debs.SNAPSHOT_SETTING in str(caught.value.hint)
+    monkeypatch.setenv(debs.SNAPSHOT_SETTING, f"file:{tmp_path}/past/{{time}}")
+    debs.ensure(image_of(there), locked)
+
+
+def test_credentials_stay_out_of_the_lock_and_of_messages(
+    there: makearchive.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the URI of a source; apt gets them, in a file that nobody else reads."""
+    source = Source("http://ann:secret@127.0.0.1:1/debian", "trixie", ("main",))
+    monkeypatch.setattr(apt, "sources", lambda *_: [source])
+    monkeypatch.setattr(archive, "access_options", lambda: ['Acquire::Retries "0";'])
+    said: list[str] = []
+    monkeypatch.setattr(log, "now", said.append)
+    with pytest.raises(ImageError) as caught:
+        choose(image_of(there), ["tool"], None)
+    assert "secret" not in f"{caught.value}{caught.value.hint}{said}"
+    files = [p for p in Archive("debian", (source,)).folder.rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
+    assert files
+    assert {0o600} == {p.stat().st_mode & 0o777 for p in files}
+
+
+def test_the_repository_of_a_build_has_just_these(there: makearchive.Archive, tmp_path: Path) -> None:
+    """apt reads it, checks each file against its digest, and knows no other package."""
+    locked = chosen(there, "tool")
+    debs.ensure(image_of(there), locked)
+    only = {name: locked.versions[name] for name in ("tool", "library")}
+    debs.repository(only, "trixie", tmp_path / "repository")
+    index = (tmp_path / "repository/Packages").read_text()
+    assert ["library", "tool"] == re.findall(r"^Package: (.*)$", index, re.MULTILINE)
+    assert "Filename: ./tool.deb" in index
+    assert "pool/" not in index

@@ -1,0 +1,105 @@
+"""Where two disks differ: in a part of the layout, in a file, in what an inode says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import tinyimage
+
+from kimbox import run
+from kimbox.image import compare, disk
+from kimbox.image.compare import Difference
+from kimbox.image.recipe import EPOCH_S
+from kimbox.spec.layout import Extent
+
+pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="cannot build here")
+
+PLAN = tinyimage.tiny_recipe()
+LAYOUT = PLAN.layout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny disk."""
+    work = tmp_path_factory.mktemp("made")
+    tinyimage.fill(PLAN, work, on_line=lambda _: None, log=(work / "log").open("w"))
+    disk.assemble(PLAN, work, work / "disk.raw")
+    return work / "disk.raw"
+
+
+@pytest.fixture
+def other(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copy(made, tmp_path / "other.raw"))
+
+
+def debugfs(device: Path, place: Extent, *requests: str) -> str:
+    """Changes or reads a file system on a disk."""
+    where = f"{device}?offset={place.offset_bytes}"
+    return "".join(run.run(["debugfs", "-w", "-R", request, where]).stdout for request in requests)
+
+
+def test_equal_disks_do_not_differ(made: Path, other: Path) -> None:
+    """Holes count as zeros: a copy without holes is the same."""
+    assert [] == compare.compare(made, other, LAYOUT)
+    with other.open("r+b") as file:
+        file.seek(LAYOUT.size_bytes - 8192)
+        file.write(bytes(8192))
+    assert [] == compare.compare(made, other, LAYOUT)
+    assert hashlib.sha256(made.read_bytes()).hexdigest() == compare.sha256_disk(made) == compare.sha256_disk(other)
+
+
+@pytest.mark.parametrize(
+    ("offset", "part"),
+    [
+        (440, "partition table and boot loader"),
+        (LAYOUT.pv.offset_bytes + 5000, "LVM label and metadata"),
+        (LAYOUT.volumes[2].place.offset_bytes, "LV swap"),
+        (LAYOUT.size_bytes - 1, "the rest of the disk"),
+    ],
+)
+def test_parts_of_the_layout_are_named(made: Path, other: Path, offset: int, part: str) -> None:
+    """A byte anywhere is found, and told by the part that it lies in."""
+    with other.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+    assert [Difference(part, 1)] == compare.compare(made, other, LAYOUT)
+    assert compare.sha256_disk(made) != compare.sha256_disk(other)
+
+
+def test_files_are_named(made: Path, other: Path) -> None:
+    """What a file holds, and what its inode says, are told apart."""
+    root = LAYOUT.root.place
+    debugfs(other, root, "set_inode_field /etc/hostname mtime @5")
+    (found,) = compare.compare(made, other, LAYOUT)
+    assert (f"LV {LAYOUT.root.name}", 1, ("/etc/hostname (inode)",)) == (found.part, found.blocks, found.paths)
+    block = int(re.findall(r"\d+", debugfs(other, root, "blocks /home/user/file"))[0])
+    with other.open("r+b") as file:
+        file.seek(root.offset_bytes + block * compare.BLOCK_BYTES)
+        file.write(b"HELLO")
+    (found,) = compare.compare(made, other, LAYOUT)
+    assert ("/etc/hostname (inode)", "/home/user/file (content)") == found.paths
+    assert "LV root: 2 blocks of 4096 bytes differ" == found.lines()[0]
+
+
+def test_a_disk_that_is_shorter_differs(made: Path, other: Path) -> None:
+    """Although what it has is equal."""
+    with other.open("r+b") as file:
+        file.truncate(LAYOUT.size_bytes - compare.BLOCK_BYTES)
+    assert [Difference("the rest of the disk", 1)] == compare.compare(made, other, LAYOUT)
+
+
+def test_no_inode_tells_when_it_was_made(made: Path) -> None:
+    """All times are those of the packages or the fixed one: a later build, or one by another mke2fs, is the same."""
+    for place in (LAYOUT.root.place, LAYOUT.boot, LAYOUT.persistent.place):
+        told = run.run(["dumpe2fs", f"{made}?offset={place.offset_bytes}"]).stdout
+        assert "Filesystem created:       Wed Jan  1 00:00:00 2025" in told
+        for inode in range(11, 24):
+            times = re.findall(r"[acm]time: 0x([0-9a-f]{8})", debugfs(made, place, f"stat <{inode}>"))
+            assert {t for t in times if int(t, 16) > EPOCH_S} == set(), (place.name, inode)
