@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.common import medians, note, options, said, show, until
+from bench.common import locked, medians, note, options, said, show, until
 from kimbox import paths
 from kimbox.guest.ssh import Guest
 from kimbox.image import store
@@ -149,7 +149,7 @@ def measure(n: int, work: Path) -> tuple[dict[str, list[float]], int]:
         with served(mirror) as port, tempfile.TemporaryDirectory(dir=work) as folder:
             box = write_box(Path(folder), port)
             machine = Machine(NAME)
-            store.ensure(box)
+            store.ensure(box, locked(box))
             started = time.monotonic()
             life.up(life.Up(box, provision=False))
             boot_s = time.monotonic() - started

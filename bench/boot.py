@@ -18,10 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import stock
-from bench.common import banner, launch, medians, options, said, shipped, show, until
+from bench.common import banner, launch, locked, medians, options, said, shipped, show, until
 from kimbox import paths
 from kimbox.image import store
-from kimbox.image.recipe import recipe
 from kimbox.machine import life, qemu
 from kimbox.machine.folder import Machine
 from kimbox.run import run
@@ -38,8 +37,9 @@ RATIOS = ((FRESH, STOCK), (BOX, STOCK), (READY, STOCK), (UP, BOX), (UP, READY))
 
 def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
     """All times, in seconds, taken in turns."""
-    image = store.ensure(box)
-    plain = stock.build(recipe(box, box.image), work)  # type: ignore[arg-type]
+    packages = locked(box)
+    image = store.ensure(box, packages)
+    plain = stock.build(store.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
     life.up(life.Up(box, name))
     real = Machine(box.name)
     life.halt(real)
@@ -66,6 +66,7 @@ def main() -> None:
     """Measures and prints one JSON object."""
     asked = options(__doc__, box="minimal")
     box = shipped(asked.box)
+    paths.home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
         times = measure(box, asked.box, asked.n, Path(work))
     median = medians(times, 3)

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from kimbox import paths
+from kimbox.lock.packages import LockedPackages
 from kimbox.machine import accelerator, grubenv, keys, qemu
 from kimbox.machine.folder import Machine, Record
+from kimbox.machine.pins import lock_for
 from kimbox.spec.load import load_box
 from kimbox.spec.model import BootMode, Box
 
@@ -41,6 +43,11 @@ def options(doc: str | None, *, n: int = 5, box: str | None = None) -> argparse.
 def shipped(name: str) -> Box:
     """A box that ships with kimbox."""
     return load_box(paths.boxes_dir() / f"{name}.yaml")
+
+
+def locked(box: Box) -> LockedPackages | None:
+    """The packages that the lock of a box names; a lock is made where there is none."""
+    return lock_for(box, shipped=box.source.parent == paths.boxes_dir())[0].packages
 
 
 def medians(values: Mapping[str, Iterable[float]], digits: int = 2) -> dict[str, float]:

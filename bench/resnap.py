@@ -57,6 +57,7 @@ def measure(box: Box, name: str, n: int, work: Path) -> tuple[dict[str, list[flo
 def main() -> None:
     """Measures and prints one JSON object."""
     asked = options(__doc__, box="minimal")
+    paths.home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
         wall, cpu = measure(shipped(asked.box), asked.box, asked.n, Path(work))
     ratios = {

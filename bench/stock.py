@@ -12,6 +12,7 @@ from kimbox.image import namespace, rootfs
 from kimbox.image.recipe import EPOCH_S, Recipe
 from kimbox.lock import apt
 from kimbox.run import run
+from kimbox.spec.model import PackageImage
 
 MIB = 1 << 20
 DISK_BYTES = 3 << 30
@@ -36,14 +37,14 @@ END
 """
 
 
-def build(plan: Recipe, work: Path) -> Path:
+def build(plan: Recipe, image: PackageImage, work: Path) -> Path:
     """Builds the disk of a recipe's distribution and packages in `work` and returns it."""
     disk = work / "stock.raw"
     if disk.exists():
         return disk
     root = work / "stock-root"
     sources = work / "sources.list"
-    found = apt.sources(plan.distribution, plan.suite, plan.mirror)
+    found = apt.sources(plan.distribution, plan.suite, image.mirror)
     sources.write_text("\n".join(source.line() for source in found) + "\n")
     hook = work / "customize"
     hook.write_text("#!/bin/sh\n" + CUSTOMIZE)
