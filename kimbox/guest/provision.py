@@ -51,7 +51,7 @@ def deliver(guest: Guest, box: Box, lock: Lock, mirrors: Mapping[str, Mirror], w
     sudo = "" if guest.endpoint.user == "root" else SUDO
     needed = parcels
     if sum(mirrors[parcel.mirror].size_bytes() for parcel in parcels) > SMALL_BYTES:
-        needed = _lacked(guest, sudo, parcels)
+        needed = lacked(guest, sudo, parcels)
     workdir.mkdir(parents=True, exist_ok=True)
     for left in workdir.glob(f"{TEMPORARY}*"):
         remove_tree(left)
@@ -124,7 +124,7 @@ def _info(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
     return info
 
 
-def _lacked(guest: Guest, sudo: str, parcels: Sequence[Parcel]) -> list[Parcel]:
+def lacked(guest: Guest, sudo: str, parcels: Sequence[Parcel]) -> list[Parcel]:
     """What the guest has not got. It answers with the name of a repository for each commit of it that it has."""
     pairs = " ".join(f"{parcel.name} {parcel.commit}" for parcel in parcels)
     answer = guest.run(f"{sudo}{RECEIVE} --have {pairs}", timeout_s=60)

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimbox.errors import KimboxError, SpecError
-from kimbox.lock.lockfile import Lock, PinnedRepository, check_lock, format_lock, make_lock, read_lock, write_lock
+from kimbox.lock.lockfile import (
+    Lock,
+    PinnedRepository,
+    PinnedSubmodule,
+    check_lock,
+    format_lock,
+    make_lock,
+    read_lock,
+    write_lock,
+)
 from kimbox.log import log
 from kimbox.spec.model import Box, Repository
 
@@ -140,12 +149,21 @@ text = st.text(
 commits = st.text("0123456789abcdef", min_size=40, max_size=40) | st.text("0123456789e", min_size=40, max_size=40)
 
 
-@given(url=text, ref=text, commit=commits, image=st.none() | st.just("123") | st.just("1e5"))
+@given(
+    url=text,
+    ref=text,
+    commit=commits,
+    image=st.none() | st.just("123") | st.just("1e5"),
+    path=text.filter(lambda path: not path.startswith("/")),
+)
 def test_every_lock_is_read_back_as_written(
-    tmp_path_factory: pytest.TempPathFactory, url: str, ref: str, commit: str, image: str | None
+    tmp_path_factory: pytest.TempPathFactory, url: str, ref: str, commit: str, image: str | None, path: str
 ) -> None:
     """Values that look like numbers, YAML syntax or comments survive."""
-    path = tmp_path_factory.getbasetemp() / "round.lock"
-    lock = Lock("0" * 64, image, {"1e5": PinnedRepository(url, ref, commit, "1" * 40)})
-    path.write_text(format_lock(lock))
-    assert read_lock(path) == lock
+    file = tmp_path_factory.getbasetemp() / "round.lock"
+    pinned = PinnedRepository(
+        url, ref, commit, "1" * 40, {path: PinnedSubmodule(url, commit), "lib/x": PinnedSubmodule("u", commit)}
+    )
+    lock = Lock("0" * 64, image, {"1e5": pinned})
+    file.write_text(format_lock(lock))
+    assert read_lock(file) == lock

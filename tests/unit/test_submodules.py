@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import attrs
 import clirun
@@ -14,7 +15,8 @@ from fakeguest import FakeGuest, box_with, needs_namespace, provision, steps_of
 
 from kimbox import paths
 from kimbox.errors import KimboxError, SpecError
-from kimbox.guest.provision import parcels_of
+from kimbox.guest.provision import Parcel, lacked, parcels_of
+from kimbox.guest.ssh import Guest
 from kimbox.lock import submodules
 from kimbox.lock.diff import as_text, diff
 from kimbox.lock.gitrun import GitError
@@ -22,6 +24,7 @@ from kimbox.lock.lockfile import PinnedSubmodule, make_lock, read_lock
 from kimbox.lock.mirror import Mirror
 from kimbox.machine import pins
 from kimbox.render.manifest import render_manifest
+from kimbox.run import Completed
 from kimbox.spec.load import load_box
 from kimbox.spec.model import Repository
 from kimbox.spec.nodes import Fault
@@ -325,6 +328,27 @@ def test_a_link_in_the_way_is_not_followed(guest: FakeGuest, world: Path, nested
     assert [] == list(victim.iterdir())
     assert "inner\n" == (checkout / "lib/x/x").read_text()
     assert not (checkout / "lib").is_symlink()
+
+
+def test_only_what_the_guest_lacks_is_sent() -> None:
+    """It answers once for each commit that it has: a repository is whole only with all of its submodules."""
+    parcels = [Parcel("code", c * 40, "", "") for c in "abc"] + [Parcel("setup", "d" * 40, "", "")]
+
+    class Answering:
+        def __init__(self, words: str, code: int = 0) -> None:
+            self.answer = Completed(code, words, "")
+
+        def run(self, command: str, **_: object) -> Completed:
+            assert command.endswith(f"code {'a' * 40} code {'b' * 40} code {'c' * 40} setup {'d' * 40}")
+            return self.answer
+
+    def names(words: str, code: int = 0) -> list[str]:
+        return [parcel.name for parcel in lacked(cast(Guest, Answering(words, code)), "", parcels)]
+
+    assert [] == names("code\ncode\ncode\nsetup\n")
+    assert ["code", "code", "code"] == names("code\ncode\nsetup\n")
+    assert ["setup"] == names("code\ncode\ncode\n")
+    assert ["code", "code", "code", "setup"] == names("code\ncode\ncode\nsetup\n", 1)
 
 
 def test_what_is_sent(world: Path, nested: dict[str, str]) -> None:
