@@ -1,5 +1,5 @@
-"""How long `kimbox lock --update-all` and `kimbox lock --check` take, as whole processes, for five repositories of this
-machine with warm mirrors: medians beside their limits.
+"""How long it takes to move five repositories of this machine with warm mirrors, and to check their lock, as whole
+processes: medians beside their limits. The packages of the image are locked before, and stay.
 
 python -m bench.lock [-n 7]
 """
@@ -19,10 +19,11 @@ REPOSITORIES = 5
 #: Commits and files of each.
 COMMITS, FILES = 20, 200
 
-VERBS = {"kimbox lock --update-all": ["lock", "--update-all"], "kimbox lock --check": ["lock", "--check"]}
+MOVE = [word for number in range(REPOSITORIES) for word in ("--update", f"source{number}")]
+VERBS = {"kimbox lock --update NAME...": ["lock", *MOVE], "kimbox lock --check": ["lock", "--check"]}
 
 #: What each may take on an idle machine, in seconds.
-LIMITS_S = {"kimbox lock --update-all": 1.0, "kimbox lock --check": 0.5}
+LIMITS_S = {"kimbox lock --update NAME...": 1.0, "kimbox lock --check": 0.5}
 
 
 def make(folder: Path) -> None:
