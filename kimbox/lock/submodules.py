@@ -157,7 +157,8 @@ def _links(mirror: Mirror, commit: str) -> dict[str, tuple[str, str]]:
 
 def _sources(mirror: Mirror, commit: str) -> dict[str, str]:
     """path -> url, as the .gitmodules of a commit has it; nothing else in it counts."""
-    asked = git(["config", f"--blob={commit}:.gitmodules", "--null", "--list"], git_dir=mirror.path, check=False)
+    args = ["config", "--no-includes", f"--blob={commit}:.gitmodules", "--null", "--list"]
+    asked = git(args, git_dir=mirror.path, check=False)
     if asked.code != 0:
         raise GitError(f"{mirror.where}: its .gitmodules cannot be read: {asked.stderr.strip()[:200]}")
     values: dict[str, dict[str, str]] = {}

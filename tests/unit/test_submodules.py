@@ -249,6 +249,23 @@ def test_a_gitmodules_that_is_none(world: Path) -> None:
         submodules.collect(code, code.resolve("main").commit)
 
 
+def test_a_gitmodules_includes_no_file_of_this_machine(world: Path) -> None:
+    """Its [include] counts for nothing, and what such a file holds is not repeated."""
+    (world / "mine").write_text(f'[submodule "x"]\n\tpath = x\n\turl = file://{world}/secret\n')
+    (world / "broken").write_text("hunter2 is no configuration\n")
+    source = world / "code"
+    makebox.make_repository(source)
+    code = of(source)
+    makebox.git(source, "update-index", "--add", "--cacheinfo", f"160000,{'a' * 40},x")
+    for name in ("mine", "broken"):
+        (source / ".gitmodules").write_text(f"[include]\n\tpath = {world}/{name}\n")
+        makebox.git(source, "add", ".gitmodules")
+        makebox.git(source, "commit", "-qm", name)
+        with pytest.raises(GitError, match="no url for the submodule `x`") as refused:
+            submodules.collect(code, code.resolve("main").commit)
+        assert "hunter2" not in str(refused.value)
+
+
 def test_too_many_and_too_deep(world: Path, monkeypatch: pytest.MonkeyPatch, nested: dict[str, str]) -> None:
     """Bounds hold."""
     code = of(world / "code")
