@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import tempfile
 import threading
@@ -153,7 +154,7 @@ def git(
     require("setpriv", "it ends git with kimbox")
     limit = []
     if file_bytes:  # without the signal, the helper that writes says what is wrong before it ends
-        limit = [require("prlimit", "it limits git"), f"--fsize={file_bytes}", "env", "--ignore-signal=XFSZ"]
+        limit = [require("prlimit", "it limits git"), f"--fsize={_lowest(file_bytes)}", "env", "--ignore-signal=XFSZ"]
     unset = [word for name in SCRUBBED_ENV if name in os.environ for word in ("-u", name)]
     scrub = ["env", *unset] if unset else []  # GitPython can add to the environment, but not take from it
     options = [word for option in OPTIONS for word in ("-c", option)]
@@ -180,6 +181,12 @@ def git(
         said = tail(redact(answer.stderr))
         raise GitError(f"git {verb} failed with exit status {answer.code}" + (f":\n{said}" if said else ""), said=said)
     return answer
+
+
+def _lowest(file_bytes: int) -> int:
+    """A limit of files that is no higher than ours already is: nobody may raise that."""
+    own = [value for value in resource.getrlimit(resource.RLIMIT_FSIZE) if value != resource.RLIM_INFINITY]
+    return min([file_bytes, *own])
 
 
 def show_progress(line: str) -> None:

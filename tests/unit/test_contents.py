@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import clirun
@@ -11,7 +12,7 @@ import pytest
 from clirun import Kimbox
 from fakeguest import FakeGuest, box_with, needs_namespace, provision
 
-from kimbox.lock import contents, mirror, submodules
+from kimbox.lock import contents, gitrun, mirror, submodules
 from kimbox.lock.gitrun import GitError
 from kimbox.lock.mirror import Mirror
 from kimbox.run import run
@@ -103,6 +104,15 @@ def test_a_pack_that_is_too_large_is_cut_off(world: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("KIMBOX_HOME", str(world / "home"))
     assert commit == code.resolve("main").commit
     assert sum(f.stat().st_size for f in code.path.rglob("tmp_*")) == 0
+
+
+def test_a_lower_limit_of_the_user_stands(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ulimit -f`: an ordinary user could not raise it, and the fetch would fail."""
+    assert 8 << 30 == gitrun._lowest(8 << 30)
+    for soft, hard in ((resource.RLIM_INFINITY, 1 << 30), (1 << 30, resource.RLIM_INFINITY), (1 << 30, 2 << 30)):
+        with monkeypatch.context() as patch:
+            patch.setattr(resource, "getrlimit", lambda _, found=(soft, hard): found)
+            assert 1 << 30 == gitrun._lowest(8 << 30)
 
 
 # --- names, links, hooks and refs
