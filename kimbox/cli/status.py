@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 #: What is told of a machine; what is unknown is None. The last boot told `boot`, the mode it is in; `snapshot_percent`,
 #: how full a snapshot smaller than root was when it last passed 70, 85 or 95 %; `died`, why the boot before it came to
 #: its end, where that was a full snapshot. `failure` and `reason`: what failed, and why. `wanted`: the manifest that
-#: failed, where the box has gone back to `manifest`, the last one that was ready; then `reason` says why.
+#: failed, where the box has gone back to `manifest`, the last one that was ready; then `reason` says why. `provenance`:
+#: what the box is made of and how it was provisioned, as its own /etc/kimbox/box.json (schemas/boxfile.schema.json).
 FACTS = (
     "name", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason", "provider", "pid",
-    "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch",
+    "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "provenance",
 )  # fmt: skip
+
+
+#: How a root was provisioned, in words.
+_WAYS = {"hand": "by hand", "first": "as a new box", "resnap": "as a new root", "keep": "as a root that was kept"}
 
 
 def status(box: target.Name = None, file: target.File = None) -> None:
@@ -29,8 +34,8 @@ def status(box: target.Name = None, file: target.File = None) -> None:
 
     In its JSON, what the guest told of its last boot is: boot (the mode it is really in), snapshot_percent (how full a
     snapshot smaller than root was, when it last passed 70, 85 or 95 %), died (why the boot before ended, where its
-    snapshot filled up), manifest and wanted (the one that failed, where the box went back), failure and reason. What is
-    not known is null.
+    snapshot filled up), manifest and wanted (the one that failed, where the box went back), failure and reason, and
+    provenance: the facts of /etc/kimbox/box.json in the box. What is not known is null.
 
     \b
     Examples:
@@ -57,6 +62,7 @@ def status(box: target.Name = None, file: target.File = None) -> None:
             *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in facts["forwards"].items()),
             f"  manifest    {facts['manifest'] or 'none'}",
             *_wanted_lines(facts),
+            *_provenance_lines(facts["provenance"]),
             f"  image       {facts['image'][:16]}",
             f"  spec        {facts['spec']}",
             f"  disk        {facts['disk_bytes'] / 1e6:.0f} MB at {facts['folder']}",
@@ -110,7 +116,20 @@ def facts_of(machine: Machine) -> dict[str, Any]:
         "folder": str(machine.folder),
         "disk_bytes": _used_bytes(machine.disk),
         "scratch": attrs.asdict(record.scratch) if record.scratch else None,
+        "provenance": facts.provenance(machine, known.events),
     }
+
+
+def _provenance_lines(told: dict[str, Any] | None) -> list[str]:
+    """When and how the root was provisioned, and what in it is not what the lock says."""
+    if told is None:
+        return []
+    done = told["provisioned"]
+    lines = [f"  provisioned {done['at'] or 'not yet'}, {_WAYS.get(done['by'], done['by'])}"]
+    if told["unpinned"]:
+        setup = f" (setup at {done['setup_commit'][:12]})" if done["setup_commit"] else ""
+        lines.append(f"  UNPINNED    {', '.join(told['unpinned'])}: not what the lock says{setup}")
+    return lines
 
 
 def _wanted_lines(facts: dict[str, Any]) -> list[str]:

@@ -38,14 +38,16 @@ RECEIVE_TIMEOUT_S = 1800
 SMALL_BYTES = 4 << 20
 
 
-def deliver(guest: Guest, box: Box, lock: Lock, mirrors: Mapping[str, Mirror], workdir: Path) -> str:
+def deliver(
+    guest: Guest, box: Box, lock: Lock, mirrors: Mapping[str, Mirror], workdir: Path, image: str | None = None
+) -> str:
     """Sends the manifest and every pinned commit that the guest lacks, makes them current and starts provisiond.
 
     `mirrors` has one for each repository of the box and each submodule, holding the locked commit. Returns the
     manifest's digest, which the guest's events bear. Raises GuestError with the guest's own words if it refuses. The
     caller holds the lock of the machine: what lies in `workdir` of another delivery was left by one that was killed.
     """
-    manifest = render_manifest(box, lock)
+    manifest = render_manifest(box, lock, image)
     digest = manifest_digest(manifest)
     parcels = parcels_of(box, lock)
     sudo = "" if guest.endpoint.user == "root" else SUDO

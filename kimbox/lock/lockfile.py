@@ -6,6 +6,8 @@ is being written, so its pin follows its content at each `up`, which says so.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import io
 import json
 import os
@@ -80,6 +82,15 @@ class Lock:
     repositories: Mapping[str, PinnedRepository]
     #: The packages of an image that is built here; None for one from elsewhere.
     packages: LockedPackages | None = None
+    #: Names of repositories that stand here at another commit than in the file; never written.
+    unpinned: tuple[str, ...] = ()
+    #: `digest` of the file that this lock was made from, where something in it is unpinned.
+    frozen_digest: str | None = None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 hex digest of the text that kimbox writes for this lock."""
+        return self.frozen_digest or hashlib.sha256(format_lock(self).encode()).hexdigest()
 
 
 def locked_url(box: Box, repository: Repository) -> str:

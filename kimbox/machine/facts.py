@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from kimbox.errors import StateError
+from kimbox.errors import KimboxError, StateError
+from kimbox.files import read_json
 from kimbox.guest.endpoint import Endpoint
+from kimbox.guest.events import Event
 from kimbox.machine import keys, qemu
 from kimbox.machine.explain import CONSOLE_BYTES, snapshot_is_full
 from kimbox.machine.folder import Ended, Machine, read_end
@@ -19,6 +24,8 @@ GOODBYES = (b"reboot: Power down", b"reboot: System halted")
 
 #: They stand within so much of the end of the console.
 GOODBYE_BYTES = 1024
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def facts(machine: Machine) -> Facts:
@@ -44,6 +51,31 @@ def facts(machine: Machine) -> Facts:
 def state(machine: Machine) -> State:
     """What a machine is now."""
     return derive(facts(machine))
+
+
+def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | None:
+    """What a box is made of and how it was provisioned, as its own box.json has it; None where it has not told."""
+    told = next((event for event in reversed(events) if event.name == "box"), None)
+    digest = told.text("manifest") if told else ""
+    if told is None or not _DIGEST.fullmatch(digest):
+        return None
+    try:
+        described = read_json(machine.locks / f"{digest}.json")
+    except (OSError, KimboxError):  # it was brought by another machine, or kept by none
+        described = {}
+    return {
+        "manifest": digest,
+        "role": told.text("role"),
+        "site": told.text("site"),
+        "unpinned": told.text("unpinned").split(),
+        "provisioned": {
+            "at": told.text("at") or None,
+            "by": told.text("by"),
+            "boot_mode": told.text("mode"),
+            "setup_commit": told.text("commit") or None,
+        },
+        **described,
+    }
 
 
 def check_owner(machine: Machine, source: Path, shipped: str | None) -> None:

@@ -25,7 +25,7 @@ from kimbox.machine.pins import lock_for
 from kimbox.machine.state import State, last_word, require, wanted_by
 from kimbox.machine.stop import HALT_TIMEOUT_S, destroy, halt, suspend
 from kimbox.machine.watch import BOOT_TIMEOUT_S, Watch, failure, fallen_back, longest_step, provisioning_limit
-from kimbox.render.manifest import manifest_digest, render_manifest
+from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
 from kimbox.spec.model import Box
 
 __all__ = [
@@ -71,7 +71,7 @@ def up(wanted: Up) -> State:
         check_owner(machine, box.source, wanted.shipped)
         shipped = wanted.shipped is not None
         lock, mirrors = lock_for(box, shipped=shipped, frozen=wanted.locked, offline=wanted.offline)
-        digest = manifest_digest(render_manifest(box, lock))
+        manifest = render_manifest(box, lock, _image_of(machine, box, lock))
         before = state(machine)
         bootmode.check(machine, before, wanted.boot)
         if before is State.ABSENT:
@@ -80,7 +80,7 @@ def up(wanted: Up) -> State:
             _mend_record(machine, before)
             _warn_of_changes(machine, box, lock, before)
         told = last_word(machine.boot_events())
-        is_done = told is not None and told.text("manifest") == digest == wanted_by(told)
+        is_done = told is not None and told.text("manifest") == manifest_digest(manifest) == wanted_by(told)
         if before is State.READY and (is_done or bootmode.is_maintained(machine)):
             return before
         if before in (State.PAUSED, State.SUSPENDED):
@@ -91,7 +91,7 @@ def up(wanted: Up) -> State:
         else:
             _check_root(machine)
         again = before is State.FAILED and told is not None and "wanted" not in told.fields
-        _provision_until_ready(machine, wanted, lock, mirrors, digest, again=again)
+        _provision_until_ready(machine, wanted, lock, mirrors, manifest, again=again)
         return before
 
 
@@ -107,8 +107,13 @@ def provision(wanted: Up) -> None:
         _check_root(machine)
         _mend_record(machine, before)
         lock, mirrors = lock_for(box, shipped=wanted.shipped is not None)
-        digest = manifest_digest(render_manifest(box, lock))
-        _provision_until_ready(machine, wanted, lock, mirrors, digest, again=True)
+        manifest = render_manifest(box, lock, _image_of(machine, box, lock))
+        _provision_until_ready(machine, wanted, lock, mirrors, manifest, again=True)
+
+
+def _image_of(machine: Machine, box: Box, lock: Lock) -> str:
+    """Key of the image that a machine was made from, or will be."""
+    return machine.record().image if machine.exists else store.key_of(box, lock.packages)
 
 
 def _check_root(machine: Machine) -> None:
@@ -231,13 +236,13 @@ def _allot_ports(machine: Machine, record: Record, box: Box | None) -> Record:
 
 
 def _provision_until_ready(
-    machine: Machine, wanted: Up, lock: Lock, mirrors: dict[str, Mirror], digest: str, *, again: bool
+    machine: Machine, wanted: Up, lock: Lock, mirrors: dict[str, Mirror], manifest: Manifest, *, again: bool
 ) -> None:
     """Waits for the guest; brings it the manifest where it has another; waits until it calls that one ready.
 
     What the guest has gone back from is brought again only where `again` says so.
     """
-    box = wanted.box
+    box, digest = wanted.box, manifest_digest(manifest)
     watch = Watch(machine, wanted.timeout_s, longest_step(box), total_timeout_s=provisioning_limit(box))
     if any(event.name in ("ready", "failed") for event in machine.boot_events()):
         watch.catch_up()  # what was shown before, or is in the log, is not shown again
@@ -258,9 +263,9 @@ def _provision_until_ready(
         has_failed = told is not None and told.name == "failed" and "wanted" not in told.fields
         if again or has_failed or not has:
             watch.until("waiting for sshd", lambda w: w.seen("sshd") is not None)
-            ran.keep(machine, digest, lock)
+            ran.keep(machine, digest, lock, manifest["box.json"][0])
             with Guest(machine.endpoint(machine.record())) as guest:
-                deliver(guest, box, lock, mirrors, machine.folder)
+                deliver(guest, box, lock, mirrors, machine.folder, _image_of(machine, box, lock))
             watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]
         watch.until("provisioning", lambda w: _answer(w, digest) is not None)
     answer = _answer(watch, digest)

@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import StateError
+from kimbox.files import write_atomic
 from kimbox.lock.lockfile import Lock, read_lock, write_lock
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import last_word, wanted_by
@@ -15,13 +16,15 @@ from kimbox.machine.state import last_word, wanted_by
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def keep(machine: Machine, digest: str, lock: Lock) -> None:
-    """Notes the lock of a manifest that is about to be sent; drops those that the box can no longer go back to."""
+def keep(machine: Machine, digest: str, lock: Lock, described: bytes = b"") -> None:
+    """Notes lock and box.json of a manifest that is about to be sent; drops those that the box cannot go back to."""
     machine.locks.mkdir(exist_ok=True)
     write_lock(_file(machine, digest), lock)
+    if described:
+        write_atomic(_file(machine, digest).with_suffix(".json"), described)
     if told := last_word(machine.boot_events()):
         kept = {digest, told.text("manifest"), wanted_by(told)}
-        for file in machine.locks.glob("*.lock"):
+        for file in machine.locks.glob("*.*"):
             if file.stem not in kept:
                 file.unlink(missing_ok=True)
 

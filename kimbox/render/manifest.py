@@ -6,6 +6,7 @@
                              each stands after the one that it lies in
     steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout and digest
     probes/NN/script         a probe, and probes/NN/env: its name, hint and timeout
+    box.env, box.json        what the box is made of: the part of /etc/kimbox/box.env and box.json that the host knows
 
 The guest keeps a manifest in a folder named by its digest, and compares the digests of steps to know what it has run.
 """
@@ -13,11 +14,10 @@ The guest keeps a manifest in a folder named by its digest, and compares the dig
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Protocol
 
 import kimbox
 from kimbox.errors import KimboxError
+from kimbox.render.boxfile import Made, box_env, box_json, describe
 from kimbox.render.quote import assignments
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, Run
 
@@ -33,32 +33,15 @@ INTERPRETER = "#!/bin/sh -e\n"
 Manifest = dict[str, tuple[bytes, int]]
 
 
-class PinnedCommit(Protocol):
-    """What the manifest needs to know of a locked submodule."""
+def render_manifest(box: Box, lock: Made, image: str | None = None) -> Manifest:
+    """The files of the manifest, in a fixed order. Raises KimboxError if the lock lacks a repository of the box.
 
-    @property
-    def commit(self) -> str: ...
-
-
-class Pinned(PinnedCommit, Protocol):
-    """What the manifest needs to know of a locked repository."""
-
-    @property
-    def submodules(self) -> Mapping[str, PinnedCommit]: ...
-
-
-class Pins(Protocol):
-    """What the manifest needs to know of a lock."""
-
-    @property
-    def repositories(self) -> Mapping[str, Pinned]: ...
-
-
-def render_manifest(box: Box, lock: Pins) -> Manifest:
-    """The files of the manifest, in a fixed order. Raises KimboxError if the lock lacks a repository of the box."""
+    `image` is the key of the image that the box was made from, where it is known. Nothing in a manifest tells of the
+    time or the place it was made at: equal input gives an equal digest.
+    """
     files: Manifest = {}
     submodules = _submodules(box, lock)
-    files["manifest.env"] = (_environment(box, SUBMODULES_FORMAT if submodules else FORMAT), 0o644)
+    files["manifest.env"] = (_environment(box, lock, SUBMODULES_FORMAT if submodules else FORMAT), 0o644)
     files["repositories"] = (_repositories(box, lock), 0o644)
     if submodules:
         files["submodules"] = (submodules, 0o644)
@@ -82,6 +65,9 @@ def render_manifest(box: Box, lock: Pins) -> Manifest:
         }
         files[f"probes/{number:02}/script"] = (_script(probe.script), 0o755)
         files[f"probes/{number:02}/env"] = (assignments(values), 0o644)
+    described = describe(box, lock, image)
+    files["box.env"] = (box_env(described), 0o644)
+    files["box.json"] = (box_json(described), 0o644)
     return files
 
 
@@ -93,7 +79,7 @@ def manifest_digest(manifest: Manifest) -> str:
     return whole.hexdigest()
 
 
-def _environment(box: Box, version: int) -> bytes:
+def _environment(box: Box, lock: Made, version: int) -> bytes:
     setup = box.repository(SETUP)
     each_time = bool(box.probes) or any(step.run is not Run.ONCE for step in box.provision)
     return assignments(
@@ -105,12 +91,13 @@ def _environment(box: Box, version: int) -> bytes:
             # Whether there is something to do even where everything has been done: the guest's shortest way to ready.
             "KIMBOX_EACH_TIME": "yes" if each_time else "no",
             "KIMBOX_SETUP_TIMEOUT": setup.timeout_s if setup else SETUP_TIMEOUT_S,
+            "KIMBOX_UNPINNED": " ".join(lock.unpinned),
             "KIMBOX_STEPS": len(box.repositories) + bool(setup) + len(box.provision) + len(box.probes),
         }
     )
 
 
-def _repositories(box: Box, lock: Pins) -> bytes:
+def _repositories(box: Box, lock: Made) -> bytes:
     lines = []
     for repository in sorted(box.repositories, key=lambda r: r.name != SETUP):
         pinned = lock.repositories.get(repository.name)
@@ -120,7 +107,7 @@ def _repositories(box: Box, lock: Pins) -> bytes:
     return "".join(lines).encode()
 
 
-def _submodules(box: Box, lock: Pins) -> bytes:
+def _submodules(box: Box, lock: Made) -> bytes:
     lines = []
     for repository in box.repositories:
         pinned = lock.repositories.get(repository.name)

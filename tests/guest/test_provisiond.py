@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import Kimbox, serving, until
 
 from kimbox import run
 from kimbox.guest.events import Event
+from kimbox.lock.lockfile import read_lock
 from kimbox.machine import qmp
 from kimbox.machine.folder import Machine
 
@@ -104,7 +106,7 @@ def reset(machine: Machine) -> list[Event]:
 
     qmp.execute(machine.qmp_socket, "system_reset")
     until("the box has started anew", answered)
-    return [event for event in machine.boot_events() if event.name != "step"]
+    return [event for event in machine.boot_events() if event.name not in ("step", "box")]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,14 @@ def test_a_new_root_is_provisioned_without_network_or_host(box: Kimbox) -> None:
     key.rename(machine.key)
     assert [event.name for event in told][-2:] == ["provisioning", "ready"], machine.provision_log.read_text()
     assert told[-1].text("manifest") == told[-2].text("manifest") == box.json("status")["manifest"]
+    said = json.loads(box.sh(NAME, "cat /etc/kimbox/box.json"))
+    assert said == box.json("status")["provenance"]
+    assert (said["provisioned"]["by"], said["provisioned"]["boot_mode"]) == ("resnap", "resnap")
+    assert said["image"] == machine.record().image
+    assert box.sh(NAME, ". /etc/kimbox/box.env && echo $KIMBOX_BOX $KIMBOX_LOCK_DIGEST").split() == [
+        NAME,
+        read_lock(box.folder / "kimbox.lock").digest,
+    ]
     assert box.sh(NAME, "ls /gone 2>/dev/null || kimbox-probe && python3 -c 'import kimbox_wheel; print(1)'") == "1\n"
     history = [line.split("\t") for line in box.sh(NAME, "cat /persistent/log/history").splitlines()]
     assert [(row[2], row[4], row[6]) for row in history if row[3] == "provision"] == 2 * [
@@ -148,7 +158,9 @@ def test_by_hand(box: Kimbox) -> None:
     commit = f"{git} init -q && echo echo by hand >>setup && {git} add setup && {git} commit -qm x"
     box.sh(NAME, f"cp -r /usr/local/src/setup ~/mine && cd ~/mine && rm -rf .git && {commit}")
     assert "by hand" in box.sh(NAME, "sudo /persistent/runsetup file:///home/vagrant/mine")
+    assert "UNPINNED    setup" in box("status").stdout
     assert "by hand" not in box.sh(NAME, "sudo /persistent/runsetup")
+    assert "UNPINNED" not in box("status").stdout
     assert "was not secured" in box.sh(NAME, "sudo /persistent/runsecure")
 
 

@@ -75,7 +75,8 @@ class FakeGuest:
                 (root / entry.name).symlink_to(entry.readlink())
         self._link_all("usr", without={"lib", "local"})
         self._link_all("usr/lib", without={"kimbox"})
-        for name in ("etc", "dev/null", "dev/zero", "dev/urandom", "dev/fd", "dev/stdin", "dev/stdout", "dev/stderr"):
+        self._link_all("etc", without={"kimbox"})
+        for name in ("dev/null", "dev/zero", "dev/urandom", "dev/fd", "dev/stdin", "dev/stdout", "dev/stderr"):
             (root / name).symlink_to(f"/host/{name}")
         for name in ("bin", "sbin", "lib", "lib64"):
             if not (root / name).is_symlink() and Path("/", name).is_dir():
@@ -108,15 +109,18 @@ class FakeGuest:
         """A file of the guest, by its path there."""
         return self.root / name.lstrip("/")
 
-    def events(self) -> list[dict[str, Any]]:
-        """What came out of the port so far, without boot and time; then the port is emptied."""
+    def events(self, *, box: bool = False) -> list[dict[str, Any]]:
+        """What came out of the port so far, without boot and time; then the port is emptied.
+
+        What the box is made of is told between the others (event `box`): it is left out unless asked for.
+        """
         port = self.ports / "org.kimbox.0"
         lines = [json.loads(line) for line in port.read_text().splitlines()]
         port.write_text("")
         for line in lines:
             assert len(line.pop("boot")) == 36
             assert line.pop("uptime_s") > 0
-        return lines
+        return [line for line in lines if box or line["event"] != "box"]
 
     def log(self) -> str:
         """What came out of the log port."""
@@ -125,6 +129,7 @@ class FakeGuest:
     def new_root(self) -> None:
         """What a resnap does: root is as built, /persistent stays."""
         shutil.rmtree(self.path("/var/lib/kimbox"), ignore_errors=True)
+        shutil.rmtree(self.path("/etc/kimbox"), ignore_errors=True)
         self.new_boot()
 
     def new_boot(self) -> None:

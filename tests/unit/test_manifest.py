@@ -35,7 +35,7 @@ def test_the_manifest_holds_what_the_guest_needs(tmp_path: Path) -> None:
     manifest = render_manifest(box, LOCK)
     assert list(manifest) == [
         "manifest.env", "repositories", "steps/01-first.one/script", "steps/01-first.one/env",
-        "steps/02-2/script", "steps/02-2/env",
+        "steps/02-2/script", "steps/02-2/env", "box.env", "box.json",
     ]  # fmt: skip
     assert manifest["repositories"][0].decode() == f"setup\t{'b' * 40}\t/opt/setup\napi\t{'a' * 40}\t/opt/api\n"
     assert manifest["steps/01-first.one/script"] == (b"#!/bin/sh -e\ntrue\n", 0o755)

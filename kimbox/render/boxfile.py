@@ -1,0 +1,96 @@
+"""What a box is made of, as /etc/kimbox/box.env and box.json in the guest tell it. Pure.
+
+The host writes what it knows into the manifest. The guest puts before it what only the guest knows (its role, the
+manifest, when and how this root was provisioned), each time it makes a root what the manifest says.
+schemas/boxfile.schema.json has the whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import kimbox
+from kimbox.render.quote import assignments
+from kimbox.spec.model import Box
+
+#: Version of box.json and box.env.
+FORMAT = 1
+
+
+class PinnedCommit(Protocol):
+    """What a manifest says of a locked submodule."""
+
+    @property
+    def commit(self) -> str: ...
+
+
+class Pinned(PinnedCommit, Protocol):
+    """What a manifest says of a locked repository."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def ref(self) -> str: ...
+
+    @property
+    def tree(self) -> str: ...
+
+    @property
+    def submodules(self) -> Mapping[str, PinnedCommit]: ...
+
+
+class Made(Protocol):
+    """What a manifest says of a lock."""
+
+    @property
+    def repositories(self) -> Mapping[str, Pinned]: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def unpinned(self) -> tuple[str, ...]: ...
+
+
+def describe(box: Box, lock: Made, image: str | None) -> dict[str, Any]:
+    """What the host knows of what a box is made of. URLs in a lock bear no credentials."""
+    pins = [(r, lock.repositories[r.name]) for r in box.repositories if r.name in lock.repositories]
+    return {
+        "format": FORMAT,
+        "name": box.name,
+        "kimbox": kimbox.__version__,
+        "spec_digest": box.digest,
+        "lock_digest": lock.digest,
+        "image": image,
+        "repositories": {
+            repository.name: {
+                "url": pin.url, "ref": pin.ref, "commit": pin.commit, "tree": pin.tree, "path": repository.path
+            }
+            for repository, pin in sorted(pins, key=lambda pair: pair[0].name)
+        },
+    }  # fmt: skip
+
+
+def box_json(described: Mapping[str, Any]) -> bytes:
+    """The host's part of box.json: its first line is the brace alone, so that the guest can put more behind it."""
+    return (json.dumps(described, indent=2) + "\n").encode()
+
+
+def box_env(described: Mapping[str, Any]) -> bytes:
+    """The host's part of box.env. A repository `kim-api` has KIMBOX_REPOSITORY_KIM_API_COMMIT and so on."""
+    values: dict[str, str | int] = {
+        "KIMBOX_BOX_FORMAT": described["format"],
+        "KIMBOX_BOX": described["name"],
+        "KIMBOX_VERSION": described["kimbox"],
+        "KIMBOX_SPEC_DIGEST": described["spec_digest"],
+        "KIMBOX_LOCK_DIGEST": described["lock_digest"],
+        "KIMBOX_IMAGE": described["image"] or "",
+        "KIMBOX_REPOSITORIES": " ".join(described["repositories"]),
+    }
+    for name, pin in described["repositories"].items():
+        word = name.upper().replace("-", "_")
+        values |= {f"KIMBOX_REPOSITORY_{word}_{key.upper()}": value for key, value in pin.items()}
+    return assignments(values)

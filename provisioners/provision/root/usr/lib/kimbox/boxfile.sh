@@ -1,0 +1,74 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2034,SC2154 # some of it is used by those who source it, some comes from there
+# /etc/kimbox/box.env and box.json: what this root is, for a shell and for everybody else. Sourced, after events.sh and marks.sh.
+#
+# The manifest has the part that the host knows. What is put before it is known here alone:
+#
+#   KIMBOX_MANIFEST          digest of the manifest at work
+#   KIMBOX_PROVISIONED_AT    when this root had become what it says, in UTC; empty as long as it has not
+#   KIMBOX_PROVISIONED_BY    first, resnap: a new root, of a box that was never ready before or was; keep: a root that had been
+#                            provisioned before; hand: runsetup
+#   KIMBOX_BOOT_MODE         mode of the boot in which that was
+#   KIMBOX_ROLE, KIMBOX_SITE dev, and worker once the box was secured; no site yet
+#   KIMBOX_UNPINNED          repositories that are not at the commit of the lock
+#   KIMBOX_SETUP_COMMIT      commit whose `setup` was run
+
+box_folder=/etc/kimbox
+
+# write_box FOLDER DIGEST BY UNPINNED COMMIT [complete]: for the manifest in that folder; `complete`: this root is now what it
+# says. What cannot be written is said and gone: a file that told of something else would be worse than none.
+write_box() {
+	[ -r "$1/box.json" ] || return 0
+	box_at=''
+	[ -z "${6:-}" ] || box_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+	box_role=dev box_mode=keep box_list=''
+	[ ! -e "$state/secured" ] || box_role=worker
+	if [ -r /run/kimbox/mode ]; then read -r box_mode </run/kimbox/mode; fi
+	for box_name in $4; do
+		box_list="$box_list${box_list:+, }\"$box_name\""
+	done
+	if ! { {
+		[ -d "$box_folder" ] || mkdir -p "$box_folder"
+	} && {
+		printf "KIMBOX_%s='%s'\n" MANIFEST "$2" PROVISIONED_AT "$box_at" PROVISIONED_BY "$3" BOOT_MODE "$box_mode" \
+			ROLE "$box_role" SITE '' UNPINNED "$4" SETUP_COMMIT "$5" && cat "$1/box.env"
+	} >"$box_folder/.env.new" && {
+		printf '{\n  "manifest": "%s",\n  "role": "%s",\n  "site": "",\n  "unpinned": [%s],\n' "$2" "$box_role" "$box_list" &&
+			printf '  "provisioned": {"at": %s, "by": "%s", "boot_mode": "%s", "setup_commit": %s},\n' \
+				"$(box_text "$box_at")" "$3" "$box_mode" "$(box_text "$5")" && { read -r _ && cat; } <"$1/box.json"
+	} >"$box_folder/.json.new" && mv -f "$box_folder/.json.new" "$box_folder/box.json" &&
+		mv -f "$box_folder/.env.new" "$box_folder/box.env"; }; then
+		rm -f "$box_folder/box.env" "$box_folder/box.json" "$box_folder/.env.new" "$box_folder/.json.new"
+		echo "$box_folder/box.env and box.json cannot be written: is the root file system full?" >&2
+	fi
+}
+
+# box_text VALUE: as JSON has it; what is empty is null
+box_text() {
+	if [ -n "$1" ]; then printf '"%s"' "$1"; else printf null; fi
+}
+
+# has_box DIGEST: whether box.env tells of that manifest, and that all of it was done
+has_box() {
+	[ -r "$box_folder/box.env" ] || return 1
+	{ read -r box_had && read -r box_at; } <"$box_folder/box.env"
+	[ "$box_had" = "KIMBOX_MANIFEST='$1'" ] && [ "$box_at" != "KIMBOX_PROVISIONED_AT=''" ]
+}
+
+# tell_box: the host learns of it
+tell_box() {
+	[ -r "$box_folder/box.env" ] || return 0
+	(
+		# shellcheck source=/dev/null
+		. "$box_folder/box.env"
+		event box manifest="$KIMBOX_MANIFEST" at="$KIMBOX_PROVISIONED_AT" by="$KIMBOX_PROVISIONED_BY" mode="$KIMBOX_BOOT_MODE" \
+			role="$KIMBOX_ROLE" site="$KIMBOX_SITE" unpinned="$KIMBOX_UNPINNED" commit="$KIMBOX_SETUP_COMMIT"
+	)
+}
+
+# setup_commit_of FOLDER: sets $setup_commit to that of the manifest in the folder; empty where it has no setup repository
+setup_commit_of() {
+	box_tab=$(printf '\t')
+	IFS=$box_tab read -r box_name setup_commit _ <"$1/repositories" || box_name=''
+	[ "$box_name" = setup ] || setup_commit=''
+}
