@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kimbox.cli import target
 from kimbox.cli.output import report
-from kimbox.spec.model import BootMode
+from kimbox.spec.model import SETUP, BootMode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,10 +125,18 @@ def _provenance_lines(told: dict[str, Any] | None) -> list[str]:
     if told is None:
         return []
     done = told["provisioned"]
-    lines = [f"  provisioned {done['at'] or 'not yet'}, {_WAYS.get(done['by'], done['by'])}"]
-    if told["unpinned"]:
-        setup = f" (setup at {done['setup_commit'][:12]})" if done["setup_commit"] else ""
+    return [f"  provisioned {done['at'] or 'not yet'}, {_WAYS.get(done['by'], done['by'])}", *unusual_lines(told)]
+
+
+def unusual_lines(told: dict[str, Any] | None) -> list[str]:
+    """What in a box is not what lock and spec say, from its `provenance`."""
+    lines = []
+    if told and told["unpinned"]:
+        commit = told["provisioned"]["setup_commit"]
+        setup = f" (setup at {commit[:12]})" if commit and SETUP in told["unpinned"] else ""
         lines.append(f"  UNPINNED    {', '.join(told['unpinned'])}: not what the lock says{setup}")
+    if told and told["provisioned"]["part"]:
+        lines.append(f"  PARTIAL     {told['provisioned']['part']}: the rest of its manifest was left out")
     return lines
 
 

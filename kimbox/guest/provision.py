@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import shlex
 import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import attrs
 
-from kimbox.errors import GuestError
+from kimbox.errors import GuestError, UsageError
 from kimbox.files import remove_tree
 from kimbox.guest.ssh import Guest
 from kimbox.lock import submodules
@@ -20,7 +22,8 @@ from kimbox.lock.mirror import Mirror, write_bundle
 from kimbox.log import log
 from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
 from kimbox.run import tail
-from kimbox.spec.model import Box
+from kimbox.spec.model import SETUP, Box
+from kimbox.spec.schema import guess
 
 #: The guest's side of it.
 RECEIVE = "/usr/lib/kimbox/receive"
@@ -38,14 +41,36 @@ RECEIVE_TIMEOUT_S = 1800
 SMALL_BYTES = 4 << 20
 
 
+@attrs.frozen
+class Part:
+    """A part of a manifest: `only` a step, or all `from` it on. `setup` is the script of the setup repository."""
+
+    how: Literal["only", "from"]
+    step: str
+
+    def check(self, box: Box) -> None:
+        """Raises UsageError, with the name that may be meant, if the box has no such step."""
+        known = [*([SETUP] if box.repository(SETUP) else []), *(step.name for step in box.provision)]
+        if self.step not in known:
+            hint = guess(self.step, known) or "its spec has neither steps nor a setup repository"
+            raise UsageError(f"the box {box.name} has no step {self.step[:100]}", hint=hint)
+
+
 def deliver(
-    guest: Guest, box: Box, lock: Lock, mirrors: Mapping[str, Mirror], workdir: Path, image: str | None = None
+    guest: Guest,
+    box: Box,
+    lock: Lock,
+    mirrors: Mapping[str, Mirror],
+    workdir: Path,
+    image: str | None = None,
+    part: Part | None = None,
 ) -> str:
     """Sends the manifest and every pinned commit that the guest lacks, makes them current and starts provisiond.
 
-    `mirrors` has one for each repository of the box and each submodule, holding the locked commit. Returns the
-    manifest's digest, which the guest's events bear. Raises GuestError with the guest's own words if it refuses. The
-    caller holds the lock of the machine: what lies in `workdir` of another delivery was left by one that was killed.
+    With `part`, for that part of the manifest alone. `mirrors` has one for each repository of the box and each
+    submodule, holding the locked commit. Returns the manifest's digest, which the guest's events bear. Raises
+    GuestError with the guest's own words if it refuses. The caller holds the lock of the machine: what lies in
+    `workdir` of another delivery was left by one that was killed.
     """
     manifest = render_manifest(box, lock, image)
     digest = manifest_digest(manifest)
@@ -69,7 +94,8 @@ def deliver(
         for bundle in bundles:
             bundle.unlink()
         log.now(f"sending {delivery.stat().st_size >> 10} KiB")
-        answer = guest.run(f"{sudo}{RECEIVE} {digest} --start", timeout_s=RECEIVE_TIMEOUT_S, stdin=delivery)
+        words = f" {part.how} {shlex.quote(part.step)}" if part else ""
+        answer = guest.run(f"{sudo}{RECEIVE} {digest} --start{words}", timeout_s=RECEIVE_TIMEOUT_S, stdin=delivery)
     if answer.code != 0:
         raise GuestError(
             f"the guest did not take what it was sent (exit status {answer.code}):\n{tail(answer.stderr)}",

@@ -2,6 +2,9 @@
 
 Files are stored byte for byte: no filter, no line-end conversion, no attribute and no ignore rule of the user applies;
 only the folder's own .gitignore files say what stays out. Author, date and message are fixed.
+
+A git work tree is taken where somebody works on it: what it tracks, as it lies there now, and what is neither tracked
+nor ignored. Its .git is not taken, so neither are its history and filters; a submodule becomes plain files.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import stat
 from pathlib import Path
 
 from kimbox.lock.gitrun import GitError, git
+from kimbox.log import log
 
 #: A folder repository holds scripts and small data; more belongs into a git repository or an image.
 MAX_FILES = 20_000
@@ -31,8 +35,10 @@ _IDENTITY = {
 _OWN_CONFIG = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": "0"}
 
 
-def commit_folder(name: str, folder: Path, git_dir: Path) -> tuple[str, str]:
+def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool = False) -> tuple[str, str]:
     """Commits what `folder` holds into the bare repository `git_dir`, under refs/kimbox/<commit>.
+
+    With `is_work_tree` the folder may be a work tree of git.
 
     Returns commit and tree. Raises GitError for what cannot or must not be committed. The caller holds the lock.
     """
@@ -43,8 +49,12 @@ def commit_folder(name: str, folder: Path, git_dir: Path) -> tuple[str, str]:
     env = {**_OWN_CONFIG, "GIT_INDEX_FILE": str(index)}
     index.unlink(missing_ok=True)
     try:
-        _refuse_strange(where, folder)
-        entries = _store(where, folder, _files(where, folder, git_dir), git_dir)
+        if is_work_tree and (folder / ".git").exists():
+            files = _bounded(where, _work_files(where, folder))
+        else:
+            _refuse_strange(where, folder)
+            files = _bounded(where, _files(folder, git_dir))
+        entries = _store(where, folder, files, git_dir)
         git(["update-index", "-z", "--index-info"], git_dir=git_dir, env=env, stdin=entries)
         tree = git(["write-tree"], git_dir=git_dir, env=env).text
     except OSError as error:
@@ -77,15 +87,45 @@ def _refuse_strange(where: str, folder: Path) -> None:
                 raise GitError(f"{where}: {shown} is neither a file, a folder nor a symbolic link")
 
 
-def _files(where: str, folder: Path, git_dir: Path) -> list[bytes]:
-    """Every file that the folder's own .gitignore files do not leave out, sorted."""
+def _files(folder: Path, git_dir: Path) -> list[bytes]:
+    """Every file that the folder's own .gitignore files do not leave out."""
     empty = {**_OWN_CONFIG, "GIT_INDEX_FILE": str(git_dir / "kimbox.empty-index")}
     listed = git(
         [f"--work-tree={folder}", "ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"],
         git_dir=git_dir,
         env=empty,
     )
-    files = sorted(name for name in listed.stdout.split(b"\0") if name)
+    return [name for name in listed.stdout.split(b"\0") if name]
+
+
+def _work_files(where: str, folder: Path, prefix: bytes = b"") -> list[bytes]:
+    """Every file of a work tree that is there and not ignored, tracked or not; those of its submodules too.
+
+    Tells of each submodule what comes of it. A link in a path is not followed: behind it may be anything.
+    """
+    inner = folder / os.fsdecode(prefix)
+    listed = git(["-C", inner, "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+    files: list[bytes] = []
+    for name in sorted({prefix + name.rstrip(b"/") for name in listed.stdout.split(b"\0") if name}):
+        path = folder / os.fsdecode(name)
+        shown = path.relative_to(folder)
+        if not os.path.lexists(path) or any(folder / p != folder and (folder / p).is_symlink() for p in shown.parents):
+            continue  # deleted since
+        if path.is_symlink() or not path.is_dir():
+            if not (path.is_symlink() or path.is_file()):
+                raise GitError(f"{where}: {shown} is neither a file, a folder nor a symbolic link")
+            files.append(name)
+        elif (path / ".git").exists():
+            log.info(f"{where}: of the submodule {shown} its files are taken as they are")
+            files += _work_files(where, folder, name + b"/")
+        else:
+            log.warn(f"{where}: the submodule {shown} is not checked out, and will be missing")
+    return files
+
+
+def _bounded(where: str, files: list[bytes]) -> list[bytes]:
+    """The files, sorted. Raises GitError if they are none or too many."""
+    files = sorted(files)
     if not files:
         raise GitError(f"{where}: it holds no file")
     if len(files) > MAX_FILES:

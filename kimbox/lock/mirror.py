@@ -100,6 +100,11 @@ class Mirror:
             full, target = full_name(self.name, self.url, ref, Offered.parse(asked.stdout.decode(errors="replace")))
             return self._trusted(attrs.evolve(self._pin(target) or self._fetch(full, ref), ref=full))
 
+    def resolve_work_tree(self) -> Pin:
+        """`resolve` for a folder that may also be a work tree of git: what it holds now, committed or not."""
+        with self._opened():
+            return Pin(*commit_folder(self.name, Path(self.url), self.path, is_work_tree=True))
+
     def present(self) -> Pin:
         """The pin that a folder would get just now; the mirror is left as it is."""
         with tempfile.TemporaryDirectory(prefix="kimbox-folder-") as place:

@@ -73,6 +73,7 @@ def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | No
             "by": told.text("by"),
             "boot_mode": told.text("mode"),
             "setup_commit": told.text("commit") or None,
+            "part": told.text("part") or None,
         },
         **described,
     }

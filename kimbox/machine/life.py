@@ -10,7 +10,7 @@ import attrs
 from kimbox.errors import GuestError, ImageError, KimboxError, StateError
 from kimbox.files import remove_tree, write_json
 from kimbox.guest.events import Event
-from kimbox.guest.provision import deliver
+from kimbox.guest.provision import Part, deliver
 from kimbox.guest.ssh import Guest
 from kimbox.image import store
 from kimbox.lock.lockfile import Lock
@@ -24,6 +24,7 @@ from kimbox.machine.folder import Machine, Record
 from kimbox.machine.pins import lock_for
 from kimbox.machine.state import State, last_word, require, wanted_by
 from kimbox.machine.stop import HALT_TIMEOUT_S, destroy, halt, suspend
+from kimbox.machine.unpinned import Instead, unpinned
 from kimbox.machine.watch import BOOT_TIMEOUT_S, Watch, failure, fallen_back, longest_step, provisioning_limit
 from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
 from kimbox.spec.model import Box
@@ -57,6 +58,9 @@ class Up:
     locked: bool = False
     #: No server is asked: what mirrors, image store and caches lack is an error.
     offline: bool = False
+    #: `provision` alone: what runs in place of locked repositories, and the part of the manifest that is run.
+    instead: tuple[Instead, ...] = ()
+    part: Part | None = None
 
 
 def up(wanted: Up) -> State:
@@ -80,8 +84,9 @@ def up(wanted: Up) -> State:
             _mend_record(machine, before)
             _warn_of_changes(machine, box, lock, before)
         told = last_word(machine.boot_events())
+        is_part = told is not None and "part" in told.fields
         is_done = told is not None and told.text("manifest") == manifest_digest(manifest) == wanted_by(told)
-        if before is State.READY and (is_done or bootmode.is_maintained(machine)):
+        if before is State.READY and ((is_done and not is_part) or bootmode.is_maintained(machine)):
             return before
         if before in (State.PAUSED, State.SUSPENDED):
             _wake(machine, before, box)
@@ -90,7 +95,7 @@ def up(wanted: Up) -> State:
             _start(machine, box)
         else:
             _check_root(machine)
-        again = before is State.FAILED and told is not None and "wanted" not in told.fields
+        again = is_part or (before is State.FAILED and told is not None and "wanted" not in told.fields)
         _provision_until_ready(machine, wanted, lock, mirrors, manifest, again=again)
         return before
 
@@ -99,6 +104,9 @@ def provision(wanted: Up) -> None:
     """Sends the manifest anew to a running box and waits until it is ready. Raises StateError if it does not run."""
     box = wanted.box
     machine = Machine(box.name)
+    shipped = wanted.shipped is not None
+    if wanted.part:
+        wanted.part.check(box)
     with machine.locked():
         check_owner(machine, box.source, wanted.shipped)
         before = state(machine)
@@ -106,7 +114,10 @@ def provision(wanted: Up) -> None:
         bootmode.refuse_to_provision(machine)
         _check_root(machine)
         _mend_record(machine, before)
-        lock, mirrors = lock_for(box, shipped=wanted.shipped is not None)
+        if wanted.instead:
+            lock, mirrors = unpinned(box, wanted.instead, shipped=shipped)
+        else:
+            lock, mirrors = lock_for(box, shipped=shipped)
         manifest = render_manifest(box, lock, _image_of(machine, box, lock))
         _provision_until_ready(machine, wanted, lock, mirrors, manifest, again=True)
 
@@ -265,7 +276,7 @@ def _provision_until_ready(
             watch.until("waiting for sshd", lambda w: w.seen("sshd") is not None)
             ran.keep(machine, digest, lock, manifest["box.json"][0])
             with Guest(machine.endpoint(machine.record())) as guest:
-                deliver(guest, box, lock, mirrors, machine.folder, _image_of(machine, box, lock))
+                deliver(guest, box, lock, mirrors, machine.folder, _image_of(machine, box, lock), wanted.part)
             watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]
         watch.until("provisioning", lambda w: _answer(w, digest) is not None)
     answer = _answer(watch, digest)

@@ -164,6 +164,34 @@ def test_by_hand(box: Kimbox) -> None:
     assert "was not secured" in box.sh(NAME, "sudo /persistent/runsecure")
 
 
+def test_working_on_the_setup(box: Kimbox) -> None:
+    """A dirty work tree runs, alone or as a whole, and is said to; a bad one is gone at the next boot; `up` ends it."""
+    machine, work = box.machine(NAME), box.folder / "work"
+    git = ["git", "-C", work, "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    work.mkdir()
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "nothing"]):
+        run.run([*git, *words])
+    (work / "setup").write_text("#!/bin/sh\n. /etc/kimbox/box.env\necho unpinned is $KIMBOX_UNPINNED >/var/tmp/said\n")
+    (work / "setup").chmod(0o755)
+    lock = (box.folder / "kimbox.lock").read_bytes()
+    pinned = box.json("status")["manifest"]
+    told = box("provision", "--repo", "setup=work", "--only", "setup").stdout
+    assert "UNPINNED    setup" in told
+    assert "PARTIAL     only setup" in told
+    assert box.sh(NAME, "cat /var/tmp/said") == "unpinned is setup\n"
+    box("provision", "--repo", "setup=work")
+    said = box.json("status")["provenance"]
+    assert (said["unpinned"], said["provisioned"]["part"]) == (["setup"], None)
+    assert said == json.loads(box.sh(NAME, "cat /etc/kimbox/box.json"))
+    (work / "setup").write_text("#!/bin/sh\nexit 3\n")
+    assert box.json("provision", "--repo", "setup=work", check=False)["exit_code"] == 4
+    assert reset(machine)[-1].text("manifest") == said["manifest"] != pinned
+    assert (box.folder / "kimbox.lock").read_bytes() == lock
+    box("up")
+    status = box.json("status")
+    assert (status["manifest"], status["provenance"]["unpinned"], status["wanted"]) == (pinned, [], None)
+
+
 def told_of_fallback(box: Kimbox, wanted: str, good: str, reason: str) -> None:
     """`up` and `status` say what the box runs, what was wanted, and why it is not that; it is ready, and answers."""
     again = box.json("up", check=False)

@@ -19,7 +19,7 @@ import pytest
 from kimbox import paths
 from kimbox.guest.provision import parcels_of, write_tar
 from kimbox.lock import submodules
-from kimbox.lock.lockfile import make_lock
+from kimbox.lock.lockfile import Lock, make_lock
 from kimbox.lock.mirror import Mirror, write_bundle
 from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.run import Completed, run
@@ -165,11 +165,13 @@ def box_with(
     return makebox.make_box(folder, repositories=repositories, provision=steps, probes=probes)
 
 
-def delivery(folder: Path, box: Box) -> tuple[str, Path]:
-    """What the host would send: the digest and the tar."""
-    lock = make_lock(box)
+def delivery(
+    folder: Path, box: Box, lock: Lock | None = None, mirrors: dict[str, Mirror] | None = None
+) -> tuple[str, Path]:
+    """What the host would send: the digest and the tar. Without a lock, that of the present."""
+    lock = lock or make_lock(box)
+    mirrors = mirrors or {repository.name: Mirror.of(repository) for repository in box.repositories}
     manifest = render_manifest(box, lock)
-    mirrors = {repository.name: Mirror.of(repository) for repository in box.repositories}
     for name, mirror in list(mirrors.items()):
         inner = submodules.collect(mirror, lock.repositories[name].commit)
         mirrors |= {submodules.key(name, path): submodule.mirror for path, submodule in inner.items()}

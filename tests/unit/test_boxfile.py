@@ -222,7 +222,7 @@ def test_status_tells_the_same(world: World) -> None:
     jsonschema.validate(said, SCHEMA)
     assert (said["name"], said["image"], said["unpinned"]) == ("tiny", "e" * 64, ["setup"])
     assert said["provisioned"] == {
-        "at": "2026-01-02T03:04:05Z", "by": "first", "boot_mode": "keep", "setup_commit": "c" * 40
+        "at": "2026-01-02T03:04:05Z", "by": "first", "boot_mode": "keep", "setup_commit": "c" * 40, "part": None
     }  # fmt: skip
     for odd in ("../../x", "", "f" * 64):
         makemachine.tell(world.machine, makemachine.event("box", manifest=odd, unpinned="", at="", by="keep"))

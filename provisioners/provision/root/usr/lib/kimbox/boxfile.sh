@@ -11,16 +11,17 @@
 #   KIMBOX_BOOT_MODE         mode of the boot in which that was
 #   KIMBOX_ROLE, KIMBOX_SITE dev, and worker once the box was secured; no site yet
 #   KIMBOX_UNPINNED          repositories that are not at the commit of the lock
-#   KIMBOX_SETUP_COMMIT      commit whose `setup` was run
+#   KIMBOX_SETUP_COMMIT      commit of the setup repository
+#   KIMBOX_PART              the part of the manifest that was run alone (`only STEP`, `from STEP`); empty for the whole
 
 box_folder=/etc/kimbox
 
-# write_box FOLDER DIGEST BY UNPINNED COMMIT [complete]: for the manifest in that folder; `complete`: this root is now what it
+# write_box FOLDER DIGEST BY UNPINNED COMMIT PART [complete]: for the manifest in that folder; `complete`: this root is now what it
 # says. What cannot be written is said and gone: a file that told of something else would be worse than none.
 write_box() {
 	[ -r "$1/box.json" ] || return 0
 	box_at=''
-	[ -z "${6:-}" ] || box_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+	[ -z "${7:-}" ] || box_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 	box_role=dev box_mode=keep box_list=''
 	[ ! -e "$state/secured" ] || box_role=worker
 	if [ -r /run/kimbox/mode ]; then read -r box_mode </run/kimbox/mode; fi
@@ -31,11 +32,11 @@ write_box() {
 		[ -d "$box_folder" ] || mkdir -p "$box_folder"
 	} && {
 		printf "KIMBOX_%s='%s'\n" MANIFEST "$2" PROVISIONED_AT "$box_at" PROVISIONED_BY "$3" BOOT_MODE "$box_mode" \
-			ROLE "$box_role" SITE '' UNPINNED "$4" SETUP_COMMIT "$5" && cat "$1/box.env"
+			ROLE "$box_role" SITE '' UNPINNED "$4" SETUP_COMMIT "$5" PART "$6" && cat "$1/box.env"
 	} >"$box_folder/.env.new" && {
 		printf '{\n  "manifest": "%s",\n  "role": "%s",\n  "site": "",\n  "unpinned": [%s],\n' "$2" "$box_role" "$box_list" &&
-			printf '  "provisioned": {"at": %s, "by": "%s", "boot_mode": "%s", "setup_commit": %s},\n' \
-				"$(box_text "$box_at")" "$3" "$box_mode" "$(box_text "$5")" && { read -r _ && cat; } <"$1/box.json"
+			printf '  "provisioned": {"at": %s, "by": "%s", "boot_mode": "%s", "setup_commit": %s, "part": %s},\n' \
+				"$(box_text "$box_at")" "$3" "$box_mode" "$(box_text "$5")" "$(box_text "$6")" && { read -r _ && cat; } <"$1/box.json"
 	} >"$box_folder/.json.new" && mv -f "$box_folder/.json.new" "$box_folder/box.json" &&
 		mv -f "$box_folder/.env.new" "$box_folder/box.env"; }; then
 		rm -f "$box_folder/box.env" "$box_folder/box.json" "$box_folder/.env.new" "$box_folder/.json.new"
@@ -62,7 +63,8 @@ tell_box() {
 		# shellcheck source=/dev/null
 		. "$box_folder/box.env"
 		event box manifest="$KIMBOX_MANIFEST" at="$KIMBOX_PROVISIONED_AT" by="$KIMBOX_PROVISIONED_BY" mode="$KIMBOX_BOOT_MODE" \
-			role="$KIMBOX_ROLE" site="$KIMBOX_SITE" unpinned="$KIMBOX_UNPINNED" commit="$KIMBOX_SETUP_COMMIT"
+			role="$KIMBOX_ROLE" site="$KIMBOX_SITE" unpinned="$KIMBOX_UNPINNED" commit="$KIMBOX_SETUP_COMMIT" \
+			part="$KIMBOX_PART"
 	)
 }
 
