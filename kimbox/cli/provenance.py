@@ -1,0 +1,48 @@
+"""kimbox provenance: what a box is made of, as an SBOM and an in-toto statement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kimbox.cli import target
+from kimbox.cli.output import report
+
+
+def provenance(
+    box: target.Name = None,
+    file: target.File = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write both; default: here.")
+    ] = Path(),
+) -> None:
+    """Write what a box is made of: an SBOM (NAME.cdx.json) and an in-toto statement (NAME.intoto.json).
+
+    The SBOM is CycloneDX 1.6 and names every package of the image and every repository. The statement has the predicate
+    https://slsa.dev/provenance/v1 and links the image to the digests of spec and lock, and to each package and commit.
+    Sign it with what you sign with.
+
+    Both tell of what the box runs; of a box that is not there, or has not told, of what its lock says. Equal input
+    gives equal files.
+
+    \b
+    Examples:
+      kimbox provenance
+      kimbox provenance openkim-dev --output release
+    """
+    from kimbox.files import write_atomic
+    from kimbox.lock.provenance import sbom, statement
+    from kimbox.machine.origin import whole_of
+
+    spec, shipped = target.spec(box, file)
+    whole, told_by = whole_of(spec, shipped=shipped is not None)
+    files = {"sbom": output / f"{spec.name}.cdx.json", "statement": output / f"{spec.name}.intoto.json"}
+    write_atomic(files["sbom"], sbom(whole))
+    write_atomic(files["statement"], statement(whole))
+    result = {kind: str(path) for kind, path in files.items()}
+    counted = f"{len(whole.packages)} packages, {len(whole.lock.repositories)} repositories, from {told_by}"
+    report(
+        "provenance", result | {"of": told_by}, "\n".join(f"wrote {path}" for path in files.values()) + f"\n{counted}"
+    )

@@ -1,0 +1,189 @@
+"""What a box is made of, for others to read: an SBOM (CycloneDX 1.6) and an in-toto statement (SLSA provenance v1).
+
+Equal input gives equal bytes: neither bears a time, a random number or a place of this machine. What is not known, such
+as the URL of a folder, is left out; nothing is made up.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from kimbox import __version__
+from kimbox.lock.lockfile import Lock, in_order
+from kimbox.lock.packages import LockedPackage
+from kimbox.spec.urls import is_folder
+
+if TYPE_CHECKING:
+    from cyclonedx.model.component import Component
+
+#: What the parameters of our statements mean: section "Provenance" of docs/how-it-works.md.
+BUILD_TYPE = "https://kimbox.invalid/build/v1"
+
+BUILDER = "https://kimbox.invalid/kimbox"
+
+#: The key of an image in the store, in a set of digests: a digest of what it was made from, not of its bytes.
+IMAGE_KEY = "kimboxImageKey"
+
+#: From which the serial number of an SBOM follows, with its content.
+_SERIAL = uuid.UUID("7f6a3c1e-7d0b-5b52-9d43-2b1f3f0f6a11")
+
+
+@attrs.frozen
+class Whole:
+    """A box with all that went in."""
+
+    name: str
+    lock: Lock
+    #: Key of the image, and the sha256 of its bytes where that is known.
+    image: str | None = None
+    image_sha256: str | None = None
+    distribution: str = ""
+    suite: str = ""
+
+    @property
+    def packages(self) -> Mapping[str, LockedPackage]:
+        """Every package of the image, by name; none of an image from elsewhere."""
+        return self.lock.packages.versions if self.lock.packages else {}
+
+    def purl(self, name: str) -> str:
+        """The package URL of a package, as purl-spec has it for .deb files."""
+        from packageurl import PackageURL
+
+        package = self.packages[name]
+        about = {"arch": package.architecture, "distro": self.suite}
+        return str(PackageURL("deb", self.distribution or None, name, package.version, about).to_string())
+
+
+def sbom(whole: Whole) -> str:
+    """The SBOM as JSON: each package, repository and submodule is a component of the box."""
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.output.json import JsonV1Dot6
+
+    bom, no_time = Bom(), cast("Any", None)
+    bom.metadata.timestamp = no_time
+    bom.metadata.tools.components.add(
+        Component(name="kimbox", version=__version__, type=ComponentType.APPLICATION, bom_ref="kimbox")
+    )
+    about = {"spec_digest": whole.lock.spec_digest, "lock_digest": whole.lock.digest, "image": whole.image or ""}
+    box = Component(
+        name=whole.name,
+        type=ComponentType.OPERATING_SYSTEM,
+        bom_ref=f"box:{whole.name}",
+        hashes=_sha256(whole.image_sha256),
+        properties=_properties(about),
+    )
+    bom.metadata.component = box
+    parts = [*_packages(whole), *_repositories(whole.lock)]
+    bom.components.update(parts)
+    bom.register_dependency(box, parts)
+    bom.serial_number = uuid.UUID(int=0)
+    bom.serial_number = uuid.uuid5(_SERIAL, JsonV1Dot6(bom).output_as_string())
+    return f"{JsonV1Dot6(bom).output_as_string(indent=2)}\n"
+
+
+def statement(whole: Whole) -> str:
+    """The statement as JSON: this image came of this lock, and so of these packages and commits."""
+    digest = {IMAGE_KEY: whole.image} if whole.image else {}
+    if whole.image_sha256:
+        digest["sha256"] = whole.image_sha256
+    value = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": whole.name, "digest": digest}],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {
+                    "spec": {"digest": {"sha256": whole.lock.spec_digest}},
+                    "lock": {"digest": {"sha256": whole.lock.digest}},
+                    "unpinned": list(whole.lock.unpinned),
+                },
+                "internalParameters": {"distribution": whole.distribution, "suite": whole.suite},
+                "resolvedDependencies": list(_dependencies(whole)),
+            },
+            "runDetails": {"builder": {"id": BUILDER, "version": {"kimbox": __version__}}},
+        },
+    }
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _dependencies(whole: Whole) -> Iterator[dict[str, Any]]:
+    """Packages by name, then repositories, each with its submodules behind it."""
+    for name in sorted(whole.packages):
+        yield {"name": name, "uri": whole.purl(name), "digest": {"sha256": whole.packages[name].sha256}}
+    for name, url, commit, tree in _commits(whole.lock):
+        digests = {"gitCommit": commit} | ({"gitTree": tree} if tree else {})
+        yield {"name": name} | ({"uri": _git_uri(url, commit)} if not is_folder(url) else {}) | {"digest": digests}
+
+
+def _commits(lock: Lock) -> Iterator[tuple[str, str, str, str | None]]:
+    """Name, URL, commit and tree of each repository; a submodule is called NAME:PATH.
+
+    The tree of a submodule is not locked, and of a commit that a box took by itself it is not known.
+    """
+    for name in in_order(lock.repositories):
+        pin = lock.repositories[name]
+        yield name, pin.url, pin.commit, pin.tree or None
+        for path in sorted(pin.submodules):
+            yield f"{name}:{path}", pin.submodules[path].url, pin.submodules[path].commit, None
+
+
+def _git_uri(url: str, commit: str) -> str:
+    """A commit of a URL, as SPDX and pip write it; the short form of ssh is written out."""
+    if "://" not in url:
+        host, _, path = url.partition(":")
+        url = f"ssh://{host}/{path.lstrip('/')}"
+    return f"git+{url}@{commit}"
+
+
+def _packages(whole: Whole) -> Iterator[Component]:
+    from cyclonedx.model.component import Component, ComponentType
+    from packageurl import PackageURL
+
+    for name, package in sorted(whole.packages.items()):
+        yield Component(
+            name=name,
+            version=package.version,
+            type=ComponentType.LIBRARY,
+            bom_ref=f"deb:{name}",
+            purl=PackageURL.from_string(whole.purl(name)),
+            hashes=_sha256(package.sha256),
+        )
+
+
+def _repositories(lock: Lock) -> Iterator[Component]:
+    from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
+    from cyclonedx.model.component import Component, ComponentType
+
+    for name, url, commit, tree in _commits(lock):
+        pin = lock.repositories[name.partition(":")[0]]
+        about = {"tree": tree}
+        if name in lock.repositories:
+            about |= {"ref": pin.ref, "unpinned": "yes" if name in lock.unpinned else None}
+        source = XsUri(_git_uri(url, commit)) if not is_folder(url) else None
+        yield Component(
+            name=name,
+            version=commit,
+            type=ComponentType.APPLICATION,
+            bom_ref=f"git:{name}",
+            external_references=[ExternalReference(type=ExternalReferenceType.VCS, url=source)] if source else [],
+            properties=_properties(about),
+        )
+
+
+def _sha256(digest: str | None) -> list[Any]:
+    from cyclonedx.model import HashAlgorithm, HashType
+
+    return [HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else []
+
+
+def _properties(values: Mapping[str, str | None]) -> list[Any]:
+    from cyclonedx.model import Property
+
+    return [Property(name=f"kimbox:{name}", value=value) for name, value in values.items() if value]
