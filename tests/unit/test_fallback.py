@@ -308,3 +308,18 @@ def test_a_mark_for_another_manifest_means_nothing(guest: FakeGuest, tmp_path: P
     wanted = deliver(guest, tmp_path, "#!/bin/sh\ntrue\n")
     guest.path(f"/persistent/kimbox/{mark}").symlink_to("manifests/" + "0" * 64)
     assert boot(guest)[-1] == {"event": "ready", "manifest": wanted}
+
+
+@needs_namespace
+def test_ready_is_told_only_when_the_disk_knows(guest: FakeGuest, tmp_path: Path) -> None:
+    """A power cut right after the word must not turn what was ready into a try that was interrupted."""
+    sync = guest.path("/usr/local/sbin/sync")
+    sync.write_text(
+        "#!/bin/sh\n[ ! -e /persistent/kimbox/good ] || { echo good; cat /dev/virtio-ports/org.kimbox.0; } >>/tmp/synced\n"
+    )
+    sync.chmod(0o755)
+    digest = good_box(guest, tmp_path)
+    synced = guest.path("/tmp/synced").read_text()
+    assert synced.startswith("good\n")
+    assert '"event":"ready"' not in synced
+    assert marks(guest)["good"] == digest
