@@ -315,7 +315,8 @@ def test_ready_is_told_only_when_the_disk_knows(guest: FakeGuest, tmp_path: Path
     """A power cut right after the word must not turn what was ready into a try that was interrupted."""
     sync = guest.path("/usr/local/sbin/sync")
     sync.write_text(
-        "#!/bin/sh\n[ ! -e /persistent/kimbox/good ] || { echo good; cat /dev/virtio-ports/org.kimbox.0; } >>/tmp/synced\n"
+        "#!/bin/sh\n[ ! -e /persistent/kimbox/good ] ||\n"
+        "\t{ echo good; cat /dev/virtio-ports/org.kimbox.0; } >>/tmp/synced\n"
     )
     sync.chmod(0o755)
     digest = good_box(guest, tmp_path)
