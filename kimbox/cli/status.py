@@ -11,6 +11,7 @@ from kimbox.spec.model import SETUP, BootMode
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kimbox.guest.events import Event
     from kimbox.machine.folder import Machine
 
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 #: what the box is made of and how it was provisioned, as its own /etc/kimbox/box.json (schemas/boxfile.schema.json).
 FACTS = (
     "name", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason", "provider", "pid",
-    "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "provenance",
+    "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "provenance", "follow",
 )  # fmt: skip
 
 
@@ -63,6 +64,7 @@ def status(box: target.Name = None, file: target.File = None) -> None:
             f"  manifest    {facts['manifest'] or 'none'}",
             *_wanted_lines(facts),
             *_provenance_lines(facts["provenance"]),
+            *_follow_lines(facts["follow"]),
             f"  image       {facts['image'][:16]}",
             f"  spec        {facts['spec']}",
             f"  disk        {facts['disk_bytes'] / 1e6:.0f} MB at {facts['folder']}",
@@ -117,6 +119,7 @@ def facts_of(machine: Machine) -> dict[str, Any]:
         "disk_bytes": _used_bytes(machine.disk),
         "scratch": attrs.asdict(record.scratch) if record.scratch else None,
         "provenance": facts.provenance(machine, known.events),
+        "follow": _follow(events.get("follow")),
     }
 
 
@@ -126,6 +129,24 @@ def _provenance_lines(told: dict[str, Any] | None) -> list[str]:
         return []
     done = told["provisioned"]
     return [f"  provisioned {done['at'] or 'not yet'}, {_WAYS.get(done['by'], done['by'])}", *unusual_lines(told)]
+
+
+def _follow(told: Event | None) -> dict[str, Any] | None:
+    """Which branch a box follows, and what came of it at its last boot."""
+    if told is None:
+        return None
+    return {key: told.text(key) or None for key in ("branch", "status", "newest", "commit", "reason")}
+
+
+def _follow_lines(told: dict[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    line = f"  follows     {told['branch']}: runs {told['commit'][:12]}"
+    if told["status"] == "failed":
+        return [line, f"  newest      {told['newest'][:12]} failed: {told['reason']}"]
+    return [
+        line + (f"; it could not be reached: {told['reason']}" if told["status"] == "unreachable" else ", its newest")
+    ]
 
 
 def unusual_lines(told: dict[str, Any] | None) -> list[str]:

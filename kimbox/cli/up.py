@@ -23,6 +23,9 @@ def up(
     ] = False,
     boot: target.Boot = None,
     once: target.Once = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Let the box follow the branch of its setup repository, at each boot.")
+    ] = False,
     locked: Annotated[
         bool, typer.Option("--locked", help="Never write the lock: one that is missing or disagrees is an error.")
     ] = False,
@@ -39,6 +42,10 @@ def up(
     snapshot, every change is gone; keep the snapshot as it was left; maintain the real root, which later snapshots are
     made of, and where nothing is provisioned. With --once it holds for the first boot alone. A box that runs in another
     mode takes `kimbox reload --boot MODE`.
+
+    --follow is `follow: true` of the repository `setup` for this time: at each boot the box fetches the newest commit
+    of the branch `ref` by itself and is provisioned with it. A commit that fails costs a boot; without a network the
+    box goes on with what it has. `kimbox status` shows the commit. The next `kimbox up` without --follow ends it.
 
     --locked is for machines that must not decide: the exit status is 3 where `kimbox lock --check` finds a fault.
     --offline takes commits from this machine's mirrors and images from its store. Both go together.
@@ -58,7 +65,13 @@ def up(
     spec, shipped = target.spec(box, file)
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     wanted = life.Up(
-        spec, shipped, provision=not no_provision, timeout_s=limit, boot=choice, locked=locked, offline=offline
+        life.following(spec) if follow else spec,
+        shipped,
+        provision=not no_provision,
+        timeout_s=limit,
+        boot=choice,
+        locked=locked,
+        offline=offline,
     )
     bring_up("up", wanted)
 

@@ -7,7 +7,7 @@ import uuid
 
 import attrs
 
-from kimbox.errors import GuestError, ImageError, KimboxError, StateError
+from kimbox.errors import GuestError, ImageError, KimboxError, StateError, UsageError
 from kimbox.files import remove_tree, write_json
 from kimbox.guest.events import Event
 from kimbox.guest.provision import Part, deliver
@@ -27,7 +27,8 @@ from kimbox.machine.stop import HALT_TIMEOUT_S, destroy, halt, suspend
 from kimbox.machine.unpinned import Instead, unpinned
 from kimbox.machine.watch import BOOT_TIMEOUT_S, Watch, failure, fallen_back, longest_step, provisioning_limit
 from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
-from kimbox.spec.model import Box
+from kimbox.spec.model import SETUP, Box
+from kimbox.spec.urls import why_not_followed
 
 __all__ = [
     "HALT_TIMEOUT_S", "Up", "destroy", "endpoint", "facts", "halt", "provision", "reach", "resume", "state", "suspend",
@@ -61,6 +62,17 @@ class Up:
     #: `provision` alone: what runs in place of locked repositories, and the part of the manifest that is run.
     instead: tuple[Instead, ...] = ()
     part: Part | None = None
+
+
+def following(box: Box) -> Box:
+    """A box that follows the branch of its setup repository, as if its spec said so. Raises UsageError if it cannot."""
+    setup = box.repository(SETUP)
+    if setup is None:
+        raise UsageError(f"the box {box.name} has no setup repository to follow")
+    if why := why_not_followed(SETUP, setup.url, setup.ref, is_verified=bool(setup.keys)):
+        raise UsageError(f"{box.name} cannot follow {setup.url[:200]}: {why}")
+    others = (attrs.evolve(r, follow=True) if r.name == SETUP else r for r in box.repositories)
+    return attrs.evolve(box, repositories=tuple(others))
 
 
 def up(wanted: Up) -> State:

@@ -81,7 +81,8 @@ def manifest_digest(manifest: Manifest) -> str:
 
 def _environment(box: Box, lock: Made, version: int) -> bytes:
     setup = box.repository(SETUP)
-    each_time = bool(box.probes) or any(step.run is not Run.ONCE for step in box.provision)
+    followed = setup if setup and setup.follow else None
+    each_time = bool(followed) or bool(box.probes) or any(step.run is not Run.ONCE for step in box.provision)
     return assignments(
         {
             "KIMBOX_MANIFEST_FORMAT": version,
@@ -92,6 +93,9 @@ def _environment(box: Box, lock: Made, version: int) -> bytes:
             "KIMBOX_EACH_TIME": "yes" if each_time else "no",
             "KIMBOX_SETUP_TIMEOUT": setup.timeout_s if setup else SETUP_TIMEOUT_S,
             "KIMBOX_UNPINNED": " ".join(lock.unpinned),
+            # The branch of the setup repository that the box follows, and where it is.
+            "KIMBOX_FOLLOW": followed.ref if followed else "",
+            "KIMBOX_FOLLOW_URL": followed.url if followed else "",
             "KIMBOX_STEPS": len(box.repositories) + bool(setup) + len(box.provision) + len(box.probes),
         }
     )

@@ -255,7 +255,18 @@ class _Builder:
             path=self.text(path, rules.guest_path, f"{CHECKOUTS}/{name}"),
             timeout_s=self.text(timeout, units.duration, SETUP_TIMEOUT_S),
             keys=self.keys(item.get("verify", "keys"), folder),
+            follow=self.follow(name, item),
         )
+
+    def follow(self, name: str, item: Node) -> bool:
+        """Whether the guest follows the branch of a repository: it has neither credentials nor keys to verify with."""
+        node = item.get("follow")
+        if node is None or node.value is not True:
+            return False
+        url, ref = (str(part.value) if (part := item.get(key)) else "" for key in ("url", "ref"))
+        if why := urls.why_not_followed(name, url, ref, is_verified=item.get("verify", "keys") is not None):
+            self.fault(node, why, "leave `follow` out: then the lock pins a commit")
+        return True
 
     def keys(self, node: Node | None, folder: bool) -> tuple[str, ...]:
         """The keys that a repository is verified with."""

@@ -114,6 +114,8 @@ class Repository:
     path: str
     #: For the repository SETUP: what each of its scripts may take.
     timeout_s: int = SETUP_TIMEOUT_S
+    #: For the repository SETUP: whether the guest takes the newest commit of the branch `ref` at each boot.
+    follow: bool = False
     #: Public keys of which one must have signed the commit or its tag (see `signing`); none: nothing need be signed.
     keys: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, urlsplit
 
+from kimbox.spec.model import SETUP
 from kimbox.spec.nodes import Fault, shown
 
 #: Git transports that fetch and do nothing else. `ext::` and every helper on PATH would run what a URL says.
@@ -61,6 +62,22 @@ def image(text: str) -> str:
     if _SCHEME.match(text):
         _refuse_user(text, _split(text, IMAGE_SCHEMES))
     return text
+
+
+def why_not_followed(name: str, url: str, ref: str, *, is_verified: bool) -> str | None:
+    """Why a box cannot take the newest commit of a repository's branch by itself, if so.
+
+    Whether the ref is a branch, and the URL needs no password, only its server knows: the box tells when it asks.
+    """
+    if name != SETUP:
+        return f"a box follows the repository {SETUP} alone"
+    if not url.startswith(("https://", "http://", "git://")):
+        return "a box has no credentials, and none of this machine's folders: it follows https, http and git URLs alone"
+    if re.fullmatch(r"[0-9a-f]{40}", ref) or ref.startswith("refs/tags/"):
+        return "a box follows a branch: a commit or a tag does not move"
+    if is_verified:
+        return "a box does not verify signatures: what it fetches by itself would go unverified"
+    return None
 
 
 def is_url(text: str) -> bool:

@@ -28,7 +28,7 @@ SSH = ["fabric", "paramiko", "invoke", "kimbox.guest.ssh"]
 GIT = ["git", "kimbox.lock.mirror", "kimbox.lock.gitrun"]
 SPEC = ["ruamel.yaml", "jsonschema", "kimbox.spec.load"]
 IMAGE = ["kimbox.image.store", "kimbox.render.manifest", "jinja2"]
-REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "filelock"]
+REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "filelock", "cyclonedx", "packageurl"]
 
 
 def loaded(home: Path, arguments: list[str], names: list[str]) -> list[str]:
@@ -42,6 +42,8 @@ def loaded(home: Path, arguments: list[str], names: list[str]) -> list[str]:
     ("arguments", "unwanted"),
     [
         (["--version"], ["typer", "click", "attrs", "json", *SSH, *GIT, *SPEC, *IMAGE, *REST]),
+        (["--help"], [*SSH, *GIT, *IMAGE, "qemu", "cyclonedx", "packageurl"]),
+        (["provenance", "--help"], [*SSH, *GIT, *IMAGE, "qemu", "cyclonedx", "packageurl"]),
         (["validate", "minimal"], [*SSH, *GIT, *IMAGE, *REST, "kimbox.machine.qemu"]),
         (["schema"], [*SSH, *GIT, *IMAGE, *REST]),
         (["status", "tiny"], [*SSH, *GIT, *SPEC, *IMAGE, *REST]),
