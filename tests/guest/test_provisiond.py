@@ -235,3 +235,48 @@ def test_bad_pins_do_not_brick_the_box(box: Kimbox) -> None:
     status = box.json("status")
     assert (status["state"], status["wanted"]) == ("ready", None)
     assert status["manifest"] != good
+
+
+def test_following_a_branch(box: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The box takes what was pushed by itself; it goes back from a bad commit; it needs no server to boot."""
+    machine, work = box.machine(NAME), box.folder / "branch"
+    git = ["git", "-C", work, "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    work.mkdir()
+    run.run([*git, "init", "-q", "-b", "dev"])
+
+    def push(script: str) -> str:
+        (work / "setup").write_text(f"#!/bin/sh\n{script}\n")
+        (work / "setup").chmod(0o755)
+        for words in (["add", "-A"], ["commit", "-qm", "x"], ["update-server-info"]):
+            run.run([*git, *words])
+        return run.run([*git, "rev-parse", "HEAD"]).stdout.strip()
+
+    pinned = push("echo pinned")
+    with serving(box.folder) as port:  # at another address for the guest than for the host
+        (work.parent / "user").mkdir()
+        (work.parent / "user/.gitconfig").write_text(
+            f'[url "http://127.0.0.1:{port}/"]\n\tinsteadOf = http://10.0.2.2:{port}/\n'
+        )
+        monkeypatch.setenv("HOME", str(work.parent / "user"))
+        url = f"http://10.0.2.2:{port}/branch/.git"
+        box.spec(NAME, SPEC.replace("url: ./setup", f"url: '{url}', ref: dev"))
+        box("lock")
+        box("up", "--follow")
+        status = box.json("status")
+        assert (status["follow"]["commit"], status["provenance"]["unpinned"]) == (pinned, [])
+        good = push("echo pushed >/var/tmp/pushed")
+        assert reset(machine)[-1].name == "ready"
+        assert box.sh(NAME, "cat /var/tmp/pushed") == "pushed\n"
+        status = box.json("status")
+        assert (status["follow"]["status"], status["follow"]["commit"]) == ("newest", good)
+        assert status["provenance"]["unpinned"] == ["setup"]
+        bad = push("exit 3")
+        assert reset(machine)[-1].name == "failed"
+        assert reset(machine)[-1].name == "ready"
+        follow = box.json("status")["follow"]
+        assert (follow["status"], follow["newest"], follow["commit"]) == ("failed", bad, good)
+        assert f"newest      {bad[:12]} failed: setup setup: setup ended with status 3" in box("status").stdout
+    assert reset(machine)[-1].name == "ready"
+    follow = box.json("status")["follow"]
+    assert follow["commit"] == good
+    assert follow["status"] in ("failed", "unreachable")
