@@ -21,8 +21,6 @@ from kimbox.machine import pins, ran
 from kimbox.machine.folder import Machine
 from kimbox.machine.origin import whole_of
 
-pytest.importorskip("cyclonedx")
-
 world = feignedworld.world  # a fixture
 
 PACKAGES = {
