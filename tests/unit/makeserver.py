@@ -6,6 +6,7 @@ import base64
 import contextlib
 import http.server
 import os
+import pwd
 import signal
 import socket
 import ssl
@@ -68,6 +69,8 @@ def sshd(work: Path, folder: Path) -> Iterator[tuple[str, str]]:
     program = which("sshd")
     if not program:
         pytest.skip("there is no sshd")
+    if pwd.getpwuid(os.getuid()).pw_shell.endswith(("/nologin", "/false")):
+        pytest.skip("nobody can log in to this account")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # where it separates privileges
     port = free_port()
