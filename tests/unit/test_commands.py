@@ -98,9 +98,9 @@ def test_up_stops_where_the_machine_cannot_be_set_up(checkout: Checkout) -> None
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("all", "pytest tests/unit tests/guest -n 2 --dist loadfile -k x"),
+        ("all", "pytest tests/guest tests/unit -n 2 --dist loadfile --no-loadscope-reorder -k x"),
         ("unit", "pytest tests/unit -m not guest -n 2 -k x"),
-        ("guest", "pytest tests/guest -n 2 --dist loadfile -k x"),
+        ("guest", "pytest tests/guest -n 2 --dist loadfile --no-loadscope-reorder -k x"),
     ],
 )
 def test_pytest_is_one_run_and_the_last(checkout: Checkout, what: str, expected: str) -> None:
