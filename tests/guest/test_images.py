@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Kimbox
@@ -45,15 +46,36 @@ exec taskset --cpu-list 0 "$@"
 
 
 def test_the_same_lock_gives_the_same_image(minimal: Kimbox, tmp_path: Path) -> None:
-    """Built again, elsewhere and otherwise; a difference is found, and the file is named."""
+    """Built again, elsewhere and otherwise; the digests are those of the image that boots."""
+    found = is_the_same_again(minimal, ["minimal"], tmp_path)
+    image = minimal.home / "images" / minimal.json("status", "minimal")["image"] / "disk.raw"
+    assert {found["sha256"]["stored"], found["sha256"]["built"]} == {sha256(image)}
+
+
+def is_the_same_again(kimbox: Kimbox, box: list[str], tmp_path: Path) -> dict[str, Any]:
+    """What `kimbox verify` found, run elsewhere and otherwise; fails where it found a difference."""
     (tmp_path / "tmp").mkdir()
     path = os.pathsep.join([str(ROOT), *sys.path])
     verify = ["sh", "-c", ELSEWHERE, "sh", tmp_path / "tmp", sys.executable, "-m", "kimbox", "--json", "verify"]
-    env = {"KIMBOX_HOME": str(minimal.home), "PYTHONPATH": path}
-    found = json.loads(run.run([*verify, "minimal"], env=env, timeout_s=1800).stdout)["result"]
+    env = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": path}
+    found: dict[str, Any] = json.loads(run.run([*verify, *box], env=env, timeout_s=1800).stdout)["result"]
     assert (True, []) == (found["same"], found["differences"])
-    image = minimal.home / "images" / minimal.json("status", "minimal")["image"] / "disk.raw"
-    assert {found["sha256"]["stored"], found["sha256"]["built"]} == {sha256(image)}
+    return found
+
+
+@pytest.mark.soak
+def test_openkim_dev_gives_the_same_image(kimbox: Kimbox, tmp_path: Path) -> None:
+    """The large box too, with its compilers and Python packages."""
+    kimbox("build", "openkim-dev")
+    assert is_the_same_again(kimbox, ["openkim-dev"], tmp_path)
+
+
+@pytest.mark.soak
+def test_bookworm_gives_the_same_image(kimbox: Kimbox, tmp_path: Path) -> None:
+    """The older suite too, whose mke2fs writes the time of the build."""
+    kimbox.spec("older", "image: {suite: bookworm}\n")
+    kimbox("build")
+    assert is_the_same_again(kimbox, ["-f", str(kimbox.folder / "kimbox.yaml")], tmp_path)
 
 
 def test_no_network_is_needed_for_what_is_cached(minimal: Kimbox, kimbox: Kimbox) -> None:

@@ -98,8 +98,9 @@ def test_up_stops_where_the_machine_cannot_be_set_up(checkout: Checkout) -> None
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("all", "pytest tests/guest tests/unit -n 2 --dist loadfile --no-loadscope-reorder -k x"),
-        ("unit", "pytest tests/unit -m not guest -n 2 -k x"),
+        ("all", "pytest tests/guest tests/integration tests/unit -n 2 --dist loadfile --no-loadscope-reorder -k x"),
+        ("unit", "pytest tests/unit -n 2 -k x"),
+        ("integration", "pytest tests/integration -n 2 -k x"),
         ("guest", "pytest tests/guest -n 2 --dist loadfile --no-loadscope-reorder -k x"),
     ],
 )

@@ -18,10 +18,10 @@ from kimbox import files, run
 from kimbox.errors import ImageError
 from kimbox.image import namespace, rootfs, store
 
-HERE = Path(__file__).resolve().parent
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 #: How another Python finds kimbox, what it needs, and the helpers of the tests.
-PYTHONPATH = os.pathsep.join([str(HERE.parents[1]), str(HERE), *filter(None, sys.path)])
+PYTHONPATH = os.pathsep.join([str(SUPPORT.parents[1]), str(SUPPORT), *filter(None, sys.path)])
 
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
@@ -46,7 +46,7 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def another(tmp_path: Path, point: str = "none", kimboxes: int = 0) -> run.Completed:
     """Another kimbox that wants the tiny image."""
     env = {"PYTHONPATH": PYTHONPATH, "KIMBOX_HOME": str(tmp_path / "home")}
-    argv = [sys.executable, HERE / "storechild.py", point, tmp_path / "builds", str(kimboxes)]
+    argv = [sys.executable, SUPPORT / "storechild.py", point, tmp_path / "builds", str(kimboxes)]
     return run.run(argv, env=env, check=False, timeout_s=60)
 
 
@@ -137,7 +137,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """On a file system of 200 KiB the build fails with that reason, not with a traceback."""
     (tmp_path / "home").mkdir()
     script = 'mount -t tmpfs -o size=200k none "$0" && exec "$@"'
-    child = [sys.executable, HERE / "storechild.py", "none", tmp_path / "builds", "0"]
+    child = [sys.executable, SUPPORT / "storechild.py", "none", tmp_path / "builds", "0"]
     env = {"PYTHONPATH": PYTHONPATH, "KIMBOX_HOME": str(tmp_path / "home")}
     argv = namespace.command(["sh", "-c", script, tmp_path / "home", *child])
     done = run.run(argv, env=env, check=False, timeout_s=60)
