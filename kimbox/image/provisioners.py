@@ -4,6 +4,7 @@
     root/                files copied onto the guest's /
     persistent/          the first content of the persistent volume
     build                optional: runs in the new root file system once every package is there
+    deliver              optional, of `provision` alone: what Vagrant runs in a box; no part of an image
 
 A file has mode 0755 if it is executable here, else 0644; owner root; the same time in every build.
 """

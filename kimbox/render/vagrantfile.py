@@ -1,4 +1,4 @@
-"""Box -> Vagrantfile, for those who drive the box with Vagrant.
+"""Box -> Vagrantfile, for those who drive boxes with Vagrant.
 
 The template at the top of the repository has loops and quoted values only: whatever a spec says ends up inside a
 Ruby literal, so that no spec can put code into the file.
@@ -6,12 +6,14 @@ Ruby literal, so that no spec can put code into the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import attrs
 
 from kimbox import paths
 from kimbox.errors import KimboxError
-from kimbox.spec.model import Box
+from kimbox.spec.model import Box, PackageImage
 
 _MIB = 1 << 20
 
@@ -20,6 +22,35 @@ FIRST_ORDINARY_PORT = 1024
 
 #: Added to a guest port below FIRST_ORDINARY_PORT where the spec leaves the host's port open.
 PORT_SHIFT = 10000
+
+#: Where Vagrant keeps what belongs to a folder alone, and with it the key of its boxes.
+KEY = ".vagrant/kimbox/id_ed25519"
+
+
+@attrs.frozen
+class Delivery:
+    """What provisions a box: an archive beside the Vagrantfile, the digest of the manifest in it, and the boot mode."""
+
+    archive: str
+    digest: str
+    boot: str
+
+
+@attrs.frozen
+class VagrantMachine:
+    """One machine of a Vagrantfile."""
+
+    box: Box
+    #: The name under which Vagrant knows the image.
+    vagrant_box: str
+    #: Where Vagrant finds it where it does not know it yet: a URL, or a path from the Vagrantfile's folder on.
+    location: str | None = None
+    #: `sha256:` and the digest of the file there.
+    digest: str | None = None
+    #: None: somebody else provisions the box.
+    delivery: Delivery | None = None
+    #: Ports already allotted: guest port -> host port.
+    host_ports: Mapping[int, int] = attrs.field(factory=dict)
 
 
 def ruby_literal(value: object) -> str:
@@ -39,11 +70,17 @@ def ruby_literal(value: object) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def render_vagrantfile(box: Box, *, vagrant_box: str, host_ports: Mapping[int, int] | None = None) -> str:
-    """The Vagrantfile of `box`, for libvirt and VirtualBox.
+def is_url(location: str) -> bool:
+    """Whether a place is a URL, and not a path."""
+    return "://" in location
 
-    `vagrant_box` is the name under which Vagrant knows the image. `host_ports` (guest port -> host port) are ports
-    already allotted; where a port is open, Vagrant starts from a likely one and moves on when it is taken.
+
+def render_vagrantfile(machines: Iterable[VagrantMachine], *, key: str = KEY, prefix: str | None = None) -> str:
+    """The Vagrantfile of these machines, for libvirt and VirtualBox; the same bytes whenever and wherever.
+
+    `key` is the private key that may log in, a path from the file's folder on; the file makes it where it is missing.
+    `prefix` stands before the names of libvirt's domains and volumes, in place of the folder's name. Where a forwarded
+    port is open, Vagrant starts from a likely one and moves on when it is taken.
     """
     import jinja2
 
@@ -57,12 +94,28 @@ def render_vagrantfile(box: Box, *, vagrant_box: str, host_ports: Mapping[int, i
     environment.filters["ruby"] = ruby_literal
     template = environment.from_string((paths.data_dir() / "Vagrantfile.j2").read_text(encoding="utf-8"))
     return template.render(
-        name=box.name,
-        vagrant_box=vagrant_box,
-        cpus=box.cpus,
-        memory_mib=-(-box.memory_bytes // _MIB),
-        forwards=_forwards(box, host_ports or {}),
+        key=key, machines=[_values(machine) for machine in machines], prefixes=[] if prefix is None else [prefix]
     )
+
+
+def _values(machine: VagrantMachine) -> dict[str, Any]:
+    """What the template asks of a machine; what may be missing is a list of one or none."""
+    box, place = machine.box, machine.location
+    return {
+        "name": box.name,
+        "vagrant_box": machine.vagrant_box,
+        "box_urls": [place] if place is not None and is_url(place) else [],
+        "box_files": [place] if place is not None and not is_url(place) else [],
+        "box_digests": [machine.digest.removeprefix("sha256:")] if machine.digest is not None else [],
+        "guest": box.image.distribution if isinstance(box.image, PackageImage) else "linux",
+        "cpus": box.cpus,
+        "memory_mib": -(-box.memory_bytes // _MIB),
+        "forwards": _forwards(box, machine.host_ports),
+        "scratches": [{"mount": box.scratch.mount, "size": f"{-(-box.scratch.size_bytes // _MIB)}M"}]
+        if box.scratch
+        else [],
+        "deliveries": [attrs.asdict(machine.delivery)] if machine.delivery else [],
+    }
 
 
 def _forwards(box: Box, host_ports: Mapping[int, int]) -> list[dict[str, Any]]:

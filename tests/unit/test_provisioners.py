@@ -49,7 +49,7 @@ def test_what_ships_loads(name: str) -> None:
     """It has the shape; its folder holds nothing that nobody reads; programs are executable, units are not."""
     loaded = provisioners.load(name)
     assert loaded.files
-    known = {"provisioner.yaml", "root", "persistent", "build"}
+    known = {"provisioner.yaml", "root", "persistent", "build", "deliver"}
     assert {p.name for p in (paths.provisioners_dir() / name).iterdir()} <= known
     for file in (*loaded.files, *loaded.persistent):
         is_program = file.data.startswith(b"#!")

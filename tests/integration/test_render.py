@@ -1,0 +1,187 @@
+"""kimbox render: read by Ruby and by Vagrant themselves, with real git behind it."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import attrs
+import clirun
+import makebox
+import pytest
+from clirun import Kimbox
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kimbox import paths, run
+from kimbox.guest.provision import write_tar
+from kimbox.render.vagrantfile import Delivery, VagrantMachine, render_vagrantfile, ruby_literal
+from kimbox.spec.model import Forward, Scratch
+
+kimbox, world = clirun.kimbox, clirun.world  # fixtures
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+
+#: Any text that a Vagrantfile may hold.
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t'\"\\#{}`"), min_size=1)
+
+pytestmark = pytest.mark.skipif(not run.which("ruby"), reason="there is no ruby here; script/bootstrap test brings it")
+
+
+def dump(*files: Path) -> list[list[Any]]:
+    """What Ruby finds in each of these Vagrantfiles: method and arguments of every call."""
+    command = ["ruby", "-E", "UTF-8:UTF-8", SUPPORT / "vagrantfile.rb", *files]
+    return list(json.loads(run.run(command, timeout_s=60).stdout))
+
+
+def value(calls: list[Any], path: str) -> Any:
+    """The first argument of the first call whose path ends so."""
+    return next(arguments[0] for called, arguments in calls if called.endswith(path))
+
+
+@settings(max_examples=1, deadline=None)
+@given(st.lists(TEXTS, min_size=60, max_size=200))
+def test_ruby_reads_any_text_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    """Whatever is quoted, in whatever order, Ruby has it as it was."""
+    file = tmp_path_factory.mktemp("literals") / "literals.rb"
+    file.write_text("require 'json'\nputs JSON.generate([" + ",\n".join(map(ruby_literal, texts)) + "])\n", "utf-8")
+    assert texts == json.loads(run.run(["ruby", "-E", "UTF-8:UTF-8", file]).stdout)
+
+
+@settings(max_examples=1, deadline=None)
+@given(st.lists(TEXTS, min_size=40, max_size=80))
+def test_ruby_finds_the_values_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    """A Vagrantfile whose every text is hostile asks for what a tame one asks for, with those values."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "key").write_text("private")
+    (folder / "key.pub").write_text("ssh-ed25519 AAAA comment\n")
+    plain = makebox.make_box(folder)
+    files = []
+    for number, text in enumerate(["tame", *texts]):
+        box = attrs.evolve(plain, name=text, scratch=Scratch(1 << 30, text), forwards=(Forward(80, None),))
+        machine = VagrantMachine(box, text, "x.box", text, Delivery(text, text, "keep"))
+        files.append(folder / f"{number}.Vagrantfile")
+        files[-1].write_text(render_vagrantfile([machine], key="key", prefix=text), "utf-8")
+    tame, *hostile = dump(*files)
+    for text, calls in zip(texts, hostile, strict=True):
+        assert [path for path, _ in tame] == [path for path, _ in calls]
+        assert text == value(calls, ".define") == value(calls, ".vm.box=") == value(calls, ".default_prefix=")
+        told = value(calls, ".sysinfo=")["oem strings"]
+        prefix = "io.systemd.credential:kimbox."
+        assert [
+            f"{prefix}hostname={text}",
+            f"{prefix}authorized_key=ssh-ed25519 AAAA",
+            f"{prefix}scratch={text}",
+        ] == told
+
+
+SPEC = """\
+kimbox: 1
+name: {name}
+base: [_defaults/debian.yaml]
+forwards: [{{guest: 8888, host: auto}}]
+scratch: {{size: 1GiB, mount: /staging}}
+boot: resnap
+repositories: {{setup: {{url: ./setup}}}}
+provision: [{{name: hello, script: "echo 'hello'"}}]
+"""
+
+
+@pytest.fixture
+def work(world: Path) -> Path:
+    """A folder with two specs and a setup folder."""
+    folder = world / "work"
+    (folder / "setup").mkdir()
+    (folder / "setup/setup").write_text("#!/bin/sh\n")
+    (folder / "setup/setup").chmod(0o755)
+    for name in ("director", "worker"):
+        (folder / f"{name}.yaml").write_text(SPEC.format(name=name))
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_rendering_again_changes_nothing(kimbox: Kimbox, work: Path) -> None:
+    """The files are the same bytes each time, elsewhere too; the second time nothing is written."""
+    code, out, err = kimbox("render", "director.yaml")
+    assert (0, "wrote vagrant/Vagrantfile\nwrote vagrant/deliver\nwrote vagrant/director.tar\n") == (code, out), err
+    first = files_of(work / "vagrant")
+    assert (0, "vagrant is up to date\n") == kimbox("render", "director.yaml")[:2]
+    assert 0 == kimbox("render", "director.yaml", "-o", "deeper/still")[0]
+    assert first == files_of(work / "deeper/still")
+    assert str(work).encode() not in b"".join(first.values())
+
+
+def test_check_tells_what_would_change(kimbox: Kimbox, work: Path) -> None:
+    """--check writes nothing, ends with 3 and names each file that a new rendering would change; 0 where none would."""
+    assert 3 == kimbox("render", "--check", "director.yaml")[0]
+    assert not (work / "vagrant").exists()
+    kimbox("render", "director.yaml")
+    assert (0, "vagrant stands\n") == kimbox("render", "--check", "director.yaml")[:2]
+    before = files_of(work / "vagrant")
+    (work / "vagrant/Vagrantfile").write_text("# by hand\n")
+    (work / "vagrant/deliver").unlink()
+    code, _, err = kimbox("render", "--check", "director.yaml")
+    assert 3 == code
+    assert "vagrant/Vagrantfile:1:1: it is not what the spec and its lock render" in err
+    assert "vagrant/deliver:1:1: it is not there" in err
+    assert "director.tar" not in err
+    kimbox("render", "director.yaml")
+    assert before == files_of(work / "vagrant")
+
+
+def test_a_bundle_that_another_git_packed_is_the_same(kimbox: Kimbox, work: Path, tmp_path: Path) -> None:
+    """What git packs may differ in its bytes; the commits that a bundle holds may not."""
+    kimbox("render", "director.yaml")
+    archive = work / "vagrant/director.tar"
+    with tarfile.open(archive) as members:
+        members.extractall(tmp_path / "x", filter="data")
+        manifest = {
+            m.name.removeprefix("manifest/"): ((tmp_path / "x" / m.name).read_bytes(), m.mode)
+            for m in members
+            if m.isfile() and m.name.startswith("manifest/")
+        }
+    bundle = tmp_path / "x/bundles/setup.bundle"
+    original = bundle.read_bytes()
+    head, _, pack = original.partition(b"\n\n")
+    bundle.write_bytes(head + b"\n\n" + pack[::-1])
+    write_tar(manifest, [bundle], archive)
+    assert 0 == kimbox("render", "--check", "director.yaml")[0]
+    bundle.write_bytes(original.replace(b"refs/kimbox/pin", b"refs/kimbox/pun"))
+    write_tar(manifest, [bundle], archive)
+    assert 3 == kimbox("render", "--check", "director.yaml")[0]
+
+
+def test_two_boxes_of_one_name_are_refused(kimbox: Kimbox, work: Path) -> None:
+    """A Vagrantfile cannot have two machines of one name."""
+    (work / "worker.yaml").write_text(SPEC.format(name="director"))
+    code, _, err = kimbox("render", "director.yaml", "worker.yaml")
+    assert (2, True) == (code, "two of the boxes are named director" in err)
+
+
+def test_vagrant_accepts_what_was_rendered(kimbox: Kimbox, work: Path, tmp_path: Path) -> None:
+    """`vagrant validate` finds no fault in a Vagrantfile of two boxes, for libvirt or without a provider."""
+    if not run.which("vagrant"):
+        pytest.skip("there is no vagrant here; script/bootstrap test brings it")
+    assert 0 == kimbox("render", "director.yaml", "worker.yaml")[0]
+    env = {
+        "VAGRANT_HOME": str(tmp_path / "home"),
+        "VAGRANT_CHECKPOINT_DISABLE": "1",
+        "VAGRANT_DEFAULT_PROVIDER": "libvirt",
+    }
+    for word in (["validate"], ["validate", "--ignore-provider"]):
+        done = run.run(["vagrant", *word], cwd=work / "vagrant", env=env, check=False, timeout_s=120)
+        assert (0, True) == (done.code, done.stdout.endswith("Vagrantfile validated successfully.\n")), done.stderr
+    assert (work / "vagrant/.vagrant/kimbox/id_ed25519").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_script_in_the_folder_is_the_shipped_one(kimbox: Kimbox, work: Path) -> None:
+    """What runs in the box comes from the provisioners, executable."""
+    kimbox("render", "director.yaml")
+    shipped = paths.provisioners_dir() / "provision/deliver"
+    assert shipped.read_bytes() == (work / "vagrant/deliver").read_bytes()
+    assert (work / "vagrant/deliver").stat().st_mode & 0o100
