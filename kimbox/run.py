@@ -7,6 +7,7 @@ with kimbox (`die_with_parent`), so that kill -9 leaves nothing running.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -14,7 +15,8 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +36,7 @@ SYSTEM_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 #: Which Debian package brings a program, for the hint of a missing one.
 PACKAGE_OF = {
     "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "newuidmap": "uidmap",
     "unshare": "util-linux", "git": "git", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
     "apt-get": "apt", "apt-config": "apt", "gpg": "gpg",
@@ -231,6 +234,50 @@ def detach(
             pass_fds=tuple(pass_fds),
         )
     return process.poll
+
+
+class Beside:
+    """A program that runs beside kimbox, and does not outlive it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+        self._process = process
+        self._log = log
+
+    def code(self) -> int | None:
+        """How it ended, or None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> int:
+        """Waits for its end. Raises KimboxError if that does not come."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise KimboxError(f"{self._process.args!r:.60} does not end within {timeout_s:g} s") from None
+
+    def said(self) -> str:
+        """What it has printed so far; no more than a message needs."""
+        return os.pread(self._log.fileno(), 1 << 16, 0).decode(errors="replace")  # its offset is the program's own
+
+
+@contextlib.contextmanager
+def beside(argv: Sequence[str | Path]) -> Iterator[Beside]:
+    """Runs a program that serves kimbox; it is ended with the block, if it has not by then."""
+    args = [str(a) for a in argv]
+    args[0] = require(args[0])
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            args,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment(),
+            preexec_fn=functools.partial(_die_with, os.getpid()),
+        )
+        try:
+            yield Beside(process, log)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def tail(text: str, lines: int = TAIL_LINES) -> str:

@@ -97,11 +97,11 @@ def locate(system: FileSystem, path: str, size_bytes: int) -> int:
     """
     number = ROOT_INODE
     for name in path.strip("/").split("/"):
-        found = _entries(system, _inode(system, number)).get(name.encode())
+        found = _entries(system, inode_of(system, number)).get(name.encode())
         if found is None:
             raise ImageError(f"it has no {path}")
         number = found
-    inode = _inode(system, number)
+    inode = inode_of(system, number)
     if not stat.S_ISREG(inode.mode) or inode.size_bytes != size_bytes:
         raise ImageError(f"its {path} is no file of {size_bytes} bytes")
     blocks = -(-size_bytes // system.block_bytes)
@@ -111,7 +111,7 @@ def locate(system: FileSystem, path: str, size_bytes: int) -> int:
     return start * system.block_bytes
 
 
-def _inode(system: FileSystem, number: int) -> Inode:
+def inode_of(system: FileSystem, number: int) -> Inode:
     """An inode by its number."""
     if not 0 < number <= system.inodes:
         raise ImageError("its file system is damaged: an inode that cannot be")
