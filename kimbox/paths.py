@@ -74,6 +74,11 @@ def locks_dir() -> Path:
     return home() / "locks"
 
 
+def boxes_file(name: str) -> Path:
+    """What is known of a box that was added; `name` holds no slash."""
+    return home() / "boxes" / f"{name}.json"
+
+
 def downloads_dir() -> Path:
     """Images taken from a `location`, complete and in progress."""
     return home() / "downloads"

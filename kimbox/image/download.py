@@ -58,20 +58,22 @@ class _Again(Exception):
     """This try ended early; another may go on from there."""
 
 
-def fetch(url: str, part: Path, wanted: str) -> None:
-    """Brings the file at `url` to `part`; `wanted` is the hex digest that it must have.
+def fetch(url: str, part: Path, wanted: str | None) -> str:
+    """Brings the file at `url` to `part`; `wanted` is the hex digest that it must have. Returns the one it has.
 
-    What an earlier call left in `part` is used. Raises ImageError: what has come stays for the next call, but is
-    removed where its digest is wrong.
+    What an earlier call left in `part` is used, unless no digest is wanted (None): nothing could judge the whole.
+    Raises ImageError: what has come stays for the next call, but is removed where its digest is wrong.
     """
+    if wanted is None:
+        discard(part)
     for is_last in (False, True):
         part.touch()
         with part.open("r+b") as file:
             transfer = _Transfer(url, part, file, wanted)
             _bring(transfer)
             found = transfer.finish()
-        if found == wanted:
-            return
+        if wanted in (found, None):
+            return found
         discard(part)
         if is_last or not transfer.is_resumed:
             raise ImageError(
@@ -80,6 +82,7 @@ def fetch(url: str, part: Path, wanted: str) -> None:
                 hint="it was changed, or the digest in the spec is wrong",
             )
         log.info("the pieces of two tries do not fit together: downloading the image anew")
+    raise AssertionError("the last try returns or raises")
 
 
 def discard(part: Path) -> None:
@@ -100,7 +103,7 @@ def _state_file(part: Path) -> Path:
 class _Transfer:
     """A download under way: the file, how far it is, and its digest up to there."""
 
-    def __init__(self, url: str, part: Path, file: IO[bytes], wanted: str) -> None:
+    def __init__(self, url: str, part: Path, file: IO[bytes], wanted: str | None) -> None:
         self.url, self.part, self.file, self.wanted = url, part, file, wanted
         self.digest = hashlib.sha256()
         self.position = 0

@@ -16,8 +16,8 @@ from typing import Any
 
 from kimbox import paths, run
 from kimbox.errors import ImageError, StateError
-from kimbox.files import copy_sparse, locked, size_words
-from kimbox.image import download, store
+from kimbox.files import copy_sparse, locked, size_words, sync_file, sync_folder
+from kimbox.image import boxreader, download, store, sums, tarstream
 from kimbox.image.store import Image
 from kimbox.log import log
 from kimbox.spec.model import RemoteImage
@@ -33,6 +33,9 @@ MAX_VIRTUAL_BYTES = 2 << 40
 LIMITS = ("--as=2147483648", "--cpu=30")
 INFO_TIMEOUT_S = 60.0
 
+#: Where the small files of a box are kept, beside its disk.
+BOX = "box"
+
 #: How much of a file tells what it is.
 HEAD_BYTES = 64 << 10
 
@@ -40,12 +43,10 @@ _QCOW2 = b"QFI\xfb"
 
 #: What an image is sometimes mistaken for: where its mark stands, the mark, its name.
 _MARKS = (
-    (0, b"\x1f\x8b", "a gzip archive (a Vagrant box is one: unpack it first)"),
     (0, b"\xfd7zXZ\0", "compressed with xz: unpack it first"),
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
     (0, b"BZh", "compressed with bzip2: unpack it first"),
     (0, b"PK\x03\x04", "a zip archive: unpack it first"),
-    (257, b"ustar", "a tar archive: unpack it first"),
     (0, b"KDMV", "a VMDK disk: convert it with `qemu-img convert -O qcow2`"),
     (0, b"# Disk DescriptorFile", "a VMDK description without its disk"),
     (64, b"\x7f\x10\xda\xbe", "a VirtualBox disk: convert it with `qemu-img convert -O qcow2`"),
@@ -58,24 +59,44 @@ _MARKS = (
 )
 
 
-def ensure(image: RemoteImage) -> Image:
-    """The image: from the store, or brought there now. Raises ImageError if it is missing or not what it should be."""
+def ensure(image: RemoteImage, keys: tuple[str, ...] = ()) -> Image:
+    """The image: from the store, or brought there now. Raises ImageError if it is missing or not what it should be.
+
+    With `keys`, it must be a box that one of them has signed.
+    """
     key = image.digest.removeprefix("sha256:")
-    return store.find(key) or store.make(key, lambda work: _bring(image, key, work))
+    found = store.find(key) or store.make(key, lambda work: _bring(image, key, work, keys))
+    if keys:
+        checksums, signature = (kept_file(found, name) for name in (sums.NAME, sums.SIGNATURE_NAME))
+        boxreader.verify(checksums, signature, keys)
+    return found
 
 
-def _bring(image: RemoteImage, key: str, work: Path) -> dict[str, Any]:
+def kept_file(image: Image, name: str) -> bytes | None:
+    """A small file of the box that an image came from, or None if there was none of that name."""
+    path = image.disk.parent / BOX / name
+    return path.read_bytes() if path.is_file() else None
+
+
+def _bring(image: RemoteImage, key: str, work: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     with log.step(f"fetching the image {download.plain(image.location)}"):
         if is_url(image.location):
             taken = _fetch(image.location, key)
         else:
             taken = _copy(Path(image.location), key, work / "disk")
+        size_bytes = taken.stat().st_size
+        more: dict[str, str] = {}
         try:
+            with taken.open("rb") as file:
+                is_box = tarstream.is_archive(file.read(HEAD_BYTES))
+            if is_box:
+                whole = taken
+                taken, more = _unpack(whole, work, keys)
+                download.discard(whole)
             kind, virtual_bytes = inspect(taken)
         except ImageError as error:
             download.discard(taken)
             raise ImageError(f"{download.plain(image.location)}: {error.message}", hint=error.hint) from None
-        size_bytes = taken.stat().st_size
         _move(taken, work / store.DONE / store.DISKS[kind])
         download.discard(taken)
     return {
@@ -83,7 +104,30 @@ def _bring(image: RemoteImage, key: str, work: Path) -> dict[str, Any]:
         "virtual_bytes": virtual_bytes,
         "size_bytes": size_bytes,
         "location": download.plain(image.location),
+        **more,
     }
+
+
+def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
+    """The disk of a box, which is removed then, and what it was made for; its small files are kept beside the disk."""
+    try:
+        contents = boxreader.read(archive, work, keys)
+        disk = contents.disk
+        if contents.format == "vmdk":
+            disk = work / "converted"
+            log.now("converting the VMDK")
+            boxreader.from_vmdk(contents.disk, disk)
+            contents.disk.unlink()
+    except ImageError:
+        download.discard(archive)
+        raise
+    folder = work / store.DONE / BOX
+    folder.mkdir()
+    for name, data in contents.files.items():
+        (folder / name).write_bytes(data)
+        sync_file(folder / name)
+    sync_folder(folder)
+    return disk, {"provider": contents.provider}
 
 
 def _fetch(url: str, key: str) -> Path:

@@ -22,14 +22,14 @@ import attrs
 from kimbox import __version__, paths
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_full, locked, read_json, sync_folder, write_json
+from kimbox.image import boxes, namespace, rootfs
 from kimbox.image import disk as disks
-from kimbox.image import namespace, rootfs
 from kimbox.image.recipe import Recipe, recipe
 from kimbox.lock import debs
 from kimbox.lock.packages import LockedPackages
 from kimbox.log import log
 from kimbox.run import CommandError
-from kimbox.spec.model import Box, PackageImage, RemoteImage
+from kimbox.spec.model import Box, BoxImage, PackageImage, RemoteImage
 from kimbox.spec.urls import is_url
 
 FACTS = "image.json"
@@ -87,6 +87,8 @@ def key_of(box: Box, locked: LockedPackages | None) -> str:
     """The key of a box's image, made or not. `locked`: of its lock; None for an image that is not built here."""
     if isinstance(box.image, RemoteImage):
         return box.image.digest.removeprefix("sha256:")
+    if isinstance(box.image, BoxImage):
+        return boxes.require(box.image.name).image
     return recipe_of(box, locked).key
 
 
@@ -109,12 +111,21 @@ def ensure(box: Box, locked: LockedPackages | None, *, offline: bool = False) ->
         if offline and find(key_of(box, None)) is None:
             _check_offline(box.image)
         return remote.ensure(box.image)
+    if isinstance(box.image, BoxImage):
+        return _added(box.image.name)
     plan, image = recipe_of(box, locked), box.image
     if found := find(plan.key):
         return found
     namespace.check()
     debs.ensure(image, plan.locked, offline=offline)
     return make(plan.key, lambda work: build_logged(plan, image, work))
+
+
+def _added(name: str) -> Image:
+    """The image of a box that was added. Raises ImageError if it is not in the store any more."""
+    if found := find(boxes.require(name).image):
+        return found
+    raise ImageError(f"the disk of the added box {name} is gone", hint="`kimbox box add --force` brings it again")
 
 
 def _check_offline(image: RemoteImage) -> None:

@@ -10,7 +10,7 @@ import attrs
 from kimbox import paths
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import locked, remove_tree
-from kimbox.image import namespace
+from kimbox.image import boxes, namespace
 from kimbox.image.store import FACTS, TEMPORARY
 from kimbox.lock.mirror import sweep_mirrors
 from kimbox.machine import ports
@@ -29,7 +29,7 @@ class Unused:
 
 
 def unused(*, packages: bool = False) -> list[Unused]:
-    """Images that no machine was made from, and logs of builds that failed. Takes no lock.
+    """Images that no machine was made from and no added box means, and logs of builds that failed. Takes no lock.
 
     With `packages` also the cache of packages and the lists of the archives, which are fetched again when needed.
 
@@ -43,6 +43,7 @@ def unused(*, packages: bool = False) -> list[Unused]:
         except KimboxError as error:
             hint = f"`kimbox destroy {machine.name}` removes it"
             raise StateError(f"nothing is removed while a box is damaged: {error}", hint=hint) from None
+    used |= {box.image for box in boxes.every()}
     found = [folder for folder in images.glob("*") if (folder / FACTS).is_file() and folder.name not in used]
     found = [folder for folder in found if not folder.name.startswith(TEMPORARY)]
     found += images.glob("*.failed.log")

@@ -19,6 +19,7 @@ from kimbox.spec.model import (
     SETUP_TIMEOUT_S,
     BootMode,
     Box,
+    BoxImage,
     Disk,
     Forward,
     Mode,
@@ -118,9 +119,11 @@ class _Builder:
             scratch=self.scratch(repositories),
         )
 
-    def image(self) -> PackageImage | RemoteImage:
-        """The image, in one of its two forms."""
+    def image(self) -> PackageImage | RemoteImage | BoxImage:
+        """The image, in one of its forms."""
         get = functools.partial(self.tree.get, "image")
+        if name := get("box"):
+            return BoxImage(self.text(name, rules.vagrant_box, ""))
         if location := get("location"):
             where = self.text(location, urls.image, "")
             if where and not urls.is_url(where):

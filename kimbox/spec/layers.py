@@ -123,7 +123,7 @@ def find_beside(text: str, beside: Path, roots: tuple[Path, ...], what: str) -> 
 #   provision, probes, forwards      by name, description, guest port: an item of the same name is merged in its
 #                                    place, a new one goes to the end
 #   image.packages                   what is new goes to the end
-#   image                            one form (location or distribution) replaces the other as a whole; a change of
+#   image                            one form (box, location or distribution) replaces another as a whole; a change of
 #                                    distribution drops the suite below it
 #   base                             is not merged: each file has its own
 #   all else, other lists included   is replaced

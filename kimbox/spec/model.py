@@ -63,6 +63,13 @@ class RemoteImage:
 
 
 @attrs.frozen
+class BoxImage:
+    """The disk of a box that `kimbox box add` brought, by its name."""
+
+    name: str
+
+
+@attrs.frozen
 class Volume:
     """A logical volume. `size_bytes` None stands for FULL_ORIGIN (only for the snapshot)."""
 
@@ -153,7 +160,7 @@ class Box:
     layers: tuple[Path, ...]
     #: sha256 hex digest of the merged spec in canonical form: what the lock and status refer to.
     digest: str
-    image: PackageImage | RemoteImage
+    image: PackageImage | RemoteImage | BoxImage
     disk: Disk
     boot: BootMode
     cpus: int

@@ -39,6 +39,7 @@ SYSTEM_FOLDERS = frozenset({
     "/usr/src", "/var", "/var/cache", "/var/lib", "/var/log", "/var/tmp",  # noqa: S108
 })  # fmt: skip
 
+_BOX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/[A-Za-z0-9][A-Za-z0-9._-]{0,62})?")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LVM_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
 _REPOSITORY = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -180,6 +181,16 @@ def mount_point(text: str) -> str:
     if text.startswith("/tmp/"):  # noqa: S108
         raise Fault(f"{shown(text)} is on /tmp, which is mounted after it", "for example /staging")
     return guest_path(text, what="scratch space")
+
+
+def vagrant_box(text: str) -> str:
+    """Name of a box in the shelf, as Vagrant's users write them: NAME, or OWNER/NAME."""
+    if not _BOX.fullmatch(text):
+        raise Fault(
+            f"{shown(text)} cannot be the name of an added box: letters, digits and . _ - , starting with a letter or "
+            "digit, at most 63, and at most one slash between two such parts"
+        )
+    return text
 
 
 def digest(text: str) -> str:

@@ -40,14 +40,16 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def image_form(keys: dict[str, Any]) -> str:
-    """Which of the two forms of `image` its keys mean: the name of its definition in the schema."""
+    """Which of the forms of `image` its keys mean: the name of its definition in the schema."""
+    if "box" in keys:
+        return "box_image"
     return "remote_image" if {"location", "digest"} & keys.keys() else "package_image"
 
 
 def _part_for(schema: dict[str, Any], node: Node) -> dict[str, Any]:
-    """The schema that holds for a node; where there are two forms, the one that its keys mean."""
+    """The schema that holds for a node; where there are several forms, the one that its keys mean."""
     schema = resolve(schema)
-    if "if" in schema:  # the two forms of image
+    if "if" in schema:  # the forms of image
         schema = box_schema()["$defs"][image_form(node.mapping)]
     return schema
 

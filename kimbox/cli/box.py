@@ -1,0 +1,139 @@
+"""kimbox box: boxes made elsewhere, by name."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kimbox.cli.output import printable, report, table
+from kimbox.errors import UsageError
+
+
+class Action(StrEnum):
+    """What is done to the boxes of this machine."""
+
+    ADD = "add"
+    LIST = "list"
+    REMOVE = "remove"
+    PRUNE = "prune"
+
+
+def box(
+    action: Annotated[Action, typer.Argument(metavar="add|list|remove|prune")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME [FILE|URL]]")] = None,
+    digest: Annotated[str | None, typer.Option("--digest", metavar="sha256:HEX", help="What the file must be.")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", metavar="KEY", help="An ssh public key, or a file of some, that must have signed it."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With add: replace a box of that name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With prune: only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With prune: do not ask.")] = False,
+) -> None:
+    """Add boxes made elsewhere: Vagrant's .box files for libvirt or VirtualBox, qcow2 and raw disks. A spec then says
+    `image: {box: NAME}`.
+
+    add checks the digest, the checksums of a box of kimbox's, and with --key its signature; archives that reach out of
+    themselves, are cut off or unpack without end are refused. A VMDK is converted. A box's own Vagrantfile is never
+    run. list shows the boxes; remove takes names, and the disks that nothing else needs; prune removes every box that
+    no machine was made from.
+
+    \b
+    Examples:
+      kimbox box add openkim/dev ./openkim-dev-libvirt.box --key release.pub
+      kimbox box add trixie https://example.org/trixie.box --digest sha256:9f86d0...
+      kimbox box list --json
+      kimbox box remove trixie
+      kimbox box prune --dry-run
+    """
+    names = [word.strip() for word in words or []]
+    if action is not Action.ADD and (digest or key or force):
+        raise UsageError("--digest, --key and --force belong to `kimbox box add`")
+    if action is not Action.PRUNE and (dry_run or yes):
+        raise UsageError("--dry-run and --yes belong to `kimbox box prune`")
+    if action is Action.ADD:
+        _add(names, digest, key or [], force=force)
+    elif action is Action.REMOVE:
+        _remove(names)
+    elif names:
+        raise UsageError(f"`kimbox box {action}` takes no names")
+    elif action is Action.LIST:
+        _list()
+    else:
+        _prune(dry_run=dry_run, yes=yes)
+
+
+def _add(words: list[str], digest: str | None, keys: list[str], *, force: bool) -> None:
+    from kimbox.machine import shelf
+    from kimbox.spec import rules, signing
+    from kimbox.spec.nodes import Fault
+
+    if len(words) != 2:
+        raise UsageError("a name and a file or URL are needed", hint="kimbox box add NAME FILE|URL")
+    try:
+        name = rules.vagrant_box(words[0])
+        wanted = rules.digest(digest) if digest else None
+        public = tuple(k for text in keys for k in _keys(text))
+        if any(signing.is_gpg(one) for one in public):
+            raise Fault("boxes are signed with keys of ssh", "name an ssh public key")
+    except Fault as fault:
+        raise UsageError(fault.message, hint=fault.hint) from None
+    added = shelf.add(name, words[1], digest=wanted, keys=public, force=force)
+    signed = ", signed by one of the keys" if public else ""
+    report("box", {"added": added.as_json()}, f"added {added.name} ({added.digest}{signed})")
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    """The keys that one --key stands for: itself, or those of a file, wherever that is."""
+    from kimbox.spec import signing
+
+    file = Path(text).absolute()
+    if file.is_file():
+        return signing.keys(file.name, file.parent, file.parent)
+    return signing.keys(text, Path.cwd(), Path.cwd())
+
+
+def _list() -> None:
+    from kimbox.image import boxes
+
+    found = list(boxes.every())
+    rows = [["NAME", "FOR", "DIGEST", "FROM"]]
+    rows += [[b.name, b.provider or "any", b.digest[:19], printable(b.location)] for b in found]
+    report("box", {"boxes": [b.as_json() for b in found]}, table(rows) if found else "there are no added boxes")
+
+
+def _remove(names: list[str]) -> None:
+    from kimbox.machine import shelf
+    from kimbox.spec import rules
+    from kimbox.spec.nodes import Fault
+
+    try:
+        checked = [rules.vagrant_box(name) for name in names]
+    except Fault as fault:
+        raise UsageError(fault.message, hint=fault.hint) from None
+    if not checked:
+        raise UsageError("which box?", hint="`kimbox box list` shows those there are")
+    gone = shelf.remove(checked)
+    result = [{"name": one.name, "freed_bytes": one.freed_bytes} for one in gone]
+    lines = [f"removed {one.name} ({one.freed_bytes / 1e6:.0f} MB)" for one in gone]
+    report("box", {"removed": result}, "\n".join(lines))
+
+
+def _prune(*, dry_run: bool, yes: bool) -> None:
+    from kimbox.machine import shelf
+
+    names = [one.name for one in shelf.unused()]
+    wanted = bool(names) and not dry_run
+    if wanted and not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("prune asks before it removes something, and there is no terminal", hint="add -y")
+        typer.echo("\n".join(names), err=True)
+        wanted = typer.confirm("Remove these boxes?", err=True)
+    if wanted:
+        _remove(names)
+    else:
+        report("box", {"unused": names}, "\n".join(names) or "there is nothing to remove")

@@ -1,0 +1,90 @@
+"""The boxes that were added to this machine: a name each, and the image of the store that it means.
+
+boxes/<name>.json    one box; a slash in its name is written %2F
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kimbox import paths
+from kimbox.errors import ImageError, KimboxError, StateError
+from kimbox.files import read_json, sync_folder, write_json
+
+#: Version of the file.
+FORMAT = 1
+
+
+@attrs.frozen
+class AddedBox:
+    """A box that was added: its image in the store is named by the digest of the file that came."""
+
+    name: str
+    image: str
+    #: `libvirt` or `virtualbox`; None for a plain disk.
+    provider: str | None
+    #: Where it came from, without what may be secret.
+    location: str
+    #: Whether keys were given, one of which had signed it.
+    verified: bool = False
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self.image}"
+
+    def as_json(self) -> dict[str, Any]:
+        """As in the file, and in the output of --json."""
+        return attrs.asdict(self) | {"digest": self.digest}
+
+
+def _path(name: str) -> Path:
+    return paths.boxes_file(urllib.parse.quote(name, safe=""))
+
+
+def find(name: str) -> AddedBox | None:
+    """The box of that name, if there is one. Raises KimboxError if what is there is damaged."""
+    path = _path(name)
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        return None
+    fields: dict[str, Any] = {field.name: value.get(field.name) for field in attrs.fields(AddedBox)}
+    is_sound = re.fullmatch(r"[0-9a-f]{64}", str(fields["image"])) and isinstance(fields["location"], str)
+    if value.get("format") != FORMAT or fields["name"] != name or not is_sound:
+        raise KimboxError(f"{path} is damaged", hint=f"`kimbox box remove {name}` removes it")
+    return AddedBox(**fields)
+
+
+def require(name: str) -> AddedBox:
+    """The box of that name. Raises ImageError if it was not added."""
+    if found := find(name):
+        return found
+    raise ImageError(f"there is no added box {name}", hint=f"`kimbox box add {name} FILE|URL` adds it")
+
+
+def every() -> Iterator[AddedBox]:
+    """Every box, by name. Raises KimboxError for one that is damaged."""
+    for path in sorted(paths.boxes_file("x").parent.glob("*.json")):
+        if found := find(urllib.parse.unquote(path.stem)):
+            yield found
+
+
+def write(box: AddedBox) -> None:
+    """Makes the name mean this box from now on."""
+    write_json(_path(box.name), {"format": FORMAT, **attrs.asdict(box)})
+
+
+def drop(name: str) -> None:
+    """Forgets the name; its image stays in the store. Raises StateError if there is no such box."""
+    path = _path(name)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        raise StateError(f"there is no added box {name}", hint="`kimbox box list` shows those there are") from None
+    sync_folder(path.parent)

@@ -1,0 +1,55 @@
+"""Archives as Vagrant has them, and as nobody should make them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from kimbox import run
+
+#: A disk with a partition table and something in it, a few MiB long.
+DISK_BYTES = 4 << 20
+
+
+def raw_disk(path: Path) -> Path:
+    """A small raw disk."""
+    content = bytearray(DISK_BYTES)
+    content[510:512] = b"\x55\xaa"
+    content[1 << 20 : (1 << 20) + 4000] = b"kimbox! " * 500
+    path.write_bytes(content)
+    return path
+
+
+def converted(raw: Path, kind: str, *options: str) -> bytes:
+    """A disk in another format."""
+    target = raw.with_name(f"converted.{kind}")
+    run.run(["qemu-img", "convert", "-f", "raw", "-O", kind, *options, raw, target])
+    data = target.read_bytes()
+    target.unlink()
+    return data
+
+
+def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    """The head of a member of any kind."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, link
+    return info
+
+
+def archive(*members: tuple[str | tarfile.TarInfo, bytes], compress: bool = False) -> bytes:
+    """A tar archive of these."""
+    buffer = io.BytesIO()
+    with tarfile.TarFile(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for head, data in members:
+            info = member(head, len(data)) if isinstance(head, str) else head
+            tar.addfile(info, io.BytesIO(data) if data else None)
+    return gzip.compress(buffer.getvalue(), mtime=0) if compress else buffer.getvalue()
+
+
+def metadata(provider: str = "libvirt", **more: object) -> tuple[str, bytes]:
+    """metadata.json, as of a box for libvirt unless told otherwise."""
+    value = {"provider": provider} | ({"format": "qcow2", "virtual_size": 1} if provider == "libvirt" else {})
+    return "metadata.json", json.dumps(value | more).encode()
