@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.files import HOLE_BYTES
+from kimbox.files import HOLE_BYTES, sync_file
 from kimbox.image import inuse, nbd, ranges
 from kimbox.image.inuse import InUse
 from kimbox.image.ranges import Ranges
@@ -67,6 +67,7 @@ def overlay(
                         new.write(start + at, data[at:stop])
                     on_bytes(end)
                 new.flush()
+            sync_file(target)
         except BaseException:
             target.unlink(missing_ok=True)
             raise

@@ -2,6 +2,7 @@
 
 machines/<name>/machine.json     what the machine was made from, its ids and ports
 machines/<name>/disk.qcow2       its disk: an overlay on an image of the store
+machines/<name>/disk.qcow2.new   the disk that takes its place, while `kimbox shrink` makes it
 machines/<name>/scratch.qcow2    its scratch space, if the spec asks for one: made anew at every start, removed by halt
 machines/<name>/id_ed25519       the key that may log in; id_ed25519.pub beside it
 machines/<name>/known_hosts      the guest's host key, once the guest has told it
@@ -141,6 +142,11 @@ class Machine:
     @property
     def disk(self) -> Path:
         return self.folder / "disk.qcow2"
+
+    @property
+    def new_disk(self) -> Path:
+        """Where the disk is while it is made small; there afterwards only if that was interrupted."""
+        return self.folder / "disk.qcow2.new"
 
     @property
     def scratch(self) -> Path:

@@ -103,6 +103,16 @@ def choose(machine: Machine, saved: BootMode, once: BootMode | None = None) -> b
     return True
 
 
+def chosen(machine: Machine) -> tuple[str, str]:
+    """The mode that a disk says for every boot, and the one for the next alone; empty where it says none.
+
+    Raises NoEnvironment if there is no environment of kimbox's in the disk.
+    """
+    disk = _Disk(machine)
+    told = values(disk.read(_find(disk, machine.name), BLOCK_BYTES)) or {}
+    return told.get(SAVED, b"").decode("ascii", "replace"), told.get(NEXT, b"").decode("ascii", "replace")
+
+
 def _find(disk: _Disk, name: str) -> int:
     """Where in the disk the block lies."""
     try:

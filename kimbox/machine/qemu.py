@@ -322,8 +322,8 @@ def _disk_nodes(machine: Machine) -> list[str]:
 
 
 def sweep(machine: Machine) -> None:
-    """Removes what only a running machine needs."""
-    for path in (machine.qmp_socket, machine.pid_file):
+    """Removes what only a running machine needs, and what an interrupted `shrink` left."""
+    for path in (machine.qmp_socket, machine.pid_file, machine.new_disk):
         path.unlink(missing_ok=True)
 
 

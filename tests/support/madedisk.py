@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,17 +22,22 @@ PLACES = {"boot": LAYOUT.boot, "root": LAYOUT.root.place, "persistent": LAYOUT.p
 
 
 def make(disk: Path) -> None:
-    """A whole disk: partition table, LVM, three file systems with nothing in them, swap, an empty snapshot."""
+    """A whole disk: partition table, LVM, three file systems, GRUB's environment, swap, an empty snapshot."""
     with disk.open("wb") as file:
         file.truncate(LAYOUT.size_bytes)
         pieces = [(0, sectors.mbr(LAYOUT, SEED, bytes(512))), *lvm2.pieces(LAYOUT, SEED, 0)]
         assert LAYOUT.swap
         for offset, data in [*pieces, *sectors.swap_header(LAYOUT.swap, SEED)]:
             os.pwrite(file.fileno(), data, offset)
-    for place in PLACES.values():
+    for name, place in PLACES.items():
         options = f"offset={place.offset_bytes},nodiscard,lazy_itable_init=1"
         size = f"{place.size_bytes // 1024}k"
-        run.run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-E", options, disk, size])
+        run.run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-E", options, "-L", f"kimbox-{name}", disk, size])
+    with tempfile.NamedTemporaryFile() as block:
+        block.write(b"# GRUB Environment Block\n".ljust(1024, b"#"))
+        block.flush()
+        for request in ("mkdir /grub", f"write {block.name} /grub/grubenv"):
+            run.run(["debugfs", "-w", "-R", request, device(disk, LAYOUT.boot)])
 
 
 def device(disk: Path, place: Extent) -> str:

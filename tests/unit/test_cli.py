@@ -29,7 +29,7 @@ STRANGE_PATHS = ["../x", "/etc/passwd", "a/../../b", "/", "//", "x.yaml", "machi
 #: Verbs that mean a box.
 BOX_VERBS = [
     "lock", "build", "up", "provision", "status", "ssh", "exec", "logs", "halt", "reload", "suspend", "resume",
-    "destroy", "ssh-config",
+    "destroy", "ssh-config", "shrink",
 ]  # fmt: skip
 
 Out = tuple[int, str, str]

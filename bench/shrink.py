@@ -1,0 +1,112 @@
+"""`kimbox shrink` against the usual way: a guest that fills its file systems with zeros, then `qemu-img convert`.
+
+    python -m bench.shrink [-n 3] [--box minimal]
+
+The same used disk each time: files of 300 MB on the root and 100 MB on /persistent were written and removed. The usual
+way is given its boot and its halt: only the zeros and the conversion, onto the same image, are timed. `bytes` is what
+the result takes on this host. KIMBOX_HOME decides where images lie.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+from pathlib import Path
+
+from bench.common import medians, note, options, ratio, shipped, show
+from kimbox import paths
+from kimbox.files import copy_sparse
+from kimbox.guest.ssh import Guest
+from kimbox.image import store
+from kimbox.machine import life, shrink
+from kimbox.machine.folder import Machine
+from kimbox.run import run
+from kimbox.spec.model import BootMode, Box
+
+#: What `shrink` may take against the usual way, in time, and what its result may take, in space.
+LIMIT, LIMIT_BYTES = 0.2, 1.0
+
+USE = """
+set -e
+dd if=/dev/urandom of=/var/tmp/junk bs=1M count=300 2>/dev/null
+dd if=/dev/urandom of=/persistent/junk bs=1M count=100 2>/dev/null
+sync
+rm /var/tmp/junk /persistent/junk
+sync
+"""
+
+ZERO = """
+systemctl start boot.mount
+for folder in / /boot /persistent; do
+    dd if=/dev/zero of="$folder/zero" bs=1M 2>/dev/null
+    sync
+    rm "$folder/zero"
+done
+sync
+"""
+
+
+def inside(machine: Machine, script: str) -> float:
+    """Seconds that a script takes in the box, as root."""
+    with Guest(machine.endpoint(machine.record())) as guest:
+        started = time.monotonic()
+        answer = guest.run(f"sudo -n sh -c {shlex.quote(script)}", timeout_s=1800)
+        if answer.code:
+            raise SystemExit(f"the guest failed: {answer.stderr}")
+        return time.monotonic() - started
+
+
+def usual(box: Box, name: str, machine: Machine, image: store.Image, target: Path) -> tuple[float, int]:
+    """Seconds and bytes of zeros and conversion."""
+    life.up(life.Up(box, name))
+    taken_s = inside(machine, ZERO)
+    life.halt(machine)
+    started = time.monotonic()
+    onto = ["-B", str(image.disk), "-F", image.format]
+    run(["qemu-img", "convert", "-O", "qcow2", *onto, "-m", "16", "-W", machine.disk, target])
+    return taken_s + time.monotonic() - started, target.stat().st_blocks * 512
+
+
+def main() -> None:
+    """Measures and prints one JSON object."""
+    asked = options(__doc__, n=3, box="minimal")
+    box, machine = shipped(asked.box), Machine(asked.box)
+    paths.home().mkdir(parents=True, exist_ok=True)
+    times: dict[str, list[float]] = {"kimbox shrink": [], "zeros and convert": []}
+    sizes: dict[str, list[float]] = {"before": [], "kimbox shrink": [], "zeros and convert": []}
+    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
+        used, target = Path(folder) / "used.qcow2", Path(folder) / "converted.qcow2"
+        life.up(life.Up(box, asked.box))
+        inside(machine, USE)
+        life.halt(machine)
+        image = store.find(machine.record().image)
+        assert image
+        copy_sparse(machine.disk, used)
+        for _ in range(asked.n):
+            started = time.monotonic()
+            done = shrink.shrink(machine, BootMode.KEEP)
+            times["kimbox shrink"].append(time.monotonic() - started)
+            sizes["before"].append(done.before_bytes)
+            sizes["kimbox shrink"].append(done.after_bytes)
+            machine.disk.unlink()
+            copy_sparse(used, machine.disk)
+            taken_s, size = usual(box, asked.box, machine, image, target)
+            times["zeros and convert"].append(taken_s)
+            sizes["zeros and convert"].append(size)
+            note(f"{times['kimbox shrink'][-1]:.2f} s against {taken_s:.2f} s; {done.after_bytes} bytes against {size}")
+            for path in (target, machine.disk):
+                path.unlink()
+            copy_sparse(used, machine.disk)
+    ours, theirs = "kimbox shrink", "zeros and convert"
+    show(
+        {
+            "median_s": medians(times), "ratio": ratio(times[ours], times[theirs]), "limit": LIMIT,
+            "median_bytes": medians(sizes, 0), "ratio_bytes": ratio(sizes[ours], sizes[theirs]),
+            "limit_bytes": LIMIT_BYTES, "all_s": times,
+        }
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""`kimbox shrink` on real disks: what goes, what stays, what is refused, and what kill -9 leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import attrs
+import madedisk
+import pytest
+from clirun import Kimbox, error, result
+from clirun import kimbox as kimbox
+from clirun import world as world
+from madedisk import LAYOUT, PLACES
+from makemachine import make_machine, running
+
+from kimbox import paths
+from kimbox.files import sha256_file, write_json
+from kimbox.machine import grubenv, shrink
+from kimbox.machine.folder import Ended, Machine
+from kimbox.run import run
+from kimbox.spec.model import BootMode
+
+MIB = 1 << 20
+IMAGE = "e" * 64
+
+
+@pytest.fixture
+def machine(world: Path) -> Machine:
+    """A halted box with a file, the remains of another, and a snapshot with one changed chunk."""
+    folder = paths.images_dir() / IMAGE
+    folder.mkdir(parents=True)
+    madedisk.make(folder / "disk.raw")
+    write_json(folder / "image.json", {"format": "raw", "key": IMAGE, "virtual_bytes": LAYOUT.size_bytes})
+    disk = Path(shutil.copy(folder / "disk.raw", world / "changed.raw"))
+    for name in ("kept", "junk"):
+        (world / name).write_bytes(os.urandom(6 * MIB))
+        madedisk.put(disk, PLACES["persistent"], name, world / name)
+    madedisk.remove(disk, PLACES["persistent"], "junk")
+    chunk = madedisk.read(disk, LAYOUT.root.place.offset_bytes, 65536)
+    madedisk.store(disk, {0: chunk})
+    made = make_machine()
+    made.disk.unlink()
+    madedisk.overlaid(folder / "disk.raw", disk, made.disk)
+    return made
+
+
+def shown(machine: Machine, folder: Path) -> Path:
+    """What the machine's disk holds, as a raw disk."""
+    return madedisk.raw_of(machine.disk, folder / "shown.raw")
+
+
+def test_before_and_after(kimbox: Kimbox, machine: Machine, world: Path) -> None:
+    """The verb tells both sizes, a dry run changes nothing, and a second time there is nothing to do."""
+    whole = sha256_file(machine.disk)
+    code, out, _ = kimbox("--json", "shrink", "tiny", "--dry-run")
+    told = result(out, "shrink")
+    assert (0, "kept", True, []) == (code, told["snapshot"], told["dry_run"], told["notes"])
+    assert whole == sha256_file(machine.disk)
+    done = result(kimbox("--json", "shrink", "tiny")[1], "shrink")
+    assert (told["before_bytes"], told["after_bytes"]) == (done["before_bytes"], done["after_bytes"])
+    assert machine.disk.stat().st_blocks * 512 == done["after_bytes"] < done["before_bytes"] - 5 * MIB
+    raw = shown(machine, world)
+    assert (world / "kept").read_bytes() == madedisk.get(raw, PLACES["persistent"], "kept", world / "got")
+    assert all(madedisk.is_sound(raw, place) for place in PLACES.values())
+    again = result(kimbox("--json", "shrink", "tiny")[1], "shrink")
+    assert done["after_bytes"] == again["before_bytes"] == again["after_bytes"]
+    code, out, _ = kimbox("shrink", "tiny")
+    assert (0, "the disk of tiny took ") == (code, out[:22])
+
+
+def test_the_snapshot_stays_unless_the_next_boot_empties_it(machine: Machine, world: Path) -> None:
+    """Both the spec and the disk must say resnap; or the user does."""
+
+    def holds() -> bool:
+        return madedisk.read(shown(machine, world), LAYOUT.snapshot.place.offset_bytes, 4) == b"SnAp"
+
+    for mode, saved, once in (
+        (BootMode.KEEP, BootMode.RESNAP, None),
+        (BootMode.RESNAP, BootMode.KEEP, None),
+        (BootMode.RESNAP, BootMode.RESNAP, BootMode.KEEP),
+        (None, BootMode.RESNAP, None),
+    ):
+        grubenv.choose(machine, saved, once)
+        assert not shrink.shrink(machine, mode).dropped
+        assert holds()
+    grubenv.choose(machine, BootMode.RESNAP)
+    assert shrink.shrink(machine, BootMode.RESNAP, dry_run=True).dropped
+    assert holds()
+    assert shrink.shrink(machine, None, drop=True).dropped
+    assert not holds()
+
+
+def test_a_box_that_is_not_shut_down_is_left_alone(kimbox: Kimbox, machine: Machine) -> None:
+    """It says which verb comes first."""
+    with running(machine):
+        code, out, _ = kimbox("--json", "shrink", "tiny")
+    assert (5, "`kimbox halt tiny`") == (code, error(out, "shrink")["hint"])
+    machine.write_record(attrs.evolve(machine.record(), ended=Ended.SUSPENDED))
+    code, out, _ = kimbox("--json", "shrink", "tiny")
+    assert 5 == code
+    assert "suspended" in error(out, "shrink")["message"]
+    assert 5 == kimbox("shrink", "nobody")[0]
+
+
+def test_snapshots_of_the_disk_are_not_lost(kimbox: Kimbox, machine: Machine) -> None:
+    """They lie in the file that would be replaced."""
+    run(["qemu-img", "snapshot", "-c", "mine", machine.disk])
+    code, out, _ = kimbox("--json", "shrink", "tiny")
+    assert 5 == code
+    assert "mine" in error(out, "shrink")["message"]
+
+
+def test_a_damaged_disk_is_left_as_it_is(kimbox: Kimbox, machine: Machine) -> None:
+    """The error names the volume, and nothing is left beside the disk."""
+    at = LAYOUT.persistent.place.offset_bytes + 1024 + 0x28
+    run(["qemu-io", "-f", "qcow2", "-c", f"write -P 1 {at} 1", machine.disk])
+    before = sha256_file(machine.disk)
+    code, out, _ = kimbox("--json", "shrink", "tiny")
+    assert 1 == code
+    assert "persistent: its file system is damaged" in error(out, "shrink")["message"]
+    assert before == sha256_file(machine.disk)
+    assert not machine.new_disk.exists()
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.2])
+def test_killed_at_any_moment_the_disk_is_whole(machine: Machine, world: Path, delay_s: float) -> None:
+    """It is the old one or the new one, and the next time does the rest."""
+    before = sha256_file(machine.disk)
+    child = os.fork()
+    if not child:
+        shrink.shrink(machine, None)
+        os._exit(0)
+    while not machine.new_disk.exists() and sha256_file(machine.disk) == before:
+        threading.Event().wait(0.001)
+    threading.Event().wait(delay_s)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    shrink.shrink(machine, None)
+    assert not machine.new_disk.exists()
+    raw = shown(machine, world)
+    assert (world / "kept").read_bytes() == madedisk.get(raw, PLACES["persistent"], "kept", world / "got")
+    assert sha256_file(machine.disk) != before
