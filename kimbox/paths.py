@@ -84,6 +84,11 @@ def downloads_dir() -> Path:
     return home() / "downloads"
 
 
+def vagrant_dir() -> Path:
+    """VAGRANT_HOME of the machines that Vagrant runs: its boxes, apart from those of the user."""
+    return home() / "vagrant"
+
+
 def host_facts_file() -> Path:
     """What was found out about this host by trying it (acceleration)."""
     return home() / "host.json"

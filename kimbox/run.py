@@ -39,6 +39,8 @@ PACKAGE_OF = {
     "qemu-nbd": "qemu-utils",
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "newuidmap": "uidmap",
     "unshare": "util-linux", "git": "git", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
+    "ssh-keyscan": "openssh-client",
+    "vagrant": "vagrant vagrant-libvirt", "virsh": "libvirt-clients", "libvirtd": "libvirt-daemon-system",
     "apt-get": "apt", "apt-config": "apt", "gpg": "gpg",
 }  # fmt: skip
 

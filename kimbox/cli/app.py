@@ -26,8 +26,8 @@ VERBS = {
     "provenance": "provenance", "build": "build", "box": "box", "render": "render",
     "up": "up", "provision": "provision", "status": "status", "list": "list_", "ssh": "ssh", "exec": "exec_",
     "logs": "logs", "halt": "halt", "reload": "reload", "suspend": "suspend", "resume": "resume",
-    "destroy": "destroy", "ssh-config": "ssh_config", "shrink": "shrink", "doctor": "doctor", "prune": "prune",
-    "completion": "completion",
+    "snapshot": "snapshot", "destroy": "destroy", "ssh-config": "ssh_config", "shrink": "shrink", "doctor": "doctor",
+    "prune": "prune", "completion": "completion",
 }  # fmt: skip
 
 #: Options that are understood before and after the verb; the value tells whether one takes an argument.

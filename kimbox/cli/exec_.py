@@ -39,6 +39,7 @@ def exec_(
       tar -c data | kimbox exec -- tar -x
     """
     from kimbox.guest.endpoint import ssh_command
+    from kimbox.machine import provider
     from kimbox.machine.facts import reach
     from kimbox.run import attached
 
@@ -55,7 +56,7 @@ def exec_(
     endpoint = reach(machine, "exec")
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     code = attached(ssh_command(endpoint, command=shlex.join(command), terminal=terminal))
-    if code == SSH_FAILED and not (machine.running and _answers(endpoint)):
+    if code == SSH_FAILED and not (provider.of(machine).listen() and _answers(endpoint)):
         raise GuestError(
             f"the connection to {machine.name} was lost", hint="see `kimbox status` and `kimbox logs --serial`"
         )

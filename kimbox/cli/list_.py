@@ -34,7 +34,7 @@ def list_() -> None:
                 facts["name"],
                 facts["state"],
                 str(facts["ssh_port"]),
-                f"{facts['disk_bytes'] / 1e6:.0f} MB",
+                "libvirt" if facts["disk_bytes"] is None else f"{facts['disk_bytes'] / 1e6:.0f} MB",
                 facts["spec"],
             ]
         )

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 #: what the box is made of and how it was provisioned, as its own /etc/kimbox/box.json (schemas/boxfile.schema.json).
 FACTS = (
     "name", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason", "provider", "pid",
-    "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "provenance", "follow",
+    "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "provenance",
+    "follow",
 )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def status(box: target.Name = None, file: target.File = None) -> None:
             f"  boot        {facts['boot'] or 'unknown'}",
             *([MAINTAINED.format(name=facts["name"])] if facts["boot"] == BootMode.MAINTAIN else []),
             *([f"  snapshot    {facts['snapshot_percent']} % full"] if facts["snapshot_percent"] is not None else []),
-            f"  ssh         127.0.0.1:{facts['ssh_port']}",
+            f"  ssh         {facts['ssh_host']}:{facts['ssh_port']}",
             *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in facts["forwards"].items()),
             f"  manifest    {facts['manifest'] or 'none'}",
             *_wanted_lines(facts),
@@ -67,7 +68,7 @@ def status(box: target.Name = None, file: target.File = None) -> None:
             *_follow_lines(facts["follow"]),
             f"  image       {facts['image'][:16]}",
             f"  spec        {facts['spec']}",
-            f"  disk        {facts['disk_bytes'] / 1e6:.0f} MB at {facts['folder']}",
+            f"  disk        {_disk_words(facts['disk_bytes'])} at {facts['folder']}",
         ]
     if scratch := facts["scratch"]:
         lines.append(f"  scratch     {scratch['size_bytes'] / 1e6:.0f} MB at {scratch['mount']} of the guest")
@@ -79,6 +80,7 @@ def facts_of(machine: Machine) -> dict[str, Any]:
     import attrs
 
     from kimbox.machine import facts, qemu
+    from kimbox.machine import provider as providers
     from kimbox.machine.explain import SNAPSHOT_FULL
     from kimbox.machine.state import State, derive, last_word, lost_root
 
@@ -86,7 +88,7 @@ def facts_of(machine: Machine) -> dict[str, Any]:
     state = derive(known)
     if state is State.ABSENT:
         return dict.fromkeys(FACTS) | {"name": machine.name, "state": str(state)}
-    record = machine.record()
+    record, provider = machine.record(), providers.of(machine)
     events = {event.name: event for event in known.events}
     failed = events.get("failed") if state is State.FAILED else lost_root(known.events)
     failure, reason = (
@@ -108,15 +110,16 @@ def facts_of(machine: Machine) -> dict[str, Any]:
         "wanted": wanted or None,
         "failure": failure,
         "reason": reason,
-        "provider": "qemu",
+        "provider": provider.name,
         "pid": qemu.pid(machine),
+        "ssh_host": record.ssh_host,
         "ssh_port": record.ssh_port,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
         "image": record.image,
         "spec": record.source,
         "spec_digest": record.spec_digest,
         "folder": str(machine.folder),
-        "disk_bytes": _used_bytes(machine.disk),
+        "disk_bytes": _used_bytes(machine.disk) if provider.name == "qemu" else None,
         "scratch": attrs.asdict(record.scratch) if record.scratch else None,
         "provenance": facts.provenance(machine, known.events),
         "follow": _follow(events.get("follow")),
@@ -167,6 +170,11 @@ def _wanted_lines(facts: dict[str, Any]) -> list[str]:
         return []
     why = f": {facts['reason']}" if facts["reason"] and not facts["failure"] else ""
     return [f"  wanted      {facts['wanted']}, which failed{why}"]
+
+
+def _disk_words(size_bytes: int | None) -> str:
+    """How large a disk is; None: it lies with libvirt."""
+    return "in libvirt's pool, the rest" if size_bytes is None else f"{size_bytes / 1e6:.0f} MB"
 
 
 def _used_bytes(path: Path) -> int:

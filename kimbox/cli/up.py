@@ -14,6 +14,14 @@ from kimbox.spec.model import BootMode
 if TYPE_CHECKING:
     from kimbox.machine.life import Up
 
+#: Options of `up` alone.
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Let the box follow the branch of its setup repository, at each boot.")
+]
+Provider = Annotated[
+    str | None, typer.Option("--provider", metavar="NAME", help="Who runs a new box: qemu (the default) or vagrant.")
+]
+
 
 def up(
     box: target.Name = None,
@@ -23,9 +31,8 @@ def up(
     ] = False,
     boot: target.Boot = None,
     once: target.Once = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Let the box follow the branch of its setup repository, at each boot.")
-    ] = False,
+    follow: Follow = False,
+    provider: Provider = None,
     locked: Annotated[
         bool, typer.Option("--locked", help="Never write the lock: one that is missing or disagrees is an error.")
     ] = False,
@@ -47,6 +54,8 @@ def up(
     of the branch `ref` by itself and is provisioned with it. A commit that fails costs a boot; without a network the
     box goes on with what it has. `kimbox status` shows the commit. The next `kimbox up` without --follow ends it.
 
+    --provider vagrant has Vagrant run the box, under libvirt; every later verb knows it.
+
     --locked is for machines that must not decide: the exit status is 3 where `kimbox lock --check` finds a fault.
     --offline takes commits from this machine's mirrors and images from its store. Both go together.
 
@@ -57,6 +66,7 @@ def up(
       kimbox up -f boxes/study.yaml --timeout 10m
       kimbox up --boot resnap
       kimbox up --locked --offline
+      kimbox up --provider vagrant
     """
     from kimbox.machine import life
     from kimbox.machine.watch import BOOT_TIMEOUT_S
@@ -65,14 +75,9 @@ def up(
     spec, shipped = target.spec(box, file)
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     wanted = life.Up(
-        life.following(spec) if follow else spec,
-        shipped,
-        provision=not no_provision,
-        timeout_s=limit,
-        boot=choice,
-        locked=locked,
-        offline=offline,
-    )
+        life.following(spec) if follow else spec, shipped, provision=not no_provision, timeout_s=limit, boot=choice,
+        provider=provider, locked=locked, offline=offline,
+    )  # fmt: skip
     bring_up("up", wanted)
 
 

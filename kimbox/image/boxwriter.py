@@ -35,9 +35,12 @@ QCOW2 = ("-O", "qcow2", "-c", "-o", f"compression_type=zstd,cluster_size={CLUSTE
 _GIB = 1 << 30
 _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 
-#: A box that nobody rendered a Vagrantfile for. Its key is made where Vagrant keeps the box, at first use.
+#: A box that nobody rendered a Vagrantfile for. Its key is made where Vagrant keeps the box, at first use. What
+#: `kimbox render` wrote, which Vagrant has read before this one, brings its own: of two keys that it is told the guest
+#: takes the first, and Vagrant puts those of the box there.
 _VAGRANTFILE = """\
-key = File.expand_path('id_ed25519', __dir__)
+rendered = !$kimbox_key.nil?
+key = $kimbox_key || File.expand_path('id_ed25519', __dir__)
 unless File.exist?(key)
   made = system('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', 'kimbox', '-f', key)
   raise 'ssh-keygen could not make the key of the box: is it installed?' unless made
@@ -52,9 +55,8 @@ Vagrant.configure('2') do |config|
   config.ssh.private_key_path = key
   config.vm.provider 'libvirt' do |libvirt|
     libvirt.graphics_type = 'none'
-    libvirt.sysinfo = {
-      'oem strings' => ["io.systemd.credential:kimbox.authorized_key=#{public_key}"],
-    }
+    strings = ["io.systemd.credential:kimbox.authorized_key=#{public_key}"]
+    libvirt.sysinfo = { 'oem strings' => strings } unless rendered
   end
   config.vm.provider 'virtualbox' do |virtualbox|
     virtualbox.customize ['setextradata', :id, 'VBoxInternal/Devices/pcbios/0/Config/DmiOEMVBoxVer',

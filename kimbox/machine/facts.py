@@ -11,19 +11,10 @@ from kimbox.errors import KimboxError, StateError
 from kimbox.files import read_json
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.events import Event
-from kimbox.machine import keys, qemu
-from kimbox.machine.explain import CONSOLE_BYTES, snapshot_is_full
-from kimbox.machine.folder import Ended, Machine, read_end
+from kimbox.machine import keys
+from kimbox.machine import provider as providers
+from kimbox.machine.folder import Machine
 from kimbox.machine.state import Facts, State, derive, require
-
-#: QMP's words for vCPUs that stand still until somebody lets them go on; io-error: the host's disk is full.
-STANDING_STILL = frozenset({"paused", "suspended", "postmigrate", "save-vm", "io-error", "internal-error"})
-
-#: The kernel's last words when a guest has shut down by itself; it says them however quiet it is.
-GOODBYES = (b"reboot: Power down", b"reboot: System halted")
-
-#: They stand within so much of the end of the console.
-GOODBYE_BYTES = 1024
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -34,18 +25,7 @@ def facts(machine: Machine) -> Facts:
         record = machine.record()
     except StateError:
         return Facts(False, False, False, False, (), False)
-    running = machine.running
-    end = read_end(machine.serial_log, GOODBYE_BYTES)
-    return Facts(
-        exists=True,
-        running=running,
-        paused=running and qemu.status(machine) in STANDING_STILL,
-        suspended=record.ended is Ended.SUSPENDED,
-        events=machine.boot_events(),
-        ended_by_us=record.ended is not None,
-        shut_down=any(goodbye in end for goodbye in GOODBYES),
-        snapshot_full=running and snapshot_is_full(read_end(machine.serial_log, CONSOLE_BYTES)),
-    )
+    return providers.of(machine).facts(record)
 
 
 def state(machine: Machine) -> State:

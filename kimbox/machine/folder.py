@@ -10,8 +10,10 @@ machines/<name>/events.jsonl     what the guest said through its port, this boot
 machines/<name>/serial.log       its console, this run; serial.log.1 the run before
 machines/<name>/provision.log    output of its provisioning
 machines/<name>/locks/           the lock of each manifest that the box was sent lately, by the manifest's digest
+machines/<name>/snapshots/       what is told of each snapshot: the record and the logs of then
 machines/<name>/qmp.sock         where QEMU listens for QMP
 machines/<name>/run.lock         locked by the QEMU process as long as it lives
+machines/<name>/Vagrantfile      of a machine that Vagrant runs; beside it .vagrant and vagrant.log
 machines/<name>.lock             held by the one kimbox that changes the machine
 locks/<name>.lock                the kimbox.lock of a shipped box: its spec has no folder of the user's
 """
@@ -19,6 +21,7 @@ locks/<name>.lock                the kimbox.lock of a shipped box: its spec has 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 from collections.abc import Iterator
 from enum import StrEnum
@@ -77,6 +80,8 @@ class Record:
     cpus: int | None = None
     memory_bytes: int | None = None
     scratch: Scratch | None = None
+    #: Where ssh reaches it, at `ssh_port`.
+    ssh_host: str = "127.0.0.1"
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in machine.json."""
@@ -99,6 +104,7 @@ class Record:
             fields["forwards"] = {_port(int(guest)): _port(host) for guest, host in value["forwards"].items()}
             fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
             fields["scratch"] = _scratch(fields.get("scratch"))
+            fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -198,6 +204,18 @@ class Machine:
         return self.folder / "qmp.sock"
 
     @property
+    def snapshots(self) -> Path:
+        return self.folder / "snapshots"
+
+    @property
+    def vagrantfile(self) -> Path:
+        return self.folder / "Vagrantfile"
+
+    @property
+    def vagrant_log(self) -> Path:
+        return self.folder / "vagrant.log"
+
+    @property
     def alias(self) -> str:
         """The host name under which known_hosts and ssh-config know the box."""
         return f"kimbox-{self.name}"
@@ -237,7 +255,7 @@ class Machine:
 
     def endpoint(self, record: Record) -> Endpoint:
         """How ssh reaches the box."""
-        return Endpoint("127.0.0.1", record.ssh_port, USER, self.key, self.known_hosts, self.alias)
+        return Endpoint(record.ssh_host, record.ssh_port, USER, self.key, self.known_hosts, self.alias)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -17,6 +17,9 @@ from kimbox.machine import accelerator
 #: Below this, an image may not fit.
 LITTLE_SPACE_BYTES = 10 << 30
 
+#: Programs that only the provider `vagrant` calls.
+VAGRANT_PROGRAMS = ("vagrant", "virsh", "ssh-keyscan")
+
 #: Programs that kimbox calls, and what for.
 PROGRAMS = {
     "qemu-system-x86_64": "runs boxes",
@@ -55,6 +58,7 @@ def examine() -> list[Check]:
     checks += [_try("building", _building), _try("packages", _packages), _try("space", _space)]
     if run.which("qemu-system-x86_64"):
         checks.append(_try("acceleration", _acceleration))
+    checks.append(_try("vagrant", _vagrant))
     return checks
 
 
@@ -82,6 +86,24 @@ def _building() -> Check:
 def _packages() -> Check:
     sources = apt.sources("debian", "trixie", None)
     return Check("packages", Verdict.GOOD, f"Debian packages from {len(sources)} repositories of this machine's apt")
+
+
+def _vagrant() -> Check:
+    """What `kimbox up --provider vagrant` lacks. Nobody else needs it, so that it is never bad."""
+    from kimbox.machine import libvirt, vagrant
+
+    if lacks := [name for name in VAGRANT_PROGRAMS if not run.which(name)]:
+        mend = f"sudo apt-get install {' '.join(run.PACKAGE_OF[name] for name in lacks)} libvirt-daemon-system"
+        return Check("vagrant", Verdict.SLOW, f"--provider vagrant lacks {', '.join(lacks)}", mend)
+    if "vagrant-libvirt" not in vagrant.plugins():
+        mend = f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install vagrant-libvirt"
+        return Check("vagrant", Verdict.SLOW, "--provider vagrant lacks Vagrant's plugin vagrant-libvirt", mend)
+    answer = libvirt.virsh("version", check=False)
+    if not answer.ok:
+        words = answer.stderr.strip().splitlines() or ["no reason given"]
+        mend = "sudo systemctl start libvirtd && sudo usermod --append --groups libvirt $USER  # then log in anew"
+        return Check("vagrant", Verdict.SLOW, f"--provider vagrant: libvirt does not answer: {words[-1]}", mend)
+    return Check("vagrant", Verdict.GOOD, "boxes can be run by Vagrant under libvirt")
 
 
 def free_bytes() -> int:

@@ -16,12 +16,14 @@ from kimbox.image import store
 from kimbox.lock.lockfile import Lock
 from kimbox.lock.mirror import Mirror
 from kimbox.log import log
-from kimbox.machine import accelerator, bootmode, keys, ports, qemu, ran
+from kimbox.machine import bootmode, keys, ports, ran
+from kimbox.machine import provider as providers
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.explain import SNAPSHOT_FULL
 from kimbox.machine.facts import check_owner, endpoint, facts, reach, state
 from kimbox.machine.folder import Machine, Record
 from kimbox.machine.pins import lock_for
+from kimbox.machine.provider import Provider
 from kimbox.machine.state import State, last_word, require, wanted_by
 from kimbox.machine.stop import HALT_TIMEOUT_S, destroy, halt, suspend
 from kimbox.machine.unpinned import Instead, unpinned
@@ -41,9 +43,6 @@ MAC_PREFIX = "52:54:00"
 #: An image is made again so often, if it is removed before the machine is there.
 IMAGE_TRIES = 3
 
-#: Ports are chosen again so often, if another program takes one before QEMU does.
-PORT_TRIES = 3
-
 
 @attrs.frozen
 class Up:
@@ -59,6 +58,8 @@ class Up:
     locked: bool = False
     #: No server is asked: what mirrors, image store and caches lack is an error.
     offline: bool = False
+    #: Who runs the machine; None: who runs it already, and for a new one the first of NAMES.
+    provider: str | None = None
     #: `provision` alone: what runs in place of locked repositories, and the part of the manifest that is run.
     instead: tuple[Instead, ...] = ()
     part: Part | None = None
@@ -85,6 +86,7 @@ def up(wanted: Up) -> State:
     machine = Machine(box.name)
     with machine.locked():
         check_owner(machine, box.source, wanted.shipped)
+        _check_provider(machine, wanted.provider)
         shipped = wanted.shipped is not None
         lock, mirrors = lock_for(box, shipped=shipped, frozen=wanted.locked, offline=wanted.offline)
         manifest = render_manifest(box, lock, _image_of(machine, box, lock))
@@ -103,7 +105,7 @@ def up(wanted: Up) -> State:
         if before in (State.PAUSED, State.SUSPENDED):
             _wake(machine, before, box)
         elif not before.running:
-            bootmode.choose(machine, box.boot, wanted.boot)
+            providers.of(machine).choose_boot(box.boot, wanted.boot)
             _start(machine, box)
         else:
             _check_root(machine)
@@ -132,6 +134,17 @@ def provision(wanted: Up) -> None:
             lock, mirrors = lock_for(box, shipped=shipped)
         manifest = render_manifest(box, lock, _image_of(machine, box, lock))
         _provision_until_ready(machine, wanted, lock, mirrors, manifest, again=True)
+
+
+def _check_provider(machine: Machine, name: str | None) -> None:
+    """Raises StateError if another provider than the one that is asked for runs the machine."""
+    if name is None:
+        return
+    providers.named(name, machine)
+    now = providers.of(machine).name
+    if machine.exists and name != now:
+        hint = f"`kimbox destroy {machine.name}` and `kimbox up --provider {name}` make it anew"
+        raise StateError(f"{machine.name} is run by {now}, not by {name}", hint=hint)
 
 
 def _image_of(machine: Machine, box: Box, lock: Lock) -> str:
@@ -170,13 +183,15 @@ def _create(machine: Machine, wanted: Up, lock: Lock) -> None:
     `prune` holds the same lock: while it is held here, an image that is there stays until the record names it.
     """
     remove_tree(machine.unfinished)
+    provider = providers.named(wanted.provider or providers.NAMES[0], machine)
     for _ in range(IMAGE_TRIES):
         image = store.ensure(wanted.box, lock.packages, offline=wanted.offline)
+        provider.prepare(wanted.box, image)
         try:
             with log.step("making the machine"), ports.allotting():
                 if image.disk.exists():
                     machine.unfinished.mkdir(mode=0o700)
-                    _fill(machine, wanted, image)
+                    _fill(machine, wanted, image, provider)
                     return
         except BaseException:
             remove_tree(machine.unfinished)
@@ -185,14 +200,13 @@ def _create(machine: Machine, wanted: Up, lock: Lock) -> None:
     raise ImageError("the image is removed as often as it is made", hint="is another `kimbox prune` running?")
 
 
-def _fill(machine: Machine, wanted: Up, image: store.Image) -> None:
+def _fill(machine: Machine, wanted: Up, image: store.Image, provider: Provider) -> None:
     """Key, disk, ports and record of a new machine; the record makes it one, so it comes last. Inside `allotting()`."""
     box, temporary = wanted.box, machine.unfinished
     keys.make_pair(temporary / machine.key.name, machine.name)
-    size_bytes = max(box.disk.size_bytes, image.virtual_bytes)
-    qemu.create_disk(temporary / machine.disk.name, image.disk, image.format, size_bytes)
+    provider.create(temporary, box, image)
     identity = uuid.uuid4()
-    chosen = ports.choose(machine, _wanted_ports(box), {})
+    chosen = ports.choose(machine, providers.wanted_ports(box), {})
     record = Record(
         name=machine.name,
         source=str(box.source),
@@ -210,20 +224,12 @@ def _fill(machine: Machine, wanted: Up, image: store.Image) -> None:
     temporary.rename(machine.folder)
 
 
-def _wanted_ports(box: Box) -> dict[int, int | None]:
-    """Port of the guest -> port of the host, None where kimbox chooses."""
-    return {22: None, **{forward.guest: forward.host for forward in box.forwards}}
-
-
 def _start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
     """Starts the process with what the spec says now; a saved state wakes with the shape it was saved in.
 
     Without a spec the record alone tells what to start. That it runs is recorded only then: a start that fails leaves
     a suspended box suspended.
     """
-    accelerated = accelerator.find()
-    if accelerated.name != "kvm":
-        log.detail(f"no KVM ({accelerated.why}): the guest is emulated, some ten times slower")
     record = machine.record()
     cpus, memory_bytes = (box.cpus, box.memory_bytes) if box else (None, None)
     scratch = box.scratch if box and not resume else record.scratch
@@ -234,28 +240,8 @@ def _start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
     if box:
         record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source))
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
-    for left in reversed(range(PORT_TRIES)):
-        record = _allot_ports(machine, record, box)
-        try:
-            qemu.start(qemu.Launch(machine, record, cpus, memory_bytes, accelerated, scratch, resume=resume))
-            break
-        except qemu.PortTakenError:
-            if not left:
-                raise
-            log.detail("another program has taken a port meanwhile: others are chosen")
+    record = providers.of(machine).start(providers.Launch(record, box, cpus, memory_bytes, resume=resume))
     machine.write_record(attrs.evolve(record, ended=None))
-
-
-def _allot_ports(machine: Machine, record: Record, box: Box | None) -> Record:
-    """The record with ports of the host that are free now; it is written. Without a spec, those it had, if they are."""
-    last = {22: record.ssh_port} | record.forwards
-    with ports.allotting():
-        chosen = ports.choose(machine, _wanted_ports(box) if box else dict.fromkeys(last), last)
-        for guest in [guest for guest in chosen if not box and chosen[guest] != last[guest]]:
-            log.warn(f"port {last[guest]} of this host is taken: port {guest} of {machine.name} is at {chosen[guest]}")
-        record = attrs.evolve(record, ssh_port=chosen.pop(22), forwards=chosen)
-        machine.write_record(record)
-    return record
 
 
 def _provision_until_ready(
@@ -328,7 +314,7 @@ def _drop_hint(machine: Machine) -> str:
 def _wake(machine: Machine, before: State, box: Box | None = None) -> None:
     """Lets a paused or suspended guest go on where it stood; it does not tell its events again."""
     if before is State.PAUSED:
-        qemu.unpause(machine)
+        providers.of(machine).unpause()
     else:
         try:
             _start(machine, box, resume=True)
@@ -336,14 +322,15 @@ def _wake(machine: Machine, before: State, box: Box | None = None) -> None:
             raise GuestError(error.message, hint=_drop_hint(machine)) from None
     try:
         if before is State.SUSPENDED:
-            qemu.forget_suspended(machine)
+            providers.of(machine).forget_suspended()
         if any(event.name == "sshd" for event in machine.boot_events()):
-            _set_clock(machine)
+            set_clock(machine)
     except KimboxError as error:
         log.warn(f"{machine.name} goes on, but {error}")
 
 
-def _set_clock(machine: Machine) -> None:
+def set_clock(machine: Machine) -> None:
+    """Gives a guest that has stood still the time of the host. Raises GuestError if it does not take it."""
     with Guest(machine.endpoint(machine.record())) as guest:
         answer = guest.run(f"sudo -n date --utc --set=@{int(time.time())}", timeout_s=60)
         if answer.code != 0:

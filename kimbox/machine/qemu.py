@@ -1,4 +1,4 @@
-"""The provider `qemu`: one QEMU process a machine, no root, no daemon. Builds its command line, starts it, ends it.
+"""The process of the provider `qemu`: one QEMU a machine. Builds its command line, starts it, looks at it, ends it.
 
 The process holds the machine's run lock from birth to death, so that whether it lives is a fact of the kernel's and
 never a file's claim. It outlives kimbox; QMP is how a later kimbox talks to it.
@@ -78,8 +78,9 @@ class Launch:
     memory_bytes: int
     accelerator: Accelerator
     scratch: Scratch | None = None
-    #: Start from the saved state instead of booting.
+    #: Start from a saved state instead of booting, and from which.
     resume: bool = False
+    tag: str = SUSPENDED_TAG
 
 
 def command(launch: Launch) -> list[str]:
@@ -127,7 +128,7 @@ def command(launch: Launch) -> list[str]:
         drive = f"if=none,id=scratch0,format=qcow2,file={_value(machine.scratch)},discard=unmap,cache=unsafe"
         arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive=scratch0,serial={SCRATCH_SERIAL}"]
     if launch.resume:
-        arguments += ["-loadvm", SUSPENDED_TAG]
+        arguments += ["-loadvm", launch.tag]
     return arguments
 
 
@@ -288,8 +289,13 @@ def kill(machine: Machine) -> None:
 def suspend(machine: Machine) -> None:
     """Saves the whole state into the disks; the guest stands still from then on."""
     forget_suspended(machine)  # two states of one name cannot be
+    _save(machine, SUSPENDED_TAG)
+
+
+def _save(machine: Machine, tag: str) -> None:
+    """Saves the whole state into the disks of a running machine, which stands still then, unless that failed."""
     nodes = _disk_nodes(machine)
-    arguments = {"job-id": "suspend", "tag": SUSPENDED_TAG, "vmstate": nodes[0], "devices": nodes}
+    arguments = {"job-id": "save", "tag": tag, "vmstate": nodes[0], "devices": nodes}
     qmp.execute(machine.qmp_socket, "stop")
     try:
         qmp.run_job(machine.qmp_socket, "snapshot-save", arguments, timeout_s=SAVE_TIMEOUT_S)
@@ -303,8 +309,39 @@ def suspend(machine: Machine) -> None:
 
 def forget_suspended(machine: Machine) -> None:
     """Removes the saved state, if there is one, from the disks of a running machine."""
-    arguments = {"job-id": "forget", "tag": SUSPENDED_TAG, "devices": _disk_nodes(machine)}
+    _forget(machine, SUSPENDED_TAG)
+
+
+def _forget(machine: Machine, tag: str) -> None:
+    arguments = {"job-id": "forget", "tag": tag, "devices": _disk_nodes(machine)}
     qmp.run_job(machine.qmp_socket, "snapshot-delete", arguments, timeout_s=SAVE_TIMEOUT_S)
+
+
+def snapshot_tag(name: str) -> str:
+    """What a snapshot of that name is called in the disk."""
+    return f"kimbox-snapshot-{name}"
+
+
+def save_snapshot(machine: Machine, name: str) -> None:
+    """Keeps the disk as it is now, and the memory with it where the machine runs; it goes on."""
+    if not machine.running:
+        run(["qemu-img", "snapshot", "-c", snapshot_tag(name), machine.disk])
+        return
+    _save(machine, snapshot_tag(name))
+    unpause(machine)
+
+
+def revert(machine: Machine, name: str) -> None:
+    """Makes the disk of a machine that does not run what it was in a snapshot."""
+    run(["qemu-img", "snapshot", "-a", snapshot_tag(name), machine.disk])
+
+
+def delete_snapshot(machine: Machine, name: str) -> None:
+    """Removes a snapshot from the disk, if it is there."""
+    if machine.running:
+        _forget(machine, snapshot_tag(name))
+    else:
+        run(["qemu-img", "snapshot", "-d", snapshot_tag(name), machine.disk], check=False)
 
 
 def drop_suspended(machine: Machine) -> None:

@@ -25,14 +25,11 @@ from kimbox.lock.mirror import Mirror, write_bundle
 from kimbox.log import log
 from kimbox.machine.pins import lock_for
 from kimbox.render.manifest import manifest_digest, render_manifest
-from kimbox.render.vagrantfile import Delivery, VagrantMachine, is_url, render_vagrantfile
+from kimbox.render.vagrantfile import Delivery, VagrantMachine, box_name, is_url, render_vagrantfile
 from kimbox.spec.model import Box
 
 VAGRANTFILE = "Vagrantfile"
 DELIVER = "deliver"
-
-#: So many digits of an image's key tell it from others among Vagrant's boxes.
-KEY_DIGITS = 12
 
 #: The plain text before a bundle's pack ends here (gitformat-bundle(5)).
 BUNDLE_HEAD_END = b"\n\n"
@@ -47,11 +44,6 @@ class Wanted:
     shipped: bool = False
     location: str | None = None
     digest: str | None = None
-
-
-def box_name(name: str, image: str) -> str:
-    """The name that Vagrant has for the image of a box: another image has another name, and both may be there."""
-    return f"kimbox-{name}-{image[:KEY_DIGITS]}"
 
 
 def render(wanted: Sequence[Wanted], folder: Path) -> list[Path]:

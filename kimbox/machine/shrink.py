@@ -18,6 +18,7 @@ from kimbox.log import log
 from kimbox.machine import grubenv, qemu
 from kimbox.machine.facts import state
 from kimbox.machine.folder import Machine
+from kimbox.machine.provider import need_disk
 from kimbox.machine.state import State
 from kimbox.run import run
 from kimbox.spec.model import BootMode
@@ -84,6 +85,7 @@ def reporter() -> Callable[[int], None]:
 def _check(machine: Machine) -> None:
     """Raises StateError if the box is not shut down."""
     machine.record()
+    need_disk(machine, "shrink")
     now = state(machine)
     if now is State.SUSPENDED:
         hint = f"`kimbox resume {machine.name}`, then `kimbox halt {machine.name}`"

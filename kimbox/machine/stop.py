@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import attrs
 
-from kimbox.errors import KimboxError
 from kimbox.files import remove_tree
 from kimbox.log import log
-from kimbox.machine import qemu
+from kimbox.machine import provider as providers
 from kimbox.machine.facts import state
 from kimbox.machine.folder import Ended, Machine
 from kimbox.machine.state import State, require
@@ -23,34 +22,20 @@ def halt(machine: Machine, *, force: bool = False, timeout_s: float = HALT_TIMEO
     """
     with machine.locked():
         record = machine.record()
+        provider = providers.of(machine)
         before = state(machine)
         if before is State.SUSPENDED and force:
-            qemu.drop_suspended(machine)
+            provider.drop_suspended()
             machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
         if not before.running:
             if before is not State.SUSPENDED:  # a box that crashed or shut itself down left its scratch space
-                qemu.drop_scratch(machine)
+                provider.tidy()
             return before
         with log.step(f"halting {machine.name}"):
-            if force or not _shut_down(machine, before, timeout_s):
-                qemu.kill(machine)
+            provider.stop(before, force=force, timeout_s=timeout_s)
         machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
-        qemu.sweep(machine)
-        qemu.drop_scratch(machine)
+        provider.tidy()
         return before
-
-
-def _shut_down(machine: Machine, before: State, timeout_s: float) -> bool:
-    """Presses the power button; True if the box is gone in time."""
-    try:
-        if before is State.PAUSED:
-            qemu.unpause(machine)
-        if qemu.power_off(machine, timeout_s):
-            return True
-        log.warn(f"{machine.name} did not shut down within {timeout_s:.0f} s: pulling the plug")
-    except KimboxError as error:
-        log.warn(f"{machine.name} cannot be asked to shut down ({error}): pulling the plug")
-    return False
 
 
 def suspend(machine: Machine) -> None:
@@ -59,12 +44,7 @@ def suspend(machine: Machine) -> None:
         record = machine.record()
         require("suspend", machine.name, state(machine))
         with log.step(f"suspending {machine.name}"):
-            qemu.suspend(machine)
-            machine.write_record(
-                attrs.evolve(record, ended=Ended.SUSPENDED)
-            )  # before the end: it must not be forgotten
-            qemu.kill(machine)
-        qemu.sweep(machine)
+            providers.of(machine).suspend(lambda: machine.write_record(attrs.evolve(record, ended=Ended.SUSPENDED)))
 
 
 def destroy(machine: Machine) -> bool:
@@ -74,8 +54,6 @@ def destroy(machine: Machine) -> bool:
     """
     with machine.locked():
         there = machine.folder.exists()
-        if machine.running:
-            qemu.kill(machine)
-        qemu.remove(machine)
+        providers.of(machine).destroy()
         remove_tree(machine.unfinished)
     return there

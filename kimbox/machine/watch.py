@@ -14,6 +14,7 @@ from kimbox.errors import GuestError
 from kimbox.guest.events import Event, Tail, printable
 from kimbox.log import log
 from kimbox.machine import keys, qemu
+from kimbox.machine import provider as providers
 from kimbox.machine.explain import (
     CONSOLE_BYTES,
     SHOWN_CHARACTERS,
@@ -24,6 +25,7 @@ from kimbox.machine.explain import (
     snapshot_is_full,
 )
 from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.provider import Provider
 from kimbox.machine.state import LOST_ROOT, lost_root
 from kimbox.run import tail
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box
@@ -65,6 +67,7 @@ class Watch:
         default=attrs.Factory(lambda self: max(TOTAL_TIMEOUT_S, 10 * self.step_timeout_s), takes_self=True)
     )
     events: list[Event] = attrs.field(factory=list)
+    _provider: Provider = attrs.field(init=False)
     _tail: Tail = attrs.field(init=False)
     _output: Output = attrs.field(init=False)
     _started: float = attrs.field(factory=time.monotonic)
@@ -75,6 +78,7 @@ class Watch:
     _hopeless_at: float | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._provider = providers.of(self.machine)
         self._tail = Tail(self.machine.events_file)
         self._output = Output(self.machine.provision_log)
 
@@ -114,7 +118,7 @@ class Watch:
         """Looks until `done`. Raises GuestError, explained from the console, if the guest ends or takes too long."""
         self._started = self._heard = self._begun = time.monotonic()
         while True:
-            alive = self.machine.running
+            alive = self._provider.listen()
             self.look()
             if failed := lost_root(self.events):
                 if failed.text("kind") == "boot":

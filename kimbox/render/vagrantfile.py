@@ -23,6 +23,9 @@ FIRST_ORDINARY_PORT = 1024
 #: Added to a guest port below FIRST_ORDINARY_PORT where the spec leaves the host's port open.
 PORT_SHIFT = 10000
 
+#: So many digits of an image's key tell it from others among Vagrant's boxes.
+KEY_DIGITS = 12
+
 #: Where Vagrant keeps what belongs to a folder alone, and with it the key of its boxes.
 KEY = ".vagrant/kimbox/id_ed25519"
 
@@ -68,6 +71,11 @@ def ruby_literal(value: object) -> str:
     if bad is not None:
         raise KimboxError(f"{value!r} holds the character {bad!r}, which a Vagrantfile cannot hold")
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def box_name(name: str, image: str) -> str:
+    """The name that Vagrant has for the image of a box: another image has another name, and both may be there."""
+    return f"kimbox-{name}-{image[:KEY_DIGITS]}"
 
 
 def is_url(location: str) -> bool:

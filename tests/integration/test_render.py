@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from kimbox import paths, run
 from kimbox.guest.provision import write_tar
+from kimbox.image import boxwriter
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, render_vagrantfile, ruby_literal
 from kimbox.spec.model import Forward, Scratch
 
@@ -75,6 +76,23 @@ def test_ruby_finds_the_values_and_nothing_else(tmp_path_factory: pytest.TempPat
             f"{prefix}authorized_key=ssh-ed25519 AAAA",
             f"{prefix}scratch={text}",
         ] == told
+
+
+def test_a_box_leaves_the_key_to_what_was_rendered(tmp_path: Path) -> None:
+    """Vagrant puts the strings of a box before those of a project, and the guest takes the first key it is told."""
+    for name in ("id_ed25519", "key"):
+        (tmp_path / name).write_text("private")
+        (tmp_path / f"{name}.pub").write_text(f"ssh-ed25519 {name}\n")
+    in_box, rendered = tmp_path / "Vagrantfile", tmp_path / "rendered.Vagrantfile"
+    in_box.write_bytes(boxwriter.vagrantfile("debian", "vagrant"))
+    rendered.write_text(render_vagrantfile([VagrantMachine(makebox.make_box(tmp_path), "x")], key="key"))
+    alone = dump(in_box)[0]
+    assert ["io.systemd.credential:kimbox.authorized_key=ssh-ed25519 id_ed25519"] == value(alone, ".sysinfo=")[
+        "oem strings"
+    ]
+    with_project = dump(rendered, in_box)[1]
+    assert [] == [path for path, _ in with_project if path.endswith(".sysinfo=")]
+    assert str(tmp_path / "key") == value(with_project, ".private_key_path=")
 
 
 SPEC = """\

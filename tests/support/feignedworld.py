@@ -137,7 +137,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(accelerator, "find", lambda: KVM_WORKS)
     monkeypatch.setattr(life, "deliver", world.deliver)
     monkeypatch.setattr(life, "Guest", FakeGuest)
-    monkeypatch.setattr(life, "_set_clock", world.note("clock"))
+    monkeypatch.setattr(life, "set_clock", world.note("clock"))
     for name, fake in {
         "create_disk": create_disk,
         "start": world.start,

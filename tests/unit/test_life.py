@@ -291,10 +291,10 @@ def test_the_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIMBOX_HOME", str(world.box.source.parent / "home"))
     monkeypatch.setattr(life, "Guest", FakeGuest)
     machine = makemachine.make_machine()
-    life._set_clock(machine)
+    life.set_clock(machine)
     monkeypatch.setattr(FakeGuest, "code", 1)
     with pytest.raises(GuestError, match="clock cannot be set: no"):
-        life._set_clock(machine)
+        life.set_clock(machine)
 
 
 def test_destroy(world: World) -> None:

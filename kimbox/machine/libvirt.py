@@ -1,0 +1,66 @@
+"""What Vagrant leaves in libvirt: found by the names that kimbox gives, and removed, through virsh(1).
+
+Every domain is named `kimbox-TAG-BOX`, its volumes begin with that name, and TAG tells one $KIMBOX_HOME from another.
+Images are volumes named after the Vagrant box, `kimbox-...`, with which Vagrant never does away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from kimbox import paths
+from kimbox.log import log
+from kimbox.run import Completed, run
+
+#: The system's libvirt, and the pool in which vagrant-libvirt keeps its disks.
+URI = "qemu:///system"
+POOL = "default"
+
+#: How vagrant-libvirt names the volume of a box's image, after the box's own name.
+IMAGE_MARK = "_vagrant_box_image_"
+
+TIMEOUT_S = 60.0
+
+
+def prefix() -> str:
+    """What the names of the domains of this home begin with."""
+    tag = hashlib.sha256(str(paths.home()).encode()).hexdigest()[:8]
+    return f"kimbox-{tag}-"
+
+
+def domain(name: str) -> str:
+    """The name of a box's domain."""
+    return f"{prefix()}{name}"
+
+
+def virsh(*words: str, check: bool = True) -> Completed:
+    """Runs virsh. Raises CommandError, with its words, if it fails."""
+    return run(["virsh", "--quiet", "--connect", URI, *words], check=check, timeout_s=TIMEOUT_S)
+
+
+def sweep(name: str) -> None:
+    """Removes the domain of a box with its snapshots, saved state and volumes, where there is any of it."""
+    full = domain(name)
+    if full in virsh("list", "--all", "--name", check=False).stdout.split():
+        log.detail(f"removing the domain {full}")
+        virsh("destroy", full, check=False)
+        virsh("undefine", full, "--managed-save", "--snapshots-metadata")
+    for volume in volumes():
+        if re.fullmatch(re.escape(full) + r"(\.img|-[a-z]+\.\w+)", volume):  # its disk, and those that it has beside
+            log.detail(f"removing the volume {volume}")
+            virsh("vol-delete", volume, "--pool", POOL)
+
+
+def volumes() -> list[str]:
+    """Names of the volumes in the pool; none where there is no such pool."""
+    listed = virsh("vol-list", POOL, check=False)
+    return [line.split()[0] for line in listed.stdout.splitlines() if line.strip()] if listed.ok else []
+
+
+def drop_image(vagrant_box: str) -> None:
+    """Removes the volume of a Vagrant box's image."""
+    for volume in volumes():
+        if volume.startswith(f"{vagrant_box}{IMAGE_MARK}"):
+            log.detail(f"removing the volume {volume}")
+            virsh("vol-delete", volume, "--pool", POOL)

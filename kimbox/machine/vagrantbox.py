@@ -1,0 +1,53 @@
+"""The image of a machine as a Vagrant box, among the boxes that kimbox has Vagrant keep for itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kimbox import paths
+from kimbox.files import locked, remove_tree
+from kimbox.image import boxwriter
+from kimbox.image.store import Image
+from kimbox.log import log
+from kimbox.machine import libvirt
+from kimbox.machine.folder import machines
+from kimbox.render.vagrantfile import box_name
+
+#: Has python-vagrant do something: a word for it, and what.
+Call = Callable[[str, Callable[[Any], Any]], Any]
+
+#: Another kimbox may be making the same box.
+LOCK_WAIT_S = 600.0
+
+
+def ensure(image: Image, name: str, call: Call) -> None:
+    """Makes the image a box of Vagrant's, if it is none yet."""
+    vagrant_box = box_name(name, image.key)
+    home = paths.vagrant_dir()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
+        if (home / "boxes" / vagrant_box).is_dir():
+            return
+        with log.step("making a box for Vagrant"), tempfile.TemporaryDirectory(prefix="box-", dir=home) as folder:
+            file = Path(folder) / f"{vagrant_box}.box"
+            boxwriter.libvirt(image.disk, image.format, file)
+            call("box add", lambda v: v.box_add(vagrant_box, str(file), provider="libvirt", force=True))
+
+
+def drop(vagrant_box: str, call: Call) -> None:
+    """Removes a box that no machine needs any more, from Vagrant's boxes and from libvirt's pool."""
+    home = paths.vagrant_dir()
+    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
+        if any(_uses(machine.folder / "box", vagrant_box) for machine in machines()):
+            return
+        libvirt.drop_image(vagrant_box)
+        if (home / "boxes" / vagrant_box).is_dir():
+            call("box remove", lambda v: v.box_remove(vagrant_box, "libvirt"))
+        remove_tree(home / "boxes" / vagrant_box)
+
+
+def _uses(file: Path, vagrant_box: str) -> bool:
+    return file.exists() and file.read_text().strip() == vagrant_box

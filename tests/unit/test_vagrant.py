@@ -1,0 +1,201 @@
+"""The provider `vagrant` against programs that answer as Vagrant and virsh would: what it asks, and makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import makemachine
+import pytest
+
+from kimbox import paths
+from kimbox.errors import GuestError, MissingToolError, StateError, UsageError
+from kimbox.machine import accelerator, libvirt, provider
+from kimbox.machine.accelerator import Accelerator
+from kimbox.machine.folder import Machine
+from kimbox.machine.state import State, derive
+from kimbox.machine.vagrant import Vagrant
+
+STATUS = (
+    "1795552074,tiny,state,{state}\n1795552074,tiny,state-human-short,{state}\n1795552074,,ui,info,Current states\n"
+)
+
+
+class Host:
+    """A PATH on which `vagrant` and `virsh` are scripts of the test's; every call of them is noted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.calls_file = folder / "calls"
+        self.fake("vagrant", "exit 0")
+        self.fake("virsh", "exit 0")
+
+    def fake(self, name: str, script: str) -> None:
+        """Puts a program there."""
+        program = self.bin / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >>"{self.calls_file}"\n{script}\n')
+        program.chmod(0o755)
+
+    def says(self, text: str, *, code: int = 0, on_stderr: str = "") -> None:
+        """What vagrant answers from now on."""
+        (self.bin / "out").write_text(text)
+        (self.bin / "err").write_text(on_stderr)
+        self.fake("vagrant", f'cat "{self.bin}/out"; cat "{self.bin}/err" >&2; exit {code}')
+
+    @property
+    def calls(self) -> list[str]:
+        return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    host = Host(tmp_path)
+    monkeypatch.setenv("PATH", f"{host.bin}:/usr/bin:/bin")
+    monkeypatch.setattr(accelerator, "find", lambda: Accelerator("tcg", "max", "there is no /dev/kvm"))
+    return host
+
+
+@pytest.fixture
+def machine(host: Host) -> Machine:
+    """A machine that Vagrant runs, which it has made already."""
+    machine = makemachine.make_machine()
+    machine.vagrantfile.touch()
+    mark = machine.folder / ".vagrant/machines/tiny/libvirt/id"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    return machine
+
+
+def test_the_folder_tells_whose_the_machine_is(machine: Machine) -> None:
+    """A damaged record does not hide it; an unknown provider is a usage error that names those that are known."""
+    machine.record_file.write_text("{")
+    assert "vagrant" == provider.of(machine).name
+    machine.vagrantfile.unlink()
+    assert "qemu" == provider.of(machine).name
+    with pytest.raises(UsageError) as caught:
+        provider.named("xen", machine)
+    assert "qemu, vagrant" in str(caught.value.hint)
+
+
+def test_what_works_on_the_disk_is_refused(machine: Machine) -> None:
+    """The disk is libvirt's."""
+    with pytest.raises(StateError, match="cannot shrink tiny: vagrant has its disk"):
+        provider.need_disk(machine, "shrink")
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("shutoff", State.HALTED),
+        ("not_created", State.HALTED),
+        ("paused", State.PAUSED),
+        ("crashed", State.HALTED),
+    ],
+)
+def test_states_follow_from_vagrants_words(host: Host, machine: Machine, word: str, state: State) -> None:
+    """What Vagrant says decides, and not what was recorded."""
+    host.says(STATUS.format(state=word))
+    assert state is derive(Vagrant(machine).facts(machine.record()))
+
+
+def test_a_machine_that_vagrant_has_not_made_needs_no_question(host: Host, machine: Machine) -> None:
+    """Without Vagrant's own mark there is nothing to ask about."""
+    (machine.folder / ".vagrant/machines/tiny/libvirt/id").unlink()
+    assert (False, False) == Vagrant(machine).running()
+    assert [] == host.calls
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "warning: something\n",
+        STATUS.format(state="dancing"),
+        "1,other,state,running\n",
+        STATUS.format(state="running") + STATUS.format(state="shutoff"),
+    ],
+)
+def test_an_answer_that_says_nothing_known_is_an_error(host: Host, machine: Machine, text: str) -> None:
+    """No state, an unknown one, another machine's, or two: never a guess."""
+    host.says(text)
+    with pytest.raises(GuestError, match="vagrant status says nothing that is known of tiny"):
+        Vagrant(machine).running()
+
+
+def test_a_plain_warning_among_the_lines_does_no_harm(host: Host, machine: Machine) -> None:
+    """Lines that are no answer are passed over."""
+    host.says("warning: constant ::Fixnum is deprecated\n\n" + STATUS.format(state="paused"))
+    assert (True, True) == Vagrant(machine).running()
+
+
+def test_a_failure_is_told_in_vagrants_own_words(host: Host, machine: Machine) -> None:
+    """What it wrote to either stream, of this call alone, fit for a terminal; all is kept in its log."""
+    machine.vagrant_log.write_text("of an earlier call\n")
+    host.says("==> tiny: Halting\n", code=1, on_stderr="The \x1b[31mdomain\x1b[0m is locked\n")
+    with pytest.raises(GuestError) as caught:
+        Vagrant(machine).stop(State.FAILED, force=True, timeout_s=1)
+    message = caught.value.message
+    assert "vagrant halt failed with exit status 1 for tiny" in message
+    assert "domain" in message
+    assert "is locked" in message
+    assert "==> tiny: Halting" in message
+    assert "\x1b" not in message
+    assert "earlier" not in message
+    assert str(machine.vagrant_log) in str(caught.value.hint)
+    assert "of an earlier call" in machine.vagrant_log.read_text()
+
+
+def test_an_error_in_machine_readable_form_is_read(host: Host, machine: Machine) -> None:
+    """Its commas and line breaks are Vagrant's to escape."""
+    text = "1,,ui,error,x\n1,,error-exit,Vagrant::Errors::NoEnv,No environment%!(VAGRANT_COMMA) here\\nRun init\n"
+    host.says(text, code=1)
+    with pytest.raises(GuestError) as caught:
+        Vagrant(machine).running()
+    assert "    No environment, here\n    Run init" in caught.value.message
+
+
+def test_a_suspend_that_did_nothing_is_an_error(host: Host, machine: Machine) -> None:
+    """vagrant-libvirt ends with 0 where it could not save the memory."""
+    host.says(STATUS.format(state="running"), on_stderr="Error doing a managed save\n")
+    with pytest.raises(GuestError, match="did not suspend tiny"):
+        Vagrant(machine).suspend(lambda: None)
+
+
+def test_without_vagrant_the_package_is_named(host: Host, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing program is one, with what installs it, and no traceback."""
+    (host.bin / "vagrant").unlink()
+    monkeypatch.setattr("kimbox.run.which", lambda program: None)
+    with pytest.raises(MissingToolError) as caught:
+        Vagrant(machine).unpause()
+    assert "sudo apt-get install vagrant" in str(caught.value.hint)
+
+
+def test_vagrant_runs_apart_from_the_users(host: Host, machine: Machine) -> None:
+    """It has boxes of kimbox's own, calls nobody, and is told which driver works here."""
+    host.fake("vagrant", f'env >"{host.bin}/env"; pwd >>"{host.bin}/env"')
+    Vagrant(machine).unpause()
+    told = (host.bin / "env").read_text().splitlines()
+    assert {
+        f"VAGRANT_HOME={paths.vagrant_dir()}",
+        "VAGRANT_CHECKPOINT_DISABLE=1",
+        "VAGRANT_DEFAULT_PROVIDER=libvirt",
+        "KIMBOX_LIBVIRT_DRIVER=qemu",
+        str(machine.folder),
+    } <= set(told)
+
+
+def test_only_what_is_of_this_box_is_swept(host: Host) -> None:
+    """The domain and the volumes of a box, and none of another whose name begins so, or of another home."""
+    mine = libvirt.domain("tiny")
+    volumes = [f"{mine}.img", f"{mine}-vdb.qcow2", f"{mine}-2.img", f"{mine}-two-vdb.qcow2", "kimbox-00000000-tiny.img"]
+    listed = "\n".join(f"{volume} /pool/{volume}" for volume in volumes)
+    host.fake(
+        "virsh", f'case "$*" in *vol-list*) echo "{listed}" ;; *"list --all"*) echo "{mine}"; echo "{mine}-2" ;; esac'
+    )
+    libvirt.sweep("tiny")
+    done = [call for call in host.calls if "list" not in call]
+    assert [f"undefine {mine} ", f"vol-delete {mine}.img ", f"vol-delete {mine}-vdb.qcow2 "] == [
+        next(word for word in ("undefine", "vol-delete") if word in call) + f" {call.split()[5]} " for call in done[1:]
+    ]
+    assert done[0].endswith(f"destroy {mine}")
