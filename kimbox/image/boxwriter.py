@@ -1,4 +1,4 @@
-"""Writes what Vagrant and hypervisors take: .box archives for libvirt, from any disk that QEMU reads.
+"""Writes Vagrant's .box archives for libvirt from any disk that QEMU reads, and what other formats need for it.
 
 A .box for libvirt is a tar archive with three members that vagrant-libvirt looks for: metadata.json (provider, format,
 size in whole GiB), Vagrantfile and box.img. Vagrant unpacks it with bsdtar(1), and has the archive compressed or not;
@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kimbox import run
 from kimbox.errors import StateError
-from kimbox.files import CHUNK_BYTES, remove_tree, sync_file, sync_folder
+from kimbox.files import CHUNK_BYTES, remove_tree, sha256_file, sync_file, sync_folder
+from kimbox.image import sums
 from kimbox.image.recipe import EPOCH_S
 from kimbox.log import log
 from kimbox.render.vagrantfile import ruby_literal
@@ -31,6 +33,9 @@ CLUSTER = "256k"
 
 #: How qemu-img writes a compressed qcow2. In order: with -W it would be quicker, and other bytes every time.
 QCOW2 = ("-O", "qcow2", "-c", "-o", f"compression_type=zstd,cluster_size={CLUSTER}", "-m", "16")
+
+#: Makes the signature of a checksum file.
+Sign = Callable[[bytes], bytes]
 
 _GIB = 1 << 30
 _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
@@ -74,10 +79,12 @@ def libvirt(
     guest: str = "debian",
     user: str = "vagrant",
     files: Mapping[str, bytes] | None = None,
+    sign: Sign | None = None,
 ) -> None:
     """Makes the .box `target` from a `raw` or `qcow2` disk, which nobody may write meanwhile.
 
     `guest` is Vagrant's word for the distribution, `user` the account that logs in; `files` go in, too, by their names.
+    The checksums of all that is in it go with it, and their signature where `sign` makes one.
     `target` appears whole or not at all. Raises StateError if it is there already or being made, CommandError if the
     disk cannot be read.
     """
@@ -90,7 +97,15 @@ def libvirt(
             "Vagrantfile": vagrantfile(guest, user),
             **(files or {}),
         }
-        write_tar(work / target.name, members, {"box.img": image})
+        write_tar(work / target.name, with_sums(members, {"box.img": image}, sign), {"box.img": image})
+
+
+def with_sums(members: Mapping[str, bytes], disks: Mapping[str, Path], sign: Sign | None) -> dict[str, bytes]:
+    """The members of an archive, and with them the checksums of all of them and of the disks."""
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
+    digests |= {name: sha256_file(path).removeprefix("sha256:") for name, path in disks.items()}
+    text = sums.text(digests)
+    return {**members, sums.NAME: text, **({sums.SIGNATURE_NAME: sign(text)} if sign else {})}
 
 
 def vagrantfile(guest: str, user: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -27,6 +28,13 @@ def load_box(path: Path) -> Box:
     if problems.found:
         raise SpecError(problems.found)
     return box
+
+
+def merged_spec(path: Path) -> dict[str, Any]:
+    """A sound spec as one mapping: with its layers, without what is a default."""
+    merged = load_layers(path, Problems())
+    plain = merged.tree.plain() if merged else {}
+    return {key: value for key, value in plain.items() if key != "base"}
 
 
 @attrs.frozen

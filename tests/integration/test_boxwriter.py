@@ -33,7 +33,7 @@ def test_a_box_holds_what_vagrant_looks_for(disk: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "x.box"
     boxwriter.libvirt(disk, "raw", target, guest="it's", files={"kimbox.lock": b"text"})
     with tarfile.open(target) as archive:
-        assert archive.getnames() == ["metadata.json", "Vagrantfile", "kimbox.lock", "box.img"]
+        assert archive.getnames() == ["metadata.json", "Vagrantfile", "kimbox.lock", "SHA256SUMS", "box.img"]
         assert {(m.uid, m.gid, m.uname, m.mtime, m.mode) for m in archive} == {(0, 0, "", 1735689600, 0o644)}
         read = {name: archive.extractfile(name).read() for name in archive.getnames()}  # type: ignore[union-attr]
     assert json.loads(read["metadata.json"]) == {"provider": "libvirt", "format": "qcow2", "virtual_size": 2}

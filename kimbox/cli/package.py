@@ -1,0 +1,86 @@
+"""kimbox package: a box as others take it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kimbox.cli import target
+from kimbox.cli.output import report
+from kimbox.errors import UsageError
+
+if TYPE_CHECKING:
+    from kimbox.image.formats import Format
+
+
+def package(
+    box: target.Name = None,
+    file: target.File = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="FORMAT", help="libvirt (the default), virtualbox, ova, qcow2 or raw."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write packages; default: here.")
+    ] = Path(),
+    image: Annotated[bool, typer.Option("--image", help="The image, although there is a machine.")] = False,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="A key of ssh that signs the checksums.")
+    ] = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option("--catalog", metavar="URL", help="Also a catalog for Vagrant; the folder will be served there."),
+    ] = None,
+    version: Annotated[str, typer.Option("--version", metavar="VERSION", help="In the catalog.")] = "0",
+) -> None:
+    """Make packages of a box: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks.
+
+    Packaged is the root of the box's halted machine, as its maintainer left it (maintain mode), or, where there is no
+    machine, its image. A copy is cleaned: identity, keys, logs, caches, histories and all of /persistent go, and what
+    a boot wrote to the snapshot of root; the first boot of the package is that of a new box. Vagrant boxes hold spec,
+    lock, SBOM, statement and SHA256SUMS; for other formats they lie beside. The same disk gives the same bytes.
+    Nothing is overwritten.
+
+    Packages for VirtualBox are tested with its controllers in QEMU; VirtualBox itself is not.
+
+    \b
+    Examples:
+      kimbox package
+      kimbox package openkim-dev --format libvirt --format virtualbox --output release --sign ~/.ssh/id_ed25519
+      kimbox package --format ova --image
+      kimbox package --output public --catalog https://example.org/boxes --version 2026.1
+    """
+    from kimbox.image.catalog import VERSION
+    from kimbox.machine import package as packaging
+    from kimbox.spec import urls
+    from kimbox.spec.nodes import Fault
+
+    kinds = _formats(format or ["libvirt"])
+    if catalog is not None:
+        try:
+            urls.mirror(catalog)
+        except Fault as fault:
+            raise UsageError(f"--catalog: {fault.message}", hint=fault.hint) from None
+        if not any(kind.holds_files for kind in kinds):
+            raise UsageError("a catalog is of Vagrant boxes", hint="add --format libvirt or virtualbox")
+    if not VERSION.fullmatch(version) or len(version) > 100:
+        raise UsageError(f"--version: {version[:100]} is no version", hint="write it as 1.2.0 or 2026.1")
+    spec, shipped = target.spec(box, file)
+    made = packaging.package(packaging.Wanted(spec, shipped is not None, kinds, output, image, sign, catalog, version))
+    result = {"name": spec.name, "from": made.source, "files": [str(f) for f in made.files]}
+    lines = [f"wrote {f}  {f.stat().st_size / 1e6:.1f} MB" for f in made.files]
+    lines += [f"removed or reset {len(made.cleaned)} files of the root"] if made.cleaned else []
+    report("package", result | {"cleaned": list(made.cleaned)}, "\n".join(lines))
+
+
+def _formats(words: list[str]) -> tuple[Format, ...]:
+    """The formats, each once. Raises UsageError for a word that is none."""
+    from kimbox.image.formats import Format
+
+    known = [str(kind) for kind in Format]
+    for word in words:
+        if word not in known:
+            raise UsageError(f"there is no format {word[:40]}", hint=f"there are: {', '.join(known)}")
+    return tuple(dict.fromkeys(Format(word) for word in words))

@@ -1,0 +1,327 @@
+"""Packages of a tiny box: what is in each format, what a halted machine loses, and that Vagrant takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import tarfile
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tinyimage
+from clirun import Kimbox, error, result
+from clirun import kimbox as kimbox
+from clirun import world as world
+from makemachine import make_machine, running
+
+from kimbox import run
+from kimbox.files import sha256_file
+from kimbox.image import boxes, cleaned, namespace, rootfs, store, sums
+from kimbox.lock.lockfile import read_lock
+from kimbox.machine.folder import Ended, Machine
+from kimbox.spec.load import load_box
+
+pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
+
+Made = Callable[..., dict[str, Any]]
+
+SPEC = """\
+kimbox: 1
+name: tiny
+description: a box
+image: {distribution: debian, packages: [one]}
+disk:
+  size: 380MiB
+  boot: 64MiB
+  volumes: {root: 256MiB, persistent: 16MiB, swap: 16MiB, root_snap: 8MiB}
+"""
+
+#: What every image of kimbox's has, and the tiny one has not.
+MORE = """
+printf '%s\\n' '# GRUB Environment Block' saved_entry=keep >root/boot/grub/grubenv
+head -c 982 /dev/zero | tr '\\0' '#' >>root/boot/grub/grubenv
+: >root/etc/machine-id
+chmod 0444 root/etc/machine-id
+printf '127.0.0.1 localhost\\n' >root/etc/hosts
+mkdir -p root/var/log root/var/tmp root/var/cache/apt/archives root/root root/home/user root/etc/ssh root/var/lib/kimbox
+: >root/var/log/btmp
+"""
+
+
+@pytest.fixture
+def box(world: Path, kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a tiny box whose image is built."""
+
+    def fill(*args: Any, **options: Any) -> Path:
+        root = tinyimage.fill(*args, **options)
+        namespace.call(["sh", "-c", MORE], cwd=args[1])
+        return root
+
+    monkeypatch.setattr(rootfs, "build", fill)
+    folder = world / "work"
+    (folder / "kimbox.yaml").write_text(SPEC)
+    assert 0 == kimbox("build")[0]
+    return folder
+
+
+@pytest.fixture
+def made(kimbox: Kimbox, box: Path) -> Made:
+    """Runs `kimbox package` and returns its result."""
+
+    def call(*words: str) -> dict[str, Any]:
+        code, out, err = kimbox("--json", "package", *words)
+        assert code == 0, err + out
+        answer: dict[str, Any] = result(out, "package")
+        return answer
+
+    return call
+
+
+def image_of(folder: Path) -> store.Image:
+    """The image of the box, which is built."""
+    image = store.find(read_lock(folder / "kimbox.lock").image or "")
+    assert image is not None
+    return image
+
+
+def members(path: Path) -> dict[str, bytes]:
+    """All in an archive."""
+    with tarfile.open(path) as archive:
+        return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+
+
+def test_every_format(made: Made, box: Path, tmp_path: Path) -> None:
+    """Each holds the same disk; boxes hold what they are made of, and other formats have it beside them."""
+    kinds = ["libvirt", "virtualbox", "ova", "qcow2", "raw"]
+    answer = made("-o", "out", *(word for kind in kinds for word in ("--format", kind)))
+    out = box / "out"
+    assert ("image", "tiny") == (answer["from"], answer["name"])
+    beside = ["kimbox.json", "kimbox.lock", "kimbox.yaml", "provenance.intoto.json", "sbom.cdx.json"]
+    packages = ["tiny-libvirt.box", "tiny-virtualbox.box", "tiny.ova", "tiny.qcow2", "tiny.raw"]
+    assert sorted([*packages, "tiny.SHA256SUMS", *(f"tiny.{n}" for n in beside)]) == sorted(
+        p.name for p in out.iterdir()
+    )
+    run.run(["sha256sum", "--check", "--strict", "tiny.SHA256SUMS"], cwd=out)
+    disk = image_of(box).disk
+    for name in packages[:2]:
+        there = members(out / name)
+        assert set(beside) < set(there)
+        assert "tiny" == json.loads(there["kimbox.json"])["name"]
+        assert "lock: 1" in there["kimbox.lock"].decode()
+        assert "CycloneDX" == json.loads(there["sbom.cdx.json"])["bomFormat"]
+        assert json.loads(there["kimbox.yaml"])["image"]["packages"] == ["one"]
+    vmdk = members(out / "tiny.ova")["box-disk001.vmdk"]
+    assert vmdk == members(out / "tiny-virtualbox.box")["box-disk001.vmdk"]
+    (tmp_path / "x.vmdk").write_bytes(vmdk)
+    run.run(["qemu-img", "check", "-f", "vmdk", tmp_path / "x.vmdk"])
+    for path, kind in ((tmp_path / "x.vmdk", "vmdk"), (out / "tiny.qcow2", "qcow2"), (out / "tiny.raw", "raw")):
+        run.run(["qemu-img", "compare", "-f", kind, "-F", "raw", path, disk])
+    ovf = ET.fromstring(members(out / "tiny.ova")["tiny.ovf"])  # noqa: S314
+    values = [node.text for node in ovf.iter() if node.tag.endswith(("ResourceSubType", "ResourceType"))]
+    assert {"AHCI", "E1000", "20", "10", "17", "3", "4"} == set(values)
+    assert b"SHA256(tiny.ovf)= " in members(out / "tiny.ova")["tiny.mf"]
+
+
+def test_the_same_image_gives_the_same_bytes(made: Made, box: Path) -> None:
+    """In every format, wherever it is written."""
+    words = [word for kind in ("libvirt", "virtualbox", "ova", "qcow2") for word in ("--format", kind)]
+    one, two = (made("-o", folder, *words)["files"] for folder in ("a", "b/c"))
+    for first, second in zip(one, two, strict=True):
+        assert sha256_file(box / first) == sha256_file(box / second), first
+
+
+def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
+    """A halted machine whose root a debugfs script has changed."""
+    machine = make_machine(
+        "tiny", source=str(folder / "kimbox.yaml"), image=image.key, ended=Ended.HALTED,
+        spec_digest=load_box(folder / "kimbox.yaml").digest,
+    )  # fmt: skip
+    raw = machine.folder / "raw"
+    run.run(["cp", "--sparse=always", image.disk, raw])
+    raw.chmod(0o600)
+    (machine.folder / "secret").write_text("SECRET of this machine\n")
+    (machine.folder / "mine").write_text("what the maintainer wants\n")
+    at = cleaned.places(raw)
+    done = run.run(["debugfs", "-w", "-f", "-", f"raw?offset={at.root[0]}"], input=script, cwd=machine.folder)
+    assert "rror" not in done.stderr
+    with raw.open("r+b") as file:
+        file.seek(at.root[0] + at.root[1] + 8 * (1 << 20))
+        file.write(b"SECRET on /persistent")
+    machine.disk.unlink()
+    run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, machine.disk])
+    raw.unlink()
+    return machine
+
+
+CHANGES = """\
+mkdir /etc/kimbox
+write mine /etc/changed
+write secret /etc/ssh/ssh_host_rsa_key
+rm /etc/machine-id
+write secret /etc/machine-id
+write secret /root/.bash_history
+mkdir /root/.ssh
+write secret /root/.ssh/authorized_keys
+mkdir /home/user/.ssh
+write secret /home/user/.ssh/id_rsa
+write secret /var/log/syslog
+mkdir /var/log/deep
+mkdir /var/log/deep/er
+write secret /var/log/deep/er/log
+write secret /var/cache/apt/archives/x.deb
+mkdir /var/tmp/a
+mkdir /var/tmp/a/b
+write secret /var/tmp/a/b/c
+write secret /var/tmp/left
+write secret /var/lib/kimbox/done
+"""
+
+
+def test_a_halted_machine(made: Made, box: Path, tmp_path: Path) -> None:
+    """Its root is packaged as its maintainer left it, without a trace of what is of this machine alone."""
+    machine = machine_of(box, image_of(box), CHANGES)
+    before = sha256_file(machine.disk)
+    answer = made("--format", "raw", "--format", "libvirt", "-o", "a")
+    assert "machine" == answer["from"]
+    assert {"/etc/machine-id", "/home/user/.ssh/id_rsa", "/var/tmp/a/b", "/var/log/deep/er/log"} < set(
+        answer["cleaned"]
+    )
+    assert before == sha256_file(machine.disk)
+    assert not (machine.folder / "package").exists()
+    raw = box / "a/tiny.raw"
+    content = raw.read_bytes()
+    assert b"SECRET" not in content
+    assert b"what the maintainer wants" in content
+    at = cleaned.places(raw)
+    run.run(["e2fsck", "-f", "-n", f"tiny.raw?offset={at.root[0]}"], cwd=raw.parent)
+    system = cleaned._System(raw, at.root[0])
+    assert ["/var/log/btmp", "/var/log/deep", "/var/log/deep/er"] == sorted(e.path for e in system.tree("/var/log"))
+    assert ("", "", 0o100444) == (
+        system.content("/etc/machine-id"),
+        system.content("/root/.bash_history"),
+        system.matching("/etc/machine-id")[0].mode,
+    )
+    made("--format", "raw", "--format", "libvirt", "-o", "b")
+    for name in ("tiny.raw", "tiny-libvirt.box"):
+        assert sha256_file(box / "a" / name) == sha256_file(box / "b" / name)
+    made("--format", "raw", "--image", "-o", "c")
+    assert sha256_file(box / "c/tiny.raw") == sha256_file(image_of(box).disk)
+
+
+def test_an_untouched_machine_is_its_image(made: Made, box: Path) -> None:
+    """Cleaning changes nothing in a root that nobody maintained."""
+    image = image_of(box)
+    machine_of(box, image, "")
+    answer = made("--format", "raw")
+    assert ("machine", []) == (answer["from"], answer["cleaned"])
+    at = cleaned.places(image.disk)
+    systems = [cleaned._System(path, at.root[0]) for path in (box / "tiny.raw", image.disk)]
+    assert systems[0].tree("/") == systems[1].tree("/")
+
+
+def test_what_is_refused(kimbox: Kimbox, box: Path) -> None:
+    """A running machine, one whose disk has another layout, what is there already, and words that mean nothing."""
+    image = image_of(box)
+    machine = machine_of(box, image, "")
+    with running(machine):
+        code, out, _ = kimbox("--json", "package")
+        assert (5, True) == (code, "--image" in error(out, "package")["hint"])
+    run.run(["qemu-img", "create", "-q", "-f", "qcow2", machine.disk, "380M"])
+    assert "layout" in error(kimbox("--json", "package")[1], "package")["message"]
+    assert [] == [p.name for p in box.iterdir() if p.name.startswith((".tiny", "tiny"))]
+    (box / "tiny-libvirt.box").write_text("mine")
+    code, out, _ = kimbox("--json", "package", "--image")
+    assert (5, "mine") == (code, (box / "tiny-libvirt.box").read_text())
+    for words in (
+        ["--format", "vdi"],
+        ["--version", "x y"],
+        ["--catalog", "ftp://x/"],
+        ["--catalog", "https://x/", "--format", "raw"],
+    ):
+        assert 2 == kimbox("package", *words)[0], words
+
+
+def test_signed_packages_are_added(made: Made, kimbox: Kimbox, box: Path, tmp_path: Path) -> None:
+    """The signature of a package is one that `box add` verifies; the one beside it is over all files."""
+    run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", tmp_path / "key"])
+    answer = made("--sign", str(tmp_path / "key"))
+    assert str(box / "tiny.SHA256SUMS.sig") in [str(box / f) for f in answer["files"]]
+    public = (tmp_path / "key.pub").read_text().split()
+    sums.verify(
+        (box / "tiny.SHA256SUMS").read_bytes(), (box / "tiny.SHA256SUMS.sig").read_bytes(), (" ".join(public[:2]),)
+    )
+    assert 0 == kimbox("box", "add", "own/tiny", "tiny-libvirt.box", "--key", str(tmp_path / "key.pub"))[0]
+    image = store.find(boxes.require("own/tiny").image)
+    assert image is not None
+    run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", image.disk, image_of(box).disk])
+    code, out, _ = kimbox("--json", "package", "--image", "-o", "x", "--sign", str(tmp_path / "none"))
+    assert (1, True) == (code, "cannot sign" in error(out, "package")["message"])
+    assert not (box / "x").exists()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A web server that does not report each request."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[int]:
+    """Serves a folder; gives the port."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.skipif(not run.which("vagrant"), reason="script/bootstrap test brings vagrant")
+def test_real_vagrant(made: Made, box: Path, tmp_path: Path) -> None:
+    """Vagrant adds the box from a catalog on a server, by its version, and refuses it where the checksum is another."""
+    home = {"VAGRANT_HOME": str(tmp_path / "vagrant"), "VAGRANT_CHECKPOINT_DISABLE": "1", "VAGRANT_NO_COLOR": "1"}
+
+    def vagrant(*words: str | Path) -> run.Completed:
+        return run.run(["vagrant", "box", *words], env=home, check=False, timeout_s=120)
+
+    with serving(box / "public") as port:
+        folder = f"http://127.0.0.1:{port}"
+        made("-o", "public", "--catalog", folder, "--version", "1.2.0", "--format", "libvirt", "--format", "virtualbox")
+        added = vagrant("add", f"{folder}/tiny.metadata.json", "--provider", "libvirt")
+        assert added.ok, added.stdout + added.stderr
+        listed = vagrant("list").stdout
+        assert "tiny" in listed
+        assert "(libvirt, 1.2.0)" in listed
+        there = next((tmp_path / "vagrant/boxes").glob("*/1.2.0/libvirt/sbom.cdx.json"))
+        assert there.read_bytes() == members(box / "public/tiny-libvirt.box")["sbom.cdx.json"]
+        catalog = box / "public/tiny.metadata.json"
+        checksum = json.loads(catalog.read_text())["versions"][0]["providers"][1]["checksum"]
+        catalog.write_text(catalog.read_text().replace(checksum, checksum[::-1]))
+        refused = vagrant("add", f"{folder}/tiny.metadata.json", "--provider", "virtualbox")
+        assert not refused.ok
+        assert "checksum" in refused.stderr
+        assert "virtualbox" not in vagrant("list").stdout
+
+
+def test_a_catalog_grows(made: Made, box: Path, kimbox: Kimbox) -> None:
+    """A second version is added to the first; another package of the same version is not."""
+    made("--catalog", "https://h/x", "--version", "1")
+    (box / "tiny-libvirt.box").rename(box / "old")
+    (box / "tiny.SHA256SUMS").unlink()
+    made("--catalog", "https://h/x", "--version", "2")
+    catalog = json.loads((box / "tiny.metadata.json").read_text())
+    assert ["1", "2"] == [one["version"] for one in catalog["versions"]]
+    assert "https://h/x/tiny-libvirt.box" == catalog["versions"][0]["providers"][0]["url"]
+    for name in ("tiny-libvirt.box", "tiny.SHA256SUMS"):
+        (box / name).unlink()
+    code, out, _ = kimbox("--json", "package", "--catalog", "https://other/", "--version", "2")
+    assert (5, True) == (code, "--version" in error(out, "package")["hint"])
