@@ -27,6 +27,7 @@ from kimbox.log import log
 from kimbox.machine.facts import state
 from kimbox.machine.folder import USER, Machine
 from kimbox.machine.origin import whole_of
+from kimbox.machine.provider import need_disk
 from kimbox.machine.state import State
 from kimbox.spec.load import merged_spec
 from kimbox.spec.model import Box, PackageImage
@@ -114,6 +115,7 @@ def _disk(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[tuple[Imag
         if now is not State.HALTED:
             hint = f"`kimbox halt {machine.name}` first; with --image the image it was made from is packaged"
             raise StateError(f"{machine.name} is {now}, and a machine is packaged when it is halted", hint=hint)
+        need_disk(machine, "package")
         found = store.find(machine.record().image)
         if found is None:
             raise StateError(f"the image that {machine.name} was made from is gone")

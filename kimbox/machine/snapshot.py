@@ -6,13 +6,14 @@ else belongs to the moment: its record, and what the guest had told by then.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
 
 import attrs
 
-from kimbox.errors import StateError, UsageError
+from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import read_json, remove_tree, write_json
 from kimbox.log import log
 from kimbox.machine import provider as providers
@@ -63,12 +64,14 @@ def save(machine: Machine, name: str) -> State:
         if now.running and record.scratch:
             hint = f"`kimbox halt {machine.name}` first"
             raise StateError(f"{machine.name} has scratch space, which a snapshot cannot keep while it runs", hint=hint)
-        folder = machine.snapshots / name
-        remove_tree(folder)
-        provider = providers.of(machine)
+        folder, provider = machine.snapshots / name, providers.of(machine)
+        if folder.exists():  # a save that was cut short: the disk may have it, or a part of it
+            with contextlib.suppress(KimboxError):
+                provider.delete_snapshot(name)
+            remove_tree(folder)
+        folder.mkdir(parents=True)
         with log.step(f"keeping {machine.name} as {name}"):
             provider.save_snapshot(name)
-        folder.mkdir(parents=True)
         for file in (machine.events_file, machine.provision_log, machine.serial_log):
             if file.exists():
                 shutil.copyfile(file, folder / file.name)

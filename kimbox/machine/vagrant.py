@@ -147,9 +147,11 @@ class Vagrant:
         if launch.resume:
             self._call("resume", lambda v: v.resume())
             return self._reached(record)
-        is_new = not self._is_there()
-        if is_new:
-            libvirt.sweep(machine.name)  # what an interrupted `vagrant up` left bars the way of the next
+        is_new = record.ended is Ended.NEW or not self._is_there()
+        if is_new:  # what a first `vagrant up` left that was cut short is no machine: a domain without a network, say
+            if self._is_there():
+                self._call("destroy", lambda v: v.destroy())
+            libvirt.sweep(machine.name)
         record = attrs.evolve(allot_ports(machine, record, box), ended=record.ended)
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))

@@ -10,8 +10,10 @@ import pytest
 from kimbox import paths
 from kimbox.errors import GuestError, MissingToolError, StateError, UsageError
 from kimbox.machine import accelerator, libvirt, provider
+from kimbox.machine import host as host_checks
 from kimbox.machine.accelerator import Accelerator
 from kimbox.machine.folder import Machine
+from kimbox.machine.host import Verdict
 from kimbox.machine.state import State, derive
 from kimbox.machine.vagrant import Vagrant
 
@@ -199,3 +201,24 @@ def test_only_what_is_of_this_box_is_swept(host: Host) -> None:
         next(word for word in ("undefine", "vol-delete") if word in call) + f" {call.split()[5]} " for call in done[1:]
     ]
     assert done[0].endswith(f"destroy {mine}")
+
+
+PLUGIN = """\
+1795553798,,ui,info,vagrant-libvirt (0.11.2%!(VAGRANT_COMMA) system)
+1795553798,,plugin-name,vagrant-libvirt
+1795553798,vagrant-libvirt,plugin-version,0.11.2%!(VAGRANT_COMMA) system
+"""
+
+
+def test_doctor_tells_what_the_provider_lacks(host: Host) -> None:
+    """The programs, the plugin, a libvirt that answers: one after the other, each with the command that mends it."""
+    host.says("")
+    found = host_checks._vagrant()
+    assert (Verdict.SLOW, True) == (found.verdict, "lacks Vagrant's plugin" in found.found)
+    assert f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install" in str(found.mend)
+    host.says(PLUGIN)
+    host.fake("virsh", "echo 'error: Failed to connect socket' >&2; exit 1")
+    found = host_checks._vagrant()
+    assert (Verdict.SLOW, True) == (found.verdict, "Failed to connect socket" in found.found)
+    host.fake("virsh", "exit 0")
+    assert Verdict.GOOD is host_checks._vagrant().verdict
