@@ -43,7 +43,8 @@ def package(
     lock, SBOM, statement and SHA256SUMS; for other formats they lie beside. The same disk gives the same bytes.
     Nothing is overwritten.
 
-    Packages for VirtualBox are tested with its controllers in QEMU; VirtualBox itself is not.
+    Packages for VirtualBox are tested with its controllers in QEMU; VirtualBox itself is not. Their network card is
+    e1000 where the kernel has its driver (Debian: `linux-image-amd64` among the packages), else one of virtio.
 
     \b
     Examples:

@@ -2,11 +2,12 @@
 
 `root` and `/boot` stay, cleaned; everything else (LVM, an empty snapshot, swap, /persistent) is taken from the image
 that the machine was made from, so that no secret of /persistent can stay by oversight. Files are removed with
-debugfs(8) in file systems that nobody mounts; what they held goes when the disk is copied without its free space.
+debugfs(8) in file systems that nobody mounts; what they held goes with all that is not in use.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fnmatch
 import os
 import re
@@ -18,7 +19,7 @@ import attrs
 from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.files import CHUNK_BYTES, HOLE_BYTES, data_ranges
-from kimbox.image import ext4, inuse, lvmread
+from kimbox.image import ext4, inuse, lvmread, ranges
 from kimbox.image.recipe import EPOCH_S
 
 #: What debugfs and e2fsck may take, in seconds.
@@ -51,6 +52,9 @@ AS_BUILT = {"/etc/machine-id": 0o100444, "/etc/hostname": 0o100644, "/etc/hosts"
 
 #: More entries are not looked at: a tree of that size is no leftover.
 MAX_ENTRIES = 200_000
+
+#: Linux, include/uapi/linux/falloc.h
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 _ENTRY = re.compile(r"/(\d+)/([0-7]{6})/\d+/\d+/([^/]+)/(\d*)/?")
 
@@ -85,6 +89,12 @@ def places(disk: Path) -> Places:
     return Places((boot, boot_end - boot), (pv + root.place, root.size_bytes), size)
 
 
+def has_module(disk: Path, path: str) -> bool:
+    """Whether a kernel on a raw disk of kimbox's layout has a driver, by its folder below kernel/."""
+    system = _System(disk, places(disk).root[0])
+    return bool(system.matching(f"/usr/lib/modules/*/kernel/{path}"))
+
+
 def restore(disk: Path, image: Path) -> list[str]:
     """Brings `disk`, a raw copy of a halted machine's, back to the first state; `image` is the raw image it is from.
 
@@ -99,6 +109,7 @@ def restore(disk: Path, image: Path) -> list[str]:
     _restore_grubenv(disk, image, at.boot[0])
     done = _clean(_System(disk, at.root[0]), _System(image, at.root[0]))
     _check(disk, at.root[0], "root")
+    drop_unused(disk)
     return done
 
 
@@ -117,8 +128,21 @@ def _take_rest(disk: Path, image: Path, kept: Iterable[tuple[int, int]]) -> None
                     os.pwrite(target.fileno(), piece, at)
 
 
+def drop_unused(disk: Path) -> None:
+    """Makes all of a raw disk zeros that is not in use, and its snapshots empty. Raises ImageError if it is damaged."""
+    with disk.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        found = inuse.find(_from(file.fileno(), 0), size, drop_snapshots=True)
+        for first, last in ranges.without([(0, size)], ranges.without(found.used, found.zeros)):
+            _blank(file.fileno(), first, last)
+
+
 def _blank(handle: int, first: int, last: int) -> None:
-    """Writes zeros over what is no hole."""
+    """Makes a piece of a file zeros: a hole (fallocate(2)), or, where the file system has none, written ones."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    offset, length = ctypes.c_int64(first), ctypes.c_int64(last - first)
+    if last <= first or libc.fallocate(handle, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
+        return
     for start, end in list(data_ranges(handle)):
         for at in range(max(start, first), min(end, last), HOLE_BYTES):
             os.pwrite(handle, bytes(min(HOLE_BYTES, end - at, last - at)), at)

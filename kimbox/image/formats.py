@@ -1,8 +1,8 @@
 """The formats that a box is handed on in: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks.
 
-OVF describes the machine that VirtualBox makes: a SATA controller (AHCI), an Intel network card (82540EM, e1000),
-nothing of virtio. Format: DMTF DSP0243 1.1, in the dialect that VirtualBox writes. The disk is a
-streamOptimized VMDK.
+OVF describes the machine that VirtualBox makes: a SATA controller (AHCI) and, where the guest's kernel has a driver for
+it, an Intel network card (82540EM, e1000), else one of virtio. Format: DMTF DSP0243 1.1, in the dialect that VirtualBox
+writes. The disk is a streamOptimized VMDK.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Content:
     user: str
     #: Spec, lock and the like.
     files: Mapping[str, bytes]
+    #: Whether the guest's kernel knows VirtualBox's usual network card, e1000.
+    knows_e1000: bool = False
 
 
 def write(kind: Format, content: Content, target: Path, sign: Sign | None) -> None:
@@ -136,7 +138,7 @@ def ovf(content: Content, vmdk_bytes: int) -> bytes:
         _item(3, 20, "sataController0", Address=0, ResourceSubType="AHCI"),
         _item(4, 17, "disk1", AddressOnParent=0, HostResource="/disk/vmdisk1", Parent=3),
         _item(5, 10, "Ethernet adapter on 'NAT'", AutomaticAllocation="true", Connection="NAT",
-              ResourceSubType="E1000"),
+              ResourceSubType="E1000" if content.knows_e1000 else "virtio"),
     )  # fmt: skip
     name = quoteattr(content.name)
     identity: uuid.UUID = sectors.derived_uuid(f"{content.name}/{content.virtual_bytes}/ovf")

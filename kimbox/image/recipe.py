@@ -20,6 +20,9 @@ FORMAT = 1
 #: The time of everything in an image, in Unix seconds: 2025-01-01. Nothing in it tells when it was built.
 EPOCH_S = 1735689600
 
+#: How the names of packages with a kernel begin.
+KERNEL = "linux-image-"
+
 #: The unit that watches a snapshot which may fill up; no other box needs it.
 SNAPWATCH = "kimbox-snapwatch.service"
 
@@ -55,11 +58,15 @@ class Recipe:
 
 
 def requested(image: PackageImage) -> tuple[str, ...]:
-    """The packages that an image asks for: those of the spec and those of every provisioner, sorted."""
+    """The packages that an image asks for: those of the spec and those of every provisioner, sorted.
+
+    A kernel that the spec names takes the place of the usual one.
+    """
     parts = [provisioners.load(name) for name in provisioners.BASE]
-    return tuple(
-        sorted({package for p in parts for package in p.packages_for(image.distribution)} | set(image.packages))
-    )
+    needed = {package for p in parts for package in p.packages_for(image.distribution)}
+    if any(package.startswith(KERNEL) for package in image.packages):
+        needed = {package for package in needed if not package.startswith(KERNEL)}
+    return tuple(sorted(needed | set(image.packages)))
 
 
 def request(image: PackageImage) -> str:

@@ -6,6 +6,7 @@ and never written: what is cleaned is a copy.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 import attrs
 
 from kimbox import __version__
-from kimbox.errors import StateError
+from kimbox.errors import ImageError, StateError
 from kimbox.files import remove_tree, sha256_file, write_atomic
 from kimbox.image import catalog, cleaned, formats, slim, store, sums
 from kimbox.image.boxwriter import Sign, json_bytes, refuse_existing
@@ -31,6 +32,9 @@ from kimbox.machine.provider import need_disk
 from kimbox.machine.state import State
 from kimbox.spec.load import merged_spec
 from kimbox.spec.model import Box, PackageImage
+
+#: Where a kernel has the driver of VirtualBox's usual network card.
+E1000 = "drivers/net/ethernet/intel/e1000"
 
 #: Version of kimbox.json.
 FORMAT = 1
@@ -91,8 +95,11 @@ def package(wanted: Wanted) -> Packaged:
             "sbom.cdx.json": sbom(whole).encode(),
             "provenance.intoto.json": statement(whole).encode(),
         }
+        knows_e1000 = _knows_e1000(disk, kind) if {Format.OVA, Format.VIRTUALBOX} & set(wanted.formats) else False
         guest = box.image.distribution if isinstance(box.image, PackageImage) else "linux"
-        content = Content(box.name, disk, kind, image.virtual_bytes, box.cpus, box.memory_bytes, guest, USER, files)
+        content = Content(
+            box.name, disk, kind, image.virtual_bytes, box.cpus, box.memory_bytes, guest, USER, files, knows_e1000
+        )
         for wanted_format, target in targets.items():
             with log.step(f"packing {target.name}"):
                 formats.write(wanted_format, content, target, sign)
@@ -132,16 +139,19 @@ def _disk(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[tuple[Imag
 
 def _clean(machine: Machine, image: Image, work: Path) -> list[str]:
     """Makes clean.raw in `work`: the machine's disk in the state before its first boot. Returns what went."""
-    disk, base = work / "disk.raw", image.disk
+    disk, base = work / "clean.raw", image.disk
     slim.flatten(machine.disk, "qcow2", disk, drop_snapshots=True)
     if image.format != "raw":
         base = work / "image.raw"
         slim.flatten(image.disk, image.format, base)
-    done = cleaned.restore(disk, base)
-    slim.flatten(disk, "raw", work / "clean.raw", drop_snapshots=True)
-    for path in {disk, base} - {image.disk}:
-        path.unlink()
-    return done
+    return cleaned.restore(disk, base)
+
+
+def _knows_e1000(disk: Path, kind: str) -> bool:
+    """Whether the guest can use VirtualBox's usual network card; False where the disk cannot be looked into."""
+    with contextlib.suppress(ImageError):
+        return kind == "raw" and cleaned.has_module(disk, E1000)
+    return False
 
 
 def _beside(wanted: Wanted, files: Mapping[str, bytes]) -> list[Path]:

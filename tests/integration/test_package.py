@@ -124,7 +124,7 @@ def test_every_format(made: Made, box: Path, tmp_path: Path) -> None:
         run.run(["qemu-img", "compare", "-f", kind, "-F", "raw", path, disk])
     ovf = ET.fromstring(members(out / "tiny.ova")["tiny.ovf"])  # noqa: S314
     values = [node.text for node in ovf.iter() if node.tag.endswith(("ResourceSubType", "ResourceType"))]
-    assert {"AHCI", "E1000", "20", "10", "17", "3", "4"} == set(values)
+    assert {"AHCI", "virtio", "20", "10", "17", "3", "4"} == set(values)
     assert b"SHA256(tiny.ovf)= " in members(out / "tiny.ova")["tiny.mf"]
 
 
@@ -157,6 +157,20 @@ def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
     run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, machine.disk])
     raw.unlink()
     return machine
+
+
+def test_the_network_card(made: Made, box: Path) -> None:
+    """It is the one that VirtualBox has by itself where the kernel knows that."""
+    folders = ["lib", "lib/modules", "lib/modules/6.1"] + [
+        f"lib/modules/6.1/kernel{end}"
+        for end in ("", "/drivers", "/drivers/net", "/drivers/net/ethernet", "/drivers/net/ethernet/intel")
+    ]
+    folders.append(f"{folders[-1]}/e1000")
+    machine_of(box, image_of(box), "mkdir /usr\n" + "".join(f"mkdir /usr/{folder}\n" for folder in folders))
+    made("--format", "virtualbox")
+    description = members(box / "tiny-virtualbox.box")["box.ovf"]
+    assert b"<rasd:ResourceSubType>E1000</rasd:ResourceSubType>" in description
+    assert b"virtio" not in description
 
 
 CHANGES = """\
