@@ -101,11 +101,11 @@ def _check_disk(machine: Machine, image: Path) -> None:
     told: dict[str, Any] = json.loads(
         run(["qemu-img", "info", "--output=json", "-f", "qcow2", machine.disk], timeout_s=60).stdout
     )
-    names = [snapshot["name"] for snapshot in told.get("snapshots", ())]
-    if names := [name for name in names if name != qemu.SUSPENDED_TAG]:
+    tags = [snapshot["name"] for snapshot in told.get("snapshots", ())]
+    if names := [tag.removeprefix(qemu.snapshot_tag("")) for tag in tags if tag != qemu.SUSPENDED_TAG]:
         raise StateError(
             f"cannot shrink {machine.name}: its disk has snapshots, which would be lost: {', '.join(names):.200}",
-            hint="remove them first; they hold the space, too",
+            hint=f"`kimbox snapshot delete NAME {machine.name}` removes one; they hold the space, too",
         )
     below = told.get("full-backing-filename")
     if below is None or Path(below).resolve() != image.resolve():
