@@ -209,15 +209,25 @@ class _System:
         complaints = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1.")]
         if write and complaints:
             raise ImageError(f"the root cannot be cleaned: {run.tail(chr(10).join(complaints), 3)}")
-        return re.split(r"^debugfs: .*\n", done.stdout, flags=re.MULTILINE)[1:]
+        answers = re.split(r"^debugfs: .*\n", done.stdout, flags=re.MULTILINE)[1:]
+        if len(answers) != len(commands):
+            raise ImageError(
+                "the root holds a name that cannot be handled", hint="boot the machine and remove it there"
+            )
+        return answers
 
     def folder(self, *paths: str) -> Iterator[list[_Entry]]:
         """The entries of folders; none where there is no such folder."""
         for path, said in zip(paths, self.ask([f"ls -p {_quoted(path)}" for path in paths]), strict=True):
             found = []
-            for line in filter(None, said.splitlines()):
+            for line in filter(None, said.split("\n")):
+                if line.startswith("/0/"):  # an entry that is free
+                    continue
                 match = _ENTRY.fullmatch(line)
-                if match and match[3] not in (".", "..") and match[1] != "0":
+                if not match:
+                    hint = "boot the machine and remove it there"
+                    raise ImageError(f"{path} of the root holds a name that cannot be handled", hint=hint)
+                if match[3] not in (".", ".."):
                     found.append(_Entry(f"{path.rstrip('/')}/{match[3]}", int(match[2], 8), match[4]))
             yield found
 
@@ -245,7 +255,9 @@ class _System:
 
     def content(self, path: str) -> str:
         """The text of a small file; empty where there is none."""
-        return self.ask([f"cat {_quoted(path)}"])[0]
+        device = f"{self.disk.name}?offset={self.offset}"
+        done = run.run(["debugfs", "-R", f"cat {_quoted(path)}", device], cwd=self.disk.parent, timeout_s=TIMEOUT_S)
+        return done.stdout
 
 
 def _quoted(path: str) -> str:

@@ -118,6 +118,7 @@ def _disk(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[tuple[Imag
         yield image, image.disk, image.format, []
         return
     with machine.locked():
+        need_disk(machine, "package")
         now = state(machine)
         if now is not State.HALTED:
             hint = f"`kimbox halt {machine.name}` first; with --image the image it was made from is packaged"

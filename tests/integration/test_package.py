@@ -159,6 +159,25 @@ def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
     return machine
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\ndebugfs: x", "\n/12/100644/0/0/x/5/"])
+def test_names_that_steer(made: Made, kimbox: Kimbox, box: Path, name: str) -> None:
+    """A file whose name looks like another thing is not passed over: the package is refused."""
+    machine = machine_of(box, image_of(box), "mkdir /var/log/NAMENAMENAMENAMENAMENAME\n")
+    raw = machine.folder / "raw"
+    run.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", machine.disk, raw])
+    content, placeholder = raw.read_bytes(), b"NAMENAMENAMENAMENAMENAME"
+    at = content.index(placeholder)
+    with raw.open("r+b") as file:  # the length of the name stands two bytes before it
+        file.seek(at - 2)
+        file.write(bytes([len(name)]) + content[at - 1 : at] + name.encode().ljust(len(placeholder), b"\0"))
+    at_root = cleaned.places(raw).root[0]
+    run.run(["e2fsck", "-f", "-y", f"raw?offset={at_root}"], cwd=machine.folder, check=False)  # its checksum
+    run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, machine.disk])
+    code, out, _ = kimbox("--json", "package")
+    assert (1, True) == (code, "cannot be handled" in error(out, "package")["message"]), out
+    assert not (box / "tiny-libvirt.box").exists()
+
+
 def test_the_network_card(made: Made, box: Path) -> None:
     """It is the one that VirtualBox has by itself where the kernel knows that."""
     folders = ["lib", "lib/modules", "lib/modules/6.1"] + [
