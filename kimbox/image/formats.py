@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import struct
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
@@ -21,12 +23,10 @@ from kimbox.errors import ImageError
 from kimbox.files import copy_sparse, sha256_file
 from kimbox.image import boxwriter, sectors
 from kimbox.image.boxwriter import QCOW2, Sign, convert, json_bytes, making, with_sums, write_tar
+from kimbox.spec.layout import SECTOR_BYTES
 
 #: Names of the disk and its description inside archives; Vagrant looks for box.ovf.
 OVF, VMDK = "box.ovf", "box-disk001.vmdk"
-
-#: So much of a VMDK holds its description (VMware's "Virtual Disk Format 5.0").
-_VMDK_HEAD_BYTES = 64 << 10
 
 _MIB = 1 << 20
 
@@ -97,14 +97,19 @@ def _for_virtualbox(kind: Format, content: Content, work: Path, name: str) -> No
     """The disk as a VMDK, whose random identity is replaced with one that follows from its content."""
     vmdk = work / VMDK
     convert(content.disk, content.image_format, vmdk, ("-O", "vmdk", "-o", "subformat=streamOptimized"))
+    set_identity(vmdk, "0" * 8)
+    set_identity(vmdk, sha256_file(vmdk).removeprefix("sha256:")[:8])
+
+
+def set_identity(vmdk: Path, identity: str) -> None:
+    """Gives a VMDK that qemu-img made this content id (eight hex digits; qemu-img leaves leading zeros out)."""
     with vmdk.open("r+b") as file:
-        head = file.read(_VMDK_HEAD_BYTES)
-        at = head.find(b"\nCID=") + len("\nCID=")
-        if at < len("\nCID="):
+        at, size = (number * SECTOR_BYTES for number in struct.unpack_from("<QQ", file.read(SECTOR_BYTES), 28))
+        text = os.pread(file.fileno(), size, at).rstrip(b"\0")
+        new, count = re.subn(rb"^CID=[0-9a-f]{1,8}$", b"CID=" + identity.encode(), text, flags=re.MULTILINE)
+        if count != 1 or len(new) > size:
             raise ImageError("qemu-img made a VMDK that describes itself in another way than is known")
-        os.pwrite(file.fileno(), b"0" * 8, at)
-        digest = sha256_file(vmdk).removeprefix("sha256:")
-        os.pwrite(file.fileno(), digest[:8].encode(), at)
+        os.pwrite(file.fileno(), new.ljust(size, b"\0"), at)
 
 
 def _archive(kind: Format, content: Content, work: Path, name: str, sign: Sign | None) -> None:

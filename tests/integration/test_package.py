@@ -22,7 +22,7 @@ from makemachine import make_machine, running
 
 from kimbox import run
 from kimbox.files import sha256_file
-from kimbox.image import boxes, cleaned, namespace, rootfs, store, sums
+from kimbox.image import boxes, cleaned, formats, namespace, rootfs, store, sums
 from kimbox.lock.lockfile import read_lock
 from kimbox.machine.folder import Ended, Machine
 from kimbox.spec.load import load_box
@@ -134,6 +134,24 @@ def test_the_same_image_gives_the_same_bytes(made: Made, box: Path) -> None:
     one, two = (made("-o", folder, *words)["files"] for folder in ("a", "b/c"))
     for first, second in zip(one, two, strict=True):
         assert sha256_file(box / first) == sha256_file(box / second), first
+
+
+def test_a_vmdk_has_no_random_identity(tmp_path: Path) -> None:
+    """Whatever qemu-img has drawn, leading zeros left out or not, the same bytes come of it."""
+    made = set()
+    for drawn in (b"CID=1", b"CID=deadbeef"):
+        vmdk = tmp_path / "x.vmdk"
+        run.run(["qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat=streamOptimized", vmdk, "4M"])
+        content = vmdk.read_bytes()
+        text = content[512 : 512 + 1024]
+        lines = [drawn if line.startswith(b"CID=") else line for line in text.rstrip(b"\0").split(b"\n")]
+        vmdk.write_bytes(content[:512] + b"\n".join(lines).ljust(1024, b"\0") + content[512 + 1024 :])
+        formats.set_identity(vmdk, "0123abcd")
+        run.run(["qemu-img", "info", "-f", "vmdk", vmdk])
+        assert b"\nCID=0123abcd\nparentCID=ffffffff\n" in vmdk.read_bytes()
+        made.add(sha256_file(vmdk))
+        vmdk.unlink()
+    assert len(made) == 1
 
 
 def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
