@@ -1,0 +1,181 @@
+"""The same box under every provider: QEMU, and real Vagrant with real libvirt. One machine each for the whole table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import libvirtd
+import pytest
+from conftest import Kimbox, until
+
+from kimbox import run
+from kimbox.machine import libvirt
+from kimbox.machine.provider import NAMES
+
+pytestmark = pytest.mark.guest
+
+SPEC = """\
+boot: resnap
+repositories: {setup: {url: ./setup}}
+provision: [{name: hello, script: "date >/etc/hello"}]
+probes: [{description: "hello is there", script: "test -s /etc/hello"}]
+"""
+
+
+@attrs.frozen
+class Rig:
+    """A box that runs, and what libvirt had before it, where libvirt is at work."""
+
+    kimbox: Kimbox
+    provider: str
+    name: str
+    before: dict[str, list[str]]
+
+    def sh(self, script: str) -> str:
+        return self.kimbox.sh(self.name, script)
+
+    def state(self) -> str:
+        return str(self.kimbox.json("status", self.name)["state"])
+
+    def boot_id(self) -> str:
+        return self.sh("cat /proc/sys/kernel/random/boot_id")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A box of one provider. The first try under Vagrant is killed on its way, so that `up` has something to mend."""
+    provider = str(request.param)
+    kimbox = Kimbox(home, tmp_path_factory.mktemp(provider))
+    name = f"table-{provider}"
+    setup = kimbox.folder / "setup/setup"
+    setup.parent.mkdir()
+    setup.write_text("#!/bin/sh\necho hello >/etc/from-setup\n")
+    setup.chmod(0o755)
+    kimbox.spec(name, SPEC)
+    with contextlib.ExitStack() as stack:
+        before = {}
+        if provider == "vagrant":
+            stack.enter_context(libvirtd.running(kimbox.folder))
+            before = libvirtd.inventory()
+            interrupt(kimbox, name)
+        kimbox("up", "--provider", provider)
+        yield Rig(kimbox, provider, name, before)
+        kimbox("destroy", "-y", check=False)
+
+
+def interrupt(kimbox: Kimbox, name: str) -> None:
+    """Kills kimbox and Vagrant together, as a power cut would, once the disk of the box is in libvirt's pool."""
+    settings = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = 'echo $$ >pid; exec "$@"'
+    argv = [
+        "env",
+        "-C",
+        kimbox.folder,
+        *(f"{key}={value}" for key, value in settings.items()),
+        "sh",
+        "-c",
+        script,
+        "sh",
+    ]
+    ended = run.detach(
+        [*argv, sys.executable, "-m", "kimbox", "up", "--provider", "vagrant"], log=kimbox.folder / "log"
+    )
+
+    def there() -> bool:
+        assert ended() is None, (kimbox.folder / "log").read_text()
+        return any(volume.startswith(libvirt.domain(name)) for volume in libvirt.volumes())
+
+    until("the disk of the box in libvirt's pool", there)
+    os.killpg(int((kimbox.folder / "pid").read_text()), signal.SIGKILL)
+    until("the end of what was killed", lambda: ended() is not None)
+
+
+def test_up_makes_it_ready(rig: Rig) -> None:
+    """The same states, facts and words of status; what runs it is named."""
+    facts = rig.kimbox.json("status")
+    assert (rig.provider, "ready") == (facts["provider"], facts["state"])
+    assert facts["provenance"]["provisioned"]["by"] == "first"
+    assert facts["manifest"]
+    assert facts["failure"] is None
+    listed = {box["name"]: box for box in rig.kimbox.json("list")["boxes"]}
+    assert set(facts) == set(listed[rig.name])
+    assert "ready" == rig.kimbox.json("up")["before"]
+
+
+def test_another_provider_is_refused(rig: Rig) -> None:
+    """A box belongs to who runs it."""
+    other = next(name for name in NAMES if name != rig.provider)
+    refused = rig.kimbox.json("up", "--provider", other, check=False)
+    assert (5, True) == (refused["exit_code"], f"is run by {rig.provider}, not by {other}" in refused["message"])
+
+
+def test_exec_and_ssh(rig: Rig) -> None:
+    """A command's output and exit status are its own; the box has its name; setup and step have run."""
+    assert f"{rig.name}\n" == rig.sh("hostname")
+    assert "hello\n" == rig.sh("test -s /etc/hello && cat /etc/from-setup")
+    assert 7 == rig.kimbox("exec", rig.name, "--", "sh", "-c", "exit 7", check=False).code
+    assert "vagrant\n" == rig.kimbox("ssh", rig.name, "--", "id -un").stdout
+
+
+def test_a_snapshot_brings_everything_back(rig: Rig) -> None:
+    """What was changed since is gone, on root and on /persistent; the guest goes on without a boot, its clock right."""
+    boot = rig.boot_id()
+    assert {"name": rig.name, "snapshot": "one", "state": "ready"} == rig.kimbox.json("snapshot", "save", "one")
+    rig.sh("sudo touch /gone /persistent/gone; sync")
+    again = rig.kimbox.json("snapshot", "save", "one", check=False)
+    assert (5, True) == (again["exit_code"], "has a snapshot one already" in again["message"])
+    assert "ready" == rig.kimbox.json("snapshot", "restore", "one")["state"]
+    assert (boot, "") == (rig.boot_id(), rig.sh("ls -d /gone /persistent/gone 2>/dev/null || true"))
+    assert abs(int(rig.sh("date +%s")) - int(run.run(["date", "+%s"]).stdout)) < 30
+    assert ["one"] == rig.kimbox.json("snapshot", "list")["snapshots"]
+    rig.kimbox("snapshot", "delete", "one")
+    assert [] == rig.kimbox.json("snapshot", "list")["snapshots"]
+    gone = rig.kimbox.json("snapshot", "restore", "one", check=False)
+    assert (5, True) == (gone["exit_code"], "has no snapshot one" in gone["message"])
+
+
+def test_suspend_and_resume(rig: Rig) -> None:
+    """A suspended box answers nothing and says so; it goes on in the same boot."""
+    boot = rig.boot_id()
+    rig.kimbox("suspend")
+    assert "suspended" == rig.state()
+    assert 5 == rig.kimbox("exec", rig.name, "--", "true", check=False).code
+    assert "ready" == rig.kimbox.json("resume")["state"]
+    assert boot == rig.boot_id()
+
+
+def test_resnap(rig: Rig) -> None:
+    """A reboot gives a new root, provisioned by itself, and keeps /persistent."""
+    rig.sh("sudo touch /gone /persistent/kept; sync")
+    assert "ready" == rig.kimbox.json("reload")["state"]
+    facts = rig.kimbox.json("status")
+    assert ("resnap", "resnap") == (facts["boot"], facts["provenance"]["provisioned"]["by"])
+    assert "/persistent/kept\n" == rig.sh("ls -d /gone /persistent/kept 2>/dev/null || true")
+    assert "hello\n" == rig.sh("test -s /etc/hello && cat /etc/from-setup")
+
+
+def test_halt(rig: Rig) -> None:
+    """A halted box is halted, however often; it can be kept as it is; ssh says what to do."""
+    halted = rig.kimbox.json("halt")
+    assert ("halted", "ready") == (halted["state"], halted["before"])
+    assert "halted" == rig.kimbox.json("halt")["before"] == rig.state()
+    refused = rig.kimbox.json("exec", "--", "true", check=False)
+    assert (5, True) == (refused["exit_code"], "the box is halted" in refused["message"])
+    assert "halted" == rig.kimbox.json("snapshot", "save", "off")["state"]
+    assert "halted" == rig.kimbox.json("snapshot", "restore", "off")["state"]
+
+
+def test_destroy_leaves_nothing(rig: Rig) -> None:
+    """Folder and record are gone, snapshots and all; libvirt has the domains, networks, volumes of before."""
+    rig.kimbox("destroy", "-y", rig.name)
+    assert "absent" == rig.state()
+    assert not rig.kimbox.machine(rig.name).folder.exists()
+    if rig.provider == "vagrant":
+        assert rig.before == libvirtd.inventory()
+        assert [] == list((rig.kimbox.home / "vagrant/boxes").glob("*"))
