@@ -23,7 +23,8 @@ from kimbox.log import log
 #: Every verb, in the order of the help, and the module that has it as a function.
 VERBS = {
     "init": "init", "validate": "validate", "schema": "schema", "lock": "lock", "diff": "diff", "verify": "verify",
-    "provenance": "provenance", "build": "build", "package": "package", "box": "box", "render": "render",
+    "provenance": "provenance", "build": "build", "maintain": "maintain", "package": "package", "box": "box",
+    "render": "render",
     "up": "up", "provision": "provision", "status": "status", "list": "list_", "ssh": "ssh", "exec": "exec_",
     "logs": "logs", "halt": "halt", "reload": "reload", "suspend": "suspend", "resume": "resume",
     "snapshot": "snapshot", "destroy": "destroy", "ssh-config": "ssh_config", "shrink": "shrink", "doctor": "doctor",

@@ -61,7 +61,10 @@ def spec(name: str | None, file: Path | None) -> tuple[Box, str | None]:
                 if not source.exists():
                     hint = f"put it back; `kimbox destroy {name}` works without it"
                     raise StateError(f"the spec of the box {name}, {source}, is gone", hint=hint)
-                return load_box(source), None
+                found = load_box(source)
+                _refuse_maintained(name, found.name)
+                return found, None
+            _refuse_maintained(name, record.shipped)
         elif _name_here() == name:
             return load_box(Path(paths.SPEC_NAME)), None
         else:
@@ -69,6 +72,15 @@ def spec(name: str | None, file: Path | None) -> tuple[Box, str | None]:
     path = find_box(name, Path(), file)
     shipped = path.stem if path.parent.resolve() == paths.boxes_dir().resolve() else None
     return load_box(path), shipped
+
+
+def _refuse_maintained(machine: str, box: str) -> None:
+    """Raises StateError if the machine is the one in which the base of a box is changed: it has no spec of its own."""
+    from kimbox.machine.maintain import SUFFIX
+
+    if machine == box + SUFFIX:
+        hint = f"`kimbox maintain {box}` starts it; halt, status, ssh and exec take its name"
+        raise StateError(f"{machine} is the machine in which {box} is maintained", hint=hint)
 
 
 def machine(name: str | None, file: Path | None) -> Machine:

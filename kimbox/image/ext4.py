@@ -54,11 +54,14 @@ class FileSystem:
 
 @attrs.frozen
 class Inode:
-    """What an inode tells: kind and permissions, size, and its blocks as (first in the file, count, first on disk)."""
+    """What an inode tells: kind and permissions, size, its blocks as (first in the file, count, first on disk), and the
+    time of its content, in Unix seconds without their epoch bits.
+    """
 
     mode: int
     size_bytes: int
     extents: tuple[tuple[int, int, int], ...]
+    modified_s: int = 0
 
 
 def open_at(read: Read) -> FileSystem:
@@ -127,7 +130,8 @@ def inode_of(system: FileSystem, number: int) -> Inode:
     (flags,) = struct.unpack_from("<I", raw, 0x20)
     (size_high,) = struct.unpack_from("<I", raw, 0x6C)
     extents = tuple(_extents(system, raw[0x28:0x64])) if flags & EXTENTS_FLAG else ()
-    return Inode(mode, size_low | size_high << 32, extents)
+    (modified_s,) = struct.unpack_from("<I", raw, 0x10)
+    return Inode(mode, size_low | size_high << 32, extents, modified_s)
 
 
 def _extents(system: FileSystem, node: bytes) -> Iterator[tuple[int, int, int]]:

@@ -63,6 +63,8 @@ class Up:
     #: `provision` alone: what runs in place of locked repositories, and the part of the manifest that is run.
     instead: tuple[Instead, ...] = ()
     part: Part | None = None
+    #: Name of the machine, where it is not that of the box.
+    name: str | None = None
 
 
 def following(box: Box) -> Box:
@@ -83,7 +85,7 @@ def up(wanted: Up) -> State:
     Raises whatever stops it: ImageError, GuestError, StateError (another spec owns the name), SpecError (the lock).
     """
     box = wanted.box
-    machine = Machine(box.name)
+    machine = Machine(wanted.name or box.name)
     with machine.locked():
         check_owner(machine, box.source, wanted.shipped)
         _check_provider(machine, wanted.provider)
@@ -255,7 +257,7 @@ def _provision_until_ready(
     watch = Watch(machine, wanted.timeout_s, longest_step(box), total_timeout_s=provisioning_limit(box))
     if any(event.name in ("ready", "failed") for event in machine.boot_events()):
         watch.catch_up()  # what was shown before, or is in the log, is not shown again
-    with log.step(f"booting {box.name}"):
+    with log.step(f"booting {machine.name}"):
         watch.until("waiting for the guest", _settled)
     if bootmode.is_maintained(machine):  # what is brought or run there would become part of the base
         watch.until("waiting for the guest", lambda w: any(w.seen(name) for name in ("ready", "failed", "waiting")))

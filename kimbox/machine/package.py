@@ -132,14 +132,17 @@ def _disk(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[tuple[Imag
         work.mkdir(mode=0o700)
         try:
             with log.step(f"cleaning a copy of {machine.name}"):
-                done = _clean(machine, found, work)
+                done = clean(machine, found, work)
             yield found, work / "clean.raw", "raw", done
         finally:
             remove_tree(work)
 
 
-def _clean(machine: Machine, image: Image, work: Path) -> list[str]:
-    """Makes clean.raw in `work`: the machine's disk in the state before its first boot. Returns what went."""
+def clean(machine: Machine, image: Image, work: Path) -> list[str]:
+    """Makes clean.raw in `work`: the machine's disk in the state before its first boot. Returns what went.
+
+    Where the image is not raw, image.raw beside it shows the same as a raw disk.
+    """
     disk, base = work / "clean.raw", image.disk
     slim.flatten(machine.disk, "qcow2", disk, drop_snapshots=True)
     if image.format != "raw":

@@ -1,0 +1,103 @@
+"""kimbox maintain: change the base of a box."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kimbox.cli import target
+from kimbox.cli.output import printable, report, settings
+from kimbox.errors import UsageError
+
+if TYPE_CHECKING:
+    from kimbox.machine.maintain import Committed
+
+#: Lines about changes that are shown; --json and the record have all.
+MAX_LINES = 200
+
+
+def maintain(
+    box: target.Name = None,
+    file: target.File = None,
+    commit: Annotated[
+        str | None, typer.Option("--commit", metavar="NAME", help="Make an image of it that specs know as NAME.")
+    ] = None,
+    discard: Annotated[bool, typer.Option("--discard", help="Throw away what was changed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --commit: replace an added box of that name.")] = False,
+) -> None:
+    """Change the base of a box: boot the real root of its image, on a disk apart, and make a new image of it.
+
+    The box itself is not touched. Its base runs as a machine of its own, BOX-maintain, for `kimbox ssh` and `exec`;
+    nothing is provisioned there. Halted, it goes on with the same command.
+
+    --commit configures what is half configured, makes every initramfs, the kernel's links and GRUB's entries anew,
+    halts, removes what belongs to this one machine (identity, keys, logs, caches, /persistent), drops free space, and
+    adds the image under NAME: a spec then says `image: {box: NAME}`. What differs from the former image, packages and
+    files, is shown and recorded for review. Where something fails, the machine stays as it is.
+
+    In its JSON: name and state of the machine; with --commit: box, image, former (keys of the images), size_bytes,
+    record (the file), and changes: packages (name, old, new), files (added, removed, changed) that belong to none of
+    these, and package_files, how many do.
+
+    \b
+    Examples:
+      kimbox maintain openkim-dev
+      kimbox exec openkim-dev-maintain -- sudo apt-get -y install gfortran
+      kimbox maintain openkim-dev --commit openkim-dev-2
+      kimbox maintain openkim-dev --discard
+    """
+    from kimbox.machine import maintain as maintaining
+    from kimbox.machine.facts import state
+    from kimbox.machine.watch import BOOT_TIMEOUT_S
+
+    if discard and commit is not None:
+        raise UsageError("--commit keeps what was changed, --discard does not", hint="give one of them")
+    if force and commit is None:
+        raise UsageError("--force belongs to --commit NAME")
+    spec, shipped = target.spec(box, file)
+    machine = maintaining.machine_of(spec.name)
+    limit = settings.timeout_s or BOOT_TIMEOUT_S
+    if discard:
+        there = maintaining.discard(spec, shipped)
+        text = (
+            f"what was changed in {machine.name} is gone" if there else f"nothing of {spec.name} was being maintained"
+        )
+        report("maintain", {"name": machine.name, "state": "absent"}, text)
+    elif commit is None:
+        maintaining.begin(spec, shipped, limit)
+        text = (
+            f"{machine.name} runs on the real root of {spec.name}: change it with `kimbox ssh {machine.name}`;\n"
+            f"`kimbox maintain {spec.name} --commit NAME` makes an image of it, --discard throws it away"
+        )
+        report("maintain", {"name": machine.name, "state": str(state(machine))}, text)
+    else:
+        _commit(maintaining.commit(spec, shipped, _checked(commit), force=force, timeout_s=limit), machine.name)
+
+
+def _checked(name: str) -> str:
+    """A name for an added box. Raises UsageError for what cannot be one."""
+    from kimbox.spec.nodes import Fault
+    from kimbox.spec.rules import vagrant_box
+
+    try:
+        return vagrant_box(name)
+    except Fault as fault:
+        raise UsageError(f"--commit: {fault.message}", hint=fault.hint) from None
+
+
+def _commit(done: Committed, name: str) -> None:
+    from kimbox.files import size_words
+
+    lines = done.changes.lines()
+    if len(lines) > MAX_LINES:
+        lines = [*lines[:MAX_LINES], f"... {len(lines) - MAX_LINES} more lines; the record has all"]
+    lines += [
+        f"recorded in {done.record}",
+        f"{done.box.name} is an image of {size_words(done.size_bytes)}: `image: {{box: {done.box.name}}}` in a spec",
+    ]
+    result = {
+        "name": name, "state": "absent", "box": done.box.name, "image": done.box.image, "former": done.former,
+        "size_bytes": done.size_bytes, "record": done.record, "changes": done.changes.as_json(),
+    }  # fmt: skip
+    report("maintain", result, "\n".join(map(printable, lines)))

@@ -1,0 +1,70 @@
+"""`kimbox maintain` in a real guest: a base is changed on a disk apart, committed, reviewed, booted as a new box."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Kimbox
+
+pytestmark = pytest.mark.guest
+
+NAME = "based"
+
+#: What a maintainer does by hand: a package, a file, damage to GRUB's entries and the kernel's links, and traces.
+CHANGE = """
+set -e
+sudo systemctl start boot.mount
+mkdir -p /var/tmp/deb/DEBIAN /var/tmp/deb/opt/extra
+(echo Package: kimbox-extra; echo Version: 1.5; echo Architecture: all) >/var/tmp/control
+(echo Maintainer: x; echo Description: x) >>/var/tmp/control
+mv /var/tmp/control /var/tmp/deb/DEBIAN/
+echo extra >/var/tmp/deb/opt/extra/file
+dpkg-deb -b /var/tmp/deb /var/tmp/extra.deb >/dev/null
+sudo dpkg -i /var/tmp/extra.deb >/dev/null
+echo changed | sudo tee /etc/by-hand >/dev/null
+echo broken | sudo tee /boot/grub/grub.cfg >/dev/null
+sudo rm /boot/linux
+echo secret | sudo tee /persistent/secret /root/.bash_history >/dev/null
+sync
+"""
+
+
+def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None:
+    """What was changed is recorded and booted; what belongs to the one machine is gone; the box was never touched."""
+    kimbox.spec(NAME)
+    told = kimbox.json("maintain")
+    assert ("based-maintain", "ready") == (told["name"], told["state"])
+    assert "absent" == kimbox.json("status", NAME)["state"]
+    assert "/dev/mapper/vagrant--pipeline-root / ext4" in kimbox.sh("based-maintain", "cat /proc/mounts")
+    assert 5 == kimbox("up", "based-maintain", check=False).code
+    identity = kimbox.sh("based-maintain", "sudo sh -c 'cat /etc/machine-id /persistent/ssh/*.pub'")
+    kimbox.sh("based-maintain", CHANGE)
+
+    done = kimbox.json("maintain", "--commit", "based-2")
+    assert [{"name": "kimbox-extra", "old": "", "new": "1.5"}] == done["changes"]["packages"]
+    files = done["changes"]["files"]
+    assert "/etc/by-hand" in files["added"]
+    assert not [path for found in files.values() for path in found if "/var/tmp/" in path or "secret" in path]
+    assert done["changes"].items() <= json.loads(Path(done["record"]).read_text()).items()
+    assert 5 == kimbox("status", "based-maintain", check=False).code
+
+    (tmp_path / "new").mkdir()
+    new = Kimbox(kimbox.home, tmp_path / "new")
+    (new.folder / "kimbox.yaml").write_text("kimbox: 1\nname: rebased\nbase: [minimal.yaml]\nimage: {box: based-2}\n")
+    new("up", "--boot", "resnap")
+    assert "extra\nchanged\n" == new.sh("rebased", "cat /opt/extra/file /etc/by-hand")
+    assert "rebased\n" == new.sh("rebased", "cat /etc/hostname")
+    now = new.sh("rebased", "sudo sh -c 'cat /etc/machine-id /persistent/ssh/*.pub'")
+    assert not set(identity.split()) & set(now.split()) - {"ssh-ed25519", "kimbox"}
+    new.sh("rebased", "! sudo test -e /persistent/secret && ! sudo test -e /root/.bash_history")
+    new("destroy", "-y")
+    new("box", "remove", "based-2")
+
+
+def test_nothing_is_maintained(kimbox: Kimbox) -> None:
+    """--discard is content with that, --commit is not."""
+    kimbox.spec(NAME)
+    assert 0 == kimbox("maintain", "--discard").code
+    assert 5 == kimbox("maintain", "--commit", "based-3", check=False).code

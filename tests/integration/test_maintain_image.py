@@ -1,0 +1,86 @@
+"""From the disk of a maintained machine to an image with a name: real file systems, no guest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import clirun
+import madedisk
+import pytest
+from madedisk import LAYOUT, PLACES
+from makemachine import make_machine
+
+from kimbox import paths, run
+from kimbox.files import write_json
+from kimbox.image import boxes, store
+from kimbox.machine import maintain
+from kimbox.machine.folder import Machine
+
+world = clirun.world  # a fixture
+
+FORMER = "e" * 64
+ROOT, PERSISTENT = PLACES["root"], PLACES["persistent"]
+
+
+def write(disk: Path, name: str, folder: Path, text: str) -> None:
+    """A file in the root of a disk."""
+    (folder / "text").write_text(text)
+    madedisk.put(disk, ROOT, name, folder / "text")
+
+
+@pytest.fixture
+def machine(world: Path) -> Machine:
+    """A halted machine whose root has a file and a history more, and whose /persistent a secret."""
+    folder = paths.images_dir() / FORMER
+    folder.mkdir(parents=True)
+    image = folder / "disk.raw"
+    madedisk.make(image)
+    for name in ("/etc", "/root", "/var", "/var/lib", "/var/lib/dpkg"):
+        run.run(["debugfs", "-w", "-R", f"mkdir {name}", madedisk.device(image, ROOT)])
+    write(image, "/var/lib/dpkg/status", world, "Package: a\nStatus: install ok installed\nVersion: 1\n\n")
+    write_json(folder / "image.json", {"format": "raw", "key": FORMER, "virtual_bytes": LAYOUT.size_bytes})
+    disk = Path(shutil.copy(image, world / "changed.raw"))
+    write(disk, "/etc/by-hand", world, "by hand")
+    write(disk, "/root/.bash_history", world, "SECRET-OF-SOMEBODY")
+    madedisk.put(disk, PERSISTENT, "secret", world / "text")
+    made = make_machine("tiny-maintain")
+    made.disk.unlink()
+    madedisk.overlaid(image, disk, made.disk)
+    return made
+
+
+def test_an_image_its_record_and_its_name(machine: Machine, world: Path) -> None:
+    """What was changed is in the image and told, what belongs to one machine is in neither; again gives the same."""
+    former = store.find(FORMER)
+    assert former
+    done = maintain.make_image(machine, former, "new")
+    assert ("/etc/by-hand",) == done.changes.added
+    assert () == done.changes.removed + done.changes.changed
+    record = json.loads(Path(done.record).read_text())
+    assert (["/etc/by-hand"], FORMER, done.box.image) == (record["files"]["added"], record["former"], record["image"])
+    assert done.box == boxes.find("new")
+    image = store.find(done.box.image)
+    assert image
+    assert b"by hand" == madedisk.get(image.disk, ROOT, "/etc/by-hand", world / "got")
+    assert b"SECRET-OF-SOMEBODY" not in image.disk.read_bytes()
+    assert all(madedisk.is_sound(image.disk, place) for place in PLACES.values())
+    assert done.box == maintain.make_image(machine, former, "new").box
+    assert not (machine.folder / "commit").exists()
+
+
+def test_interrupted_at_the_record_nothing_has_the_name(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk while the image is taken in leaves no image, no name, and the machine as it was."""
+    former = store.find(FORMER)
+    assert former
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(maintain, "write_json", full)
+    with pytest.raises(maintain.ImageError, match="no space is left"):
+        maintain.make_image(machine, former, "new")
+    assert boxes.find("new") is None
+    assert [FORMER] == [path.name for path in paths.images_dir().iterdir() if len(path.name) == 64]
+    assert machine.disk.exists()
