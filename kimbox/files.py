@@ -40,15 +40,18 @@ _ZEROS = bytes(HOLE_BYTES)
 _FICLONE = 0x40049409
 
 
-def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
-    """Puts `data` at `path`, whole or not at all: temporary file beside it, fsync, rename, fsync of the folder."""
+def write_atomic(path: Path, data: bytes | str | Path, *, mode: int = 0o644) -> None:
+    """Puts `data`, or what is in that file, at `path`, whole or not at all: temporary file, fsync, rename, fsync."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
-    raw = data.encode() if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(raw)
+            if isinstance(data, Path):
+                with data.open("rb") as source:
+                    shutil.copyfileobj(source, file, CHUNK_BYTES)
+            else:
+                file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())

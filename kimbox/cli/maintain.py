@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kimbox.cli import target
 from kimbox.cli.output import printable, report, settings
+from kimbox.cli.package import formats_of
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +27,16 @@ def maintain(
     ] = None,
     discard: Annotated[bool, typer.Option("--discard", help="Throw away what was changed.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --commit: replace an added box of that name.")] = False,
+    package: Annotated[
+        Path | None, typer.Option("--package", metavar="FOLDER", help="With --commit: write packages of it there, too.")
+    ] = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="FORMAT", help="Of the packages, as of `kimbox package`; default: libvirt."),
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="A key of ssh that signs their checksums.")
+    ] = None,
 ) -> None:
     """Change the base of a box: boot the real root of its image, on a disk apart, and make a new image of it.
 
@@ -34,28 +46,37 @@ def maintain(
     --commit configures what is half configured, makes every initramfs, the kernel's links and GRUB's entries anew,
     halts, removes what belongs to this one machine (identity, keys, logs, caches, /persistent), drops free space, and
     adds the image under NAME: a spec then says `image: {box: NAME}`. What differs from the former image, packages and
-    files, is shown and recorded for review. Where something fails, the machine stays as it is.
+    files, is shown and recorded for review. With --package the new image is handed on, too, as `kimbox package` does
+    it: the record is in its kimbox.json, and its SBOM lists what is installed. Where something fails before the image
+    is there, the machine stays as it is.
 
     In its JSON: name and state of the machine; with --commit: box, image, former (keys of the images), size_bytes,
-    record (the file), and changes: packages (name, old, new), files (added, removed, changed) that belong to none of
-    these, and package_files, how many do.
+    record (the file), files (of packages), and changes: packages (name, old, new), files (added, removed, changed) that
+    belong to none of these, and package_files, how many do.
 
     \b
     Examples:
       kimbox maintain openkim-dev
       kimbox exec openkim-dev-maintain -- sudo apt-get -y install gfortran
       kimbox maintain openkim-dev --commit openkim-dev-2
+      kimbox maintain openkim-dev --commit openkim-dev-2 --package release --format libvirt --format ova
       kimbox maintain openkim-dev --discard
     """
     from kimbox.machine import maintain as maintaining
     from kimbox.machine.facts import state
+    from kimbox.machine.package import Wanted
     from kimbox.machine.watch import BOOT_TIMEOUT_S
 
     if discard and commit is not None:
         raise UsageError("--commit keeps what was changed, --discard does not", hint="give one of them")
     if force and commit is None:
         raise UsageError("--force belongs to --commit NAME")
+    if package is None and (format or sign):
+        raise UsageError("--format and --sign belong to --package FOLDER")
+    if package is not None and commit is None:
+        raise UsageError("--package belongs to --commit NAME")
     spec, shipped = target.spec(box, file)
+    wanted = Wanted(spec, shipped is not None, formats_of(format), package, key=sign) if package else None
     machine = maintaining.machine_of(spec.name)
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     if discard:
@@ -72,7 +93,9 @@ def maintain(
         )
         report("maintain", {"name": machine.name, "state": str(state(machine))}, text)
     else:
-        _commit(maintaining.commit(spec, shipped, _checked(commit), force=force, timeout_s=limit), machine.name)
+        name = _checked(commit)
+        done = maintaining.commit(spec, shipped, name, force=force, timeout_s=limit, wanted=wanted)
+        _commit(done, machine.name)
 
 
 def _checked(name: str) -> str:
@@ -96,8 +119,10 @@ def _commit(done: Committed, name: str) -> None:
         f"recorded in {done.record}",
         f"{done.box.name} is an image of {size_words(done.size_bytes)}: `image: {{box: {done.box.name}}}` in a spec",
     ]
+    lines += [f"wrote {file}" for file in done.packages]
     result = {
         "name": name, "state": "absent", "box": done.box.name, "image": done.box.image, "former": done.former,
-        "size_bytes": done.size_bytes, "record": done.record, "changes": done.changes.as_json(),
+        "size_bytes": done.size_bytes, "record": done.record, "files": [str(file) for file in done.packages],
+        "changes": done.changes.as_json(),
     }  # fmt: skip
     report("maintain", result, "\n".join(map(printable, lines)))

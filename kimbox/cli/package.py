@@ -58,7 +58,7 @@ def package(
     from kimbox.spec import urls
     from kimbox.spec.nodes import Fault
 
-    kinds = _formats(format or ["libvirt"])
+    kinds = formats_of(format)
     if catalog is not None:
         try:
             urls.mirror(catalog)
@@ -76,11 +76,12 @@ def package(
     report("package", result | {"cleaned": list(made.cleaned)}, "\n".join(lines))
 
 
-def _formats(words: list[str]) -> tuple[Format, ...]:
-    """The formats, each once. Raises UsageError for a word that is none."""
+def formats_of(words: list[str] | None) -> tuple[Format, ...]:
+    """The formats that were asked for, each once; libvirt if none was. Raises UsageError for a word that is none."""
     from kimbox.image.formats import Format
 
     known = [str(kind) for kind in Format]
+    words = words or [str(Format.LIBVIRT)]
     for word in words:
         if word not in known:
             raise UsageError(f"there is no format {word[:40]}", hint=f"there are: {', '.join(known)}")

@@ -167,6 +167,16 @@ def find(former: Path, disk: Path, *, on_part: Callable[[str], None] = lambda _:
     return Changes(moved, tuple(added), tuple(removed), tuple(changed), count)
 
 
+def packages(disk: Path) -> dict[str, tuple[str, str]]:
+    """Installed packages of a raw disk of kimbox's layout: name -> version, architecture; none without dpkg.
+
+    Raises ImageError if the disk cannot be read.
+    """
+    at = cleaned.places(disk).root[0]
+    with disk.open("rb") as file:
+        return _installed(_System.at(disk, file.fileno(), at))
+
+
 def _moved(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str]]:
     """Packages whose version is not the same."""
     both = {name: (old.get(name, ""), new.get(name, "")) for name in sorted({*old, *new})}
@@ -196,12 +206,17 @@ def _differs(old: _System, one: _Entry, new: _System, two: _Entry) -> bool:
 
 
 def _packages_of(system: _System) -> dict[str, str]:
-    """Installed packages and their versions; of a foreign architecture with that."""
+    """Installed packages and their versions."""
+    return {name: version for name, (version, _) in _installed(system).items()}
+
+
+def _installed(system: _System) -> dict[str, tuple[str, str]]:
+    """Version and architecture of each package that dpkg says is installed."""
     found = {}
     for block in system.ask([f"cat {DPKG}/status"])[0].split("\n\n"):
         fields = dict(_STATUS.findall(block))
         if fields.get("Status", "").endswith(" installed") and "Package" in fields:
-            found[fields["Package"]] = fields.get("Version", "")
+            found[fields["Package"]] = fields.get("Version", ""), fields.get("Architecture", "")
     return found
 
 

@@ -15,7 +15,7 @@ import attrs
 
 from kimbox import __version__
 from kimbox.lock.lockfile import Lock, in_order
-from kimbox.lock.packages import LockedPackage
+from kimbox.lock.packages import LockedPackage, LockedPackages
 from kimbox.spec.urls import is_folder
 
 if TYPE_CHECKING:
@@ -49,6 +49,21 @@ class Whole:
     def packages(self) -> Mapping[str, LockedPackage]:
         """Every package of the image, by name; none of an image from elsewhere."""
         return self.lock.packages.versions if self.lock.packages else {}
+
+    def with_installed(self, found: Mapping[str, tuple[str, str]]) -> Whole:
+        """The same with the packages that are really there: name -> version, architecture.
+
+        Those at another version than the lock's, or not in it, have no digest: nobody knows which .deb they came from.
+        """
+        former = self.lock.packages or LockedPackages("", "", (), {})
+        versions = {
+            name: locked
+            if (locked := former.versions.get(name)) and locked.version == version
+            else LockedPackage(version, architecture, "")
+            for name, (version, architecture) in found.items()
+        }
+        packages = attrs.evolve(former, versions=versions)
+        return attrs.evolve(self, lock=attrs.evolve(self.lock, packages=packages, frozen_digest=self.lock.digest))
 
     def purl(self, name: str) -> str:
         """The package URL of a package, as purl-spec has it for .deb files."""
@@ -116,7 +131,8 @@ def statement(whole: Whole) -> str:
 def _dependencies(whole: Whole) -> Iterator[dict[str, Any]]:
     """Packages by name, then repositories, each with its submodules behind it."""
     for name in sorted(whole.packages):
-        yield {"name": name, "uri": whole.purl(name), "digest": {"sha256": whole.packages[name].sha256}}
+        sha256 = whole.packages[name].sha256
+        yield {"name": name, "uri": whole.purl(name)} | ({"digest": {"sha256": sha256}} if sha256 else {})
     for name, url, commit, tree in _commits(whole.lock):
         digests = {"gitCommit": commit} | ({"gitTree": tree} if tree else {})
         yield {"name": name} | ({"uri": _git_uri(url, commit)} if not is_folder(url) else {}) | {"digest": digests}

@@ -17,8 +17,10 @@ from kimbox.files import remove_tree, sync_file, write_json
 from kimbox.guest.ssh import Guest
 from kimbox.image import boxes, changes, store
 from kimbox.image.boxes import AddedBox
+from kimbox.image.boxwriter import Sign
 from kimbox.image.changes import Changes
 from kimbox.image.compare import sha256_disk
+from kimbox.lock.provenance import Whole
 from kimbox.log import log
 from kimbox.machine import bootmode, life, ports, stop
 from kimbox.machine import package as packaging
@@ -26,6 +28,8 @@ from kimbox.machine import provider as providers
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.facts import check_owner, state
 from kimbox.machine.folder import Machine
+from kimbox.machine.origin import whole_of
+from kimbox.machine.package import Packaged, Wanted
 from kimbox.machine.state import State
 from kimbox.render.guestfiles import grub_cfg
 from kimbox.spec.layout import plan
@@ -55,6 +59,8 @@ class Committed:
     changes: Changes
     record: str
     size_bytes: int
+    #: Files of packages that were asked for.
+    packages: tuple[Path, ...] = ()
 
 
 def machine_of(name: str) -> Machine:
@@ -83,12 +89,15 @@ def discard(box: Box, shipped: str | None) -> bool:
     return stop.destroy(machine)
 
 
-def commit(box: Box, shipped: str | None, name: str, *, force: bool, timeout_s: float) -> Committed:
+def commit(
+    box: Box, shipped: str | None, name: str, *, force: bool, timeout_s: float, wanted: Wanted | None = None
+) -> Committed:
     """Makes an image of what was changed and gives it a name; the machine is removed then.
 
     A machine that does not run is booted first. `force`: a name that is taken may mean another image from now on.
-    Raises StateError where nothing is maintained or the name is taken, GuestError where the root is not fit to be a
-    base, ImageError where its disk cannot be read; what was changed is still there then.
+    `wanted`: packages to be made of the image. Raises StateError where nothing is maintained, the name is taken or a
+    package is there already, GuestError where the root is not fit to be a base, ImageError where its disk cannot be
+    read; what was changed is still there then.
     """
     machine = machine_of(box.name)
     check_owner(machine, box.source, shipped)
@@ -96,6 +105,8 @@ def commit(box: Box, shipped: str | None, name: str, *, force: bool, timeout_s: 
         raise StateError(f"nothing of {box.name} is being maintained", hint=f"begin with `kimbox maintain {box.name}`")
     if boxes.find(name) and not force:
         raise StateError(f"there is a box {name} already", hint="choose another name; --force replaces it")
+    sign = packaging.check(wanted) if wanted else None
+    whole = whole_of(box, shipped=shipped is not None, hashed=False)[0] if wanted else None
     begin(box, shipped, timeout_s)
     with log.step("reconfiguring the root"):
         _reconfigure(box, machine)
@@ -108,7 +119,17 @@ def commit(box: Box, shipped: str | None, name: str, *, force: bool, timeout_s: 
             raise ImageError(f"the image that {machine.name} was made from is not in the store")
         done = make_image(machine, former, name)
     stop.destroy(machine)
-    return done
+    return attrs.evolve(done, packages=pack(wanted, whole, done, sign).files) if wanted and whole else done
+
+
+def pack(wanted: Wanted, whole: Whole, done: Committed, sign: Sign | None) -> Packaged:
+    """Makes packages of the image that a commit made of the base of `whole`, with the record of what was changed."""
+    image = store.find(done.box.image)
+    if image is None:
+        raise ImageError(f"the image of {done.box.name} is gone", hint="is another `kimbox prune` running?")
+    about = {"former": done.former, "changes": done.changes.as_json()}
+    source = packaging.Source("base", image, image.disk, image.format, about=about)
+    return packaging.write(wanted, attrs.evolve(whole, image=image.key, image_sha256=image.key), source, sign)
 
 
 def _reconfigure(box: Box, machine: Machine) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ import attrs
 from kimbox import __version__
 from kimbox.errors import ImageError, StateError
 from kimbox.files import remove_tree, sha256_file, write_atomic
-from kimbox.image import catalog, cleaned, formats, slim, store, sums
+from kimbox.image import catalog, changes, cleaned, formats, slim, store, sums
 from kimbox.image.boxwriter import Sign, json_bytes, refuse_existing
 from kimbox.image.formats import Content, Format
 from kimbox.image.store import Image
@@ -62,6 +61,20 @@ class Wanted:
 
 
 @attrs.frozen
+class Source:
+    """What is packaged: `machine`, `image`, or `base` (an image that a maintainer changed), with its disk."""
+
+    kind: str
+    image: Image
+    disk: Path
+    format: str
+    #: Paths of the root that were removed or reset.
+    cleaned: tuple[str, ...] = ()
+    #: More for the package's kimbox.json.
+    about: Mapping[str, object] = attrs.field(factory=dict)
+
+
+@attrs.frozen
 class Packaged:
     """What `package` made: every file, and what was removed or reset in the machine's root."""
 
@@ -74,48 +87,93 @@ def package(wanted: Wanted) -> Packaged:
     """Makes the packages, each whole or not at all. Raises StateError for a machine that is not halted, and where a
     package is there already; ImageError where its disk cannot be cleaned.
     """
-    box, machine = wanted.box, Machine(wanted.box.name)
-    targets = {kind: wanted.output / kind.file_name(box.name) for kind in wanted.formats}
-    checksums = wanted.output / f"{box.name}.{sums.NAME}"
-    beside = () if all(kind.holds_files for kind in wanted.formats) else FILES
-    for path in (*targets.values(), checksums, *(wanted.output / f"{box.name}.{name}" for name in beside)):
+    sign = check(wanted)
+    whole, _ = whole_of(wanted.box, shipped=wanted.shipped, hashed=False)
+    with _source(wanted, Machine(wanted.box.name), whole) as source:
+        return write(wanted, whole, source, sign)
+
+
+def check(wanted: Wanted) -> Sign | None:
+    """Raises StateError where a package is there already, and what `sums.sign` raises for a key that cannot sign.
+
+    Returns what signs.
+    """
+    for path in (*_targets(wanted).values(), _checksums(wanted), *_beside(wanted)):
         refuse_existing(path)
-    whole, _ = whole_of(box, shipped=wanted.shipped, hashed=False)
-    sign = functools.partial(sums.sign, key=wanted.key) if wanted.key else None
-    if sign:
-        sign(b"")  # a key that cannot sign is told before there is any work done
-    with _disk(wanted, machine, whole) as (image, disk, kind, done):
-        source = "machine" if disk != image.disk else "image"
-        about = {"format": FORMAT, "from": source, "image": image.key, "kimbox": __version__, "name": box.name}
-        about |= {"lock": whole.lock.digest, "spec": whole.lock.spec_digest}
-        files = {
-            "kimbox.json": json_bytes(about),
-            "kimbox.yaml": json_bytes(merged_spec(box.source)),
-            "kimbox.lock": format_lock(whole.lock).encode(),
-            "sbom.cdx.json": sbom(whole).encode(),
-            "provenance.intoto.json": statement(whole).encode(),
-        }
-        knows_e1000 = _knows_e1000(disk, kind) if {Format.OVA, Format.VIRTUALBOX} & set(wanted.formats) else False
-        guest = box.image.distribution if isinstance(box.image, PackageImage) else "linux"
-        content = Content(
-            box.name, disk, kind, image.virtual_bytes, box.cpus, box.memory_bytes, guest, USER, files, knows_e1000
-        )
-        for wanted_format, target in targets.items():
-            with log.step(f"packing {target.name}"):
-                formats.write(wanted_format, content, target, sign)
-    made = [*targets.values(), *_beside(wanted, {name: files[name] for name in beside})]
-    made += _sums(checksums, made, sign)
+    if wanted.key is None:
+        return None
+    sign = functools.partial(sums.sign, key=wanted.key)
+    sign(b"")
+    return sign
+
+
+def _targets(wanted: Wanted) -> dict[Format, Path]:
+    return {kind: wanted.output / kind.file_name(wanted.box.name) for kind in wanted.formats}
+
+
+def _checksums(wanted: Wanted) -> Path:
+    return wanted.output / f"{wanted.box.name}.{sums.NAME}"
+
+
+def _beside(wanted: Wanted) -> list[Path]:
+    """Where spec, lock and the like go, if one of the formats cannot hold them."""
+    if all(kind.holds_files for kind in wanted.formats):
+        return []
+    return [wanted.output / f"{wanted.box.name}.{name}" for name in FILES]
+
+
+def write(wanted: Wanted, whole: Whole, source: Source, sign: Sign | None) -> Packaged:
+    """Makes the packages of a disk that nobody writes to; `whole` is what the box is made of."""
+    box, disk = wanted.box, source.disk
+    files = _files(wanted, whole, source)
+    knows_e1000 = bool({Format.OVA, Format.VIRTUALBOX} & set(wanted.formats)) and _knows_e1000(disk, source.format)
+    guest = box.image.distribution if isinstance(box.image, PackageImage) else "linux"
+    size_bytes = source.image.virtual_bytes
+    content = Content(
+        box.name, disk, source.format, size_bytes, box.cpus, box.memory_bytes, guest, USER, files, knows_e1000
+    )
+    made = []
+    for kind, target in _targets(wanted).items():
+        with log.step(f"packing {target.name}"):
+            formats.write(kind, content, target, sign)
+        made.append(target)
+    for path in _beside(wanted):
+        write_atomic(path, files[path.name.removeprefix(f"{box.name}.")])
+        made.append(path)
+    made += _sums(_checksums(wanted), made, sign)
     if wanted.catalog_url is not None:
-        made.append(_catalog(wanted, targets))
-    return Packaged(tuple(made), source, tuple(done))
+        made.append(_catalog(wanted))
+    return Packaged(tuple(made), source.kind, source.cleaned)
+
+
+def _files(wanted: Wanted, whole: Whole, source: Source) -> dict[str, bytes]:
+    """Spec, lock, SBOM and the like."""
+    about = {"format": FORMAT, "from": source.kind, "image": source.image.key, "kimbox": __version__}
+    about |= {"name": wanted.box.name, "lock": whole.lock.digest, "spec": whole.lock.spec_digest}
+    real = _as_installed(whole, source)
+    return {
+        "kimbox.json": json_bytes({**about, **source.about}),
+        "kimbox.yaml": json_bytes(merged_spec(wanted.box.source)),
+        "kimbox.lock": format_lock(whole.lock).encode(),
+        "sbom.cdx.json": sbom(real).encode(),
+        "provenance.intoto.json": statement(real).encode(),
+    }
+
+
+def _as_installed(whole: Whole, source: Source) -> Whole:
+    """With the packages that a maintainer's root has, where its disk can be looked into."""
+    if source.kind == "image" or source.format != "raw":
+        return whole
+    found = changes.packages(source.disk)
+    return whole.with_installed(found) if found else whole
 
 
 @contextmanager
-def _disk(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[tuple[Image, Path, str, list[str]]]:
-    """The image, and the disk to be packaged, its format, and what was cleaned in it."""
+def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
+    """The image, or the root of the halted machine, cleaned."""
     if wanted.image_only or not machine.exists:
         image = store.ensure(wanted.box, whole.lock.packages)
-        yield image, image.disk, image.format, []
+        yield Source("image", image, image.disk, image.format)
         return
     with machine.locked():
         need_disk(machine, "package")
@@ -123,7 +181,6 @@ def _disk(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[tuple[Imag
         if now is not State.HALTED:
             hint = f"`kimbox halt {machine.name}` first; with --image the image it was made from is packaged"
             raise StateError(f"{machine.name} is {now}, and a machine is packaged when it is halted", hint=hint)
-        need_disk(machine, "package")
         found = store.find(machine.record().image)
         if found is None:
             raise StateError(f"the image that {machine.name} was made from is gone")
@@ -133,7 +190,7 @@ def _disk(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[tuple[Imag
         try:
             with log.step(f"cleaning a copy of {machine.name}"):
                 done = clean(machine, found, work)
-            yield found, work / "clean.raw", "raw", done
+            yield Source("machine", found, work / "clean.raw", "raw", tuple(done))
         finally:
             remove_tree(work)
 
@@ -158,15 +215,6 @@ def _knows_e1000(disk: Path, kind: str) -> bool:
     return False
 
 
-def _beside(wanted: Wanted, files: Mapping[str, bytes]) -> list[Path]:
-    """Spec, lock and the like, for the formats that cannot hold them."""
-    written = []
-    for name, data in files.items():
-        written.append(wanted.output / f"{wanted.box.name}.{name}")
-        write_atomic(written[-1], data)
-    return written
-
-
 def _sums(target: Path, made: list[Path], sign: Sign | None) -> list[Path]:
     """Writes the checksums of all files, and their signature."""
     text = sums.text({path.name: sha256_file(path).removeprefix("sha256:") for path in made})
@@ -178,12 +226,12 @@ def _sums(target: Path, made: list[Path], sign: Sign | None) -> list[Path]:
     return [target, signature]
 
 
-def _catalog(wanted: Wanted, targets: Mapping[Format, Path]) -> Path:
+def _catalog(wanted: Wanted) -> Path:
     """Adds the Vagrant boxes among the packages to the catalog beside them."""
     file = wanted.output / f"{wanted.box.name}.metadata.json"
     boxes = {
-        str(kind): (path.name, hashlib.file_digest(path.open("rb"), "sha256").hexdigest())
-        for kind, path in targets.items()
+        str(kind): (path.name, sha256_file(path).removeprefix("sha256:"))
+        for kind, path in _targets(wanted).items()
         if kind.holds_files
     }
     catalog.add(file, wanted.box.name, wanted.box.description, wanted.version, wanted.catalog_url or "", boxes)

@@ -78,7 +78,7 @@ def _render(wanted: Sequence[Wanted], folder: Path, *, check: bool) -> list[Path
         for file in stale:
             folder.mkdir(parents=True, exist_ok=True)
             mode = 0o755 if file.name == DELIVER else 0o644
-            write_atomic(folder / file.name, file.read_bytes(), mode=mode)
+            write_atomic(folder / file.name, file, mode=mode)
     return [folder / file.name for file in stale]
 
 

@@ -32,7 +32,7 @@ sync
 
 
 def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None:
-    """What was changed is recorded and booted; what belongs to the one machine is gone; the box was never touched."""
+    """What was changed is recorded, packaged and booted; what is of the one machine is gone; the box was left alone."""
     kimbox.spec(NAME)
     told = kimbox.json("maintain")
     assert ("based-maintain", "ready") == (told["name"], told["state"])
@@ -42,7 +42,7 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     identity = kimbox.sh("based-maintain", "sudo sh -c 'cat /etc/machine-id /persistent/ssh/*.pub'")
     kimbox.sh("based-maintain", CHANGE)
 
-    done = kimbox.json("maintain", "--commit", "based-2")
+    done = kimbox.json("maintain", "--commit", "based-2", "--package", "out")
     assert [{"name": "kimbox-extra", "old": "", "new": "1.5"}] == done["changes"]["packages"]
     files = done["changes"]["files"]
     assert "/etc/by-hand" in files["added"]
@@ -50,9 +50,11 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     assert done["changes"].items() <= json.loads(Path(done["record"]).read_text()).items()
     assert 5 == kimbox("status", "based-maintain", check=False).code
 
+    kimbox("box", "remove", "based-2")
+    kimbox("box", "add", "based-3", "out/based-libvirt.box")
     (tmp_path / "new").mkdir()
     new = Kimbox(kimbox.home, tmp_path / "new")
-    (new.folder / "kimbox.yaml").write_text("kimbox: 1\nname: rebased\nbase: [minimal.yaml]\nimage: {box: based-2}\n")
+    (new.folder / "kimbox.yaml").write_text("kimbox: 1\nname: rebased\nbase: [minimal.yaml]\nimage: {box: based-3}\n")
     new("up", "--boot", "resnap")
     assert "extra\nchanged\n" == new.sh("rebased", "cat /opt/extra/file /etc/by-hand")
     assert "rebased\n" == new.sh("rebased", "cat /etc/hostname")
@@ -60,7 +62,7 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     assert not set(identity.split()) & set(now.split()) - {"ssh-ed25519", "kimbox"}
     new.sh("rebased", "! sudo test -e /persistent/secret && ! sudo test -e /root/.bash_history")
     new("destroy", "-y")
-    new("box", "remove", "based-2")
+    new("box", "remove", "based-3")
 
 
 def test_nothing_is_maintained(kimbox: Kimbox) -> None:

@@ -91,6 +91,12 @@ def test_packages_and_files_are_told_apart(former: Path, tmp_path: Path) -> None
     assert [{"name": "coming", "old": "", "new": "3"}] == found.as_json()["packages"][:1]
 
 
+def test_the_packages_of_a_disk(former: Path) -> None:
+    """Those that dpkg says are installed, each with version and architecture."""
+    found = {"tool": ("1", "amd64"), "other": ("1", "amd64"), "going": ("1:2", "amd64")}
+    assert found == changes.packages(former)
+
+
 def test_nothing_differs_from_itself(former: Path) -> None:
     """And that is said."""
     found = changes.find(former, former)

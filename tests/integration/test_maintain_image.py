@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import clirun
@@ -15,8 +16,14 @@ from makemachine import make_machine
 from kimbox import paths, run
 from kimbox.files import write_json
 from kimbox.image import boxes, store
+from kimbox.image.formats import Format
+from kimbox.lock.lockfile import Lock
+from kimbox.lock.packages import LockedPackage, LockedPackages
+from kimbox.lock.provenance import Whole
 from kimbox.machine import maintain
 from kimbox.machine.folder import Machine
+from kimbox.machine.package import Wanted
+from kimbox.spec.load import load_box
 
 world = clirun.world  # a fixture
 
@@ -68,6 +75,28 @@ def test_an_image_its_record_and_its_name(machine: Machine, world: Path) -> None
     assert all(madedisk.is_sound(image.disk, place) for place in PLACES.values())
     assert done.box == maintain.make_image(machine, former, "new").box
     assert not (machine.folder / "commit").exists()
+
+
+def test_a_package_of_it(machine: Machine, world: Path) -> None:
+    """It holds the new disk, what was changed, and an SBOM of what is really there."""
+    former = store.find(FORMER)
+    assert former
+    done = maintain.make_image(machine, former, "new")
+    (world / "kimbox.yaml").write_text("kimbox: 1\nname: tiny\nimage: {distribution: debian, packages: [aa]}\n")
+    wanted = Wanted(load_box(world / "kimbox.yaml"), False, (Format.LIBVIRT,), world / "out")
+    locked = LockedPackages("0" * 64, "2026-01-01T00:00:00Z", (), {"a": LockedPackage("1", "", "1" * 64)})
+    whole = Whole("tiny", Lock("9" * 64, FORMER, {}, locked), FORMER)
+    made = maintain.pack(wanted, whole, done, None)
+    assert [world / "out/tiny-libvirt.box", world / "out/tiny.SHA256SUMS"] == list(made.files)
+    with tarfile.open(made.files[0]) as archive:
+        about, bom = (json.load(archive.extractfile(name)) for name in ("kimbox.json", "sbom.cdx.json"))  # type: ignore[arg-type]
+        archive.extract("box.img", world, filter="data")
+    assert ("base", FORMER, done.box.image) == (about["from"], about["former"], about["image"])
+    assert ["/etc/by-hand"] == about["changes"]["files"]["added"]
+    assert [("a", "1", 1)] == [(part["name"], part["version"], len(part["hashes"])) for part in bom["components"]]
+    image = store.find(done.box.image)
+    assert image
+    run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", world / "box.img", image.disk])
 
 
 def test_interrupted_at_the_record_nothing_has_the_name(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

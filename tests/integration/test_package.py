@@ -165,6 +165,8 @@ def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
     raw.chmod(0o600)
     (machine.folder / "secret").write_text("SECRET of this machine\n")
     (machine.folder / "mine").write_text("what the maintainer wants\n")
+    status = "Package: one-more\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.1\n"
+    (machine.folder / "status").write_text(status)
     at = cleaned.places(raw)
     done = run.run(["debugfs", "-w", "-f", "-", f"raw?offset={at.root[0]}"], input=script, cwd=machine.folder)
     assert "rror" not in done.stderr
@@ -231,6 +233,8 @@ mkdir /var/tmp/a/b
 write secret /var/tmp/a/b/c
 write secret /var/tmp/left
 write secret /var/lib/kimbox/done
+mkdir /var/lib/dpkg
+write status /var/lib/dpkg/status
 """
 
 
@@ -245,6 +249,9 @@ def test_a_halted_machine(made: Made, box: Path, tmp_path: Path) -> None:
     )
     assert before == sha256_file(machine.disk)
     assert not (machine.folder / "package").exists()
+    bom = json.loads((box / "a/tiny.sbom.cdx.json").read_text())
+    assert [("one-more", "3.1")] == [(part["name"], part["version"]) for part in bom["components"]]
+    assert bom == json.loads(members(box / "a/tiny-libvirt.box")["sbom.cdx.json"])
     raw = box / "a/tiny.raw"
     content = raw.read_bytes()
     assert b"SECRET" not in content

@@ -17,7 +17,7 @@ from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["again", "boot", "build", "chunks", "cli", "lock", "resnap", "shrink"])
+@pytest.mark.parametrize("name", ["again", "boot", "build", "chunks", "cli", "lock", "resnap", "shrink", "vagrant"])
 def test_a_measurement_says_what_it_takes(name: str) -> None:
     """`--help` shows the module's own words, and -n."""
     path = os.pathsep.join([str(ROOT), *sys.path])

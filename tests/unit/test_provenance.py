@@ -39,6 +39,20 @@ LOCK = Lock("9" * 64, None, REPOSITORIES, LOCKED)
 WHOLE = Whole("tiny", LOCK, "8" * 64, None, "debian", "trixie")
 
 
+def test_what_is_installed_goes_before_what_was_locked() -> None:
+    """A package at the locked version keeps its digest; one that was moved or added has none, one that went is gone."""
+    real = WHOLE.with_installed({"base-files": ("13.8", "all"), "extra": ("1:2", "amd64")})
+    parts = {part["name"]: part for part in json.loads(sbom(real))["components"] if part["bom-ref"].startswith("deb:")}
+    assert {"base-files": "13.8", "extra": "1:2"} == {name: part["version"] for name, part in parts.items()}
+    assert [{"alg": "SHA-256", "content": "2" * 64}] == parts["base-files"]["hashes"]
+    assert "hashes" not in parts["extra"]
+    build = json.loads(statement(real))["predicate"]["buildDefinition"]
+    assert {"lock": {"digest": {"sha256": LOCK.digest}}}.items() <= build["externalParameters"].items()
+    assert ["base-files"] == [d["name"] for d in build["resolvedDependencies"] if "sha256" in d.get("digest", {})]
+    moved = WHOLE.with_installed({"base-files": ("13.9", "all")})
+    assert not moved.packages["base-files"].sha256
+
+
 def test_the_sbom_has_everything_that_is_known() -> None:
     """Packages with purl and sha256, commits with their URL and tree, submodules; what is not known is not made up."""
     bom = json.loads(sbom(WHOLE))

@@ -1,0 +1,111 @@
+"""kimbox against real Vagrant on the same disk: from nothing to ready, `status`, and a command over ssh.
+
+    python -m bench.vagrant [-n 3]
+
+The box is `minimal`. kimbox runs it by its provider qemu; Vagrant under libvirt, in a folder that `kimbox render`
+wrote, from a .box made of the very image that kimbox boots. Both have the image at hand before the clock starts: kimbox
+in its store, Vagrant among its boxes and in libvirt's pool. Each turn makes a new machine with either, measures, and
+removes it; a ratio is the median of what the turns give. libvirt must answer. The domain type is qemu where KVM does
+not work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.common import medians, note, options, ratio, show
+from kimbox import paths
+from kimbox.image import boxwriter, store
+from kimbox.machine import accelerator, libvirt, rendered
+from kimbox.machine.pins import lock_for
+from kimbox.render.vagrantfile import box_name
+from kimbox.run import run
+from kimbox.spec.load import load_box
+
+#: What kimbox may take of Vagrant's time.
+LIMITS = {"up": 0.7, "status": 0.35, "ssh": 0.35}
+
+NAME = "bench-vagrant"
+SPEC = f"kimbox: 1\nname: {NAME}\nbase: [minimal.yaml]\n"
+
+#: The quick ones are done so often in a turn.
+AGAIN = 3
+
+Row = dict[str, list[float]]
+
+
+def timed(row: Row, what: str, argv: list[str], folder: Path, env: dict[str, str]) -> None:
+    """Runs a program to its end, and notes how long it took."""
+    started = time.monotonic()
+    run(argv, cwd=folder, env=env, timeout_s=600)
+    row.setdefault(what, []).append(time.monotonic() - started)
+    note(f"{argv[0].rpartition('/')[2]} {what}: {row[what][-1]:.2f} s")
+
+
+def turn(row: Row, program: list[str], folder: Path, env: dict[str, str]) -> None:
+    """One machine, from nothing to nothing, with kimbox or Vagrant."""
+    is_vagrant = program == ["vagrant"]
+    try:
+        timed(row, "up", [*program, "up", *(["--provider=libvirt"] if is_vagrant else [])], folder, env)
+        for _ in range(AGAIN):
+            timed(row, "status", [*program, "status"], folder, env)
+            timed(row, "ssh", [*program, "ssh", *(["-c", "true"] if is_vagrant else ["--", "true"])], folder, env)
+    finally:
+        run([*program, "destroy", "-f" if is_vagrant else "-y"], cwd=folder, env=env, check=False)
+
+
+@contextmanager
+def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with the spec, and in it one that Vagrant can use, its box known to Vagrant and libvirt."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=paths.home()) as name:
+        folder = Path(name)
+        (folder / "kimbox.yaml").write_text(SPEC)
+        box = load_box(folder / "kimbox.yaml")
+        lock, _ = lock_for(box, shipped=False)
+        image = store.ensure(box, lock.packages)
+        rendered.render([rendered.Wanted(box)], folder / "vagrant")
+        boxwriter.libvirt(image.disk, image.format, folder / f"vagrant/{NAME}.box")
+        driver = "kvm" if accelerator.find().name == "kvm" else "qemu"
+        env = {
+            "VAGRANT_HOME": str(folder / "home"), "VAGRANT_CHECKPOINT_DISABLE": "1", "KIMBOX_LIBVIRT_DRIVER": driver,
+            "KIMBOX_HOME": str(paths.home()), "PYTHONPATH": os.pathsep.join(sys.path),
+        }  # fmt: skip
+        try:
+            turn({}, ["vagrant"], folder / "vagrant", env)  # uploads the image
+            yield folder, env
+        finally:
+            libvirt.drop_image(box_name(NAME, image.key))
+
+
+def main() -> None:
+    """Measures, and prints the result."""
+    n = options(__doc__, n=3).n
+    if not libvirt.virsh("version", check=False).ok:
+        raise SystemExit("libvirt does not answer: see `kimbox doctor`")
+    paths.home().mkdir(parents=True, exist_ok=True)
+    kimbox: Row = {}
+    vagrant: Row = {}
+    with prepared() as (folder, env):
+        for _ in range(n):
+            turn(kimbox, [sys.executable, "-m", "kimbox"], folder, env)
+            turn(vagrant, ["vagrant"], folder / "vagrant", env)
+    ratios = {what: ratio(kimbox[what], vagrant[what]) for what in LIMITS}
+    show(
+        {
+            "kimbox_s": medians(kimbox),
+            "vagrant_s": medians(vagrant),
+            "ratio": ratios,
+            "limit": LIMITS,
+            "ok": all(ratios[what] <= limit for what, limit in LIMITS.items()),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
