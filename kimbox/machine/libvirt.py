@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 
 from kimbox import paths
 from kimbox.log import log
@@ -22,6 +23,9 @@ IMAGE_MARK = "_vagrant_box_image_"
 
 TIMEOUT_S = 60.0
 
+#: A whole disk is copied within this time.
+COPY_TIMEOUT_S = 3600.0
+
 
 def prefix() -> str:
     """What the names of the domains of this home begin with."""
@@ -34,9 +38,9 @@ def domain(name: str) -> str:
     return f"{prefix()}{name}"
 
 
-def virsh(*words: str, check: bool = True) -> Completed:
+def virsh(*words: str, check: bool = True, timeout_s: float = TIMEOUT_S) -> Completed:
     """Runs virsh. Raises CommandError, with its words, if it fails."""
-    return run(["virsh", "--quiet", "--connect", URI, *words], check=check, timeout_s=TIMEOUT_S)
+    return run(["virsh", "--quiet", "--connect", URI, *words], check=check, timeout_s=timeout_s)
 
 
 def sweep(name: str) -> None:
@@ -50,6 +54,15 @@ def sweep(name: str) -> None:
         if re.fullmatch(re.escape(full) + r"(\.img|-[a-z]+\.\w+)", volume):  # its disk, and those that it has beside
             log.detail(f"removing the volume {volume}")
             virsh("vol-delete", volume, "--pool", POOL)
+
+
+def copy_disk(name: str, target: Path) -> None:
+    """Copies the disk of a box that does not run, as it lies in the pool: an overlay on the volume of its image.
+
+    Raises CommandError if there is none.
+    """
+    words = ["vol-download", f"{domain(name)}.img", str(target), "--pool", POOL, "--sparse"]
+    virsh(*words, timeout_s=COPY_TIMEOUT_S)
 
 
 def volumes() -> list[str]:

@@ -163,7 +163,7 @@ def make_image(machine: Machine, former: store.Image, name: str) -> Committed:
     work.mkdir(mode=0o700)
     try:
         with log.step("cleaning a copy"):
-            packaging.clean(machine, former, work)
+            packaging.clean(machine.disk, former, work)
         disk = work / "clean.raw"
         base = former.disk if former.format == "raw" else work / "image.raw"
         with log.step("comparing with the former image"):

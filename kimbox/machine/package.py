@@ -24,10 +24,10 @@ from kimbox.image.store import Image
 from kimbox.lock.lockfile import format_lock
 from kimbox.lock.provenance import Whole, sbom, statement
 from kimbox.log import log
+from kimbox.machine import provider
 from kimbox.machine.facts import state
 from kimbox.machine.folder import USER, Machine
 from kimbox.machine.origin import whole_of
-from kimbox.machine.provider import need_disk
 from kimbox.machine.state import State
 from kimbox.spec.load import merged_spec
 from kimbox.spec.model import Box, PackageImage
@@ -176,7 +176,6 @@ def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
         yield Source("image", image, image.disk, image.format)
         return
     with machine.locked():
-        need_disk(machine, "package")
         now = state(machine)
         if now is not State.HALTED:
             hint = f"`kimbox halt {machine.name}` first; with --image the image it was made from is packaged"
@@ -189,19 +188,19 @@ def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
         work.mkdir(mode=0o700)
         try:
             with log.step(f"cleaning a copy of {machine.name}"):
-                done = clean(machine, found, work)
+                done = clean(provider.of(machine).readable_disk(found, work), found, work)
             yield Source("machine", found, work / "clean.raw", "raw", tuple(done))
         finally:
             remove_tree(work)
 
 
-def clean(machine: Machine, image: Image, work: Path) -> list[str]:
-    """Makes clean.raw in `work`: the machine's disk in the state before its first boot. Returns what went.
+def clean(used: Path, image: Image, work: Path) -> list[str]:
+    """Makes clean.raw in `work`: a machine's disk (a qcow2) in the state before its first boot. Returns what went.
 
     Where the image is not raw, image.raw beside it shows the same as a raw disk.
     """
     disk, base = work / "clean.raw", image.disk
-    slim.flatten(machine.disk, "qcow2", disk, drop_snapshots=True)
+    slim.flatten(used, "qcow2", disk, drop_snapshots=True)
     if image.format != "raw":
         base = work / "image.raw"
         slim.flatten(image.disk, image.format, base)

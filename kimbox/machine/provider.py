@@ -89,6 +89,9 @@ class Provider(Protocol):
     def destroy(self) -> None:
         """Ends and removes the machine with everything of it, whole or half-made."""
 
+    def readable_disk(self, image: Image, work: Path) -> Path:
+        """The disk of a machine that does not run, for reading: a qcow2 on `image`, or a copy of one in `work`."""
+
     def endpoint(self, record: Record) -> Endpoint:
         """How ssh reaches the guest."""
 
@@ -234,6 +237,9 @@ class Qemu:
         if self.machine.running:
             qemu.kill(self.machine)
         qemu.remove(self.machine)
+
+    def readable_disk(self, image: Image, work: Path) -> Path:
+        return self.machine.disk
 
     def endpoint(self, record: Record) -> Endpoint:
         return self.machine.endpoint(record)

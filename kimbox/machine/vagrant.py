@@ -262,6 +262,13 @@ class Vagrant:
 
     # ---- looking
 
+    def readable_disk(self, image: Image, work: Path) -> Path:
+        copy = work / "libvirt.qcow2"
+        libvirt.copy_disk(self.machine.name, copy)
+        # The volume that it lies on was made of the same image, and holds the same.
+        run.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", image.format, "-b", image.disk, copy])
+        return copy
+
     def endpoint(self, record: Record) -> Endpoint:
         return self.machine.endpoint(record)
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import Kimbox, until
 
 from kimbox import run
-from kimbox.machine import libvirt
+from kimbox.machine import accelerator, libvirt
 from kimbox.machine.provider import NAMES
 
 pytestmark = pytest.mark.guest
@@ -53,11 +53,7 @@ def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Tem
     provider = str(request.param)
     kimbox = Kimbox(home, tmp_path_factory.mktemp(provider))
     name = f"table-{provider}"
-    setup = kimbox.folder / "setup/setup"
-    setup.parent.mkdir()
-    setup.write_text("#!/bin/sh\necho hello >/etc/from-setup\n")
-    setup.chmod(0o755)
-    kimbox.spec(name, SPEC)
+    write_spec(kimbox, name)
     with contextlib.ExitStack() as stack:
         before = {}
         if provider == "vagrant":
@@ -67,6 +63,15 @@ def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Tem
         kimbox("up", "--provider", provider)
         yield Rig(kimbox, provider, name, before)
         kimbox("destroy", "-y", check=False)
+
+
+def write_spec(kimbox: Kimbox, name: str) -> None:
+    """A box with a setup repository, a step and a probe."""
+    setup = kimbox.folder / "setup/setup"
+    setup.parent.mkdir()
+    setup.write_text("#!/bin/sh\necho hello >/etc/from-setup\n")
+    setup.chmod(0o755)
+    kimbox.spec(name, SPEC)
 
 
 def interrupt(kimbox: Kimbox, name: str) -> None:
@@ -167,6 +172,9 @@ def test_halt(rig: Rig) -> None:
     assert "halted" == rig.kimbox.json("halt")["before"] == rig.state()
     refused = rig.kimbox.json("exec", "--", "true", check=False)
     assert (5, True) == (refused["exit_code"], "the box is halted" in refused["message"])
+    packaged = rig.kimbox.json("package", "--output", "out")
+    assert ("machine", f"{rig.name}-libvirt.box") == (packaged["from"], Path(packaged["files"][0]).name)
+    assert [] == packaged["cleaned"]  # every boot was on the snapshot: the root is as it was built
     assert "halted" == rig.kimbox.json("snapshot", "save", "off")["state"]
     assert "halted" == rig.kimbox.json("snapshot", "restore", "off")["state"]
 
@@ -179,3 +187,27 @@ def test_destroy_leaves_nothing(rig: Rig) -> None:
     if rig.provider == "vagrant":
         assert rig.before == libvirtd.inventory()
         assert [] == list((rig.kimbox.home / "vagrant/boxes").glob("*"))
+
+
+def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
+    """From a package and what was rendered, without kimbox: provisioned, and set to be a new root at each boot."""
+    kimbox = Kimbox(home, tmp_path)
+    write_spec(kimbox, "plain")
+    kimbox("package", "--output", "vagrant")
+    kimbox("render", "--box", "vagrant/plain-libvirt.box")
+    driver = "kvm" if accelerator.find().name == "kvm" else "qemu"
+    env = {"VAGRANT_HOME": str(tmp_path / "home"), "VAGRANT_CHECKPOINT_DISABLE": "1", "KIMBOX_LIBVIRT_DRIVER": driver}
+
+    def vagrant(*words: str) -> str:
+        return run.run(["vagrant", *words], cwd=tmp_path / "vagrant", env=env, timeout_s=900).stdout
+
+    with libvirtd.running(tmp_path):
+        before = libvirtd.inventory()["volumes"]
+        try:
+            vagrant("up", "--provider=libvirt")
+            assert "hello" == vagrant("ssh", "-c", "test -s /etc/hello && cat /etc/from-setup").strip()
+            assert "saved_entry=resnap" in vagrant("ssh", "-c", "sudo grub-editenv /boot/grub/grubenv list")
+        finally:
+            vagrant("destroy", "-f")
+            for image in set(libvirtd.inventory()["volumes"]) - set(before):  # Vagrant leaves it there
+                libvirt.virsh("vol-delete", image, "--pool", "default")
