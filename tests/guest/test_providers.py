@@ -121,11 +121,12 @@ def test_another_provider_is_refused(rig: Rig) -> None:
 
 
 def test_exec_and_ssh(rig: Rig) -> None:
-    """A command's output and exit status are its own; the box has its name; setup and step have run."""
+    """A command's output and exit status are its own; the box has its name and a network; setup and step have run."""
     assert f"{rig.name}\n" == rig.sh("hostname")
     assert "hello\n" == rig.sh("test -s /etc/hello && cat /etc/from-setup")
     assert 7 == rig.kimbox("exec", rig.name, "--", "sh", "-c", "exit 7", check=False).code
     assert "vagrant\n" == rig.kimbox("ssh", rig.name, "--", "id -un").stdout
+    assert rig.sh("cat /etc/resolv.conf").startswith("nameserver ")
 
 
 def test_a_snapshot_brings_everything_back(rig: Rig) -> None:
