@@ -41,7 +41,7 @@ echo "$1 $at"
 tail -c "+$((at + 1))" "$f" | head -c {PIECE_BYTES} | base64 -w 0
 """
 
-_HEAD = re.compile(r"(\d+) (\d+)\n")
+_HEAD = re.compile(r"(\d{1,19}) (\d{1,19})\n")
 
 
 @attrs.define
@@ -53,7 +53,10 @@ class Fetcher:
     _guest: Guest | None = None
 
     def fetch(self) -> bool:
-        """Copies what is new. True if the guest answered. Raises GuestError if another machine answers in its place."""
+        """Copies what is new. True if the guest answered as it should.
+
+        Raises GuestError if another machine answers in its place.
+        """
         try:
             if self._guest is None:
                 self._guest = Guest(self.endpoint, timeout_s=CONNECT_TIMEOUT_S).__enter__()
@@ -96,8 +99,13 @@ class Fetcher:
         head = _HEAD.match(answer.stdout)
         if answer.code != 0 or not head:  # it has not written it yet
             return
-        data = base64.b64decode(answer.stdout[head.end() :])
         inode, at = map(int, head.groups())
+        try:
+            data = base64.b64decode(answer.stdout[head.end() :], validate=True)
+        except ValueError:
+            data = None
+        if data is None or len(data) > PIECE_BYTES or at not in (0, size):
+            raise GuestError(f"{self.machine.name} sends something else than its {remote}")
         with local.open("r+b" if local.exists() else "wb") as file:
             file.truncate(at)
             file.seek(at)

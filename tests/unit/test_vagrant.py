@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import makemachine
 import pytest
 
 from kimbox import paths
 from kimbox.errors import GuestError, MissingToolError, StateError, UsageError
+from kimbox.guest.ssh import Answer
 from kimbox.machine import accelerator, libvirt, provider
 from kimbox.machine import host as host_checks
 from kimbox.machine.accelerator import Accelerator
+from kimbox.machine.fetch import Fetcher
 from kimbox.machine.folder import Machine
 from kimbox.machine.host import Verdict
 from kimbox.machine.state import State, derive
@@ -78,6 +81,40 @@ def test_the_folder_tells_whose_the_machine_is(machine: Machine) -> None:
     with pytest.raises(UsageError) as caught:
         provider.named("xen", machine)
     assert "qemu, vagrant" in str(caught.value.hint)
+
+
+@attrs.frozen
+class Telling:
+    """A guest that answers so when it is asked for its events; it has no other log."""
+
+    stdout: str
+
+    def run(self, command: str, **_: object) -> Answer:
+        return Answer(0, self.stdout, "") if "events" in command else Answer(1, "", "")
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "told", ["7 9000000000000000000\nYQ==", "7 1\nYQ==", "7 0\n%%%", "7 0\nYQ", "7 0\n" + "YWFh" * (2 << 20)]
+)
+def test_a_guest_that_lies_about_its_log(machine: Machine, told: str) -> None:
+    """A place beyond what is there, no base64, more than was asked for: nothing of it reaches the host's file."""
+    machine.events_file.write_text("{}\n{}\n")
+    fetcher = Fetcher(machine, machine.endpoint(machine.record()), Telling(told))  # type: ignore[arg-type]
+    assert not fetcher.fetch()
+    assert "{}\n{}\n" == machine.events_file.read_text()
+
+
+def test_what_is_new_is_added(machine: Machine) -> None:
+    """From where the last copy ended, or all of it, where the file is another one."""
+    machine.events_file.write_text("ab")
+    endpoint = machine.endpoint(machine.record())
+    assert Fetcher(machine, endpoint, Telling("7 2\nYw==")).fetch()  # type: ignore[arg-type]
+    assert "abc" == machine.events_file.read_text()
+    assert Fetcher(machine, endpoint, Telling("8 0\nYw==")).fetch()  # type: ignore[arg-type]
+    assert "c" == machine.events_file.read_text()
 
 
 def test_what_works_on_the_disk_is_refused(machine: Machine) -> None:
