@@ -20,15 +20,14 @@ pytestmark = pytest.mark.guest
 NAME = "killed"
 
 
-def build_log(kimbox: Kimbox, words: str) -> bool:
-    """Whether the log of a build under way holds these words."""
-    logs = (kimbox.home / "images").glob(".tmp-*/build.log")
-    return any(words in log.read_text(errors="replace") for log in logs)
+def builds(kimbox: Kimbox) -> set[Path]:
+    """Folders of builds, under way or left by one that was killed."""
+    return set((kimbox.home / "images").glob(".tmp-*"))
 
 
-def disk_begun(kimbox: Kimbox) -> bool:
-    """Whether a build is writing its disk."""
-    return any((kimbox.home / "images").glob(".tmp-*/done/disk.raw"))
+def logged(words: str) -> Callable[[Path], bool]:
+    """Whether the log of a build holds these words."""
+    return lambda build: words in log.read_text(errors="replace") if (log := build / "build.log").exists() else False
 
 
 def event(name: str) -> Callable[[Kimbox], bool]:
@@ -36,11 +35,12 @@ def event(name: str) -> Callable[[Kimbox], bool]:
     return lambda kimbox: any(event.name == name for event in Machine(NAME).boot_events())
 
 
-BUILDING = {
-    "packages are being fetched": lambda kimbox: build_log(kimbox, "downloading packages"),
-    "packages are being unpacked": lambda kimbox: build_log(kimbox, "installing essential"),
-    "packages are being set up": lambda kimbox: build_log(kimbox, "installing remaining"),
-    "the disk is being written": disk_begun,
+#: How far a build has come, by its folder.
+BUILDING: dict[str, Callable[[Path], bool]] = {
+    "packages are being fetched": logged("downloading packages"),
+    "packages are being unpacked": logged("installing essential"),
+    "packages are being set up": logged("installing remaining"),
+    "the disk is being written": lambda build: (build / "done/disk.raw").exists(),
 }
 
 COMING_UP = {
@@ -124,14 +124,18 @@ def project(kimbox: Kimbox) -> Kimbox:
 
 
 def test_kill_at_twelve_points(project: Kimbox) -> None:
-    """Four points of the build, eight of the way up; after each, the next command works and nothing is left over."""
-    for name, reached in BUILDING.items():
-        kill_when(project, reached)
-        key = project.json("build")["key"]
-        nothing_is_left(project)
-        if name != list(BUILDING)[-1]:
-            for path in (project.home / "images").glob(f"{key}*"):
-                run.run(["rm", "-rf", path])
+    """Four points of the build, eight of the way up; after each, the next command works and nothing is left over.
+
+    What follows a killed build is the next one to be killed, further on; the last comes to its end.
+    """
+    for reached in BUILDING.values():
+        before = builds(project)
+        kill_when(
+            project,
+            lambda kimbox, reached=reached, before=before: any(map(reached, builds(kimbox) - before)),  # type: ignore[misc]
+        )
+    project("build")
+    nothing_is_left(project)
     for name, (pattern, count) in BRIEF.items():
         kill_at(project, pattern, count)
         comes_up_again(project, name)
