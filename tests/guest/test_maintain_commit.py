@@ -54,9 +54,12 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     kimbox("box", "add", "based-3", "out/based-libvirt.box")
     (tmp_path / "new").mkdir()
     new = Kimbox(kimbox.home, tmp_path / "new")
-    (new.folder / "kimbox.yaml").write_text("kimbox: 1\nname: rebased\nbase: [minimal.yaml]\nimage: {box: based-3}\n")
+    (new.folder / "kimbox.yaml").write_text(
+        "kimbox: 1\nname: rebased\nbase: [minimal.yaml]\nimage: {box: based-3}\n"
+        "provision: [{name: look, script: cp /etc/by-hand /etc/seen}]\n"
+    )
     new("up", "--boot", "resnap")
-    assert "extra\nchanged\n" == new.sh("rebased", "cat /opt/extra/file /etc/by-hand")
+    assert "extra\nchanged\n" == new.sh("rebased", "cat /opt/extra/file /etc/seen")
     assert "rebased\n" == new.sh("rebased", "cat /etc/hostname")
     now = new.sh("rebased", "sudo sh -c 'cat /etc/machine-id /persistent/ssh/*.pub'")
     assert not set(identity.split()) & set(now.split()) - {"ssh-ed25519", "kimbox"}

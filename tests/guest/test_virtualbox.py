@@ -11,7 +11,7 @@ from conftest import Kimbox, until
 
 from kimbox import run
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.soak]
 
 #: The machine that VirtualBox makes of an OVF: SATA, an Intel network card, nothing of virtio.
 VIRTUALBOX = (
