@@ -6,6 +6,7 @@ The kernel and initramfs are the box's; the kernel's words are the test's; PID 1
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -100,5 +101,6 @@ class Boot:
 
     def kill(self) -> None:
         """The power fails."""
-        run.run(["kill", "-KILL", (self.rig.folder / "pid").read_text().strip()], check=False)
+        with contextlib.suppress(FileNotFoundError):  # the boot has ended by itself meanwhile
+            run.run(["kill", "-KILL", (self.rig.folder / "pid").read_text().strip()], check=False)
         self.ended()
