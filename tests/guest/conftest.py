@@ -46,13 +46,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 #: Files of tests that take longest, in this order: begun first, they do not leave other processors idle at the end.
 LONGEST = (
-    "test_provisiond.py",
-    "test_boot_modes.py",
-    "test_resnap.py",
-    "test_providers.py",
-    "test_kill.py",
-    "test_images.py",
-)
+    "test_provisiond.py", "test_boot_modes.py", "test_resnap.py", "test_providers.py", "test_kill.py", "test_images.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
