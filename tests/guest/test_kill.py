@@ -20,14 +20,15 @@ pytestmark = pytest.mark.guest
 NAME = "killed"
 
 
-def builds(kimbox: Kimbox) -> set[Path]:
-    """Folders of builds, under way or left by one that was killed."""
-    return set((kimbox.home / "images").glob(".tmp-*"))
+def build_log(kimbox: Kimbox, words: str) -> bool:
+    """Whether the log of a build under way holds these words."""
+    logs = (kimbox.home / "images").glob(".tmp-*/build.log")
+    return any(words in log.read_text(errors="replace") for log in logs)
 
 
-def logged(words: str) -> Callable[[Path], bool]:
-    """Whether the log of a build holds these words."""
-    return lambda build: words in log.read_text(errors="replace") if (log := build / "build.log").exists() else False
+def disk_begun(kimbox: Kimbox) -> bool:
+    """Whether a build is writing its disk."""
+    return any((kimbox.home / "images").glob(".tmp-*/done/disk.raw"))
 
 
 def event(name: str) -> Callable[[Kimbox], bool]:
@@ -35,12 +36,11 @@ def event(name: str) -> Callable[[Kimbox], bool]:
     return lambda kimbox: any(event.name == name for event in Machine(NAME).boot_events())
 
 
-#: How far a build has come, by its folder.
-BUILDING: dict[str, Callable[[Path], bool]] = {
-    "packages are being fetched": logged("downloading packages"),
-    "packages are being unpacked": logged("installing essential"),
-    "packages are being set up": logged("installing remaining"),
-    "the disk is being written": lambda build: (build / "done/disk.raw").exists(),
+BUILDING = {
+    "packages are being fetched": lambda kimbox: build_log(kimbox, "downloading packages"),
+    "packages are being unpacked": lambda kimbox: build_log(kimbox, "installing essential"),
+    "packages are being set up": lambda kimbox: build_log(kimbox, "installing remaining"),
+    "the disk is being written": disk_begun,
 }
 
 COMING_UP = {
@@ -51,10 +51,11 @@ COMING_UP = {
     "the guest is provisioning": event("provisioning"),
 }
 
-#: Before some of them, points too brief to be seen from outside: the file at whose nth opening kimbox dies.
+#: Points too brief to be seen from outside: the file at whose nth opening kimbox dies.
 BRIEF = {
-    "QEMU is starting": [(f"*/.tmp-{NAME}/*", 1)],  # the machine's folder is being made
-    "the guest is provisioning": [("*/deliver-*/delivery.tar", 1), ("*/deliver-*/delivery.tar", 2)],  # packed, sent
+    "the machine's folder is being made": (f"*/.tmp-{NAME}/*", 1),
+    "the delivery is being packed": ("*/deliver-*/delivery.tar", 1),
+    "the delivery is being sent": ("*/deliver-*/delivery.tar", 2),
 }
 
 
@@ -123,21 +124,18 @@ def project(kimbox: Kimbox) -> Kimbox:
 
 
 def test_kill_at_twelve_points(project: Kimbox) -> None:
-    """Four points of the build, eight of the way up; after each, the next command works and nothing is left over.
-
-    What follows a killed command may be the next one to be killed, further on; the last comes to its end.
-    """
-    for reached in BUILDING.values():
-        before = builds(project)
-        kill_when(
-            project,
-            lambda kimbox, reached=reached, before=before: any(map(reached, builds(kimbox) - before)),  # type: ignore[misc]
-        )
-    project("build")
-    nothing_is_left(project)
+    """Four points of the build, eight of the way up; after each, the next command works and nothing is left over."""
+    for name, reached in BUILDING.items():
+        kill_when(project, reached)
+        key = project.json("build")["key"]
+        nothing_is_left(project)
+        if name != list(BUILDING)[-1]:
+            for path in (project.home / "images").glob(f"{key}*"):
+                run.run(["rm", "-rf", path])
+    for name, (pattern, count) in BRIEF.items():
+        kill_at(project, pattern, count)
+        comes_up_again(project, name)
     for name, reached in COMING_UP.items():
-        for pattern, count in BRIEF.get(name, ()):
-            kill_at(project, pattern, count)
         kill_when(project, reached)
         comes_up_again(project, name)
     assert processes(f"kimbox-{NAME}") == []

@@ -200,6 +200,7 @@ def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
     """From a package and what was rendered, without kimbox: provisioned, and set to be a new root at each boot."""
     kimbox = Kimbox(home, tmp_path)
     write_spec(kimbox, "plain")
+    kimbox("lock")
     kimbox("package", "--output", "vagrant")
     kimbox("render", "--box", "vagrant/plain-libvirt.box")
     driver = "kvm" if accelerator.find().name == "kvm" else "qemu"

@@ -98,10 +98,10 @@ def test_up_stops_where_the_machine_cannot_be_set_up(checkout: Checkout) -> None
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("all", "pytest tests/guest tests/integration tests/unit -n 3 --dist loadfile --no-loadscope-reorder -k x"),
+        ("all", "pytest tests/guest tests/integration tests/unit -n 2 --dist loadfile --no-loadscope-reorder -k x"),
         ("unit", "pytest tests/unit -n 2 -k x"),
         ("integration", "pytest tests/integration -n 2 -k x"),
-        ("guest", "pytest tests/guest -n 3 --dist loadfile --no-loadscope-reorder -k x"),
+        ("guest", "pytest tests/guest -n 2 --dist loadfile --no-loadscope-reorder -k x"),
     ],
 )
 def test_pytest_is_one_run_and_the_last(checkout: Checkout, what: str, expected: str) -> None:
