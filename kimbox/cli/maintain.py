@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,29 +15,29 @@ from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
     from kimbox.machine.maintain import Committed
+    from kimbox.spec.model import Box
 
 #: Lines about changes that are shown; --json and the record have all.
 MAX_LINES = 200
+
+#: With --commit.
+Folder = Annotated[Path | None, typer.Option("--package", metavar="FOLDER", help="Also write packages of it there.")]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", metavar="FORMAT", help="Of the packages, as of `kimbox package`; default: libvirt."),
+]
+Key = Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="A key of ssh that signs their checksums.")]
 
 
 def maintain(
     box: target.Name = None,
     file: target.File = None,
-    commit: Annotated[
-        str | None, typer.Option("--commit", metavar="NAME", help="Make an image of it that specs know as NAME.")
-    ] = None,
+    commit: Annotated[str | None, typer.Option("--commit", metavar="NAME", help="Make an image called NAME.")] = None,
     discard: Annotated[bool, typer.Option("--discard", help="Throw away what was changed.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --commit: replace an added box of that name.")] = False,
-    package: Annotated[
-        Path | None, typer.Option("--package", metavar="FOLDER", help="With --commit: write packages of it there, too.")
-    ] = None,
-    format: Annotated[
-        list[str] | None,
-        typer.Option("--format", metavar="FORMAT", help="Of the packages, as of `kimbox package`; default: libvirt."),
-    ] = None,
-    sign: Annotated[
-        Path | None, typer.Option("--sign", metavar="KEY", help="A key of ssh that signs their checksums.")
-    ] = None,
+    package: Folder = None,
+    format: Formats = None,
+    sign: Key = None,
 ) -> None:
     """Change the base of a box: boot the real root of its image, on a disk apart, and make a new image of it.
 
@@ -63,39 +64,53 @@ def maintain(
       kimbox maintain openkim-dev --discard
     """
     from kimbox.machine import maintain as maintaining
-    from kimbox.machine.facts import state
     from kimbox.machine.package import Wanted
     from kimbox.machine.watch import BOOT_TIMEOUT_S
 
     if discard and commit is not None:
         raise UsageError("--commit keeps what was changed, --discard does not", hint="give one of them")
-    if force and commit is None:
-        raise UsageError("--force belongs to --commit NAME")
-    if package is None and (format or sign):
-        raise UsageError("--format and --sign belong to --package FOLDER")
-    if package is not None and commit is None:
-        raise UsageError("--package belongs to --commit NAME")
+    _need("--commit NAME", commit, {"--force": force, "--package": package})
+    _need("--package FOLDER", package, {"--format": format, "--sign": sign})
     spec, shipped = target.spec(box, file)
     wanted = Wanted(spec, shipped is not None, formats_of(format), package, key=sign) if package else None
-    machine = maintaining.machine_of(spec.name)
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     if discard:
-        there = maintaining.discard(spec, shipped)
-        text = (
-            f"what was changed in {machine.name} is gone" if there else f"nothing of {spec.name} was being maintained"
-        )
-        report("maintain", {"name": machine.name, "state": "absent"}, text)
+        _discard(spec, shipped)
     elif commit is None:
-        maintaining.begin(spec, shipped, limit)
-        text = (
-            f"{machine.name} runs on the real root of {spec.name}: change it with `kimbox ssh {machine.name}`;\n"
-            f"`kimbox maintain {spec.name} --commit NAME` makes an image of it, --discard throws it away"
-        )
-        report("maintain", {"name": machine.name, "state": str(state(machine))}, text)
+        _begin(spec, shipped, limit)
     else:
         name = _checked(commit)
         done = maintaining.commit(spec, shipped, name, force=force, timeout_s=limit, wanted=wanted)
-        _commit(done, machine.name)
+        _committed(done, maintaining.machine_of(spec.name).name)
+
+
+def _begin(spec: Box, shipped: str | None, limit_s: float) -> None:
+    from kimbox.machine import maintain as maintaining
+    from kimbox.machine.facts import state
+
+    maintaining.begin(spec, shipped, limit_s)
+    machine = maintaining.machine_of(spec.name)
+    text = (
+        f"{machine.name} runs on the real root of {spec.name}: change it with `kimbox ssh {machine.name}`;\n"
+        f"`kimbox maintain {spec.name} --commit NAME` makes an image of it, --discard throws it away"
+    )
+    report("maintain", {"name": machine.name, "state": str(state(machine))}, text)
+
+
+def _discard(spec: Box, shipped: str | None) -> None:
+    from kimbox.machine import maintain as maintaining
+
+    there = maintaining.discard(spec, shipped)
+    name = maintaining.machine_of(spec.name).name
+    text = f"what was changed in {name} is gone" if there else f"nothing of {spec.name} was being maintained"
+    report("maintain", {"name": name, "state": "absent"}, text)
+
+
+def _need(option: str, given: object, dependent: Mapping[str, object]) -> None:
+    """Raises UsageError for an option that means nothing without another."""
+    for name, value in dependent.items():
+        if value and given is None:
+            raise UsageError(f"{name} belongs to {option}")
 
 
 def _checked(name: str) -> str:
@@ -109,7 +124,7 @@ def _checked(name: str) -> str:
         raise UsageError(f"--commit: {fault.message}", hint=fault.hint) from None
 
 
-def _commit(done: Committed, name: str) -> None:
+def _committed(done: Committed, name: str) -> None:
     from kimbox.files import size_words
 
     lines = done.changes.lines()

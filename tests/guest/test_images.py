@@ -92,6 +92,7 @@ def test_no_network_is_needed_for_what_is_cached(minimal: Kimbox, kimbox: Kimbox
     assert minimal.json("build", "minimal")["key"] != built["key"]
 
 
+@pytest.mark.soak
 def test_bookworm_is_built_and_boots(kimbox: Kimbox) -> None:
     """Debian 12 as the guest: built from the same machine, its LVM accepts the disk, it halts cleanly."""
     kimbox.spec("older", "image: {suite: bookworm}\n")

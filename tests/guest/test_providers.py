@@ -196,6 +196,7 @@ def test_destroy_leaves_nothing(rig: Rig) -> None:
         assert [] == list((rig.kimbox.home / "vagrant/boxes").glob("*"))
 
 
+@pytest.mark.soak
 def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
     """From a package and what was rendered, without kimbox: provisioned, and set to be a new root at each boot."""
     kimbox = Kimbox(home, tmp_path)
