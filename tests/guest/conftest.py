@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import http.server
 import json
 import os
 import sys
@@ -37,13 +34,6 @@ def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0) -> Non
         pause.wait(LOOK_S)
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A web server that does not report each request."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 #: Files of tests that take longest, in this order: begun first, they do not leave other processors idle at the end.
 LONGEST = (
     "test_provisiond.py", "test_boot_modes.py", "test_resnap.py", "test_providers.py", "test_kill.py", "test_images.py",
@@ -53,19 +43,6 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files in the order in which they should begin."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[int]:
-    """Serves a folder to this host's guests; gives the port."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @attrs.frozen

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Kimbox, serving
+from conftest import Kimbox
+from webfolder import serving
 
 from kimbox import run
 from kimbox.lock import apt

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Kimbox, serving, until
+from conftest import Kimbox, until
+from webfolder import serving
 
 from kimbox import run
 from kimbox.guest.events import Event

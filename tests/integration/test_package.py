@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import http.server
 import json
 import tarfile
-import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from clirun import Kimbox, error, result
 from clirun import kimbox as kimbox
 from clirun import world as world
 from makemachine import make_machine, running
+from webfolder import serving
 
 from kimbox import run
 from kimbox.files import sha256_file
@@ -321,26 +318,6 @@ def test_signed_packages_are_added(made: Made, kimbox: Kimbox, box: Path, tmp_pa
     code, out, _ = kimbox("--json", "package", "--image", "-o", "x", "--sign", str(tmp_path / "none"))
     assert (1, True) == (code, "cannot sign" in error(out, "package")["message"])
     assert not (box / "x").exists()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A web server that does not report each request."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[int]:
-    """Serves a folder; gives the port."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.skipif(not run.which("vagrant"), reason="script/bootstrap test brings vagrant")
