@@ -77,26 +77,8 @@ class Vagrant:
 
     def _call(self, what: str, act: Callable[[Any], Any]) -> Any:
         """Has python-vagrant act in the machine's folder; raises GuestError with what Vagrant said if it fails."""
-        library = _library()
-        said = self.machine.vagrant_log
-        start = said.stat().st_size if said.exists() else 0
-
-        @contextlib.contextmanager
-        def kept() -> Iterator[IO[bytes]]:
-            with said.open("ab") as file:
-                yield file
-
-        vagrant = library.Vagrant(str(self.machine.folder), env=_environment(), out_cm=kept, err_cm=kept)
         log.now(f"vagrant {what}")
-        try:
-            return act(vagrant)
-        except library.subprocess.CalledProcessError as error:
-            printed = (error.output or b"").decode("utf-8", "replace")
-            words = _words(printed, read_end(said, min(SAID_BYTES, max(0, said.stat().st_size - start))))
-            raise GuestError(
-                f"vagrant {what} {run.describe_status(error.returncode)} for {self.machine.name}:\n{words}".rstrip(),
-                hint=f"all that Vagrant said is in {said}",
-            ) from None
+        return _act(self.machine.folder, self.machine.vagrant_log, what, act, of=self.machine.name)
 
     def _status(self) -> str:
         """Vagrant's word for the state of the machine. Raises GuestError if it says none, or one that is not known."""
@@ -357,7 +339,13 @@ def _environment() -> dict[str, str]:
 
 def _unbound(folder: Path, what: str, act: Callable[[Any], Any]) -> Any:
     """`Vagrant._call` where there is no machine yet, or none any more."""
-    library, said = _library(), folder / "vagrant.log"
+    return _act(folder, folder / "vagrant.log", what, act)
+
+
+def _act(folder: Path, said: Path, what: str, act: Callable[[Any], Any], of: str = "") -> Any:
+    """Has python-vagrant act in a folder; both streams go to `said`. Raises GuestError with its words if it fails."""
+    library = _library()
+    start = said.stat().st_size if said.exists() else 0
 
     @contextlib.contextmanager
     def kept() -> Iterator[IO[bytes]]:
@@ -368,8 +356,11 @@ def _unbound(folder: Path, what: str, act: Callable[[Any], Any]) -> Any:
         return act(library.Vagrant(str(folder), env=_environment(), out_cm=kept, err_cm=kept))
     except library.subprocess.CalledProcessError as error:
         printed = (error.output or b"").decode("utf-8", "replace")
-        words = _words(printed, read_end(said, SAID_BYTES))
-        raise GuestError(f"vagrant {what} {run.describe_status(error.returncode)}:\n{words}".rstrip()) from None
+        words = _words(printed, read_end(said, min(SAID_BYTES, max(0, said.stat().st_size - start))))
+        raise GuestError(
+            f"vagrant {what} {run.describe_status(error.returncode)}{f' for {of}' if of else ''}:\n{words}".rstrip(),
+            hint=f"all that Vagrant said is in {said}",
+        ) from None
 
 
 def _words(printed: str, logged: bytes) -> str:
