@@ -25,7 +25,8 @@ FORMAT = 1
 TIMEOUT_S = 600.0
 MAX_ENTRIES = 2_000_000
 
-#: A file that is larger counts as changed where its time did: its content is not compared.
+#: A file that is larger counts as changed where its time did: its content is not compared. That of others is, whatever
+#: their time: two versions may be of one second, and a guest may set any time.
 MAX_COMPARED_BYTES = 64 << 20
 
 #: Where dpkg notes what is installed; its own files tell nothing that the packages do not.
@@ -197,12 +198,10 @@ def _differs(old: _System, one: _Entry, new: _System, two: _Entry) -> bool:
         return False
     if one.size_bytes != two.size_bytes:
         return True
-    if old.modified_s(one) == new.modified_s(two):
-        return False
-    if not stat.S_ISREG(one.mode):
-        return True
-    content = old.content(one)
-    return content is None or content != new.content(two)
+    contents = (old.content(one), new.content(two)) if stat.S_ISREG(one.mode) else (None, None)
+    if None in contents:
+        return old.modified_s(one) != new.modified_s(two)
+    return contents[0] != contents[1]
 
 
 def _packages_of(system: _System) -> dict[str, str]:
