@@ -89,5 +89,5 @@ def fstab(layout: Layout) -> str:
         (f"LABEL={BOOT_LABEL}", "/boot", "ext4", "noatime,nofail", 0),
     ]
     if layout.swap:
-        rows.append((f"/dev/mapper/{dm_name(group, layout.swap.name)}", "none", "swap", "sw,nofail", 0))
+        rows.append((f"/dev/mapper/{dm_name(group, layout.swap.name)}", "none", "swap", "sw,noauto", 0))
     return "".join(f"{device} {where} {kind} {options} 0 {order}\n" for device, where, kind, options, order in rows)
