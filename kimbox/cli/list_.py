@@ -32,7 +32,9 @@ def list_() -> None:
         rows.append(
             [
                 facts["name"],
-                facts["state"],
+                f"sealed: {facts['sealed']['role']}"
+                if facts["state"] == "sealed" and facts["sealed"]
+                else facts["state"],
                 str(facts["ssh_port"]),
                 "libvirt" if facts["disk_bytes"] is None else f"{facts['disk_bytes'] / 1e6:.0f} MB",
                 facts["spec"],

@@ -19,6 +19,7 @@ def reload(
       kimbox reload --boot maintain --once
     """
     from kimbox.machine import life
+    from kimbox.machine.bootmode import refuse_sealed
     from kimbox.machine.facts import check_owner
     from kimbox.machine.folder import Machine
     from kimbox.machine.watch import BOOT_TIMEOUT_S
@@ -27,5 +28,6 @@ def reload(
     spec, shipped = target.spec(box, file)  # a spec that does not hold leaves the box running
     machine = Machine(spec.name)
     check_owner(machine, spec.source, shipped)  # nor does one whose name another spec has
+    refuse_sealed(machine, choice)
     life.halt(machine)
     bring_up("reload", life.Up(spec, shipped, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice))

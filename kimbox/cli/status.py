@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from kimbox.cli import target
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 #: its end, where that was a full snapshot. `failure` and `reason`: what failed, and why. `wanted`: the manifest that
 #: failed, where the box has gone back to `manifest`, the last one that was ready; then `reason` says why. `provenance`:
 #: what the box is made of and how it was provisioned, as its own /etc/kimbox/box.json (schemas/boxfile.schema.json).
+#: `sealed`: role and site of a box that was secured. `jobs`: the counts that the runner of its role told last.
 FACTS = (
     "name", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason", "provider", "pid",
     "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "provenance",
-    "follow",
+    "follow", "sealed", "jobs",
 )  # fmt: skip
 
 
@@ -37,7 +39,8 @@ def status(box: target.Name = None, file: target.File = None) -> None:
     In its JSON, what the guest told of its last boot is: boot (the mode it is really in), snapshot_percent (how full a
     snapshot smaller than root was, when it last passed 70, 85 or 95 %), died (why the boot before ended, where its
     snapshot filled up), manifest and wanted (the one that failed, where the box went back), failure and reason, and
-    provenance: the facts of /etc/kimbox/box.json in the box. What is not known is null.
+    provenance: the facts of /etc/kimbox/box.json in the box. Of a sealed box, sealed (role and site) and jobs (what the
+    runner of its role has told). What is not known is null.
 
     \b
     Examples:
@@ -62,6 +65,7 @@ def status(box: target.Name = None, file: target.File = None) -> None:
             *([f"  snapshot    {facts['snapshot_percent']} % full"] if facts["snapshot_percent"] is not None else []),
             f"  ssh         {facts['ssh_host']}:{facts['ssh_port']}",
             *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in facts["forwards"].items()),
+            *_sealed_lines(facts),
             f"  manifest    {facts['manifest'] or 'none'}",
             *_wanted_lines(facts),
             *_provenance_lines(facts["provenance"]),
@@ -123,7 +127,26 @@ def facts_of(machine: Machine) -> dict[str, Any]:
         "scratch": attrs.asdict(record.scratch) if record.scratch else None,
         "provenance": facts.provenance(machine, known.events),
         "follow": _follow(events.get("follow")),
+        "sealed": attrs.asdict(record.sealed) if record.sealed else None,
+        "jobs": _jobs(events.get("jobs")),
     }
+
+
+def _jobs(told: Event | None) -> dict[str, int] | None:
+    """The counts of a runner; what is none is dropped."""
+    if told is None:
+        return None
+    texts = {name: str(value) for name, value in told.fields.items()}
+    return {name: int(text) for name, text in texts.items() if re.fullmatch(r"[0-9]{1,12}", text)}
+
+
+def _sealed_lines(facts: dict[str, Any]) -> list[str]:
+    """What a box became, and what its runner told."""
+    sealed, jobs = facts["sealed"], facts["jobs"]
+    lines = [f"  sealed      {sealed['role']} of {sealed['site']}"] if sealed else []
+    if jobs:
+        lines.append("  jobs        " + ", ".join(f"{count} {name}" for name, count in jobs.items()))
+    return lines
 
 
 def _provenance_lines(told: dict[str, Any] | None) -> list[str]:

@@ -6,6 +6,7 @@ Our key alone, the box's pinned host key alone, nothing of the user's ssh config
 from __future__ import annotations
 
 import codecs
+import io
 import logging
 import select
 import shlex
@@ -78,9 +79,11 @@ class Guest:
         *,
         timeout_s: float,
         on_line: Callable[[str], None] | None = None,
-        stdin: Path | None = None,
+        stdin: Path | bytes | None = None,
     ) -> Answer:
-        """Runs a shell command in the guest to its end; `stdin` is sent as it is read, `on_line` gets each line.
+        """Runs a shell command in the guest to its end; `stdin`, a file or what is to be sent, is sent as it is read.
+
+        `on_line` gets each line.
 
         Raises GuestError if the connection is lost or the command does not end within `timeout_s` seconds; the exit
         status of the command is the caller's to judge.
@@ -93,7 +96,7 @@ class Guest:
             with channel:
                 channel.settimeout(self.timeout_s)
                 channel.exec_command(command)
-                with (stdin or Path("/dev/null")).open("rb") as source:
+                with _opened(stdin) as source:
                     session = _Session(channel, source, on_line)
                     return session.to_the_end(time.monotonic() + timeout_s)
         except TimeoutError:
@@ -103,6 +106,11 @@ class Guest:
                 f"the connection to the guest was lost during `{shown}`: {error or type(error).__name__}",
                 hint="see `kimbox status` and `kimbox logs`",
             ) from None
+
+
+def _opened(stdin: Path | bytes | None) -> IO[bytes]:
+    """What is sent; a secret is never in a file."""
+    return io.BytesIO(stdin) if isinstance(stdin, bytes) else (stdin or Path("/dev/null")).open("rb")
 
 
 class _Session:

@@ -46,6 +46,7 @@ def is_maintained(machine: Machine) -> bool:
 def check(machine: Machine, state: State, choice: Choice) -> None:
     """Raises StateError, saying what to do, where another mode is asked for than a box can have that is not started."""
     name, mode = machine.name, choice.mode
+    refuse_sealed(machine, choice)
     if mode is None or not (state.running or state is State.SUSPENDED):
         return
     if state in (State.PAUSED, State.SUSPENDED):
@@ -58,6 +59,17 @@ def check(machine: Machine, state: State, choice: Choice) -> None:
         runs = f"runs in mode {now}" if now else "is booting and has not told its mode yet"
         hint = f"`kimbox reload --boot {mode}{' --once' if choice.once else ''} {name}` restarts it"
         raise StateError(f"{name} {runs}: another mode, {mode}, takes a restart", hint=hint)
+
+
+def refuse_sealed(machine: Machine, choice: Choice) -> None:
+    """Raises StateError where the real root of a sealed box is asked for."""
+    if choice.mode is not BootMode.MAINTAIN or not machine.exists or machine.unseal_mark.exists():
+        return
+    if sealed := machine.record().sealed:
+        hint = f"`kimbox secure --unseal {machine.name}` opens it without its credentials"
+        raise StateError(
+            f"{machine.name} is sealed as {sealed.role} of {sealed.site}: it has no maintain mode", hint=hint
+        )
 
 
 def choose(machine: Machine, mode: BootMode, choice: Choice) -> None:

@@ -14,7 +14,7 @@ from kimbox.guest.events import Event
 from kimbox.machine import keys
 from kimbox.machine import provider as providers
 from kimbox.machine.folder import Machine
-from kimbox.machine.state import Facts, State, derive, require
+from kimbox.machine.state import INSTEAD, Facts, State, derive, require
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -73,6 +73,14 @@ def check_owner(machine: Machine, source: Path, shipped: str | None) -> None:
         )
 
 
+def refuse_sealed(machine: Machine, verb: str) -> None:
+    """Raises StateError where a box was secured: from then on nobody enters it."""
+    sealed = machine.record().sealed if machine.exists else None
+    if sealed:
+        what = f"it is sealed as {sealed.role} of {sealed.site}"
+        raise StateError(f"cannot {verb} {machine.name}: {what}", hint=INSTEAD[State.SEALED].format(name=machine.name))
+
+
 def endpoint(machine: Machine) -> Endpoint:
     """How ssh reaches a box. Raises StateError if there is none."""
     return machine.endpoint(machine.record())
@@ -80,6 +88,7 @@ def endpoint(machine: Machine) -> Endpoint:
 
 def reach(machine: Machine, verb: str = "ssh") -> Endpoint:
     """`endpoint`, for a box that answers now. Raises StateError, saying what to do, if it cannot."""
+    refuse_sealed(machine, verb)
     require(verb, machine.name, state(machine))
     if not machine.known_hosts.exists():
         told = [event for event in machine.boot_events() if event.name == "hostkey"]

@@ -9,6 +9,10 @@ machines/<name>/known_hosts      the guest's host key, once the guest has told i
 machines/<name>/events.jsonl     what the guest said through its port, this boot and the last ones
 machines/<name>/serial.log       its console, this run; serial.log.1 the run before
 machines/<name>/provision.log    output of its provisioning
+machines/<name>/audit.jsonl      what a sealed box says of how well it is closed
+machines/<name>/data.key         what a sealed box's credentials are locked with; it gets it at each start
+machines/<name>/rotate.tar       what is to give a sealed box new credentials, from one start to its end
+machines/<name>/unseal           there while a sealed box is to be opened without its secrets
 machines/<name>/locks/           the lock of each manifest that the box was sent lately, by the manifest's digest
 machines/<name>/snapshots/       what is told of each snapshot: the record and the logs of then
 machines/<name>/qmp.sock         where QEMU listens for QMP
@@ -59,6 +63,14 @@ class Ended(StrEnum):
 
 
 @attrs.frozen
+class Sealed:
+    """What a box became."""
+
+    role: str
+    site: str
+
+
+@attrs.frozen
 class Record:
     """machine.json: what a machine was made from, and what was allotted to it."""
 
@@ -82,6 +94,8 @@ class Record:
     scratch: Scratch | None = None
     #: Where ssh reaches it, at `ssh_port`.
     ssh_host: str = "127.0.0.1"
+    #: What it became when it was secured, as it says itself at each boot; None: it never was.
+    sealed: Sealed | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in machine.json."""
@@ -104,6 +118,7 @@ class Record:
             fields["forwards"] = {_port(int(guest)): _port(host) for guest, host in value["forwards"].items()}
             fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
             fields["scratch"] = _scratch(fields.get("scratch"))
+            fields["sealed"] = _sealed(fields.get("sealed"))
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -116,6 +131,14 @@ def _port(value: object) -> int:
     if isinstance(value, int) and 0 < value < 1 << 16:
         return value
     raise ValueError(f"{value!r} is no port")
+
+
+def _sealed(value: Any) -> Sealed | None:
+    if value is None:
+        return None
+    if all(isinstance(value[key], str) for key in ("role", "site")):
+        return Sealed(value["role"], value["site"])
+    raise ValueError(f"{value!r} is no role")
 
 
 def _scratch(value: Any) -> Scratch | None:
@@ -177,6 +200,23 @@ class Machine:
     @property
     def provision_log(self) -> Path:
         return self.folder / "provision.log"
+
+    @property
+    def audit_log(self) -> Path:
+        return self.folder / "audit.jsonl"
+
+    @property
+    def data_key(self) -> Path:
+        return self.folder / "data.key"
+
+    @property
+    def rotate_file(self) -> Path:
+        return self.folder / "rotate.tar"
+
+    @property
+    def unseal_mark(self) -> Path:
+        """There while a sealed box is to become open again."""
+        return self.folder / "unseal"
 
     @property
     def locks(self) -> Path:

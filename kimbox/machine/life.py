@@ -20,11 +20,11 @@ from kimbox.machine import bootmode, keys, ports, ran
 from kimbox.machine import provider as providers
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.explain import SNAPSHOT_FULL
-from kimbox.machine.facts import check_owner, endpoint, facts, reach, state
-from kimbox.machine.folder import Machine, Record
+from kimbox.machine.facts import check_owner, endpoint, facts, reach, refuse_sealed, state
+from kimbox.machine.folder import Machine, Record, Sealed
 from kimbox.machine.pins import lock_for
 from kimbox.machine.provider import Provider
-from kimbox.machine.state import State, last_word, require, wanted_by
+from kimbox.machine.state import DONE, State, last_word, require, wanted_by
 from kimbox.machine.stop import HALT_TIMEOUT_S, destroy, halt, suspend
 from kimbox.machine.unpinned import Instead, unpinned
 from kimbox.machine.watch import BOOT_TIMEOUT_S, Watch, failure, fallen_back, longest_step, provisioning_limit
@@ -102,7 +102,9 @@ def up(wanted: Up) -> State:
         told = last_word(machine.boot_events())
         is_part = told is not None and "part" in told.fields
         is_done = told is not None and told.text("manifest") == manifest_digest(manifest) == wanted_by(told)
-        if before is State.READY and ((is_done and not is_part) or bootmode.is_maintained(machine)):
+        if before is State.SEALED or (
+            before is State.READY and ((is_done and not is_part) or bootmode.is_maintained(machine))
+        ):
             return before
         if before in (State.PAUSED, State.SUSPENDED):
             _wake(machine, before, box)
@@ -121,6 +123,7 @@ def provision(wanted: Up) -> None:
     box = wanted.box
     machine = Machine(box.name)
     shipped = wanted.shipped is not None
+    refuse_sealed(machine, "provision")
     if wanted.part:
         wanted.part.check(box)
     with machine.locked():
@@ -161,10 +164,14 @@ def _check_root(machine: Machine) -> None:
 
 
 def _mend_record(machine: Machine, before: State) -> None:
-    """A kimbox that died between starting the process and saying so left the record as it was before the start."""
+    """A kimbox that died left the record as it was before the process started, or before the guest took its role."""
     record = machine.record()
-    if before.running and record.ended is not None:
-        machine.write_record(attrs.evolve(record, ended=None))
+    mended = attrs.evolve(record, ended=None) if before.running else record
+    told = next((event for event in reversed(machine.boot_events()) if event.name == "sealed"), None)
+    if told and not record.sealed and not machine.unseal_mark.exists():
+        mended = attrs.evolve(mended, sealed=Sealed(told.text("role")[:100], told.text("site")[:300]))
+    if mended != record:
+        machine.write_record(mended)
 
 
 def _warn_of_changes(machine: Machine, box: Box, lock: Lock, before: State) -> None:
@@ -255,10 +262,13 @@ def _provision_until_ready(
     """
     box, digest = wanted.box, manifest_digest(manifest)
     watch = Watch(machine, wanted.timeout_s, longest_step(box), total_timeout_s=provisioning_limit(box))
-    if any(event.name in ("ready", "failed") for event in machine.boot_events()):
+    if any(event.name in (*DONE, "failed") for event in machine.boot_events()):
         watch.catch_up()  # what was shown before, or is in the log, is not shown again
     with log.step(f"booting {machine.name}"):
         watch.until("waiting for the guest", _settled)
+    if machine.record().sealed and not machine.unseal_mark.exists():
+        _until_sealed(machine, watch, digest)
+        return
     if bootmode.is_maintained(machine):  # what is brought or run there would become part of the base
         watch.until("waiting for the guest", lambda w: any(w.seen(name) for name in ("ready", "failed", "waiting")))
         if failed := watch.seen("failed"):
@@ -267,7 +277,7 @@ def _provision_until_ready(
     if not wanted.provision:
         return
     told = last_word(watch.events)
-    if told and told.name == "ready" and told.text("manifest") == digest == wanted_by(told) and not again:
+    if told and told.name in DONE and told.text("manifest") == digest == wanted_by(told) and not again:
         return
     with log.step(f"provisioning {box.name}"):
         has = told is not None and wanted_by(told) == digest
@@ -286,15 +296,29 @@ def _provision_until_ready(
         raise failure(machine, answer)
 
 
+def _until_sealed(machine: Machine, watch: Watch, digest: str) -> None:
+    """Waits for a box that was secured: it makes itself what it is, and nobody brings it anything."""
+    with log.step(f"sealing {machine.name}"):
+        watch.until("sealing", lambda w: w.seen("failed") is not None or w.seen("sealed") is not None)
+    answer = next(event for event in reversed(watch.events) if event.name in ("failed", "sealed"))
+    if answer.name == "failed":
+        raise failure(machine, answer)
+    if wanted_by(answer) != digest:
+        log.warn(
+            f"{machine.name} is sealed and keeps the manifest that it was sealed with: what spec and lock say now "
+            f"reaches it only by `kimbox destroy {machine.name}`"
+        )
+
+
 def _settled(watch: Watch) -> bool:
     """The guest has told what it has: nothing yet, or which manifest it is at."""
-    return any(watch.seen(name) for name in ("waiting", "provisioning", "ready", "failed"))
+    return any(watch.seen(name) for name in ("waiting", "provisioning", *DONE, "failed"))
 
 
 def _answer(watch: Watch, digest: str) -> Event | None:
     """The guest's last word on that manifest, if it has spoken it: ready, failed, or what it has gone back to."""
     for event in reversed(watch.events):
-        if event.name in ("ready", "failed") and wanted_by(event) == digest:
+        if event.name in (*DONE, "failed") and wanted_by(event) == digest:
             return event
     return None
 

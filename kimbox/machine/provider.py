@@ -232,6 +232,7 @@ class Qemu:
     def tidy(self) -> None:
         qemu.sweep(self.machine)
         qemu.drop_scratch(self.machine)
+        self.machine.rotate_file.unlink(missing_ok=True)  # an interrupted `secure --rotate` left it
 
     def destroy(self) -> None:
         if self.machine.running:

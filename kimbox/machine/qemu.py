@@ -32,6 +32,7 @@ NAMESERVER = "10.0.2.3"
 #: Ports from the guest to the host; the names that the guest's scripts know.
 EVENT_PORT = "org.kimbox.0"
 LOG_PORT = "org.kimbox.log"
+AUDIT_PORT = "org.kimbox.audit"
 
 #: Serial number of the scratch space's disk, by which the guest finds it.
 SCRATCH_SERIAL = "kimbox-scratch"
@@ -116,12 +117,16 @@ def command(launch: Launch) -> list[str]:
         "-device", f"virtserialport,chardev=events,name={EVENT_PORT}",
         "-chardev", f"file,id=log,path={_value(machine.provision_log)},append=on",
         "-device", f"virtserialport,chardev=log,name={LOG_PORT}",
+        "-chardev", f"file,id=audit,path={_value(machine.audit_log)},append=on",
+        "-device", f"virtserialport,chardev=audit,name={AUDIT_PORT}",
         "-chardev", f"socket,id=qmp,path={machine.qmp_socket.name},server=on,wait=off",
         "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(machine.pid_file),
     ]  # fmt: skip
     for name, text in credentials(launch).items():
         arguments += ["-smbios", f"type=11,value=io.systemd.credential:kimbox.{name}={_value(text)}"]
+    for name, path in secrets(machine).items():
+        arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.{name},file={_value(path)}"]
     if launch.scratch:
         # The last of the disks, so that the first one keeps its name. A guest's flush costs nothing here: there is no
         # file in it that must outlive the host.
@@ -145,7 +150,17 @@ def credentials(launch: Launch) -> dict[str, str]:
         "network": f"{GUEST_ADDRESS} {GATEWAY} {NAMESERVER}",
         "authorized_key": public,
     }
-    return told | ({"scratch": launch.scratch.mount} if launch.scratch else {})
+    if launch.scratch:
+        told["scratch"] = launch.scratch.mount
+    if launch.machine.unseal_mark.exists():
+        told["unseal"] = "yes"
+    return told
+
+
+def secrets(machine: Machine) -> dict[str, Path]:
+    """What the host tells a sealed guest, and no command line may show: files that QEMU hands on (systemd.exec(5))."""
+    files = {"data_key": machine.data_key, "rotate": machine.rotate_file}
+    return {name: path for name, path in files.items() if path.exists()}
 
 
 def _value(text: str | Path) -> str:
@@ -185,7 +200,7 @@ def start(launch: Launch) -> None:
     handle = os.open(machine.run_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _take(handle, machine)
-        for log in (machine.serial_log, machine.events_file, machine.provision_log):
+        for log in (machine.serial_log, machine.events_file, machine.provision_log, machine.audit_log):
             if log.exists() and not launch.resume:
                 log.replace(log.with_name(log.name + ".1"))
             log.touch()

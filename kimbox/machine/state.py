@@ -2,6 +2,7 @@
 
             up                     halt, poweroff
 absent ----------> booting ---> provisioning ---> ready ----------> halted
+                                            \\---> sealed, once it was secured
    ^                  |  \\          |    \\        |  ^
    |                  |   \\         v     +----> failed  (up again, after a look inside)
 destroy               |    +-----> crashed        |
@@ -31,12 +32,13 @@ class State(StrEnum):
     BOOTING = "booting"
     PROVISIONING = "provisioning"
     READY = "ready"
+    SEALED = "sealed"
     FAILED = "failed"
 
     @property
     def running(self) -> bool:
         """Whether there is a process that runs the guest."""
-        return self in (State.PAUSED, State.BOOTING, State.PROVISIONING, State.READY, State.FAILED)
+        return self in (State.PAUSED, State.BOOTING, State.PROVISIONING, State.READY, State.SEALED, State.FAILED)
 
     @property
     def reachable(self) -> bool:
@@ -52,10 +54,11 @@ ALLOWED: dict[str, frozenset[State]] = {
     "provision": frozenset({State.READY, State.FAILED, State.PROVISIONING}),
     "suspend": frozenset({State.READY, State.FAILED, State.PROVISIONING, State.BOOTING, State.PAUSED}),
     "resume": frozenset({State.SUSPENDED, State.PAUSED}),
+    "secure": frozenset({State.READY}),
 }
 
 #: What to do instead.
-_INSTEAD = {
+INSTEAD = {
     State.ABSENT: "create it with `kimbox up {name}`",
     State.HALTED: "start it with `kimbox up {name}`",
     State.SUSPENDED: "wake it with `kimbox resume {name}`",
@@ -63,6 +66,8 @@ _INSTEAD = {
     State.CRASHED: "start it again with `kimbox up {name}`; `kimbox logs --serial {name}` tells its last words",
     State.BOOTING: "wait for it with `kimbox up {name}`",
     State.PROVISIONING: "wait for it with `kimbox up {name}`",
+    State.SEALED: "nobody enters it: `kimbox status {name}` and `kimbox audit {name}` tell how it is; `kimbox halt`, "
+    "`reload` and `destroy` are what the host can do",
     State.READY: "it is running: `kimbox ssh {name}`",
     State.FAILED: "look inside with `kimbox ssh {name}`, or at `kimbox logs {name}`",
 }
@@ -74,12 +79,14 @@ _STAGES = {
     "provisioning": State.PROVISIONING,
     "step": State.PROVISIONING,
     "ready": State.READY,
+    "sealed": State.SEALED,
     "failed": State.FAILED,
 }
 
 
-#: Kinds of failure after which a guest has no root and ends itself: the initramfs found none, or the snapshot was full.
-LOST_ROOT = frozenset({"boot", "snapshot"})
+#: Kinds of failure after which a guest ends itself: the initramfs found no root, the snapshot was full, or a box that
+#: was secured cannot close itself.
+LOST_ROOT = frozenset({"boot", "snapshot", "seal"})
 
 
 @attrs.frozen
@@ -101,6 +108,10 @@ class Facts:
     shut_down: bool = False
     #: The guest's kernel said on the console, in this boot, that the snapshot of root is full: nothing works any more.
     snapshot_full: bool = False
+
+
+#: Events that tell of a manifest that everything of it was done.
+DONE = ("ready", "sealed")
 
 
 def lost_root(events: Sequence[Event]) -> Event | None:
@@ -131,7 +142,7 @@ def derive(facts: Facts) -> State:
 
 def last_word(events: Sequence[Event]) -> Event | None:
     """The guest's last word on a manifest."""
-    return next((event for event in reversed(events) if event.name in ("provisioning", "ready", "failed")), None)
+    return next((event for event in reversed(events) if event.name in ("provisioning", *DONE, "failed")), None)
 
 
 def wanted_by(told: Event) -> str:
@@ -143,4 +154,4 @@ def require(verb: str, name: str, state: State) -> None:
     """Raises StateError, saying what to do instead, where the state does not allow the verb."""
     if verb in ALLOWED and state not in ALLOWED[verb]:
         what = "there is no box" if state is State.ABSENT else f"the box is {state}"
-        raise StateError(f"cannot {verb} {name}: {what}", hint=_INSTEAD[state].format(name=name))
+        raise StateError(f"cannot {verb} {name}: {what}", hint=INSTEAD[state].format(name=name))

@@ -26,7 +26,7 @@ from kimbox.machine.explain import (
 )
 from kimbox.machine.folder import Machine, read_end
 from kimbox.machine.provider import Provider
-from kimbox.machine.state import LOST_ROOT, lost_root
+from kimbox.machine.state import DONE, LOST_ROOT, lost_root
 from kimbox.run import tail
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box
 
@@ -230,6 +230,12 @@ class Output:
 
 def failure(machine: Machine, event: Event) -> GuestError:
     """What a `failed` event means to the user: the step, its exit status, its last lines; or why it has no root."""
+    if event.text("kind") == "seal":
+        return GuestError(
+            f"{machine.name} cannot close itself, and is off: {event.text('reason')[:500]}",
+            hint=f"nobody can enter it. `kimbox secure --unseal {machine.name}` opens it without its credentials, "
+            f"`kimbox destroy {machine.name}` ends it",
+        )
     if event.text("kind") in LOST_ROOT:
         what = "did not boot" if event.text("kind") == "boot" else "lost its root"
         return GuestError(
@@ -243,17 +249,18 @@ def failure(machine: Machine, event: Event) -> GuestError:
     code = event.number("exit")
     status = "" if code is None else f" (exit status {code})"
     message = f"{machine.name}: provisioning failed at {kind} {name}"[:SHOWN_CHARACTERS] + f"{status}: {reason[:500]}"
-    return GuestError(
-        f"{message}\n{shown}".rstrip(),
-        hint=f"the box stays up for a look: `kimbox ssh {machine.name}`; then `kimbox provision {machine.name}`",
-    )
+    hint = f"the box stays up for a look: `kimbox ssh {machine.name}`; then `kimbox provision {machine.name}`"
+    if machine.record().sealed:
+        hint = f"the box stays closed, and up; `kimbox reload {machine.name}` tries again, `kimbox secure --unseal "
+        hint += f"{machine.name}` opens it without its credentials"
+    return GuestError(f"{message}\n{shown}".rstrip(), hint=hint)
 
 
 def fallen_back(machine: Machine, answer: Event, told: Event | None) -> GuestError:
     """What it means to the user that the guest uses another manifest than the one it has; `told`: why, in its words."""
     name, wanted, good = machine.name, answer.text("wanted"), answer.text("manifest")
     reason = told.text("reason") if told else ""
-    how = "is ready with" if answer.name == "ready" else "has failed with"
+    how = "is ready with" if answer.name in DONE else "has failed with"
     return GuestError(
         f"{name}: the manifest {wanted[:12]} failed: {reason[:500] or 'no reason was told'}\n"
         f"The box {how} the last good one, {good[:12]}.",

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from kimbox import paths
-from kimbox.spec import rules, signing, units, urls
+from kimbox.spec import rules, sealing, signing, units, urls
 from kimbox.spec.layers import find_beside
 from kimbox.spec.layout import EXTENT_BYTES, dm_name, round_up, shares
 from kimbox.spec.model import (
@@ -117,6 +117,7 @@ class _Builder:
             provision=self.provision(),
             probes=self.probes(),
             scratch=self.scratch(repositories),
+            secure=sealing.secure(self, tree.get("secure")),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:
@@ -257,7 +258,7 @@ class _Builder:
             ref=DEFAULT_REF if folder else self.text(ref, rules.ref, DEFAULT_REF),
             path=self.text(path, rules.guest_path, f"{CHECKOUTS}/{name}"),
             timeout_s=self.text(timeout, units.duration, SETUP_TIMEOUT_S),
-            keys=self.keys(item.get("verify", "keys"), folder),
+            keys=self.verified_by(item.get("verify", "keys"), folder),
             follow=self.follow(name, item),
         )
 
@@ -271,7 +272,7 @@ class _Builder:
             self.fault(node, why, "leave `follow` out: then the lock pins a commit")
         return True
 
-    def keys(self, node: Node | None, folder: bool) -> tuple[str, ...]:
+    def verified_by(self, node: Node | None, folder: bool) -> tuple[str, ...]:
         """The keys that a repository is verified with."""
         if node is None:
             return ()
@@ -281,9 +282,13 @@ class _Builder:
             self.fault(
                 node, "without a key there is nothing to verify with", "name a public key, or leave `verify` out"
             )
+        return self.keys(node)
+
+    def keys(self, node: Node | None) -> tuple[str, ...]:
+        """Public keys, each once: those of a list, and of the files that it names."""
         found: dict[str, None] = {}
         nothing: tuple[str, ...] = ()
-        for item in node.items:
+        for item in node.items if node else ():
             rule = functools.partial(signing.keys, beside=Path(item.mark.file).parent, root=self.spec.parent)
             found |= dict.fromkeys(self.text(item, rule, nothing))
         return tuple(found)

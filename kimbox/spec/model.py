@@ -149,6 +149,61 @@ class Probe:
 
 
 @attrs.frozen
+class Gateway:
+    """The ssh server of a site that hands out credentials; `host_keys` are those of which it must have one."""
+
+    host: str
+    port: int
+    host_keys: tuple[str, ...]
+
+
+@attrs.frozen
+class Outbound:
+    """Whom a sealed box may reach: a name or an address, a port, and `tcp` or `udp`."""
+
+    host: str
+    port: int
+    protocol: str = "tcp"
+
+
+@attrs.frozen
+class Role:
+    """What a box becomes when it is secured, and what may then come in and go out."""
+
+    name: str
+    #: None: nobody is asked for credentials; the box keeps user name and password hash itself.
+    gateway: Gateway | None
+    #: TCP ports.
+    inbound: tuple[int, ...]
+    #: The gateway is not among them.
+    outbound: tuple[Outbound, ...]
+    #: Accounts and systemd services that the setup repository's `secure` makes: what the audit lets pass.
+    accounts: tuple[str, ...]
+    services: tuple[str, ...]
+
+
+@attrs.frozen
+class Secure:
+    """How a box is sealed."""
+
+    #: The name that `kimbox secure` proposes.
+    site: str | None
+    roles: tuple[Role, ...]
+    #: ssh public keys that may log in as the operator.
+    keys: tuple[str, ...]
+    #: Whether the name servers may be asked.
+    dns: bool
+    #: Packages that each new root loses, units that are stopped.
+    remove: tuple[str, ...]
+    disable: tuple[str, ...]
+    updates: bool
+
+    def role(self, name: str) -> Role | None:
+        """The role of that name, if there is one."""
+        return next((role for role in self.roles if role.name == name), None)
+
+
+@attrs.frozen
 class Box:
     """A whole box spec, checked, with defaults and layers applied."""
 
@@ -170,6 +225,7 @@ class Box:
     provision: tuple[Step, ...]
     probes: tuple[Probe, ...]
     scratch: Scratch | None = None
+    secure: Secure | None = None
 
     def repository(self, name: str) -> Repository | None:
         """The repository of that name, if the box has it."""

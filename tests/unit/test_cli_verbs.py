@@ -284,7 +284,8 @@ def test_the_script_works_in_bash(kimbox: Kimbox, world: Path) -> None:
     (world / "script").write_text(kimbox("completion", "bash")[1])
     ask = 'source ../script; COMP_WORDS=(kimbox s); COMP_CWORD=1; _kimbox_completion kimbox; echo "${COMPREPLY[@]}"'
     done = run_program(["bash", "-c", ask], env=environment(world, PATH=f"{world}:{os.environ['PATH']}"))
-    assert ["schema", "shrink", "snapshot", "ssh", "ssh-config", "status", "suspend"] == sorted(done.stdout.split())
+    verbs = ["schema", "secure", "shrink", "snapshot", "ssh", "ssh-config", "status", "suspend"]
+    assert verbs == sorted(done.stdout.split())
 
 
 def test_halt_reports_what_it_did(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ def test_paths_reach_qemu_whole(machine: Machine) -> None:
         "serial0": ("file", str(machine.serial_log), "on"),
         "events": ("file", str(machine.events_file), "on"),
         "log": ("file", str(machine.provision_log), "on"),
+        "audit": ("file", str(machine.audit_log), "on"),
         "qmp": ("socket", "qmp.sock", None),
     } == ports
     assert ["chardev=qmp,mode=control"] == values(arguments, "-mon")

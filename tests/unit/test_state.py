@@ -14,7 +14,7 @@ from kimbox.machine import facts as facts_module
 from kimbox.machine import qemu
 from kimbox.machine.facts import facts, state
 from kimbox.machine.folder import Ended, Machine
-from kimbox.machine.state import _INSTEAD, ALLOWED, Facts, State, derive, require
+from kimbox.machine.state import ALLOWED, INSTEAD, Facts, State, derive, require
 
 THERE = Facts(exists=True, running=False, paused=False, suspended=False, events=(), ended_by_us=False)
 RUNNING = attrs.evolve(THERE, running=True)
@@ -77,7 +77,7 @@ def test_a_refusal_says_what_to_do_instead(verb: str, now: State) -> None:
 
 def test_every_state_has_a_way_out() -> None:
     """No state is without advice, and `up` and `status` are never refused."""
-    assert set(State) == set(_INSTEAD)
+    assert set(State) == set(INSTEAD)
     for now in State:
         require("up", "tiny", now)
         require("status", "tiny", now)

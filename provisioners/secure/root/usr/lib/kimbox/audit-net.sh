@@ -1,0 +1,195 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2154,SC2016 # some of it comes from `audit`, which sources this; awk has variables of its own
+# What can be reached from outside: sockets, the firewall, sshd.
+
+# --- sockets
+
+# Both address families, as proc(5) has them: address and port in hexadecimal, the address in words of the processor's byte order.
+# TCP that listens has state 0A; UDP that takes from everybody has 07. The DHCP client's port is let pass, and the ports from which
+# timesyncd asks: the kernel picks them, and a socket asks once.
+client=''
+if [ -r /etc/passwd ]; then
+	while IFS=: read -r name _ uid _; do
+		[ "$name" != systemd-timesync ] || client=$uid
+	done </etc/passwd
+fi
+sockets() { # sockets STATE FILE...: what does not listen on loopback alone and is not let pass, as PORT (FILE)
+	want=$1
+	shift
+	for file in "$@"; do
+		[ -r "$file" ] && set -- "$@" "$file"
+		shift
+	done
+	[ $# -gt 0 ] || return 0
+	awk -v want="$want" -v inbound=" $KIMBOX_INBOUND " -v client="$client" "$awk_list"'
+	function number(hex, i, n) {
+		for (i = 1; i <= length(hex); i++) n = n * 16 + index("0123456789ABCDEF", substr(hex, i, 1)) - 1
+		return n
+	}
+	FNR == 1 || $4 != want { next }
+	{
+		split($2, local, ":"); port = number(local[2]); name = FILENAME; sub(".*/", "", name)
+		if (local[1] ~ /^[0-9A-F]*7F$/ && (length(local[1]) == 8 || local[1] ~ /^0000000000000000FFFF0000/)) next
+		if (local[1] == "00000000000000000000000001000000") next
+		if (want == "0A" && index(inbound, " " port " ")) next
+		if (want == "07" && (port == 68 || (client != "" && $8 == client && port >= 32768))) next
+		if (!seen[name " " port]++) put("", port " (" name ")")
+	}
+	END { print all("") }' "$@"
+}
+expected="loopback alone${KIMBOX_INBOUND:+, and $KIMBOX_INBOUND}"
+none net.tcp high 2.1.22 "TCP ports that listen" "$expected" "$(sockets 0A /proc/net/tcp /proc/net/tcp6)" \
+	"stop what listens, bind it to 127.0.0.1, or name the port in the role's inbound"
+none net.udp high 2.1.22 "UDP ports that listen" "loopback alone, and the DHCP client" \
+	"$(sockets 07 /proc/net/udp /proc/net/udp6)" "stop what listens, or bind it to 127.0.0.1"
+
+# --- firewall
+
+# Rules are believed only in a shape that is known: every other one that accepts is shown. What one chain drops no other one can
+# accept, so that rules of other tables open nothing as long as the policies here are drop.
+rules=$(nft list ruleset 2>/dev/null) || rules=''
+fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$KIMBOX_OPERATOR" "$awk_list"'
+	function bare(rule) { # without what only counts and remarks
+		gsub(/counter( packets [0-9]+ bytes [0-9]+)?/, "", rule); gsub(/comment "[^"]*"/, "", rule)
+		gsub(/log( prefix "[^"]*")?/, "", rule); gsub(/[ \t]+/, " ", rule); sub(/^ /, "", rule); sub(/ $/, "", rule)
+		return rule
+	}
+	function listed(text, i, n, port) { # whether all ports in { 22, 80 } may be reached
+		gsub(/[{},]/, " ", text); n = split(text, port, " ")
+		for (i = 1; i <= n; i++) if (port[i] !~ /^[0-9]+$/ || !index(inbound, " " port[i] " ")) return 0
+		return n > 0
+	}
+	function general(rule) {
+		return rule ~ /^(iif|iifname|oif|oifname) "?lo"? accept$/ ||
+			rule ~ /^ct state [{ ]*(established|related|,| )+[} ]*accept$/ ||
+			rule ~ /^(meta l4proto )?(icmp|icmpv6|ipv6-icmp)[^"]* accept$/ || rule ~ /^ip6 nexthdr (icmpv6|ipv6-icmp) .*accept$/
+	}
+	function harmless_in(rule, ports) {
+		if (general(rule) || rule ~ /^udp (sport 67 )?dport 68 accept$/) return 1
+		if (rule ~ /^ip saddr @hypervisor4 tcp dport 22( ct state new)? accept$/) return 1
+		if (rule ~ /^tcp dport @inbound( ct state new)? accept$/) return 1
+		if (rule !~ /^(ip6? saddr [^ ]+ )?tcp dport ([0-9]+|\{[^}]*\})( ct state new)? accept$/) return 0
+		ports = rule; sub(/.*tcp dport /, "", ports); sub(/( ct state new)? accept$/, "", ports)
+		return listed(ports)
+	}
+	function harmless_out(rule) { # somebody is named, or a port
+		return general(rule) || rule ~ /daddr/ || rule ~ /dport/
+	}
+	$1 == "table" { family = $2; table = $3; set = chain = hook = ""; next }
+	$1 == "set" || $1 == "map" { set = $2; hook = ""; next }
+	$1 == "chain" { chain = $2; set = hook = ""; next }
+	$1 == "}" { set = hook = ""; next }
+	set != "" && /elements = / { open = 1 }
+	set != "" && open {
+		text = $0; sub(/.*elements = /, "", text); open = text !~ /}/
+		if (set == "inbound" && !listed(text)) put("in", "set inbound has " bare(text))
+		if (set == "hypervisor4" && operator == "") put("in", "set hypervisor4 has " bare(text))
+		next
+	}
+	$1 == "type" {
+		hook = $4
+		if (family == "inet" && $2 == "filter" && /policy drop/) drops[hook] = 1
+		inet = family == "inet"; next
+	}
+	!inet || hook == "" { next }
+	{ rule = bare($0) }
+	hook == "input" && (rule ~ /accept/ || rule ~ /(jump|goto|queue|vmap)/) && !harmless_in(rule) { put("in", rule) }
+	hook == "forward" && rule ~ /(accept|jump|goto|queue|vmap)/ { put("forward", rule) }
+	hook == "output" && rule ~ /(accept|jump|goto|queue|vmap)/ && !harmless_out(rule) { put("out", rule) }
+	END {
+		for (name in drops) dropped = dropped " " name
+		print "drops" dropped; print "in " all("in"); print "forward " all("forward"); print "out " all("out")
+	}')
+drops='' accepts_in='' accepts_forward='' accepts_out=''
+while IFS= read -r line; do
+	case $line in
+	drops*) drops=${line#drops} ;;
+	in\ *) accepts_in=${line#in } ;;
+	forward\ *) accepts_forward=${line#forward } ;;
+	out\ *) accepts_out=${line#out } ;;
+	esac
+done <<END
+$fw
+END
+
+for hook in input forward output; do
+	if has "$hook" "$drops"; then policy="policy drop"; else policy="no chain of family inet with policy drop"; fi
+	same "fw.$hook" high 4.2.8 "The firewall drops by default: $hook" "policy drop" "$policy" "start the box again: seal loads the rules"
+done
+none fw.accepts high 4.2.7 "What the firewall lets in" \
+	"answers, ICMP, ${KIMBOX_INBOUND:-no} TCP port${KIMBOX_OPERATOR:+, and ssh of the host}" "$accepts_in" "remove the rule"
+none fw.forwards high 4.2.7 "What the firewall lets through" "nothing" "$accepts_forward" "remove the rule"
+none fw.sends medium 4.2.7 "What the firewall lets out" "no rule that names neither a host nor a port" "$accepts_out" "remove the rule"
+
+# `seal` notes what it has loaded; elements of sets, which change as names are resolved, are left out (-t).
+recorded=''
+{ read -r recorded _ </run/kimbox/seal.nft.sha256; } 2>/dev/null
+if [ -n "$recorded" ]; then
+	now=$(nft -s -t list table inet kimbox 2>/dev/null | sha256sum)
+	same fw.changed high 4.2.10 "The firewall is as it was when the box was closed" "$recorded" "${now%% *}" \
+		"start the box again: seal loads the rules"
+elif [ -r "$sealed/policy.env" ]; then
+	row fw.changed high 4.2.10 "The firewall is as it was when the box was closed" fail "a digest of the rules" "no digest" \
+		"start the box again: seal loads the rules"
+else
+	row fw.changed high 4.2.10 "The firewall is as it was when the box was closed" skip "a digest of the rules" "not sealed" ""
+fi
+
+# --- sshd
+
+# has_process NAME: whether one runs, without a program for each
+has_process() {
+	for file in /proc/[0-9]*/comm; do
+		had=''
+		{ read -r had <"$file"; } 2>/dev/null
+		[ "$had" != "$1" ] || return 0
+	done
+	return 1
+}
+
+# What sshd would do for anybody, and for each account of the role, whom a Match block may mean.
+sshd_said='' sshd_runs=no
+if has_process sshd; then
+	sshd_runs=yes
+	sshd_said=$(sshd -T 2>&1) || sshd_runs=unknown
+	for name in $allowed; do
+		sshd_said="$sshd_said
+$(sshd -T -C "user=$name,host=localhost,addr=127.0.0.1" 2>/dev/null)"
+	done
+fi
+
+# ssh OPTION SEVERITY CIS EXPECTED...: the option has one of these values, for everybody
+ssh() {
+	option=$1 severity=$2 cis=$3
+	shift 3
+	title="sshd: $option"
+	case $sshd_runs in
+	no) row "ssh.$option" "$severity" "$cis" "$title" skip "$*" "sshd does not run" "" && return ;;
+	unknown) row "ssh.$option" "$severity" "$cis" "$title" fail "$*" "$sshd_said" "mend the configuration of sshd" && return ;;
+	esac
+	begin
+	while read -r name value; do
+		[ "$name" = "$option" ] || continue
+		has "$value" "$*" || has "$value" "$(printf '%s' "$found" | tr -d ,)" || item "$value"
+	done <<END
+$sshd_said
+END
+	ended
+	if [ -z "$found" ]; then
+		row "ssh.$option" "$severity" "$cis" "$title" pass "$*" "$*" ""
+	else
+		row "ssh.$option" "$severity" "$cis" "$title" fail "$*" "$found" "$option $1 in /etc/ssh/sshd_config.d"
+	fi
+}
+ssh passwordauthentication high "" no
+ssh kbdinteractiveauthentication high "" no
+ssh permitemptypasswords high 5.1.19 no
+ssh permitrootlogin high 5.1.20 no
+ssh hostbasedauthentication high 5.1.10 no
+ssh ignorerhosts medium 5.1.11 yes
+ssh permituserenvironment medium 5.1.21 no
+ssh x11forwarding medium "" no
+ssh gssapiauthentication medium 5.1.9 no
+ssh usepam low 5.1.22 yes
+ssh permittunnel medium "" no
+ssh loglevel low 5.1.14 INFO VERBOSE
