@@ -171,10 +171,11 @@ def test_the_guest_says_what_it_is(guest: FakeGuest, tmp_path: Path) -> None:
     by_hand = read_files(guest)
     assert (by_hand["unpinned"], by_hand["provisioned"]["setup_commit"]) == (["setup"], commit)
     assert by_hand["provisioned"]["by"] == "hand"
-    guest.path("/persistent/kimbox/secured").touch()
+    guest.secure("director", "a.org")
     assert guest.run("/persistent/runsetup").code == 0
     secured = read_files(guest)
-    assert (secured["unpinned"], secured["role"], secured["provisioned"]["by"]) == ([], "worker", "hand")
+    assert (secured["unpinned"], secured["provisioned"]["by"]) == ([], "hand")
+    assert (secured["role"], secured["site"]) == ("director", "a.org")
 
 
 @needs_namespace

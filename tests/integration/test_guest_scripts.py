@@ -302,19 +302,41 @@ def test_runsetup_and_runsecure_help(guest: FakeGuest, arguments: tuple[str, ...
     assert guest.run("/persistent/runsetup", "ext::sh -c id", "x").code == 1
 
 
+#: A `secure` that says what it was given, and fails where it is to.
+SECURE = """#!/bin/sh
+test ! -e /tmp/refuse && read -r line <"$KIMBOX_CREDENTIALS/passwd" &&
+echo "closing $KIMBOX_ROLE of $KIMBOX_SITE for $KIMBOX_USERNAME, with $line"
+"""
+
+
+@needs_namespace
+def test_credentials_without_their_key(guest: FakeGuest, tmp_path: Path) -> None:
+    """A disk that somebody copied does not tell them: the box fails, closed, and says why."""
+    assert provision(guest, tmp_path, box_with(tmp_path)) == 0
+    guest.secure()
+    guest.path("/run/credentials/@system/kimbox.data_key").write_text("another\n")
+    guest.events()
+    assert guest.run("/usr/lib/kimbox/provisiond").code == 1
+    assert "the host has another data key, or none" in guest.events()[-1]["reason"]
+    assert not list(guest.path("/run/kimbox/credentials").glob("*"))
+
+
 @needs_namespace
 def test_runsecure_acts_only_on_a_secured_box(guest: FakeGuest, tmp_path: Path) -> None:
     """Unsecured it does nothing; secured, provisiond runs `secure` after everything else, and its failure counts."""
-    makebox.make_repository(
-        tmp_path / "setup", {"setup": "#!/bin/sh\n", "secure": "#!/bin/sh\necho closing\ntest ! -e /tmp/refuse\n"}
-    )
+    makebox.make_repository(tmp_path / "setup", {"setup": "#!/bin/sh\n", "secure": SECURE})
     makebox.make_repository(tmp_path / "code")
     box = box_with(tmp_path)
     assert provision(guest, tmp_path, box) == 0
     assert "was not secured" in guest.run("/persistent/runsecure").stdout
-    guest.path("/persistent/kimbox/secured").touch()
+    guest.secure()
+    guest.events()
     assert guest.run("/usr/lib/kimbox/provisiond").code == 0
-    assert "closing" in guest.log()
+    said = guest.log().splitlines()
+    assert "closing worker of example.org for me, with me:hash" in said
+    assert said.index("== step 1 of 2: secure harden") < said.index("== step 2 of 2: secure secure")
+    told = guest.events()[-1]
+    assert (told["event"], told["role"], told["site"]) == ("sealed", "worker", "example.org")
     guest.path("/tmp/refuse").touch()
     guest.events()
     assert guest.run("/usr/lib/kimbox/provisiond").code == 1

@@ -21,9 +21,10 @@ from kimbox.guest.provision import parcels_of, write_tar
 from kimbox.lock import submodules
 from kimbox.lock.lockfile import Lock, make_lock
 from kimbox.lock.mirror import Mirror, write_bundle
+from kimbox.render import sealing
 from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.run import Completed, run
-from kimbox.spec.model import SETUP_TIMEOUT_S, Box, Mode, Probe, Repository, Run, Step
+from kimbox.spec.model import SETUP_TIMEOUT_S, Box, Mode, Probe, Repository, Role, Run, Secure, Step
 
 #: What the namespace needs: its own mounts, and for an ordinary user the right to make them.
 UNSHARE = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
@@ -82,7 +83,10 @@ class FakeGuest:
             if not (root / name).is_symlink() and Path("/", name).is_dir():
                 (root / name).symlink_to(f"/host/{name}")
         shutil.copytree(provisioner / "root/usr/lib/kimbox", root / "usr/lib/kimbox")
-        shutil.copytree(scratch / "root/usr/lib/kimbox", root / "usr/lib/kimbox", dirs_exist_ok=True)
+        for more in (scratch, paths.provisioners_dir() / "secure"):
+            shutil.copytree(more / "root/usr/lib/kimbox", root / "usr/lib/kimbox", dirs_exist_ok=True)
+        for name in ("harden", "seal"):  # what they close would be this machine
+            (root / "usr/lib/kimbox" / name).write_text(f'#!/bin/sh\necho "{name} $*"\n')
         shutil.copytree(provisioner / "persistent", root / "persistent")
         shutil.copytree(provisioner / "persistent", root / "persistent.first")
         for name, text in {"runuser": _RUNUSER, "systemctl": _SYSTEMCTL, "chown": _CHOWN}.items():
@@ -125,6 +129,25 @@ class FakeGuest:
     def log(self) -> str:
         """What came out of the log port."""
         return (self.ports / "org.kimbox.log").read_text()
+
+    def secure(self, role: str = "worker", site: str = "example.org") -> None:
+        """What `kimbox secure` leaves in a box: a role without a gateway, and one file of credentials."""
+        sealed, given, files = (
+            self.path("/persistent/secure"),
+            self.path("/run/credentials/@system"),
+            self.root / "tmp/given",
+        )
+        for folder in (sealed, given, files):
+            folder.mkdir(parents=True, exist_ok=True)
+        policy = Secure(site, (Role(role, None, (), (), (), ()),), (), False, (), (), False)
+        for name, data in sealing.files(policy, policy.roles[0]).items():
+            (sealed / name).write_bytes(data)
+        (sealed / "answers.env").write_bytes(sealing.answers(policy.roles[0], site, "me"))
+        (given / "kimbox.data_key").write_text("0123456789abcdef\n")
+        (files / "passwd").write_text("me:hash\n")
+        lock = '. /usr/lib/kimbox/sealed.sh; lock /tmp/given "$given/kimbox.data_key" "$sealed/credentials.enc"'
+        assert self.run("sh", "-c", lock).ok
+        self.path("/persistent/kimbox/secured").touch()
 
     def new_root(self) -> None:
         """What a resnap does: root is as built, /persistent stays."""
