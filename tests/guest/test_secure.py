@@ -1,4 +1,4 @@
-"""Two real boxes take roles: one becomes the gateway of its site, the other gets its credentials from it."""
+"""The shipped pipeline on two real boxes, both sealed: a director, its site's gateway, and a worker with LAMMPS."""
 
 from __future__ import annotations
 
@@ -9,80 +9,77 @@ from pathlib import Path
 
 import attrs
 import pytest
-from conftest import Kimbox
+from conftest import Kimbox, until
 
 from kimbox import run
+from kimbox.machine import qmp
 from kimbox.machine.folder import Machine
+from kimbox.paths import boxes_dir
 
 pytestmark = pytest.mark.guest
 
-#: What is known to few: the site's password, the one that follows it, and what the gateway hands out.
-PASSWORD, TOKEN = "correct horse", "battery-staple-4711"
+#: What the site's users know.
+PASSWORD = "correct horse"
 
-VAULT = """
-boot: resnap
+VAULT = """kimbox: 1
+name: vault
+base: [openkim-director.yaml]
 forwards: [{guest: 8888}]
-repositories: {setup: {url: ./setup}}
-secure:
-  site: example.org
-  keys: [operator.pub]
-  roles: {director: {inbound: [22], accounts: [alice]}}
+secure: {site: example.org, keys: [operator.pub], roles: {director: {accounts: [alice]}}}
 """
 
-HAND = """
-boot: resnap
-repositories: {{setup: {{url: ./setup}}}}
+HAND = """kimbox: 1
+name: hand
+base: [openkim-worker.yaml]
 secure:
+  site: example.org
   roles:
     worker: {{gateway: {{host: 10.0.2.2, port: {port}, host_keys: ["{key}"]}}}}
 """
 
-#: What the setup repository's `secure` of each role does.
-DIRECT = f"""#!/bin/sh
-set -eu
-IFS=: read -r name hash <"$KIMBOX_CREDENTIALS/passwd"
-useradd --no-create-home --shell /usr/sbin/nologin --password "$hash" "$name"
-mkdir -p /srv/site/worker
-echo {TOKEN} >/srv/site/worker/token
-cat >/etc/ssh/sshd_config.d/gateway.conf <<END
-Match User $name
-	PasswordAuthentication yes
-	ForceCommand internal-sftp -R
-	ChrootDirectory /srv/site
-	DisableForwarding yes
-END
-systemctl reload ssh
-"""
-WORK = """#!/bin/sh
-set -eu
-/usr/lib/kimbox/event jobs done="$(wc -l <"$KIMBOX_CREDENTIALS/token")" failed=0 \\
-	length="$(wc -c <"$KIMBOX_CREDENTIALS/token")"
-"""
+#: The jobs that the director has.
+JOBS = {job["job"]: job for job in json.loads((boxes_dir() / "openkim-pipeline/runner/jobs.json").read_text())}
 
 
 @attrs.frozen
 class Site:
-    """The two boxes, the gateway sealed and the other not yet."""
+    """The two boxes, the director sealed and the worker not yet."""
 
     vault: Kimbox
     hand: Kimbox
 
     def operator(self, script: str) -> str:
-        """Runs a shell script in the gateway, as the operator."""
+        """Runs a shell script in the director, as the operator."""
+        return self._ssh("ssh", ["-i", "operator", "-o", "BatchMode=yes"], "operator@127.0.0.1", script)
+
+    def fetch(self, folder: Path) -> None:
+        """Brings all results into a folder, as a user of the site does."""
+        (folder / "askpass").write_text(f"#!/bin/sh\necho '{PASSWORD}'\n")
+        (folder / "askpass").chmod(0o700)
+        (folder / "commands").write_text(f"get -r results {folder}/\n")
+        asked = {"SSH_ASKPASS": str(folder / "askpass"), "SSH_ASKPASS_REQUIRE": "force"}
+        options = ["-o", "BatchMode=no", "-o", "PubkeyAuthentication=no", "-b", str(folder / "commands")]
+        self._ssh("sftp", options, "alice@127.0.0.1", env=asked)
+
+    def _ssh(self, program: str, options: list[str], *words: str, env: dict[str, str] | None = None) -> str:
         port = self.vault.json("status")["ssh_port"]
-        options = ["-F", "none", "-i", "operator", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]
-        where = ["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-p", str(port), "operator@127.0.0.1"]
-        return run.run(["ssh", *options, *where, script], cwd=self.vault.folder, timeout_s=60).stdout
+        known = [
+            "-F",
+            "none",
+            "-o",
+            f"UserKnownHostsFile={Machine('vault').known_hosts}",
+            "-o",
+            "HostKeyAlias=kimbox-vault",
+        ]
+        where = ["-P" if program == "sftp" else "-p", str(port)]
+        folder = self.vault.folder
+        return run.run([program, *known, *options, *where, *words], cwd=folder, env=env, timeout_s=120).stdout
 
 
-def prepare(home: Path, folder: Path, name: str, spec: str, secure: str) -> Kimbox:
-    """A box with a setup repository whose `secure` is this, ready."""
+def bring_up(home: Path, folder: Path, spec: str) -> Kimbox:
+    """A box of this spec, ready."""
     kimbox = Kimbox(home, folder)
-    (folder / "setup").mkdir()
-    for file, text in {"setup": "#!/bin/sh\n", "secure": secure}.items():
-        (folder / "setup" / file).write_text(text)
-        (folder / "setup" / file).chmod(0o755)
-    kimbox.spec(name, spec)
+    (folder / "kimbox.yaml").write_text(spec)
     kimbox("up")
     return kimbox
 
@@ -94,15 +91,15 @@ def take(kimbox: Kimbox, name: str, password: str, *words: str, check: bool = Tr
 
 @pytest.fixture(scope="module")
 def site(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A gateway, sealed, and a box that may become its worker."""
+    """A director, sealed, and a box that may become its worker."""
     folder = tmp_path_factory.mktemp("vault")
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "operator"])
-    vault = prepare(home, folder, "vault", VAULT, DIRECT)
+    vault = bring_up(home, folder, VAULT)
     told = take(vault, "vault", PASSWORD, "--role", "director", "--site", "example.org", "--username", "alice")
     assert told.stdout == "vault is sealed, as director of example.org\n"
     key = Machine("vault").known_hosts.read_text().split(" ", 1)[1].strip()
     spec = HAND.format(port=vault.json("status")["ssh_port"], key=key)
-    yield Site(vault, prepare(home, tmp_path_factory.mktemp("hand"), "hand", spec, WORK))
+    yield Site(vault, bring_up(home, tmp_path_factory.mktemp("hand"), spec))
     for name in ("hand", "vault"):
         vault("destroy", "-y", name)
 
@@ -161,17 +158,48 @@ def test_the_site_refuses_and_accepts(site: Site, tmp_path: Path) -> None:
     take(hand, "hand", PASSWORD, "--site", "example.org", "--username", "alice")
     status = hand.json("status")
     assert (status["state"], status["sealed"]) == ("sealed", {"role": "worker", "site": "example.org"})
-    assert status["jobs"] == {"done": 1, "failed": 0, "length": len(TOKEN) + 1}
-    assert "1 done, 0 failed" in hand("status").stdout
-    for secret in (PASSWORD.encode(), TOKEN.encode()):
-        for folder in (Machine("hand").folder, hand.folder):
+
+
+def done(kimbox: Kimbox) -> int:
+    """How many jobs a box has told to be done."""
+    return int((kimbox.json("status")["jobs"] or {}).get("done", 0))
+
+
+def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: Path) -> None:
+    """Every job has its one result, with the values that are known of its model, and says what computed it."""
+    until("the first results", lambda: done(site.vault) >= 3, limit_s=300)
+    for name in ("vault", "hand"):
+        qmp.execute(Machine(name).qmp_socket, "system_reset")
+    until("all results", lambda: done(site.vault) == len(JOBS), limit_s=900)
+    site.fetch(tmp_path)
+    assert {path.stem for path in (tmp_path / "results").glob("*.json")} == set(JOBS)
+    image = Machine("hand").record().image
+    for name, job in JOBS.items():
+        result = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+        assert (result["status"], result["duplicate"], result["worker"]) == ("done", False, "hand"), result
+        for value in ("a", "e"):
+            assert abs(result["values"][value] - job["expected"][value]) <= job["expected"]["tolerance"], result
+        assert (result["box"]["role"], result["box"]["image"]) == ("worker", image)
+    for path in (tmp_path / "results/duplicates").glob("*.json"):
+        assert json.loads(path.read_text())["duplicate"] is True
+
+
+def test_no_secret_is_left_about(site: Site, tmp_path: Path) -> None:
+    """Neither the password nor the key that the gateway handed out: in no file, process, disk or package."""
+    hand = site.hand
+    key = site.operator("sudo sed -n 3p /persistent/pipeline/site/worker/id_ed25519").strip()
+    assert len(key) == 70
+    for secret in (PASSWORD.encode(), key.encode()):
+        for folder in (Machine("hand").folder, Machine("vault").folder, hand.folder, site.vault.folder):
             texts = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".qcow2"]
             assert [path for path in texts if secret in path.read_bytes()] == []
         assert [line for line in command_lines() if secret in line] == []
     hand("halt", "hand")
+    hand("package", "hand", "--format", "raw", "--output", str(tmp_path / "package"))
     raw = tmp_path / "hand.raw"
     run.run(["qemu-img", "convert", "-O", "raw", Machine("hand").disk, raw])
-    assert run.run(["grep", "-c", "-a", "-F", "-e", PASSWORD, "-e", TOKEN, raw], check=False).stdout == "0\n"
+    for disk in (raw, *(tmp_path / "package").glob("*.raw")):
+        assert run.run(["grep", "-c", "-a", "-F", "-e", PASSWORD, "-e", key, disk], check=False).stdout == "0\n"
     hand("up")
 
 
@@ -195,7 +223,7 @@ def test_new_credentials(site: Site) -> None:
     assert "does not accept alice" in failed.stderr
     assert hand.json("status")["state"] == "sealed"
     assert "new credentials" in take(hand, "hand", PASSWORD, "--rotate", "--username", "alice").stdout
-    assert hand.json("status")["jobs"]["done"] == 1
+    assert hand.json("status")["state"] == "sealed"
     assert not Machine("hand").rotate_file.exists()
 
 

@@ -181,7 +181,7 @@ def test_shipped_boxes_hold(box: Any) -> None:
 
 def test_shipped_boxes_are_the_ones_promised() -> None:
     """The two boxes that documents speak of are there."""
-    assert {"minimal", "openkim-dev"} <= {box.name for box in shipped_boxes()}
+    assert {"minimal", "openkim-dev", "openkim-director", "openkim-worker"} == {box.name for box in shipped_boxes()}
 
 
 def test_the_spec_a_verb_means(tmp_path: Path) -> None:
@@ -204,7 +204,12 @@ def test_the_spec_a_verb_means(tmp_path: Path) -> None:
             "`kimbox init` writes one; or name a shipped box: minimal, openkim-dev",
         ),
         ("minimla", None, "there is no shipped box `minimla`", "did you mean minimal?"),
-        ("zzz", None, "there is no shipped box `zzz`", "there are: minimal, openkim-dev. A file"),
+        (
+            "zzz",
+            None,
+            "there is no shipped box `zzz`",
+            "there are: minimal, openkim-dev, openkim-director, openkim-worker. A file",
+        ),
         (None, Path("/nowhere/x.yaml"), "there is no file /nowhere/x.yaml", "`kimbox init`"),
         ("_defaults", None, "there is no shipped box", "there are"),
         ("../boxes/minimal", None, "there is no file", "`kimbox init`"),

@@ -1,0 +1,142 @@
+"""A small client of beanstalkd: its protocol over a socket; each answer has a time limit and a bound on its size."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+#: How long an answer may take, beside the time that `reserve` is asked to wait.
+ANSWER_S = 30.0
+
+#: Longest line and longest body of an answer, in bytes.
+LINE_LIMIT, BODY_LIMIT = 1024, 65536
+
+
+class QueueError(Exception):
+    """The queue said what nobody expected: it is full, another program, or another version."""
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """A job that this connection holds: when the connection ends or the job's time is up, it goes to another."""
+
+    id: int
+    body: bytes
+
+
+class Queue:
+    """A connection to beanstalkd, for one tube. Once it is lost, every method raises OSError, for good."""
+
+    def __init__(self, address: tuple[str, int], tube: str, *, answer_s: float = ANSWER_S) -> None:
+        self._answer_s = answer_s
+        self._end = 0.0
+        self._unread = b""
+        self._socket = socket.create_connection(address, timeout=answer_s)
+        try:
+            self._ask(f"use {tube}", "USING")
+            self._ask(f"watch {tube}", "WATCHING")
+            if tube != "default":
+                self._ask("ignore default", "WATCHING")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection: what it holds is ready for others at once."""
+        self._socket.close()
+
+    def put(self, body: bytes, *, ttr_s: int) -> int:
+        """Puts a job, which who reserves it holds for `ttr_s` seconds; returns its id."""
+        words = self._ask(f"put 1024 0 {ttr_s} {len(body)}", "INSERTED", body=body)
+        return _number(words[1])
+
+    def reserve(self, wait_s: int) -> Reserved | None:
+        """The next job, or None where none comes within that time."""
+        asked = f"reserve-with-timeout {wait_s}"
+        words = self._ask(asked, "RESERVED", "TIMED_OUT", "DEADLINE_SOON", wait_s=wait_s)
+        return Reserved(_number(words[1]), self._body(words)) if words[0] == "RESERVED" else None
+
+    def touch(self, job: int) -> bool:
+        """Begins the time of a job that we hold anew; False where we no longer hold it."""
+        return self._ask(f"touch {job}", "TOUCHED", "NOT_FOUND")[0] == "TOUCHED"
+
+    def delete(self, job: int) -> bool:
+        """Removes a job that we hold or nobody does; False where there is none."""
+        return self._ask(f"delete {job}", "DELETED", "NOT_FOUND")[0] == "DELETED"
+
+    def release(self, job: int, *, delay_s: int) -> bool:
+        """Gives a job that we hold to others, after that time; False where we no longer hold it."""
+        # BURIED: there was no memory to release it; whoever looks at the queue finds it there.
+        return self._ask(f"release {job} 1024 {delay_s}", "RELEASED", "BURIED", "NOT_FOUND")[0] != "NOT_FOUND"
+
+    def bury(self, job: int) -> bool:
+        """Lays a job that we hold aside: nobody gets it any more; False where we no longer hold it."""
+        return self._ask(f"bury {job} 1024", "BURIED", "NOT_FOUND")[0] == "BURIED"
+
+    def peek(self, job: int) -> bytes | None:
+        """What a job holds, whoever has reserved it; None where there is none of that id."""
+        words = self._ask(f"peek {job}", "FOUND", "NOT_FOUND")
+        return self._body(words) if words[0] == "FOUND" else None
+
+    def counts(self, job: int) -> dict[str, int]:
+        """How often a job was reserved (`reserves`), released (`releases`) and so on; empty where there is none.
+
+        `time-left` is how many seconds who holds it has left; below 0 it should have been taken from them.
+        """
+        words = self._ask(f"stats-job {job}", "OK", "NOT_FOUND")
+        if words[0] != "OK":
+            return {}
+        text = self._body([*words[:1], "0", *words[1:]]).decode("ascii", "replace")
+        return {name: int(count) for name, count in re.findall(r"^([a-z-]+): (-?\d{1,18})$", text, re.MULTILINE)}
+
+    def _ask(self, command: str, *expected: str, body: bytes | None = None, wait_s: float = 0.0) -> list[str]:
+        """The words of the answer's first line, the first of which is one of `expected`."""
+        self._socket.settimeout(self._answer_s)
+        self._socket.sendall(command.encode("ascii") + b"\r\n" + (b"" if body is None else body + b"\r\n"))
+        self._end = time.monotonic() + wait_s + self._answer_s
+        line = self._line()
+        words = line.split(" ")
+        if words[0] not in expected or len(words) > 3:
+            raise QueueError(f"the queue answers {line!r:.80} to {command!r}")
+        return words if len(words) > 1 else [*words, ""]
+
+    def _line(self) -> str:
+        while b"\r\n" not in self._unread:
+            if len(self._unread) > LINE_LIMIT:
+                raise QueueError("the queue answers without an end of line")
+            self._receive()
+        line, self._unread = self._unread.split(b"\r\n", 1)
+        return line.decode("ascii", "replace")
+
+    def _body(self, words: list[str]) -> bytes:
+        """What follows a line `WORD ID BYTES`."""
+        size = _number(words[2] if len(words) == 3 else "")
+        if size > BODY_LIMIT:
+            raise QueueError(f"the queue answers with {size} bytes, and at most {BODY_LIMIT} are taken")
+        while len(self._unread) < size + 2:
+            self._receive()
+        body, end, self._unread = self._unread[:size], self._unread[size : size + 2], self._unread[size + 2 :]
+        if end != b"\r\n":
+            raise QueueError("the queue answers with more than it announced")
+        return body
+
+    def _receive(self) -> None:
+        self._socket.settimeout(max(0.001, self._end - time.monotonic()))
+        if not (got := self._socket.recv(65536)):
+            raise ConnectionResetError("the queue closed the connection")
+        self._unread += got
+
+
+def _number(word: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", word):
+        raise QueueError(f"the queue says {word!r:.80} where a number belongs")
+    return int(word)

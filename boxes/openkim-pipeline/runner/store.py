@@ -1,0 +1,102 @@
+"""Files of the director's that must survive a cut of power: the results, and which job has which id in the queue."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import results
+from jobs import BadJobError, load_json
+from results import Attempt
+
+#: Results kept of one job beside the one that counts.
+DUPLICATES = 16
+
+_DUPLICATES = "duplicates"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file so that it is there whole, or as it was before; after the return no cut of power undoes it."""
+    new = path.with_name(f".{path.name}.new")
+    with new.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Results:
+    """The results: JOB.json is the one that counts, and all others of that job lie in `duplicates`, marked as such.
+
+    The first that is done counts; as long as there is none, the first that failed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (folder / _DUPLICATES).mkdir(exist_ok=True)
+        self.status: dict[str, str] = {}
+        for path in folder.glob("*.json"):
+            try:
+                self.status[path.stem] = load_json(path.read_bytes())["status"]
+            except (BadJobError, LookupError, TypeError):
+                path.rename(path.with_suffix(".broken"))  # the job is done anew
+        self._duplicates = {path.name for path in (folder / _DUPLICATES).glob("*.json")}
+
+    @property
+    def duplicates(self) -> int:
+        """How many results there are beside those that count."""
+        return len(self._duplicates)
+
+    def keep(self, attempt: Attempt, result: dict[str, Any]) -> None:
+        """Takes a result in; the same one a second time (its file could not be removed before) changes nothing."""
+        path = self._folder / f"{attempt.job}.json"
+        if attempt.job in self.status:
+            kept = load_json(path.read_bytes())
+            if (kept["worker"], kept["attempt"], kept["run"]) == (attempt.worker, attempt.number, attempt.run):
+                return
+            if result["status"] == "failed" or kept["status"] == "done":
+                self._keep_beside(attempt, result)
+                return
+            self._keep_beside(Attempt(attempt.job, kept["worker"], kept["attempt"], kept["run"]), kept)
+        write(path, results.text(result))
+        self.status[attempt.job] = result["status"]
+
+    def _keep_beside(self, attempt: Attempt, result: dict[str, Any]) -> None:
+        if sum(name.startswith(f"{attempt.job}.") for name in self._duplicates) < DUPLICATES:
+            write(self._folder / _DUPLICATES / attempt.file_name, results.text(result | {"duplicate": True}))
+            self._duplicates.add(attempt.file_name)
+
+
+class Ledger:
+    """Which id each job got in the queue, which cannot be asked by name.
+
+    A line is added after the queue has answered. A director that dies in between leaves one job without a line; its id
+    follows the last one of the ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.ids: dict[str, int] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(BadJobError, LookupError, TypeError):  # a line may have been cut short
+                    entry = load_json(line)
+                    self.ids[entry["job"]] = int(entry["id"])
+
+    def add(self, job: str, number: int) -> None:
+        """Notes that a job is in the queue under that id."""
+        with self._path.open("ab") as file:
+            file.write(
+                b"\n" + json.dumps({"job": job, "id": number}).encode() + b"\n"
+            )  # the line before may have no end
+            file.flush()
+            os.fsync(file.fileno())
+        self.ids[job] = number
