@@ -27,7 +27,7 @@ VERBS = {
     "render": "render",
     "up": "up", "provision": "provision", "status": "status", "list": "list_", "ssh": "ssh", "exec": "exec_",
     "logs": "logs", "halt": "halt", "reload": "reload", "suspend": "suspend", "resume": "resume",
-    "snapshot": "snapshot", "secure": "secure", "destroy": "destroy", "ssh-config": "ssh_config",
+    "snapshot": "snapshot", "secure": "secure", "audit": "audit", "destroy": "destroy", "ssh-config": "ssh_config",
     "shrink": "shrink", "doctor": "doctor",
     "prune": "prune", "completion": "completion",
 }  # fmt: skip

@@ -56,6 +56,7 @@ accounts=$(awk -F: -v allowed=" $allowed " -v keyed="$keyed " -v power=" $GROUPS
 			put("login", $1 (index(keyed, " " $1 " ") ? " (key)" : " (password)"))
 		if ($3 + 0 > 0 && $3 < 1000 && shell($7)) put("shell", $1 " " $7)
 		if ($4 == 0 && $3 + 0 != 0) put("zero", $1 " in group root")
+		if ($4 != 0 && index(power, " " group[$4] " ")) put("power", $1 " in " group[$4])
 		if (!($4 in group)) put("nogroup", $1)
 	}
 	END {
@@ -98,14 +99,14 @@ none account.no_group low 7.2.3 "Accounts whose group does not exist" "none" "$f
 
 # Home folders: nobody else looks into them, nobody else writes there.
 begin
-while IFS=: read -r name _ uid _ _ home shell; do
+while IFS=: read -r name _ uid _ _ home _; do
 	case $uid in
 	'' | *[!0-9]* | ????????*) continue ;;
 	esac
 	if [ "$uid" -ge 1000 ] && [ "$uid" -lt 60000 ] && [ -d "$home" ] && [ ! -L "$home" ] && [ "$home" != / ]; then
 		homes=$(stat -c '%a %U' "$home") || continue
 		case $homes in
-		*[0-7][0145]0" $name" | *[0-7][0145]0" root" | 700" $name") ;;
+		*[0-7][0145]0" $name" | *[0-7][0145][0145]" root") ;; # root's: the account cannot write, as sshd asks of a chroot
 		*) item "$home is $homes" ;;
 		esac
 	fi
@@ -127,7 +128,7 @@ if [ -e /etc/sudoers ]; then
 			line = kept $0; kept = ""
 			if (line ~ /\\$/) { kept = substr(line, 1, length(line) - 1); next }
 			gsub(/^[ \t]+/, "", line)
-			if (line == "" || line ~ /^#[^i0-9]/ || line == "#" || line ~ /^Defaults/) next
+			if (line == "" || (line ~ /^#/ && line !~ /^#(include|[0-9])/) || line ~ /^Defaults/) next
 			if (line ~ /^[@#]includedir \/etc\/sudoers\.d$/ || line ~ /^root[ \t]/) next
 			if (operator != "" && line ~ /^operator[ \t]/) next
 			name = line; sub(/[ \t].*/, "", name)
@@ -146,7 +147,7 @@ fi
 
 # --- consoles
 
-# A unit of these that starts offers a login, or a shell, on a console. In a sealed box they have a condition that keeps them from it.
+# A unit of these that starts offers a login, or a shell, on a console. In a sealed box a condition keeps each from it.
 begin
 while read -r unit _ state _; do
 	case $unit in

@@ -65,7 +65,7 @@ fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$K
 			rule ~ /^(meta l4proto )?(icmp|icmpv6|ipv6-icmp)[^"]* accept$/ || rule ~ /^ip6 nexthdr (icmpv6|ipv6-icmp) .*accept$/
 	}
 	function harmless_in(rule, ports) {
-		if (general(rule) || rule ~ /^udp (sport 67 )?dport 68 accept$/) return 1
+		if (general(rule) || rule ~ /^(udp sport 67 )?udp dport 68 accept$/) return 1
 		if (rule ~ /^ip saddr @hypervisor4 tcp dport 22( ct state new)? accept$/) return 1
 		if (rule ~ /^tcp dport @inbound( ct state new)? accept$/) return 1
 		if (rule !~ /^(ip6? saddr [^ ]+ )?tcp dport ([0-9]+|\{[^}]*\})( ct state new)? accept$/) return 0
@@ -86,6 +86,7 @@ fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$K
 		if (set == "hypervisor4" && operator == "") put("in", "set hypervisor4 has " bare(text))
 		next
 	}
+	set != "" { next }
 	$1 == "type" {
 		hook = $4
 		if (family == "inet" && $2 == "filter" && /policy drop/) drops[hook] = 1
@@ -151,45 +152,48 @@ has_process() {
 sshd_said='' sshd_runs=no
 if has_process sshd; then
 	sshd_runs=yes
-	sshd_said=$(sshd -T 2>&1) || sshd_runs=unknown
-	for name in $allowed; do
-		sshd_said="$sshd_said
+	if sshd_said=$(sshd -T 2>&1); then
+		for name in $allowed; do
+			sshd_said="$sshd_said
 $(sshd -T -C "user=$name,host=localhost,addr=127.0.0.1" 2>/dev/null)"
-	done
+		done
+	else
+		sshd_runs=unknown
+	fi
 fi
 
-# ssh OPTION SEVERITY CIS EXPECTED...: the option has one of these values, for everybody
-ssh() {
+# sshd_option OPTION SEVERITY CIS EXPECTED...: the option has one of these values, for everybody
+sshd_option() {
 	option=$1 severity=$2 cis=$3
 	shift 3
-	title="sshd: $option"
-	case $sshd_runs in
-	no) row "ssh.$option" "$severity" "$cis" "$title" skip "$*" "sshd does not run" "" && return ;;
-	unknown) row "ssh.$option" "$severity" "$cis" "$title" fail "$*" "$sshd_said" "mend the configuration of sshd" && return ;;
-	esac
-	begin
-	while read -r name value; do
-		[ "$name" = "$option" ] || continue
-		has "$value" "$*" || has "$value" "$(printf '%s' "$found" | tr -d ,)" || item "$value"
-	done <<END
+	status=pass found=$*
+	if [ "$sshd_runs" = no ]; then
+		status=skip found="sshd does not run"
+	elif [ "$sshd_runs" = unknown ]; then
+		status=fail found=$sshd_said
+	else
+		begin
+		while read -r name value; do
+			if [ "$name" = "$option" ] && ! has "$value" "$*"; then item "$value"; fi
+		done <<END
 $sshd_said
 END
-	ended
-	if [ -z "$found" ]; then
-		row "ssh.$option" "$severity" "$cis" "$title" pass "$*" "$*" ""
-	else
-		row "ssh.$option" "$severity" "$cis" "$title" fail "$*" "$found" "$option $1 in /etc/ssh/sshd_config.d"
+		ended
+		if [ -n "$found" ]; then status=fail; else found=$*; fi
 	fi
+	remedy=''
+	[ "$status" != fail ] || remedy="$option $1 in /etc/ssh/sshd_config.d"
+	row "ssh.$option" "$severity" "$cis" "sshd: $option" "$status" "$*" "$found" "$remedy"
 }
-ssh passwordauthentication high "" no
-ssh kbdinteractiveauthentication high "" no
-ssh permitemptypasswords high 5.1.19 no
-ssh permitrootlogin high 5.1.20 no
-ssh hostbasedauthentication high 5.1.10 no
-ssh ignorerhosts medium 5.1.11 yes
-ssh permituserenvironment medium 5.1.21 no
-ssh x11forwarding medium "" no
-ssh gssapiauthentication medium 5.1.9 no
-ssh usepam low 5.1.22 yes
-ssh permittunnel medium "" no
-ssh loglevel low 5.1.14 INFO VERBOSE
+sshd_option passwordauthentication high "" no
+sshd_option kbdinteractiveauthentication high "" no
+sshd_option permitemptypasswords high 5.1.19 no
+sshd_option permitrootlogin high 5.1.20 no
+sshd_option hostbasedauthentication high 5.1.10 no
+sshd_option ignorerhosts medium 5.1.11 yes
+sshd_option permituserenvironment medium 5.1.21 no
+sshd_option x11forwarding medium "" no
+sshd_option gssapiauthentication medium 5.1.9 no
+sshd_option permittunnel medium "" no
+sshd_option usepam low 5.1.22 yes
+sshd_option loglevel low 5.1.14 INFO VERBOSE

@@ -1,0 +1,217 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2154,SC2016 # some of it comes from `audit`, which sources this; awk has variables of its own
+# The kernel, what runs, what is installed.
+
+# --- kernel
+
+# setting NAME SEVERITY CIS EXPECTED...: a setting below /proc/sys has one of these values. `*` in a name is each network
+# interface, `default` among them: which of them counts beside `all` differs from one setting to the next. The loopback is left out.
+setting() {
+	name=$1 severity=$2 cis=$3
+	shift 3
+	begin
+	had=''
+	for file in /proc/sys/$name; do
+		case $file in
+		*/lo/*) continue ;;
+		esac
+		{ read -r value _ <"$file"; } 2>/dev/null || continue
+		had=$value
+		if ! has "$value" "$*"; then item "${file#/proc/sys/} = $value"; fi
+	done
+	ended
+	id=kernel rest=$name/
+	while [ -n "$rest" ]; do
+		case ${rest%%/*} in
+		kernel | net | conf | \*) ;;
+		*) id=$id.${rest%%/*} ;;
+		esac
+		rest=${rest#*/}
+	done
+	title="Kernel: ${id#kernel.}"
+	if [ -z "$had" ]; then
+		row "$id" "$severity" "$cis" "$title" skip "$*" "this kernel has no such setting" ""
+	else
+		none "$id" "$severity" "$cis" "$title" "$*" "$found" "echo $1 >/proc/sys/$name"
+	fi
+}
+while read -r name severity cis expected; do
+	[ "$cis" != - ] || cis=''
+	# shellcheck disable=SC2086 # the values
+	setting "$name" "$severity" "$cis" $expected
+done <<'END'
+kernel/randomize_va_space medium 1.5.1 2
+kernel/yama/ptrace_scope medium 1.5.2 1 2 3
+fs/suid_dumpable medium 1.5.3 0
+fs/protected_hardlinks medium - 1
+fs/protected_symlinks medium - 1
+fs/protected_fifos medium - 1 2
+fs/protected_regular medium - 1 2
+kernel/kptr_restrict medium - 1 2
+kernel/dmesg_restrict medium - 1
+kernel/unprivileged_bpf_disabled medium - 1 2
+kernel/kexec_load_disabled medium - 1
+kernel/modules_disabled medium - 1
+kernel/sysrq medium - 0
+kernel/perf_event_paranoid low - 2 3 4
+net/core/bpf_jit_harden low - 1 2
+net/ipv4/ip_forward medium 3.3.1 0
+net/ipv6/conf/*/forwarding medium 3.3.1 0
+net/ipv4/conf/*/send_redirects medium 3.3.2 0
+net/ipv4/icmp_ignore_bogus_error_responses low 3.3.3 1
+net/ipv4/icmp_echo_ignore_broadcasts low 3.3.4 1
+net/ipv4/conf/*/accept_redirects medium 3.3.5 0
+net/ipv6/conf/*/accept_redirects medium 3.3.5 0
+net/ipv4/conf/all/secure_redirects low 3.3.6 0
+net/ipv4/conf/all/rp_filter medium 3.3.7 1
+net/ipv4/conf/*/accept_source_route medium 3.3.8 0
+net/ipv6/conf/*/accept_source_route medium 3.3.8 0 -1
+net/ipv4/conf/all/log_martians low 3.3.9 1
+net/ipv4/tcp_syncookies medium 3.3.10 1
+net/ipv6/conf/*/accept_ra medium 3.3.11 0
+END
+
+# Protocols with a history, whose modules any account loads by asking for a socket.
+begin
+while read -r module _; do
+	case $module in
+	dccp | tipc | rds | sctp) item "$module" ;;
+	esac
+done 2>/dev/null </proc/modules
+ended
+none kernel.protocols low 3.2.4 "Modules of rare network protocols" "none of dccp, tipc, rds, sctp" "$found" "start the box again"
+
+# Cores: to nowhere, or a hard limit of none for everybody.
+pattern='' limited=no
+{ read -r pattern </proc/sys/kernel/core_pattern; } 2>/dev/null
+for file in /etc/security/limits.conf /etc/security/limits.d/*.conf; do
+	[ -r "$file" ] || continue
+	while read -r who kind what value _; do
+		case "$who $kind $what $value" in
+		"* hard core 0" | "* - core 0") limited=yes ;;
+		esac
+	done <"$file"
+done
+case $pattern:$limited in
+'|/bin/false'* | '|/usr/bin/false'* | :* | *:yes) row kernel.cores low 1.5.3 "Core dumps" pass "none" "none" "" ;;
+*) row kernel.cores low 1.5.3 "Core dumps" fail "none" "core_pattern is $pattern, and limits.conf sets none" \
+	"* hard core 0 in /etc/security/limits.d" ;;
+esac
+
+# --- what runs
+
+# The services and timers of every box. What systemd starts for a login, where somebody may log in; sshd, where it may be reached.
+SERVICES="dbus provisiond systemd-journald systemd-logind systemd-networkd systemd-resolved systemd-timesyncd \
+systemd-udevd unattended-upgrades chrony"
+TIMERS="systemd-tmpfiles-clean logrotate man-db kimbox-audit kimbox-outbound"
+[ -z "$KIMBOX_UPDATES" ] || TIMERS="$TIMERS apt-daily apt-daily-upgrade"
+
+units=$(systemctl list-units --type=service,timer --all --plain --no-legend --no-pager --full 2>/dev/null)
+failed='' timers='' synchronised='' logs=''
+begin
+while read -r unit _ active sub _; do
+	[ "$active" != failed ] || failed="$failed${failed:+, }$unit"
+	case $unit:$sub in
+	kimbox-*.service:running) ;;
+	systemd-journald.service:running) logs=$unit ;;
+	systemd-timesyncd.service:running | chrony.service:running) synchronised="$synchronised${synchronised:+, }$unit" ;;
+	ssh.service:running | ssh@*.service:running) [ -n "$KIMBOX_INBOUND$KIMBOX_OPERATOR" ] || item "$unit" ;;
+	user@*.service:running) [ -n "$allowed" ] || item "$unit" ;;
+	*.service:running)
+		has "${unit%.service}" "$SERVICES" || has "$unit" "$KIMBOX_SERVICES" || has "${unit%.service}" "$KIMBOX_SERVICES" ||
+			item "$unit"
+		;;
+	*.timer:*)
+		[ "$active" = active ] || continue
+		has "${unit%.timer}" "$TIMERS" || has "$unit" "$KIMBOX_SERVICES" || timers="$timers${timers:+, }$unit"
+		;;
+	esac
+done <<END
+$units
+END
+ended
+if [ -z "$units" ]; then
+	found="systemctl says nothing" timers=$found failed=$found
+fi
+none service.running medium "" "Services that run" "those of every box${KIMBOX_SERVICES:+, and $KIMBOX_SERVICES}" "$found" \
+	"systemctl mask --now UNIT, or name it in the role's services"
+none service.timers medium "" "Timers" "those of every box${KIMBOX_SERVICES:+, and $KIMBOX_SERVICES}" "$timers" \
+	"systemctl mask --now UNIT, or name it in the role's services"
+none service.failed low "" "Units that failed" "none" "$failed" "systemctl status UNIT"
+row service.time low 2.3.1.1 "What sets the clock" info "timesyncd or chrony" "${synchronised:-nothing}" ""
+if [ -n "$logs" ]; then
+	row service.journal low 6.2.1.1.1 "The journal is kept" pass "systemd-journald.service" "$logs" ""
+else
+	row service.journal low 6.2.1.1.1 "The journal is kept" fail "systemd-journald.service" "it does not run" "systemctl start systemd-journald"
+fi
+
+# Jobs of cron and at. Those that base packages bring are let pass: where there is no cron nothing runs them.
+begin
+for file in /etc/cron.d/* /etc/cron.hourly/* /etc/cron.daily/* /etc/cron.weekly/* /etc/cron.monthly/* /etc/crontab \
+	/var/spool/cron/crontabs/* /var/spool/cron/atjobs/*; do
+	[ -e "$file" ] || continue
+	case $file in
+	/etc/cron.*/apt-compat | /etc/cron.*/dpkg | /etc/cron.*/e2scrub_all | /etc/cron.*/logrotate | /etc/cron.*/man-db)
+		[ -e /usr/sbin/cron ] || continue
+		;;
+	esac
+	item "$file"
+done
+ended
+none service.cron medium 2.4.1.8 "Jobs of cron and at" "none" "$found" "remove the file"
+
+# --- what is installed
+
+# Servers, and clients that talk in the clear, each with its number in the benchmark.
+UNWANTED="2.1.1:autofs 2.1.2:avahi-daemon 2.1.3:isc-dhcp-server 2.1.3:kea 2.1.4:bind9 2.1.5:dnsmasq 2.1.6:vsftpd 2.1.7:slapd \
+2.1.8:dovecot-core 2.1.9:nfs-kernel-server 2.1.10:ypserv 2.1.11:cups 2.1.12:rpcbind 2.1.14:samba 2.1.15:snmpd 2.1.16:tftpd-hpa \
+2.1.17:squid 2.1.18:apache2 2.1.18:nginx 2.1.19:xinetd 2.1.20:xserver-common 2.2.1:nis 2.2.2:rsh-client 2.2.3:talk 2.2.4:telnet \
+2.2.4:inetutils-telnet 2.2.4:telnetd 2.2.5:ldap-utils 2.2.6:ftp 2.2.6:tnftp 1.5.4:prelink 1.5.5:apport"
+
+packages=$(awk -v unwanted="$UNWANTED" -v removed="$KIMBOX_REMOVED" "$awk_list"'
+	BEGIN {
+		n = split(unwanted, word, " ")
+		for (i = 1; i <= n; i++) { split(word[i], part, ":"); number[part[2]] = part[1] }
+		n = split(removed, word, " ")
+		for (i = 1; i <= n; i++) gone[word[i]] = 1
+	}
+	$1 == "Package:" { name = $2 }
+	$1 == "Status:" && $4 == "installed" {
+		installed++
+		if (name in number) put("unwanted", name " (" number[name] ")")
+		if (name in gone) put("removed", name)
+	}
+	END { print "unwanted " all("unwanted"); print "removed " all("removed"); print "installed " (installed + 0) }' \
+	/var/lib/dpkg/status 2>/dev/null)
+unwanted="dpkg says nothing" removed=$unwanted installed=0
+while read -r kind list; do
+	case $kind in
+	unwanted) unwanted=$list ;;
+	removed) removed=$list ;;
+	installed) installed=$list ;;
+	esac
+done <<END
+$packages
+END
+none package.unwanted medium 2.1.22 "Servers that no box needs, and clients that speak in the clear" "none" "$unwanted" \
+	"name the package in secure.remove of the spec"
+if [ -n "$KIMBOX_REMOVED" ]; then
+	none package.removed medium "" "Packages that the spec removes" "none of $KIMBOX_REMOVED" "$removed" "apt-get purge PACKAGE"
+else
+	row package.removed medium "" "Packages that the spec removes" skip "none" "the spec names none" ""
+fi
+row package.count low "" "Packages" info "as few as the role needs" "$installed installed" ""
+
+# Updates of which the box knows. It has lists only where somebody asked apt for them; a base is brought up to date with a new image.
+UPDATES_S=60
+lists=$(apt-config shell lists Dir::State::Lists/d 2>/dev/null)
+lists=${lists#lists=\'}
+lists=${lists%\'}
+set -- "${lists%/}"/*Packages*
+if [ -n "$lists" ] && [ -e "$1" ]; then
+	updates=$(timeout "$UPDATES_S" apt-get -s -q -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o Debug::NoLocking=1 upgrade 2>/dev/null |
+		awk "$awk_list"'$1 == "Inst" && tolower($0) ~ /security/ { put("", $2) } END { print all("") }')
+	row package.updates medium 1.2.2.1 "Security updates that wait" info "none" "${updates:-none}" "build a new image: kimbox lock --update packages"
+else
+	row package.updates medium 1.2.2.1 "Security updates that wait" skip "none" "the box has no lists of packages" ""
+fi
