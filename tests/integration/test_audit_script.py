@@ -128,7 +128,7 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     ),
     "a member of disk": ({"account.groups"}, changes("etc/group", "disk:x:6:", "disk:x:6:worker")),
     "in disk at once": ({"account.groups"}, adds("etc/passwd", "d:x:1002:6::/nowhere:/usr/sbin/nologin\n")),
-    "a shell for a service": ({"account.system_shell"}, changes("etc/passwd", "/usr/sbin:/usr/sbin/nologin", ":/bin/sh")),
+    "a shell for a service": ({"account.system_shell"}, changes("etc/passwd", "sbin:/usr/sbin/nologin", ":/bin/sh")),
     "an open home": ({"account.homes"}, lambda box: box.path("/home/worker").chmod(0o770)),
     "sudo for a group": (
         {"sudo.rules", "account.groups"},
@@ -151,7 +151,7 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     "shadow for all": ({"file.shadow"}, lambda box: box.path("/etc/shadow").chmod(0o644)),
     "passwd of a group": ({"file.passwd"}, lambda box: box.path("/etc/passwd").chmod(0o664)),
     "rules of a group": ({"file.sudoers"}, makes("etc/sudoers.d/more", 0o660, "# none\n")),
-    "a host key for a group": ({"file.host_keys", "secret.keys"}, makes("persistent/ssh/ssh_host_rsa_key", 0o640, KEY)),
+    "a host key for a group": ({"file.host_keys"}, makes("persistent/ssh/ssh_host_rsa_key", 0o640, KEY)),
     "the configuration of sshd": ({"file.sshd_config"}, makes("etc/ssh/sshd_config.d/more.conf", 0o664)),
     "secrets for others": ({"secret.private"}, lambda box: box.path("/persistent/secure").chmod(0o755)),
     "a secret for others": ({"secret.private"}, lambda box: box.path("/" + POLICY).chmod(0o640)),
@@ -207,13 +207,24 @@ def test_what_only_root_can_leave_is_found(box: AuditedBox) -> None:
     os.chown(box.path("/srv/group"), 0, 4242)
     for device in ("/srv/disk", "/dev/vda"):
         os.mknod(box.path(device), 0o060600, os.makedev(254, 0))
-    box.path("/dev/vda").chmod(0o606)
+    box.path("/dev/vda").chmod(0o604)
     rows = box.rows()
     assert {"file.unowned", "file.device", "file.devices"} == {
         name for name, c in rows.items() if c["status"] == "fail"
     }
     assert {"/srv/orphan", "/srv/group"} == set(rows["file.unowned"]["found"].split(", "))
     assert ("/srv/disk", "vda") == (rows["file.device"]["found"], rows["file.devices"]["found"])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_key_may_be_for_the_group_of_a_role_s_account(box: AuditedBox) -> None:
+    """So does a director hand keys on; any other group is one too many."""
+    for name, group in {"handed": 1001, "root": 0}.items():
+        box.write(f"persistent/{name}", KEY, 0o640)
+        os.chown(box.path(f"/persistent/{name}"), 0, group)
+    assert set() == box.failed()
+    os.chown(box.path("/persistent/handed"), 0, 1)
+    assert "/persistent/handed" == box.rows()["secret.keys"]["found"]
 
 
 @pytest.mark.parametrize(
@@ -315,6 +326,10 @@ def test_any_debian_gives_a_report(box: AuditedBox) -> None:
     report = audit.newest(done.stdout.encode())
     assert report
     assert {"fw.input", "service.running", "account.login"} <= {check.id for check in report.breaches}
+    # What the kernel says reaches a reader once: one that takes byte by byte, as the shell does, gets a byte.
+    said = Path("/proc/sys/kernel/kptr_restrict").read_text().strip()
+    row = next(check for check in report.checks if check.id == "kernel.kptr_restrict")
+    assert ("as expected" if said in ("1", "2") else f"kernel/kptr_restrict = {said}") == row.found
 
 
 def test_help_and_wrong_words(box: AuditedBox) -> None:

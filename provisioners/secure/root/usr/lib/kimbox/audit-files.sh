@@ -171,12 +171,13 @@ none file.unowned medium 7.1.12 "Files that belong to nobody" "none" "$found" "c
 seen device
 none file.device high "" "Device nodes outside of /dev" "none" "$found" "rm FILE"
 
-# Devices that everybody may open. The usual ones, and three that give nothing without further rights or do nothing without a
-# module, which a sealed box no longer loads.
-devices=$(find /dev -xdev \( -type b -o -type c \) -perm /0006 -printf '%P\n' 2>/dev/null | awk "$awk_list"'
-	!/^(null|zero|full|random|urandom|tty|ptmx|pts\/ptmx|fuse|net\/tun|vsock)$/ { put("", $0) }
+# Devices that everybody may write, and disks that everybody may read. Let pass are the usual ones, and four that give nothing without
+# further rights, or do nothing without a module, which a sealed box no longer loads.
+devices=$(find /dev -xdev \( \( -type b -o -type c \) -perm -0002 -o -type b -perm -0004 \) -printf '%P\n' 2>/dev/null | awk "$awk_list"'
+	!/^(null|zero|full|random|urandom|tty|ptmx|pts\/ptmx|fuse|net\/tun|vfio\/vfio|vsock)$/ { put("", $0) }
 	END { print all("") }')
-none file.devices medium "" "Devices that everybody may open" "null, zero, full, random, urandom, tty, ptmx, fuse, net/tun, vsock" "$devices" \
+none file.devices medium "" "Devices that everybody may use" \
+	"null, zero, full, random, urandom, tty, ptmx, fuse, net/tun, vfio/vfio, vsock" "$devices" \
 	"a rule for udev, or chmod o= /dev/NAME"
 
 # --- the files that everything rests on
@@ -241,9 +242,15 @@ else
 	row secret.plain high "" "Credentials in the clear" skip "none" "there are none" ""
 fi
 
-# Keys in small files that others than their owner may read; mirrors and caches hold what is public.
+# Keys in small files that others than their owner may read; mirrors and caches hold what is public. A group counts unless it is
+# root's, or that of an account of the role, which hands keys on.
+public_to="-perm -0040 ! -gid 0"
+while IFS=: read -r name _ number _; do
+	if has "$name" "$allowed"; then public_to="$public_to ! -gid $number"; fi
+done </etc/group
+# shellcheck disable=SC2086 # words of find
 keys=$(timeout "$SECRETS_S" find /etc /home /persistent /root -xdev -maxdepth 8 \
-	\( -path /persistent/git -o -path /persistent/cache \) -prune -o -type f -perm /0044 -size -64 -size +0 \
+	\( -path /persistent/git -o -path /persistent/cache \) -prune -o -type f \( -perm -0004 -o $public_to \) -size -64 -size +0 \
 	-exec grep -l -I -Z -E -e '^-----BEGIN [A-Z ]*PRIVATE KEY-----' {} + 2>/dev/null | names)
 none secret.keys high 7.2.10 "Private keys that others may read" "none" "$keys" "chmod 0600 FILE, and make a new key"
 

@@ -148,52 +148,58 @@ has_process() {
 	return 1
 }
 
+# Options of sshd that matter: severity, number, and the values that are well, `,` between them.
+OPTIONS="passwordauthentication high none no
+kbdinteractiveauthentication high none no
+permitemptypasswords high 5.1.19 no
+permitrootlogin high 5.1.20 no
+hostbasedauthentication high 5.1.10 no
+ignorerhosts medium 5.1.11 yes
+permituserenvironment medium 5.1.21 no
+x11forwarding medium none no
+gssapiauthentication medium 5.1.9 no
+permittunnel medium none no
+usepam low 5.1.22 yes
+loglevel low 5.1.14 INFO,VERBOSE"
+
 # What sshd would do for anybody, and for each account of the role, whom a Match block may mean.
-sshd_said='' sshd_runs=no
+sshd_runs=no said=''
 if has_process sshd; then
 	sshd_runs=yes
-	if sshd_said=$(sshd -T 2>&1); then
-		for name in $allowed; do
-			sshd_said="$sshd_said
-$(sshd -T -C "user=$name,host=localhost,addr=127.0.0.1" 2>/dev/null)"
-		done
+	if said=$(sshd -T 2>&1); then
+		said=$({
+			printf '%s\n' "$said"
+			for name in $allowed; do
+				sshd -T -C "user=$name,host=localhost,addr=127.0.0.1" 2>/dev/null
+			done
+		} | awk -v table="$OPTIONS" "$awk_list"'
+			BEGIN {
+				rows = split(table, row, "\n")
+				for (i = 1; i <= rows; i++) { split(row[i], word, " "); well[word[1]] = "," word[4] "," }
+			}
+			$1 in well && !index(well[$1], "," $2 ",") && !seen[$1 " " $2]++ { put($1, $2) }
+			END { for (name in well) print name " " all(name) }')
 	else
 		sshd_runs=unknown
 	fi
 fi
-
-# sshd_option OPTION SEVERITY CIS EXPECTED...: the option has one of these values, for everybody
-sshd_option() {
-	option=$1 severity=$2 cis=$3
-	shift 3
-	status=pass found=$*
+while read -r option severity cis well; do
+	[ "$cis" != none ] || cis=''
+	status=pass found="as expected" remedy=''
 	if [ "$sshd_runs" = no ]; then
 		status=skip found="sshd does not run"
 	elif [ "$sshd_runs" = unknown ]; then
-		status=fail found=$sshd_said
+		status=fail found=$said remedy="mend the configuration of sshd"
 	else
-		begin
-		while read -r name value; do
-			if [ "$name" = "$option" ] && ! has "$value" "$*"; then item "$value"; fi
+		while read -r name bad; do
+			if [ "$name" = "$option" ] && [ -n "$bad" ]; then
+				status=fail found=$bad remedy="$option ${well%%,*} in /etc/ssh/sshd_config.d"
+			fi
 		done <<END
-$sshd_said
+$said
 END
-		ended
-		if [ -n "$found" ]; then status=fail; else found=$*; fi
 	fi
-	remedy=''
-	[ "$status" != fail ] || remedy="$option $1 in /etc/ssh/sshd_config.d"
-	row "ssh.$option" "$severity" "$cis" "sshd: $option" "$status" "$*" "$found" "$remedy"
-}
-sshd_option passwordauthentication high "" no
-sshd_option kbdinteractiveauthentication high "" no
-sshd_option permitemptypasswords high 5.1.19 no
-sshd_option permitrootlogin high 5.1.20 no
-sshd_option hostbasedauthentication high 5.1.10 no
-sshd_option ignorerhosts medium 5.1.11 yes
-sshd_option permituserenvironment medium 5.1.21 no
-sshd_option x11forwarding medium "" no
-sshd_option gssapiauthentication medium 5.1.9 no
-sshd_option permittunnel medium "" no
-sshd_option usepam low 5.1.22 yes
-sshd_option loglevel low 5.1.14 INFO VERBOSE
+	row "ssh.$option" "$severity" "$cis" "sshd: $option" "$status" "$well" "$found" "$remedy"
+done <<END
+$OPTIONS
+END

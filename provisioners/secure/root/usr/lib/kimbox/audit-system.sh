@@ -4,57 +4,23 @@
 
 # --- kernel
 
-# setting NAME SEVERITY CIS EXPECTED...: a setting below /proc/sys has one of these values. `*` in a name is each network
-# interface, `default` among them: which of them counts beside `all` differs from one setting to the next. The loopback is left out.
-setting() {
-	name=$1 severity=$2 cis=$3
-	shift 3
-	begin
-	had=''
-	for file in /proc/sys/$name; do
-		case $file in
-		*/lo/*) continue ;;
-		esac
-		{ read -r value _ <"$file"; } 2>/dev/null || continue
-		had=$value
-		if ! has "$value" "$*"; then item "${file#/proc/sys/} = $value"; fi
-	done
-	ended
-	id=kernel rest=$name/
-	while [ -n "$rest" ]; do
-		case ${rest%%/*} in
-		kernel | net | conf | \*) ;;
-		*) id=$id.${rest%%/*} ;;
-		esac
-		rest=${rest#*/}
-	done
-	title="Kernel: ${id#kernel.}"
-	if [ -z "$had" ]; then
-		row "$id" "$severity" "$cis" "$title" skip "$*" "this kernel has no such setting" ""
-	else
-		none "$id" "$severity" "$cis" "$title" "$*" "$found" "echo $1 >/proc/sys/$name"
-	fi
-}
-while read -r name severity cis expected; do
-	[ "$cis" != - ] || cis=''
-	# shellcheck disable=SC2086 # the values
-	setting "$name" "$severity" "$cis" $expected
-done <<'END'
-kernel/randomize_va_space medium 1.5.1 2
+# A line for each setting: its name below /proc/sys, severity, number, and the values that are well. `*` is each network interface,
+# `default` among them, as which of them counts beside `all` differs from one setting to the next; the loopback is left out.
+SETTINGS="kernel/randomize_va_space medium 1.5.1 2
 kernel/yama/ptrace_scope medium 1.5.2 1 2 3
 fs/suid_dumpable medium 1.5.3 0
-fs/protected_hardlinks medium - 1
-fs/protected_symlinks medium - 1
-fs/protected_fifos medium - 1 2
-fs/protected_regular medium - 1 2
-kernel/kptr_restrict medium - 1 2
-kernel/dmesg_restrict medium - 1
-kernel/unprivileged_bpf_disabled medium - 1 2
-kernel/kexec_load_disabled medium - 1
-kernel/modules_disabled medium - 1
-kernel/sysrq medium - 0
-kernel/perf_event_paranoid low - 2 3 4
-net/core/bpf_jit_harden low - 1 2
+fs/protected_hardlinks medium none 1
+fs/protected_symlinks medium none 1
+fs/protected_fifos medium none 1 2
+fs/protected_regular medium none 1 2
+kernel/kptr_restrict medium none 1 2
+kernel/dmesg_restrict medium none 1
+kernel/unprivileged_bpf_disabled medium none 1 2
+kernel/kexec_load_disabled medium none 1
+kernel/modules_disabled medium none 1
+kernel/sysrq medium none 0
+kernel/perf_event_paranoid low none 2 3 4
+net/core/bpf_jit_harden low none 1 2
 net/ipv4/ip_forward medium 3.3.1 0
 net/ipv6/conf/*/forwarding medium 3.3.1 0
 net/ipv4/conf/*/send_redirects medium 3.3.2 0
@@ -68,7 +34,56 @@ net/ipv4/conf/*/accept_source_route medium 3.3.8 0
 net/ipv6/conf/*/accept_source_route medium 3.3.8 0 -1
 net/ipv4/conf/all/log_martians low 3.3.9 1
 net/ipv4/tcp_syncookies medium 3.3.10 1
-net/ipv6/conf/*/accept_ra medium 3.3.11 0
+net/ipv6/conf/*/accept_ra medium 3.3.11 0"
+
+set --
+while read -r name _; do
+	# shellcheck disable=SC2231 # that is the pattern
+	for file in /proc/sys/$name; do
+		[ ! -e "$file" ] || set -- "$@" "$file"
+	done
+done <<END
+$SETTINGS
+END
+# By grep, not by the shell, which takes byte by byte: of a number the kernel gives the first alone.
+settings=$(grep -s -H '' "$@" /dev/null | awk -v table="$SETTINGS" "$awk_list"'
+	BEGIN {
+		rows = split(table, row, "\n")
+		for (i = 1; i <= rows; i++) {
+			n = split(row[i], word, " "); names[i] = word[1]; head[i] = word[1] "|" word[2] "|" (word[3] == "none" ? "" : word[3])
+			for (k = 4; k <= n; k++) well[i] = well[i] (k > 4 ? " " : "") word[k]
+			number[word[1]] = i
+		}
+	}
+	{
+		file = $0; sub(/:.*/, "", file); sub("^/proc/sys/", "", file); value = $0; sub(/^[^:]*:/, "", value)
+		if (file ~ /\/conf\/lo\//) next
+		name = file
+		if (!(name in number)) sub(/\/conf\/[^\/]*\//, "/conf/*/", name)
+		i = number[name]; had[i] = 1
+		if (!index(" " well[i] " ", " " value " ")) put(i, file " = " value)
+	}
+	END {
+		for (i = 1; i <= rows; i++)
+			print head[i] "|" well[i] "|" (had[i] ? "yes" : "no") "|" all(i)
+	}')
+while IFS='|' read -r name severity cis expected had found; do
+	id=kernel rest=$name/ first=${expected%% *}
+	while [ -n "$rest" ]; do
+		case ${rest%%/*} in
+		kernel | net | conf | \*) ;;
+		*) id=$id.${rest%%/*} ;;
+		esac
+		rest=${rest#*/}
+	done
+	title="Kernel: ${id#kernel.}"
+	if [ "$had" = no ]; then
+		row "$id" "$severity" "$cis" "$title" skip "$expected" "this kernel has no such setting" ""
+	else
+		none "$id" "$severity" "$cis" "$title" "$expected" "$found" "echo $first >/proc/sys/$name"
+	fi
+done <<END
+$settings
 END
 
 # Protocols with a history, whose modules any account loads by asking for a socket.
