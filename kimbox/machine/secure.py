@@ -88,7 +88,7 @@ def _take_role(machine: Machine, wanted: Up, answers: Answers) -> None:
     assert wanted.box.secure is not None  # noqa: S101 - the role comes from there
     if not machine.data_key.exists():
         write_atomic(machine.data_key, secrets.token_hex(32) + "\n", mode=0o600)
-    files = sealing.files(wanted.box.secure, answers.role) | {
+    files = sealing.files(wanted.box.secure, answers.role, answers.username) | {
         "answers.env": sealing.answers(answers.role, answers.site, answers.username),
         "data_key": machine.data_key.read_bytes(),
         answers.secret.kind: answers.secret.data,

@@ -30,14 +30,15 @@ def username(name: str) -> bytes:
     return assignments({"KIMBOX_USERNAME": name})
 
 
-def files(secure: Secure, role: Role) -> dict[str, bytes]:
-    """The files that follow from the spec, by name."""
+def files(secure: Secure, role: Role, name: str) -> dict[str, bytes]:
+    """The files that follow from the spec, by name. Without a gateway the user `name` is an account of the role."""
     gateway = role.gateway
+    accounts = role.accounts if gateway else (*role.accounts, name)
     allowed = [*([Outbound(gateway.host, gateway.port)] if gateway else []), *role.outbound]
     values = {
         "KIMBOX_INBOUND": " ".join(map(str, role.inbound)),
         "KIMBOX_OPERATOR": "yes" if secure.keys else "",
-        "KIMBOX_ACCOUNTS": " ".join(role.accounts),
+        "KIMBOX_ACCOUNTS": " ".join(dict.fromkeys(accounts)),
         "KIMBOX_SERVICES": " ".join(role.services),
         "KIMBOX_DNS": "yes" if secure.dns else "",
         "KIMBOX_REMOVED": " ".join(secure.remove),

@@ -36,7 +36,8 @@ def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0) -> Non
 
 #: Files of tests that take longest, in this order: begun first, they do not leave other processors idle at the end.
 LONGEST = (
-    "test_provisiond.py", "test_boot_modes.py", "test_resnap.py", "test_providers.py", "test_kill.py", "test_images.py",
+    "test_secure.py", "test_provisiond.py", "test_boot_modes.py", "test_resnap.py", "test_providers.py", "test_kill.py",
+    "test_images.py",
 )  # fmt: skip
 
 

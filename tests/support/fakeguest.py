@@ -140,7 +140,7 @@ class FakeGuest:
         for folder in (sealed, given, files):
             folder.mkdir(parents=True, exist_ok=True)
         policy = Secure(site, (Role(role, None, (), (), (), ()),), (), False, (), (), False)
-        for name, data in sealing.files(policy, policy.roles[0]).items():
+        for name, data in sealing.files(policy, policy.roles[0], "me").items():
             (sealed / name).write_bytes(data)
         (sealed / "answers.env").write_bytes(sealing.answers(policy.roles[0], site, "me"))
         (given / "kimbox.data_key").write_text("0123456789abcdef\n")

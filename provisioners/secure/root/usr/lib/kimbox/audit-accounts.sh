@@ -49,7 +49,7 @@ accounts=$(awk -F: -v allowed=" $allowed " -v keyed="$keyed " -v power=" $GROUPS
 		if ($3 + 0 == 0 && $1 != "root") put("zero", $1)
 		if ($1 == "vagrant") put("vagrant", "it is there")
 		if (had == "") put("empty", $1)
-		else if (usable(had)) put("password", $1)
+		else if (usable(had) && !index(allowed, " " $1 " ")) put("password", $1)
 		if ($1 == "root" && usable(had)) put("root", "it has a password")
 		enters = index(keyed, " " $1 " ") || (shell($7) && usable(had))
 		if (enters && !index(allowed, " " $1 " "))
@@ -77,7 +77,7 @@ END
 of login
 none account.login high "" "Accounts that can log in" "${allowed:-none}" "$found" "remove the account, or its key and password"
 of password
-none account.password high "" "Accounts with a password" "none" "$found" "usermod --lock NAME"
+none account.password high "" "Accounts with a password" "${allowed:-none}" "$found" "usermod --lock NAME"
 of empty
 none account.empty high 7.2.2 "Accounts that need no password" "none" "$found" "usermod --lock NAME"
 of plain
