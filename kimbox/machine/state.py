@@ -51,7 +51,7 @@ _ANSWERS = frozenset({State.BOOTING, State.PROVISIONING, State.READY, State.FAIL
 ALLOWED: dict[str, frozenset[State]] = {
     "ssh": _ANSWERS,
     "exec": _ANSWERS,
-    "audit": _ANSWERS,
+    "audit": _ANSWERS | {State.SEALED},
     "provision": frozenset({State.READY, State.FAILED, State.PROVISIONING}),
     "suspend": frozenset({State.READY, State.FAILED, State.PROVISIONING, State.BOOTING, State.PAUSED}),
     "resume": frozenset({State.SUSPENDED, State.PAUSED}),

@@ -18,7 +18,7 @@ BASICS = ["awk", "bash", "cat", "cut", "dirname", "env", "flock", "id", "ls", "m
 #: Programs it looks for that a machine may have; those in system folders are not hidden by a short PATH.
 PROGRAMS = [
     "qemu-system-x86_64", "qemu-img", "mmdebstrap", "newuidmap", "mke2fs", "git", "ssh", "shellcheck", "sshd",
-    "gpg-agent", "openssl", "pvck", "sfdisk", "grub-script-check", "grub-editenv",
+    "beanstalkd", "gpg-agent", "openssl", "pvck", "sfdisk", "grub-script-check", "grub-editenv",
     "vagrant", "libvirtd", "virsh", "iptables", "dnsmasq",
 ]  # fmt: skip
 
