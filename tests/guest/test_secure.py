@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 from conftest import Kimbox, until
+from frames import wired
 
 from kimbox import run
 from kimbox.files import data_ranges
@@ -136,7 +137,7 @@ def test_nobody_enters_a_sealed_box(site: Site) -> None:
     assert vault.json("up")["state"] == "sealed"
 
 
-def test_what_is_open_of_it(site: Site) -> None:
+def test_what_is_open_of_it(site: Site, tmp_path: Path) -> None:
     """One port, the operator by key, and nothing else: no account, no password, no console, no way out."""
     accounts = site.operator("sudo cut -d: -f1,2 /etc/shadow").splitlines()
     usable = [name for name, _, rest in (a.partition(":") for a in accounts) if not rest.startswith(("!", "*"))]
@@ -148,6 +149,13 @@ def test_what_is_open_of_it(site: Site) -> None:
     inside = "for i in 1 2 3 4 5 6 7 8 9; do bash -c 'cat </dev/tcp/127.0.0.1/8888' 2>/dev/null && break; done"
     assert site.operator(inside) == "hello\n"
     assert said(site.vault.json("status")["forwards"]["8888"]) == b""
+    line = site.operator("grep 'fe80.* eth0' /proc/net/if_inet6").split()[0]
+    with wired(Machine("vault"), ":".join(line[i : i + 4] for i in range(0, 32, 4)), tmp_path) as wire:
+        wire.introduce()
+        for port in (*range(1, 1024), 8888, 11300, 22):
+            wire.knock(port)
+        until("answers of both families", lambda: wire.opened(6) == wire.opened(4) == {22}, limit_s=60)
+        assert (wire.answered(6), wire.answered(4)) == ({22}, {22})
     with socket.create_server(("127.0.0.1", 0)) as outside:
         to = f"/dev/tcp/10.0.2.2/{outside.getsockname()[1]}"
         reach = f"timeout 20 bash -c ': <{to}' 2>/dev/null && echo out || echo shut"
