@@ -1,8 +1,8 @@
 """Ethernet frames to and from a running box, past QEMU's user network, which lets in what it forwards alone: a scan.
 
 QEMU's filters on the box's network device take frames from a socket (filter-redirector) and write what passes into a
-file (filter-dump). Formats: Ethernet II, ARP (RFC 826), IPv4 (RFC 791), IPv6 (RFC 8200), neighbour discovery (RFC 4861),
-TCP (RFC 9293), pcap.
+file (filter-dump). Formats: Ethernet II, ARP (RFC 826), IPv4 (RFC 791), IPv6 (RFC 8200), neighbour discovery (RFC
+4861), TCP (RFC 9293), pcap.
 """
 
 from __future__ import annotations

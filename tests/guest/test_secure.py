@@ -209,6 +209,8 @@ def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: 
     for name in ("vault", "hand"):
         qmp.execute(Machine(name).qmp_socket, "system_reset")
     until("all results", lambda: done(site.vault) == len(JOBS), limit_s=900)
+    until("the report of the worker", lambda: site.hand("audit", "hand", check=False).code != 5)
+    assert site.hand.json("audit", "hand")["breaches"] == []
     site.fetch(tmp_path)
     assert {path.stem for path in (tmp_path / "results").glob("*.json")} == set(JOBS)
     image = Machine("hand").record().image

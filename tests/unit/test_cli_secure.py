@@ -69,6 +69,28 @@ def test_answers_from_options(
     assert (0, False) == (code, "hunter2" in out + err + repr(answers))
 
 
+def test_the_four_questions(
+    kimbox: Kimbox, machine: Machine, taken: list[Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal they are asked, in this order; the password alone is not shown, and the spec proposes the site."""
+    asked: list[tuple[str, object, object]] = []
+
+    def prompt(question: str, *, default: str | None = None, hide_input: bool = False, err: bool) -> str:
+        asked.append((question, default, hide_input))
+        return {"sitename": "b.org", "username": "me", "password": "hunter2"}.get(question, "director")
+
+    monkeypatch.setattr("kimbox.cli.secure._is_terminal", lambda: True)
+    monkeypatch.setattr("kimbox.cli.secure.typer.prompt", prompt)
+    assert (0, "study is sealed, as director of b.org\n") == kimbox("secure")[:2]
+    assert [
+        ("role (worker, director)", None, False),
+        ("sitename", "a.org", False),
+        ("username", None, False),
+        ("password", None, True),
+    ] == asked
+    assert [("me", b"hunter2\n")] == [(a.username, a.secret.data) for a in taken]
+
+
 def test_answers_that_lack_are_named(kimbox: Kimbox, machine: Machine, taken: list[Answers]) -> None:
     """Where nobody is there to be asked."""
     code, out, _ = kimbox("--json", "secure")
