@@ -7,21 +7,19 @@ terminal as a control sequence. Pure.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import attrs
 
-from kimbox.guest.events import printable
+from kimbox.guest.events import parse_object, printable
 
 #: Version of the report.
 FORMAT = 1
 
-#: A longer line is none of a report, and a report with more checks is none.
-MAX_LINE_BYTES = 64 << 10
+#: A report with more checks is none.
 MAX_CHECKS = 500
 
 #: Characters of each text that are kept.
@@ -145,7 +143,7 @@ def reports(data: bytes) -> Iterator[Report]:
     header: dict[str, str] | None = None
     checks: list[Check] = []
     for raw in data.split(b"\n"):
-        line = _object(raw)
+        line = parse_object(raw)
         if line is not None and "audit" in line:
             checks = []
             try:
@@ -171,20 +169,6 @@ def newest(data: bytes) -> Report | None:
     for last in reports(data):  # noqa: B007
         pass
     return last
-
-
-def _object(raw: bytes) -> dict[str, Any] | None:
-    if len(raw) > MAX_LINE_BYTES:
-        return None
-    try:
-        value = json.loads(raw.decode("utf-8", "replace"), parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)
 
 
 def _header(line: dict[str, Any]) -> dict[str, str]:

@@ -52,15 +52,21 @@ class Event:
         return value if isinstance(value, int) else None
 
 
-def parse_line(raw: bytes) -> Event | None:
-    """The event in a line, or None if it is not one."""
+def parse_object(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object in a line of a guest's, or None if there is none."""
     if len(raw) > MAX_LINE_BYTES:
         return None
     try:
         value = json.loads(raw.decode("utf-8", "replace"), parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict):
+    return value if isinstance(value, dict) else None
+
+
+def parse_line(raw: bytes) -> Event | None:
+    """The event in a line, or None if it is not one."""
+    value = parse_object(raw)
+    if value is None:
         return None
     name, boot, uptime = value.pop("event", None), value.pop("boot", ""), value.pop("uptime_s", None)
     if not (isinstance(name, str) and _NAME.fullmatch(name)):

@@ -20,7 +20,8 @@ from kimbox import paths
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.guest import audit
 from kimbox.guest import ssh as guest_ssh
-from kimbox.guest.audit import MAX_CHECKS, MAX_LINE_BYTES, Check, Report, Severity, Status
+from kimbox.guest.audit import MAX_CHECKS, Check, Report, Severity, Status
+from kimbox.guest.events import MAX_LINE_BYTES
 from kimbox.guest.ssh import Answer
 from kimbox.machine import audit as auditing
 from kimbox.machine.folder import Sealed
