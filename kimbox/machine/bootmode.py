@@ -62,10 +62,16 @@ def check(machine: Machine, state: State, choice: Choice) -> None:
 
 
 def refuse_sealed(machine: Machine, choice: Choice) -> None:
-    """Raises StateError where the real root of a sealed box is asked for."""
-    if choice.mode is not BootMode.MAINTAIN or not machine.exists or machine.unseal_mark.exists():
+    """Raises StateError where a sealed box would boot its real root, or one that is being opened would boot another."""
+    is_maintain = choice.mode is BootMode.MAINTAIN
+    if machine.unseal_mark.exists():
+        if not is_maintain:
+            hint = f"`kimbox secure --unseal {machine.name}` goes on"
+            raise StateError(
+                f"{machine.name} was being opened, which was interrupted: its credentials are gone", hint=hint
+            )
         return
-    if sealed := machine.record().sealed:
+    if is_maintain and machine.exists and (sealed := machine.record().sealed):
         hint = f"`kimbox secure --unseal {machine.name}` opens it without its credentials"
         raise StateError(
             f"{machine.name} is sealed as {sealed.role} of {sealed.site}: it has no maintain mode", hint=hint

@@ -173,6 +173,8 @@ def test_unsealing(world: World, script: Script) -> None:
     with pytest.raises(GuestError, match="has not said that it is open"):
         secure.unseal(Up(world.box, timeout_s=5))
     assert (False, True) == (world.machine.data_key.exists(), world.machine.unseal_mark.exists())
+    with pytest.raises(StateError, match="was being opened"):
+        up(world)
     assert "kimbox.unseal=yes" in " ".join(qemu.command(world.launches[-1]))
     world.boot.insert(1, event("unsealed"))
     secure.unseal(Up(world.box, timeout_s=5))
