@@ -12,7 +12,6 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -28,9 +27,6 @@ MAX_TEXT_BYTES = 4 << 20
 #: Whole blocks of zeros of this size become holes.
 HOLE_BYTES = 64 << 10
 
-#: A temporary file of `write_atomic` that is older, in seconds, was left by a kimbox that was killed.
-STALE_S = 60.0
-
 #: A lock is tried for this long even by those who do not want to wait: `is_locked` takes it for a moment.
 LOCK_PATIENCE_S = 0.2
 
@@ -43,8 +39,8 @@ _FICLONE = 0x40049409
 def write_atomic(path: Path, data: bytes | str | Path, *, mode: int = 0o644) -> None:
     """Puts `data`, or what is in that file, at `path`, whole or not at all: temporary file, fsync, rename, fsync."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    remove_left(path.parent, path.name)
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             if isinstance(data, Path):
@@ -55,21 +51,36 @@ def write_atomic(path: Path, data: bytes | str | Path, *, mode: int = 0o644) -> 
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+            temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
-def _remove_stale(path: Path) -> None:
-    """Removes what killed kimboxes left of writing `path`; a young file may be of one at work, and stays."""
-    mine = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")  # as mkstemp names them
-    with os.scandir(path.parent) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                if mine.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S:
-                    Path(entry.path).unlink()
+def _temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, open and locked for as long as its writer lives."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # `remove_left` was here between the two
+
+
+def remove_left(folder: Path, name: str | None = None) -> None:
+    """Removes temporary files that killed kimboxes left of writing to `folder`: of the file `name`, or of any."""
+    pattern = re.compile(rf"\.{re.escape(name) if name else '.+'}\.[a-z0-9_]{{8}}\.tmp")  # as mkstemp names them
+    with os.scandir(folder) as entries:
+        found = [Path(entry.path) for entry in entries if pattern.fullmatch(entry.name)]
+    for path in found:
+        with contextlib.suppress(OSError):  # BlockingIOError: its writer lives
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:

@@ -36,7 +36,7 @@ import attrs
 
 from kimbox import paths
 from kimbox.errors import KimboxError, StateError
-from kimbox.files import is_locked, locked, private_dir, read_json, write_json
+from kimbox.files import is_locked, locked, private_dir, read_json, remove_left, write_json
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.events import Event, Tail
 from kimbox.spec.model import Scratch
@@ -299,10 +299,15 @@ class Machine:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other kimbox from changing this machine. Raises StateError if one is at it."""
+        """Keeps every other kimbox from changing this machine; tidies up after one that was killed.
+
+        Raises StateError if one is at it.
+        """
         private_dir(paths.machines_dir())
         busy = f"another kimbox is at work on the box {self.name}"
         with locked(self.lock_file, wait_s=LOCK_WAIT_S, busy=busy):
+            for folder, _, _ in os.walk(self.folder):
+                remove_left(Path(folder))
             yield
 
 

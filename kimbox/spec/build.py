@@ -98,14 +98,14 @@ class _Builder:
     def box(self) -> Box:
         """The whole Box."""
         tree = self.tree
-        repositories = self.repositories()
+        repositories, image = self.repositories(), self.image()
         return Box(
             name=self.text(tree.get("name"), rules.box_name, ""),
             description=self.text(tree.get("description"), str, ""),
             source=Path(os.path.abspath(self.spec)),  # noqa: PTH100 - not through links
             layers=self.layers,
             digest=digest(tree),
-            image=self.image(),
+            image=image,
             disk=self.disk(),
             boot=self.text(tree.get("boot"), BootMode, BootMode.KEEP),
             cpus=self.number(tree.get("cpus")),
@@ -117,7 +117,7 @@ class _Builder:
             provision=self.provision(),
             probes=self.probes(),
             scratch=self.scratch(repositories),
-            secure=sealing.secure(self, tree.get("secure")),
+            secure=sealing.secure(self, tree.get("secure"), image),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from kimbox.spec import rules, signing
-from kimbox.spec.model import Gateway, Outbound, Role, Secure
+from kimbox.spec.model import BoxImage, Gateway, Outbound, PackageImage, RemoteImage, Role, Secure
 from kimbox.spec.nodes import Fault, Node, shown
 
 T = TypeVar("T")
@@ -18,6 +18,9 @@ RESERVED_ACCOUNTS = frozenset({"root", "vagrant", "operator", "nobody"})
 
 #: What a box is that took no role.
 NO_ROLE = "dev"
+
+#: The package that installs security updates by itself.
+UPGRADER = "unattended-upgrades"
 
 _ROLE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
@@ -44,7 +47,7 @@ class Reader(Protocol):
     def keys(self, node: Node | None) -> tuple[str, ...]: ...
 
 
-def secure(reader: Reader, node: Node | None) -> Secure | None:
+def secure(reader: Reader, node: Node | None, image: PackageImage | RemoteImage | BoxImage) -> Secure | None:
     """How the box is sealed, if it can be."""
     if node is None or not node.mapping:
         return None
@@ -61,6 +64,9 @@ def secure(reader: Reader, node: Node | None) -> Secure | None:
     if roles and not roles.mapping:
         reader.fault(roles, "there is no role", "name one, such as `worker: {}`")
     _must_be_resolved(reader, node, found)
+    updates = node.get("updates")
+    if found.updates and updates and isinstance(image, PackageImage) and UPGRADER not in image.packages:
+        reader.fault(updates, f"updates need {UPGRADER} in the image", f"add it: `image: {{packages: [{UPGRADER}]}}`")
     return found
 
 

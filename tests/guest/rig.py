@@ -16,6 +16,7 @@ from conftest import Kimbox, until
 
 from kimbox import run
 from kimbox.guest.events import Event, Tail
+from kimbox.machine import qmp
 
 #: Where the box holds the script that looks.
 LOOK = "/persistent/look"
@@ -55,15 +56,25 @@ class Rig:
         """What the last boot told the host."""
         return Tail(self.folder / "events").read()
 
-    def start(self, words: str = "", *, root: str = "root_snap", group: str = "vagrant-pipeline") -> Boot:
-        """Starts QEMU with these words on the kernel's command line besides the usual ones."""
+    @property
+    def control(self) -> Path:
+        """QEMU's control socket."""
+        return self.folder / "qmp.sock"
+
+    def start(self, words: str = "", *, root: str = "root_snap", group: str = "vagrant-pipeline", at: str = "") -> Boot:
+        """Starts QEMU with these words on the kernel's command line besides the usual ones.
+
+        `at`: from a point that was saved, disk and all, and not before it is told to go on.
+        """
         for file in ("console", "events", "pid"):
             (self.folder / file).unlink(missing_ok=True)
         argv = [
             "qemu-system-x86_64", "-machine", "q35,sata=off,smbus=off", "-accel", "tcg,tb-size=256",
             "-cpu", "max", "-smp", "1", "-m", "1024", "-nodefaults", "-display", "none", "-no-reboot",
             "-pidfile", self.folder / "pid",
-            "-drive", f"if=none,id=disk,format=qcow2,file={self.disk}", "-device", "virtio-blk-pci,drive=disk",
+            "-drive", f"if=none,id=disk,node-name=disk,format=qcow2,file={self.disk}",
+            "-device", "virtio-blk-pci,drive=disk",
+            "-qmp", f"unix:{self.control},server=on,wait=off", *(["-loadvm", at, "-S"] if at else []),
             "-device", "virtio-serial-pci",
             "-chardev", f"file,id=console,path={self.folder / 'console'}", "-serial", "chardev:console",
             "-chardev", f"file,id=events,path={self.folder / 'events'}",
@@ -98,6 +109,22 @@ class Boot:
     def ended(self) -> None:
         """Waits until QEMU has ended."""
         until("the end of the boot", lambda: self.poll() is not None, limit_s=120)
+
+    def save(self, point: str) -> None:
+        """Keeps the machine as it is now, its disk and memory, and ends it."""
+        job = {"job-id": "save", "tag": point, "vmstate": "disk", "devices": ["disk"]}
+        qmp.run_job(self.rig.control, "snapshot-save", job, timeout_s=120)
+        self.kill()
+
+    def go_on(self) -> None:
+        """The start of a machine that was saved."""
+        until("the saved machine to be loaded", lambda: self.rig.control.exists() and self._status() == "prelaunch")
+        qmp.execute(self.rig.control, "cont")
+
+    def _status(self) -> str:
+        with contextlib.suppress(qmp.QmpError):
+            return str(qmp.execute(self.rig.control, "query-status")["status"])
+        return ""
 
     def kill(self) -> None:
         """The power fails."""

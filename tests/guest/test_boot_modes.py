@@ -52,18 +52,26 @@ def reloaded(box: Kimbox, *options: str) -> str:
     return mode
 
 
-def in_keep(box: Kimbox) -> None:
-    """Has the box run in `keep`."""
-    if box.json("status")["boot"] != "keep":
-        assert reloaded(box) == "keep"
+def reboots(box: Kimbox) -> None:
+    """The guest restarts itself, and kimbox has no hand in it but to see it ready."""
+    machine = Machine(NAME)
+    boot = box.sh(NAME, "cat /proc/sys/kernel/random/boot_id").strip()
+    box.sh(NAME, "sudo systemctl --no-block reboot", check=False)
+    until("the next boot", lambda: {event.boot for event in machine.boot_events()} not in ({boot}, set()))
+    assert box.json("up")["state"] == "ready"
 
 
 def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
-    """A change of root stays in `keep` and is gone in `resnap`, where steps run again; /persistent and /boot stay."""
-    in_keep(box)
+    """A change of root stays in `keep` and is gone in `resnap`, where steps run again; /persistent and /boot stay.
+
+    Whatever stands in GRUB's environment, a reboot of the guest's own keeps the snapshot; the next start mends it.
+    """
     key = box.machine(NAME).known_hosts.read_text()
-    box.sh(NAME, f"{MOUNT}; sudo touch /changed /persistent/kept /boot/kept; sync")
-    assert reloaded(box) == "keep"
+    harm = "printf junk | sudo dd of=/boot/grub/grubenv conv=notrunc status=none"
+    box.sh(NAME, f"{MOUNT}; {harm}; sudo touch /changed /persistent/kept /boot/kept; sync")
+    reboots(box)
+    assert box.json("status")["boot"] == "keep"
+    box.sh(NAME, MOUNT)
     assert look(box) == ["1", "/boot/kept", "/changed", "/made", "/persistent/kept"]
     assert reloaded(box, "--boot", "resnap") == "resnap"
     assert look(box) == ["2", "/boot/kept", "/made", "/persistent/kept"]
@@ -73,19 +81,31 @@ def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
 
 
 def test_maintain_for_once(box: Kimbox) -> None:
-    """The real root, announced; nothing is provisioned. A reboot inside has the spec's mode; a resnap the change."""
+    """The real root, announced; nothing is provisioned. A reboot inside has the spec's mode; a resnap the change.
+
+    GRUB's own tool in the guest and kimbox outside share GRUB's environment: a variable of the guest's stays, and
+    a file that the guest makes anew is found. Another `boot:` in the spec holds from the next start on.
+    """
+    tool = "sudo grub-editenv /boot/grub/grubenv"
+    box.sh(NAME, f"{MOUNT}; {tool} create; {tool} set mine='a b'; sync")
     announced = box("reload", "--boot", "maintain", "--once").stdout
     assert "MAINTAIN MODE" in announced
     assert "MAINTAIN MODE" in box("status").stdout
     refused = box.json("provision", check=False)
     assert (refused["exit_code"], "maintain mode" in refused["message"]) == (5, True)
-    box.sh(NAME, "sudo touch /base; sync; test ! -e /made")
-    box.sh(NAME, "sudo systemctl --no-block reboot", check=False)
-    until("the reboot into keep", lambda: box.json("status")["boot"] == "keep")
-    assert box.json("up")["state"] == "ready"
+    listed = box.sh(NAME, f"{MOUNT}; sudo touch /base; sync; test ! -e /made; {tool} list").splitlines()
+    assert [line for line in listed if line != "next_entry="] == ["mine=a b", "saved_entry=keep"]
+    reboots(box)
+    assert box.json("status")["boot"] == "keep"
     assert "/made" in look(box)
-    assert reloaded(box, "--boot", "resnap") == "resnap"
+    images = sorted((box.home / "images").iterdir())
+    box.spec(NAME, SPEC.format(mode="resnap"))
+    assert "another image" not in box("reload").stderr
+    assert box.json("status")["boot"] == "resnap"
+    assert images == sorted((box.home / "images").iterdir())
     assert {"/base", "/made"} <= set(look(box))
+    assert box.sh(NAME, f"{MOUNT}; {tool} list").splitlines() == ["mine=a b", "saved_entry=resnap"]
+    box.spec(NAME, SPEC.format(mode="keep"))
 
 
 def test_a_running_box_is_not_rebooted_by_up(box: Kimbox) -> None:
@@ -97,45 +117,6 @@ def test_a_running_box_is_not_rebooted_by_up(box: Kimbox) -> None:
     assert f"runs in mode {mode}" in refused["message"]
     assert f"kimbox reload --boot {other} {NAME}" in refused["hint"]
     assert box.json("up", "--boot", mode)["pid"] == before["pid"]
-
-
-def test_grub_of_the_guest_and_kimbox_share_the_environment(box: Kimbox) -> None:
-    """A variable of the guest's stays; a file that the guest makes anew is found."""
-    tool = "sudo grub-editenv /boot/grub/grubenv"
-    box.sh(NAME, f"{MOUNT}; {tool} create; {tool} set mine='a b'; sync")
-    assert reloaded(box, "--boot", "resnap") == "resnap"
-    assert box.sh(NAME, f"{tool} list").splitlines() == ["mine=a b", "saved_entry=resnap"]
-    assert reloaded(box, "--boot", "maintain", "--once") == "maintain"
-    listed = box.sh(NAME, f"{tool} list").splitlines()
-    assert [line for line in listed if line != "next_entry="] == ["mine=a b", "saved_entry=keep"]
-
-
-def test_a_damaged_environment_loses_nothing(box: Kimbox) -> None:
-    """Whatever stands in it, a reboot of the guest's own keeps the snapshot; the next start mends it."""
-    in_keep(box)
-    harm = "printf junk | sudo dd of=/boot/grub/grubenv conv=notrunc status=none"
-    box.sh(NAME, f"{MOUNT}; {harm}; sudo touch /changed; sync")
-    boot = box.sh(NAME, "cat /proc/sys/kernel/random/boot_id").strip()
-    box.sh(NAME, "sudo systemctl --no-block reboot", check=False)
-    machine = Machine(NAME)
-    until("the next boot", lambda: {event.boot for event in machine.boot_events()} not in ({boot}, set()))
-    assert box.json("up")["boot"] == "keep"
-    assert "/changed" in look(box)
-    assert reloaded(box, "--boot", "resnap") == "resnap"
-    assert "/changed" not in look(box)
-
-
-def test_the_mode_is_no_part_of_the_image(box: Kimbox) -> None:
-    """Another `boot:` in the spec holds from the next start on, with the image and the box that are there."""
-    images = sorted((box.home / "images").iterdir())
-    box.spec(NAME, SPEC.format(mode="resnap"))
-    done = box("reload")
-    assert "another image" not in done.stderr
-    assert box.json("status")["boot"] == "resnap"
-    assert images == sorted((box.home / "images").iterdir())
-    box("halt", NAME)
-    box.spec(NAME, SPEC.format(mode="keep"))
-    assert box.json("up")["boot"] == "keep"
 
 
 def test_a_snapshot_that_is_lost_is_told_at_once(box: Kimbox) -> None:

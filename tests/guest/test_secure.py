@@ -11,6 +11,8 @@ import attrs
 import pytest
 from conftest import Kimbox, until
 from frames import wired
+from makearchive import Archive
+from webfolder import serving
 
 from kimbox import run
 from kimbox.files import data_ranges
@@ -27,8 +29,15 @@ PASSWORD = "correct horse"
 VAULT = """kimbox: 1
 name: vault
 base: [openkim-director.yaml]
-forwards: [{guest: 8888}]
-secure: {site: example.org, keys: [operator.pub]}
+image: {{packages: [unattended-upgrades]}}
+forwards: [{{guest: 8888}}]
+secure:
+  site: example.org
+  keys: [operator.pub]
+  dns: true
+  updates: true
+  roles:
+    director: {{outbound: [{{host: archive.test, port: {port}}}]}}
 """
 
 HAND = """kimbox: 1
@@ -65,6 +74,8 @@ class Site:
 
     vault: Kimbox
     hand: Kimbox
+    #: Of the archive that the director may reach, on this host.
+    port: int
 
     def operator(self, script: str) -> str:
         """Runs a shell script in the director, as the operator."""
@@ -112,12 +123,22 @@ def site(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
     """A director, sealed, and a box that may become its worker."""
     folder = tmp_path_factory.mktemp("vault")
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "operator"])
-    vault = bring_up(home, folder, VAULT)
+    archive = Archive(folder / "security", "trixie-security", "Debian-Security")
+    for version in ("1.0", "1.1"):
+        archive.add("patient", version)
+    archive.publish(signed=False)
+    with serving(folder / "security/archive") as port:
+        yield from boxes(home, folder, tmp_path_factory.mktemp("hand"), port)
+
+
+def boxes(home: Path, folder: Path, other: Path, port: int) -> Iterator[Site]:
+    """Both boxes, each in its folder; gone at the end."""
+    vault = bring_up(home, folder, VAULT.format(port=port))
     told = take(vault, "vault", PASSWORD, "--role", "director", "--site", "example.org", "--username", "alice")
     assert told.stdout == "vault is sealed, as director of example.org\n"
     key = Machine("vault").known_hosts.read_text().split(" ", 1)[1].strip()
     spec = HAND.format(port=vault.json("status")["ssh_port"], key=key)
-    yield Site(vault, bring_up(home, tmp_path_factory.mktemp("hand"), spec))
+    yield Site(vault, bring_up(home, other, spec), port)
     for name in ("hand", "vault"):
         vault("destroy", "-y", name)
 
@@ -170,6 +191,22 @@ def said(port: int) -> bytes:
             return connection.recv(5)
         except (TimeoutError, ConnectionError):
             return b""
+
+
+def test_security_updates_come_by_themselves(site: Site) -> None:
+    """From an archive that the spec gives by name: shut until the name has an address, then open, and it alone."""
+    reach = f"timeout 20 bash -c ': </dev/tcp/10.0.2.2/{site.port}' 2>/dev/null && echo out || echo shut"
+    assert site.operator(reach) == "shut\n"
+    site.operator("echo 10.0.2.2 archive.test | sudo tee -a /etc/hosts; sudo systemctl start kimbox-outbound.service")
+    assert site.operator(reach) == "out\n"
+    assert site.operator("systemctl is-active apt-daily.timer apt-daily-upgrade.timer") == "active\nactive\n"
+    source = f"deb [trusted=yes] http://archive.test:{site.port} trixie-security main"
+    site.operator(
+        f"sudo sh -c 'rm -f /etc/apt/sources.list.d/*; echo {source} >/etc/apt/sources.list; "
+        "systemctl start apt-daily.service; apt-get -q -y install patient=1.0'"
+    )
+    look = "cat /usr/share/patient/version; tail -n 30 /var/log/unattended-upgrades/unattended-upgrades.log >&2"
+    assert site.operator(f"sudo systemctl start apt-daily-upgrade.service; {look}") == "1.1"
 
 
 def test_the_audit_finds_nothing_and_each_hole(site: Site, tmp_path: Path) -> None:

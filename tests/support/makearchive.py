@@ -30,6 +30,7 @@ class Archive:
 
     folder: Path
     suite: str = "trixie"
+    label: str = "Debian"
 
     @property
     def uri(self) -> str:
@@ -75,8 +76,8 @@ class Archive:
         release = index.parents[2] / "InRelease"
         plain = self.folder / "Release"
         plain.write_text(
-            f"Origin: Debian\nSuite: {self.suite}\nCodename: {self.suite}\nDate: {formatdate(MADE_S, usegmt=True)}\n"
-            f"Architectures: amd64 all\nComponents: main\nSHA256:\n {entry}\n"
+            f"Origin: Debian\nLabel: {self.label}\nSuite: {self.suite}\nCodename: {self.suite}\n"
+            f"Date: {formatdate(MADE_S, usegmt=True)}\nArchitectures: amd64 all\nComponents: main\nSHA256:\n {entry}\n"
         )
         if not signed:
             release.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -114,15 +115,30 @@ def test_json_that_is_none(tmp_path: Path, text: str) -> None:
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
-    """Only old temporary files of the same target: a young one may be of a writer at work, others are not ours."""
-    files.write_atomic(tmp_path / "a.json", "one")
-    stale = tmp_path / ".a.json.abcd_123.tmp"
-    kept = [".a.json.young_12.tmp", ".b.json.abcd_123.tmp", ".a.json.abcd.tmp", ".aXjson.abcd_123.tmp", "a.json.tmp"]
-    for name in (stale.name, *kept):
+    """Only temporary files of the same target, and none of a writer at work."""
+    kept = [".a.json.at_work_.tmp", ".b.json.abcd_123.tmp", ".a.json.abcd.tmp", ".aXjson.abcd_123.tmp", "a.json.tmp"]
+    for name in (".a.json.abcd_123.tmp", *kept):
         (tmp_path / name).touch()
-        age_s = 10 if "young" in name else 120
-        then = (tmp_path / name).stat().st_mtime - age_s
-        os.utime(tmp_path / name, (then, then))
-    files.write_atomic(tmp_path / "a.json", "two")
+    with (tmp_path / kept[0]).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        files.write_atomic(tmp_path / "a.json", "two")
+        assert sorted(["a.json", *kept]) == sorted(p.name for p in tmp_path.iterdir())
+        files.remove_left(tmp_path)
+        assert sorted(["a.json", kept[0], kept[2], kept[4]]) == sorted(p.name for p in tmp_path.iterdir())
     assert "two" == (tmp_path / "a.json").read_text()
-    assert sorted(["a.json", *kept]) == sorted(p.name for p in tmp_path.iterdir())
+
+
+def test_a_temporary_file_that_is_taken_for_one_left_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making and locking it, another may remove it."""
+    lock = fcntl.flock
+
+    def removed_first(handle: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        files.remove_left(tmp_path)
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    files.write_atomic(tmp_path / "a.json", "one")
+    assert ["a.json"] == [p.name for p in tmp_path.iterdir()]

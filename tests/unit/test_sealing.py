@@ -82,6 +82,10 @@ def test_roles_as_they_are_written(tmp_path: Path) -> None:
             f"secure: {{roles: {{w: {{gateway: {{host: a.org, host_keys: ['{KEY}']}}}}}}}}",
             "3:21: `a.org` is a name, and this box may ask no name server (write `dns: true`, or give its address)",
         ),
+        (
+            "secure: {updates: true, roles: {w: {}}}",
+            "3:19: updates need unattended-upgrades in the image (add it: `image: {packages: [unattended-upgrades]}`)",
+        ),
         ("secure: {keys: [ssh-rsa], roles: {w: {}}}", "3:17: this is no public key that can be verified with"),
     ],
 )  # fmt: skip
