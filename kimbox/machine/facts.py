@@ -47,6 +47,7 @@ def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | No
         "manifest": digest,
         "role": told.text("role"),
         "site": told.text("site"),
+        "username": told.text("username"),
         "unpinned": told.text("unpinned").split(),
         "provisioned": {
             "at": told.text("at") or None,

@@ -72,7 +72,7 @@ class Rig:
             "qemu-system-x86_64", "-machine", "q35,sata=off,smbus=off", "-accel", "tcg,tb-size=256",
             "-cpu", "max", "-smp", "1", "-m", "1024", "-nodefaults", "-display", "none", "-no-reboot",
             "-pidfile", self.folder / "pid",
-            "-drive", f"if=none,id=disk,node-name=disk,format=qcow2,file={self.disk}",
+            "-drive", f"if=none,id=disk,node-name=image,format=qcow2,file={self.disk}",
             "-device", "virtio-blk-pci,drive=disk",
             "-qmp", f"unix:{self.control},server=on,wait=off", *(["-loadvm", at, "-S"] if at else []),
             "-device", "virtio-serial-pci",
@@ -112,7 +112,7 @@ class Boot:
 
     def save(self, point: str) -> None:
         """Keeps the machine as it is now, its disk and memory, and ends it."""
-        job = {"job-id": "save", "tag": point, "vmstate": "disk", "devices": ["disk"]}
+        job = {"job-id": "save", "tag": point, "vmstate": "image", "devices": ["image"]}
         qmp.run_job(self.rig.control, "snapshot-save", job, timeout_s=120)
         self.kill()
 

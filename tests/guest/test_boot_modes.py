@@ -1,4 +1,4 @@
-"""The boot modes: one image, one box, whose root is chosen at each start from outside of it."""
+"""The boot modes: one image, one box, whose root is chosen at each start from outside of it; its volumes have other names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from kimbox.spec.load import load_box
 pytestmark = pytest.mark.guest
 
 NAME = "modes"
-SPEC = "boot: {mode}\nprovision: [{{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}]\n"
+SPEC = """boot: {mode}
+disk: {{volume_group: my-site, names: {{root: base-1, root_snap: new-root}}}}
+provision: [{{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}]
+"""
 
 #: Has /boot mounted, which the start of a box does not wait for.
 MOUNT = "sudo systemctl start boot.mount"
@@ -44,11 +47,11 @@ def reloaded(box: Kimbox, *options: str) -> str:
     """Restarts the box and returns the mode that it told, as its kernel command line bears out. /boot is mounted."""
     assert box.json("reload", *options)["state"] == "ready"
     mode = str(box.json("status")["boot"])
-    root = "root" if mode == "maintain" else "root_snap"
+    root = "base--1" if mode == "maintain" else "new--root"  # as device-mapper writes hyphens
     words, mounts = box.sh(NAME, f"{MOUNT}; cat /proc/cmdline /proc/mounts").split("\n", 1)
-    assert f"root=/dev/mapper/vagrant--pipeline-{root}" in words.split()
+    assert f"root=/dev/mapper/my--site-{root}" in words.split()
     assert ("resnap" in words.split()) is (mode == "resnap")
-    assert f"/dev/mapper/vagrant--pipeline-{root} / ext4 rw" in mounts
+    assert f"/dev/mapper/my--site-{root} / ext4 rw" in mounts
     return mode
 
 
@@ -127,9 +130,9 @@ def test_a_snapshot_that_is_lost_is_told_at_once(box: Kimbox) -> None:
     run.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 0 {offset + 4} 4", disk])  # struct disk_header: valid
     failed = box.json("up", "--boot", "keep", "--timeout", "30m", check=False)
     assert failed["exit_code"] == 4
-    assert "the snapshot vagrant-pipeline/root_snap was full" in failed["message"]
+    assert "the snapshot my-site/new-root was full" in failed["message"]
     assert f"`kimbox up --boot resnap {NAME}`" in failed["hint"]
     status = box.json("status")
-    assert (status["state"], status["failure"]) == ("crashed", "boot root_snap")
-    assert "root_snap was full" in status["reason"]
+    assert (status["state"], status["failure"]) == ("crashed", "boot new-root")
+    assert "new-root was full" in status["reason"]
     assert box.json("up", "--boot", "resnap")["state"] == "ready"

@@ -47,6 +47,15 @@ probes:
   - {description: both are installed, script: 'kimbox-probe && python3 -c "import kimbox_wheel"', timeout: 10s}
 """
 
+#: A `setup` that takes the box down: as a crash does at first, then by asking for it, and ending well.
+GOES_DOWN = """#!/bin/sh
+[ ! -e /persistent/crashed ] || exec systemctl reboot
+touch /persistent/crashed
+sync
+echo b >/proc/sysrq-trigger
+sleep 60
+"""
+
 GOOD = "#!/bin/sh\necho all is well\n"
 
 #: `setup` scripts that would brick a box, and what is told of each.
@@ -226,7 +235,7 @@ def test_bad_pins_do_not_brick_the_box(box: Kimbox) -> None:
     assert box.sh(NAME, "df --output=avail / /persistent | tail -n 2").split()[1] == "0"
     box.sh(NAME, "sudo rm /persistent/junk /persistent/more")
 
-    write_setup(box, "#!/bin/sh\necho b >/proc/sysrq-trigger\nsleep 60\n")
+    write_setup(box, GOES_DOWN)
     down = box.json("up", check=False)
     assert (down["exit_code"], "went down twice" in down["message"]) == (4, True), down["message"]
     told_of_fallback(box, box.json("status")["wanted"], good, "went down twice")

@@ -175,7 +175,7 @@ def test_the_guest_says_what_it_is(guest: FakeGuest, tmp_path: Path) -> None:
     assert guest.run("/persistent/runsetup").code == 0
     secured = read_files(guest)
     assert (secured["unpinned"], secured["provisioned"]["by"]) == ([], "hand")
-    assert (secured["role"], secured["site"]) == ("director", "a.org")
+    assert (secured["role"], secured["site"], secured["username"]) == ("director", "a.org", "me")
 
 
 @needs_namespace

@@ -12,6 +12,7 @@ import pytest
 from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision, step, steps_of
 
 from kimbox.run import Completed
+from kimbox.spec.model import Probe
 
 guest = fakeguest.guest  # a fixture
 
@@ -59,6 +60,34 @@ def marks(guest: FakeGuest) -> dict[str, str]:
     """Every mark that points to a manifest which is there, and to which one."""
     links = {name: guest.path(f"/persistent/kimbox/{name}") for name in (*MARKS, "good", "current")}
     return {name: link.readlink().name for name, link in links.items() if link.is_symlink() and link.exists()}
+
+
+@needs_namespace
+def test_a_setup_that_reboots_the_box_has_not_ended_well(guest: FakeGuest, tmp_path: Path) -> None:
+    """With status 0, that is, while the shutdown that it asked for is under way: twice, and it is not tried again."""
+    good = good_box(guest, tmp_path)
+    state = guest.path("/run/systemd/system/state")
+    reboots = "#!/bin/sh\nmkdir -p /run/systemd/system\necho stopping >/run/systemd/system/state\n"
+    bad = deliver(guest, tmp_path, reboots)
+    for mark in ("trying", "retrying"):
+        assert boot(guest, code=1) == [{"event": "provisioning", "manifest": bad}]
+        assert marks(guest) == {"current": bad, "good": good, mark: bad}
+        shutil.rmtree(state.parent)
+    told = boot(guest)
+    assert (told[0]["event"], told[0]["reason"]) == ("fallback", INTERRUPTED)
+    assert told[-1] == {"event": "ready", "manifest": good, "wanted": bad}
+
+
+@needs_namespace
+def test_a_failed_probe_is_a_failure(guest: FakeGuest, tmp_path: Path) -> None:
+    """What `setup` is content with, a probe may not be."""
+    good = good_box(guest, tmp_path)
+    bad = deliver(guest, tmp_path, "#!/bin/sh\necho other\n", probes=(Probe("it computes", "false", "", 1),))
+    assert boot(guest, code=1)[-1]["reason"] == "did not hold within 1 s, last ended with status 1"
+    assert marks(guest) == {"current": bad, "good": good, "failed": bad}
+    told = boot(guest)
+    assert told[0]["reason"] == "probe it computes: did not hold within 1 s, last ended with status 1"
+    assert told[-1] == {"event": "ready", "manifest": good, "wanted": bad}
 
 
 @needs_namespace

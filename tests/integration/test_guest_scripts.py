@@ -292,6 +292,31 @@ def test_runsetup_by_hand_takes_a_branch_and_the_manifest_takes_it_back(guest: F
 
 
 @needs_namespace
+@pytest.mark.parametrize(
+    ("argument", "url"),
+    [
+        ("git.example.org", "https://git.example.org/setup.git"),
+        ("git.example.org/group", "https://git.example.org/group/setup.git"),
+    ],
+)
+def test_runsetup_by_hand_knows_where_a_site_keeps_its_setup(
+    guest: FakeGuest, tmp_path: Path, argument: str, url: str
+) -> None:
+    """`runsetup HOST[/ORG]` asks by https for the branch `stable` of setup.git, as the site's server has it."""
+    setup = "#!/bin/sh\necho the stable setup\n"
+    makebox.make_repository(tmp_path / "setup.git", {"setup": setup})
+    makebox.git(tmp_path / "setup.git", "branch", "stable")
+    git = guest.path("/usr/local/sbin/git")
+    instead = f"url.file:///host{tmp_path}/.insteadOf={url.removesuffix('setup.git')}"
+    git.write_text(f'#!/bin/sh\necho "$*" >>/run/git.log\nexec /usr/bin/git -c {instead} "$@"\n')
+    git.chmod(0o755)
+    done = guest.run("/persistent/runsetup", argument)
+    assert (done.code, "the stable setup" in done.stdout) == (0, True), done.stdout + done.stderr
+    fetched = [line for line in guest.path("/run/git.log").read_text().splitlines() if " fetch " in line]
+    assert [line.split(" -- ")[1] for line in fetched] == [f"{url} +refs/heads/stable:refs/kimbox/byhand"]
+
+
+@needs_namespace
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",)])
 def test_runsetup_and_runsecure_help(guest: FakeGuest, arguments: tuple[str, ...]) -> None:
     """Both say what they do; options they do not know are refused."""

@@ -41,7 +41,10 @@ exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin "$
 
 _RUNUSER = '#!/bin/sh\n[ "$1" = -u ] && shift 2\n[ "$1" = -- ] && shift\nexec "$@"\n'
 _CHOWN = "#!/bin/sh\n"
-_SYSTEMCTL = '#!/bin/sh\necho "$*" >>/run/systemctl.log\n'
+_SYSTEMCTL = """#!/bin/sh
+[ "$1" != is-system-running ] || cat /run/systemd/system/state
+echo "$*" >>/run/systemctl.log
+"""
 
 
 def can_unshare() -> bool:

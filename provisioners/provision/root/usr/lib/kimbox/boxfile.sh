@@ -10,6 +10,7 @@
 #                            provisioned before; hand: runsetup
 #   KIMBOX_BOOT_MODE         mode of the boot in which that was
 #   KIMBOX_ROLE, KIMBOX_SITE dev and nothing, until the box was secured: then what it became, and where
+#   KIMBOX_USERNAME          by which name the site knows it; empty until then
 #   KIMBOX_UNPINNED          repositories that are not at the commit of the lock
 #   KIMBOX_SETUP_COMMIT      commit of the setup repository
 #   KIMBOX_PART              the part of the manifest that was run alone (`only STEP`, `from STEP`); empty for the whole
@@ -22,11 +23,11 @@ write_box() {
 	[ -r "$1/box.json" ] || return 0
 	box_at=''
 	[ -z "${7:-}" ] || box_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
-	box_role=dev box_site='' box_mode=keep box_list=''
+	box_role=dev box_site='' box_user='' box_mode=keep box_list=''
 	if [ -e "$state/secured" ] && [ -r /persistent/secure/answers.env ]; then
 		# shellcheck source=/dev/null
 		. /persistent/secure/answers.env
-		box_role=$KIMBOX_ROLE box_site=$KIMBOX_SITE
+		box_role=$KIMBOX_ROLE box_site=$KIMBOX_SITE box_user=$KIMBOX_USERNAME
 	fi
 	if [ -r /run/kimbox/mode ]; then read -r box_mode </run/kimbox/mode; fi
 	for box_name in $4; do
@@ -36,9 +37,10 @@ write_box() {
 		[ -d "$box_folder" ] || mkdir -p "$box_folder"
 	} && {
 		printf "KIMBOX_%s='%s'\n" MANIFEST "$2" PROVISIONED_AT "$box_at" PROVISIONED_BY "$3" BOOT_MODE "$box_mode" \
-			ROLE "$box_role" SITE "$box_site" UNPINNED "$4" SETUP_COMMIT "$5" PART "$6" && cat "$1/box.env"
+			ROLE "$box_role" SITE "$box_site" USERNAME "$box_user" UNPINNED "$4" SETUP_COMMIT "$5" PART "$6" && cat "$1/box.env"
 	} >"$box_folder/.env.new" && {
-		printf '{\n  "manifest": "%s",\n  "role": "%s",\n  "site": "%s",\n  "unpinned": [%s],\n' "$2" "$box_role" "$box_site" "$box_list" &&
+		printf '{\n  "manifest": "%s",\n  "role": "%s",\n  "site": "%s",\n  "username": "%s",\n  "unpinned": [%s],\n' \
+			"$2" "$box_role" "$box_site" "$box_user" "$box_list" &&
 			printf '  "provisioned": {"at": %s, "by": "%s", "boot_mode": "%s", "setup_commit": %s, "part": %s},\n' \
 				"$(box_text "$box_at")" "$3" "$box_mode" "$(box_text "$5")" "$(box_text "$6")" && { read -r _ && cat; } <"$1/box.json"
 	} >"$box_folder/.json.new" && mv -f "$box_folder/.json.new" "$box_folder/box.json" &&
@@ -67,7 +69,7 @@ tell_box() {
 		# shellcheck source=/dev/null
 		. "$box_folder/box.env"
 		event box manifest="$KIMBOX_MANIFEST" at="$KIMBOX_PROVISIONED_AT" by="$KIMBOX_PROVISIONED_BY" mode="$KIMBOX_BOOT_MODE" \
-			role="$KIMBOX_ROLE" site="$KIMBOX_SITE" unpinned="$KIMBOX_UNPINNED" commit="$KIMBOX_SETUP_COMMIT" \
+			role="$KIMBOX_ROLE" site="$KIMBOX_SITE" username="${KIMBOX_USERNAME:-}" unpinned="$KIMBOX_UNPINNED" commit="$KIMBOX_SETUP_COMMIT" \
 			part="$KIMBOX_PART"
 	)
 }

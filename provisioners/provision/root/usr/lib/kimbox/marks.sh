@@ -28,3 +28,9 @@ mark() {
 	done
 	ln -sfn "manifests/${2##*/}" "$state/$1.new" && mv -fT "$state/$1.new" "$state/$1"
 }
+
+# going_down: whether a reboot or shutdown is under way. What it cuts short has neither failed nor succeeded, even where its last
+# command ended with 0: the mark of the try stays, for the next start to see.
+going_down() {
+	[ -d /run/systemd/system ] && [ "$(systemctl is-system-running 2>/dev/null)" = stopping ]
+}
