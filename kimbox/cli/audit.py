@@ -13,6 +13,7 @@ from kimbox.errors import KimboxError
 
 if TYPE_CHECKING:
     from kimbox.guest.audit import Check, Comparison, Report
+    from kimbox.machine.audit import Audited
 
 
 def audit(
@@ -32,12 +33,12 @@ def audit(
 
     An open box is asked over ssh, and most likely fails: the checks are those for a sealed box. A sealed box, which
     nobody enters, audits itself when it has started and every quarter of an hour, and tells the host; the report says
-    how old it is. It is the box's own word.
+    how old it is, and one that is too old for a box that runs is a breach, too. It is the box's own word.
 
     --compare takes a file that --save or --json wrote, of another time or another box.
 
-    In its JSON: name, source (where the report comes from), report, breaches (ids), counts (of each status) and
-    compared (ids of what appeared, was mended and is the same; null without --compare).
+    In its JSON: name, source (where the report comes from), stale (whether it is too old), report, breaches (ids),
+    counts (of each status) and compared (ids of what appeared, was mended and is the same; null without --compare).
 
     \b
     Examples:
@@ -52,28 +53,42 @@ def audit(
 
     before = auditing.read(compare) if compare else None
     machine = target.machine(box, file)
-    found, source = auditing.report(machine)
+    audited = auditing.report(machine)
+    found, source = audited.report, audited.source
     if save:
         write_json(save, found.as_json())
     changed = audits.compare(before, found) if before else None
-    result = {
-        "name": machine.name,
-        "source": source,
-        "report": found.as_json(),
-        "breaches": [check.id for check in found.breaches],
-        "counts": {str(status): len(found.of(status)) for status in audits.Status},
-        "compared": _ids(changed) if changed else None,
-    }
     lines = [
         _head(machine.name, found, source),
         *_failed(found),
         *(_others(found) if log.verbose else []),
         *(_changes(changed) if changed else []),
+        *(
+            ["STALE: a box that runs tells every quarter of an hour; this says nothing of it now"]
+            if audited.stale
+            else []
+        ),
         _sum(found),
     ]
-    report("audit", result, "\n".join(map(printable, lines)))
-    if found.breaches:
+    report("audit", _result(machine.name, audited, changed), "\n".join(map(printable, lines)))
+    if found.breaches or audited.stale:
         raise typer.Exit(KimboxError.exit_code)
+
+
+def _result(name: str, audited: Audited, changed: Comparison | None) -> dict[str, Any]:
+    """As schemas/audit.schema.json has it."""
+    from kimbox.guest.audit import Status
+
+    found = audited.report
+    return {
+        "name": name,
+        "source": audited.source,
+        "stale": audited.stale,
+        "report": found.as_json(),
+        "breaches": [check.id for check in found.breaches],
+        "counts": {str(status): len(found.of(status)) for status in Status},
+        "compared": _ids(changed) if changed else None,
+    }
 
 
 def _head(name: str, found: Report, source: str) -> str:

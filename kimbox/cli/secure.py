@@ -90,6 +90,7 @@ def secure(
         machines.rotate(wanted, given.username, given.secret)
         _report(spec.name, sealed, f"{spec.name} has new credentials, as {given.username}")
     elif sealed:
+        machines.close(wanted)
         _report(spec.name, sealed, f"{spec.name} is sealed already, as {sealed.role} of {sealed.site}")
     else:
         sealed = machines.secure(wanted, _given(policy, role, site, username, password_file, key_file, netrc))
@@ -115,7 +116,7 @@ def _given(
     """The answers, from options or by asking. Raises UsageError naming every option that lacks where nobody answers."""
     from kimbox.machine.secure import Answers
     from kimbox.spec.nodes import Fault
-    from kimbox.spec.sealing import login_name, site_name
+    from kimbox.spec.sealing import account_name, login_name, site_name
 
     if sum((password_file is not None, key_file is not None, netrc)) > 1:
         raise UsageError("--password-file, --key-file and --netrc exclude each other")
@@ -130,7 +131,9 @@ def _given(
         if netrc:
             found, secret = _from_netrc(chosen.gateway)
             username = username or found
-        who = login_name(username or _ask("username"))
+        who = (login_name if chosen.gateway else account_name)(username or _ask("username"))
+        if not chosen.gateway and who in chosen.accounts:
+            raise Fault(f"{who} is an account of the role {chosen.name} itself", "choose another name")
     except Fault as fault:
         raise UsageError(fault.message, hint=fault.hint) from None
     return Answers(chosen, where, who, secret or _secret(password_file, key_file))

@@ -144,6 +144,8 @@ def _sealed_lines(facts: dict[str, Any]) -> list[str]:
     """What a box became, and what its runner told."""
     sealed, jobs = facts["sealed"], facts["jobs"]
     lines = [f"  sealed      {sealed['role']} of {sealed['site']}"] if sealed else []
+    if sealed and facts["state"] == "ready":
+        lines.append(f"              not yet: `kimbox secure {facts['name']}` restarts it, which closes it")
     if jobs:
         lines.append("  jobs        " + ", ".join(f"{count} {name}" for name, count in jobs.items()))
     return lines
@@ -164,12 +166,16 @@ def _follow(told: Event | None) -> dict[str, Any] | None:
     return {key: told.text(key) or None for key in ("branch", "status", "newest", "commit", "reason")}
 
 
+def _short(commit: str | None) -> str:
+    return commit[:12] if commit else "a commit that it does not tell"
+
+
 def _follow_lines(told: dict[str, Any] | None) -> list[str]:
     if told is None:
         return []
-    line = f"  follows     {told['branch']}: runs {told['commit'][:12]}"
+    line = f"  follows     {told['branch']}: runs {_short(told['commit'])}"
     if told["status"] == "failed":
-        return [line, f"  newest      {told['newest'][:12]} failed: {told['reason']}"]
+        return [line, f"  newest      {_short(told['newest'])} failed: {told['reason']}"]
     return [
         line + (f"; it could not be reached: {told['reason']}" if told["status"] == "unreachable" else ", its newest")
     ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from pathlib import Path
+
+import attrs
 
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import read_bounded
@@ -19,6 +22,9 @@ from kimbox.machine.state import State
 #: after 150.
 TIMEOUT_S = 300.0
 
+#: A sealed box tells every quarter of an hour; one that has not for so long does not do what it should.
+STALE_S = 3 * 15 * 60.0
+
 #: How much of what a sealed box told is looked at, from its end: some twenty reports.
 LOG_BYTES = 1 << 20
 
@@ -28,12 +34,23 @@ MAX_REPORT_BYTES = 4 << 20
 _COMMAND = "sudo -n /usr/lib/kimbox/audit"
 
 
-def report(machine: Machine) -> tuple[Report, str]:
-    """An audit of a box, and where it comes from, in words. Raises StateError or GuestError if there is none."""
+@attrs.frozen
+class Audited:
+    """An audit of a box."""
+
+    report: Report
+    #: Where it comes from, in words.
+    source: str
+    #: The box runs, and has not told for so long that this says nothing about it any more.
+    stale: bool = False
+
+
+def report(machine: Machine) -> Audited:
+    """An audit of a box. Raises StateError or GuestError if there is none."""
     now = state(machine)
     if now is State.SEALED or (machine.exists and machine.record().sealed):
         return _told(machine, now)
-    return _asked(machine), "asked over ssh just now"
+    return Audited(_asked(machine), "asked over ssh just now")
 
 
 def load(text: bytes) -> Report:
@@ -69,7 +86,7 @@ def _asked(machine: Machine) -> Report:
     return found
 
 
-def _told(machine: Machine, now: State) -> tuple[Report, str]:
+def _told(machine: Machine, now: State) -> Audited:
     """What a sealed box said last, whether it runs or not."""
     found = audit.newest(read_end(machine.audit_log, LOG_BYTES))
     if found is None:
@@ -78,7 +95,9 @@ def _told(machine: Machine, now: State) -> tuple[Report, str]:
     events = machine.boot_events()
     of_before = ", before it started last" if events and found.boot != events[-1].boot else ""
     later = f"; now it is {now}" if now is not State.SEALED else ""
-    return found, f"told by the box {_age(found.at)}{of_before}{later}"
+    told_s = time.time() - machine.audit_log.stat().st_mtime  # by this host's clock
+    stale = now.running and told_s > STALE_S
+    return Audited(found, f"told by the box {_age(found.at)}{of_before}{later}", stale)
 
 
 def _age(at: str) -> str:

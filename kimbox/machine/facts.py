@@ -82,6 +82,11 @@ def refuse_sealed(machine: Machine, verb: str) -> None:
         raise StateError(f"cannot {verb} {machine.name}: {what}", hint=INSTEAD[State.SEALED].format(name=machine.name))
 
 
+def is_open_still(machine: Machine, now: State) -> bool:
+    """Whether a box has taken its role and was not restarted since, which would close it."""
+    return now is State.READY and machine.record().sealed is not None and not machine.unseal_mark.exists()
+
+
 def endpoint(machine: Machine) -> Endpoint:
     """How ssh reaches a box. Raises StateError if there is none."""
     return machine.endpoint(machine.record())

@@ -20,7 +20,7 @@ from kimbox.machine import bootmode, keys, ports, ran
 from kimbox.machine import provider as providers
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.explain import SNAPSHOT_FULL
-from kimbox.machine.facts import check_owner, endpoint, facts, reach, refuse_sealed, state
+from kimbox.machine.facts import check_owner, endpoint, facts, is_open_still, reach, refuse_sealed, state
 from kimbox.machine.folder import Machine, Record, Sealed
 from kimbox.machine.pins import lock_for
 from kimbox.machine.provider import Provider
@@ -99,6 +99,9 @@ def up(wanted: Up) -> State:
         else:
             _mend_record(machine, before)
             _warn_of_changes(machine, box, lock, before)
+        if is_open_still(machine, before):
+            hint = f"`kimbox secure {machine.name}` restarts it"
+            raise StateError(f"{machine.name} has taken its role, and is open until it restarts", hint=hint)
         told = last_word(machine.boot_events())
         is_part = told is not None and "part" in told.fields
         is_done = told is not None and told.text("manifest") == manifest_digest(manifest) == wanted_by(told)

@@ -154,6 +154,8 @@ def credentials(launch: Launch) -> dict[str, str]:
         told["scratch"] = launch.scratch.mount
     if launch.machine.unseal_mark.exists():
         told["unseal"] = "yes"
+    elif launch.record.sealed:  # should /persistent have lost all trace of it
+        told["sealed"] = "yes"
     return told
 
 

@@ -15,17 +15,19 @@ import attrs
 
 from kimbox.errors import GuestError, StateError
 from kimbox.files import write_atomic
+from kimbox.guest.events import printable
 from kimbox.guest.provision import SUDO
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
 from kimbox.machine import life
 from kimbox.machine import provider as providers
 from kimbox.machine.bootmode import Choice, refuse_to_provision
-from kimbox.machine.facts import check_owner, endpoint, state
+from kimbox.machine.facts import check_owner, endpoint, is_open_still, state
 from kimbox.machine.folder import Machine, Sealed
 from kimbox.machine.life import Up
 from kimbox.machine.state import require
 from kimbox.render import sealing
+from kimbox.render.quote import parse_assignments
 from kimbox.run import tail
 from kimbox.spec.model import BootMode, Role
 
@@ -37,6 +39,9 @@ TIMEOUT_S = 240
 
 #: A password or a private key is no larger.
 MAX_SECRET_BYTES = 64 << 10
+
+#: What a guest says of an earlier try is no longer.
+MAX_ANSWERS_BYTES = 4096
 
 #: Status with which the guest's script says that the box has taken a role already, and that the gateway refuses.
 ALREADY, REFUSED = 4, 3
@@ -76,19 +81,30 @@ def secure(wanted: Up, answers: Answers) -> Sealed:
         require("secure", machine.name, state(machine))
         refuse_to_provision(machine)
         with log.step(f"asking for the credentials of {answers.site}"):
-            _take_role(machine, wanted, answers)
-        sealed = Sealed(answers.role.name, answers.site)
+            sealed = _take_role(machine, wanted, answers)
         machine.write_record(attrs.evolve(record, sealed=sealed))
-    _restart(machine, wanted)
+    close(wanted)
     return sealed
 
 
-def _take_role(machine: Machine, wanted: Up, answers: Answers) -> None:
-    """Sends the guest the answers. The data key of an earlier try is used again: the guest may have locked with it."""
+def close(wanted: Up) -> None:
+    """Restarts a box that has taken its role and is open still; kimbox may have been interrupted between the two."""
+    machine = Machine(wanted.box.name)
+    if is_open_still(machine, state(machine)):
+        life.halt(machine)
+        life.up(wanted)
+
+
+def _take_role(machine: Machine, wanted: Up, answers: Answers) -> Sealed:
+    """Sends the guest the answers; returns what it became.
+
+    After a try that was cut short it may have become that before. The data key of that try is used again: the guest has
+    locked with it.
+    """
     assert wanted.box.secure is not None  # noqa: S101 - the role comes from there
     if not machine.data_key.exists():
         write_atomic(machine.data_key, secrets.token_hex(32) + "\n", mode=0o600)
-    files = sealing.files(wanted.box.secure, answers.role, answers.username) | {
+    files = sealing.files(wanted.box.secure, answers.role) | {
         "answers.env": sealing.answers(answers.role, answers.site, answers.username),
         "data_key": machine.data_key.read_bytes(),
         answers.secret.kind: answers.secret.data,
@@ -96,13 +112,30 @@ def _take_role(machine: Machine, wanted: Up, answers: Answers) -> None:
     with Guest(endpoint(machine)) as guest:
         answer = guest.run(f"{SUDO}{SECURE}", timeout_s=TIMEOUT_S, stdin=_tar(files))
     if answer.code in (0, ALREADY):
-        return
+        return _taken(machine, answers, answer.stdout if answer.code == ALREADY else "")
     said = tail(answer.stderr, 3).removeprefix("secure: ")
     if answer.code == 127 or (answer.code == 1 and "command not found" in said):
         hint = f"`kimbox destroy {machine.name}` and `kimbox up` make it anew"
         raise GuestError(f"{machine.name} was made by a kimbox that knew nothing of roles", hint=hint)
     what = "was refused" if answer.code == REFUSED else "could not take its role"
     raise GuestError(f"{machine.name} {what}: {said}", hint="the box is as it was; nothing was kept of the answers")
+
+
+def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
+    """What the guest became: by these answers, or by those of an earlier try (its answers.env), which then hold."""
+    try:
+        told = parse_assignments(earlier.encode()[:MAX_ANSWERS_BYTES])
+    except ValueError as error:
+        raise GuestError(f"{machine.name} says that it has taken a role, and not which: {error}") from None
+    names = ("KIMBOX_ROLE", "KIMBOX_SITE", "KIMBOX_USERNAME")
+    role, site, user = (printable(told.get(name, ""))[:300] for name in names)
+    if not role or not site or (role, site, user) == (answers.role.name, answers.site, answers.username):
+        return Sealed(answers.role.name, answers.site)
+    log.warn(
+        f"{machine.name} has taken its role in an earlier try, as {role} of {site} for {user}: these answers hold; "
+        f"`kimbox secure --unseal {machine.name}` undoes it"
+    )
+    return Sealed(role, site)
 
 
 def rotate(wanted: Up, username: str, secret: Secret) -> None:
@@ -150,11 +183,6 @@ def unseal(wanted: Up) -> None:
             )
         machine.write_record(attrs.evolve(machine.record(), sealed=None))
         machine.unseal_mark.unlink()
-
-
-def _restart(machine: Machine, wanted: Up) -> None:
-    life.halt(machine)
-    life.up(wanted)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:

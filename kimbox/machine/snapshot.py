@@ -17,7 +17,7 @@ from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import read_json, remove_tree, write_json
 from kimbox.log import log
 from kimbox.machine import provider as providers
-from kimbox.machine.facts import state
+from kimbox.machine.facts import refuse_sealed, state
 from kimbox.machine.folder import Ended, Machine, Record
 from kimbox.machine.life import set_clock
 from kimbox.machine.provider import Launch
@@ -52,6 +52,7 @@ def save(machine: Machine, name: str) -> State:
     """Keeps a box as it is now; it goes on. Returns its state. Raises StateError if there is one of that name."""
     with machine.locked():
         record = machine.record()
+        refuse_sealed(machine, "keep a snapshot of")
         now = state(machine)
         if name in names(machine):
             hint = f"`kimbox snapshot delete {name} {machine.name}` removes it"
@@ -87,6 +88,7 @@ def restore(machine: Machine, name: str) -> State:
     """
     with machine.locked():
         record = machine.record()
+        refuse_sealed(machine, "restore a snapshot of")
         folder = _folder(machine, name)
         then = Record.parse(read_json(folder / RECORD), folder / RECORD)
         provider = providers.of(machine)

@@ -7,7 +7,7 @@ import attrs
 from kimbox.files import remove_tree
 from kimbox.log import log
 from kimbox.machine import provider as providers
-from kimbox.machine.facts import state
+from kimbox.machine.facts import refuse_sealed, state
 from kimbox.machine.folder import Ended, Machine
 from kimbox.machine.state import State, require
 
@@ -42,6 +42,7 @@ def suspend(machine: Machine) -> None:
     """Saves the running state into the disk and ends the process."""
     with machine.locked():
         record = machine.record()
+        refuse_sealed(machine, "suspend")
         require("suspend", machine.name, state(machine))
         with log.step(f"suspending {machine.name}"):
             providers.of(machine).suspend(lambda: machine.write_record(attrs.evolve(record, ended=Ended.SUSPENDED)))

@@ -11,10 +11,12 @@ provisioners/secure has the scripts that read them.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 
 from kimbox.render.quote import assignments
 from kimbox.spec.model import Outbound, Role, Secure
+from kimbox.spec.sealing import is_address
 
 #: The name by which ssh in the box knows the gateway, wherever it is.
 GATEWAY = "kimbox-gateway"
@@ -30,15 +32,14 @@ def username(name: str) -> bytes:
     return assignments({"KIMBOX_USERNAME": name})
 
 
-def files(secure: Secure, role: Role, name: str) -> dict[str, bytes]:
-    """The files that follow from the spec, by name. Without a gateway the user `name` is an account of the role."""
+def files(secure: Secure, role: Role) -> dict[str, bytes]:
+    """The files that follow from the spec, by name."""
     gateway = role.gateway
-    accounts = role.accounts if gateway else (*role.accounts, name)
     allowed = [*([Outbound(gateway.host, gateway.port)] if gateway else []), *role.outbound]
     values = {
         "KIMBOX_INBOUND": " ".join(map(str, role.inbound)),
         "KIMBOX_OPERATOR": "yes" if secure.keys else "",
-        "KIMBOX_ACCOUNTS": " ".join(dict.fromkeys(accounts)),
+        "KIMBOX_ACCOUNTS": " ".join(role.accounts),
         "KIMBOX_SERVICES": " ".join(role.services),
         "KIMBOX_DNS": "yes" if secure.dns else "",
         "KIMBOX_REMOVED": " ".join(secure.remove),
@@ -49,10 +50,15 @@ def files(secure: Secure, role: Role, name: str) -> dict[str, bytes]:
     }
     return {
         "policy.env": assignments(values),
-        "outbound": _lines(f"{out.host} {out.port} {out.protocol}" for out in dict.fromkeys(allowed)),
+        "outbound": _lines(dict.fromkeys(f"{_as_nft(out.host)} {out.port} {out.protocol}" for out in allowed)),
         "known_hosts": _lines(f"{GATEWAY} {key}" for key in (gateway.host_keys if gateway else ())),
         "operator_keys": _lines(secure.keys),
     }
+
+
+def _as_nft(host: str) -> str:
+    """An address as nft(8) shows it, so that the two can be compared; a name as it is."""
+    return str(ipaddress.ip_address(host)) if is_address(host) else host
 
 
 def _lines(lines: Iterable[str]) -> bytes:

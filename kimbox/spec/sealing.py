@@ -122,7 +122,8 @@ def _role_name(text: str) -> str:
     return text
 
 
-def _account(text: str) -> str:
+def account_name(text: str) -> str:
+    """Name of an account that a role may have."""
     if not _ACCOUNT.fullmatch(text):
         raise Fault(f"{shown(text)} cannot be the name of an account: lower-case letters, digits, _ and -")
     if text in RESERVED_ACCOUNTS:
@@ -150,7 +151,7 @@ def _role(reader: Reader, name: str, item: Node, roles: Node) -> Role:
             )
             for one in (outbound.items if outbound else ())
         ),
-        accounts=_texts(reader, item.get("accounts"), _account, "the account"),
+        accounts=_texts(reader, item.get("accounts"), account_name, "the account"),
         services=_texts(reader, item.get("services"), unit_name, "the service"),
     )  # fmt: skip
 

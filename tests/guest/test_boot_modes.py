@@ -1,4 +1,4 @@
-"""The boot modes: one image, one box, whose root is chosen at each start from outside of it; its volumes have other names."""
+"""The boot modes: one image, one box, whose root is chosen at each start from outside; its volumes have other names."""
 
 from __future__ import annotations
 

@@ -55,11 +55,13 @@ HOLES = {
     "account.root_alike": "useradd -o -u 0 -M toor",
     "file.set_uid": "cp /bin/sh /usr/local/bin/shell && chmod 4755 /usr/local/bin/shell",
     "file.writable": "chmod o+w /etc/motd",
+    "fw.sends": "nft add element inet kimbox outbound4 { 203.0.113.9 . tcp . 443 }",
     "fw.changed": "nft add rule inet kimbox input tcp dport 4711 accept",
     "kernel.sysrq": "echo 1 >/proc/sys/kernel/sysrq",
     "mount.shm": "mount -o remount,dev /dev/shm",
     "net.tcp": "systemd-run -q -p Type=exec systemd-socket-activate -l 9999 --inetd true",
     "secret.keys": "ssh-keygen -q -t ed25519 -f /home/key; chmod 0644 /home/key",
+    "ssh.authorizedkeysfile": "cd /etc/ssh/sshd_config.d; echo Match User bin >z.conf; echo AuthorizedKeysFile /x >>z.conf",
     "ssh.permitrootlogin": "echo PermitRootLogin yes >/etc/ssh/sshd_config.d/000.conf",
     "sudo.rules": "echo ALL ALL=NOPASSWD: ALL >/etc/sudoers.d/all",
 }
@@ -205,8 +207,9 @@ def test_security_updates_come_by_themselves(site: Site) -> None:
         f"sudo sh -c 'rm -f /etc/apt/sources.list.d/*; echo {source} >/etc/apt/sources.list; "
         "systemctl start apt-daily.service; apt-get -q -y install patient=1.0'"
     )
-    look = "cat /usr/share/patient/version; tail -n 30 /var/log/unattended-upgrades/unattended-upgrades.log >&2"
-    assert site.operator(f"sudo systemctl start apt-daily-upgrade.service; {look}") == "1.1"
+    assert site.operator("cat /usr/share/patient/version") == "1.0"
+    site.operator("sudo systemctl start apt-daily-upgrade.service")
+    assert site.operator("cat /usr/share/patient/version") == "1.1"
 
 
 def test_the_audit_finds_nothing_and_each_hole(site: Site, tmp_path: Path) -> None:
@@ -314,6 +317,16 @@ def test_new_credentials(site: Site) -> None:
     assert "new credentials" in take(hand, "hand", PASSWORD, "--rotate", "--username", "alice").stdout
     assert hand.json("status")["state"] == "sealed"
     assert not Machine("hand").rotate_file.exists()
+    until("a report after it", lambda: "before it started" not in hand.json("audit", "hand", check=False)["source"])
+    assert hand.json("audit", "hand")["breaches"] == []
+
+
+def test_a_box_that_lost_its_marks_stays_closed(site: Site) -> None:
+    """/persistent has no trace left of the role: the host knows of it, and nothing is open before that is seen."""
+    site.operator("sudo rm /persistent/kimbox/secured; sync")
+    failed = site.vault.json("reload", check=False)
+    assert (failed["exit_code"], "/persistent/kimbox/secured is missing" in failed["message"]) == (4, True)
+    assert site.vault.json("status")["state"] == "crashed"
 
 
 def test_the_way_back(site: Site) -> None:
@@ -329,6 +342,10 @@ def test_the_way_back(site: Site) -> None:
     assert hand.sh("hand", "ls -A /persistent").split() == [
         "cache", "git", "kimbox", "log", "lost+found", "runsecure", "runsetup", "ssh", "status.json",
     ]  # fmt: skip
+    # kimbox died before it had noted that: the box says it again.
+    Machine("hand").unseal_mark.touch()
+    hand("secure", "hand", "--unseal", "--yes")
+    assert not Machine("hand").unseal_mark.exists()
     assert hand.json("reload")["state"] == "ready"
     box = json.loads(hand.sh("hand", "cat /etc/kimbox/box.json"))
     assert (box["role"], box["site"]) == ("dev", "")

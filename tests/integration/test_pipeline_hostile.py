@@ -177,9 +177,12 @@ def test_only_numbers_reach_the_host(few: Pipeline) -> None:
     with (few.here / "told").open("w") as pipe:
         for line in (
             "total=1 done=x", "ready=1", "total=1 done=1 manifest=1", "total=", "$(id)", "*", "total=99999999999", "",
-            "done=1 " * 9, "total=1 -n", "total=2 done=1", "done=3 failed=0 running=1",
+            "done=1 " * 9, "total=1 -n", "done=1", "total=2 done=1", "running=1 x",
         ):  # fmt: skip
             pipe.write(f"{line}\n")
+        pipe.flush()
+        until("the newest of those has come", lambda: bool(few.heard()))
+        pipe.write("done=3 failed=0 running=1\n")
     until("the last has come", lambda: "running" in few.told())
     assert ["jobs total=2 done=1", "jobs done=3 failed=0 running=1"] == few.heard()
 

@@ -143,7 +143,7 @@ class FakeGuest:
         for folder in (sealed, given, files):
             folder.mkdir(parents=True, exist_ok=True)
         policy = Secure(site, (Role(role, None, (), (), (), ()),), (), False, (), (), False)
-        for name, data in sealing.files(policy, policy.roles[0], "me").items():
+        for name, data in sealing.files(policy, policy.roles[0]).items():
             (sealed / name).write_bytes(data)
         (sealed / "answers.env").write_bytes(sealing.answers(policy.roles[0], site, "me"))
         (given / "kimbox.data_key").write_text("0123456789abcdef\n")
@@ -151,6 +151,13 @@ class FakeGuest:
         lock = '. /usr/lib/kimbox/sealed.sh; lock /tmp/given "$given/kimbox.data_key" "$sealed/credentials.enc"'
         assert self.run("sh", "-c", lock).ok
         self.path("/persistent/kimbox/secured").touch()
+        self._close()
+
+    def _close(self) -> None:
+        """What `seal` leaves."""
+        if self.path("/persistent/kimbox/secured").exists():
+            self.path("/run/kimbox").mkdir(exist_ok=True)
+            self.path("/run/kimbox/closed").touch()
 
     def new_root(self) -> None:
         """What a resnap does: root is as built, /persistent stays."""
@@ -161,6 +168,7 @@ class FakeGuest:
     def new_boot(self) -> None:
         """What any boot does."""
         shutil.rmtree(self.path("/run/kimbox"), ignore_errors=True)
+        self._close()
 
 
 @pytest.fixture

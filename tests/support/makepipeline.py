@@ -198,7 +198,7 @@ class Pipeline:
         tell = self.here / "event"
         tell.write_text(f'#!/bin/sh\necho "$*" >>{self.here}/heard\n')
         tell.chmod(0o755)
-        self.start("status", SETUP / "pipeline-status", self.here / "told", tell)
+        self.start("status", SETUP / "pipeline-status", self.here / "told", tell, "0")
 
     def start_all(self, *options: str) -> None:
         """A site with one worker; the options are the director's."""

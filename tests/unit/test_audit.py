@@ -194,7 +194,7 @@ def test_an_open_box_is_asked(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
     as_state(monkeypatch, State.READY)
     monkeypatch.setattr(auditing, "reach", lambda *_: None)
     monkeypatch.setattr(guest_ssh, "Guest", FakeSsh)
-    assert (report(check()), "asked over ssh just now") == auditing.report(machine)
+    assert auditing.Audited(report(check()), "asked over ssh just now") == auditing.report(machine)
     for answer in (
         Answer(1, "", "x\nsudo: no\x1b such thing\n"),
         Answer(0, "{}", "sudo: no\x1b such thing"),
@@ -223,19 +223,34 @@ def test_a_sealed_box_has_told(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
         auditing.report(machine)
     machine.audit_log.write_bytes(lines(check("a.a")) + lines(check("b.b")) + b'{"audit":1')
     makemachine.tell(machine, makemachine.event("booting", mode="resnap"))
-    found, source = auditing.report(machine)
+    audited = auditing.report(machine)
+    found, source = audited.report, audited.source
     assert ["b.b"] == ids(found.checks)
     assert source.startswith("told by the box ")
     assert "before it started last" not in source
     makemachine.tell(machine, makemachine.event("booting", boot=makemachine.NEXT_BOOT, mode="resnap"))
-    assert auditing.report(machine)[1].endswith(", before it started last")
+    assert auditing.report(machine).source.endswith(", before it started last")
 
 
 def test_a_sealed_box_that_was_halted_has_told_too(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can ask it; what it is now is said."""
     machine = makemachine.make_machine(sealed=Sealed("worker", "example.org"))
     machine.audit_log.write_bytes(lines(check()))
-    assert auditing.report(machine)[1].endswith("; now it is halted")
+    assert auditing.report(machine).source.endswith("; now it is halted")
+
+
+def test_a_box_that_tells_no_more_is_no_sound_one(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it runs, and by the time of this host."""
+    machine = makemachine.make_machine(sealed=Sealed("worker", "example.org"))
+    machine.audit_log.write_bytes(lines(check()))
+    long_ago = machine.audit_log.stat().st_mtime - auditing.STALE_S - 60
+    for state, code in ((State.HALTED, 0), (State.SEALED, 1), (State.BOOTING, 1)):
+        os.utime(machine.audit_log, (long_ago, long_ago))
+        as_state(monkeypatch, state)
+        done, out, _ = kimbox("audit", "tiny")
+        assert (code, code == 1) == (done, "STALE" in out)
+        os.utime(machine.audit_log)
+        assert 0 == kimbox("audit", "tiny")[0]
 
 
 def test_only_the_end_of_the_log_is_read(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +277,7 @@ def test_the_clock_of_a_guest_is_not_believed(
     machine = makemachine.make_machine()
     as_state(monkeypatch, State.SEALED)
     machine.audit_log.write_bytes(lines(check(), header=HEADER | {"at": at}))
-    assert f"told by the box {expected}" == auditing.report(machine)[1]
+    assert f"told by the box {expected}" == auditing.report(machine).source
 
 
 # --- the verb
@@ -274,7 +289,7 @@ BREACH = check("net.tcp", "fail", found="2323 (tcp)\x1b[2J", remedy="stop what l
 
 def tells(monkeypatch: pytest.MonkeyPatch, *checks: dict[str, Any], site: str = "example.org") -> None:
     found = attrs.evolve(report(*checks), site=site)
-    monkeypatch.setattr(auditing, "report", lambda _: (found, "told by the box 3 min ago"))
+    monkeypatch.setattr(auditing, "report", lambda _: auditing.Audited(found, "told by the box 3 min ago"))
 
 
 def test_the_verb_shows_what_failed(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,14 @@ from makemachine import event, tell
 
 from kimbox.errors import GuestError, StateError
 from kimbox.guest.ssh import Answer
-from kimbox.machine import life, qemu, secure
+from kimbox.machine import life, qemu, secure, snapshot, stop
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.facts import state
 from kimbox.machine.folder import Sealed
 from kimbox.machine.life import Up
 from kimbox.machine.secure import Answers, Secret
 from kimbox.machine.state import State
+from kimbox.render import sealing
 from kimbox.render.quote import parse_assignments
 from kimbox.spec.model import BootMode, Role, Secure
 
@@ -95,6 +96,7 @@ def test_the_key_reaches_the_box_as_a_file(world: World, script: Script) -> None
     words = qemu.command(world.launches[-1])
     given = words[words.index("-fw_cfg") + 1]
     assert f"name=opt/io.systemd.credentials/kimbox.data_key,file={world.machine.data_key}" == given
+    assert "kimbox.sealed=yes" in " ".join(words)
     key = world.machine.data_key.read_text().strip()
     assert [] == [word for word in words if key in word or "hunter2" in word]
 
@@ -115,6 +117,47 @@ def test_an_interrupted_try_is_gone_on_with(world: World, script: Script) -> Non
     script.answer = Answer(secure.ALREADY, "", "secure: the box is secured already\n")
     assert SEALED == secure.secure(Up(world.box, timeout_s=5), ANSWERS)
     assert "the first\n" == world.machine.data_key.read_text()
+
+
+def test_the_answers_of_an_interrupted_try_hold(world: World, script: Script) -> None:
+    """The guest says what it became then; what is no such word is not believed."""
+    for said in ("KIMBOX_ROLE=$(id)\n", "\0"):
+        script.answer = Answer(secure.ALREADY, said, "")
+        with pytest.raises(GuestError, match="not which"):
+            secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    earlier = sealing.answers(attrs.evolve(WORKER, name="director"), "b.org", "you").decode()
+    script.answer = Answer(secure.ALREADY, earlier, "")
+    assert Sealed("director", "b.org") == secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+
+
+def test_a_box_that_was_not_restarted_is_open_and_says_so(
+    world: World, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kimbox died between the two: `up` refuses, and `secure` goes on."""
+    with monkeypatch.context() as patch:
+        patch.setattr(secure, "close", lambda _: None)
+        secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    assert (State.READY, SEALED) == (state(world.machine), world.machine.record().sealed)
+    with pytest.raises(StateError, match="is open until it restarts"):
+        up(world)
+    secure.close(Up(world.box, timeout_s=5))
+    assert (["power button", "start"], State.SEALED) == (world.did, state(world.machine))
+    secure.close(Up(world.box, timeout_s=5))
+    assert ["power button", "start"] == world.did
+
+
+def test_its_memory_does_not_reach_the_disk(world: World, script: Script) -> None:
+    """Whatever its state: a failed one has its credentials there as well. No snapshot opens it either."""
+    secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    tell(world.machine, event("failed", manifest=world.digest, kind="secure", name="secure", exit=3, reason="x"))
+    assert State.FAILED is state(world.machine)
+    for refused in (
+        lambda: stop.suspend(world.machine),
+        lambda: snapshot.save(world.machine, "x"),
+        lambda: snapshot.restore(world.machine, "open"),
+    ):
+        with pytest.raises(StateError, match="sealed as worker of"):
+            refused()
 
 
 def test_a_record_that_was_not_written(world: World, script: Script) -> None:
@@ -175,7 +218,8 @@ def test_unsealing(world: World, script: Script) -> None:
     assert (False, True) == (world.machine.data_key.exists(), world.machine.unseal_mark.exists())
     with pytest.raises(StateError, match="was being opened"):
         up(world)
-    assert "kimbox.unseal=yes" in " ".join(qemu.command(world.launches[-1]))
+    words = " ".join(qemu.command(world.launches[-1]))
+    assert ("kimbox.unseal=yes" in words, "kimbox.sealed" in words) == (True, False)
     world.boot.insert(1, event("unsealed"))
     secure.unseal(Up(world.box, timeout_s=5))
     assert (None, False) == (world.machine.record().sealed, world.machine.unseal_mark.exists())

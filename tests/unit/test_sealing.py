@@ -101,7 +101,7 @@ def test_what_a_box_is_told() -> None:
     away = (Outbound("10.0.2.2", 2222), Outbound("git.a.org", 443))
     role = Role("worker", Gateway("10.0.2.2", 2222, (KEY,)), (80, 443), away, ("site",), ("b.service",))
     secure = Secure("a.org", (role,), (KEY,), True, ("gcc", "make"), ("a.service",), False)
-    files = sealing.files(secure, role, "me")
+    files = sealing.files(secure, role)
     assert {
         "KIMBOX_INBOUND": "80 443", "KIMBOX_OPERATOR": "yes", "KIMBOX_ACCOUNTS": "site", "KIMBOX_SERVICES": "b.service",
         "KIMBOX_DNS": "yes", "KIMBOX_REMOVED": "gcc make", "KIMBOX_DISABLED": "a.service", "KIMBOX_UPDATES": "",
@@ -119,7 +119,7 @@ def test_what_a_box_is_told() -> None:
 def test_a_role_without_openings() -> None:
     """Every file is there, and empty; nobody is asked."""
     role = Role("worker", None, (), (), (), ())
-    files = sealing.files(Secure(None, (role,), (), False, (), (), False), role, "me")
+    files = sealing.files(Secure(None, (role,), (), False, (), (), False), role)
     assert (b"", b"", b"") == (files["outbound"], files["known_hosts"], files["operator_keys"])
     policy = parse_assignments(files["policy.env"])
-    assert ("", "me") == (policy["KIMBOX_GATEWAY_HOST"], policy["KIMBOX_ACCOUNTS"])
+    assert ("", "") == (policy["KIMBOX_GATEWAY_HOST"], policy["KIMBOX_ACCOUNTS"])

@@ -90,13 +90,22 @@ class Queue:
     def counts(self, job: int) -> dict[str, int]:
         """How often a job was reserved (`reserves`), released (`releases`) and so on; empty where there is none.
 
-        `time-left` is how many seconds who holds it has left; below 0 it should have been taken from them.
+        `time-left` is how many seconds who holds it has left; below 0 it should have been taken from them. Of a
+        job that is delayed it is how long that lasts.
         """
+        found = re.findall(r"^([a-z-]+): (-?\d{1,18})$", self._stats(job), re.MULTILINE)
+        return {name: int(count) for name, count in found}
+
+    def state(self, job: int) -> str:
+        """`ready`, `reserved`, `delayed` or `buried`; empty where there is none of that id."""
+        found = re.search(r"^state: ([a-z]{1,20})$", self._stats(job), re.MULTILINE)
+        return found[1] if found else ""
+
+    def _stats(self, job: int) -> str:
         words = self._ask(f"stats-job {job}", "OK", "NOT_FOUND")
         if words[0] != "OK":
-            return {}
-        text = self._body([*words[:1], "0", *words[1:]]).decode("ascii", "replace")
-        return {name: int(count) for name, count in re.findall(r"^([a-z-]+): (-?\d{1,18})$", text, re.MULTILINE)}
+            return ""
+        return self._body([*words[:1], "0", *words[1:]]).decode("ascii", "replace")
 
     def _ask(self, command: str, *expected: str, body: bytes | None = None, wait_s: float = 0.0) -> list[str]:
         """The words of the answer's first line, the first of which is one of `expected`."""

@@ -39,11 +39,10 @@ class Inbox:
         """Names of files that are there and complete; those that will never be are removed."""
         with os.scandir(self._fd) as entries:
             found = [entry.name for entry in islice(entries, AT_ONCE)]
-        for name in sorted(found):
+        for name in found:  # first of all: where the disk is full, taking in the others fails
             if name.endswith(PART):
                 self._remove_old(name)
-            else:
-                yield name
+        yield from sorted(name for name in found if not name.endswith(PART))
 
     def read(self, name: str) -> bytes:
         """What is in a file, or BadJobError."""

@@ -81,13 +81,19 @@ def word(value: object, shape: re.Pattern[str], what: str) -> str:
 
 
 def load_json(text: bytes) -> Any:
-    """JSON as its standard has it, or BadJobError. What is nested deeply is refused: to write it again would fail."""
+    """JSON as its standard has it, with finite numbers, or BadJobError.
 
-    def refuse(name: str) -> float:
-        raise BadJobError(f"{name} is no number")
+    What is nested deeply is refused: to write it again would fail.
+    """
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):  # 1e999
+            raise BadJobError(f"{digits:.80} is no number")
+        return value
 
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise BadJobError(f"no JSON: {error!s:.80}") from None
     level = [value]

@@ -57,7 +57,7 @@ def now() -> str:
 
 def text(result: dict[str, Any]) -> bytes:
     """A result as a file."""
-    return json.dumps(result, indent=1, sort_keys=True).encode() + b"\n"
+    return json.dumps(result, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def make(attempt: Attempt, job: Job, outcome: Outcome, started: str, box: object) -> bytes:

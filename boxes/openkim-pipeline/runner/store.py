@@ -55,6 +55,10 @@ class Results:
         """How many results there are beside those that count."""
         return len(self._duplicates)
 
+    def count(self, job: str) -> int:
+        """How many results of a job are kept."""
+        return (job in self.status) + sum(name.startswith(f"{job}.") for name in self._duplicates)
+
     def keep(self, attempt: Attempt, result: dict[str, Any]) -> None:
         """Takes a result in; the same one a second time (its file could not be removed before) changes nothing."""
         path = self._folder / f"{attempt.job}.json"
@@ -70,7 +74,7 @@ class Results:
         self.status[attempt.job] = result["status"]
 
     def _keep_beside(self, attempt: Attempt, result: dict[str, Any]) -> None:
-        if sum(name.startswith(f"{attempt.job}.") for name in self._duplicates) < DUPLICATES:
+        if self.count(attempt.job) <= DUPLICATES:
             write(self._folder / _DUPLICATES / attempt.file_name, results.text(result | {"duplicate": True}))
             self._duplicates.add(attempt.file_name)
 

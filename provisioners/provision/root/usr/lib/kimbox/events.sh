@@ -78,7 +78,26 @@ event() {
 	case $ev_name in
 	booting | waiting | provisioning | ready | sealed | failed) ev_status ;;
 	esac
+	[ ! -e /run/kimbox/closed ] || ev_keep
 	return 0
+}
+
+# A sealed box says again, now and then, what it is (`retell`): it may run for months, and tell of its work all the time.
+ev_keep() {
+	case $ev_name in
+	provisioning | ready | sealed | failed | box | fallback | follow | snapshot) ;;
+	*) return 0 ;;
+	esac
+	{ printf '%s\n' "$ev_line" >"/run/kimbox/told.$ev_name"; } 2>/dev/null
+}
+
+# retell: the last event of each kind that says what this box is, in their order
+retell() {
+	while read -r ev_file; do
+		[ -r "$ev_file" ] && read -r ev_line <"$ev_file" && ev_send
+	done <<END
+$(ls -tr /run/kimbox/told.* 2>/dev/null)
+END
 }
 
 # The port can be open only once at a time: another event may just be on its way.

@@ -9,7 +9,7 @@ GROUPS_OF_POWER="root adm disk docker incus kmem kvm lxd shadow staff sudo tty"
 
 # keys_of NAME HOME: whether sshd would find a key of the account
 keys_of() {
-	for file in "/run/kimbox/authorized_keys/$1" "$2/.ssh/authorized_keys" "$2/.ssh/authorized_keys2"; do
+	for file in "/run/kimbox/authorized_keys/$1" "$2/.ssh/authorized_keys" "$2/.ssh/authorized_keys2"; do # or: ssh.authorizedkeysfile
 		[ ! -s "$file" ] || return 0
 	done
 	return 1

@@ -248,12 +248,18 @@ public_to="-perm -0040 ! -gid 0"
 while IFS=: read -r name _ number _; do
 	if has "$name" "$allowed"; then public_to="$public_to ! -gid $number"; fi
 done </etc/group
+# in_time COMMAND...: its names, and one more where it was cut short
+in_time() {
+	timeout "$SECRETS_S" "$@" 2>/dev/null
+	[ $? -ne 124 ] || printf 'not all: the search was ended after %s s\0' "$SECRETS_S"
+}
+
 # shellcheck disable=SC2086 # words of find
-keys=$(timeout "$SECRETS_S" find /etc /home /persistent /root -xdev -maxdepth 8 \
+keys=$(in_time find /etc /home /persistent /root -xdev -maxdepth 8 \
 	\( -path /persistent/git -o -path /persistent/cache \) -prune -o -type f \( -perm -0004 -o $public_to \) -size -64 -size +0 \
-	-exec grep -l -I -Z -E -e '^-----BEGIN [A-Z ]*PRIVATE KEY-----' {} + 2>/dev/null | names)
+	-exec grep -l -I -Z -E -e '^-----BEGIN [A-Z ]*PRIVATE KEY-----' {} + | names)
 none secret.keys high 7.2.10 "Private keys that others may read" "none" "$keys" "chmod 0600 FILE, and make a new key"
 
-logs=$(timeout "$SECRETS_S" find /persistent/log /var/log -xdev -type f -size -32768 \
-	-exec grep -l -a -Z -e '-----BEGIN [A-Z ]*PRIVATE KEY-----' {} + 2>/dev/null | names)
+logs=$(in_time find /persistent/log /var/log -xdev -type f -size -131072 \
+	-exec grep -l -a -Z -e '-----BEGIN [A-Z ]*PRIVATE KEY-----' {} + | names)
 none secret.logs high "" "Private keys in logs" "none" "$logs" "remove the log, and make a new key"

@@ -48,7 +48,8 @@ none net.udp high 2.1.22 "UDP ports that listen" "loopback alone, and the DHCP c
 # Rules are believed only in a shape that is known: every other one that accepts is shown. What one chain drops no other one can
 # accept, so that rules of other tables open nothing as long as the policies here are drop.
 rules=$(nft list ruleset 2>/dev/null) || rules=''
-fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$KIMBOX_OPERATOR" "$awk_list"'
+fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$KIMBOX_OPERATOR" -v outbound="$outbound" \
+	-v names="$outbound_names" -v dns="$KIMBOX_DNS" "$awk_list"'
 	function bare(rule) { # without what only counts and remarks
 		gsub(/counter( packets [0-9]+ bytes [0-9]+)?/, "", rule); gsub(/comment "[^"]*"/, "", rule)
 		gsub(/log( prefix "[^"]*")?/, "", rule); gsub(/[ \t]+/, " ", rule); sub(/^ /, "", rule); sub(/ $/, "", rule)
@@ -58,6 +59,14 @@ fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$K
 		gsub(/[{},]/, " ", text); n = split(text, port, " ")
 		for (i = 1; i <= n; i++) if (port[i] !~ /^[0-9]+$/ || !index(inbound, " " port[i] " ")) return 0
 		return n > 0
+	}
+	function reached(text, i, n, element, to) { # hosts of a set that the spec does not have; those with a time come from names
+		gsub(/[{}]/, " ", text); n = split(text, element, ",")
+		for (i = 1; i <= n; i++) {
+			to = element[i]; sub(/ (timeout|expires) .*/, "", to); gsub(/ \. /, " ", to); gsub(/^[ \t]+|[ \t]+$/, "", to)
+			if (to == "" || (element[i] ~ / (timeout|expires) / && names != "")) continue
+			if (!index(outbound, "|" to "|")) put("out", "set " set " has " to)
+		}
 	}
 	function general(rule) {
 		return rule ~ /^(iif|iifname|oif|oifname) "?lo"? accept$/ ||
@@ -84,6 +93,8 @@ fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$K
 		text = $0; sub(/.*elements = /, "", text); open = text !~ /}/
 		if (set == "inbound" && !listed(text)) put("in", "set inbound has " bare(text))
 		if (set == "hypervisor4" && operator == "") put("in", "set hypervisor4 has " bare(text))
+		if (set == "resolvers4" && dns == "") put("out", "set resolvers4 has " bare(text))
+		if (set ~ /^outbound[46]$/) reached(text)
 		next
 	}
 	set != "" { next }
@@ -120,7 +131,8 @@ done
 none fw.accepts high 4.2.7 "What the firewall lets in" \
 	"answers, ICMP, ${KIMBOX_INBOUND:-no} TCP port${KIMBOX_OPERATOR:+, and ssh of the host}" "$accepts_in" "remove the rule"
 none fw.forwards high 4.2.7 "What the firewall lets through" "nothing" "$accepts_forward" "remove the rule"
-none fw.sends medium 4.2.7 "What the firewall lets out" "no rule that names neither a host nor a port" "$accepts_out" "remove the rule"
+none fw.sends medium 4.2.7 "What the firewall lets out" "hosts of the spec, and no rule that names neither a host nor a port" \
+	"$accepts_out" "remove the rule, or the element"
 
 # `seal` notes what it has loaded; elements of sets, which change as names are resolved, are left out (-t).
 recorded=''
@@ -159,10 +171,16 @@ permituserenvironment medium 5.1.21 no
 x11forwarding medium none no
 gssapiauthentication medium 5.1.9 no
 permittunnel medium none no
+authorizedkeysfile high none /run/kimbox/authorized_keys/%u
+authorizedkeyscommand high none none
+trustedusercakeys high none none
 usepam low 5.1.22 yes
 loglevel low 5.1.14 INFO,VERBOSE"
 
-# What sshd would do for anybody, and for each account of the role, whom a Match block may mean.
+# What sshd would do for anybody, and for each account, which a Match block may mean: one of the role's on the box itself, and
+# every one from the host. Whether the role lets its own in by password, and where it keeps their keys, is the role's to say.
+hypervisor=''
+{ read -r _ hypervisor _ </run/credentials/@system/kimbox.network; } 2>/dev/null
 sshd_runs=no said=''
 if has_process sshd; then
 	sshd_runs=yes
@@ -170,15 +188,20 @@ if has_process sshd; then
 		said=$({
 			printf '%s\n' "$said"
 			for name in $allowed; do
-				# Whether the role lets it in by password is the role's to say.
-				sshd -T -C "user=$name,host=localhost,addr=127.0.0.1" 2>/dev/null | grep -v '^passwordauthentication '
+				sshd -T -C "user=$name,host=localhost,addr=127.0.0.1" 2>/dev/null |
+					grep -v -e '^passwordauthentication ' -e '^authorizedkeysfile '
 			done
+			while IFS=: read -r name _; do
+				if [ -z "$name" ] || has "$name" "$allowed"; then continue; fi
+				sshd -T -C "user=$name,host=localhost,addr=${hypervisor:-127.0.0.1}" 2>/dev/null
+			done </etc/passwd
 		} | awk -v table="$OPTIONS" "$awk_list"'
 			BEGIN {
 				rows = split(table, row, "\n")
 				for (i = 1; i <= rows; i++) { split(row[i], word, " "); well[word[1]] = "," word[4] "," }
 			}
-			$1 in well && !index(well[$1], "," $2 ",") && !seen[$1 " " $2]++ { put($1, $2) }
+			{ said = substr($0, length($1) + 2) }
+			$1 in well && !index(well[$1], "," said ",") && !seen[$1 " " said]++ { put($1, said) }
 			END { for (name in well) print name " " all(name) }')
 	else
 		sshd_runs=unknown

@@ -226,7 +226,11 @@ set -- "${lists%/}"/*Packages*
 if [ -n "$lists" ] && [ -e "$1" ]; then
 	updates=$(timeout "$UPDATES_S" apt-get -s -q -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o Debug::NoLocking=1 upgrade 2>/dev/null |
 		awk "$awk_list"'$1 == "Inst" && tolower($0) ~ /security/ { put("", $2) } END { print all("") }')
-	row package.updates medium 1.2.2.1 "Security updates that wait" info "none" "${updates:-none}" "build a new image: kimbox lock --update packages"
+	if [ -n "$KIMBOX_UPDATES" ]; then
+		none package.updates medium 1.2.2.1 "Security updates that wait" "none" "$updates" "systemctl start apt-daily-upgrade.service"
+	else
+		row package.updates medium 1.2.2.1 "Security updates that wait" info "none" "${updates:-none}" "build a new image: kimbox lock --update packages"
+	fi
 else
 	row package.updates medium 1.2.2.1 "Security updates that wait" skip "none" "the box has no lists of packages" ""
 fi
