@@ -61,7 +61,7 @@ HOLES = {
     "mount.shm": "mount -o remount,dev /dev/shm",
     "net.tcp": "systemd-run -q -p Type=exec systemd-socket-activate -l 9999 --inetd true",
     "secret.keys": "ssh-keygen -q -t ed25519 -f /home/key; chmod 0644 /home/key",
-    "ssh.authorizedkeysfile": "cd /etc/ssh/sshd_config.d; echo Match User bin >z.conf; echo AuthorizedKeysFile /x >>z.conf",
+    "ssh.trustedusercakeys": "echo TrustedUserCAKeys /x >/etc/ssh/sshd_config.d/z.conf",
     "ssh.permitrootlogin": "echo PermitRootLogin yes >/etc/ssh/sshd_config.d/000.conf",
     "sudo.rules": "echo ALL ALL=NOPASSWD: ALL >/etc/sudoers.d/all",
 }

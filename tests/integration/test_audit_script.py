@@ -73,6 +73,7 @@ def installed(package: str) -> Hole:
     return adds("var/lib/dpkg/status", f"\nPackage: {package}\nStatus: install ok installed\n")
 
 
+UPDATES = "KIMBOX_UPDATES='yes'\n"
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n"
 ANYWHERE6 = "0" * 32
 PASSWORDS = "passwordauthentication yes"
@@ -102,6 +103,17 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     ),
     "a router": ({"fw.forwards", "fw.changed"}, rule("forward", "accept")),
     "everything out": ({"fw.sends", "fw.changed"}, rule("output", "meta skuid 0 accept")),
+    "another host": (
+        {"fw.sends", "fw.changed"}, changes("said/nft", "10.0.2.9 . tcp", "203.0.113.9 . tcp . 443,\n10.0.2.9 . tcp")
+    ),
+    "a name server": (
+        {"fw.sends", "fw.changed"}, changes("said/nft", "set hypervisor4 {", "set resolvers4 {\nelements = { 8.8.8.8 }")
+    ),
+    "keys elsewhere": (
+        {"ssh.authorizedkeysfile"},
+        makes("said/sshd.match", 0o644, "authorizedkeysfile /run/kimbox/authorized_keys/%u .ssh/authorized_keys\n"),
+    ),
+    "an authority": ({"ssh.trustedusercakeys"}, makes("said/sshd.match", 0o644, "trustedusercakeys /etc/ssh/ca\n")),
     "passwords by ssh": ({"ssh.passwordauthentication"}, changes("said/sshd", "passwordauthentication no", PASSWORDS)),
     "root by ssh": ({"ssh.permitrootlogin"}, changes("said/sshd", "rootlogin no", "rootlogin without-password")),
     "ssh of one account": ({"ssh.x11forwarding"}, makes("said/sshd.match", 0o644, "x11forwarding yes\n")),
@@ -304,6 +316,9 @@ def test_security_updates(box: AuditedBox, expected: str, found: str, said: str 
         box.write("said/upgrade", said)
     row = box.rows()["package.updates"]
     assert (expected, found) == (row["status"], row["found"])
+    box.write("persistent/secure/policy.env", box.path("/persistent/secure/policy.env").read_text() + UPDATES, 0o600)
+    if expected == "info":  # where the spec wants them installed, they are to be
+        assert ("fail" if found == "libc6" else "pass") == box.rows()["package.updates"]["status"]
 
 
 def test_a_box_without_sshd(box: AuditedBox) -> None:

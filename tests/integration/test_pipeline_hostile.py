@@ -80,6 +80,7 @@ def test_the_director_believes_no_worker(few: Pipeline) -> None:
         lambda: sent(few, FCC, reason="\x1b[2J"),
         lambda: sent(few, FCC, box=[]),
         lambda: sent(few, FCC, box=json.loads('{"x":' * 300 + "1" + "}" * 300)),
+        lambda: (inbox / name).write_text(good.replace('"box": {}', '"box": {"x": 1e999}')),
         lambda: sent(few, FCC, started="now"),
         lambda: sent(few, FCC, status="perfect"),
         lambda: sent(few, FCC, more=1),
@@ -91,6 +92,47 @@ def test_the_director_believes_no_worker(few: Pipeline) -> None:
     assert ({}, good, 3) == (few.results(), secret.read_text(), few.queued())
     sent(few, FCC)
     until("a good one is taken", lambda: list(few.results()) == [FCC])
+
+
+def test_a_job_that_is_laid_aside_comes_back(few: Pipeline) -> None:
+    """Whoever has a worker's key may bury a job, or put it off for years, without a result: it is put there again."""
+    few.start_queue()
+    few.start_director()
+    until("all are queued", lambda: few.said("director").count("put into the queue") == 3)
+    with beanstalk.Queue(("127.0.0.1", few.queue_port), jobs.TUBE) as queue:
+        first, second = queue.reserve(3), queue.reserve(3)
+        assert first
+        assert second
+        assert queue.bury(first.id)
+        assert queue.release(second.id, delay_s=10 * 365 * 86400)
+        until("they are there again", lambda: few.said("director").count("put into the queue") == 5)
+        assert (None, None, 3) == (queue.peek(first.id), queue.peek(second.id), few.queued())
+        bodies = {got.body for got in iter(lambda: queue.reserve(0), None) if got}
+        assert {first.body, second.body} <= bodies
+
+
+def test_a_wrong_value_does_not_settle_a_job(few: Pipeline) -> None:
+    """Its worker takes it for done and removes it; three times in all, then it has failed."""
+    few.start_queue()
+    few.start_director()
+    until("all are queued", lambda: few.said("director").count("put into the queue") == 3)
+    with beanstalk.Queue(("127.0.0.1", few.queue_port), jobs.TUBE) as queue:
+
+        def remove(job: str) -> None:
+            (number,) = [n for n in range(1, 9) if f'"{job}"'.encode() in (queue.peek(n) or b"")]
+            queue.delete(number)
+
+        def put(job: str) -> int:
+            return few.said("director").count(f"{job}: put into the queue")
+
+        for count in (1, 2, 3):
+            until("it is in the queue", lambda: put(FCC) == count)  # noqa: B023
+            sent(few, FCC, values={"a": 4.0321, "e": -3.3}, run_name=f"0000000{count}")
+            until("it came", lambda: few.said("director").count(f"{FCC}: failed") == count)  # noqa: B023
+            remove(FCC)
+        remove(HCP)
+        until("another that was removed is there again", lambda: put(HCP) == 2)
+    assert (3, "failed", 2) == (put(FCC), few.results()[FCC]["status"], few.queued())
 
 
 def test_a_wrong_value_is_a_failure_until_a_right_one_comes(few: Pipeline) -> None:

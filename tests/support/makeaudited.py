@@ -110,11 +110,11 @@ FILES = {
     ),
     "persistent/secure/policy.env": (
         "KIMBOX_INBOUND='22'\nKIMBOX_OPERATOR=''\nKIMBOX_ACCOUNTS='worker'\nKIMBOX_SERVICES='pipeline-worker.service'\n"
-        "KIMBOX_REMOVED='gcc'\nKIMBOX_UPDATES=''\n",
+        "KIMBOX_REMOVED='gcc'\nKIMBOX_UPDATES=''\nKIMBOX_DNS=''\nKIMBOX_GATEWAY_HOST='10.0.2.9'\n",
         0o600,
     ),
     "persistent/secure/credentials.enc": ("Salted__xxxxxxxx", 0o600),
-    "persistent/secure/outbound": ("gateway.example.org 22 tcp\n", 0o600),
+    "persistent/secure/outbound": ("10.0.2.9 22 tcp\ngit.example.org 443 tcp\n", 0o600),
     "persistent/ssh/ssh_host_ed25519_key": ("-----BEGIN OPENSSH PRIVATE KEY-----\n", 0o600),
     "persistent/log/provision.log": ("set up\n", 0o644),
     "var/lib/dpkg/status": (
