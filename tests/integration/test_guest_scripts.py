@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import attrs
 import fakeguest
 import makebox
 import pytest
@@ -344,6 +345,24 @@ def test_credentials_without_their_key(guest: FakeGuest, tmp_path: Path) -> None
     assert guest.run("/usr/lib/kimbox/provisiond").code == 1
     assert "the host has another data key, or none" in guest.events()[-1]["reason"]
     assert not list(guest.path("/run/kimbox/credentials").glob("*"))
+
+
+@needs_namespace
+def test_a_role_is_tried_from_another_commit(guest: FakeGuest, tmp_path: Path) -> None:
+    """What was provisioned unpinned makes the role, too, and the box goes on saying that it is unpinned."""
+    makebox.make_repository(tmp_path / "setup", {"setup": "#!/bin/sh\n", "secure": SECURE})
+    makebox.make_repository(tmp_path / "code")
+    box = box_with(tmp_path)
+    assert provision(guest, tmp_path, box) == 0
+    commit = makebox.commit(tmp_path / "setup", {"secure": f"{SECURE}echo another role\n"})
+    digest, tar = delivery(tmp_path, box, attrs.evolve(make_lock(box), unpinned=("setup",)))
+    assert guest.run("/usr/lib/kimbox/receive", digest, stdin=str(tar)).ok
+    assert guest.run("/usr/lib/kimbox/provisiond").code == 0
+    guest.secure()
+    assert guest.run("/usr/lib/kimbox/provisiond").code == 0
+    assert "another role" in guest.log().splitlines()
+    said = json.loads(guest.path("/etc/kimbox/box.json").read_text())
+    assert (said["role"], said["unpinned"], said["provisioned"]["setup_commit"]) == ("worker", ["setup"], commit)
 
 
 @needs_namespace
