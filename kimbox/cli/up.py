@@ -54,7 +54,8 @@ def up(
     of the branch `ref` by itself and is provisioned with it. A commit that fails costs a boot; without a network the
     box goes on with what it has. `kimbox status` shows the commit. The next `kimbox up` without --follow ends it.
 
-    --provider vagrant has Vagrant run the box, under libvirt; every later verb knows it.
+    --provider vagrant has Vagrant run the box, under libvirt, or VirtualBox where that alone is installed; every later
+    verb knows it.
 
     --locked is for machines that must not decide: the exit status is 3 where `kimbox lock --check` finds a fault.
     --offline takes commits from this machine's mirrors and images from its store. Both go together.

@@ -18,7 +18,7 @@ from kimbox.machine import accelerator
 LITTLE_SPACE_BYTES = 10 << 30
 
 #: Programs that only the provider `vagrant` calls.
-VAGRANT_PROGRAMS = ("vagrant", "virsh", "ssh-keyscan")
+VAGRANT_PROGRAMS = ("vagrant", "ssh-keyscan")
 
 #: Programs that kimbox calls, and what for.
 PROGRAMS = {
@@ -90,11 +90,17 @@ def _packages() -> Check:
 
 def _vagrant() -> Check:
     """What `kimbox up --provider vagrant` lacks. Nobody else needs it, so that it is never bad."""
-    from kimbox.machine import libvirt, vagrant
+    from kimbox.machine import hypervisor, libvirt, vagrant
 
-    if lacks := [name for name in VAGRANT_PROGRAMS if not run.which(name)]:
+    is_libvirt = hypervisor.here().name == "libvirt"
+    wanted = [*VAGRANT_PROGRAMS, *(["virsh"] if is_libvirt else [])]
+    if lacks := [name for name in wanted if not run.which(name)]:
         mend = f"sudo apt-get install {' '.join(run.PACKAGE_OF[name] for name in lacks)} libvirt-daemon-system"
         return Check("vagrant", Verdict.SLOW, f"--provider vagrant lacks {', '.join(lacks)}", mend)
+    if not is_libvirt:
+        return Check(
+            "vagrant", Verdict.GOOD, "boxes can be run by Vagrant under VirtualBox, which kimbox was not tried with"
+        )
     if "vagrant-libvirt" not in vagrant.plugins():
         mend = f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install vagrant-libvirt"
         return Check("vagrant", Verdict.SLOW, "--provider vagrant lacks Vagrant's plugin vagrant-libvirt", mend)

@@ -6,13 +6,17 @@ Images are volumes named after the Vagrant box, `kimbox-...`, with which Vagrant
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
-from kimbox import paths
+import attrs
+
+from kimbox.image import boxwriter
+from kimbox.image.store import Image
 from kimbox.log import log
-from kimbox.run import Completed, run
+from kimbox.machine.hypervisor import domain
+from kimbox.run import Completed, require, run
+from kimbox.spec.model import Box
 
 #: The system's libvirt, and the pool in which vagrant-libvirt keeps its disks.
 URI = "qemu:///system"
@@ -25,17 +29,6 @@ TIMEOUT_S = 60.0
 
 #: A whole disk is copied within this time.
 COPY_TIMEOUT_S = 3600.0
-
-
-def prefix() -> str:
-    """What the names of the domains of this home begin with."""
-    tag = hashlib.sha256(str(paths.home()).encode()).hexdigest()[:8]
-    return f"kimbox-{tag}-"
-
-
-def domain(name: str) -> str:
-    """The name of a box's domain."""
-    return f"{prefix()}{name}"
 
 
 def virsh(*words: str, check: bool = True, timeout_s: float = TIMEOUT_S) -> Completed:
@@ -77,3 +70,39 @@ def drop_image(vagrant_box: str) -> None:
         if volume.startswith(f"{vagrant_box}{IMAGE_MARK}"):
             log.detail(f"removing the volume {volume}")
             virsh("vol-delete", volume, "--pool", POOL)
+
+
+#: Its words for the states of a machine, as Vagrant passes them on: running, standing still.
+STATES = {
+    "running": (True, False), "inaccessible": (True, False), "paused": (True, True), "pmsuspended": (True, True),
+    "blocked": (True, False), "shutting_down": (True, False), "shutdown": (True, False),
+    "shutoff": (False, False), "crashed": (False, False), "nostate": (False, False), "not_created": (False, False),
+    "preparing": (True, False),
+}  # fmt: skip
+
+
+@attrs.frozen
+class Libvirt:
+    """libvirt as the hypervisor of Vagrant's machines, through the plugin vagrant-libvirt."""
+
+    name = "libvirt"
+    states = STATES
+
+    def require(self) -> None:
+        require("virsh", "it tells what Vagrant left in libvirt")
+
+    def write_box(self, box: Box, image: Image, target: Path) -> None:
+        boxwriter.libvirt(image.disk, image.format, target)
+
+    def sweep(self, name: str) -> None:
+        sweep(name)
+
+    def drop_image(self, vagrant_box: str) -> None:
+        drop_image(vagrant_box)
+
+    def copy_disk(self, name: str, image: Image, work: Path) -> Path:
+        copy = work / "libvirt.qcow2"
+        copy_disk(name, copy)
+        # The volume that it lies on was made of the same image, and holds the same.
+        run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", image.format, "-b", image.disk, copy])
+        return copy

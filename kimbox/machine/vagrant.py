@@ -1,4 +1,4 @@
-"""The provider `vagrant`: a machine that Vagrant runs under libvirt, by the Vagrantfile that `kimbox render` writes.
+"""The provider `vagrant`: a machine that Vagrant runs, by the Vagrantfile that `kimbox render` writes.
 
 The only module that knows python-vagrant. That library takes no exit status for granted and loses what Vagrant says on
 stderr, so every call here keeps both streams, judges the exit status, and fails in Vagrant's own words.
@@ -27,25 +27,15 @@ from kimbox.guest.events import printable
 from kimbox.guest.ssh import Guest
 from kimbox.image.store import Image
 from kimbox.log import log
-from kimbox.machine import accelerator, keys, libvirt, vagrantbox
+from kimbox.machine import accelerator, hypervisor, keys, vagrantbox
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.fetch import Fetcher
 from kimbox.machine.folder import Ended, Machine, Record, read_end
+from kimbox.machine.hypervisor import Hypervisor
 from kimbox.machine.provider import Launch, allot_ports
 from kimbox.machine.state import Facts, State
 from kimbox.render.vagrantfile import VagrantMachine, box_name, render_vagrantfile
 from kimbox.spec.model import BootMode, Box
-
-#: Vagrant's own provider.
-LIBVIRT = "libvirt"
-
-#: The words of `vagrant status` for a guest that is there, and what they mean: running, standing still.
-STATES = {
-    "running": (True, False), "inaccessible": (True, False), "paused": (True, True), "pmsuspended": (True, True),
-    "blocked": (True, False), "shutting_down": (True, False), "shutdown": (True, False),
-    "shutoff": (False, False), "crashed": (False, False), "nostate": (False, False), "not_created": (False, False),
-    "preparing": (True, False),
-}  # fmt: skip
 
 #: The word for a guest that is not there.
 NOT_CREATED = "not_created"
@@ -78,7 +68,11 @@ class Vagrant:
     def _call(self, what: str, act: Callable[[Any], Any]) -> Any:
         """Has python-vagrant act in the machine's folder; raises GuestError with what Vagrant said if it fails."""
         log.now(f"vagrant {what}")
-        return _act(self.machine.folder, self.machine.vagrant_log, what, act, of=self.machine.name)
+        return _act(self._under, self.machine.folder, self.machine.vagrant_log, what, act, of=self.machine.name)
+
+    @property
+    def _under(self) -> Hypervisor:
+        return hypervisor.of(self.machine.folder)
 
     def _status(self) -> str:
         """Vagrant's word for the state of the machine. Raises GuestError if it says none, or one that is not known."""
@@ -86,35 +80,37 @@ class Vagrant:
         told = str(self._call("status", lambda v: v._run_vagrant_command(["status", name, "--machine-readable"])))
         words = [line.split(",") for line in told.splitlines()]
         found = [parts[3] for parts in words if len(parts) > 3 and parts[1:3] == [name, "state"]]
-        if len(found) != 1 or found[0] not in STATES:
+        if len(found) != 1 or found[0] not in self._under.states:
             raise GuestError(
                 f"vagrant status says nothing that is known of {name}: {', '.join(found)[:200] or 'nothing'}"
             )
         return found[0]
 
     def _is_there(self) -> bool:
-        return (self.machine.folder / ".vagrant/machines" / self.machine.name / LIBVIRT / "id").exists()
+        return (self.machine.folder / ".vagrant/machines" / self.machine.name / self._under.name / "id").exists()
 
     def running(self) -> tuple[bool, bool]:
         """Whether there is a guest that runs, and whether it stands still."""
         if not self._is_there():  # Vagrant has made none: it need not be asked
             return False, False
-        return STATES[self._status()]
+        return self._under.states[self._status()]
 
     # ---- making and starting
 
     def prepare(self, box: Box, image: Image) -> None:
-        _library()
-        vagrantbox.ensure(image, box.name, lambda what, act: _unbound(paths.vagrant_dir(), what, act))
+        under = hypervisor.here()
+        _library(under)
+        vagrantbox.ensure(image, box, under, _for_all(under))
 
     def create(self, folder: Path, box: Box, image: Image) -> None:
         name = box_name(box.name, image.key)
+        (folder / hypervisor.FILE).write_text(f"{hypervisor.here().name}\n")
         (folder / "box").write_text(f"{name}\n")
         (folder / self.machine.vagrantfile.name).write_text(self._vagrantfile(box, name, {}), encoding="utf-8")
 
     def _vagrantfile(self, box: Box, vagrant_box: str, host_ports: dict[int, int]) -> str:
         one = VagrantMachine(box, vagrant_box, host_ports=host_ports)
-        return render_vagrantfile([one], key=self.machine.key.name, prefix=libvirt.prefix())
+        return render_vagrantfile([one], key=self.machine.key.name, prefix=hypervisor.prefix())
 
     def _box(self) -> str:
         return read_bounded(self.machine.folder / "box", limit_bytes=1024).decode().strip()
@@ -133,12 +129,12 @@ class Vagrant:
         if is_new:  # what a first `vagrant up` left that was cut short is no machine: a domain without a network, say
             if self._is_there():
                 self._call("destroy", lambda v: v.destroy())
-            libvirt.sweep(machine.name)
+            self._under.sweep(machine.name)
         record = attrs.evolve(allot_ports(machine, record, box), ended=record.ended)
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))
         with log.step(f"starting {machine.name} with Vagrant"):
-            self._call("up", lambda v: v.up(provider=LIBVIRT, provision=False))
+            self._call("up", lambda v: v.up(provider=self._under.name, provision=False))
             record = self._reached(record)
             if self._needs_reboot(record, is_new=is_new):
                 self._call("reload", lambda v: v.reload(provision=False))
@@ -231,25 +227,21 @@ class Vagrant:
         """Nothing of a run is left here."""
 
     def destroy(self) -> None:
-        machine = self.machine
+        machine, under = self.machine, self._under
         box = self._box() if (machine.folder / "box").exists() else None
         if self._is_there():
             self._call("destroy", lambda v: v.destroy())
-        libvirt.sweep(machine.name)
+        under.sweep(machine.name)
         machine.record_file.unlink(missing_ok=True)
         machine.vagrantfile.unlink(missing_ok=True)
         remove_tree(machine.folder)
         if box:
-            vagrantbox.drop(box, lambda what, act: _unbound(paths.vagrant_dir(), what, act))
+            vagrantbox.drop(box, under, _for_all(under))
 
     # ---- looking
 
     def readable_disk(self, image: Image, work: Path) -> Path:
-        copy = work / "libvirt.qcow2"
-        libvirt.copy_disk(self.machine.name, copy)
-        # The volume that it lies on was made of the same image, and holds the same.
-        run.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", image.format, "-b", image.disk, copy])
-        return copy
+        return self._under.copy_disk(self.machine.name, image, work)
 
     def endpoint(self, record: Record) -> Endpoint:
         return self.machine.endpoint(record)
@@ -305,10 +297,10 @@ class Vagrant:
         self._call("snapshot delete", lambda v: v.snapshot_delete(name))
 
 
-def _library() -> Any:
-    """python-vagrant. Raises MissingToolError if there is no Vagrant for it, or no libvirt."""
+def _library(under: Hypervisor) -> Any:
+    """python-vagrant. Raises MissingToolError if there is no Vagrant for it, or no hypervisor."""
     run.require("vagrant", "it runs the box")
-    run.require("virsh", "it tells what Vagrant left in libvirt")
+    under.require()
     try:
         import vagrant
     except ImportError as error:
@@ -320,16 +312,16 @@ def plugins() -> list[str]:
     """Names of the plugins that Vagrant has for kimbox's boxes. Raises GuestError if it does not say."""
     folder = paths.vagrant_dir()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return [plugin.name for plugin in _unbound(folder, "plugin list", lambda v: v.plugin_list())]
+    return [plugin.name for plugin in _for_all(hypervisor.here())("plugin list", lambda v: v.plugin_list())]
 
 
-def _environment() -> dict[str, str]:
+def _environment(under: Hypervisor) -> dict[str, str]:
     """What Vagrant runs with: boxes of kimbox's own, no calls home, and the driver that works on this host."""
     driver = "kvm" if accelerator.find().name == "kvm" else "qemu"
     return run.environment(
         {
             "VAGRANT_HOME": str(paths.vagrant_dir()),
-            "VAGRANT_DEFAULT_PROVIDER": LIBVIRT,
+            "VAGRANT_DEFAULT_PROVIDER": under.name,
             "VAGRANT_CHECKPOINT_DISABLE": "1",
             "VAGRANT_NO_COLOR": "1",
             "KIMBOX_LIBVIRT_DRIVER": driver,
@@ -337,14 +329,15 @@ def _environment() -> dict[str, str]:
     )
 
 
-def _unbound(folder: Path, what: str, act: Callable[[Any], Any]) -> Any:
+def _for_all(under: Hypervisor) -> vagrantbox.Call:
     """`Vagrant._call` where there is no machine yet, or none any more."""
-    return _act(folder, folder / "vagrant.log", what, act)
+    folder = paths.vagrant_dir()
+    return lambda what, act: _act(under, folder, folder / "vagrant.log", what, act)
 
 
-def _act(folder: Path, said: Path, what: str, act: Callable[[Any], Any], of: str = "") -> Any:
+def _act(under: Hypervisor, folder: Path, said: Path, what: str, act: Callable[[Any], Any], of: str = "") -> Any:
     """Has python-vagrant act in a folder; both streams go to `said`. Raises GuestError with its words if it fails."""
-    library = _library()
+    library = _library(under)
     start = said.stat().st_size if said.exists() else 0
 
     @contextlib.contextmanager
@@ -353,7 +346,7 @@ def _act(folder: Path, said: Path, what: str, act: Callable[[Any], Any], of: str
             yield file
 
     try:
-        return act(library.Vagrant(str(folder), env=_environment(), out_cm=kept, err_cm=kept))
+        return act(library.Vagrant(str(folder), env=_environment(under), out_cm=kept, err_cm=kept))
     except library.subprocess.CalledProcessError as error:
         printed = (error.output or b"").decode("utf-8", "replace")
         words = _words(printed, read_end(said, min(SAID_BYTES, max(0, said.stat().st_size - start))))

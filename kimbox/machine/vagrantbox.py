@@ -9,12 +9,12 @@ from typing import Any
 
 from kimbox import paths
 from kimbox.files import locked, remove_tree
-from kimbox.image import boxwriter
 from kimbox.image.store import Image
 from kimbox.log import log
-from kimbox.machine import libvirt
 from kimbox.machine.folder import machines
+from kimbox.machine.hypervisor import Hypervisor
 from kimbox.render.vagrantfile import box_name
+from kimbox.spec.model import Box
 
 #: Has python-vagrant do something: a word for it, and what.
 Call = Callable[[str, Callable[[Any], Any]], Any]
@@ -23,29 +23,29 @@ Call = Callable[[str, Callable[[Any], Any]], Any]
 LOCK_WAIT_S = 600.0
 
 
-def ensure(image: Image, name: str, call: Call) -> None:
-    """Makes the image a box of Vagrant's, if it is none yet."""
-    vagrant_box = box_name(name, image.key)
+def ensure(image: Image, box: Box, under: Hypervisor, call: Call) -> None:
+    """Makes the image a box of Vagrant's for a hypervisor, if it is none yet."""
+    vagrant_box = box_name(box.name, image.key)
     home = paths.vagrant_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
-        if (home / "boxes" / vagrant_box).is_dir():
+        if any((home / "boxes" / vagrant_box).glob(f"*/{under.name}")):
             return
         with log.step("making a box for Vagrant"), tempfile.TemporaryDirectory(prefix="box-", dir=home) as folder:
             file = Path(folder) / f"{vagrant_box}.box"
-            boxwriter.libvirt(image.disk, image.format, file)
-            call("box add", lambda v: v.box_add(vagrant_box, str(file), provider="libvirt", force=True))
+            under.write_box(box, image, file)
+            call("box add", lambda v: v.box_add(vagrant_box, str(file), provider=under.name, force=True))
 
 
-def drop(vagrant_box: str, call: Call) -> None:
-    """Removes a box that no machine needs any more, from Vagrant's boxes and from libvirt's pool."""
+def drop(vagrant_box: str, under: Hypervisor, call: Call) -> None:
+    """Removes a box that no machine needs any more, from Vagrant's boxes and from the hypervisor."""
     home = paths.vagrant_dir()
     with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
         if any(_uses(machine.folder / "box", vagrant_box) for machine in machines()):
             return
-        libvirt.drop_image(vagrant_box)
+        under.drop_image(vagrant_box)
         if (home / "boxes" / vagrant_box).is_dir():
-            call("box remove", lambda v: v.box_remove(vagrant_box, "libvirt"))
+            call("box remove", lambda v: v.box_remove(vagrant_box, under.name))
         remove_tree(home / "boxes" / vagrant_box)
 
 

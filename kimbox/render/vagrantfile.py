@@ -87,7 +87,7 @@ def render_vagrantfile(machines: Iterable[VagrantMachine], *, key: str = KEY, pr
     """The Vagrantfile of these machines, for libvirt and VirtualBox; the same bytes whenever and wherever.
 
     `key` is the private key that may log in, a path from the file's folder on; the file makes it where it is missing.
-    `prefix` stands before the names of libvirt's domains and volumes, in place of the folder's name. Where a forwarded
+    `prefix` stands before the names of domains, volumes and machines, in place of the folder's name. Where a forwarded
     port is open, Vagrant starts from a likely one and moves on when it is taken.
     """
     import jinja2

@@ -16,7 +16,7 @@ import pytest
 from conftest import Kimbox, until
 
 from kimbox import run
-from kimbox.machine import accelerator, libvirt
+from kimbox.machine import accelerator, hypervisor, libvirt
 from kimbox.machine.provider import NAMES
 
 pytestmark = pytest.mark.guest
@@ -95,7 +95,7 @@ def interrupt(kimbox: Kimbox, name: str) -> None:
 
     def there() -> bool:
         assert ended() is None, (kimbox.folder / "log").read_text()
-        return any(volume.startswith(libvirt.domain(name)) for volume in libvirt.volumes())
+        return any(volume.startswith(hypervisor.domain(name)) for volume in libvirt.volumes())
 
     until("the disk of the box in libvirt's pool", there)
     os.killpg(int((kimbox.folder / "pid").read_text()), signal.SIGKILL)

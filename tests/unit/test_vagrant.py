@@ -5,20 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
+import makebox
 import makemachine
 import pytest
 
 from kimbox import paths
-from kimbox.errors import GuestError, MissingToolError, StateError, UsageError
+from kimbox.errors import GuestError, KimboxError, MissingToolError, StateError, UsageError
 from kimbox.guest.ssh import Answer
-from kimbox.machine import accelerator, libvirt, provider
+from kimbox.image.store import Image
+from kimbox.machine import accelerator, hypervisor, libvirt, provider, virtualbox
 from kimbox.machine import host as host_checks
 from kimbox.machine.accelerator import Accelerator
 from kimbox.machine.fetch import Fetcher
-from kimbox.machine.folder import Machine
+from kimbox.machine.folder import Ended, Machine
 from kimbox.machine.host import Verdict
+from kimbox.machine.provider import Launch
 from kimbox.machine.state import State, derive
 from kimbox.machine.vagrant import Vagrant
+from kimbox.run import which
 
 STATUS = (
     "1795552074,tiny,state,{state}\n1795552074,tiny,state-human-short,{state}\n1795552074,,ui,info,Current states\n"
@@ -226,7 +230,7 @@ def test_vagrant_runs_apart_from_the_users(host: Host, machine: Machine) -> None
 
 def test_only_what_is_of_this_box_is_swept(host: Host) -> None:
     """The domain and the volumes of a box, and none of another whose name begins so, or of another home."""
-    mine = libvirt.domain("tiny")
+    mine = hypervisor.domain("tiny")
     volumes = [f"{mine}.img", f"{mine}-vdb.qcow2", f"{mine}-2.img", f"{mine}-two-vdb.qcow2", "kimbox-00000000-tiny.img"]
     listed = "\n".join(f"{volume} /pool/{volume}" for volume in volumes)
     host.fake(
@@ -238,6 +242,72 @@ def test_only_what_is_of_this_box_is_swept(host: Host) -> None:
         next(word for word in ("undefine", "vol-delete") if word in call) + f" {call.split()[5]} " for call in done[1:]
     ]
     assert done[0].endswith(f"destroy {mine}")
+
+
+@pytest.fixture
+def no_libvirt(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host with VirtualBox alone, whose VBoxManage is the test's."""
+    (host.bin / "virsh").unlink()
+    for name in ("qemu-img", "ssh-keyscan", "sh", "cat"):
+        (host.bin / name).symlink_to(str(which(name)))
+    host.fake("VBoxManage", "exit 0")
+    monkeypatch.setenv("PATH", str(host.bin))
+    return host
+
+
+def test_virtualbox_runs_it_where_there_is_no_libvirt(no_libvirt: Host, tmp_path: Path) -> None:
+    """The folder remembers; Vagrant is asked for it by name, and its words for states are known."""
+    machine = makemachine.make_machine()
+    image = Image("e" * 64, tmp_path / "disk.raw", "raw", {})
+    vagrant = Vagrant(machine)
+    vagrant.create(machine.folder, makebox.make_box(tmp_path), image)
+    assert "virtualbox" == hypervisor.of(machine.folder).name
+    assert f"virtualbox.name = '{hypervisor.prefix()}' + 'tiny'" in machine.vagrantfile.read_text()
+    mark = machine.folder / ".vagrant/machines/tiny/virtualbox/id"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    for word, expected in (("poweroff", (False, False)), ("paused", (True, True)), ("saved", (False, False))):
+        no_libvirt.says(STATUS.format(state=word))
+        assert expected == vagrant.running()
+    no_libvirt.fake("vagrant", f'echo "$VAGRANT_DEFAULT_PROVIDER" >"{tmp_path}/default"; exit 1')
+    with pytest.raises(GuestError, match="vagrant up failed"):
+        vagrant.start(Launch(attrs.evolve(machine.record(), ended=Ended.HALTED), None, 1, 1 << 30))
+    assert "virtualbox" == (tmp_path / "default").read_text().strip()
+    assert any(call.startswith("vagrant up") and "--provider=virtualbox" in call for call in no_libvirt.calls)
+    (machine.folder / hypervisor.FILE).write_text("xen\n")
+    with pytest.raises(KimboxError, match="no hypervisor that is known: 'xen'"):
+        vagrant.running()
+    assert Verdict.GOOD is host_checks._vagrant().verdict
+
+
+def test_virtualbox_keeps_nothing_of_ours(no_libvirt: Host, tmp_path: Path) -> None:
+    """Machines are found by their whole name; a disk is copied as it is now, and not left in VirtualBox's list."""
+    mine = hypervisor.domain("tiny")
+    listed = f'"{mine}-2" {{00}}\n"{mine}" {{01}}'
+    info = 'name="x"\n"SATA Controller-0-0"="/vms/x/box-disk1.vmdk"\n"SATA Controller-1-0"="none"'
+    no_libvirt.fake(
+        "VBoxManage",
+        f"""case "$*" in
+        *"list vms"*) printf '%s\\n' '{listed}' ;;
+        *showvminfo*) printf '%s\\n' '{info}' ;;
+        *clonemedium*) qemu-img create -q -f vdi "$5" 4M ;;
+        esac""",
+    )
+    under = virtualbox.VirtualBox()
+    under.sweep("tiny")
+    under.sweep("other")
+    work = tmp_path / "work"
+    work.mkdir()
+    copy = under.copy_disk("tiny", Image("e" * 64, tmp_path / "disk.raw", "raw", {}), work)
+    assert [copy] == list(work.iterdir())
+    asked = [call.removeprefix("VBoxManage -q ") for call in no_libvirt.calls if "list vms" not in call]
+    assert [
+        f"controlvm {mine} poweroff",
+        f"unregistervm {mine} --delete",
+        f"showvminfo {mine} --machinereadable",
+        f"clonemedium disk /vms/x/box-disk1.vmdk {work}/virtualbox.vdi --format VDI",
+        f"closemedium disk {work}/virtualbox.vdi",
+    ] == asked
 
 
 PLUGIN = """\

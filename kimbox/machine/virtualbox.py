@@ -1,0 +1,79 @@
+"""VirtualBox under Vagrant, through VBoxManage. Written by the chapter of its manual; it was never run for real."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import attrs
+
+from kimbox.errors import GuestError
+from kimbox.image import formats
+from kimbox.image.formats import Content, Format
+from kimbox.image.store import Image
+from kimbox.log import log
+from kimbox.machine.folder import USER
+from kimbox.machine.hypervisor import domain
+from kimbox.run import Completed, require, run
+from kimbox.spec.model import Box, PackageImage
+
+TIMEOUT_S = 60.0
+
+#: A whole disk is copied within this time.
+COPY_TIMEOUT_S = 3600.0
+
+#: The first disk in `showvminfo --machinereadable`, whatever its controller is called.
+_DISK = re.compile(r'^"[^"]+-0-0"="(?P<path>/[^"]+\.(?:vmdk|vdi|vhd))"$', re.MULTILINE | re.IGNORECASE)
+
+
+def manage(*words: str, check: bool = True, timeout_s: float = TIMEOUT_S) -> Completed:
+    """Runs VBoxManage. Raises CommandError, with its words, if it fails."""
+    return run(["VBoxManage", "-q", *words], check=check, timeout_s=timeout_s)
+
+
+#: Its words for the states of a machine, as Vagrant passes them on: running, standing still.
+STATES = {
+    "running": (True, False), "paused": (True, True), "starting": (True, False), "stopping": (True, False),
+    "saving": (True, False), "restoring": (True, False), "stuck": (True, True), "gurumeditation": (True, True),
+    "inaccessible": (False, False), "poweroff": (False, False), "saved": (False, False),
+    "aborted": (False, False), "aborted-saved": (False, False), "not_created": (False, False),
+}  # fmt: skip
+
+
+@attrs.frozen
+class VirtualBox:
+    """VirtualBox as the hypervisor of Vagrant's machines."""
+
+    name = "virtualbox"
+    states = STATES
+
+    def require(self) -> None:
+        require("VBoxManage", "it tells what Vagrant left in VirtualBox")
+
+    def write_box(self, box: Box, image: Image, target: Path) -> None:
+        guest = box.image.distribution if isinstance(box.image, PackageImage) else "linux"
+        content = Content(
+            box.name, image.disk, image.format, image.virtual_bytes, box.cpus, box.memory_bytes, guest, USER, {}
+        )
+        formats.write(Format.VIRTUALBOX, content, target, None)
+
+    def sweep(self, name: str) -> None:
+        full = domain(name)
+        if f'"{full}" ' in manage("list", "vms", check=False).stdout:
+            log.detail(f"removing the machine {full}")
+            manage("controlvm", full, "poweroff", check=False)
+            manage("unregistervm", full, "--delete")
+
+    def drop_image(self, vagrant_box: str) -> None:
+        """Vagrant imports a box anew for each machine."""
+
+    def copy_disk(self, name: str, image: Image, work: Path) -> Path:
+        found = _DISK.search(manage("showvminfo", domain(name), "--machinereadable").stdout)
+        if not found:
+            raise GuestError(f"VBoxManage shows no disk of {name}")
+        whole, copy = work / "virtualbox.vdi", work / "virtualbox.qcow2"
+        manage("clonemedium", "disk", found["path"], str(whole), "--format", "VDI", timeout_s=COPY_TIMEOUT_S)
+        manage("closemedium", "disk", str(whole))  # VirtualBox would keep it in its list
+        run(["qemu-img", "convert", "-f", "vdi", "-O", "qcow2", whole, copy], timeout_s=COPY_TIMEOUT_S)
+        whole.unlink()
+        return copy
