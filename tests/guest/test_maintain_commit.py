@@ -32,7 +32,7 @@ sync
 
 
 def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None:
-    """What was changed is recorded, packaged and booted; what is of the one machine is gone; the box was left alone."""
+    """What was changed is recorded, packaged (for VirtualBox) and booted; what is of the one machine is gone; the box was left alone."""
     kimbox.spec(NAME)
     told = kimbox.json("maintain")
     assert ("based-maintain", "ready") == (told["name"], told["state"])
@@ -42,7 +42,7 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     identity = kimbox.sh("based-maintain", "sudo sh -c 'cat /etc/machine-id /persistent/ssh/*.pub'")
     kimbox.sh("based-maintain", CHANGE)
 
-    done = kimbox.json("maintain", "--commit", "based-2", "--package", "out")
+    done = kimbox.json("maintain", "--commit", "based-2", "--package", "out", "--format", "virtualbox")
     assert [{"name": "kimbox-extra", "old": "", "new": "1.5"}] == done["changes"]["packages"]
     files = done["changes"]["files"]
     assert "/etc/by-hand" in files["added"]
@@ -51,7 +51,7 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     assert 5 == kimbox("status", "based-maintain", check=False).code
 
     kimbox("box", "remove", "based-2")
-    kimbox("box", "add", "based-3", "out/based-libvirt.box")
+    kimbox("box", "add", "based-3", "out/based-virtualbox.box")
     (tmp_path / "new").mkdir()
     new = Kimbox(kimbox.home, tmp_path / "new")
     (new.folder / "kimbox.yaml").write_text(
