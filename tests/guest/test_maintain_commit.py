@@ -32,7 +32,7 @@ sync
 
 
 def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None:
-    """What was changed is recorded, packaged (for VirtualBox) and booted; what is of the one machine is gone; the box was left alone."""
+    """What was changed is recorded, packaged (for VirtualBox) and booted; what is of the one machine is gone."""
     kimbox.spec(NAME)
     told = kimbox.json("maintain")
     assert ("based-maintain", "ready") == (told["name"], told["state"])
