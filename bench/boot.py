@@ -32,6 +32,9 @@ BOX = "bare QEMU, disk of the box, to the ssh banner"
 READY = "bare QEMU, disk of the box, to its ready event"
 UP = "kimbox up of the halted box, to its end"
 
+#: `up`, beside the same disk in a bare QEMU; the guest's own boot, beside a stock one.
+LIMITS = {(UP, BOX): 1.15, (READY, STOCK): 0.55}
+
 RATIOS = ((FRESH, STOCK), (BOX, STOCK), (READY, STOCK), (UP, BOX), (UP, READY))
 
 
@@ -71,7 +74,9 @@ def main() -> None:
         times = measure(box, asked.box, asked.n, Path(work))
     median = medians(times, 3)
     ratios = {f"{above} / {below}": round(median[above] / median[below], 2) for above, below in RATIOS}
-    show({"median_s": medians(times), "ratios": ratios, "all_s": times})
+    ok = all(median[above] <= limit * median[below] for (above, below), limit in LIMITS.items())
+    limits = {f"{above} / {below}": limit for (above, below), limit in LIMITS.items()}
+    show({"median_s": medians(times), "ratios": ratios, "limits": limits, "ok": ok, "all_s": times})
 
 
 if __name__ == "__main__":

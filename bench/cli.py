@@ -1,6 +1,8 @@
 """How long short verbs take as whole processes: medians beside their limits, and against a bare start of Python.
 
-python -m bench.cli [-n 15]
+    python -m bench.cli [-n 15]
+
+`status` asks the box minimal as it is: bring it up first, and QEMU and the events of the guest are asked, too.
 """
 
 from __future__ import annotations
