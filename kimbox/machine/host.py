@@ -92,7 +92,7 @@ def _vagrant() -> Check:
     """What `kimbox up --provider vagrant` lacks. Nobody else needs it, so that it is never bad."""
     from kimbox.machine import hypervisor, libvirt, vagrant
 
-    is_libvirt = hypervisor.here().name == "libvirt"
+    is_libvirt = hypervisor.here().NAME == libvirt.NAME
     wanted = [*VAGRANT_PROGRAMS, *(["virsh"] if is_libvirt else [])]
     if lacks := [name for name in wanted if not run.which(name)]:
         mend = f"sudo apt-get install {' '.join(run.PACKAGE_OF[name] for name in lacks)} libvirt-daemon-system"

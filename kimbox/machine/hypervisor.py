@@ -22,17 +22,17 @@ FILE = "hypervisor"
 
 
 class Hypervisor(Protocol):
-    """One of them. Its methods raise CommandError in its own words."""
+    """One of them: what the modules libvirt and virtualbox have. All raise CommandError in its own words."""
 
     @property
-    def name(self) -> str:
+    def NAME(self) -> str:
         """Vagrant's word for it."""
 
     @property
-    def states(self) -> Mapping[str, tuple[bool, bool]]:
+    def STATES(self) -> Mapping[str, tuple[bool, bool]]:
         """The words of `vagrant status` for a machine, and what they mean: running, standing still."""
 
-    def require(self) -> None:
+    def needed(self) -> None:
         """Raises MissingToolError if its own program is not here."""
 
     def write_box(self, box: Box, image: Image, target: Path) -> None:
@@ -61,23 +61,24 @@ def domain(name: str) -> str:
 
 def here() -> Hypervisor:
     """The one for new machines: libvirt, unless there is VirtualBox alone."""
-    return _all()[1 if run.which("VBoxManage") and not run.which("virsh") else 0]
+    libvirt, virtualbox = _all()
+    return virtualbox if run.which("VBoxManage") and not run.which("virsh") else libvirt
 
 
 def of(folder: Path) -> Hypervisor:
     """That of the machine in a folder. Raises KimboxError if it is none that is known."""
-    file = folder / FILE
-    told = read_bounded(file, limit_bytes=100).decode("utf-8", "replace").strip() if file.exists() else _all()[0].name
-    for one in _all():
-        if one.name == told:
-            return one
-    raise KimboxError(
-        f"{file} names no hypervisor that is known: {told!r}", hint="`kimbox destroy` removes the machine"
-    )
+    file, names = folder / FILE, {one.NAME: one for one in _all()}
+    if not file.exists():
+        return _all()[0]
+    told = read_bounded(file, limit_bytes=100).decode("utf-8", "replace").strip()
+    if told not in names:
+        raise KimboxError(
+            f"{file} names no hypervisor: {told!r}", hint=f"it is one of {', '.join(names)}: write it there"
+        )
+    return names[told]
 
 
 def _all() -> tuple[Hypervisor, Hypervisor]:
-    from kimbox.machine.libvirt import Libvirt
-    from kimbox.machine.virtualbox import VirtualBox
+    from kimbox.machine import libvirt, virtualbox
 
-    return Libvirt(), VirtualBox()
+    return libvirt, virtualbox

@@ -9,14 +9,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import attrs
-
 from kimbox.image import boxwriter
 from kimbox.image.store import Image
 from kimbox.log import log
 from kimbox.machine.hypervisor import domain
 from kimbox.run import Completed, require, run
 from kimbox.spec.model import Box
+
+#: Vagrant's word for it, and its words for the states of a machine, as Vagrant passes them on: running, standing still.
+NAME = "libvirt"
+STATES = {
+    "running": (True, False), "inaccessible": (True, False), "paused": (True, True), "pmsuspended": (True, True),
+    "blocked": (True, False), "shutting_down": (True, False), "shutdown": (True, False),
+    "shutoff": (False, False), "crashed": (False, False), "nostate": (False, False), "not_created": (False, False),
+    "preparing": (True, False),
+}  # fmt: skip
 
 #: The system's libvirt, and the pool in which vagrant-libvirt keeps its disks.
 URI = "qemu:///system"
@@ -29,6 +36,11 @@ TIMEOUT_S = 60.0
 
 #: A whole disk is copied within this time.
 COPY_TIMEOUT_S = 3600.0
+
+
+def needed() -> None:
+    """Raises MissingToolError if virsh is not here."""
+    require("virsh", "it tells what Vagrant left in libvirt")
 
 
 def virsh(*words: str, check: bool = True, timeout_s: float = TIMEOUT_S) -> Completed:
@@ -49,13 +61,22 @@ def sweep(name: str) -> None:
             virsh("vol-delete", volume, "--pool", POOL)
 
 
-def copy_disk(name: str, target: Path) -> None:
+def write_box(box: Box, image: Image, target: Path) -> None:
+    """Makes the image a Vagrant box."""
+    boxwriter.libvirt(image.disk, image.format, target)
+
+
+def copy_disk(name: str, image: Image, work: Path) -> Path:
     """Copies the disk of a box that does not run, as it lies in the pool: an overlay on the volume of its image.
 
     Raises CommandError if there is none.
     """
-    words = ["vol-download", f"{domain(name)}.img", str(target), "--pool", POOL, "--sparse"]
+    copy = work / "libvirt.qcow2"
+    words = ["vol-download", f"{domain(name)}.img", str(copy), "--pool", POOL, "--sparse"]
     virsh(*words, timeout_s=COPY_TIMEOUT_S)
+    # The volume that it lies on was made of the same image, and holds the same.
+    run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", image.format, "-b", image.disk, copy])
+    return copy
 
 
 def volumes() -> list[str]:
@@ -70,39 +91,3 @@ def drop_image(vagrant_box: str) -> None:
         if volume.startswith(f"{vagrant_box}{IMAGE_MARK}"):
             log.detail(f"removing the volume {volume}")
             virsh("vol-delete", volume, "--pool", POOL)
-
-
-#: Its words for the states of a machine, as Vagrant passes them on: running, standing still.
-STATES = {
-    "running": (True, False), "inaccessible": (True, False), "paused": (True, True), "pmsuspended": (True, True),
-    "blocked": (True, False), "shutting_down": (True, False), "shutdown": (True, False),
-    "shutoff": (False, False), "crashed": (False, False), "nostate": (False, False), "not_created": (False, False),
-    "preparing": (True, False),
-}  # fmt: skip
-
-
-@attrs.frozen
-class Libvirt:
-    """libvirt as the hypervisor of Vagrant's machines, through the plugin vagrant-libvirt."""
-
-    name = "libvirt"
-    states = STATES
-
-    def require(self) -> None:
-        require("virsh", "it tells what Vagrant left in libvirt")
-
-    def write_box(self, box: Box, image: Image, target: Path) -> None:
-        boxwriter.libvirt(image.disk, image.format, target)
-
-    def sweep(self, name: str) -> None:
-        sweep(name)
-
-    def drop_image(self, vagrant_box: str) -> None:
-        drop_image(vagrant_box)
-
-    def copy_disk(self, name: str, image: Image, work: Path) -> Path:
-        copy = work / "libvirt.qcow2"
-        copy_disk(name, copy)
-        # The volume that it lies on was made of the same image, and holds the same.
-        run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", image.format, "-b", image.disk, copy])
-        return copy

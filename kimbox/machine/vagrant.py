@@ -80,20 +80,20 @@ class Vagrant:
         told = str(self._call("status", lambda v: v._run_vagrant_command(["status", name, "--machine-readable"])))
         words = [line.split(",") for line in told.splitlines()]
         found = [parts[3] for parts in words if len(parts) > 3 and parts[1:3] == [name, "state"]]
-        if len(found) != 1 or found[0] not in self._under.states:
+        if len(found) != 1 or found[0] not in self._under.STATES:
             raise GuestError(
                 f"vagrant status says nothing that is known of {name}: {', '.join(found)[:200] or 'nothing'}"
             )
         return found[0]
 
     def _is_there(self) -> bool:
-        return (self.machine.folder / ".vagrant/machines" / self.machine.name / self._under.name / "id").exists()
+        return (self.machine.folder / ".vagrant/machines" / self.machine.name / self._under.NAME / "id").exists()
 
     def running(self) -> tuple[bool, bool]:
         """Whether there is a guest that runs, and whether it stands still."""
         if not self._is_there():  # Vagrant has made none: it need not be asked
             return False, False
-        return self._under.states[self._status()]
+        return self._under.STATES[self._status()]
 
     # ---- making and starting
 
@@ -104,7 +104,7 @@ class Vagrant:
 
     def create(self, folder: Path, box: Box, image: Image) -> None:
         name = box_name(box.name, image.key)
-        (folder / hypervisor.FILE).write_text(f"{hypervisor.here().name}\n")
+        (folder / hypervisor.FILE).write_text(f"{hypervisor.here().NAME}\n")
         (folder / "box").write_text(f"{name}\n")
         (folder / self.machine.vagrantfile.name).write_text(self._vagrantfile(box, name, {}), encoding="utf-8")
 
@@ -134,7 +134,7 @@ class Vagrant:
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))
         with log.step(f"starting {machine.name} with Vagrant"):
-            self._call("up", lambda v: v.up(provider=self._under.name, provision=False))
+            self._call("up", lambda v: v.up(provider=self._under.NAME, provision=False))
             record = self._reached(record)
             if self._needs_reboot(record, is_new=is_new):
                 self._call("reload", lambda v: v.reload(provision=False))
@@ -300,7 +300,7 @@ class Vagrant:
 def _library(under: Hypervisor) -> Any:
     """python-vagrant. Raises MissingToolError if there is no Vagrant for it, or no hypervisor."""
     run.require("vagrant", "it runs the box")
-    under.require()
+    under.needed()
     try:
         import vagrant
     except ImportError as error:
@@ -321,7 +321,7 @@ def _environment(under: Hypervisor) -> dict[str, str]:
     return run.environment(
         {
             "VAGRANT_HOME": str(paths.vagrant_dir()),
-            "VAGRANT_DEFAULT_PROVIDER": under.name,
+            "VAGRANT_DEFAULT_PROVIDER": under.NAME,
             "VAGRANT_CHECKPOINT_DISABLE": "1",
             "VAGRANT_NO_COLOR": "1",
             "KIMBOX_LIBVIRT_DRIVER": driver,

@@ -29,12 +29,12 @@ def ensure(image: Image, box: Box, under: Hypervisor, call: Call) -> None:
     home = paths.vagrant_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
-        if any((home / "boxes" / vagrant_box).glob(f"*/{under.name}")):
+        if any((home / "boxes" / vagrant_box).glob(f"*/{under.NAME}")):
             return
         with log.step("making a box for Vagrant"), tempfile.TemporaryDirectory(prefix="box-", dir=home) as folder:
             file = Path(folder) / f"{vagrant_box}.box"
             under.write_box(box, image, file)
-            call("box add", lambda v: v.box_add(vagrant_box, str(file), provider=under.name, force=True))
+            call("box add", lambda v: v.box_add(vagrant_box, str(file), provider=under.NAME, force=True))
 
 
 def drop(vagrant_box: str, under: Hypervisor, call: Call) -> None:
@@ -45,7 +45,7 @@ def drop(vagrant_box: str, under: Hypervisor, call: Call) -> None:
             return
         under.drop_image(vagrant_box)
         if (home / "boxes" / vagrant_box).is_dir():
-            call("box remove", lambda v: v.box_remove(vagrant_box, under.name))
+            call("box remove", lambda v: v.box_remove(vagrant_box, under.NAME))
         remove_tree(home / "boxes" / vagrant_box)
 
 

@@ -19,7 +19,7 @@ from kimbox.guest.provision import write_tar
 from kimbox.lock.lockfile import make_lock
 from kimbox.render.manifest import render_manifest
 from kimbox.run import run
-from kimbox.spec.model import Mode, Probe, Run
+from kimbox.spec.model import Box, Mode, Probe, Run
 
 guest = fakeguest.guest  # a fixture
 
@@ -335,6 +335,13 @@ echo "closing $KIMBOX_ROLE of $KIMBOX_SITE for $KIMBOX_USERNAME, with $line"
 """
 
 
+def box_with_a_role(folder: Path) -> Box:
+    """A box whose setup repository has a `secure`."""
+    makebox.make_repository(folder / "setup", {"setup": "#!/bin/sh\n", "secure": SECURE})
+    makebox.make_repository(folder / "code")
+    return box_with(folder)
+
+
 @needs_namespace
 def test_credentials_without_their_key(guest: FakeGuest, tmp_path: Path) -> None:
     """A disk that somebody copied does not tell them: the box fails, closed, and says why."""
@@ -350,9 +357,7 @@ def test_credentials_without_their_key(guest: FakeGuest, tmp_path: Path) -> None
 @needs_namespace
 def test_a_role_is_tried_from_another_commit(guest: FakeGuest, tmp_path: Path) -> None:
     """What was provisioned unpinned makes the role, too, and the box goes on saying that it is unpinned."""
-    makebox.make_repository(tmp_path / "setup", {"setup": "#!/bin/sh\n", "secure": SECURE})
-    makebox.make_repository(tmp_path / "code")
-    box = box_with(tmp_path)
+    box = box_with_a_role(tmp_path)
     assert provision(guest, tmp_path, box) == 0
     commit = makebox.commit(tmp_path / "setup", {"secure": f"{SECURE}echo another role\n"})
     digest, tar = delivery(tmp_path, box, attrs.evolve(make_lock(box), unpinned=("setup",)))
@@ -368,9 +373,7 @@ def test_a_role_is_tried_from_another_commit(guest: FakeGuest, tmp_path: Path) -
 @needs_namespace
 def test_runsecure_acts_only_on_a_secured_box(guest: FakeGuest, tmp_path: Path) -> None:
     """Unsecured it does nothing; secured, provisiond runs `secure` after everything else, and its failure counts."""
-    makebox.make_repository(tmp_path / "setup", {"setup": "#!/bin/sh\n", "secure": SECURE})
-    makebox.make_repository(tmp_path / "code")
-    box = box_with(tmp_path)
+    box = box_with_a_role(tmp_path)
     assert provision(guest, tmp_path, box) == 0
     assert "was not secured" in guest.run("/persistent/runsecure").stdout
     guest.secure()

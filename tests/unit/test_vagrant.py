@@ -261,7 +261,7 @@ def test_virtualbox_runs_it_where_there_is_no_libvirt(no_libvirt: Host, tmp_path
     image = Image("e" * 64, tmp_path / "disk.raw", "raw", {})
     vagrant = Vagrant(machine)
     vagrant.create(machine.folder, makebox.make_box(tmp_path), image)
-    assert "virtualbox" == hypervisor.of(machine.folder).name
+    assert "virtualbox" == hypervisor.of(machine.folder).NAME
     assert f"virtualbox.name = '{hypervisor.prefix()}' + 'tiny'" in machine.vagrantfile.read_text()
     mark = machine.folder / ".vagrant/machines/tiny/virtualbox/id"
     mark.parent.mkdir(parents=True)
@@ -275,7 +275,7 @@ def test_virtualbox_runs_it_where_there_is_no_libvirt(no_libvirt: Host, tmp_path
     assert "virtualbox" == (tmp_path / "default").read_text().strip()
     assert any(call.startswith("vagrant up") and "--provider=virtualbox" in call for call in no_libvirt.calls)
     (machine.folder / hypervisor.FILE).write_text("xen\n")
-    with pytest.raises(KimboxError, match="no hypervisor that is known: 'xen'"):
+    with pytest.raises(KimboxError, match="names no hypervisor: 'xen'"):
         vagrant.running()
     assert Verdict.GOOD is host_checks._vagrant().verdict
 
@@ -293,12 +293,11 @@ def test_virtualbox_keeps_nothing_of_ours(no_libvirt: Host, tmp_path: Path) -> N
         *clonemedium*) qemu-img create -q -f vdi "$5" 4M ;;
         esac""",
     )
-    under = virtualbox.VirtualBox()
-    under.sweep("tiny")
-    under.sweep("other")
+    virtualbox.sweep("tiny")
+    virtualbox.sweep("other")
     work = tmp_path / "work"
     work.mkdir()
-    copy = under.copy_disk("tiny", Image("e" * 64, tmp_path / "disk.raw", "raw", {}), work)
+    copy = virtualbox.copy_disk("tiny", Image("e" * 64, tmp_path / "disk.raw", "raw", {}), work)
     assert [copy] == list(work.iterdir())
     asked = [call.removeprefix("VBoxManage -q ") for call in no_libvirt.calls if "list vms" not in call]
     assert [
