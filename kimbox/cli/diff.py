@@ -20,9 +20,10 @@ def diff(
     """Show what differs from OLD to NEW: spec, image, repositories added, removed or moved, and the commits between.
 
     OLD and NEW are each a lock file, REV:PATH of the git repository around, or the name of a box, which stands for the
-    lock that it runs. Without them it is what `kimbox up` would change in the box. Commits are read from this machine's
-    mirrors, + for those that came and - for those that went away, forty for a repository at most. The exit status is 0
-    whether they differ or not; with --json, `differs` tells.
+    lock that it runs; of one that answers, packages that were installed, removed or moved in it since are told besides
+    (`installed` in the JSON). Without them it is what `kimbox up` would change in the box. Commits are read from this
+    machine's mirrors, + for those that came and - for those that went away, forty for a repository at most. The exit
+    status is 0 whether they differ or not; with --json, `differs` tells.
 
     \b
     Examples:
@@ -42,6 +43,9 @@ def diff(
 
     sides = [compare.named(word) if word else of_this_folder(which) for which, word in (("old", old), ("new", new))]
     found = compare.compare(*sides)
+    own = [f"{side.name}, by itself: {line}" for side in sides if side.installed for line in side.installed.lines()]
     lines = as_text(found.diff, found.logs) or [f"{found.old.name} and {found.new.name} are equal"]
-    result = {"old": found.old.name, "new": found.new.name, "differs": bool(found.diff)}
-    report("diff", result | as_json(found.diff, found.logs), "\n".join(map(printable, lines)))
+    told = {"old": found.old.installed, "new": found.new.installed}
+    installed = {which: changes.as_json() if changes is not None else None for which, changes in told.items()}
+    result = {"old": found.old.name, "new": found.new.name, "differs": bool(found.diff), "installed": installed}
+    report("diff", result | as_json(found.diff, found.logs), "\n".join(map(printable, [*lines, *own])))

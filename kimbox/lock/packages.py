@@ -65,6 +65,19 @@ class LockedPackages:
         versions = {name: LockedPackage.parse(line) for name, line in tree["versions"].items()}
         return cls(tree["request"], tree["as_of"], tuple(tree["sources"]), versions)
 
+    def as_installed(self, found: Mapping[str, tuple[str, str]]) -> LockedPackages:
+        """The packages that are really there: name -> version, architecture.
+
+        Those at another version than the lock's, or not in it, have no digest: nobody knows which .deb they came from.
+        """
+        versions = {
+            name: locked
+            if (locked := self.versions.get(name)) and locked.version == version
+            else LockedPackage(version, architecture, "")
+            for name, (version, architecture) in found.items()
+        }
+        return attrs.evolve(self, versions=versions)
+
     @property
     def digest(self) -> str:
         """sha256 hex digest of what an image is made of: packages and sources, not when they were looked up."""

@@ -51,18 +51,8 @@ class Whole:
         return self.lock.packages.versions if self.lock.packages else {}
 
     def with_installed(self, found: Mapping[str, tuple[str, str]]) -> Whole:
-        """The same with the packages that are really there: name -> version, architecture.
-
-        Those at another version than the lock's, or not in it, have no digest: nobody knows which .deb they came from.
-        """
-        former = self.lock.packages or LockedPackages("", "", (), {})
-        versions = {
-            name: locked
-            if (locked := former.versions.get(name)) and locked.version == version
-            else LockedPackage(version, architecture, "")
-            for name, (version, architecture) in found.items()
-        }
-        packages = attrs.evolve(former, versions=versions)
+        """The same with the packages that are really there: name -> version, architecture."""
+        packages = (self.lock.packages or LockedPackages("", "", (), {})).as_installed(found)
         return attrs.evolve(self, lock=attrs.evolve(self.lock, packages=packages, frozen_digest=self.lock.digest))
 
     def purl(self, name: str) -> str:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
 from kimbox.errors import KimboxError, SpecError, StateError
-from kimbox.lock import history
+from kimbox.lock import history, packages
 from kimbox.lock.diff import Kind, LockDiff, diff
 from kimbox.lock.gitrun import GitError, git
 from kimbox.lock.history import Between
 from kimbox.lock.lockfile import MAX_LOCK_BYTES, Lock, parse_lock, read_lock
+from kimbox.lock.packages import PackageChanges
+from kimbox.log import log
 from kimbox.machine import ran
+from kimbox.machine.facts import reach, state
 from kimbox.machine.folder import Machine
 from kimbox.machine.pins import lock_path
 from kimbox.spec.model import Box
 from kimbox.spec.nodes import Fault
 from kimbox.spec.rules import box_name
+
+#: dpkg-query takes a second in an emulated guest.
+LIST_TIMEOUT_S = 60.0
+
+_LIST_PACKAGES = r"dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version} ${Architecture}\n'"
+
+#: One that is installed: name, version, architecture. What else a guest says is passed over.
+_PACKAGE = re.compile(
+    r"^ii +([a-z0-9][a-z0-9+.-]{0,99}) ([0-9][0-9A-Za-z.+:~-]{0,99}) ([a-z0-9-]{1,20})$", re.MULTILINE
+)
 
 
 @attrs.frozen
@@ -27,6 +41,8 @@ class Side:
 
     name: str
     lock: Lock
+    #: What a box that could be asked has of packages besides what its lock says, or lacks.
+    installed: PackageChanges | None = None
 
 
 @attrs.frozen
@@ -74,8 +90,25 @@ def named(word: str) -> Side:
 
 
 def of_box(machine: Machine) -> Side:
-    """What a box runs."""
-    return Side(f"the box {machine.name}", ran.lock_of(machine))
+    """What a box runs, and, where it is open and answers, what it has of packages."""
+    lock = ran.lock_of(machine)
+    return Side(f"the box {machine.name}", lock, _installed(machine, lock))
+
+
+def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:
+    """What became of the packages of a box since its image was made; None where it cannot be asked."""
+    if not lock.packages or machine.record().sealed or not state(machine).reachable:
+        return None
+    from kimbox.guest.ssh import Guest
+
+    try:
+        with Guest(reach(machine)) as guest:
+            answer = guest.run(_LIST_PACKAGES, timeout_s=LIST_TIMEOUT_S)
+    except KimboxError as error:
+        log.detail(f"{machine.name} cannot be asked for its packages: {error}")
+        return None
+    found = {name: (version, of) for name, version, of in _PACKAGE.findall(answer.stdout)}
+    return packages.compare(lock.packages.versions, lock.packages.as_installed(found).versions)
 
 
 def of_spec(box: Box, *, shipped: bool) -> Side:

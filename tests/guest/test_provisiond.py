@@ -153,6 +153,8 @@ def test_a_new_root_is_provisioned_without_network_or_host(box: Kimbox) -> None:
         read_lock(box.folder / "kimbox.lock").digest,
     ]
     assert box.sh(NAME, "ls /gone 2>/dev/null || kimbox-probe && python3 -c 'import kimbox_wheel; print(1)'") == "1\n"
+    installed = box.json("diff")["installed"]["old"]
+    assert installed == {"added": {"kimbox-probe": "1:2.0-1"}, "removed": {}, "moved": {}}
     history = [line.split("\t") for line in box.sh(NAME, "cat /persistent/log/history").splitlines()]
     assert [(row[2], row[4], row[6]) for row in history if row[3] == "provision"] == 2 * [
         ("resnap", "packages", "0"),

@@ -14,14 +14,17 @@ from clirun import Kimbox
 
 from kimbox import paths
 from kimbox.errors import StateError
+from kimbox.guest import ssh
+from kimbox.guest.ssh import Answer
 from kimbox.lock import history
 from kimbox.lock.diff import Change, Kind, as_json, as_text, diff
 from kimbox.lock.history import Between
 from kimbox.lock.lockfile import Lock, PinnedRepository, read_lock, write_lock
 from kimbox.lock.mirror import Mirror
 from kimbox.lock.packages import LockedPackage
-from kimbox.machine import ran
+from kimbox.machine import compare, ran
 from kimbox.machine.folder import Machine
+from kimbox.machine.state import State
 from kimbox.spec.model import Repository
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
@@ -204,6 +207,48 @@ def test_a_box_stands_for_what_it_runs(kimbox: Kimbox, locks: tuple[Path, Path],
     locks[1].rename(world / "work/kimbox.lock")
     assert out == kimbox("diff")[1]
     assert (0, "tiny" in out) == (kimbox("diff", "old.lock")[0], False)
+
+
+def test_a_box_that_answers_tells_what_it_has_by_itself(
+    kimbox: Kimbox, locks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages that were installed, removed or moved in it; what is no line of dpkg's is passed over."""
+
+    @attrs.frozen
+    class Guest:
+        endpoint: object
+
+        def __enter__(self) -> Guest:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def run(self, command: str, *, timeout_s: float) -> Answer:
+            lines = [
+                "ii  same 1 all",
+                "ii  moved 2 amd64",
+                "ii  came 7 all",
+                "rc  gone 1 all",
+                "ii  ../x 1 all",
+                "\x1b",
+            ]
+            return Answer(0, "\n".join(lines) + "\n", "")
+
+    named = {name: LockedPackage("1", "all", "a" * 64) for name in ("same", "moved", "gone")}
+    lock = attrs.evolve(read_lock(locks[0]), packages=attrs.evolve(tinyimage.LOCKED, versions=named))
+    provisioned("1" * 64, lock)
+    monkeypatch.setattr(compare, "state", lambda _: State.READY)
+    monkeypatch.setattr(compare, "reach", lambda _: None)
+    monkeypatch.setattr(ssh, "Guest", Guest)
+    told = clirun.result(kimbox("diff", "tiny", "tiny", "--json")[1], "diff")
+    assert (told["differs"], told["installed"]["old"]) == (False, told["installed"]["new"])
+    assert told["installed"]["old"] == {
+        "added": {"came": "7"}, "removed": {"gone": "1"}, "moved": {"moved": [f"1 all {'a' * 64}", "2 amd64 "]}
+    }  # fmt: skip
+    assert "the box tiny, by itself: package came: new, 7" in kimbox("diff", "tiny", "old.lock")[1]
+    monkeypatch.setattr(compare, "state", lambda _: State.HALTED)
+    assert clirun.result(kimbox("diff", "tiny", "old.lock", "--json")[1], "diff")["installed"]["old"] is None
 
 
 def test_the_image_of_a_box_is_that_it_was_made_from(locks: tuple[Path, Path]) -> None:
