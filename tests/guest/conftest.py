@@ -21,17 +21,22 @@ from kimbox.machine.folder import Machine
 VERB_TIMEOUT_S = 1800.0
 
 
-#: Between two looks at what is waited for, in seconds.
-LOOK_S = 0.02
+#: Between two looks at what is waited for, in seconds: at first, and after a while.
+LOOK_S, LATER_S = 0.02, 0.25
+SOON_S = 5.0
+
+#: The same where a look is a program of its own, which takes its time from the guests.
+ASK_S = 2.0
 
 
-def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0) -> None:
+def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0, every_s: float | None = None) -> None:
     """Looks until `done`; fails, naming what was waited for, when the time is up."""
-    deadline = time.monotonic() + limit_s
+    started = time.monotonic()
     pause = threading.Event()
     while not done():
-        assert time.monotonic() < deadline, f"waited {limit_s:.0f} s in vain: {what}"
-        pause.wait(LOOK_S)
+        waited_s = time.monotonic() - started
+        assert waited_s < limit_s, f"waited {limit_s:.0f} s in vain: {what}"
+        pause.wait(every_s or (LOOK_S if waited_s < SOON_S else LATER_S))
 
 
 #: Files of tests that take longest, in this order: begun first, they do not leave other processors idle at the end.

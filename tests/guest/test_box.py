@@ -145,10 +145,7 @@ def test_a_name_belongs_to_one_spec(minimal: Kimbox) -> None:
 
 
 def test_a_forward_reaches_the_guest(kimbox: Kimbox) -> None:
-    """A port of the spec answers on 127.0.0.1 of the host, chosen by kimbox and kept.
-
-    A boot that fails is explained: without its volume group the box says so, and not that ssh timed out.
-    """
+    """A port of the spec answers on 127.0.0.1 of the host, chosen by kimbox; destroyed, the box gives it back."""
     kimbox.spec("forwarded", "forwards: [{guest: 8080, host: auto}]\n")
     port = int(kimbox.json("up")["forwards"]["8080"])
     serve = "mkdir -p w && echo served >w/index.html && busybox httpd -p 8080 -h w"
@@ -157,13 +154,6 @@ def test_a_forward_reaches_the_guest(kimbox: Kimbox) -> None:
         connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.endswith(b"served\n")
-    kimbox("halt", "forwarded")
-    layout = plan(load_box(kimbox.folder / "kimbox.yaml").disk)
-    command = f"write -z {layout.pv.offset_bytes} 1M"
-    run.run(["qemu-io", "-f", "qcow2", "-c", command, Machine("forwarded").disk])
-    failed = kimbox.json("up", "--timeout", "90s", check=False)
-    assert failed["exit_code"] == 4
-    assert "cannot activate the volume group vagrant-pipeline: Volume group" in failed["message"]
     kimbox("destroy", "-y", "forwarded")
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from conftest import Kimbox, until
+from conftest import ASK_S, Kimbox, until
 from frames import wired
 from makearchive import Archive
 from webfolder import serving
@@ -214,7 +214,7 @@ def test_security_updates_come_by_themselves(site: Site) -> None:
 
 def test_the_audit_finds_nothing_and_each_hole(site: Site, tmp_path: Path) -> None:
     """What the sealed box tells by itself is sound; a hole of each kind, opened by the operator, is found."""
-    until("the report of the box", lambda: site.vault("audit", "vault", check=False).code != 5)
+    until("the report of the box", lambda: site.vault("audit", "vault", check=False).code != 5, every_s=ASK_S)
     sound = site.vault.json("audit", "vault")
     assert (sound["breaches"], sound["report"]["role"]) == ([], "director")
     assert sound["counts"]["pass"] > 60
@@ -245,11 +245,11 @@ def done(kimbox: Kimbox) -> int:
 
 def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: Path) -> None:
     """Every job has its one result, with the values that are known of its model, and says what computed it."""
-    until("the first results", lambda: done(site.vault) >= 3, limit_s=300)
+    until("the first results", lambda: done(site.vault) >= 3, limit_s=300, every_s=ASK_S)
     for name in ("vault", "hand"):
         qmp.execute(Machine(name).qmp_socket, "system_reset")
-    until("all results", lambda: done(site.vault) == len(JOBS), limit_s=900)
-    until("the report of the worker", lambda: site.hand("audit", "hand", check=False).code != 5)
+    until("all results", lambda: done(site.vault) == len(JOBS), limit_s=900, every_s=ASK_S)
+    until("the report of the worker", lambda: site.hand("audit", "hand", check=False).code != 5, every_s=ASK_S)
     assert site.hand.json("audit", "hand")["breaches"] == []
     site.fetch(tmp_path)
     assert {path.stem for path in (tmp_path / "results").glob("*.json")} == set(JOBS)
@@ -317,7 +317,7 @@ def test_new_credentials(site: Site) -> None:
     assert "new credentials" in take(hand, "hand", PASSWORD, "--rotate", "--username", "alice").stdout
     assert hand.json("status")["state"] == "sealed"
     assert not Machine("hand").rotate_file.exists()
-    until("a report after it", lambda: hand("audit", "hand", check=False).code != 5)
+    until("a report after it", lambda: hand("audit", "hand", check=False).code != 5, every_s=ASK_S)
     assert hand.json("audit", "hand")["breaches"] == []
 
 
