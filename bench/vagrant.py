@@ -93,6 +93,8 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
             "VAGRANT_HOME": str(folder / "home"), "VAGRANT_CHECKPOINT_DISABLE": "1", "KIMBOX_LIBVIRT_DRIVER": driver,
             "KIMBOX_HOME": str(paths.home()), "PYTHONPATH": os.pathsep.join(sys.path),
         }  # fmt: skip
+        if driver != "kvm":  # libguestfs would try KVM wherever /dev/kvm opens
+            env |= {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
         try:
             turn({}, ["vagrant"], folder / "vagrant", env)  # uploads the image
             yield folder, env
