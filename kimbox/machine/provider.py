@@ -132,7 +132,7 @@ def named(name: str, machine: Machine) -> Provider:
 
 
 def need_disk(machine: Machine, verb: str) -> None:
-    """Raises StateError where the disk of a machine is not kimbox's to work on, but libvirt's."""
+    """Raises StateError where the disk of a machine is not kimbox's to work on, but its hypervisor's."""
     if (name := of(machine).name) != NAMES[0]:
         hint = f"`kimbox up` without --provider, of a box made anew, has one that kimbox can {verb}"
         raise StateError(f"cannot {verb} {machine.name}: {name} has its disk", hint=hint)

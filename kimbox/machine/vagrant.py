@@ -37,9 +37,6 @@ from kimbox.machine.state import Facts, State
 from kimbox.render.vagrantfile import VagrantMachine, box_name, render_vagrantfile
 from kimbox.spec.model import BootMode, Box
 
-#: The word for a guest that is not there.
-NOT_CREATED = "not_created"
-
 #: A run of Vagrant's output that is kept for the message of a failure.
 SAID_BYTES = 64 << 10
 SAID_LINES = 12
