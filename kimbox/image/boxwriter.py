@@ -1,8 +1,8 @@
 """Writes Vagrant's .box archives for libvirt from any disk that QEMU reads, and what other formats need for it.
 
 A .box for libvirt is a tar archive with three members that vagrant-libvirt looks for: metadata.json (provider, format,
-size in whole GiB), Vagrantfile and box.img. Vagrant unpacks it with bsdtar(1), and has the archive compressed or not;
-kimbox's is not, as its disk is. Whatever else is in it, Vagrant keeps beside the disk.
+size in whole GiB), Vagrantfile and box.img. Vagrant unpacks it with bsdtar(1), which knows xz. The disk inside is not
+compressed: the whole is smaller so, and a guest reads it faster. Whatever else is in it, Vagrant keeps beside the disk.
 
 Equal disks give equal bytes: members have a fixed order, owner and time, and qemu-img writes clusters in their order.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from kimbox import run
 from kimbox.errors import StateError
 from kimbox.files import CHUNK_BYTES, remove_tree, sha256_file, sync_file, sync_folder
-from kimbox.image import sums
+from kimbox.image import sums, xz
 from kimbox.image.recipe import EPOCH_S
 from kimbox.log import log
 from kimbox.render.vagrantfile import ruby_literal
@@ -31,8 +31,9 @@ from kimbox.render.vagrantfile import ruby_literal
 #: Compressed clusters of this size are a twentieth smaller than those of QEMU's default, and as quick to read.
 CLUSTER = "256k"
 
-#: How qemu-img writes a compressed qcow2. In order: with -W it would be quicker, and other bytes every time.
-QCOW2 = ("-O", "qcow2", "-c", "-o", f"compression_type=zstd,cluster_size={CLUSTER}", "-m", "16")
+#: How qemu-img writes a qcow2, and a compressed one. In order: with -W it would be quicker, and other bytes every time.
+PLAIN = ("-O", "qcow2", "-m", "16")
+QCOW2 = (*PLAIN, "-c", "-o", f"compression_type=zstd,cluster_size={CLUSTER}")
 
 #: Makes the signature of a checksum file.
 Sign = Callable[[bytes], bytes]
@@ -80,24 +81,27 @@ def libvirt(
     user: str = "vagrant",
     files: Mapping[str, bytes] | None = None,
     sign: Sign | None = None,
+    compress: bool = True,
 ) -> None:
     """Makes the .box `target` from a `raw` or `qcow2` disk, which nobody may write meanwhile.
 
     `guest` is Vagrant's word for the distribution, `user` the account that logs in; `files` go in, too, by their names.
-    The checksums of all that is in it go with it, and their signature where `sign` makes one.
+    The checksums of all that is in it go with it, and their signature where `sign` makes one. One that does not leave
+    this host need not be compressed.
     `target` appears whole or not at all. Raises StateError if it is there already or being made, CommandError if the
     disk cannot be read.
     """
     with making(target) as work:
         image = work / "box.img"
-        convert(disk, image_format, image, QCOW2)
+        convert(disk, image_format, image, PLAIN)
         size = -(-virtual_bytes(image) // _GIB)
         members = {
             "metadata.json": json_bytes({"provider": "libvirt", "format": "qcow2", "virtual_size": size}),
             "Vagrantfile": vagrantfile(guest, user),
             **(files or {}),
         }
-        write_tar(work / target.name, with_sums(members, {"box.img": image}, sign), {"box.img": image})
+        disks = {"box.img": image}
+        write_tar(work / target.name, with_sums(members, disks, sign), disks, compress=compress)
 
 
 def with_sums(members: Mapping[str, bytes], disks: Mapping[str, Path], sign: Sign | None) -> dict[str, bytes]:
@@ -135,14 +139,23 @@ def virtual_bytes(disk: Path) -> int:
         return int.from_bytes(file.read(32)[24:], "big")
 
 
-def write_tar(target: Path, members: Mapping[str, bytes], disks: Mapping[str, Path]) -> None:
+def write_tar(target: Path, members: Mapping[str, bytes], disks: Mapping[str, Path], *, compress: bool = False) -> None:
     """Writes small members, then files, in the order given, to a new tar archive; it is on disk then."""
-    with tarfile.TarFile(target, "x", format=tarfile.GNU_FORMAT, copybufsize=CHUNK_BYTES) as archive:
+    total = sum(path.stat().st_size for path in disks.values()) or 1
+
+    def tell(done: int) -> None:
+        log.now(f"compressing: {min(100, done * 100 // total)} %")
+
+    with (
+        target.open("xb") as file,
+        xz.Writer(file, tell) if compress else contextlib.nullcontext(file) as out,
+        tarfile.TarFile(fileobj=out, mode="w", format=tarfile.GNU_FORMAT, copybufsize=CHUNK_BYTES) as archive,
+    ):
         for name, data in members.items():
             archive.addfile(_member(name, len(data)), io.BytesIO(data))
         for name, path in disks.items():
-            with path.open("rb") as file:
-                archive.addfile(_member(name, path.stat().st_size), file)
+            with path.open("rb") as disk:
+                archive.addfile(_member(name, path.stat().st_size), disk)
     sync_file(target)
 
 

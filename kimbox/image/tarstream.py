@@ -1,4 +1,4 @@
-"""Reads a tar archive, gzipped or not, that a stranger made: one member after the other, nothing ever written by name.
+"""Reads a tar archive, plain or in gzip or xz, that a stranger made: member by member, nothing ever written by name.
 
 Python's own reader takes headers of any length into memory, follows links and makes what a header says. This one gives
 names, kinds and bytes, each bounded; whoever reads decides what becomes of them. Format: tar(5) of libarchive, POSIX
@@ -19,6 +19,7 @@ import attrs
 
 from kimbox.errors import ImageError
 from kimbox.files import CHUNK_BYTES
+from kimbox.image import xz
 
 BLOCK_BYTES = 512
 
@@ -39,7 +40,9 @@ MAX_MEMBER_BYTES = 2 << 40
 RATIO_FROM_BYTES = 256 << 20
 MAX_RATIO = 200
 
-_UNPACK = "a disk that is compressed with gzip must be unpacked first"
+Content = IO[bytes] | gzip.GzipFile | xz.Reader
+
+_UNPACK = "a disk that is compressed with gzip or xz must be unpacked first"
 _GZIP = b"\x1f\x8b"
 _PAX = re.compile(rb"(\d{1,9}) ([^=\n]{1,100})=")
 
@@ -51,7 +54,7 @@ _KINDS = {
 
 def is_archive(head: bytes) -> bool:
     """Whether a file that begins so is a tar archive, or compressed as one may be."""
-    return head.startswith(_GZIP) or head.startswith(b"ustar", 257)
+    return head.startswith((_GZIP, xz.MAGIC)) or head.startswith(b"ustar", 257)
 
 
 @attrs.define
@@ -87,11 +90,17 @@ def members(archive: Path) -> Iterator[Member]:
     cut off, damaged, or unpacks to far more than it is.
     """
     with archive.open("rb") as file:
-        is_gzip = file.read(2) == _GZIP
+        head = file.read(len(xz.MAGIC))
         file.seek(0)
-        stream = _Stream(file, gzip.GzipFile(fileobj=file) if is_gzip else file)
+        stream = _Stream(file, _content(file, head))
         yield from _members(stream)
         stream.end()
+
+
+def _content(file: IO[bytes], head: bytes) -> Content:
+    if head.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=file)
+    return xz.Reader(file) if head == xz.MAGIC else file
 
 
 def _members(stream: _Stream) -> Iterator[Member]:
@@ -210,7 +219,7 @@ class _Stream:
     """What is unpacked, and the file that it comes from."""
 
     file: IO[bytes]
-    content: IO[bytes] | gzip.GzipFile
+    content: Content
     taken: int = 0
 
     def exactly(self, count: int) -> bytes:
@@ -227,14 +236,14 @@ class _Stream:
         return data
 
     def some(self, count: int) -> bytes:
-        """At most so many bytes; nothing at the end. Raises ImageError if gzip cannot go on."""
+        """At most so many bytes; nothing at the end. Raises ImageError if it cannot be unpacked further."""
         try:
             return self.content.read(count)
         except (gzip.BadGzipFile, zlib.error, EOFError):
             raise ImageError("this gzip archive is cut off or damaged", hint="get it again") from None
 
     def end(self) -> None:
-        """Reads the padding after the last member, and with it gzip's checksum of all that came before."""
+        """Reads the padding after the last member, and with it the checksum of all that came before."""
         left = MAX_PADDING_BYTES
         while piece := self.some(left):
             left -= len(piece)

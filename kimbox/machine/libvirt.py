@@ -63,7 +63,7 @@ def sweep(name: str) -> None:
 
 def write_box(box: Box, image: Image, target: Path) -> None:
     """Makes the image a Vagrant box."""
-    boxwriter.libvirt(image.disk, image.format, target)
+    boxwriter.libvirt(image.disk, image.format, target, compress=False)
 
 
 def copy_disk(name: str, image: Image, work: Path) -> Path:

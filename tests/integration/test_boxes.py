@@ -59,9 +59,9 @@ def same(image: store.Image, raw: Path) -> None:
     run.run(["qemu-img", "compare", "-f", image.format, "-F", "raw", image.disk, raw])
 
 
-@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("compress", ["", "gzip", "xz"])
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_a_box_for_libvirt(tmp_path: Path, raw: Path, qcow2: bytes, prefix: str, compress: bool) -> None:
+def test_a_box_for_libvirt(tmp_path: Path, raw: Path, qcow2: bytes, prefix: str, compress: str) -> None:
     """Its disk goes into the store under the digest of the file, and the name means it."""
     name, about = metadata()
     folder = (member("./", kind=tarfile.DIRTYPE), b"")
@@ -95,7 +95,7 @@ def test_a_box_for_virtualbox(tmp_path: Path, raw: Path, subformat: str) -> None
     """Its VMDK is converted; metadata.json may be missing, as in the oldest boxes."""
     vmdk = makevagrant.converted(raw, "vmdk", "-o", f"subformat={subformat}")
     for about in ([metadata("virtualbox")], []):
-        content = archive(*about, ("box.ovf", b"<Envelope/>"), ("box-disk001.vmdk", vmdk), compress=True)
+        content = archive(*about, ("box.ovf", b"<Envelope/>"), ("box-disk001.vmdk", vmdk), compress="gzip")
         image = store.find(add(f"v{len(about)}", put(tmp_path, content)).image)
         assert image is not None
         assert ("qcow2", "virtualbox") == (image.format, image.facts["provider"])
@@ -160,8 +160,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("compress", [False, True])
-def test_hostile_archives(tmp_path: Path, home: Path, name: str, compress: bool) -> None:
+@pytest.mark.parametrize("compress", ["", "gzip", "xz"])
+def test_hostile_archives(tmp_path: Path, home: Path, name: str, compress: str) -> None:
     """Each is refused with the reason, and leaves nothing; the digest being right does not help."""
     members, reason = HOSTILE[name]
     content = archive(*members, compress=compress)
@@ -186,14 +186,17 @@ def test_hostile_disks_in_a_box(tmp_path: Path, home: Path, raw: Path) -> None:
 
 def test_cut_and_damaged_archives(tmp_path: Path, home: Path, qcow2: bytes) -> None:
     """Wherever it is cut, and whatever number of a header is wrong, it is refused; nothing is left."""
-    plain, packed = (archive(metadata(), ("box.img", qcow2), compress=c) for c in (False, True))
+    plain, packed, xz = (archive(metadata(), ("box.img", qcow2), compress=c) for c in ("", "gzip", "xz"))
     cuts = [plain[:at] for at in (512, 700, 1024, 1600, len(plain) // 2, 1024 + 512 + len(qcow2) - 1)]
     cuts += [packed[:at] for at in (12, 100, len(packed) // 2, len(packed) - 9)]
+    cuts += [xz[:at] for at in (12, 100, len(xz) // 2, len(xz) - 9)]
     wrong = bytearray(plain)
     wrong[124:136] = b"77777777777\0"
     gz = bytearray(packed)
     gz[len(gz) // 2] ^= 0xFF
-    for content in (*cuts, bytes(wrong), bytes(gz)):
+    xz_wrong = bytearray(xz)
+    xz_wrong[len(xz) // 2] ^= 0xFF
+    for content in (*cuts, bytes(wrong), bytes(gz), bytes(xz_wrong)):
         said = refused(put(tmp_path, content), content)
         assert "cut off" in said or "damaged" in said or "no disk" in said
         assert [] == leftovers(home)

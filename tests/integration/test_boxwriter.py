@@ -32,7 +32,7 @@ def test_a_box_holds_what_vagrant_looks_for(disk: Path, tmp_path: Path) -> None:
     """metadata.json, Vagrantfile and the disk, all of it, and further files by their names."""
     target = tmp_path / "out" / "x.box"
     boxwriter.libvirt(disk, "raw", target, guest="it's", files={"kimbox.lock": b"text"})
-    with tarfile.open(target) as archive:
+    with tarfile.open(target, "r:xz") as archive:
         assert archive.getnames() == ["metadata.json", "Vagrantfile", "kimbox.lock", "SHA256SUMS", "box.img"]
         assert {(m.uid, m.gid, m.uname, m.mtime, m.mode) for m in archive} == {(0, 0, "", 1735689600, 0o644)}
         read = {name: archive.extractfile(name).read() for name in archive.getnames()}  # type: ignore[union-attr]
@@ -50,6 +50,15 @@ def test_equal_disks_give_equal_boxes(disk: Path, tmp_path: Path) -> None:
     boxwriter.libvirt(disk, "raw", tmp_path / "a.box")
     boxwriter.libvirt(tmp_path / "disk.qcow2", "qcow2", tmp_path / "b.box")
     assert (tmp_path / "a.box").read_bytes() == (tmp_path / "b.box").read_bytes()
+
+
+def test_a_box_that_stays_here_is_not_compressed(disk: Path, tmp_path: Path) -> None:
+    """It holds the same, and is written as quickly as the disk can be."""
+    boxwriter.libvirt(disk, "raw", tmp_path / "a.box")
+    boxwriter.libvirt(disk, "raw", tmp_path / "b.box", compress=False)
+    with tarfile.open(tmp_path / "a.box", "r:xz") as one, tarfile.open(tmp_path / "b.box", "r:") as other:
+        for name in one.getnames():
+            assert one.extractfile(name).read() == other.extractfile(name).read()  # type: ignore[union-attr]
 
 
 def test_nothing_is_overwritten(disk: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
 
@@ -39,14 +40,16 @@ def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = 
     return info
 
 
-def archive(*members: tuple[str | tarfile.TarInfo, bytes], compress: bool = False) -> bytes:
-    """A tar archive of these."""
+def archive(*members: tuple[str | tarfile.TarInfo, bytes], compress: str = "") -> bytes:
+    """A tar archive of these, compressed with `gzip` or `xz` where asked for."""
     buffer = io.BytesIO()
     with tarfile.TarFile(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for head, data in members:
             info = member(head, len(data)) if isinstance(head, str) else head
             tar.addfile(info, io.BytesIO(data) if data else None)
-    return gzip.compress(buffer.getvalue(), mtime=0) if compress else buffer.getvalue()
+    if compress == "gzip":
+        return gzip.compress(buffer.getvalue(), mtime=0)
+    return lzma.compress(buffer.getvalue()) if compress == "xz" else buffer.getvalue()
 
 
 def metadata(provider: str = "libvirt", **more: object) -> tuple[str, bytes]:
