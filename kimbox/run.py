@@ -195,7 +195,7 @@ def stream(
         raise CommandError(args, describe_status(process.returncode), "\n".join(last))
 
 
-def attached(argv: Sequence[str | Path]) -> int:
+def attached(argv: Sequence[str | Path], *, cwd: Path | None = None) -> int:
     """Runs a program on kimbox's own stdin, stdout and stderr (ssh, an editor); returns its exit code.
 
     The program has the whole environment of the user. While it runs, Ctrl-C is its business alone.
@@ -204,7 +204,7 @@ def attached(argv: Sequence[str | Path]) -> int:
     args[0] = require(args[0])
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        code = subprocess.run(args, preexec_fn=functools.partial(_restore_sigint, os.getpid())).returncode
+        code = subprocess.run(args, cwd=cwd, preexec_fn=functools.partial(_restore_sigint, os.getpid())).returncode
     finally:
         signal.signal(signal.SIGINT, before)
     return code if code >= 0 else 128 - code

@@ -38,10 +38,9 @@ def exec_(
       kimbox exec --up openkim-dev -- lmp -h
       tar -c data | kimbox exec -- tar -x
     """
-    from kimbox.guest.endpoint import ssh_command
+    from kimbox.guest import shared
     from kimbox.machine import provider
     from kimbox.machine.facts import reach
-    from kimbox.run import attached
 
     name, command = target.split(words or [], settings.after)
     if not command:
@@ -55,7 +54,7 @@ def exec_(
     machine = target.machine(name, file)
     endpoint = reach(machine, "exec")
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    code = attached(ssh_command(endpoint, command=shlex.join(command), terminal=terminal))
+    code = shared.on_terminal(endpoint, command=shlex.join(command), terminal=terminal)
     if code == SSH_FAILED and not (provider.of(machine).listen() and _answers(endpoint)):
         raise GuestError(
             f"the connection to {machine.name} was lost", hint="see `kimbox status` and `kimbox logs --serial`"

@@ -19,6 +19,9 @@ def ssh(
 ) -> None:
     """Open a shell in a box, as the user `vagrant`, who may use sudo.
 
+    What `ssh` and `exec` do in a box shares one connection, which stays for ten minutes after the last of them: only the
+    first pays the handshake. With options of ssh(1) there is a connection for that call alone.
+
     \b
     Examples:
       kimbox ssh
@@ -26,11 +29,10 @@ def ssh(
       kimbox ssh openkim-dev -- -L 8888:localhost:8888
       kimbox ssh -- uname -a
     """
-    from kimbox.guest.endpoint import ssh_command
+    from kimbox.guest import shared
     from kimbox.machine.facts import reach
-    from kimbox.run import attached
 
     box, options = target.split(words or [], settings.after)
     if options and settings.after is None:
         raise UsageError("ssh takes one box", hint="options of ssh(1) stand after `--`; `kimbox exec` runs a program")
-    raise typer.Exit(attached(ssh_command(reach(target.machine(box, file)), options=options)))
+    raise typer.Exit(shared.on_terminal(reach(target.machine(box, file)), words=options))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -47,14 +47,20 @@ def _quoted(path: Path) -> str:
 
 
 def ssh_command(
-    endpoint: Endpoint, *, command: str | None = None, options: Sequence[str] = (), terminal: bool = False
+    endpoint: Endpoint,
+    *,
+    command: str | None = None,
+    options: Sequence[str] = (),
+    terminal: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> list[str]:
     """The ssh(1) command line: a shell, or `command` (shell text), with a terminal where asked for.
 
-    `options` stand after the host, where ssh takes options as well as a command of its own.
+    `options` stand after the host, where ssh takes options as well as a command of its own; `settings` are more of
+    ssh_config(5).
     """
-    settings = [f"-o{key}={value}" for key, value in ssh_settings(endpoint).items() if key != "HostName"]
-    base = ["ssh", "-F", "none", *settings]
+    values = ssh_settings(endpoint) | dict(settings or {})
+    base = ["ssh", "-F", "none", *(f"-o{key}={value}" for key, value in values.items() if key != "HostName")]
     if command is None:
         return [*base, endpoint.host, *options]
     return [*base, *(["-t"] if terminal else ["-T"]), endpoint.host, *options, "--", command]

@@ -16,6 +16,7 @@ machines/<name>/unseal           there while a sealed box is to be opened withou
 machines/<name>/locks/           the lock of each manifest that the box was sent lately, by the manifest's digest
 machines/<name>/snapshots/       what is told of each snapshot: the record and the logs of then
 machines/<name>/qmp.sock         where QEMU listens for QMP
+machines/<name>/ssh.sock         the connection that ssh and exec share, while there is one
 machines/<name>/run.lock         locked by the QEMU process as long as it lives
 machines/<name>/Vagrantfile      of a machine that Vagrant runs; beside it .vagrant and vagrant.log
 machines/<name>.lock             held by the one kimbox that changes the machine

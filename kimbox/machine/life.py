@@ -9,6 +9,7 @@ import attrs
 
 from kimbox.errors import GuestError, ImageError, KimboxError, StateError, UsageError
 from kimbox.files import remove_tree, write_json
+from kimbox.guest import shared
 from kimbox.guest.events import Event
 from kimbox.guest.provision import Part, deliver
 from kimbox.guest.ssh import Guest
@@ -242,6 +243,7 @@ def _start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
     Without a spec the record alone tells what to start. That it runs is recorded only then: a start that fails leaves
     a suspended box suspended.
     """
+    shared.close(machine.folder)  # to a guest that crashed
     record = machine.record()
     cpus, memory_bytes = (box.cpus, box.memory_bytes) if box else (None, None)
     scratch = box.scratch if box and not resume else record.scratch

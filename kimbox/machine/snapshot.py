@@ -15,6 +15,7 @@ import attrs
 
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import read_json, remove_tree, write_json
+from kimbox.guest import shared
 from kimbox.log import log
 from kimbox.machine import provider as providers
 from kimbox.machine.facts import refuse_sealed, state
@@ -71,6 +72,7 @@ def save(machine: Machine, name: str) -> State:
                 provider.delete_snapshot(name)
             remove_tree(folder)
         folder.mkdir(parents=True)
+        shared.retire(machine.folder)  # the guest of the snapshot should not wait for one that is long gone
         with log.step(f"keeping {machine.name} as {name}"):
             provider.save_snapshot(name)
         for file in (machine.events_file, machine.provision_log, machine.serial_log):
@@ -101,6 +103,7 @@ def restore(machine: Machine, name: str) -> State:
             then.memory_bytes or 0,
             resume=then.ended is None,
         )
+        shared.close(machine.folder)
         with log.step(f"going back to {name} of {machine.name}"):
             machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
             for file in (machine.events_file, machine.provision_log, machine.serial_log):

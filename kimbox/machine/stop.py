@@ -1,10 +1,11 @@
-"""The ends of a machine's run, and of a machine: halt, suspend, destroy. Needs neither spec nor image nor ssh."""
+"""The ends of a machine's run, and of a machine: halt, suspend, destroy. Needs no spec, image or ssh library."""
 
 from __future__ import annotations
 
 import attrs
 
 from kimbox.files import remove_tree
+from kimbox.guest import shared
 from kimbox.log import log
 from kimbox.machine import provider as providers
 from kimbox.machine.facts import refuse_sealed, state
@@ -33,6 +34,7 @@ def halt(machine: Machine, *, force: bool = False, timeout_s: float = HALT_TIMEO
             return before
         with log.step(f"halting {machine.name}"):
             provider.stop(before, force=force, timeout_s=timeout_s)
+        shared.close(machine.folder)  # a guest that lost its network or its plug said no good-bye
         machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
         provider.tidy()
         return before
@@ -44,6 +46,7 @@ def suspend(machine: Machine) -> None:
         record = machine.record()
         refuse_sealed(machine, "suspend")
         require("suspend", machine.name, state(machine))
+        shared.close(machine.folder)  # the guest should know that it is over, too
         with log.step(f"suspending {machine.name}"):
             providers.of(machine).suspend(lambda: machine.write_record(attrs.evolve(record, ended=Ended.SUSPENDED)))
 
@@ -55,6 +58,7 @@ def destroy(machine: Machine) -> bool:
     """
     with machine.locked():
         there = machine.folder.exists()
+        shared.close(machine.folder)
         providers.of(machine).destroy()
         remove_tree(machine.unfinished)
     return there

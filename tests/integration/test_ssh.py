@@ -1,13 +1,10 @@
-"""ssh to a real sshd on loopback, run by the test as the current user."""
+"""ssh to a real sshd on loopback."""
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import os
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +12,8 @@ from pathlib import Path
 import attrs
 import makebox
 import pytest
+import realsshd
+from realsshd import free_port, make_key
 
 from kimbox.errors import GuestError
 from kimbox.guest import provision
@@ -22,70 +21,15 @@ from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.ssh import Guest
 from kimbox.lock.lockfile import make_lock
 from kimbox.lock.mirror import Mirror
-from kimbox.run import CommandError, run, which
+from kimbox.run import run
 from kimbox.spec.model import Repository
-
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
-
-_CONFIG = """
-Port {port}
-ListenAddress 127.0.0.1
-HostKey {folder}/host
-AuthorizedKeysFile {folder}/client.pub
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-PermitRootLogin prohibit-password
-"""
-
-
-def make_key(path: Path) -> str:
-    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", path])
-    return " ".join(path.with_suffix(".pub").read_text().split()[:2])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """An sshd that lives as long as this module's tests."""
-    if SSHD is None or which("ssh-keygen") is None:
-        pytest.skip("needs the package openssh-server")
-    folder = tmp_path_factory.mktemp("sshd")
-    host_key = make_key(folder / "host")
-    make_key(folder / "client")
-    port = free_port()
-    (folder / "config").write_text(_CONFIG.format(port=port, folder=folder))
-    (folder / "known_hosts").write_text(f"box {host_key}\n")
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd of root wants it for privilege separation
-    pidfile = folder / "pid"
-    serve = f"echo $$ >{pidfile}; exec {SSHD} -D -e -f {folder}/config 2>{folder}/log"
-
-    def daemon() -> None:
-        with contextlib.suppress(CommandError):  # it is ended by a signal
-            run(["sh", "-c", serve])
-
-    thread = threading.Thread(target=daemon)
-    thread.start()
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.05)
-        yield Endpoint("127.0.0.1", port, getpass.getuser(), folder / "client", folder / "known_hosts", "box")
-    finally:
-        os.kill(int(pidfile.read_text()), 15)
-        thread.join(10)
+    with realsshd.serving(tmp_path_factory.mktemp("sshd")) as endpoint:
+        yield endpoint
 
 
 def test_a_command_gives_its_status_and_both_streams(endpoint: Endpoint) -> None:

@@ -58,7 +58,7 @@ def test_exec_knows_box_from_command(
     monkeypatch.setattr(target, "spec", lambda *_: (None, None))
     monkeypatch.setattr("kimbox.machine.life.up", lambda *_: called.append("up"))
     monkeypatch.setattr(facts, "reach", lambda *_: an_endpoint())
-    monkeypatch.setattr("kimbox.run.attached", lambda argv: note(shlex.split(argv[-1]), 42))
+    monkeypatch.setattr("kimbox.guest.shared.attached", lambda argv, **_: note(shlex.split(argv[-1]), 42))
     assert 42 == kimbox("exec", *arguments)[0]
     assert [*expected] == [word for word in called if word != "up"]
     assert ("up" in called) is (arguments[0] == "--up")
@@ -75,7 +75,7 @@ def test_exec_tells_a_lost_connection_from_a_program(
     """ssh ends with 255 where the connection fails, and so may a program."""
     machine = makemachine.make_machine()
     monkeypatch.setattr(facts, "reach", lambda *_: an_endpoint())
-    monkeypatch.setattr("kimbox.run.attached", lambda _: 255)
+    monkeypatch.setattr("kimbox.guest.shared.attached", lambda *_, **__: 255)
     monkeypatch.setattr("kimbox.run.run", lambda *_, **__: Completed(ssh_says, "", ""))
     with makemachine.running(machine) if runs else contextlib.nullcontext():
         code, _, err = kimbox("exec", "tiny", "--", "false")
@@ -83,7 +83,9 @@ def test_exec_tells_a_lost_connection_from_a_program(
 
 
 def an_endpoint() -> Endpoint:
-    return Machine("tiny").endpoint(makemachine.RECORD)
+    machine = Machine("tiny")
+    machine.folder.mkdir(parents=True, exist_ok=True)
+    return machine.endpoint(makemachine.RECORD)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--"], ["box"], ["box", "--"], ["a", "b", "--", "c"], ["box", "ls", "-v"]])
@@ -104,12 +106,14 @@ def test_ssh_passes_options_on(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(target, "machine", lambda name, file: called.append(name))
     monkeypatch.setattr(facts, "reach", lambda *_: an_endpoint())
-    monkeypatch.setattr("kimbox.run.attached", lambda argv: note(argv, 0))
+    monkeypatch.setattr("kimbox.guest.shared.attached", lambda argv, **_: note(argv, 0))
     for name in (None, "box"):
         assert 0 == kimbox("ssh", *([name] if name else []), "--", "-L", "1:localhost:2")[0]
         assert [name, ["127.0.0.1", "-L", "1:localhost:2"]] == [called[-2], called[-1][-3:]]
+        assert not any("Control" in word for word in called[-1])  # the port is forwarded as long as it runs
         assert 0 == kimbox("ssh", *([name] if name else []), "--", "uname", "-a")[0]
         assert [name, ["127.0.0.1", "uname", "-a"]] == [called[-2], called[-1][-3:]]
+        assert "-oControlMaster=auto" in called[-1]
     assert 2 == kimbox("ssh", "box", "box")[0]
 
 

@@ -1,0 +1,147 @@
+"""The connection that `kimbox ssh` and `kimbox exec` share, with a real sshd and real clients."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import attrs
+import pytest
+import realsshd
+
+from kimbox.guest import shared
+from kimbox.guest.endpoint import Endpoint
+from kimbox.run import Completed, beside, run
+
+_CLIENT = """
+import sys
+from pathlib import Path
+from kimbox.guest import shared
+from kimbox.guest.endpoint import Endpoint
+host, port, user, key, known, alias, how, *words = sys.argv[1:]
+endpoint = Endpoint(host, int(port), user, Path(key), Path(known), alias)
+sys.exit(shared.on_terminal(endpoint, **({"command": words[0]} if how == "exec" else {"words": words})))
+"""
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
+    """An sshd of this test alone; the key's folder has a name that is too long for a socket's path, and not simple."""
+    folder = tmp_path / f"it's {'long ' * 20}%d"
+    folder.mkdir()
+    (tmp_path / "sshd").mkdir()
+    with realsshd.serving(tmp_path / "sshd") as endpoint:
+        key, known = (folder / path.name for path in (endpoint.key_path, endpoint.known_hosts_path))
+        endpoint.key_path.rename(key)
+        endpoint.known_hosts_path.rename(known)
+        try:
+            yield attrs.evolve(endpoint, key_path=key, known_hosts_path=known)
+        finally:
+            shared.close(folder)
+
+
+def argv(endpoint: Endpoint, how: str, *words: str) -> list[str]:
+    """A program that does what `kimbox exec` or `kimbox ssh` does once it knows the endpoint."""
+    return [sys.executable, "-c", _CLIENT, *map(str, attrs.astuple(endpoint)), how, *words]
+
+
+def client(endpoint: Endpoint, how: str, *words: str, input: str | None = None) -> Completed:
+    """Runs it to its end."""
+    return run(argv(endpoint, how, *words), check=False, input=input, timeout_s=60)
+
+
+def logins(endpoint: Endpoint) -> int:
+    """How often somebody has logged in."""
+    return (endpoint.key_path.parents[1] / "sshd/log").read_text().count("Accepted publickey")
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Waits until it is so."""
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_only_the_first_logs_in(endpoint: Endpoint) -> None:
+    """Status, both streams and input are each command's own, as over a connection to itself."""
+    for number in range(3):
+        done = client(endpoint, "exec", f"cat; echo err >&2; exit {number}", input=f"in {number}\n")
+        assert (number, f"in {number}\n", "err\n") == (done.code, done.stdout, done.stderr)
+    assert Completed(0, "two words\n", "") == client(endpoint, "ssh", "echo", "two", "words")
+    assert 1 == logins(endpoint)
+
+
+def test_many_at_a_time(endpoint: Endpoint) -> None:
+    """Of those that come together one becomes the connection; nobody complains, and all get their answer."""
+    with ThreadPoolExecutor(5) as pool:
+        for _ in range(2):
+            done = list(pool.map(lambda n: client(endpoint, "exec", f"echo {n}"), range(5)))
+            assert [Completed(0, f"{n}\n", "") for n in range(5)] == done
+    assert logins(endpoint) <= 5
+
+
+def test_options_of_ssh_have_a_connection_to_themselves(endpoint: Endpoint) -> None:
+    """What they ask for, a forwarded port say, ends with it; and relative paths are those of the user's folder."""
+    assert 0 == client(endpoint, "ssh", "-v", "true").code
+    assert not (endpoint.key_path.parent / shared.SOCKET).exists()
+    client(endpoint, "exec", "true")
+    assert 0 == client(endpoint, "ssh", "-oLogLevel=QUIET", "true").code
+    assert 3 == logins(endpoint)
+
+
+@pytest.mark.parametrize("end", [shared.close, shared.retire])
+def test_it_can_be_ended(endpoint: Endpoint, end: Callable[[Path], None]) -> None:
+    """The next one makes another; to end what is not there is no error."""
+    folder = endpoint.key_path.parent
+    end(folder)
+    for number in range(1, 3):
+        assert 0 == client(endpoint, "exec", "true").code
+        assert number == logins(endpoint)
+        end(folder)
+        assert not (folder / shared.SOCKET).exists()
+
+
+def test_who_uses_it_when_it_is_retired_goes_on(endpoint: Endpoint, tmp_path: Path) -> None:
+    """A snapshot of the box cuts off nobody."""
+    client(endpoint, "exec", "true")
+    script = f"touch {tmp_path}/on; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo still"
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(client, endpoint, "exec", script)
+        until((tmp_path / "on").exists)
+        shared.retire(endpoint.key_path.parent)
+        assert 0 == client(endpoint, "exec", "true").code
+        assert 2 == logins(endpoint)
+        (tmp_path / "go").touch()
+        assert Completed(0, "still\n", "") == going.result()
+
+
+def test_one_that_was_killed_is_replaced(endpoint: Endpoint) -> None:
+    """Its socket is left; the next connects anew, silently."""
+    folder = endpoint.key_path.parent
+    client(endpoint, "exec", "true")
+    told = run(["ssh", "-F", "none", f"-oControlPath={shared.SOCKET}", "-O", "check", "box"], cwd=folder).stderr
+    os.kill(int(told.split("pid=")[1].split(")")[0]), signal.SIGKILL)
+    for _ in range(2):
+        assert Completed(0, "back\n", "") == client(endpoint, "exec", "echo back")
+    assert 2 == logins(endpoint)
+
+
+def test_a_lost_connection_is_told(endpoint: Endpoint) -> None:
+    """Whoever shares it ends as ssh does when the other side is gone."""
+    assert 255 == client(endpoint, "exec", "kill -9 $PPID; sleep 20").code
+
+
+def test_kimbox_that_is_killed_leaves_its_command_nobody_to_talk_to(endpoint: Endpoint, tmp_path: Path) -> None:
+    """As over a connection to itself; that of the others stays."""
+    script = f"trap '' PIPE; touch {tmp_path}/on; while echo on 2>/dev/null; do sleep 0.05; done; touch {tmp_path}/gone"
+    with beside(argv(endpoint, "exec", script)):
+        until((tmp_path / "on").exists)
+    until((tmp_path / "gone").exists)
+    assert 0 == client(endpoint, "exec", "true").code
+    assert 1 == logins(endpoint)
