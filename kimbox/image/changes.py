@@ -29,6 +29,9 @@ MAX_ENTRIES = 2_000_000
 #: their time: two versions may be of one second, and a guest may set any time.
 MAX_COMPARED_BYTES = 64 << 20
 
+#: How the status of a package ends that is there (dpkg-query(1)).
+INSTALLED = (" installed", " triggers-awaited", " triggers-pending")
+
 #: Where dpkg notes what is installed; its own files tell nothing that the packages do not.
 DPKG = "/var/lib/dpkg"
 
@@ -214,7 +217,7 @@ def _installed(system: _System) -> dict[str, tuple[str, str]]:
     found = {}
     for block in system.ask([f"cat {DPKG}/status"])[0].split("\n\n"):
         fields = dict(_STATUS.findall(block))
-        if fields.get("Status", "").endswith(" installed") and "Package" in fields:
+        if fields.get("Status", "").endswith(INSTALLED) and "Package" in fields:
             found[fields["Package"]] = fields.get("Version", ""), fields.get("Architecture", "")
     return found
 

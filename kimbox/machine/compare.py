@@ -31,7 +31,7 @@ _LIST_PACKAGES = r"dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version} $
 
 #: One that is installed: name, version, architecture. What else a guest says is passed over.
 _PACKAGE = re.compile(
-    r"^ii +([a-z0-9][a-z0-9+.-]{0,99}) ([0-9][0-9A-Za-z.+:~-]{0,99}) ([a-z0-9-]{1,20})$", re.MULTILINE
+    r"^[uihrp][iWt][ R] +([a-z0-9][a-z0-9+.-]{0,99}) ([0-9][0-9A-Za-z.+:~-]{0,99}) ([a-z0-9-]{1,20})$", re.MULTILINE
 )
 
 

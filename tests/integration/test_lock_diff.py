@@ -227,6 +227,8 @@ def test_a_box_that_answers_tells_what_it_has_by_itself(
         def run(self, command: str, *, timeout_s: float) -> Answer:
             lines = [
                 "ii  same 1 all",
+                "hi  held 1 all",
+                "iW  awaits 1 all",
                 "ii  moved 2 amd64",
                 "ii  came 7 all",
                 "rc  gone 1 all",
@@ -235,7 +237,7 @@ def test_a_box_that_answers_tells_what_it_has_by_itself(
             ]
             return Answer(0, "\n".join(lines) + "\n", "")
 
-    named = {name: LockedPackage("1", "all", "a" * 64) for name in ("same", "moved", "gone")}
+    named = {name: LockedPackage("1", "all", "a" * 64) for name in ("same", "held", "awaits", "moved", "gone")}
     lock = attrs.evolve(read_lock(locks[0]), packages=attrs.evolve(tinyimage.LOCKED, versions=named))
     provisioned("1" * 64, lock)
     monkeypatch.setattr(compare, "state", lambda _: State.READY)
