@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +110,32 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             kimbox("destroy", "-y", name)
 
 
+def exchange(home: Path) -> None:
+    """Gives the images of this home to those who run other tests beside these, and takes theirs: none is built twice.
+
+    An image is never written again, so that links do.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    mine, common = home / "images", home.parent.parent / "images"
+    for source, target in ((common, mine), (mine, common)):
+        target.mkdir(parents=True, exist_ok=True)
+        for image in source.glob("[0-9a-f]" * 64):
+            if not (target / image.name).exists():
+                with tempfile.TemporaryDirectory(dir=target.parent, prefix="taken-") as taken:
+                    shutil.copytree(image, Path(taken, "image"), copy_function=os.link)
+                    with contextlib.suppress(OSError):  # another was quicker
+                        Path(taken, "image").rename(target / image.name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exchanged(home: Path) -> Iterator[None]:
+    """Images are exchanged before and after the tests of a file."""
+    exchange(home)
+    yield
+    exchange(home)
+
+
 @pytest.fixture
 def kimbox(home: Path, tmp_path: Path) -> Kimbox:
     """kimbox in an empty folder."""
@@ -118,5 +147,6 @@ def minimal(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ki
     """The shipped box `minimal`, brought up by the plain command; each test finds it ready."""
     kimbox = Kimbox(home, tmp_path_factory.mktemp("minimal"))
     kimbox("up", "minimal")
+    exchange(home)
     yield kimbox
     kimbox("destroy", "-y", "minimal")

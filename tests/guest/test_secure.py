@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from conftest import ASK_S, Kimbox, until
+from conftest import ASK_S, Kimbox, exchange, until
 from frames import wired
 from makearchive import Archive
 from webfolder import serving
@@ -111,7 +111,9 @@ def bring_up(home: Path, folder: Path, spec: str) -> Kimbox:
     """A box of this spec, ready."""
     kimbox = Kimbox(home, folder)
     (folder / "kimbox.yaml").write_text(spec)
+    exchange(home)
     kimbox("up")
+    exchange(home)
     return kimbox
 
 
