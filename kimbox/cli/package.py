@@ -31,7 +31,11 @@ def package(
     ] = None,
     catalog: Annotated[
         str | None,
-        typer.Option("--catalog", metavar="URL", help="Also a catalog for Vagrant; the folder will be served there."),
+        typer.Option(
+            "--catalog",
+            metavar="URL",
+            help="Also a catalog for Vagrant, of all versions; the folder will be served there.",
+        ),
     ] = None,
     version: Annotated[str, typer.Option("--version", metavar="VERSION", help="In the catalog.")] = "0",
 ) -> None:
@@ -41,7 +45,8 @@ def package(
     machine, its image. A copy is cleaned: identity, keys, logs, caches, histories and all of /persistent go, and what
     a boot wrote to the snapshot of root; the first boot of the package is that of a new box. Vagrant boxes hold spec,
     lock, SBOM, statement and SHA256SUMS; for other formats they lie beside. The same disk gives the same bytes.
-    Nothing is overwritten.
+    Nothing is overwritten. With --catalog they go into a folder of their own in FOLDER, named by the version, beside
+    the catalog.
 
     Packages for VirtualBox are tested with its controllers in QEMU; VirtualBox itself is not. Their network card is
     e1000 where the kernel has its driver (Debian: `linux-image-amd64` among the packages), else one of virtio.

@@ -19,8 +19,9 @@ def ssh(
 ) -> None:
     """Open a shell in a box, as the user `vagrant`, who may use sudo.
 
-    What `ssh` and `exec` do in a box shares one connection, which stays for ten minutes after the last of them: only
-    the first pays the handshake. With options of ssh(1) there is a connection for that call alone.
+    What `ssh` and `exec` do in a box shares one connection, which stays for a minute after the last of them: only the
+    first pays the handshake. What a login settles, groups say, is settled for all of them. With options of ssh(1)
+    there is a connection for that call alone.
 
     \b
     Examples:

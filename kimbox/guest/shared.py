@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,11 +22,17 @@ from kimbox.run import attached, run
 #: Where the shared connection listens, in the folder of the box's key.
 SOCKET = "ssh.sock"
 
-#: How long it stays when nobody uses it.
-PERSIST_S = 600
+#: How long it stays when nobody uses it. What a login settles, the user's groups say, is settled for all that share it.
+PERSIST_S = 60
+
+#: The guest is asked so often whether it is still there: one that restarted says no. It may stand still for long.
+_ALIVE = {"ServerAliveInterval": "15", "ServerAliveCountMax": "1000"}
 
 #: It answers at once, or not at all.
 _ANSWER_S = 5.0
+
+#: So often it is looked whether the connection is there, until it is.
+_LOOK_S = 0.05
 
 
 def on_terminal(
@@ -37,28 +45,90 @@ def on_terminal(
     """
     if words and words[0].startswith("-"):
         return attached(ssh_command(endpoint, options=words))
-    with _sharing(endpoint.key_path.parent) as settings:
+    folder = endpoint.key_path.parent
+    with _opened(folder) as handle, _sharing(handle) as settings:
         argv = ssh_command(endpoint, command=command, options=words, terminal=terminal, settings=settings)
-        return attached(argv, cwd=endpoint.key_path.parent)
+        return attached(argv, cwd=folder)
 
 
 @contextlib.contextmanager
-def _sharing(folder: Path) -> Iterator[dict[str, str]]:
-    """What ssh must be told to use the shared connection.
+def _sharing(folder: int) -> Iterator[dict[str, str]]:
+    """What ssh must be told to use the shared connection, or to become it.
 
-    Of all that run at a time one may become it, the others find it there or do without: two that tried to become it
-    would complain.
+    Of those that find none, one becomes it, and the others do without: two that tried would complain. Where no socket
+    can be made, on a disk that is full say, each has a connection to itself.
     """
+    join = {"ControlPath": SOCKET, "ControlMaster": "no"}
+    if _answers(folder) or not _take(folder):
+        yield join
+        return
+    if _answers(folder):  # another has just become it
+        fcntl.flock(folder, fcntl.LOCK_UN)
+        yield join
+        return
+    _unlink(folder)
+    if not _holds_sockets(folder):
+        yield {"ControlPath": "none"}
+        return
+    over = threading.Event()
+    release = threading.Thread(target=_release, args=(folder, over))
+    release.start()
+    try:
+        yield {"ControlPath": SOCKET, "ControlMaster": "auto", "ControlPersist": str(PERSIST_S), **_ALIVE}
+    finally:
+        over.set()
+        release.join()
+
+
+def _release(folder: int, over: threading.Event) -> None:
+    """Lets others at the place of the shared connection, once it is there or will not come."""
+    while not over.wait(_LOOK_S) and not _answers(folder):
+        pass
+    fcntl.flock(folder, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        first = True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            first = False
-        yield {"ControlPath": SOCKET, "ControlMaster": "auto" if first else "no", "ControlPersist": str(PERSIST_S)}
+        yield handle
     finally:
         os.close(handle)
+
+
+def _take(folder: int) -> bool:
+    """Whether the place of the shared connection is ours now: others leave it alone until the lock is released."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _place(folder: int, name: str = SOCKET) -> str:
+    """The path of a socket in an open folder: it must be short (unix(7))."""
+    return f"/proc/self/fd/{folder}/{name}"
+
+
+def _answers(folder: int) -> bool:
+    """Whether somebody listens at the shared connection's socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_ANSWER_S)
+        return probe.connect_ex(_place(folder)) == 0
+
+
+def _holds_sockets(folder: int) -> bool:
+    """Whether a socket can be made in a folder. ssh ends where it cannot."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.bind(_place(folder, f"{SOCKET}.probe"))
+        os.unlink(f"{SOCKET}.probe", dir_fd=folder)
+        return True
+    return False
+
+
+def _unlink(folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(SOCKET, dir_fd=folder)
 
 
 def close(folder: Path) -> None:
@@ -72,9 +142,13 @@ def retire(folder: Path) -> None:
 
 
 def _tell(folder: Path, word: str) -> None:
+    """Has the shared connection do something that makes it give up its socket; removes that where it is dead."""
     if not (folder / SOCKET).is_socket():
         return
     with contextlib.suppress(KimboxError):
         argv = ["ssh", "-F", "none", f"-oControlPath={SOCKET}", "-O", word, "box"]
-        run(argv, check=False, cwd=folder, timeout_s=_ANSWER_S)
-    (folder / SOCKET).unlink(missing_ok=True)
+        if run(argv, check=False, cwd=folder, timeout_s=_ANSWER_S).ok:
+            return
+    with _opened(folder) as handle:
+        if _take(handle) and not _answers(handle):
+            _unlink(handle)

@@ -1,9 +1,12 @@
-"""Vagrant's catalog of a box: a metadata.json that any web server can hold, with versions, places and checksums."""
+"""Vagrant's catalog of a box: a metadata.json that any web server can hold, with versions, places and checksums.
+
+A package that was published stays what it is: every version lies in a folder of its own.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +17,47 @@ from kimbox.files import read_json, write_json
 VERSION = re.compile(r"[0-9]+(\.[0-9A-Za-z]+)*")
 
 
+def check(file: Path, name: str, version: str, providers: Iterable[str]) -> None:
+    """Raises StateError where a version has a package of a provider already, KimboxError where `file` is no catalog."""
+    there = _entry(_read(file, name, ""), version)["providers"]
+    for provider in providers:
+        if any(one.get("name") == provider for one in there):
+            hint = "give the new one a version of its own with --version"
+            raise StateError(f"{file} has a package of {name} {version} for {provider} already", hint=hint)
+
+
 def add(
     file: Path, name: str, description: str, version: str, url: str, packages: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Adds packages to a catalog, which is made if there is none: provider -> name of the file, hex digest.
+    """Adds packages to a catalog, which is made if there is none: provider -> path from `url`, hex digest.
 
-    `url` is the folder on the server that they will lie in. Raises StateError where the version has another package of
-    that provider already, KimboxError where the file is no catalog.
+    `url` is where the catalog's folder is on the server. Raises as `check` does.
     """
-    catalog: dict[str, Any] = {"name": name, "description": description, "versions": []}
-    if file.exists():
-        catalog = read_json(file)
-        if catalog.get("name") != name or not _is_catalog(catalog):
-            raise KimboxError(f"{file} is no catalog of {name}", hint="choose another folder with --output")
-    entry = next((one for one in catalog["versions"] if one["version"] == version), None)
-    if entry is None:
-        entry = {"version": version, "providers": []}
+    check(file, name, version, packages)
+    catalog = _read(file, name, description)
+    entry = _entry(catalog, version)
+    if entry not in catalog["versions"]:
         catalog["versions"].append(entry)
-    for provider, (target, digest) in packages.items():
-        new = {
-            "name": provider,
-            "url": f"{url.rstrip('/')}/{target}",
-            "checksum_type": "sha256",
-            "checksum": digest,
-        }
-        old = next((one for one in entry["providers"] if one.get("name") == provider), None)
-        if old is None:
-            entry["providers"].append(new)
-        elif old != new:
-            hint = "give the new one a version of its own with --version"
-            raise StateError(f"{file} has another package of {name} {version} for {provider}", hint=hint)
+    for provider, (path, digest) in packages.items():
+        place = f"{url.rstrip('/')}/{path}"
+        entry["providers"].append({"name": provider, "url": place, "checksum_type": "sha256", "checksum": digest})
     write_json(file, catalog)
+
+
+def _read(file: Path, name: str, description: str) -> dict[str, Any]:
+    """The catalog; a new one where there is none."""
+    if not file.exists():
+        return {"name": name, "description": description, "versions": []}
+    catalog = read_json(file)
+    if catalog.get("name") != name or not _is_catalog(catalog):
+        raise KimboxError(f"{file} is no catalog of {name}", hint="choose another folder with --output")
+    return catalog
+
+
+def _entry(catalog: dict[str, Any], version: str) -> dict[str, Any]:
+    """What a catalog has of a version; nothing yet where it has none."""
+    empty: dict[str, Any] = {"version": version, "providers": []}
+    return next((one for one in catalog["versions"] if one["version"] == version), empty)
 
 
 def _is_catalog(value: dict[str, Any]) -> bool:

@@ -32,7 +32,7 @@ GRUBENV, GRUBENV_BYTES = "/grub/grubenv", 1024
 EMPTIED = (
     "/tmp", "/var/tmp",  # noqa: S108 - of the guest
     "/var/crash", "/var/lib/kimbox", "/var/lib/systemd/coredump", "/var/lib/systemd/timers",
-    "/root/.ssh", "/root/.cache", "/home/*/.ssh", "/home/*/.cache",
+    *(f"{home}/{name}" for home in ("/root", "/home/*") for name in (".cache", ".gnupg", ".ssh")),
 )  # fmt: skip
 
 #: Folders whose files go, at any depth; programs expect the folders themselves.
@@ -44,6 +44,7 @@ GONE = (
     "/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret", "/var/cache/ldconfig/aux-cache",
     *(f"{home}/{name}" for home in ("/root", "/home/*") for name in (
         ".bash_history", ".python_history", ".lesshst", ".viminfo", ".wget-hsts", ".sudo_as_admin_successful",
+        ".netrc", ".git-credentials", ".docker/config.json", ".aws/credentials",
     )),
 )  # fmt: skip
 
@@ -65,7 +66,6 @@ class Places:
 
     boot: tuple[int, int]
     root: tuple[int, int]
-    size_bytes: int
 
 
 def places(disk: Path) -> Places:
@@ -86,7 +86,7 @@ def places(disk: Path) -> Places:
                 f"the disk has not the layout of kimbox's images: {error}",
                 hint="a machine whose image kimbox built, or packaged, can be packaged",
             ) from None
-    return Places((boot, boot_end - boot), (pv + root.place, root.size_bytes), size)
+    return Places((boot, boot_end - boot), (pv + root.place, root.size_bytes))
 
 
 def has_module(disk: Path, path: str) -> bool:
@@ -102,7 +102,11 @@ def restore(disk: Path, image: Path) -> list[str]:
     """
     at = places(disk)
     if at != places(image):
-        raise ImageError("the volumes of the machine lie elsewhere than in its image: they were moved or resized")
+        raise ImageError(
+            "/boot or root of the machine lies elsewhere than in its image: it was moved or resized",
+            hint="`kimbox package --image` packages the image; a volume's size is for the spec to say",
+        )
+    os.truncate(disk, image.stat().st_size)  # a spec may give a machine more than its image has
     _take_rest(disk, image, [at.boot, at.root])
     for name, (offset, _) in (("/boot", at.boot), ("root", at.root)):
         _check(disk, offset, name)

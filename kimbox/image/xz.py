@@ -25,8 +25,8 @@ PIECE_BYTES = 8 << 20
 #: processors. The next ones win little, and take twice the time and more.
 PRESET = 1
 
-#: No more pieces are worked at together; each takes some ten MiB.
-MAX_WORKERS = 32
+#: No more pieces are worked at together; each takes some twenty MiB.
+MAX_WORKERS = 16
 
 #: What a reader may take: twice what the strongest preset needs.
 MEMORY_BYTES = 128 << 20
@@ -68,7 +68,7 @@ class Writer(io.RawIOBase):
 
     def _hand_out(self, piece: bytes) -> None:
         self._streams.append(self._pool.submit(lzma.compress, piece, preset=PRESET))
-        self._collect(2 * self._workers)
+        self._collect(self._workers + 1)
 
     def _collect(self, left: int) -> None:
         """Writes streams in their order until no more than so many are left."""

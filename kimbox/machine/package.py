@@ -49,7 +49,7 @@ class Wanted:
     box: Box
     shipped: bool
     formats: tuple[Format, ...]
-    #: The folder that packages go to.
+    #: The folder that packages, or a catalog with a folder of packages for each version, go to.
     output: Path
     #: The image is packaged although there is a machine.
     image_only: bool = False
@@ -58,6 +58,15 @@ class Wanted:
     #: URL of the folder that the packages will be served from, where a catalog is wanted; and their version in it.
     catalog_url: str | None = None
     version: str = "0"
+
+    @property
+    def folder(self) -> Path:
+        """Where the packages go."""
+        return self.output if self.catalog_url is None else self.output / self.version
+
+    @property
+    def catalog(self) -> Path:
+        return self.output / f"{self.box.name}.metadata.json"
 
 
 @attrs.frozen
@@ -94,12 +103,15 @@ def package(wanted: Wanted) -> Packaged:
 
 
 def check(wanted: Wanted) -> Sign | None:
-    """Raises StateError where a package is there already, and what `sums.sign` raises for a key that cannot sign.
+    """Raises StateError where a package is there already, or in the catalog, and what `sums.sign` raises for a key.
 
     Returns what signs.
     """
     for path in (*_targets(wanted).values(), _checksums(wanted), *_beside(wanted)):
         refuse_existing(path)
+    if wanted.catalog_url is not None:
+        providers = [str(kind) for kind in wanted.formats if kind.holds_files]
+        catalog.check(wanted.catalog, wanted.box.name, wanted.version, providers)
     if wanted.key is None:
         return None
     sign = functools.partial(sums.sign, key=wanted.key)
@@ -108,18 +120,18 @@ def check(wanted: Wanted) -> Sign | None:
 
 
 def _targets(wanted: Wanted) -> dict[Format, Path]:
-    return {kind: wanted.output / kind.file_name(wanted.box.name) for kind in wanted.formats}
+    return {kind: wanted.folder / kind.file_name(wanted.box.name) for kind in wanted.formats}
 
 
 def _checksums(wanted: Wanted) -> Path:
-    return wanted.output / f"{wanted.box.name}.{sums.NAME}"
+    return wanted.folder / f"{wanted.box.name}.{sums.NAME}"
 
 
 def _beside(wanted: Wanted) -> list[Path]:
     """Where spec, lock and the like go, if one of the formats cannot hold them."""
     if all(kind.holds_files for kind in wanted.formats):
         return []
-    return [wanted.output / f"{wanted.box.name}.{name}" for name in FILES]
+    return [wanted.folder / f"{wanted.box.name}.{name}" for name in FILES]
 
 
 def write(wanted: Wanted, whole: Whole, source: Source, sign: Sign | None) -> Packaged:
@@ -226,12 +238,12 @@ def _sums(target: Path, made: list[Path], sign: Sign | None) -> list[Path]:
 
 
 def _catalog(wanted: Wanted) -> Path:
-    """Adds the Vagrant boxes among the packages to the catalog beside them."""
-    file = wanted.output / f"{wanted.box.name}.metadata.json"
+    """Adds the Vagrant boxes among the packages to the catalog, which lies beside the folder of each version."""
     boxes = {
-        str(kind): (path.name, sha256_file(path).removeprefix("sha256:"))
+        str(kind): (f"{wanted.version}/{path.name}", sha256_file(path).removeprefix("sha256:"))
         for kind, path in _targets(wanted).items()
         if kind.holds_files
     }
-    catalog.add(file, wanted.box.name, wanted.box.description, wanted.version, wanted.catalog_url or "", boxes)
-    return file
+    url = wanted.catalog_url or ""
+    catalog.add(wanted.catalog, wanted.box.name, wanted.box.description, wanted.version, url, boxes)
+    return wanted.catalog

@@ -187,13 +187,28 @@ def test_halt(rig: Rig) -> None:
 
 
 def test_destroy_leaves_nothing(rig: Rig) -> None:
-    """Folder and record are gone, snapshots and all; libvirt has the domains, networks, volumes of before."""
+    """Folder and record are gone, snapshots and all; libvirt has the domains, networks, volumes of before.
+
+    A connection that `exec` made in the box's many lives has ended, too.
+    """
+    folder = str(rig.kimbox.machine(rig.name).folder)
     rig.kimbox("destroy", "-y", rig.name)
     assert "absent" == rig.state()
+    until("the end of every connection", lambda: working_in(folder) == [], limit_s=10)
     assert not rig.kimbox.machine(rig.name).folder.exists()
     if rig.provider == "vagrant":
         assert rig.before == libvirtd.inventory()
         assert [] == list((rig.kimbox.home / "vagrant/boxes").glob("*"))
+
+
+def working_in(folder: str) -> list[str]:
+    """Processes whose folder is this one, there or not any more."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str((process / "cwd").readlink()).startswith(folder):
+                found.append(process.name)
+    return found
 
 
 @pytest.mark.soak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -216,6 +217,11 @@ write secret /etc/ssh/ssh_host_rsa_key
 rm /etc/machine-id
 write secret /etc/machine-id
 write secret /root/.bash_history
+write secret /root/.netrc
+mkdir /root/.docker
+write secret /root/.docker/config.json
+mkdir /home/user/.gnupg
+write secret /home/user/.gnupg/secring.gpg
 mkdir /root/.ssh
 write secret /root/.ssh/authorized_keys
 mkdir /home/user/.ssh
@@ -267,6 +273,15 @@ def test_a_halted_machine(made: Made, box: Path, tmp_path: Path) -> None:
         assert sha256_file(box / "a" / name) == sha256_file(box / "b" / name)
     made("--format", "raw", "--image", "-o", "c")
     assert sha256_file(box / "c/tiny.raw") == sha256_file(image_of(box).disk)
+
+
+def test_a_machine_with_a_larger_disk_than_its_image(made: Made, box: Path) -> None:
+    """As a spec may ask for: its package is as large as the image, and the same as without that."""
+    machine = machine_of(box, image_of(box), "write mine /etc/changed")
+    made("--format", "raw", "-o", "a")
+    run.run(["qemu-img", "resize", "-q", machine.disk, "+1G"])
+    made("--format", "raw", "-o", "b")
+    assert sha256_file(box / "a/tiny.raw") == sha256_file(box / "b/tiny.raw")
 
 
 def test_an_untouched_machine_is_its_image(made: Made, box: Path) -> None:
@@ -337,7 +352,7 @@ def test_real_vagrant(made: Made, box: Path, tmp_path: Path) -> None:
         assert "tiny" in listed
         assert "(libvirt, 1.2.0)" in listed
         there = next((tmp_path / "vagrant/boxes").glob("*/1.2.0/libvirt/sbom.cdx.json"))
-        assert there.read_bytes() == members(box / "public/tiny-libvirt.box")["sbom.cdx.json"]
+        assert there.read_bytes() == members(box / "public/1.2.0/tiny-libvirt.box")["sbom.cdx.json"]
         catalog = box / "public/tiny.metadata.json"
         checksum = json.loads(catalog.read_text())["versions"][0]["providers"][1]["checksum"]
         catalog.write_text(catalog.read_text().replace(checksum, checksum[::-1]))
@@ -345,18 +360,23 @@ def test_real_vagrant(made: Made, box: Path, tmp_path: Path) -> None:
         assert not refused.ok
         assert "checksum" in refused.stderr
         assert "virtualbox" not in vagrant("list").stdout
+        made("-o", "public", "--catalog", folder, "--version", "1.3.0")
+        for version in ("1.3.0", "1.2.0"):  # what was published stays
+            words = ["--provider", "libvirt", "--box-version", version, "--force"]
+            assert vagrant("add", f"{folder}/tiny.metadata.json", *words).ok
+            assert f"(libvirt, {version})" in vagrant("list").stdout
 
 
 def test_a_catalog_grows(made: Made, box: Path, kimbox: Kimbox) -> None:
-    """A second version is added to the first; another package of the same version is not."""
+    """A second version is added to the first, whose packages stay; another package of the same version is refused."""
     made("--catalog", "https://h/x", "--version", "1")
-    (box / "tiny-libvirt.box").rename(box / "old")
-    (box / "tiny.SHA256SUMS").unlink()
+    first = (box / "1/tiny-libvirt.box").read_bytes()
     made("--catalog", "https://h/x", "--version", "2")
     catalog = json.loads((box / "tiny.metadata.json").read_text())
-    assert ["1", "2"] == [one["version"] for one in catalog["versions"]]
-    assert "https://h/x/tiny-libvirt.box" == catalog["versions"][0]["providers"][0]["url"]
-    for name in ("tiny-libvirt.box", "tiny.SHA256SUMS"):
-        (box / name).unlink()
+    places = {one["version"]: one["providers"][0]["url"] for one in catalog["versions"]}
+    assert {"1": "https://h/x/1/tiny-libvirt.box", "2": "https://h/x/2/tiny-libvirt.box"} == places
+    assert first == (box / "1/tiny-libvirt.box").read_bytes()
+    shutil.rmtree(box / "2")
     code, out, _ = kimbox("--json", "package", "--catalog", "https://other/", "--version", "2")
     assert (5, True) == (code, "--version" in error(out, "package")["hint"])
+    assert not (box / "2").exists()  # nothing was made in vain

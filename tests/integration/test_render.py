@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_ruby_finds_the_values_and_nothing_else(tmp_path_factory: pytest.TempPat
             f"{prefix}authorized_key=ssh-ed25519 AAAA",
             f"{prefix}scratch={text}",
         ] == told
+
+
+def test_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
+    """Vagrant reads where the image is as a URL."""
+    folder = tmp_path / "100%41 it's"
+    folder.mkdir()
+    (folder / "key.pub").write_text("ssh-ed25519 AAAA comment\n")
+    box = makebox.make_box(tmp_path)
+    (folder / "Vagrantfile").write_text(render_vagrantfile([VagrantMachine(box, "x", "x.box")], key="key"))
+    url = value(dump(folder / "Vagrantfile")[0], ".box_url=")
+    assert f"file://{folder}/x.box" == urllib.parse.unquote(url)
 
 
 def test_a_box_leaves_the_key_to_what_was_rendered(tmp_path: Path) -> None:

@@ -86,6 +86,30 @@ def test_many_at_a_time(endpoint: Endpoint) -> None:
     assert logins(endpoint) <= 5
 
 
+def test_where_no_socket_can_be_made(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full, say: each has a connection to itself."""
+    folder = endpoint.key_path.parent
+    (folder / f"{shared.SOCKET}.probe").touch()
+    for _ in range(2):
+        assert Completed(0, "in\n", "") == client(endpoint, "exec", "echo in")
+    assert 2 == logins(endpoint)
+    assert not (folder / shared.SOCKET).exists()
+
+
+def test_while_the_first_goes_on_another_becomes_it(endpoint: Endpoint, tmp_path: Path) -> None:
+    """A shell that is open for hours keeps nobody from sharing a connection after the first was retired."""
+    script = f"touch {tmp_path}/on; until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(client, endpoint, "exec", script)
+        until((tmp_path / "on").exists)
+        shared.retire(endpoint.key_path.parent)
+        for _ in range(3):
+            assert 0 == client(endpoint, "exec", "true").code
+        assert 2 == logins(endpoint)
+        (tmp_path / "go").touch()
+        assert 0 == going.result().code
+
+
 def test_options_of_ssh_have_a_connection_to_themselves(endpoint: Endpoint) -> None:
     """What they ask for, a forwarded port say, ends with it; and relative paths are those of the user's folder."""
     assert 0 == client(endpoint, "ssh", "-v", "true").code

@@ -404,6 +404,7 @@ def test_the_shared_ssh_connection_ends_with_the_run(world: World, monkeypatch: 
         lambda: up(world),
         lambda: life.suspend(world.machine),
         lambda: up(world),
+        lambda: life.provision(Up(world.box)),
         lambda: snapshot.save(world.machine, "now"),
         lambda: snapshot.restore(world.machine, "now"),
     ):
