@@ -41,6 +41,9 @@ from kimbox.spec.model import BootMode, Box
 SAID_BYTES = 64 << 10
 SAID_LINES = 12
 
+#: What python-vagrant starts would outlive a kimbox that is killed, and hold the machine against the next (setpriv(1)).
+DIES_WITH_KIMBOX = ("--pdeathsig", "KILL", "--")
+
 #: While a boot is waited for, the guest is asked so often at most, in seconds.
 LISTEN_S = 0.5
 
@@ -342,8 +345,12 @@ def _act(under: Hypervisor, folder: Path, said: Path, what: str, act: Callable[[
         with said.open("ab") as file:
             yield file
 
+    vagrant = library.Vagrant(str(folder), env=_environment(under), out_cm=kept, err_cm=kept)
+    command = vagrant._make_vagrant_command
+    if setpriv := run.which("setpriv"):
+        vagrant._make_vagrant_command = lambda words: [setpriv, *DIES_WITH_KIMBOX, *command(words)]
     try:
-        return act(library.Vagrant(str(folder), env=_environment(under), out_cm=kept, err_cm=kept))
+        return act(vagrant)
     except library.subprocess.CalledProcessError as error:
         printed = (error.output or b"").decode("utf-8", "replace")
         words = _words(printed, read_end(said, min(SAID_BYTES, max(0, said.stat().st_size - start))))

@@ -76,7 +76,7 @@ def write_spec(kimbox: Kimbox, name: str) -> None:
 
 
 def interrupt(kimbox: Kimbox, name: str) -> None:
-    """Kills kimbox and Vagrant together, as a power cut would, once the disk of the box is in libvirt's pool."""
+    """Kills kimbox, and so the Vagrant that it runs, once the disk of the box is in libvirt's pool."""
     settings = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join(sys.path)}
     script = 'echo $$ >pid; exec "$@"'
     argv = [
@@ -98,8 +98,9 @@ def interrupt(kimbox: Kimbox, name: str) -> None:
         return any(volume.startswith(hypervisor.domain(name)) for volume in libvirt.volumes())
 
     until("the disk of the box in libvirt's pool", there)
-    os.killpg(int((kimbox.folder / "pid").read_text()), signal.SIGKILL)
+    os.kill(int((kimbox.folder / "pid").read_text()), signal.SIGKILL)
     until("the end of what was killed", lambda: ended() is not None)
+    until("the end of Vagrant", lambda: working_in(str(kimbox.machine(name).folder)) == [], limit_s=30)
 
 
 def test_up_makes_it_ready(rig: Rig) -> None:
