@@ -24,11 +24,14 @@ class Action(StrEnum):
 
 def box(
     action: Annotated[Action, typer.Argument(metavar="add|list|remove|prune")],
-    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME [FILE|URL]]")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME [FILE|URL|CATALOG]]")] = None,
     digest: Annotated[str | None, typer.Option("--digest", metavar="sha256:HEX", help="What the file must be.")] = None,
     key: Annotated[
         list[str] | None,
         typer.Option("--key", metavar="KEY", help="An ssh public key, or a file of some, that must have signed it."),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="VERSION", help="Of a catalog; default: the newest.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="With add: replace a box of that name.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With prune: only say what would go.")] = False,
@@ -39,24 +42,26 @@ def box(
 
     add checks the digest, the checksums of a box of kimbox's, and with --key its signature; archives that reach out of
     themselves, are cut off or unpack without end are refused. A VMDK is converted. A box's own Vagrantfile is never
-    run. list shows the boxes; remove takes names, and the disks that nothing else needs; prune removes every box that
-    no machine was made from.
+    run. From a Vagrant catalog (a path or URL that ends in .json) comes the box of one version, which must have the
+    checksum that stands there. list shows the boxes; remove takes names, and the disks that nothing else needs; prune
+    removes every box that no machine was made from.
 
     \b
     Examples:
       kimbox box add openkim/dev ./openkim-dev-libvirt.box --key release.pub
       kimbox box add trixie https://example.org/trixie.box --digest sha256:9f86d0...
+      kimbox box add study https://example.org/boxes/study.metadata.json --version 2026.1
       kimbox box list --json
       kimbox box remove trixie
       kimbox box prune --dry-run
     """
     names = [word.strip() for word in words or []]
-    if action is not Action.ADD and (digest or key or force):
-        raise UsageError("--digest, --key and --force belong to `kimbox box add`")
+    if action is not Action.ADD and (digest or key or force or version):
+        raise UsageError("--digest, --key, --version and --force belong to `kimbox box add`")
     if action is not Action.PRUNE and (dry_run or yes):
         raise UsageError("--dry-run and --yes belong to `kimbox box prune`")
     if action is Action.ADD:
-        _add(names, digest, key or [], force=force)
+        _add(names, digest, key or [], version, force=force)
     elif action is Action.REMOVE:
         _remove(names)
     elif names:
@@ -67,13 +72,16 @@ def box(
         _prune(dry_run=dry_run, yes=yes)
 
 
-def _add(words: list[str], digest: str | None, keys: list[str], *, force: bool) -> None:
+def _add(words: list[str], digest: str | None, keys: list[str], version: str | None, *, force: bool) -> None:
+    from kimbox.image import boxcatalog
     from kimbox.machine import shelf
     from kimbox.spec import rules, signing
     from kimbox.spec.nodes import Fault
 
     if len(words) != 2:
-        raise UsageError("a name and a file or URL are needed", hint="kimbox box add NAME FILE|URL")
+        raise UsageError("a name and a file or URL are needed", hint="kimbox box add NAME FILE|URL|CATALOG")
+    if version and not boxcatalog.is_catalog(words[1]):
+        raise UsageError("--version is of a catalog, whose name ends in .json")
     try:
         name = rules.vagrant_box(words[0])
         wanted = rules.digest(digest) if digest else None
@@ -82,7 +90,7 @@ def _add(words: list[str], digest: str | None, keys: list[str], *, force: bool) 
             raise Fault("boxes are signed with keys of ssh", "name an ssh public key")
     except Fault as fault:
         raise UsageError(fault.message, hint=fault.hint) from None
-    added = shelf.add(name, words[1], digest=wanted, keys=public, force=force)
+    added = shelf.add(name, words[1], digest=wanted, keys=public, force=force, version=version)
     signed = ", signed by one of the keys" if public else ""
     report("box", {"added": added.as_json()}, f"added {added.name} ({added.digest}{signed})")
 
@@ -101,8 +109,8 @@ def _list() -> None:
     from kimbox.image import boxes
 
     found = list(boxes.every())
-    rows = [["NAME", "FOR", "DIGEST", "FROM"]]
-    rows += [[b.name, b.provider or "any", b.digest[:19], printable(b.location)] for b in found]
+    rows = [["NAME", "VERSION", "FOR", "DIGEST", "FROM"]]
+    rows += [[b.name, b.version or "-", b.provider or "any", b.digest[:19], printable(b.location)] for b in found]
     report("box", {"boxes": [b.as_json() for b in found]}, table(rows) if found else "there are no added boxes")
 
 

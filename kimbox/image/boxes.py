@@ -33,6 +33,8 @@ class AddedBox:
     location: str
     #: Whether keys were given, one of which had signed it.
     verified: bool = False
+    #: Its version in the catalog that it came from.
+    version: str | None = None
 
     @property
     def digest(self) -> str:
@@ -56,6 +58,7 @@ def find(name: str) -> AddedBox | None:
         return None
     fields: dict[str, Any] = {field.name: value.get(field.name) for field in attrs.fields(AddedBox)}
     is_sound = re.fullmatch(r"[0-9a-f]{64}", str(fields["image"])) and isinstance(fields["location"], str)
+    is_sound = is_sound and isinstance(fields["version"], str | None)
     if value.get("format") != FORMAT or fields["name"] != name or not is_sound:
         raise KimboxError(f"{path} is damaged", hint=f"`kimbox box remove {name}` removes it")
     return AddedBox(**fields)

@@ -58,18 +58,19 @@ class _Again(Exception):
     """This try ended early; another may go on from there."""
 
 
-def fetch(url: str, part: Path, wanted: str | None) -> str:
+def fetch(url: str, part: Path, wanted: str | None, *, limit_bytes: int = MAX_BYTES) -> str:
     """Brings the file at `url` to `part`; `wanted` is the hex digest that it must have. Returns the one it has.
 
     What an earlier call left in `part` is used, unless no digest is wanted (None): nothing could judge the whole.
-    Raises ImageError: what has come stays for the next call, but is removed where its digest is wrong.
+    Raises ImageError, for a file of more than `limit_bytes`, too: what has come stays for the next call, but is removed
+    where its digest is wrong.
     """
     if wanted is None:
         discard(part)
     for is_last in (False, True):
         part.touch()
         with part.open("r+b") as file:
-            transfer = _Transfer(url, part, file, wanted)
+            transfer = _Transfer(url, part, file, wanted, limit_bytes)
             _bring(transfer)
             found = transfer.finish()
         if wanted in (found, None):
@@ -103,8 +104,8 @@ def _state_file(part: Path) -> Path:
 class _Transfer:
     """A download under way: the file, how far it is, and its digest up to there."""
 
-    def __init__(self, url: str, part: Path, file: IO[bytes], wanted: str | None) -> None:
-        self.url, self.part, self.file, self.wanted = url, part, file, wanted
+    def __init__(self, url: str, part: Path, file: IO[bytes], wanted: str | None, limit_bytes: int) -> None:
+        self.url, self.part, self.file, self.wanted, self.limit_bytes = url, part, file, wanted, limit_bytes
         self.digest = hashlib.sha256()
         self.position = 0
         self.total: int | None = None
@@ -165,8 +166,8 @@ class _Transfer:
             self.total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
         else:
             raise ImageError(f"{plain(self.url)}: the server answered with status {status}")
-        if self.total is not None and self.total > MAX_BYTES:
-            raise ImageError(f"the image at {plain(self.url)} is too large: {size_words(self.total)}")
+        if self.total is not None and self.total > self.limit_bytes:
+            raise ImageError(f"what is at {plain(self.url)} is too large: {size_words(self.total)}")
         need_space(self.part.parent, (self.total or self.position) - self.position, "the image")
         tag = headers.get("ETag", "")
         self.validator = tag if tag.startswith('"') else headers.get("Last-Modified")
@@ -174,8 +175,8 @@ class _Transfer:
 
     def add(self, piece: bytes) -> None:
         """Takes bytes in. Raises ImageError if they are too many or there is no room for them."""
-        if self.position + len(piece) > MAX_BYTES:
-            raise ImageError(f"the image at {plain(self.url)} has no end: more than {size_words(MAX_BYTES)}")
+        if self.position + len(piece) > self.limit_bytes:
+            raise ImageError(f"what is at {plain(self.url)} has no end: more than {size_words(self.limit_bytes)}")
         self.digest.update(piece)
         self.file.seek(self.position)
         write_sparse(self.file, piece)

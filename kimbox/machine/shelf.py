@@ -11,7 +11,7 @@ import attrs
 from kimbox import paths
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import sha256_file
-from kimbox.image import boxes, download, remote
+from kimbox.image import boxcatalog, boxes, download, remote
 from kimbox.image.boxes import AddedBox
 from kimbox.log import log
 from kimbox.machine import ports, prune
@@ -23,13 +23,27 @@ from kimbox.spec.urls import is_url
 TRIES = 3
 
 
-def add(name: str, location: str, *, digest: str | None, keys: tuple[str, ...], force: bool) -> AddedBox:
+def add(
+    name: str,
+    location: str,
+    *,
+    digest: str | None,
+    keys: tuple[str, ...],
+    force: bool,
+    version: str | None = None,
+) -> AddedBox:
     """Brings a box, or a disk, into the store and gives it a name; says so where nothing vouches for it.
 
     `digest`: `sha256:` and 64 hex digits, which it must have; `keys`: public keys, one of which must have signed it.
-    `force`: a name that is taken may mean another box from now on. Raises ImageError for what is not taken,
-    StateError for a name that is.
+    `force`: a name that is taken may mean another box from now on. `version`: of a catalog, whose newest it is
+    otherwise. Raises ImageError for what is not taken, StateError for a name that is.
     """
+    is_vouched, is_by_http = digest is not None, location.startswith("http:")
+    if boxcatalog.is_catalog(location):
+        chosen = boxcatalog.choose(location, version)
+        log.info(f"version {chosen.version} is at {download.plain(chosen.location)}")
+        location, version, digest = chosen.location, chosen.version, digest or chosen.digest
+        is_by_http |= digest is None and location.startswith("http:")
     before = boxes.find(name) if not force else None
     image = RemoteImage(location if is_url(location) else os.path.abspath(location), digest or _digest(location))  # noqa: PTH100
     if before and before.digest != image.digest:
@@ -37,14 +51,14 @@ def add(name: str, location: str, *, digest: str | None, keys: tuple[str, ...], 
     for _ in range(TRIES):
         found = remote.ensure(image, keys)
         plain = download.plain(image.location)
-        added = AddedBox(name, found.key, found.facts.get("provider"), plain, verified=bool(keys))
+        added = AddedBox(name, found.key, found.facts.get("provider"), plain, bool(keys), version)
         with ports.allotting():
             if found.disk.exists():
                 boxes.write(added)
                 break
     else:
         raise ImageError("the box is removed as often as it is added", hint="is another `kimbox prune` running?")
-    if not keys and digest is None and location.startswith("http:"):
+    if not keys and not is_vouched and is_by_http:
         log.warn(f"nothing vouches for what came over http: compare its digest, {added.digest}")
     return added
 
