@@ -58,11 +58,11 @@ class _Again(Exception):
     """This try ended early; another may go on from there."""
 
 
-def fetch(url: str, part: Path, wanted: str | None, *, limit_bytes: int = MAX_BYTES) -> str:
+def fetch(url: str, part: Path, wanted: str | None, *, limit_bytes: int | None = None) -> str:
     """Brings the file at `url` to `part`; `wanted` is the hex digest that it must have. Returns the one it has.
 
     What an earlier call left in `part` is used, unless no digest is wanted (None): nothing could judge the whole.
-    Raises ImageError, for a file of more than `limit_bytes`, too: what has come stays for the next call, but is removed
+    Raises ImageError, for a file of more than `limit_bytes` (None: MAX_BYTES), too: what has come stays for the next call, but is removed
     where its digest is wrong.
     """
     if wanted is None:
@@ -70,7 +70,7 @@ def fetch(url: str, part: Path, wanted: str | None, *, limit_bytes: int = MAX_BY
     for is_last in (False, True):
         part.touch()
         with part.open("r+b") as file:
-            transfer = _Transfer(url, part, file, wanted, limit_bytes)
+            transfer = _Transfer(url, part, file, wanted, limit_bytes or MAX_BYTES)
             _bring(transfer)
             found = transfer.finish()
         if wanted in (found, None):
