@@ -62,8 +62,8 @@ def fetch(url: str, part: Path, wanted: str | None, *, limit_bytes: int | None =
     """Brings the file at `url` to `part`; `wanted` is the hex digest that it must have. Returns the one it has.
 
     What an earlier call left in `part` is used, unless no digest is wanted (None): nothing could judge the whole.
-    Raises ImageError, for a file of more than `limit_bytes` (None: MAX_BYTES), too: what has come stays for the next call, but is removed
-    where its digest is wrong.
+    Raises ImageError, for a file of more than `limit_bytes` (None: MAX_BYTES), too: what has come stays for the next
+    call, but is removed where its digest is wrong.
     """
     if wanted is None:
         discard(part)
