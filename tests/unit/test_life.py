@@ -20,9 +20,8 @@ from makemachine import event
 from kimbox import paths
 from kimbox.errors import GuestError, ImageError, KimboxError, StateError
 from kimbox.files import locked
-from kimbox.guest import shared
 from kimbox.image import store
-from kimbox.machine import life, qemu, snapshot, stop
+from kimbox.machine import life, qemu, stop
 from kimbox.machine.facts import state
 from kimbox.machine.folder import Ended, Machine, machines
 from kimbox.machine.life import Up
@@ -387,27 +386,3 @@ def test_another_kimbox_is_told_to_wait(world: World, monkeypatch: pytest.Monkey
             verb()
     assert [] == world.did
     assert stop.HALT_TIMEOUT_S == life.HALT_TIMEOUT_S
-
-
-def test_the_shared_ssh_connection_ends_with_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each verb that ends or begins a run leaves none: the next guest would never answer on it."""
-
-    def left() -> Path:
-        with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(world.machine.folder):
-            listener.bind(shared.SOCKET)
-        return world.machine.folder / shared.SOCKET
-
-    monkeypatch.setattr(qemu, "save_snapshot", lambda *_: None)
-    up(world)
-    for act in (
-        lambda: life.halt(world.machine),
-        lambda: up(world),
-        lambda: life.suspend(world.machine),
-        lambda: up(world),
-        lambda: life.provision(Up(world.box)),
-        lambda: snapshot.save(world.machine, "now"),
-        lambda: snapshot.restore(world.machine, "now"),
-    ):
-        there = left()
-        act()
-        assert not there.exists()

@@ -1,0 +1,41 @@
+"""The connection that ssh and exec share, and the life of a machine, with QEMU feigned."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import feignedworld
+import pytest
+from feignedworld import World, up
+
+from kimbox.guest import shared
+from kimbox.machine import life, qemu, snapshot
+from kimbox.machine.life import Up
+
+world = feignedworld.world  # a fixture
+
+
+def test_the_shared_ssh_connection_ends_with_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each verb that ends or begins a run leaves none: the next guest would never answer on it."""
+
+    def left() -> Path:
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(world.machine.folder):
+            listener.bind(shared.SOCKET)
+        return world.machine.folder / shared.SOCKET
+
+    monkeypatch.setattr(qemu, "save_snapshot", lambda *_: None)
+    up(world)
+    for act in (
+        lambda: life.halt(world.machine),
+        lambda: up(world),
+        lambda: life.suspend(world.machine),
+        lambda: up(world),
+        lambda: life.provision(Up(world.box)),
+        lambda: snapshot.save(world.machine, "now"),
+        lambda: snapshot.restore(world.machine, "now"),
+    ):
+        there = left()
+        act()
+        assert not there.exists()
