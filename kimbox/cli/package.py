@@ -58,27 +58,33 @@ def package(
       kimbox package --format ova --image
       kimbox package --output public --catalog https://example.org/boxes --version 2026.1
     """
-    from kimbox.image.catalog import VERSION
     from kimbox.machine import package as packaging
-    from kimbox.spec import urls
-    from kimbox.spec.nodes import Fault
 
     kinds = formats_of(format)
-    if catalog is not None:
-        try:
-            urls.mirror(catalog)
-        except Fault as fault:
-            raise UsageError(f"--catalog: {fault.message}", hint=fault.hint) from None
-        if not any(kind.holds_files for kind in kinds):
-            raise UsageError("a catalog is of Vagrant boxes", hint="add --format libvirt or virtualbox")
-    if not VERSION.fullmatch(version) or len(version) > 100:
-        raise UsageError(f"--version: {version[:100]} is no version", hint="write it as 1.2.0 or 2026.1")
+    _check_catalog(catalog, version, kinds)
     spec, shipped = target.spec(box, file)
     made = packaging.package(packaging.Wanted(spec, shipped is not None, kinds, output, image, sign, catalog, version))
     result = {"name": spec.name, "from": made.source, "files": [str(f) for f in made.files]}
     lines = [f"wrote {f}  {f.stat().st_size / 1e6:.1f} MB" for f in made.files]
     lines += [f"removed or reset {len(made.cleaned)} files of the root"] if made.cleaned else []
     report("package", result | {"cleaned": list(made.cleaned)}, "\n".join(lines))
+
+
+def _check_catalog(url: str | None, version: str, kinds: tuple[Format, ...]) -> None:
+    """Raises UsageError where there can be no such catalog of these formats, or no such version in one."""
+    from kimbox.image.catalog import VERSION
+    from kimbox.spec import urls
+    from kimbox.spec.nodes import Fault
+
+    if url is not None:
+        try:
+            urls.mirror(url)
+        except Fault as fault:
+            raise UsageError(f"--catalog: {fault.message}", hint=fault.hint) from None
+        if not any(kind.holds_files for kind in kinds):
+            raise UsageError("a catalog is of Vagrant boxes", hint="add --format libvirt or virtualbox")
+    if not VERSION.fullmatch(version) or len(version) > 100:
+        raise UsageError(f"--version: {version[:100]} is no version", hint="write it as 1.2.0 or 2026.1")
 
 
 def formats_of(words: list[str] | None) -> tuple[Format, ...]:
