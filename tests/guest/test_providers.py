@@ -180,8 +180,8 @@ def test_halt(rig: Rig) -> None:
     assert "halted" == rig.kimbox.json("halt")["before"] == rig.state()
     refused = rig.kimbox.json("exec", "--", "true", check=False)
     assert (5, True) == (refused["exit_code"], "the box is halted" in refused["message"])
-    packaged = rig.kimbox.json("package", "--output", "out")
-    assert ("machine", f"{rig.name}-libvirt.box") == (packaged["from"], Path(packaged["files"][0]).name)
+    packaged = rig.kimbox.json("package", "--format", "qcow2", "--output", "out")
+    assert ("machine", f"{rig.name}.qcow2") == (packaged["from"], Path(packaged["files"][0]).name)
     assert [] == packaged["cleaned"]  # every boot was on the snapshot: the root is as it was built
     assert "halted" == rig.kimbox.json("snapshot", "save", "off")["state"]
     assert "halted" == rig.kimbox.json("snapshot", "restore", "off")["state"]
