@@ -126,10 +126,8 @@ class Vagrant:
             self._call("resume", lambda v: v.resume())
             return self._reached(record)
         is_new = record.ended is Ended.NEW or not self._is_there()
-        if is_new:  # what a first `vagrant up` left that was cut short is no machine: a domain without a network, say
-            if self._is_there():
-                self._call("destroy", lambda v: v.destroy())
-            self._under.sweep(machine.name)
+        if is_new:
+            self._drop_unfinished()
         record = attrs.evolve(allot_ports(machine, record, box), ended=record.ended)
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))
@@ -140,6 +138,12 @@ class Vagrant:
                 self._call("reload", lambda v: v.reload(provision=False))
                 record = self._reached(record)
         return record
+
+    def _drop_unfinished(self) -> None:
+        """What a first `vagrant up` left that was cut short is no machine: a domain without a network, say."""
+        if self._is_there():
+            self._call("destroy", lambda v: v.destroy())
+        self._under.sweep(self.machine.name)
 
     def _needs_reboot(self, record: Record, *, is_new: bool) -> bool:
         """Sets in the guest what later boots are; True if this one is another than was asked for.
@@ -224,7 +228,9 @@ class Vagrant:
         self._call("halt", lambda v: v.halt(force=True))
 
     def tidy(self) -> None:
-        """Nothing of a run is left here."""
+        """Nothing of a run is left here, but of a first one that was cut short."""
+        if self.machine.record().ended is Ended.NEW:
+            self._drop_unfinished()
 
     def destroy(self) -> None:
         machine, under = self.machine, self._under
@@ -249,7 +255,9 @@ class Vagrant:
     def facts(self, record: Record) -> Facts:
         # One that should run, and answers with the box's own host key, does run: Vagrant takes a second to say as much.
         running, paused = True, False
-        if record.ended is not None or not self._is_there() or not self._answers(record):
+        if record.ended is Ended.NEW:  # its first `up` was cut short, or is under way: the next begins anew
+            running = False
+        elif record.ended is not None or not self._is_there() or not self._answers(record):
             running, paused = self.running()
             if running and not paused and record.ended is not None:
                 self._answers(record)

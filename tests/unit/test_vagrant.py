@@ -139,7 +139,18 @@ def test_what_works_on_the_disk_is_refused(machine: Machine) -> None:
 def test_states_follow_from_vagrants_words(host: Host, machine: Machine, word: str, state: State) -> None:
     """What Vagrant says decides, and not what was recorded."""
     host.says(STATUS.format(state=word))
-    assert state is derive(Vagrant(machine).facts(machine.record()))
+    record = attrs.evolve(machine.record(), ended=Ended.HALTED)
+    assert state is derive(Vagrant(machine).facts(record))
+
+
+def test_a_first_up_that_was_cut_short_is_no_machine(host: Host, machine: Machine) -> None:
+    """Although its domain may run: the next `up` begins anew, and a `halt` removes what there is."""
+    machine.write_record(attrs.evolve(machine.record(), ended=Ended.NEW))
+    host.says(STATUS.format(state="running"))
+    assert State.HALTED is derive(Vagrant(machine).facts(machine.record()))
+    assert [] == host.calls
+    Vagrant(machine).tidy()
+    assert ["vagrant destroy"] == [" ".join(call.split()[:2]) for call in host.calls if call.startswith("vagrant")]
 
 
 def test_a_machine_that_vagrant_has_not_made_needs_no_question(host: Host, machine: Machine) -> None:
