@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -142,13 +143,30 @@ def retire(folder: Path) -> None:
 
 
 def _tell(folder: Path, word: str) -> None:
-    """Has the shared connection do something that makes it give up its socket; removes that where it is dead."""
+    """Has the shared connection do something that makes it give up its socket, and waits until it has."""
     if not (folder / SOCKET).is_socket():
         return
-    with contextlib.suppress(KimboxError):
-        argv = ["ssh", "-F", "none", f"-oControlPath={SOCKET}", "-O", word, "box"]
-        if run(argv, check=False, cwd=folder, timeout_s=_ANSWER_S).ok:
-            return
     with _opened(folder) as handle:
-        if _take(handle) and not _answers(handle):
+        told = _which(handle)
+        with contextlib.suppress(KimboxError):
+            argv = ["ssh", "-F", "none", f"-oControlPath={SOCKET}", "-O", word, "box"]
+            if run(argv, check=False, cwd=folder, timeout_s=_ANSWER_S).ok:
+                _await_gone(handle, told)
+        if _take(handle) and not _answers(handle):  # it is dead
             _unlink(handle)
+
+
+def _which(folder: int) -> tuple[int, int] | None:
+    """Tells the shared connection's socket from another that comes after it; None where there is none."""
+    try:
+        found = os.stat(SOCKET, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _await_gone(folder: int, told: tuple[int, int] | None) -> None:
+    """ssh says yes first, and then ends: who came between would be taken in, and cut off."""
+    deadline = time.monotonic() + _ANSWER_S
+    while told is not None and _which(folder) == told and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
