@@ -117,20 +117,23 @@ def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator
     Raises ImageError with qemu-nbd's own words if it cannot be opened, MissingToolError without qemu-nbd.
     """
     run.require("qemu-nbd", "it reads disks")
-    with tempfile.TemporaryDirectory(prefix="kimbox-nbd-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kimbox-nbd-") as folder, contextlib.ExitStack() as stack:
         address = Path(folder) / "nbd"
         mode = [] if writable else ["--read-only"]
         cache = ["--cache=writeback", "--discard=unmap"]
         argv: list[str | Path] = ["qemu-nbd", *mode, *cache, f"--format={image_format}", f"--socket={address}", path]
-        with run.beside(argv) as server:
-            with _connect(address, server, path) as connection:
-                connection.settimeout(ANSWER_TIMEOUT_S)
-                yield Disk(_greet(connection), connection)
-                with contextlib.suppress(OSError):
-                    connection.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
-            code = server.wait(ANSWER_TIMEOUT_S)
-            if code:
-                raise ImageError(f"the disk {path} was not closed well: {run.tail(server.said())}")
+        server = stack.enter_context(run.beside(argv))
+        connection = stack.enter_context(_connect(address, server, path))
+        served = stack.pop_all()  # the folder goes at once: no kill leaves it behind
+    with served:
+        connection.settimeout(ANSWER_TIMEOUT_S)
+        yield Disk(_greet(connection), connection)
+        with contextlib.suppress(OSError):
+            connection.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
+            connection.shutdown(socket.SHUT_RDWR)
+        code = server.wait(ANSWER_TIMEOUT_S)
+        if code:
+            raise ImageError(f"the disk {path} was not closed well: {run.tail(server.said())}")
 
 
 def _connect(address: Path, server: run.Beside, path: Path) -> socket.socket:
