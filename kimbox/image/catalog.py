@@ -19,11 +19,7 @@ VERSION = re.compile(r"[0-9]+(\.[0-9A-Za-z]+)*")
 
 def check(file: Path, name: str, version: str, providers: Iterable[str]) -> None:
     """Raises StateError where a version has a package of a provider already, KimboxError where `file` is no catalog."""
-    there = _entry(_read(file, name, ""), version)["providers"]
-    for provider in providers:
-        if any(one.get("name") == provider for one in there):
-            hint = "give the new one a version of its own with --version"
-            raise StateError(f"{file} has a package of {name} {version} for {provider} already", hint=hint)
+    _place(file, _read(file, name, ""), version, providers)
 
 
 def add(
@@ -33,15 +29,24 @@ def add(
 
     `url` is where the catalog's folder is on the server. Raises as `check` does.
     """
-    check(file, name, version, packages)
     catalog = _read(file, name, description)
-    entry = _entry(catalog, version)
+    entry = _place(file, catalog, version, packages)
     if entry not in catalog["versions"]:
         catalog["versions"].append(entry)
     for provider, (path, digest) in packages.items():
         place = f"{url.rstrip('/')}/{path}"
         entry["providers"].append({"name": provider, "url": place, "checksum_type": "sha256", "checksum": digest})
     write_json(file, catalog)
+
+
+def _place(file: Path, catalog: dict[str, Any], version: str, providers: Iterable[str]) -> dict[str, Any]:
+    """Where a catalog names the packages of a version, new where it has none. Raises as `check` does."""
+    entry = _entry(catalog, version)
+    for provider in providers:
+        if any(one.get("name") == provider for one in entry["providers"]):
+            hint = "give the new one a version of its own with --version"
+            raise StateError(f"{file} has a package of {catalog['name']} {version} for {provider} already", hint=hint)
+    return entry
 
 
 def _read(file: Path, name: str, description: str) -> dict[str, Any]:

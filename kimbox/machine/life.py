@@ -293,8 +293,10 @@ def _provision_until_ready(
             with Guest(machine.endpoint(machine.record())) as guest:
                 deliver(guest, box, lock, mirrors, machine.folder, _image_of(machine, box, lock), wanted.part)
             watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]
-        watch.until("provisioning", lambda w: _answer(w, digest) is not None)
-        shared.retire(machine.folder)  # a new login may have other groups
+        try:
+            watch.until("provisioning", lambda w: _answer(w, digest) is not None)
+        finally:
+            shared.retire(machine.folder)  # a new login may have other groups
     answer = _answer(watch, digest)
     if answer and wanted_by(answer) != answer.text("manifest"):
         raise fallen_back(machine, answer, watch.seen("fallback"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import makevagrant
+import ownhome
 import pytest
 from makevagrant import archive, metadata
 from takenimage import digest_of
@@ -22,11 +23,7 @@ from kimbox.run import run, which
 add = functools.partial(shelf.add, digest=None, keys=(), force=False)
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own."""
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+home = ownhome.home  # a fixture
 
 
 @pytest.fixture

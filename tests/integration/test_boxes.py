@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import makevagrant
+import ownhome
 import pytest
 from imagesite import serving
 from makevagrant import archive, member, metadata
@@ -25,12 +26,7 @@ from kimbox.machine import prune, shelf
 from kimbox.spec.load import load_box
 from kimbox.spec.model import RemoteImage
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own."""
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+home = ownhome.home  # a fixture
 
 
 @pytest.fixture

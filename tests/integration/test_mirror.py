@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import makebox
+import ownhome
 import pytest
 
 from kimbox import paths
@@ -22,11 +23,7 @@ from kimbox.lock.refs import Offered, check_url
 from kimbox.run import run
 from kimbox.spec.model import Repository
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "kimbox"))
-    return tmp_path / "kimbox"
+home = ownhome.home  # a fixture
 
 
 def of(url: str | Path, *, folder: bool = False) -> Mirror:

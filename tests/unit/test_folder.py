@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import makemachine
+import ownhome
 import pytest
 from makemachine import BOOT, NEXT_BOOT, RECORD, event, tell
 
@@ -17,11 +18,7 @@ from kimbox.machine import folder
 from kimbox.machine.folder import Ended, Machine, Record, machines
 from kimbox.spec.model import Scratch
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
-    return tmp_path
+home = ownhome.home  # a fixture
 
 
 @pytest.mark.parametrize("ended", [*Ended, None])

@@ -7,6 +7,7 @@ import json
 import struct
 from pathlib import Path
 
+import ownhome
 import pytest
 from takenimage import CONTENT, MIB, digest_of, leftovers, refused
 
@@ -16,12 +17,7 @@ from kimbox.image import remote, store
 from kimbox.run import run
 from kimbox.spec.model import RemoteImage
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own."""
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+home = ownhome.home  # a fixture
 
 
 @pytest.mark.parametrize(

@@ -5,20 +5,17 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import attrs
 import makemachine
+import ownhome
 import pytest
 
 from kimbox.errors import StateError
 from kimbox.machine import ports
 from kimbox.machine.folder import Machine
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
+home = ownhome.home  # a fixture
 
 
 @pytest.fixture

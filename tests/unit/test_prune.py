@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ownhome
 import pytest
 from makemachine import make_machine
 
@@ -13,12 +14,7 @@ from kimbox.errors import StateError
 from kimbox.files import locked
 from kimbox.machine import prune
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own."""
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
-    return tmp_path
+home = ownhome.home  # a fixture
 
 
 def make_image(key: str) -> Path:

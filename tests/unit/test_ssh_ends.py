@@ -10,6 +10,7 @@ import feignedworld
 import pytest
 from feignedworld import World, up
 
+from kimbox.errors import KimboxError
 from kimbox.guest import shared
 from kimbox.machine import life, qemu, snapshot
 from kimbox.machine.life import Up
@@ -17,13 +18,15 @@ from kimbox.machine.life import Up
 world = feignedworld.world  # a fixture
 
 
+def left(world: World) -> Path:
+    """The socket of a connection that nobody listens at any more."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(world.machine.folder):
+        listener.bind(shared.SOCKET)
+    return world.machine.folder / shared.SOCKET
+
+
 def test_the_shared_ssh_connection_ends_with_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each verb that ends or begins a run leaves none: the next guest would never answer on it."""
-
-    def left() -> Path:
-        with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(world.machine.folder):
-            listener.bind(shared.SOCKET)
-        return world.machine.folder / shared.SOCKET
 
     monkeypatch.setattr(qemu, "save_snapshot", lambda *_: None)
     up(world)
@@ -36,6 +39,16 @@ def test_the_shared_ssh_connection_ends_with_the_run(world: World, monkeypatch: 
         lambda: snapshot.save(world.machine, "now"),
         lambda: snapshot.restore(world.machine, "now"),
     ):
-        there = left()
+        there = left(world)
         act()
         assert not there.exists()
+
+
+def test_it_ends_where_provisioning_does_not(world: World) -> None:
+    """What was provisioned until then may have changed what a login gives."""
+    up(world)
+    there = left(world)
+    world.after = []
+    with pytest.raises(KimboxError, match="did not speak"):
+        life.provision(Up(world.box, timeout_s=0.2))
+    assert not there.exists()
