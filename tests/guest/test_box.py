@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -142,19 +141,3 @@ def test_a_name_belongs_to_one_spec(minimal: Kimbox) -> None:
     refused = minimal.json("up", "-f", spec, check=False)
     assert refused["exit_code"] == 5
     assert "boxes/minimal.yaml" in refused["message"]
-
-
-def test_a_forward_reaches_the_guest(kimbox: Kimbox) -> None:
-    """A port of the spec answers on 127.0.0.1 of the host, chosen by kimbox; destroyed, the box gives it back."""
-    kimbox.spec("forwarded", "forwards: [{guest: 8080, host: auto}]\n")
-    port = int(kimbox.json("up")["forwards"]["8080"])
-    serve = "mkdir -p w && echo served >w/index.html && busybox httpd -p 8080 -h w"
-    kimbox.sh("forwarded", serve)
-    with socket.create_connection(("127.0.0.1", port), 30) as connection:
-        connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
-        answer = b"".join(iter(lambda: connection.recv(4096), b""))
-    assert answer.endswith(b"served\n")
-    kimbox("destroy", "-y", "forwarded")
-    with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        free.bind(("127.0.0.1", port))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.guest
 
 SPEC = """\
 boot: resnap
+forwards: [{guest: 8080, host: auto}]
 repositories: {setup: {url: ./setup}}
 provision: [{name: hello, script: "date >/etc/hello"}]
 probes: [{description: "hello is there", script: "test -s /etc/hello"}]
@@ -43,6 +46,13 @@ class Rig:
 
     def state(self) -> str:
         return str(self.kimbox.json("status", self.name)["state"])
+
+    def served(self) -> str:
+        """What the guest serves on its port 8080, as this host gets it through the forwarded port."""
+        self.sh("pgrep -x busybox >/dev/null || busybox httpd -p 8080 -h /etc")
+        port = int(self.kimbox.json("status", self.name)["forwards"]["8080"])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/from-setup", timeout=60) as answer:
+            return bytes(answer.read()).decode()
 
     def boot_id(self) -> str:
         return self.sh("cat /proc/sys/kernel/random/boot_id")
@@ -131,6 +141,14 @@ def test_exec_and_ssh(rig: Rig) -> None:
     assert rig.sh("cat /etc/resolv.conf").startswith("nameserver ")
 
 
+def test_a_forward_reaches_the_guest(rig: Rig) -> None:
+    """A port of the spec answers on 127.0.0.1 of the host, and on no other address."""
+    assert "hello\n" == rig.served()
+    port = int(rig.kimbox.json("status")["forwards"]["8080"])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), 30)
+
+
 def test_a_snapshot_brings_everything_back(rig: Rig) -> None:
     """What was changed since is gone, on root and on /persistent; the guest goes on without a boot, its clock right."""
     boot = rig.boot_id()
@@ -141,6 +159,7 @@ def test_a_snapshot_brings_everything_back(rig: Rig) -> None:
     assert "ready" == rig.kimbox.json("snapshot", "restore", "one")["state"]
     assert (boot, "") == (rig.boot_id(), rig.sh("ls -d /gone /persistent/gone 2>/dev/null || true"))
     assert abs(int(rig.sh("date +%s")) - time.time()) < 30
+    assert "hello\n" == rig.served()
     assert ["one"] == rig.kimbox.json("snapshot", "list")["snapshots"]
     rig.kimbox("snapshot", "delete", "one")
     assert [] == rig.kimbox.json("snapshot", "list")["snapshots"]
@@ -161,6 +180,7 @@ def test_suspend_and_resume(rig: Rig) -> None:
     *after, now = rig.sh(f"{look}; date +%s").splitlines()
     assert before.splitlines() == after
     assert abs(int(now) - time.time()) < 30
+    assert "hello\n" == rig.served()
 
 
 def test_resnap(rig: Rig) -> None:
@@ -171,6 +191,7 @@ def test_resnap(rig: Rig) -> None:
     assert ("resnap", "resnap") == (facts["boot"], facts["provenance"]["provisioned"]["by"])
     assert "/persistent/kept\n" == rig.sh("ls -d /gone /persistent/kept 2>/dev/null || true")
     assert "hello\n" == rig.sh("test -s /etc/hello && cat /etc/from-setup")
+    assert "hello\n" == rig.served()
 
 
 def test_halt(rig: Rig) -> None:
@@ -193,7 +214,11 @@ def test_destroy_leaves_nothing(rig: Rig) -> None:
     A connection that `exec` made in the box's many lives has ended, too.
     """
     folder = str(rig.kimbox.machine(rig.name).folder)
+    (port,) = rig.kimbox.json("status")["forwards"].values()
     rig.kimbox("destroy", "-y", rig.name)
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", int(port)))
     assert "absent" == rig.state()
     until("the end of every connection", lambda: working_in(folder) == [], limit_s=10)
     assert not rig.kimbox.machine(rig.name).folder.exists()
@@ -212,7 +237,6 @@ def working_in(folder: str) -> list[str]:
     return found
 
 
-@pytest.mark.soak
 def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
     """From a package and what was rendered, without kimbox: provisioned, and set to be a new root at each boot."""
     kimbox = Kimbox(home, tmp_path)

@@ -24,7 +24,7 @@ while :; do
         continue
     fi
     i=$((i + 1))
-    sudo dd if=/dev/urandom of=/var/fill-$i bs=1M count=4 conv=fsync 2>/dev/null
+    sudo dd if=/dev/zero of=/var/fill-$i bs=1M count=4 conv=fsync 2>/dev/null
 done
 """
 
@@ -57,7 +57,7 @@ def test_a_snapshot_that_fills_is_told_extended_and_survived(kimbox: Kimbox) -> 
     assert any(fields["extended"] == "no" for fields in told(kimbox, "snapshot"))
     assert int(kimbox.sh(NAME, size_sectors)) == before + (64 << 20) // 512
 
-    kimbox("exec", "--", "sudo", "dd", "if=/dev/urandom", "of=/var/last", "bs=1M", "count=200", check=False)
+    kimbox("exec", "--", "sudo", "dd", "if=/dev/zero", "of=/var/last", "bs=1M", "count=200", check=False)
     until("the next boot", lambda: kimbox.machine(NAME).boot_events()[-1].boot != first)
     until("the box to be ready again", lambda: kimbox.json("status")["state"] == "ready", every_s=ASK_S)
     status = kimbox.json("status")
@@ -68,7 +68,7 @@ def test_a_snapshot_that_fills_is_told_extended_and_survived(kimbox: Kimbox) -> 
 
     kimbox("reload", "--boot", "keep")
     assert kimbox.json("status")["died"] is None
-    kimbox("exec", "--", "sudo", "dd", "if=/dev/urandom", "of=/var/last", "bs=1M", "count=300", check=False)
+    kimbox("exec", "--", "sudo", "dd", "if=/dev/zero", "of=/var/last", "bs=1M", "count=300", check=False)
     # What `up` says of it then is tested with the boot modes.
     until("the box to power itself off", lambda: kimbox.json("status")["state"] in ("crashed", "halted"), every_s=ASK_S)
     kimbox("destroy", "-y")

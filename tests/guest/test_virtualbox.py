@@ -11,7 +11,7 @@ from conftest import Kimbox, until
 
 from kimbox import run
 
-pytestmark = [pytest.mark.guest, pytest.mark.soak]
+pytestmark = pytest.mark.guest
 
 #: The machine that VirtualBox makes of an OVF: SATA, an Intel network card, nothing of virtio.
 VIRTUALBOX = (
