@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Kimbox, until
+from webfolder import serving
 
 from kimbox import run
+from kimbox.lock import apt
 from kimbox.machine.folder import Machine
 from kimbox.spec.layout import plan
 from kimbox.spec.load import load_box
@@ -23,6 +26,9 @@ provision: [{{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}]
 
 #: Has /boot mounted, which the start of a box does not wait for.
 MOUNT = "sudo systemctl start boot.mount"
+
+#: The host, as QEMU's user network shows it to the guest.
+HOST = "10.0.2.2"
 
 #: Runs of the step, and which of the files that tests make are there.
 LOOK = "wc -l </persistent/runs; ls -d /made /changed /base /persistent/kept /boot/kept 2>/dev/null || true"
@@ -64,6 +70,48 @@ def reboots(box: Kimbox) -> None:
     assert box.json("up")["state"] == "ready"
 
 
+def download(package: str, version: str, folder: Path) -> Path:
+    """A package of Debian trixie, by this machine's apt."""
+    lines = [source.line().replace("deb ", "deb [trusted=yes] ", 1) for source in apt.sources("debian", "trixie", None)]
+    (folder / "sources.list").write_text("\n".join(lines) + "\n")
+    (folder / "lists" / "partial").mkdir(parents=True)
+    (folder / "status").touch()
+    options = {
+        "Dir::Etc::SourceList": folder / "sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::State::Lists": folder / "lists",
+        "Dir::State::Status": folder / "status",
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
+        "APT::Sandbox::User": "root",
+        "APT::Architecture": "amd64",
+    }
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    run.run(["apt-get", *words, "-q", "update"])
+    run.run(["apt-get", *words, "-q", "download", f"{package}={version}"], cwd=folder)
+    (found,) = folder.glob("*.deb")
+    # Not compressed: to unpack it is what takes longest under emulation.
+    run.run(["dpkg-deb", "--raw-extract", found, folder / "tree"])
+    run.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", folder / "tree", folder / "plain.deb"])
+    return folder / "plain.deb"
+
+
+def update_kernel(box: Kimbox, folder: Path) -> None:
+    """Installs the kernel's package anew, in a root whose link to the kernel is broken; /boot is mounted."""
+    release = box.sh(NAME, "uname -r").strip()
+    version = box.sh(NAME, f"dpkg-query -f '${{Version}}' -W linux-image-{release}")
+    download(f"linux-image-{release}", version, folder).rename(folder / "kernel.deb")
+    before = box.sh(NAME, f"stat -c %i-%Y /boot/initrd.img-{release}")
+    with serving(folder) as port:
+        box.sh(NAME, f"busybox wget -q -O /var/tmp/kernel.deb http://{HOST}:{port}/kernel.deb")
+    box.sh(NAME, "sudo ln -sfn nowhere /boot/linux")
+    box.sh(NAME, "sudo apt-get install -q -y --reinstall /var/tmp/kernel.deb")
+    assert box.sh(NAME, f"stat -c %i-%Y /boot/initrd.img-{release}") != before
+    assert box.sh(NAME, "readlink /boot/linux") == f"linux-{release}\n"
+    held = box.sh(NAME, f"lsinitramfs /boot/initrd.img-{release}")
+    assert re.search(r"^scripts/local-premount/resnap$", held, re.MULTILINE)
+
+
 def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
     """A change of root stays in `keep` and is gone in `resnap`, where steps run again; /persistent and /boot stay.
 
@@ -83,9 +131,10 @@ def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
     assert box.machine(NAME).known_hosts.read_text() == key
 
 
-def test_maintain_for_once(box: Kimbox) -> None:
+def test_maintain_for_once(box: Kimbox, tmp_path: Path) -> None:
     """The real root, announced; nothing is provisioned. A reboot inside has the spec's mode; a resnap the change.
 
+    The kernel's package is installed anew in that root: its initramfs makes snapshots as before, and GRUB starts it.
     GRUB's own tool in the guest and kimbox outside share GRUB's environment: a variable of the guest's stays, and
     a file that the guest makes anew is found. Another `boot:` in the spec holds from the next start on.
     """
@@ -98,6 +147,9 @@ def test_maintain_for_once(box: Kimbox) -> None:
     assert (refused["exit_code"], "maintain mode" in refused["message"]) == (5, True)
     listed = box.sh(NAME, f"{MOUNT}; sudo touch /base; sync; test ! -e /made; {tool} list").splitlines()
     assert [line for line in listed if line != "next_entry="] == ["mine=a b", "saved_entry=keep"]
+    assert "maintain mode" in box.sh(NAME, "cat /run/motd.d/kimbox")
+    assert box.sh(NAME, "bash -lic 'echo $debian_chroot' 2>/dev/null") == "maintain\n"
+    update_kernel(box, tmp_path)
     reboots(box)
     assert box.json("status")["boot"] == "keep"
     assert "/made" in look(box)

@@ -16,6 +16,9 @@ from kimbox.spec.load import load_box
 
 pytestmark = pytest.mark.guest
 
+#: What a box is filled with, on each of two file systems.
+JUNK_BYTES = 60 << 20
+
 
 def image_of(kimbox: Kimbox, box: str) -> Path:
     """Folder of the image that a box was made from."""
@@ -133,6 +136,31 @@ def test_a_box_that_loses_its_process_is_crashed_and_comes_back(minimal: Kimbox)
     status = minimal.json("status", "minimal")
     assert status["state"] == "crashed"
     assert minimal.json("up", "minimal")["state"] == "ready"
+
+
+def test_it_is_filled_and_shrunk(minimal: Kimbox, tmp_path: Path) -> None:
+    """What was deleted goes from the snapshot's store and from /persistent, what is there stays, and the box boots."""
+    minimal.sh(
+        "minimal",
+        "head -c 60M /dev/urandom | sudo tee /var/tmp/junk | sudo tee /persistent/junk >/dev/null; "
+        "head -c 3M /dev/urandom | sudo tee /kept | sudo tee /persistent/kept >/dev/null; sync; "
+        "sudo rm /var/tmp/junk /persistent/junk; sync",
+    )
+    sums = minimal.sh("minimal", "sha256sum /kept /persistent/kept /usr/bin/* | sha256sum")
+    minimal("halt", "minimal")
+    done = minimal.json("shrink", "minimal")
+    assert ("kept", []) == (done["snapshot"], done["notes"])
+    assert done["before_bytes"] > 2 * JUNK_BYTES
+    assert done["after_bytes"] < done["before_bytes"] - 2 * JUNK_BYTES
+    minimal("up", "minimal")
+    assert sums == minimal.sh("minimal", "sha256sum /kept /persistent/kept /usr/bin/* | sha256sum")
+    minimal("halt", "minimal")
+    layout = plan(load_box(Path(minimal.json("status", "minimal")["spec"])).disk)
+    raw = tmp_path / "raw"
+    run.run(["qemu-img", "convert", "-O", "raw", Machine("minimal").disk, raw])
+    for place in (layout.boot, layout.root.place, layout.persistent.place):
+        checked = run.run(["e2fsck", "-fn", f"{raw}?offset={place.offset_bytes}"], check=False)
+        assert checked.ok, checked.stdout
 
 
 def test_a_name_belongs_to_one_spec(minimal: Kimbox) -> None:

@@ -180,6 +180,8 @@ def test_working_on_the_setup(box: Kimbox) -> None:
     """A dirty work tree runs, alone or as a whole, and is said to; a bad one is gone at the next boot; `up` ends it."""
     machine, work = box.machine(NAME), box.folder / "work"
     git = ["git", "-C", work, "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    box.spec(NAME, SPEC)
+    box("up")
     work.mkdir()
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "nothing"]):
         run.run([*git, *words])

@@ -93,23 +93,19 @@ def moved_tool(kimbox: Kimbox) -> None:
     git("commit", "-qam", "two", folder=tool)
 
 
-def test_a_probe_that_does_not_hold_is_named(kimbox: Kimbox) -> None:
-    """The probe's own words and hint reach the user."""
-    kimbox.spec(
-        "probed", "probes: [{description: a unicorn, script: 'test -e /unicorn', hint: look up, timeout: 3s}]\n"
-    )
-    failed = kimbox.json("up", check=False)
-    assert failed["exit_code"] == 4
-    assert "a unicorn" in failed["message"]
-    assert "look up" in failed["message"]
-    kimbox("destroy", "-y")
-
-
 def test_no_provision_boots_and_changes_nothing(kimbox: Kimbox) -> None:
-    """--no-provision leaves the box as its image made it."""
-    kimbox.spec("bare", "provision: [{name: mark, script: touch /var/tmp/marked}]\n")
+    """--no-provision leaves the box as its image made it. A probe that does not hold is named in its own words."""
+    step = "provision: [{name: mark, script: touch /var/tmp/marked}]\n"
+    kimbox.spec("bare", step)
     kimbox("up", "--no-provision")
     assert kimbox.sh("bare", "ls /var/tmp/marked 2>&1 || true").startswith("ls: cannot access")
     kimbox("up")
     assert kimbox.sh("bare", "ls /var/tmp/marked") == "/var/tmp/marked\n"
+
+    probe = "probes: [{description: a unicorn, script: 'test -e /unicorn', hint: look up, timeout: 3s}]\n"
+    kimbox.spec("bare", step + probe)
+    failed = kimbox.json("up", check=False)
+    assert failed["exit_code"] == 4
+    assert "a unicorn" in failed["message"]
+    assert "look up" in failed["message"]
     kimbox("destroy", "-y")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tarfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from conftest import Kimbox, until
 
 from kimbox import run
+from kimbox.machine import qmp
 
 pytestmark = pytest.mark.guest
 
@@ -35,36 +37,27 @@ def test_behind_the_controllers_of_virtualbox(kimbox: Kimbox, tmp_path: Path) ->
     overlay = tmp_path / "overlay"
     run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", tmp_path / "box-disk001.vmdk", "-F", "vmdk", overlay])
     public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
-    console = tmp_path / "console"
+    console, control = tmp_path / "console", tmp_path / "qmp.sock"
     ended = run.detach(
         [
             *VIRTUALBOX, "-drive", f"if=none,id=disk,format=qcow2,file={overlay}",
             "-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22", "-device", "e1000,netdev=net,romfile=",
             "-smbios", f"type=11,value=io.systemd.credential:kimbox.authorized_key={public}",
             "-serial", f"file:{console}", "-pidfile", tmp_path / "pid",
-            "-monitor", f"unix:{tmp_path}/monitor,server=on,wait=off",
+            "-qmp", f"unix:{control},server=on,wait=off",
         ],
         log=tmp_path / "qemu.log",
     )  # fmt: skip
     try:
-        until("the forwarded port", lambda: bool(_port(tmp_path)) or ended() is not None, limit_s=60)
-        ssh = [
-            "ssh",
-            "-p",
-            str(_port(tmp_path)),
-            "-i",
-            str(key),
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "BatchMode=yes",
-        ]
-        ssh += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=5", "vagrant@127.0.0.1"]
+        ports: list[str] = []
+        until("the forwarded port", lambda: bool(ports.extend(_ports(control)) or ports), limit_s=60)
+        known = ["-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path}/known"]
+        ssh = ["ssh", "-F", "none", "-p", ports[0], "-i", key, "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *known]
         look = "lsblk -ndo TRAN; basename $(readlink /sys/class/net/eth0/device/driver); uname -r"
         said: list[str] = []
 
         def answers() -> bool:
-            done = run.run([*ssh, look], check=False, timeout_s=120)
+            done = run.run([*ssh, "vagrant@127.0.0.1", look], check=False, timeout_s=120)
             said[:] = done.stdout.split()
             return done.ok or ended() is not None
 
@@ -76,20 +69,9 @@ def test_behind_the_controllers_of_virtualbox(kimbox: Kimbox, tmp_path: Path) ->
         until("the end of QEMU", lambda: ended() is not None, limit_s=60)
 
 
-def _port(folder: Path) -> int | None:
-    """The port of the host that QEMU has chosen for the guest's ssh, as its monitor tells."""
-    import socket
-
-    with socket.socket(socket.AF_UNIX) as monitor:
-        try:
-            monitor.settimeout(10)
-            monitor.connect(str(folder / "monitor"))
-            monitor.sendall(b"info usernet\n")
-            text = b""
-            while b"HOST_FORWARD" not in text:
-                text += monitor.recv(4096)
-            text += monitor.recv(4096) if not text.rstrip().endswith(b"22") else b""
-        except OSError:
-            return None
-    found = re.search(rb"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
-    return int(found[1]) if found else None
+def _ports(control: Path) -> list[str]:
+    """The port of the host that QEMU has chosen for the guest's ssh; none before QEMU answers."""
+    with contextlib.suppress(OSError, qmp.QmpError):
+        told = str(qmp.execute(control, "human-monitor-command", {"command-line": "info usernet"}))
+        return re.findall(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", told)
+    return []
