@@ -7,7 +7,7 @@ in it and never removes. All of ours bear names that begin with `kimbox-TAG-`; T
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,8 +38,11 @@ class Hypervisor(Protocol):
     def write_box(self, box: Box, image: Image, target: Path) -> None:
         """Makes the image a Vagrant box for it."""
 
-    def sweep(self, name: str) -> None:
-        """Removes all that is left of a machine, where there is any."""
+    def networks(self, folder: Path, name: str) -> list[str]:
+        """The networks that Vagrant made for a machine, in whose folder this is, and has not removed."""
+
+    def sweep(self, name: str, made: Sequence[str] = ()) -> None:
+        """Removes all that is left of a machine, where there is any, and of the networks `made` for it what is free."""
 
     def drop_image(self, vagrant_box: str) -> None:
         """Removes what Vagrant has made of a box's image, where there is any."""

@@ -1,14 +1,16 @@
 """What Vagrant leaves in libvirt: found by the names that kimbox gives, and removed, through virsh(1).
 
 Every domain is named `kimbox-TAG-BOX`, its volumes begin with that name, and TAG tells one $KIMBOX_HOME from another.
-Images are volumes named after the Vagrant box, `kimbox-...`, with which Vagrant never does away.
+Images are volumes named after the Vagrant box, `kimbox-TAG-...` too, with which Vagrant never does away.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from kimbox.files import read_bounded
 from kimbox.image import boxwriter
 from kimbox.image.store import Image
 from kimbox.log import log
@@ -32,10 +34,19 @@ POOL = "default"
 #: How vagrant-libvirt names the volume of a box's image, after the box's own name.
 IMAGE_MARK = "_vagrant_box_image_"
 
+#: How it names the disks of a domain, after the domain: the one made from the box, and those that it has beside.
+#: Another box's name may begin as this one's, so that no more than that is ours.
+_DISKS = r"(\.img|-[hsv]d[a-z]{1,2}\.qcow2)"
+
+#: Where it keeps the UUIDs of the networks that it made for a machine, in the machine's folder.
+_NETWORKS = ".vagrant/machines/{name}/libvirt/created_networks"
+
 TIMEOUT_S = 60.0
 
 #: A whole disk is copied within this time.
 COPY_TIMEOUT_S = 3600.0
+
+_UUID = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.MULTILINE)
 
 
 def needed() -> None:
@@ -48,17 +59,32 @@ def virsh(*words: str, check: bool = True, timeout_s: float = TIMEOUT_S) -> Comp
     return run(["virsh", "--quiet", "--connect", URI, *words], check=check, timeout_s=timeout_s)
 
 
-def sweep(name: str) -> None:
-    """Removes the domain of a box with its snapshots, saved state and volumes, where there is any of it."""
+def networks(folder: Path, name: str) -> list[str]:
+    """UUIDs of the networks that Vagrant made for a machine and has not removed."""
+    file = folder / _NETWORKS.format(name=name)
+    return _UUID.findall(read_bounded(file).decode("utf-8", "replace")) if file.exists() else []
+
+
+def sweep(name: str, made: Sequence[str] = ()) -> None:
+    """Removes the domain of a box with its snapshots, saved state and volumes, where there is any of it.
+
+    Of the networks `made` for it those go, too, that no other domain is in.
+    """
     full = domain(name)
     if full in virsh("list", "--all", "--name", check=False).stdout.split():
         log.detail(f"removing the domain {full}")
         virsh("destroy", full, check=False)
         virsh("undefine", full, "--managed-save", "--snapshots-metadata")
     for volume in volumes():
-        if re.fullmatch(re.escape(full) + r"(\.img|-[a-z]+\.\w+)", volume):  # its disk, and those that it has beside
+        if re.fullmatch(re.escape(full) + _DISKS, volume):
             log.detail(f"removing the volume {volume}")
             virsh("vol-delete", volume, "--pool", POOL)
+    for network in made:
+        shown = virsh("net-dumpxml", network, check=False)
+        if shown.ok and not re.search(r"<network[^>]* connections=", shown.stdout):
+            log.detail(f"removing the network {network}")
+            virsh("net-destroy", network, check=False)
+            virsh("net-undefine", network, check=False)
 
 
 def write_box(box: Box, image: Image, target: Path) -> None:

@@ -34,7 +34,7 @@ from kimbox.machine.folder import Ended, Machine, Record, read_end
 from kimbox.machine.hypervisor import Hypervisor
 from kimbox.machine.provider import Launch, allot_ports
 from kimbox.machine.state import Facts, State
-from kimbox.render.vagrantfile import VagrantMachine, box_name, render_vagrantfile
+from kimbox.render.vagrantfile import VagrantMachine, render_vagrantfile
 from kimbox.spec.model import BootMode, Box
 
 #: A run of Vagrant's output that is kept for the message of a failure.
@@ -103,7 +103,7 @@ class Vagrant:
         vagrantbox.ensure(image, box, under, _for_all(under))
 
     def create(self, folder: Path, box: Box, image: Image) -> None:
-        name = box_name(box.name, image.key)
+        name = vagrantbox.name_of(box, image)
         (folder / hypervisor.FILE).write_text(f"{hypervisor.here().NAME}\n")
         (folder / "box").write_text(f"{name}\n")
         (folder / self.machine.vagrantfile.name).write_text(self._vagrantfile(box, name, {}), encoding="utf-8")
@@ -127,7 +127,7 @@ class Vagrant:
             return self._reached(record)
         is_new = record.ended is Ended.NEW or not self._is_there()
         if is_new:
-            self._drop_unfinished()
+            self._remove()  # a domain without a network is no machine
         record = attrs.evolve(allot_ports(machine, record, box), ended=record.ended)
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))
@@ -137,13 +137,16 @@ class Vagrant:
             if self._needs_reboot(record, is_new=is_new):
                 self._call("reload", lambda v: v.reload(provision=False))
                 record = self._reached(record)
+                (machine.folder / "boot").unlink()  # not before: an interrupted start must know what was wanted
         return record
 
-    def _drop_unfinished(self) -> None:
-        """What a first `vagrant up` left that was cut short is no machine: a domain without a network, say."""
+    def _remove(self) -> None:
+        """Has Vagrant destroy the machine, and removes what it leaves, after a first `up` that was cut short say."""
+        machine, under = self.machine, self._under
+        made = under.networks(machine.folder, machine.name)  # Vagrant forgets them where the domain is gone
         if self._is_there():
             self._call("destroy", lambda v: v.destroy())
-        self._under.sweep(self.machine.name)
+        under.sweep(machine.name, made)
 
     def _needs_reboot(self, record: Record, *, is_new: bool) -> bool:
         """Sets in the guest what later boots are; True if this one is another than was asked for.
@@ -159,9 +162,9 @@ class Vagrant:
             f"grub-editenv /boot/grub/grubenv set saved_entry={saved}"
         )
         booted = self._sudo(record, script).strip()
-        file.unlink()
         wanted = once or saved
         if booted == wanted or (is_new and wanted == BootMode.RESNAP):
+            file.unlink()
             return False
         self._sudo(record, f"grub-editenv /boot/grub/grubenv set next_entry={wanted}; sync")
         return True
@@ -230,14 +233,12 @@ class Vagrant:
     def tidy(self) -> None:
         """Nothing of a run is left here, but of a first one that was cut short."""
         if self.machine.record().ended is Ended.NEW:
-            self._drop_unfinished()
+            self._remove()
 
     def destroy(self) -> None:
         machine, under = self.machine, self._under
         box = self._box() if (machine.folder / "box").exists() else None
-        if self._is_there():
-            self._call("destroy", lambda v: v.destroy())
-        under.sweep(machine.name)
+        self._remove()
         machine.record_file.unlink(missing_ok=True)
         machine.vagrantfile.unlink(missing_ok=True)
         remove_tree(machine.folder)

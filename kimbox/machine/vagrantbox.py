@@ -12,7 +12,7 @@ from kimbox.files import locked, remove_tree
 from kimbox.image.store import Image
 from kimbox.log import log
 from kimbox.machine.folder import machines
-from kimbox.machine.hypervisor import Hypervisor
+from kimbox.machine.hypervisor import Hypervisor, prefix
 from kimbox.render.vagrantfile import box_name
 from kimbox.spec.model import Box
 
@@ -23,9 +23,14 @@ Call = Callable[[str, Callable[[Any], Any]], Any]
 LOCK_WAIT_S = 600.0
 
 
+def name_of(box: Box, image: Image) -> str:
+    """What Vagrant calls the image of a machine of this home."""
+    return box_name(box.name, image.key, prefix())
+
+
 def ensure(image: Image, box: Box, under: Hypervisor, call: Call) -> None:
     """Makes the image a box of Vagrant's for a hypervisor, if it is none yet."""
-    vagrant_box = box_name(box.name, image.key)
+    vagrant_box = name_of(box, image)
     home = paths.vagrant_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from kimbox.errors import GuestError
@@ -52,7 +53,12 @@ def write_box(box: Box, image: Image, target: Path) -> None:
     formats.write(Format.VIRTUALBOX, content, target, None)
 
 
-def sweep(name: str) -> None:
+def networks(folder: Path, name: str) -> list[str]:
+    """None: a machine is behind the NAT of its own."""
+    return []
+
+
+def sweep(name: str, made: Sequence[str] = ()) -> None:
     """Removes the machine of a box with its disks, where there is one."""
     full = domain(name)
     if f'"{full}" ' in manage("list", "vms", check=False).stdout:

@@ -73,9 +73,13 @@ def ruby_literal(value: object) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def box_name(name: str, image: str) -> str:
-    """The name that Vagrant has for the image of a box: another image has another name, and both may be there."""
-    return f"kimbox-{name}-{image[:KEY_DIGITS]}"
+def box_name(name: str, image: str, prefix: str = "kimbox-") -> str:
+    """The name that Vagrant has for the image of a box: another image has another name, and both may be there.
+
+    The volume that Vagrant makes of it in libvirt bears that name, whichever user or home it is of: with a `prefix` of
+    its own, nobody else's is taken for it.
+    """
+    return f"{prefix}{name}-{image[:KEY_DIGITS]}"
 
 
 def is_url(location: str) -> bool:

@@ -5,75 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
+import feignedvagrant
 import makebox
 import makemachine
 import pytest
+from feignedvagrant import STATUS, Host
 
 from kimbox import paths
 from kimbox.errors import GuestError, KimboxError, MissingToolError, StateError, UsageError
 from kimbox.guest.ssh import Answer
 from kimbox.image.store import Image
-from kimbox.machine import accelerator, hypervisor, libvirt, provider, virtualbox
 from kimbox.machine import host as host_checks
-from kimbox.machine.accelerator import Accelerator
+from kimbox.machine import hypervisor, provider, virtualbox
+from kimbox.machine.bootmode import Choice
 from kimbox.machine.fetch import Fetcher
-from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.folder import Ended, Machine, Record
 from kimbox.machine.host import Verdict
 from kimbox.machine.provider import Launch
 from kimbox.machine.state import State, derive
 from kimbox.machine.vagrant import Vagrant
 from kimbox.run import which
+from kimbox.spec.model import BootMode
 
-STATUS = (
-    "1795552074,tiny,state,{state}\n1795552074,tiny,state-human-short,{state}\n1795552074,,ui,info,Current states\n"
-)
-
-
-class Host:
-    """A PATH on which `vagrant` and `virsh` are scripts of the test's; every call of them is noted."""
-
-    def __init__(self, folder: Path) -> None:
-        self.bin = folder / "bin"
-        self.bin.mkdir()
-        self.calls_file = folder / "calls"
-        self.fake("vagrant", "exit 0")
-        self.fake("virsh", "exit 0")
-
-    def fake(self, name: str, script: str) -> None:
-        """Puts a program there."""
-        program = self.bin / name
-        program.write_text(f'#!/bin/sh\necho "{name} $*" >>"{self.calls_file}"\n{script}\n')
-        program.chmod(0o755)
-
-    def says(self, text: str, *, code: int = 0, on_stderr: str = "") -> None:
-        """What vagrant answers from now on."""
-        (self.bin / "out").write_text(text)
-        (self.bin / "err").write_text(on_stderr)
-        self.fake("vagrant", f'cat "{self.bin}/out"; cat "{self.bin}/err" >&2; exit {code}')
-
-    @property
-    def calls(self) -> list[str]:
-        return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
-
-
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    host = Host(tmp_path)
-    monkeypatch.setenv("PATH", f"{host.bin}:/usr/bin:/bin")
-    monkeypatch.setattr(accelerator, "find", lambda: Accelerator("tcg", "max", "there is no /dev/kvm"))
-    return host
-
-
-@pytest.fixture
-def machine(host: Host) -> Machine:
-    """A machine that Vagrant runs, which it has made already."""
-    machine = makemachine.make_machine()
-    machine.vagrantfile.touch()
-    mark = machine.folder / ".vagrant/machines/tiny/libvirt/id"
-    mark.parent.mkdir(parents=True)
-    mark.touch()
-    return machine
+host, machine = feignedvagrant.host, feignedvagrant.machine  # fixtures
 
 
 def test_the_folder_tells_whose_the_machine_is(machine: Machine) -> None:
@@ -239,20 +193,32 @@ def test_vagrant_runs_apart_from_the_users(host: Host, machine: Machine) -> None
     } <= set(told)
 
 
-def test_only_what_is_of_this_box_is_swept(host: Host) -> None:
-    """The domain and the volumes of a box, and none of another whose name begins so, or of another home."""
-    mine = hypervisor.domain("tiny")
-    volumes = [f"{mine}.img", f"{mine}-vdb.qcow2", f"{mine}-2.img", f"{mine}-two-vdb.qcow2", "kimbox-00000000-tiny.img"]
-    listed = "\n".join(f"{volume} /pool/{volume}" for volume in volumes)
-    host.fake(
-        "virsh", f'case "$*" in *vol-list*) echo "{listed}" ;; *"list --all"*) echo "{mine}"; echo "{mine}-2" ;; esac'
-    )
-    libvirt.sweep("tiny")
-    done = [call for call in host.calls if "list" not in call]
-    assert [f"undefine {mine} ", f"vol-delete {mine}.img ", f"vol-delete {mine}-vdb.qcow2 "] == [
-        next(word for word in ("undefine", "vol-delete") if word in call) + f" {call.split()[5]} " for call in done[1:]
-    ]
-    assert done[0].endswith(f"destroy {mine}")
+def test_an_interrupted_start_knows_which_root_was_wanted(
+    host: Host, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The box has booted another root than was asked for, and boots once more; that fails at first."""
+    vagrant = Vagrant(machine)
+    vagrant.choose_boot(BootMode.RESNAP, Choice(BootMode.KEEP, once=True))
+    told: list[str] = []
+    booted = [BootMode.RESNAP, BootMode.RESNAP, BootMode.KEEP]
+
+    def sudo(_: Vagrant, __: Record, script: str) -> str:
+        told.append(script)
+        return "" if "next_entry" in script else f"{booted.pop(0)}\n"
+
+    monkeypatch.setattr(Vagrant, "_sudo", sudo)
+    monkeypatch.setattr(Vagrant, "_reached", lambda _, record: record)
+    launch = Launch(machine.record(), None, 1, 1 << 30)
+    host.fake("vagrant", 'case "$*" in reload*) exit 1 ;; esac')
+    with pytest.raises(GuestError):
+        vagrant.start(launch)
+    assert [True, True] == ["saved_entry=resnap" in told[0], "next_entry=keep" in told[1]]
+    host.fake("vagrant", "exit 0")
+    vagrant.start(launch)
+    assert 4 == len(told)
+    assert 2 == sum("reload" in call for call in host.calls)
+    vagrant.start(launch)  # nothing was asked for since
+    assert 4 == len(told)
 
 
 @pytest.fixture

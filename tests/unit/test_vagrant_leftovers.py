@@ -1,0 +1,71 @@
+"""What Vagrant leaves in libvirt, and what of it is removed, against a virsh that is the test's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import feignedvagrant
+import makebox
+import pytest
+from feignedvagrant import Host
+
+from kimbox.image.store import Image
+from kimbox.machine import hypervisor, libvirt, vagrantbox
+from kimbox.machine.folder import Machine
+from kimbox.machine.vagrant import Vagrant
+from kimbox.render.vagrantfile import box_name
+
+host, machine = feignedvagrant.host, feignedvagrant.machine  # fixtures
+
+
+def test_only_what_is_of_this_box_is_swept(host: Host) -> None:
+    """The domain and the volumes of a box, and none of another whose name begins so, or of another home."""
+    mine = hypervisor.domain("tiny")
+    others = [
+        f"{mine}-2.img",
+        f"{mine}-two.img",
+        f"{mine}-two-vdb.qcow2",
+        f"{mine}-vdb.img",
+        "kimbox-00000000-tiny.img",
+    ]
+    listed = "\n".join(f"{volume} /pool/{volume}" for volume in [f"{mine}.img", f"{mine}-vdb.qcow2", *others])
+    host.fake(
+        "virsh", f'case "$*" in *vol-list*) echo "{listed}" ;; *"list --all"*) echo "{mine}"; echo "{mine}-2" ;; esac'
+    )
+    libvirt.sweep("tiny")
+    done = [call for call in host.calls if "list" not in call]
+    assert [f"undefine {mine} ", f"vol-delete {mine}.img ", f"vol-delete {mine}-vdb.qcow2 "] == [
+        next(word for word in ("undefine", "vol-delete") if word in call) + f" {call.split()[5]} " for call in done[1:]
+    ]
+    assert done[0].endswith(f"destroy {mine}")
+
+
+FREE, USED = "aaaaaaaa-0000-0000-0000-000000000001", "aaaaaaaa-0000-0000-0000-000000000002"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_network_that_nobody_is_in_goes_with_the_machine(host: Host, machine: Machine, is_there: bool) -> None:
+    """Of those that Vagrant made for it; a Vagrant that was killed has lost the domain, and would leave them."""
+    folder = machine.folder / ".vagrant/machines/tiny/libvirt"
+    (folder / "created_networks").write_text(f"{FREE}\n{USED}\n--all\n")
+    if not is_there:
+        (folder / "id").unlink()
+    host.fake("vagrant", f'rm -f "{folder}/created_networks"')
+    host.fake("virsh", f'case "$*" in *"net-dumpxml {USED}") echo "<network connections=\'1\'>" ;; esac')
+    Vagrant(machine).destroy()
+    networks = [call.split()[-2:] for call in host.calls if "net-" in call and "dumpxml" not in call]
+    assert [["net-destroy", FREE], ["net-undefine", FREE]] == networks
+
+
+def test_an_image_in_libvirt_is_of_one_home(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes of images bear the name of the Vagrant box: what one home removes is nobody else's."""
+    image, box = Image("e" * 64, tmp_path / "disk.raw", "raw", {}), makebox.make_box(tmp_path)
+    mine = vagrantbox.name_of(box, image)
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "other"))
+    theirs = vagrantbox.name_of(box, image)
+    names = [f"{name}_vagrant_box_image_0_box.img" for name in (mine, theirs, box_name(box.name, image.key))]
+    assert 3 == len(set(names))
+    listed = "\n".join(f"{name} /pool/{name}" for name in names)
+    host.fake("virsh", f'case "$*" in *vol-list*) echo "{listed}" ;; esac')
+    libvirt.drop_image(mine)
+    assert [names[0]] == [call.split()[5] for call in host.calls if "vol-delete" in call]
