@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 import libvirtd
 import pytest
-from conftest import Kimbox, until
+from conftest import ASK_S, Kimbox, until
 
 from kimbox import run
 from kimbox.machine import accelerator, hypervisor, libvirt
@@ -238,7 +238,7 @@ def working_in(folder: str) -> list[str]:
 
 
 def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
-    """From a package and what was rendered, without kimbox: provisioned, and set to be a new root at each boot."""
+    """From a package and what was rendered, without kimbox: provisioned, and a new root, provisioned, at each boot."""
     kimbox = Kimbox(home, tmp_path)
     write_spec(kimbox, "plain")
     kimbox("lock")
@@ -247,8 +247,11 @@ def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
     driver = "kvm" if accelerator.find().name == "kvm" else "qemu"
     env = {"VAGRANT_HOME": str(tmp_path / "home"), "VAGRANT_CHECKPOINT_DISABLE": "1", "KIMBOX_LIBVIRT_DRIVER": driver}
 
-    def vagrant(*words: str) -> str:
-        return run.run(["vagrant", *words], cwd=tmp_path / "vagrant", env=env, timeout_s=900).stdout
+    def vagrant(*words: str, check: bool = True) -> str:
+        return run.run(["vagrant", *words], cwd=tmp_path / "vagrant", env=env, timeout_s=900, check=check).stdout
+
+    def holds(test: str) -> bool:
+        return "yes" == vagrant("ssh", "-c", f"test {test} && echo yes", check=False).strip()
 
     with libvirtd.running(tmp_path):
         before = libvirtd.inventory()["volumes"]
@@ -256,6 +259,10 @@ def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
             vagrant("up", "--provider=libvirt")
             assert "hello" == vagrant("ssh", "-c", "test -s /etc/hello && cat /etc/from-setup").strip()
             assert "saved_entry=resnap" in vagrant("ssh", "-c", "sudo grub-editenv /boot/grub/grubenv list")
+            vagrant("ssh", "-c", "sudo touch /gone; sync")
+            vagrant("reload")
+            until("the new root to be provisioned", lambda: holds("-s /etc/from-setup -a -s /etc/hello"), every_s=ASK_S)
+            assert holds("! -e /gone")
         finally:
             vagrant("destroy", "-f")
             for image in set(libvirtd.inventory()["volumes"]) - set(before):  # Vagrant leaves it there

@@ -206,19 +206,12 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
     assert "header without end" in refused(put(tmp_path, endless), endless)
 
 
-def test_a_bomb(tmp_path: Path, home: Path) -> None:
-    """A small file that unpacks without end is given up early."""
-    import zlib
-
-    packer = zlib.compressobj(9, wbits=31)
-    with (tmp_path / "bomb").open("wb") as file:
-        file.write(packer.compress(archive((member("box.img", 1 << 39), b""))[:512]))
-        for _ in range(400):
-            file.write(packer.compress(bytes(1 << 20)))
-        file.write(packer.flush())
-    content = (tmp_path / "bomb").read_bytes()
+@pytest.mark.parametrize("compress", ["gzip", "xz"])
+def test_a_bomb(tmp_path: Path, home: Path, compress: str) -> None:
+    """A small file that unpacks to far more is given up early, though the host has the room."""
+    content = archive(("box.img", bytes(400 << 20)), compress=compress)
     assert len(content) < 1 << 20
-    assert "a bomb" in refused(tmp_path / "bomb", content) or "free" in refused(tmp_path / "bomb", content)
+    assert "a bomb" in refused(put(tmp_path, content), content)
     assert [] == leftovers(home)
 
 

@@ -4,94 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tinyimage
-from clirun import Kimbox, error, result
+import tinypackage
+from clirun import Kimbox, error
 from clirun import kimbox as kimbox
 from clirun import world as world
-from makemachine import make_machine, running
+from makemachine import running
+from tinypackage import Made, image_of, machine_of, members
 from webfolder import serving
 
 from kimbox import run
 from kimbox.files import sha256_file
-from kimbox.image import boxes, cleaned, formats, namespace, rootfs, store, sums
-from kimbox.lock.lockfile import read_lock
-from kimbox.machine.folder import Ended, Machine
-from kimbox.spec.load import load_box
+from kimbox.image import boxes, cleaned, formats, store, sums
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
 
-Made = Callable[..., dict[str, Any]]
-
-SPEC = """\
-kimbox: 1
-name: tiny
-description: a box
-image: {distribution: debian, packages: [one]}
-disk:
-  size: 380MiB
-  boot: 64MiB
-  volumes: {root: 256MiB, persistent: 16MiB, swap: 16MiB, root_snap: 8MiB}
-"""
-
-#: What every image of kimbox's has, and the tiny one has not.
-MORE = """
-printf '%s\\n' '# GRUB Environment Block' saved_entry=keep >root/boot/grub/grubenv
-head -c 982 /dev/zero | tr '\\0' '#' >>root/boot/grub/grubenv
-: >root/etc/machine-id
-chmod 0444 root/etc/machine-id
-printf '127.0.0.1 localhost\\n' >root/etc/hosts
-mkdir -p root/var/log root/var/tmp root/var/cache/apt/archives root/root root/home/user root/etc/ssh root/var/lib/kimbox
-: >root/var/log/btmp
-"""
-
-
-@pytest.fixture
-def box(world: Path, kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a tiny box whose image is built."""
-
-    def fill(*args: Any, **options: Any) -> Path:
-        root = tinyimage.fill(*args, **options)
-        namespace.call(["sh", "-c", MORE], cwd=args[1])
-        return root
-
-    monkeypatch.setattr(rootfs, "build", fill)
-    folder = world / "work"
-    (folder / "kimbox.yaml").write_text(SPEC)
-    assert 0 == kimbox("build")[0]
-    return folder
-
-
-@pytest.fixture
-def made(kimbox: Kimbox, box: Path) -> Made:
-    """Runs `kimbox package` and returns its result."""
-
-    def call(*words: str) -> dict[str, Any]:
-        code, out, err = kimbox("--json", "package", *words)
-        assert code == 0, err + out
-        answer: dict[str, Any] = result(out, "package")
-        return answer
-
-    return call
-
-
-def image_of(folder: Path) -> store.Image:
-    """The image of the box, which is built."""
-    image = store.find(read_lock(folder / "kimbox.lock").image or "")
-    assert image is not None
-    return image
-
-
-def members(path: Path) -> dict[str, bytes]:
-    """All in an archive."""
-    with tarfile.open(path) as archive:
-        return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+box, made = tinypackage.box, tinypackage.made  # fixtures
 
 
 def test_every_format(made: Made, box: Path, tmp_path: Path) -> None:
@@ -118,6 +50,10 @@ def test_every_format(made: Made, box: Path, tmp_path: Path) -> None:
     assert vmdk == members(out / "tiny-virtualbox.box")["box-disk001.vmdk"]
     (tmp_path / "x.vmdk").write_bytes(vmdk)
     run.run(["qemu-img", "check", "-f", "vmdk", tmp_path / "x.vmdk"])
+    told = json.loads(run.run(["qemu-img", "info", "--output=json", out / "tiny.qcow2"]).stdout)
+    assert "zstd" == told["format-specific"]["data"]["compression-type"]
+    checked = json.loads(run.run(["qemu-img", "check", "--output=json", out / "tiny.qcow2"]).stdout)
+    assert checked["allocated-clusters"] == checked["compressed-clusters"] > 0
     for path, kind in ((tmp_path / "x.vmdk", "vmdk"), (out / "tiny.qcow2", "qcow2"), (out / "tiny.raw", "raw")):
         run.run(["qemu-img", "compare", "-f", kind, "-F", "raw", path, disk])
     ovf = ET.fromstring(members(out / "tiny.ova")["tiny.ovf"])  # noqa: S314
@@ -150,31 +86,6 @@ def test_a_vmdk_has_no_random_identity(tmp_path: Path) -> None:
         made.add(sha256_file(vmdk))
         vmdk.unlink()
     assert len(made) == 1
-
-
-def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
-    """A halted machine whose root a debugfs script has changed."""
-    machine = make_machine(
-        "tiny", source=str(folder / "kimbox.yaml"), image=image.key, ended=Ended.HALTED,
-        spec_digest=load_box(folder / "kimbox.yaml").digest,
-    )  # fmt: skip
-    raw = machine.folder / "raw"
-    run.run(["cp", "--sparse=always", image.disk, raw])
-    raw.chmod(0o600)
-    (machine.folder / "secret").write_text("SECRET of this machine\n")
-    (machine.folder / "mine").write_text("what the maintainer wants\n")
-    status = "Package: one-more\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.1\n"
-    (machine.folder / "status").write_text(status)
-    at = cleaned.places(raw)
-    done = run.run(["debugfs", "-w", "-f", "-", f"raw?offset={at.root[0]}"], input=script, cwd=machine.folder)
-    assert "rror" not in done.stderr
-    with raw.open("r+b") as file:
-        file.seek(at.root[0] + at.root[1] + 8 * (1 << 20))
-        file.write(b"SECRET on /persistent")
-    machine.disk.unlink()
-    run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, machine.disk])
-    raw.unlink()
-    return machine
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\ndebugfs: x", "\n/12/100644/0/0/x/5/"])

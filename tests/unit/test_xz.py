@@ -6,6 +6,7 @@ import hashlib
 import io
 import lzma
 import os
+import threading
 import zlib
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     several = packed(CONTENT, 12_345)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert packed(CONTENT, 10 << 20) == several
+
+
+def test_all_processors_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces are compressed at the same time: three that wait for one another come through."""
+    meeting = threading.Barrier(3)
+
+    def compress(piece: bytes, **_: int) -> bytes:
+        meeting.wait(10)
+        return piece[:1]
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(xz.lzma, "compress", compress)
+    assert bytes(3) == packed(bytes(3 * xz.PIECE_BYTES))
 
 
 def test_progress() -> None:

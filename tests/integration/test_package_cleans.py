@@ -1,0 +1,128 @@
+"""What a package of a halted machine does not have: traces of that machine, its boot mode, damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tinyimage
+import tinypackage
+from clirun import Kimbox, error
+from clirun import kimbox as kimbox
+from clirun import world as world
+from tinypackage import Made, image_of, machine_of
+
+from kimbox import run
+from kimbox.image import cleaned, ext4
+from kimbox.machine.folder import Machine
+
+pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
+
+box, made = tinypackage.box, tinypackage.made  # fixtures
+
+#: Files that tell of one machine, and that no other must get.
+OF_ALL = (
+    "/etc/kimbox/box.env", "/etc/kimbox/box.json", "/etc/resolv.conf", "/etc/ssh/ssh_host_ed25519_key",
+    "/etc/ssh/ssh_host_rsa_key.pub", "/tmp/left", "/var/cache/apt/pkgcache.bin", "/var/cache/apt/archives/x.deb",
+    "/var/cache/ldconfig/aux-cache", "/var/crash/core", "/var/lib/apt/lists/x", "/var/lib/dbus/machine-id",
+    "/var/lib/dhcp/x.leases", "/var/lib/kimbox/done", "/var/lib/systemd/random-seed",
+    "/var/lib/systemd/coredump/core", "/var/lib/systemd/credential.secret", "/var/lib/systemd/timers/stamp-x",
+    "/var/log/x/y", "/var/tmp/a/b",
+)  # fmt: skip
+
+#: Files of a person.
+OF_ONE = (
+    ".aws/credentials", ".bash_history", ".cache/pip/x", ".docker/config.json", ".git-credentials",
+    ".gnupg/secring.gpg", ".lesshst", ".netrc", ".python_history", ".ssh/authorized_keys", ".ssh/id_ed25519",
+    ".sudo_as_admin_successful", ".viminfo", ".wget-hsts",
+)  # fmt: skip
+
+TRACES = sorted([*OF_ALL, *(f"{home}/{name}" for home in ("/root", "/home/user") for name in OF_ONE)])
+
+
+def written(paths: list[str], there: set[str]) -> str:
+    """A debugfs script that writes secrets to these paths; folders that are not `there` are made."""
+    made, lines = set(there), []
+    for path in paths:
+        for parent in reversed([str(p) for p in Path(path).parents]):
+            if parent not in made:
+                lines.append(f"mkdir {parent}")
+                made.add(parent)
+        lines.append(f"write secret {path}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def test_no_trace_of_the_machine_stays(made: Made, box: Path) -> None:
+    """Each of them is removed, and said to be; names of the host are those of the image again."""
+    image = image_of(box)
+    system = cleaned._System(image.disk, cleaned.places(image.disk).root[0])
+    there = {"/", *(entry.path for entry in system.tree("/") if entry.is_folder)}
+    script = written(TRACES, there) + "".join(
+        f"rm {path}\nwrite secret {path}\n" for path in ("/etc/hosts", "/etc/hostname")
+    )
+    machine_of(box, image, script)
+    told = made("--format", "raw")["cleaned"]
+    assert [] == sorted({*TRACES, "/etc/hosts", "/etc/hostname"} - set(told))
+    after = cleaned._System(box / "tiny.raw", system.offset)
+    assert [] == [path for path in TRACES if after.matching(path)]
+    for path in ("/etc/hosts", "/etc/hostname"):
+        assert system.content(path) == after.content(path) != ""
+    assert b"SECRET" not in (box / "tiny.raw").read_bytes()
+
+
+def changed(machine: Machine, script: str, *, boot: bool = False) -> None:
+    """A debugfs script on the root of a machine's disk, or on its /boot."""
+    raw = machine.folder / "raw"
+    run.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", machine.disk, raw])
+    at = cleaned.places(raw)
+    device = f"raw?offset={(at.boot if boot else at.root)[0]}"
+    done = run.run(["debugfs", "-w", "-f", "-", device], input=script, cwd=machine.folder)
+    assert "rror" not in done.stderr
+    run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, machine.disk])
+    raw.unlink()
+
+
+def grubenv(disk: Path) -> bytes:
+    """GRUB's environment on a raw disk."""
+    start = cleaned.places(disk).boot[0]
+    with disk.open("rb") as file:
+        read = cleaned._from(file.fileno(), start)
+        at = ext4.locate(ext4.open_at(read), cleaned.GRUBENV, cleaned.GRUBENV_BYTES)
+        return read(at, cleaned.GRUBENV_BYTES)
+
+
+def test_the_boot_mode_is_that_of_the_image(made: Made, box: Path) -> None:
+    """Whatever the machine would have booted next."""
+    image = image_of(box)
+    machine = machine_of(box, image, "")
+    (machine.folder / "environment").write_bytes(b"# GRUB Environment Block\nsaved_entry=resnap\n".ljust(1024, b"#"))
+    changed(machine, "rm /grub/grubenv\nwrite environment /grub/grubenv\n", boot=True)
+    made("--format", "raw")
+    assert b"saved_entry=keep" in grubenv(box / "tiny.raw")
+    assert grubenv(image.disk) == grubenv(box / "tiny.raw")
+
+
+@pytest.mark.parametrize("boot", [True, False])
+def test_what_e2fsck_mends_by_itself_is_mended(made: Made, box: Path, boot: bool) -> None:
+    """A machine that lost its power leaves counts that are not right."""
+    machine = machine_of(box, image_of(box), "write mine /etc/changed")
+    changed(machine, "set_super_value free_blocks_count 7\nset_super_value state 0\n", boot=boot)
+    made("--format", "raw")
+    at = cleaned.places(box / "tiny.raw")
+    for offset, _ in (at.boot, at.root):
+        run.run(["e2fsck", "-f", "-n", f"tiny.raw?offset={offset}"], cwd=box)
+    assert b"what the maintainer wants" in (box / "tiny.raw").read_bytes()
+
+
+@pytest.mark.parametrize("boot", [True, False])
+def test_a_damaged_file_system_is_refused(made: Made, kimbox: Kimbox, box: Path, boot: bool) -> None:
+    """One that needs a person's decision is not handed on; the machine stays as it is."""
+    machine = machine_of(box, image_of(box), "")
+    changed(machine, f"clri {'/grub' if boot else '/etc'}\n", boot=boot)
+    held = machine.disk.read_bytes()
+    code, out, _ = kimbox("--json", "package", "--format", "raw")
+    told = error(out, "package")
+    assert (1, True) == (code, f"the file system of {'/boot' if boot else 'root'} is damaged" in told["message"]), told
+    assert "e2fsck" in told["hint"]
+    assert not (box / "tiny.raw").exists()
+    assert held == machine.disk.read_bytes()

@@ -1,0 +1,110 @@
+"""A tiny box whose image is built in a moment, its halted machine, and `kimbox package` of it."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tinyimage
+from clirun import Kimbox, result
+from makemachine import make_machine
+
+from kimbox import run
+from kimbox.image import cleaned, namespace, rootfs, store
+from kimbox.lock.lockfile import read_lock
+from kimbox.machine.folder import Ended, Machine
+from kimbox.spec.load import load_box
+
+Made = Callable[..., dict[str, Any]]
+
+SPEC = """\
+kimbox: 1
+name: tiny
+description: a box
+image: {distribution: debian, packages: [one]}
+disk:
+  size: 380MiB
+  boot: 64MiB
+  volumes: {root: 256MiB, persistent: 16MiB, swap: 16MiB, root_snap: 8MiB}
+"""
+
+#: What every image of kimbox's has, and the tiny one has not.
+MORE = """
+printf '%s\\n' '# GRUB Environment Block' saved_entry=keep >root/boot/grub/grubenv
+head -c 982 /dev/zero | tr '\\0' '#' >>root/boot/grub/grubenv
+: >root/etc/machine-id
+chmod 0444 root/etc/machine-id
+printf '127.0.0.1 localhost\\n' >root/etc/hosts
+mkdir -p root/var/log root/var/tmp root/var/cache/apt/archives root/root root/home/user root/etc/ssh root/var/lib/kimbox
+: >root/var/log/btmp
+"""
+
+
+@pytest.fixture
+def box(world: Path, kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a tiny box whose image is built."""
+
+    def fill(*args: Any, **options: Any) -> Path:
+        root = tinyimage.fill(*args, **options)
+        namespace.call(["sh", "-c", MORE], cwd=args[1])
+        return root
+
+    monkeypatch.setattr(rootfs, "build", fill)
+    folder = world / "work"
+    (folder / "kimbox.yaml").write_text(SPEC)
+    assert 0 == kimbox("build")[0]
+    return folder
+
+
+@pytest.fixture
+def made(kimbox: Kimbox, box: Path) -> Made:
+    """Runs `kimbox package` and returns its result."""
+
+    def call(*words: str) -> dict[str, Any]:
+        code, out, err = kimbox("--json", "package", *words)
+        assert code == 0, err + out
+        answer: dict[str, Any] = result(out, "package")
+        return answer
+
+    return call
+
+
+def image_of(folder: Path) -> store.Image:
+    """The image of the box, which is built."""
+    image = store.find(read_lock(folder / "kimbox.lock").image or "")
+    assert image is not None
+    return image
+
+
+def members(path: Path) -> dict[str, bytes]:
+    """All in an archive."""
+    with tarfile.open(path) as archive:
+        return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+
+
+def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
+    """A halted machine whose root a debugfs script has changed."""
+    machine = make_machine(
+        "tiny", source=str(folder / "kimbox.yaml"), image=image.key, ended=Ended.HALTED,
+        spec_digest=load_box(folder / "kimbox.yaml").digest,
+    )  # fmt: skip
+    raw = machine.folder / "raw"
+    run.run(["cp", "--sparse=always", image.disk, raw])
+    raw.chmod(0o600)
+    (machine.folder / "secret").write_text("SECRET of this machine\n")
+    (machine.folder / "mine").write_text("what the maintainer wants\n")
+    status = "Package: one-more\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.1\n"
+    (machine.folder / "status").write_text(status)
+    at = cleaned.places(raw)
+    done = run.run(["debugfs", "-w", "-f", "-", f"raw?offset={at.root[0]}"], input=script, cwd=machine.folder)
+    assert "rror" not in done.stderr
+    with raw.open("r+b") as file:
+        file.seek(at.root[0] + at.root[1] + 8 * (1 << 20))
+        file.write(b"SECRET on /persistent")
+    machine.disk.unlink()
+    run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, machine.disk])
+    raw.unlink()
+    return machine
