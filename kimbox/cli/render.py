@@ -39,8 +39,8 @@ def render(
     lock, in the way `kimbox up` does; later boots provision themselves. Several boxes become several machines of one
     Vagrantfile. The image is FOLDER/NAME.box, unless --box names another place.
 
-    The same spec and lock give the same files. --check writes nothing and asks no server. Provisioning under VirtualBox
-    has been rendered and validated, and never been run.
+    The same spec and lock give the same files. --check writes nothing and asks no server. Under VirtualBox
+    boxes have no scratch space, and what is rendered for it has never been run.
 
     \b
     Examples:

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.guest
 
 NAME = "based"
 
-#: What a maintainer does by hand: a package, a file, damage to GRUB's entries and the kernel's links, and traces.
+#: What a maintainer does by hand: a package that cannot be configured yet, damage to GRUB's entries, to the initramfs
+#: and to the kernel's links, and traces.
 CHANGE = """
 set -e
 sudo systemctl start boot.mount
@@ -20,11 +21,12 @@ mkdir -p /var/tmp/deb/DEBIAN /var/tmp/deb/opt/extra
 (echo Package: kimbox-extra; echo Version: 1.5; echo Architecture: all) >/var/tmp/control
 (echo Maintainer: x; echo Description: x) >>/var/tmp/control
 mv /var/tmp/control /var/tmp/deb/DEBIAN/
+(echo '#!/bin/sh'; echo 'exec test -e /etc/by-hand') >/var/tmp/deb/DEBIAN/postinst
+chmod 755 /var/tmp/deb/DEBIAN/postinst
 echo extra >/var/tmp/deb/opt/extra/file
 dpkg-deb -b /var/tmp/deb /var/tmp/extra.deb >/dev/null
-sudo dpkg -i /var/tmp/extra.deb >/dev/null
-echo changed | sudo tee /etc/by-hand >/dev/null
-echo broken | sudo tee /boot/grub/grub.cfg >/dev/null
+! sudo dpkg -i /var/tmp/extra.deb >/dev/null 2>&1
+echo broken | sudo tee /boot/grub/grub.cfg /boot/initrd.img-$(uname -r) >/dev/null
 sudo rm /boot/linux
 echo secret | sudo tee /persistent/secret /root/.bash_history >/dev/null
 sync
@@ -41,6 +43,11 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     assert 5 == kimbox("up", "based-maintain", check=False).code
     identity = kimbox.sh("based-maintain", "sudo sh -c 'cat /etc/machine-id /persistent/ssh/*.pub'")
     kimbox.sh("based-maintain", CHANGE)
+
+    refused = kimbox.json("maintain", "--commit", "based-2", check=False)
+    assert (4, True) == (refused["exit_code"], "kimbox-extra" in refused["message"]), refused
+    assert "half installed" in refused["message"]
+    kimbox.sh("based-maintain", "echo changed | sudo tee /etc/by-hand >/dev/null")
 
     done = kimbox.json("maintain", "--commit", "based-2", "--package", "out", "--format", "virtualbox")
     assert [{"name": "kimbox-extra", "old": "", "new": "1.5"}] == done["changes"]["packages"]

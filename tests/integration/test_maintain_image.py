@@ -15,12 +15,13 @@ from makemachine import make_machine
 
 from kimbox import paths, run
 from kimbox.files import write_json
-from kimbox.image import boxes, store
+from kimbox.image import boxes, store, sums
 from kimbox.image.formats import Format
 from kimbox.lock.lockfile import Lock
 from kimbox.lock.packages import LockedPackage, LockedPackages
 from kimbox.lock.provenance import Whole
 from kimbox.machine import maintain
+from kimbox.machine import package as packaging
 from kimbox.machine.folder import Machine
 from kimbox.machine.package import Wanted
 from kimbox.spec.load import load_box
@@ -83,11 +84,15 @@ def test_a_package_of_it(machine: Machine, world: Path) -> None:
     assert former
     done = maintain.make_image(machine, former, "new")
     (world / "kimbox.yaml").write_text("kimbox: 1\nname: tiny\nimage: {distribution: debian, packages: [aa]}\n")
-    wanted = Wanted(load_box(world / "kimbox.yaml"), False, (Format.LIBVIRT,), world / "out")
+    run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", world / "key"])
+    wanted = Wanted(load_box(world / "kimbox.yaml"), False, (Format.LIBVIRT,), world / "out", key=world / "key")
     locked = LockedPackages("0" * 64, "2026-01-01T00:00:00Z", (), {"a": LockedPackage("1", "", "1" * 64)})
     whole = Whole("tiny", Lock("9" * 64, FORMER, {}, locked), FORMER)
-    made = maintain.pack(wanted, whole, done, None)
-    assert [world / "out/tiny-libvirt.box", world / "out/tiny.SHA256SUMS"] == list(made.files)
+    made = maintain.pack(wanted, whole, done, packaging.check(wanted))
+    sums_file, signature = world / "out/tiny.SHA256SUMS", world / "out/tiny.SHA256SUMS.sig"
+    assert [world / "out/tiny-libvirt.box", sums_file, signature] == list(made.files)
+    public = " ".join((world / "key.pub").read_text().split()[:2])
+    sums.verify(sums_file.read_bytes(), signature.read_bytes(), (public,))
     with tarfile.open(made.files[0]) as archive:
         about, bom = (json.load(archive.extractfile(name)) for name in ("kimbox.json", "sbom.cdx.json"))  # type: ignore[arg-type]
         archive.extract("box.img", world, filter="data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import urllib.parse
 from pathlib import Path
@@ -207,6 +208,17 @@ def test_vagrant_accepts_what_was_rendered(kimbox: Kimbox, work: Path, tmp_path:
         done = run.run(["vagrant", *word], cwd=work / "vagrant", env=env, check=False, timeout_s=120)
         assert (0, True) == (done.code, done.stdout.endswith("Vagrantfile validated successfully.\n")), done.stderr
     assert (work / "vagrant/.vagrant/kimbox/id_ed25519").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_provider_for_virtualbox_knows_each_setting(kimbox: Kimbox, work: Path) -> None:
+    """Vagrant looks into that block only where there is VirtualBox: its own class says which settings there are."""
+    (source,) = Path("/usr/share").glob(
+        "rubygems-integration/all/gems/vagrant-*/plugins/providers/virtualbox/config.rb"
+    )
+    knows = set(re.findall(r"^\s*(?:attr_accessor :|def )(\w+)", source.read_text(), re.MULTILINE))
+    assert 0 == kimbox("render", "director.yaml")[0]
+    asked = set(re.findall(r"^\s*virtualbox\.(\w+)", (work / "vagrant/Vagrantfile").read_text(), re.MULTILINE))
+    assert {"cpus", "memory", "customize"} <= asked <= knows
 
 
 def test_the_script_in_the_folder_is_the_shipped_one(kimbox: Kimbox, work: Path) -> None:
