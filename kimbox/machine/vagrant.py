@@ -128,6 +128,7 @@ class Vagrant:
         is_new = record.ended is Ended.NEW or not self._is_there()
         if is_new:
             self._remove()  # a domain without a network is no machine
+            vagrantbox.drop_image(self._box(), self._under, machine)
         record = attrs.evolve(allot_ports(machine, record, box), ended=record.ended)
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))

@@ -11,7 +11,7 @@ from kimbox import paths
 from kimbox.files import locked, remove_tree
 from kimbox.image.store import Image
 from kimbox.log import log
-from kimbox.machine.folder import machines
+from kimbox.machine.folder import Machine, machines
 from kimbox.machine.hypervisor import Hypervisor, prefix
 from kimbox.render.vagrantfile import box_name
 from kimbox.spec.model import Box
@@ -46,7 +46,7 @@ def drop(vagrant_box: str, under: Hypervisor, call: Call) -> None:
     """Removes a box that no machine needs any more, from Vagrant's boxes and from the hypervisor."""
     home = paths.vagrant_dir()
     with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
-        if any(_uses(machine.folder / "box", vagrant_box) for machine in machines()):
+        if any(_uses(machine, vagrant_box) for machine in machines()):
             return
         under.drop_image(vagrant_box)
         if (home / "boxes" / vagrant_box).is_dir():
@@ -54,5 +54,17 @@ def drop(vagrant_box: str, under: Hypervisor, call: Call) -> None:
         remove_tree(home / "boxes" / vagrant_box)
 
 
-def _uses(file: Path, vagrant_box: str) -> bool:
+def drop_image(vagrant_box: str, under: Hypervisor, of: Machine) -> None:
+    """Removes what the hypervisor has of a box's image, unless another machine than `of` needs it.
+
+    A Vagrant that was killed leaves the beginning of an image, which the next would take for the whole.
+    """
+    home = paths.vagrant_dir()
+    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
+        if not any(_uses(machine, vagrant_box) for machine in machines() if machine.name != of.name):
+            under.drop_image(vagrant_box)
+
+
+def _uses(machine: Machine, vagrant_box: str) -> bool:
+    file = machine.folder / "box"
     return file.exists() and file.read_text().strip() == vagrant_box

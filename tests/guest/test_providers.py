@@ -60,7 +60,7 @@ class Rig:
 
 @pytest.fixture(scope="module", params=NAMES)
 def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A box of one provider. The first try under Vagrant is killed on its way, so that `up` has something to mend."""
+    """A box of one provider. The first tries under Vagrant are killed on their way: `up` has something to mend."""
     provider = str(request.param)
     kimbox = Kimbox(home, tmp_path_factory.mktemp(provider))
     name = f"table-{provider}"
@@ -70,7 +70,8 @@ def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Tem
         if provider == "vagrant":
             stack.enter_context(libvirtd.running(kimbox.folder))
             before = libvirtd.inventory()
-            interrupt(kimbox, name)
+            interrupt(kimbox, name, libvirt.IMAGE_MARK)
+            interrupt(kimbox, name, f"{name}.img")
         kimbox("up", "--provider", provider)
         yield Rig(kimbox, provider, name, before)
         kimbox("destroy", "-y", check=False)
@@ -85,8 +86,8 @@ def write_spec(kimbox: Kimbox, name: str) -> None:
     kimbox.spec(name, SPEC)
 
 
-def interrupt(kimbox: Kimbox, name: str) -> None:
-    """Kills kimbox, and so the Vagrant that it runs, once the disk of the box is in libvirt's pool."""
+def interrupt(kimbox: Kimbox, name: str, volume: str) -> None:
+    """Kills kimbox, and so the Vagrant that it runs, once a volume of the box whose name holds this is in the pool."""
     settings = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join(sys.path)}
     script = 'echo $$ >pid; exec "$@"'
     argv = [
@@ -105,9 +106,9 @@ def interrupt(kimbox: Kimbox, name: str) -> None:
 
     def there() -> bool:
         assert ended() is None, (kimbox.folder / "log").read_text()
-        return any(volume.startswith(hypervisor.domain(name)) for volume in libvirt.volumes())
+        return any(one.startswith(hypervisor.domain(name)) and volume in one for one in libvirt.volumes())
 
-    until("the disk of the box in libvirt's pool", there)
+    until(f"{volume} in libvirt's pool", there)
     os.kill(int((kimbox.folder / "pid").read_text()), signal.SIGKILL)
     until("the end of what was killed", lambda: ended() is not None)
     until("the end of Vagrant", lambda: working_in(str(kimbox.machine(name).folder)) == [], limit_s=30)

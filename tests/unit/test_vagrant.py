@@ -198,6 +198,7 @@ def test_an_interrupted_start_knows_which_root_was_wanted(
 ) -> None:
     """The box has booted another root than was asked for, and boots once more; that fails at first."""
     vagrant = Vagrant(machine)
+    (machine.folder / "box").write_text("kimbox-x\n")
     vagrant.choose_boot(BootMode.RESNAP, Choice(BootMode.KEEP, once=True))
     told: list[str] = []
     booted = [BootMode.RESNAP, BootMode.RESNAP, BootMode.KEEP]

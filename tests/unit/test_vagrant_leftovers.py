@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import feignedvagrant
 import makebox
+import makemachine
 import pytest
 from feignedvagrant import Host
 
+from kimbox.errors import GuestError
 from kimbox.image.store import Image
 from kimbox.machine import hypervisor, libvirt, vagrantbox
-from kimbox.machine.folder import Machine
+from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.provider import Launch
 from kimbox.machine.vagrant import Vagrant
 from kimbox.render.vagrantfile import box_name
 
@@ -69,3 +73,23 @@ def test_an_image_in_libvirt_is_of_one_home(host: Host, tmp_path: Path, monkeypa
     host.fake("virsh", f'case "$*" in *vol-list*) echo "{listed}" ;; esac')
     libvirt.drop_image(mine)
     assert [names[0]] == [call.split()[5] for call in host.calls if "vol-delete" in call]
+
+
+@pytest.mark.parametrize("ended", [Ended.NEW, Ended.HALTED])
+def test_the_image_of_a_first_start_is_made_anew(host: Host, machine: Machine, ended: Ended) -> None:
+    """A Vagrant that was killed may have left its beginning alone; that of a box with other machines is whole."""
+    record = attrs.evolve(machine.record(), ended=ended)
+    host.fake("virsh", 'case "$*" in *vol-list*) echo "kimbox-x_vagrant_box_image_0_box.img /pool/x" ;; esac')
+    host.fake("vagrant", 'case "$*" in up*) exit 1 ;; esac')
+    (machine.folder / "box").write_text("kimbox-x\n")
+
+    def dropped() -> int:
+        with pytest.raises(GuestError):
+            Vagrant(machine).start(Launch(record, None, 1, 1 << 30))
+        return sum("vol-delete kimbox-x_" in call for call in host.calls)
+
+    assert (1 if ended is Ended.NEW else 0) == dropped()
+    other = makemachine.make_machine("other")
+    (other.folder / "box").write_text("kimbox-x\n")
+    host.calls_file.unlink()
+    assert 0 == dropped()
