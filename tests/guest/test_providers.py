@@ -77,13 +77,13 @@ def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Tem
         kimbox("destroy", "-y", check=False)
 
 
-def write_spec(kimbox: Kimbox, name: str) -> None:
+def write_spec(kimbox: Kimbox, name: str, more: str = "") -> None:
     """A box with a setup repository, a step and a probe."""
     setup = kimbox.folder / "setup/setup"
     setup.parent.mkdir()
     setup.write_text("#!/bin/sh\necho hello >/etc/from-setup\n")
     setup.chmod(0o755)
-    kimbox.spec(name, SPEC)
+    kimbox.spec(name, SPEC + more)
 
 
 def interrupt(kimbox: Kimbox, name: str, volume: str) -> None:
@@ -239,9 +239,12 @@ def working_in(folder: str) -> list[str]:
 
 
 def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
-    """From a package and what was rendered, without kimbox: provisioned, and a new root, provisioned, at each boot."""
+    """From a package and what was rendered, without kimbox: provisioned, and a new root, provisioned, at each boot.
+
+    Its scratch space is empty then, too.
+    """
     kimbox = Kimbox(home, tmp_path)
-    write_spec(kimbox, "plain")
+    write_spec(kimbox, "plain", "scratch: {size: 1GiB}\n")
     kimbox("lock")
     kimbox("package", "--output", "vagrant")
     kimbox("render", "--box", "vagrant/plain-libvirt.box")
@@ -255,16 +258,18 @@ def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
         return "yes" == vagrant("ssh", "-c", f"test {test} && echo yes", check=False).strip()
 
     with libvirtd.running(tmp_path):
-        before = libvirtd.inventory()["volumes"]
+        before = set(libvirtd.inventory()["volumes"])
         try:
             vagrant("up", "--provider=libvirt")
             assert "hello" == vagrant("ssh", "-c", "test -s /etc/hello && cat /etc/from-setup").strip()
             assert "saved_entry=resnap" in vagrant("ssh", "-c", "sudo grub-editenv /boot/grub/grubenv list")
-            vagrant("ssh", "-c", "sudo touch /gone; sync")
+            assert (
+                "/staging" == vagrant("ssh", "-c", "sudo touch /gone; touch $TMPDIR/gone; sync; echo $TMPDIR").strip()
+            )
             vagrant("reload")
             until("the new root to be provisioned", lambda: holds("-s /etc/from-setup -a -s /etc/hello"), every_s=ASK_S)
-            assert holds("! -e /gone")
+            assert holds("-w /staging -a ! -e /gone -a ! -e /staging/gone")
         finally:
             vagrant("destroy", "-f")
-            for image in set(libvirtd.inventory()["volumes"]) - set(before):  # Vagrant leaves it there
-                libvirt.virsh("vol-delete", image, "--pool", "default")
+            (image,) = set(libvirtd.inventory()["volumes"]) - before  # Vagrant leaves it there
+            libvirt.virsh("vol-delete", image, "--pool", "default")
