@@ -179,6 +179,8 @@ def explain(raw: bytes, events: Sequence[Event], *, alive: bool, waited_s: float
     if any(event.name == "provisioning" for event in events):
         return Cause(f"nothing was heard from the box for {waited_s:.0f} s: {_stage(events[-1])}", "see `kimbox logs`")
     reached = _stage(events[-1]) if events else _stage(None)
+    if not events:
+        hint += "; an image without kimbox's scripts never says that it is ready, and is at work all the same"
     return Cause(f"the box did not boot within {waited_s:.0f} s: {reached}", hint)
 
 

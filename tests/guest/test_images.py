@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import makevagrant
 import pytest
 from conftest import Kimbox
 
@@ -130,6 +131,37 @@ def test_an_image_made_elsewhere_boots_if_its_digest_is_right(built: tuple[str, 
     assert kimbox.json("up")["state"] == "ready"
     assert "trixie" in kimbox.sh("elsewhere", "cat /etc/os-release")
     kimbox("destroy", "-y")
+
+
+#: A boot sector that says a few words on the serial console, and waits. Loaded at 0x7c00, as any is.
+STRANGER = (
+    bytes.fromhex(
+        "31c0 8ed8 fc"  # xor ax, ax; mov ds, ax; cld
+        "baf803 be167c"  # mov dx, 0x3f8; mov si, 0x7c16
+        "ac 84c0 7403 ee ebf8"  # lodsb; test al, al; jz +3; out dx, al; jmp -8
+        "f4 ebfd"  # hlt; jmp -3
+    )
+    + b"I am a stranger\r\n\0"
+)
+
+
+def test_a_box_without_kimboxs_scripts_boots_and_is_left_to_its_owner(kimbox: Kimbox, tmp_path: Path) -> None:
+    """Nobody can know when it is ready: `up` says so in time, with what its console said, and the guest goes on."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(STRANGER.ljust(510, b"\0") + b"\x55\xaa" + bytes(8 << 20))
+    box = makevagrant.archive(makevagrant.metadata(), ("box.img", makevagrant.converted(disk, "qcow2")))
+    (kimbox.folder / "stranger.box").write_bytes(box)
+    kimbox("box", "add", "own/stranger", "stranger.box")
+    (kimbox.folder / "kimbox.yaml").write_text("kimbox: 1\nname: stranger\nimage: {box: own/stranger}\n")
+    failed = kimbox.json("up", "--timeout", "10s", check=False)
+    assert (4, True) == (failed["exit_code"], "I am a stranger" in failed["message"]), failed
+    assert "without kimbox's scripts" in failed["hint"]
+    assert "booting" == kimbox.json("status")["state"]
+    kimbox("halt", "--force")
+    refused = kimbox.json("up", "--boot", "resnap", check=False)
+    assert "need an image of kimbox's" in refused["hint"]
+    kimbox("destroy", "-y")
+    kimbox("box", "remove", "own/stranger")
 
 
 def sha256(path: Path) -> str:
