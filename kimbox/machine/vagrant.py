@@ -129,6 +129,7 @@ class Vagrant:
         if is_new:
             self._remove()  # a domain without a network is no machine
             vagrantbox.drop_image(self._box(), self._under, machine)
+            machine.known_hosts.unlink(missing_ok=True)  # a new disk has a new key
         record = attrs.evolve(allot_ports(machine, record, box), ended=record.ended)
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))

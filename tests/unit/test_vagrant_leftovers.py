@@ -84,11 +84,13 @@ def test_the_image_of_a_first_start_is_made_anew(host: Host, machine: Machine, e
     (machine.folder / "box").write_text("kimbox-x\n")
 
     def dropped() -> int:
+        machine.known_hosts.write_text("the key that was on the disk\n")
         with pytest.raises(GuestError):
             Vagrant(machine).start(Launch(record, None, 1, 1 << 30))
         return sum("vol-delete kimbox-x_" in call for call in host.calls)
 
     assert (1 if ended is Ended.NEW else 0) == dropped()
+    assert (ended is not Ended.NEW) == machine.known_hosts.exists()
     other = makemachine.make_machine("other")
     (other.folder / "box").write_text("kimbox-x\n")
     host.calls_file.unlink()
