@@ -44,6 +44,17 @@ tail -c "+$((at + 1))" "$f" | head -c {PIECE_BYTES} | base64 -w 0
 _HEAD = re.compile(r"(\d{1,19}) (\d{1,19})\n")
 
 
+def places_file(machine: Machine) -> Path:
+    """What of which file of the guest was copied last."""
+    return machine.folder / "fetched.json"
+
+
+def forget(machine: Machine) -> None:
+    """Removes what the guest of a former disk has told: on a new one the same files may have the same inodes."""
+    for file in (machine.events_file, machine.provision_log, places_file(machine)):
+        file.unlink(missing_ok=True)
+
+
 @attrs.define
 class Fetcher:
     """A connection to a guest that is kept from one look to the next."""
@@ -82,7 +93,7 @@ class Fetcher:
 
     @property
     def _places_file(self) -> Path:
-        return self.machine.folder / "fetched.json"
+        return places_file(self.machine)
 
     def _places(self) -> dict[str, int]:
         """Inodes of the guest's files, as they were copied last."""

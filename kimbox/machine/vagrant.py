@@ -29,7 +29,7 @@ from kimbox.image.store import Image
 from kimbox.log import log
 from kimbox.machine import accelerator, hypervisor, keys, vagrantbox
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.fetch import Fetcher
+from kimbox.machine.fetch import Fetcher, forget
 from kimbox.machine.folder import Ended, Machine, Record, read_end
 from kimbox.machine.hypervisor import Hypervisor
 from kimbox.machine.provider import Launch, allot_ports
@@ -130,6 +130,7 @@ class Vagrant:
             self._remove()  # a domain without a network is no machine
             vagrantbox.drop_image(self._box(), self._under, machine)
             machine.known_hosts.unlink(missing_ok=True)  # a new disk has a new key
+            forget(machine)
         record = attrs.evolve(allot_ports(machine, record, box), ended=record.ended)
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))

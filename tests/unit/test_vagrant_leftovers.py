@@ -77,20 +77,25 @@ def test_an_image_in_libvirt_is_of_one_home(host: Host, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("ended", [Ended.NEW, Ended.HALTED])
 def test_the_image_of_a_first_start_is_made_anew(host: Host, machine: Machine, ended: Ended) -> None:
-    """A Vagrant that was killed may have left its beginning alone; that of a box with other machines is whole."""
+    """A Vagrant that was killed may have left its beginning alone; that of a box with other machines is whole.
+
+    What was known of the former disk, its host key and what its guest told, is forgotten.
+    """
     record = attrs.evolve(machine.record(), ended=ended)
+    of_the_disk = [machine.known_hosts, machine.events_file, machine.provision_log, machine.folder / "fetched.json"]
     host.fake("virsh", 'case "$*" in *vol-list*) echo "kimbox-x_vagrant_box_image_0_box.img /pool/x" ;; esac')
     host.fake("vagrant", 'case "$*" in up*) exit 1 ;; esac')
     (machine.folder / "box").write_text("kimbox-x\n")
 
     def dropped() -> int:
-        machine.known_hosts.write_text("the key that was on the disk\n")
+        for file in of_the_disk:
+            file.write_text("{}\n")
         with pytest.raises(GuestError):
             Vagrant(machine).start(Launch(record, None, 1, 1 << 30))
         return sum("vol-delete kimbox-x_" in call for call in host.calls)
 
     assert (1 if ended is Ended.NEW else 0) == dropped()
-    assert (ended is not Ended.NEW) == machine.known_hosts.exists()
+    assert [ended is not Ended.NEW] * 4 == [file.exists() for file in of_the_disk]
     other = makemachine.make_machine("other")
     (other.folder / "box").write_text("kimbox-x\n")
     host.calls_file.unlink()
