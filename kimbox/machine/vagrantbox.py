@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ Call = Callable[[str, Callable[[Any], Any]], Any]
 #: Another kimbox may be making the same box.
 LOCK_WAIT_S = 600.0
 
+#: What a kimbox, or a Vagrant, that is killed while it makes a box leaves: whole disks. Vagrant names the last two
+#: (lib/vagrant/action/builtin/box_add.rb, lib/vagrant/box_collection.rb).
+LEFT = ("box-*", "tmp/box*", "tmp/vagrant-box-add-temp-*")
+
 
 def name_of(box: Box, image: Image) -> str:
     """What Vagrant calls the image of a machine of this home."""
@@ -33,7 +38,7 @@ def ensure(image: Image, box: Box, under: Hypervisor, call: Call) -> None:
     vagrant_box = name_of(box, image)
     home = paths.vagrant_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
+    with _alone():
         if any((home / "boxes" / vagrant_box).glob(f"*/{under.NAME}")):
             return
         with log.step("making a box for Vagrant"), tempfile.TemporaryDirectory(prefix="box-", dir=home) as folder:
@@ -45,8 +50,8 @@ def ensure(image: Image, box: Box, under: Hypervisor, call: Call) -> None:
 def drop(vagrant_box: str, under: Hypervisor, call: Call) -> None:
     """Removes a box that no machine needs any more, from Vagrant's boxes and from the hypervisor."""
     home = paths.vagrant_dir()
-    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
-        if any(_uses(machine, vagrant_box) for machine in machines()):
+    with _alone():
+        if _is_needed(vagrant_box):
             return
         under.drop_image(vagrant_box)
         if (home / "boxes" / vagrant_box).is_dir():
@@ -59,12 +64,26 @@ def drop_image(vagrant_box: str, under: Hypervisor, of: Machine) -> None:
 
     A Vagrant that was killed leaves the beginning of an image, which the next would take for the whole.
     """
-    home = paths.vagrant_dir()
-    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
-        if not any(_uses(machine, vagrant_box) for machine in machines() if machine.name != of.name):
+    with _alone():
+        if not _is_needed(vagrant_box, but=of.name):
             under.drop_image(vagrant_box)
 
 
-def _uses(machine: Machine, vagrant_box: str) -> bool:
-    file = machine.folder / "box"
-    return file.exists() and file.read_text().strip() == vagrant_box
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Nobody else makes or removes boxes meanwhile; what one that was killed has left is gone."""
+    home = paths.vagrant_dir()
+    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
+        for pattern in LEFT:
+            for path in home.glob(pattern):
+                if path.is_dir():
+                    remove_tree(path)
+                else:
+                    path.unlink()
+        yield
+
+
+def _is_needed(vagrant_box: str, but: str | None = None) -> bool:
+    """Whether a machine, other than `but`, was made from a box."""
+    files = [machine.folder / "box" for machine in machines() if machine.name != but]
+    return any(file.exists() and file.read_text().strip() == vagrant_box for file in files)

@@ -11,6 +11,7 @@ import makemachine
 import pytest
 from feignedvagrant import Host
 
+from kimbox import paths
 from kimbox.errors import GuestError
 from kimbox.image.store import Image
 from kimbox.machine import hypervisor, libvirt, vagrantbox
@@ -100,3 +101,18 @@ def test_the_image_of_a_first_start_is_made_anew(host: Host, machine: Machine, e
     (other.folder / "box").write_text("kimbox-x\n")
     host.calls_file.unlink()
     assert 0 == dropped()
+
+
+def test_what_a_killed_one_left_of_a_box_goes_with_the_next(host: Host, tmp_path: Path) -> None:
+    """Whole disks, in kimbox's folder and in Vagrant's own; boxes that are there stay."""
+    image, box = Image("e" * 64, tmp_path / "disk.raw", "raw", {}), makebox.make_box(tmp_path)
+    home = paths.vagrant_dir()
+    there = home / "boxes" / vagrantbox.name_of(box, image) / "0/libvirt"
+    left = [home / "box-12345678", home / "tmp/vagrant-box-add-temp-2026", home / "tmp/boxdeadbeef"]
+    for folder in (there, *left[:2]):
+        folder.mkdir(parents=True)
+        (folder / "box.img").touch()
+    left[2].touch()
+    vagrantbox.ensure(image, box, libvirt, lambda what, _: pytest.fail(what))  # type: ignore[arg-type]
+    assert [] == [path for path in left if path.exists()]
+    assert (there / "box.img").exists()
