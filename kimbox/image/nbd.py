@@ -127,7 +127,12 @@ def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator
         served = stack.pop_all()  # the folder goes at once: no kill leaves it behind
     with served:
         connection.settimeout(ANSWER_TIMEOUT_S)
-        yield Disk(_greet(connection), connection)
+        try:
+            size_bytes = _greet(connection)
+        except ImageError:  # it listens before it has looked at the disk
+            server.wait(ANSWER_TIMEOUT_S)
+            raise ImageError(f"the disk {path} cannot be opened: {run.tail(server.said(), 3)}") from None
+        yield Disk(size_bytes, connection)
         with contextlib.suppress(OSError):
             connection.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
             connection.shutdown(socket.SHUT_RDWR)
