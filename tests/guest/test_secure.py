@@ -17,6 +17,7 @@ from webfolder import serving
 from kimbox import run
 from kimbox.files import data_ranges
 from kimbox.guest.audit import newest
+from kimbox.guest.events import Tail
 from kimbox.machine import qmp
 from kimbox.machine.folder import Machine
 from kimbox.paths import boxes_dir
@@ -321,6 +322,17 @@ def test_new_credentials(site: Site) -> None:
     assert not Machine("hand").rotate_file.exists()
     until("a report after it", lambda: hand("audit", "hand", check=False).code != 5, every_s=ASK_S)
     assert hand.json("audit", "hand")["breaches"] == []
+    for name in ("hand", "vault"):
+        assert after_sealed(name) == {"sealed"}
+
+
+def after_sealed(name: str) -> set[str]:
+    """Which words on how far it has come followed, in any boot, the one that the box is sealed; it tells that again."""
+    told: dict[str, list[str]] = {}
+    for event in Tail(Machine(name).events_file).read():
+        if event.name in ("booting", "waiting", "provisioning", "ready", "sealed", "failed"):
+            told.setdefault(event.boot, []).append(event.name)
+    return {later for names in told.values() if "sealed" in names for later in names[names.index("sealed") + 1 :]}
 
 
 def test_a_box_that_lost_its_marks_stays_closed(site: Site) -> None:

@@ -84,3 +84,22 @@ def test_event_never_fails_its_caller(tmp_path: Path) -> None:
             ["dash", "-c", '. "$1"; ev_port=/nonexistent/x; shift; event "${@-}"; echo $?', "x", EVENTS_SH, *arguments]
         )
         assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_a_sealed_box_says_again_what_it_is_now(tmp_path: Path) -> None:
+    """The last word on how far it has come, and no earlier one; its other facts; nothing where it is not closed."""
+    script = """
+        . "$1"; ev_port=$2/port ev_run=$2
+        event provisioning manifest=a
+        touch "$2/closed"
+        event provisioning manifest=b; event box role=worker; event step n=1; event box role=director
+        event sealed manifest=b; event rotated status=done
+        : >"$2/port"
+        retell
+    """
+    (tmp_path / "port").touch()
+    run(["dash", "-c", script, "x", EVENTS_SH, tmp_path])
+    told = [parse_line(line) for line in (tmp_path / "port").read_bytes().splitlines()]
+    assert sorted((e.name, e.text("role"), e.text("manifest")) for e in told if e) == [
+        ("box", "director", ""), ("sealed", "", "b"),
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 # Sourced; gives the function `event`. In the usual case it starts no program at all: under emulation each costs 5 ms.
 
 ev_port=/dev/virtio-ports/org.kimbox.0
+ev_run=/run/kimbox
 
 # Bytes of all values of one event. Escaped, the line stays below 32 KiB, which the port takes in one write.
 EV_BUDGET=4096
@@ -78,26 +79,26 @@ event() {
 	case $ev_name in
 	booting | waiting | provisioning | ready | sealed | failed) ev_status ;;
 	esac
-	[ ! -e /run/kimbox/closed ] || ev_keep
+	[ ! -e "$ev_run/closed" ] || ev_keep
 	return 0
 }
 
-# A sealed box says again, now and then, what it is (`retell`): it may run for months, and tell of its work all the time.
+# A sealed box says again, now and then, what it is (`retell`): it may run for months, and tell of its work all the time. Of how far
+# it has come the last word alone is kept: an earlier one, said again, would be taken for what it is now.
 ev_keep() {
 	case $ev_name in
-	provisioning | ready | sealed | failed | box | fallback | follow | snapshot) ;;
+	provisioning | ready | sealed | failed) ev_name=stage ;;
+	box | fallback | follow | snapshot) ;;
 	*) return 0 ;;
 	esac
-	{ printf '%s\n' "$ev_line" >"/run/kimbox/told.$ev_name"; } 2>/dev/null
+	{ printf '%s\n' "$ev_line" >"$ev_run/told.$ev_name"; } 2>/dev/null
 }
 
-# retell: the last event of each kind that says what this box is, in their order
+# retell: the last event of each kind that says what this box is. Not while provisiond is at work, which may tell more meanwhile.
 retell() {
-	while read -r ev_file; do
+	for ev_file in "$ev_run"/told.*; do
 		[ -r "$ev_file" ] && read -r ev_line <"$ev_file" && ev_send
-	done <<END
-$(ls -tr /run/kimbox/told.* 2>/dev/null)
-END
+	done
 }
 
 # The port can be open only once at a time: another event may just be on its way.
