@@ -20,8 +20,9 @@ from typing import IO, Any, NamedTuple, Self
 from kimbox.errors import GuestError
 from kimbox.guest.endpoint import Endpoint
 
-#: Connecting, the banner and the login may each take this long; an emulated guest needs 1-2 s for the handshake.
-CONNECT_TIMEOUT_S = 20.0
+#: Connecting, the banner and the login may each take this long. An emulated guest needs 1-2 s for the handshake, and
+#: many times that while the rest of it starts on a busy host; one that is not there refuses at once.
+CONNECT_TIMEOUT_S = 60.0
 
 #: stdout kept in memory; what a program writes beyond it is read and dropped.
 MAX_STDOUT_BYTES = 16 << 20

@@ -28,7 +28,7 @@ OUTPUT = "/persistent/log/provision.log"
 PIECE_BYTES = 4 << 20
 
 #: Connecting to a guest that may be gone, and each copy, may take this long.
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 20.0
 COPY_TIMEOUT_S = 30.0
 
 #: Which file it is and from where on it is copied, on a line of its own, then what is new, in base64; its arguments are
@@ -71,13 +71,12 @@ class Fetcher:
         try:
             if self._guest is None:
                 self._guest = Guest(self.endpoint, timeout_s=CONNECT_TIMEOUT_S).__enter__()
-            with locked(
-                self._places_file.with_suffix(".lock"), wait_s=COPY_TIMEOUT_S
-            ):  # `status` looks while `up` does
+            file = places_file(self.machine)
+            with locked(file.with_suffix(".lock"), wait_s=COPY_TIMEOUT_S):  # `status` looks while `up` does
                 places = self._places()
                 self._copy(EVENTS, self.machine.events_file, places)
                 self._copy(OUTPUT, self.machine.provision_log, places)
-                write_json(self._places_file, places)
+                write_json(file, places)
         except GuestError as error:
             self.close()
             if "another host key" in error.message:
@@ -91,14 +90,10 @@ class Fetcher:
             self._guest.__exit__(None, None, None)
             self._guest = None
 
-    @property
-    def _places_file(self) -> Path:
-        return places_file(self.machine)
-
     def _places(self) -> dict[str, int]:
         """Inodes of the guest's files, as they were copied last."""
         try:
-            return {str(key): int(value) for key, value in read_json(self._places_file).items()}
+            return {str(key): int(value) for key, value in read_json(places_file(self.machine)).items()}
         except (OSError, KimboxError, TypeError, ValueError):
             return {}
 

@@ -313,8 +313,8 @@ def _save(machine: Machine, tag: str) -> None:
     """Saves the whole state into the disks of a running machine, which stands still then, unless that failed."""
     nodes = _disk_nodes(machine)
     arguments = {"job-id": "save", "tag": tag, "vmstate": nodes[0], "devices": nodes}
-    qmp.execute(machine.qmp_socket, "stop")
     try:
+        qmp.execute(machine.qmp_socket, "stop", timeout_s=SAVE_TIMEOUT_S)  # it writes what it has in its cache first
         qmp.run_job(machine.qmp_socket, "snapshot-save", arguments, timeout_s=SAVE_TIMEOUT_S)
     except KimboxError:
         with contextlib.suppress(KimboxError):

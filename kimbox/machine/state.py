@@ -89,6 +89,9 @@ _STAGES = {
 #: was secured cannot close itself.
 LOST_ROOT = frozenset({"boot", "snapshot", "seal"})
 
+#: Those of them after which it is off; the others may start it again.
+POWERED_OFF = frozenset({"boot", "seal"})
+
 
 @attrs.frozen
 class Facts:

@@ -48,7 +48,7 @@ DIES_WITH_KIMBOX = ("--pdeathsig", "KILL", "--")
 LISTEN_S = 0.5
 
 #: A guest that has just gone back to a snapshot answers within this time: libvirt's bridge first learns where it is.
-ANSWER_S = 60.0
+ANSWER_S = 180.0
 
 _ERROR = re.compile(r"^\d+,[^,]*,error-exit,([^,]*),(.*)$", re.MULTILINE)
 _HOST_KEY = re.compile(r"^\S+ (ssh-ed25519 \S+)$", re.MULTILINE)

@@ -26,7 +26,7 @@ from kimbox.machine.explain import (
 )
 from kimbox.machine.folder import Machine, read_end
 from kimbox.machine.provider import Provider
-from kimbox.machine.state import DONE, LOST_ROOT, lost_root
+from kimbox.machine.state import DONE, LOST_ROOT, POWERED_OFF, lost_root
 from kimbox.run import tail
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box
 
@@ -45,6 +45,9 @@ TOTAL_TIMEOUT_S = 86400.0
 #: What a guest says on its console just before it ends, it may tell in better words, as an event, within this time; one
 #: without a root has powered itself off by then.
 LAST_WORDS_S = 3.0
+
+#: A guest that says it ends itself is gone within this time: QEMU may have to wait for the host's disk.
+ENDS_S = 30.0
 
 #: Events that are kept; of each name the last is kept beyond that, for so many names at most.
 MAX_EVENTS = 1000
@@ -121,8 +124,8 @@ class Watch:
             alive = self._provider.listen()
             self.look()
             if failed := lost_root(self.events):
-                if failed.text("kind") == "boot":
-                    qemu.wait_until_gone(self.machine, LAST_WORDS_S)
+                if failed.text("kind") in POWERED_OFF:
+                    qemu.wait_until_gone(self.machine, ENDS_S)
                 raise failure(self.machine, failed)
             if done(self):
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -52,6 +53,17 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files in the order in which they should begin."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def is_given_back(port: int, home: Path) -> bool:
+    """Whether no program of this home listens on a TCP port; a box of those who run other tests may have it by now."""
+    holders = re.findall(r"pid=(\d+)", run.run(["ss", "-Hltnp", f"sport = :{port}"]).stdout)
+    for pid in holders:
+        with contextlib.suppress(OSError):
+            process = Path("/proc", pid)
+            if str(home) in str((process / "cwd").readlink()) + os.fsdecode((process / "cmdline").read_bytes()):
+                return False
+    return True
 
 
 @attrs.frozen

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Kimbox, until
+from conftest import Kimbox, is_given_back, until
 
 from kimbox import run
 from kimbox.machine.folder import Machine
@@ -27,13 +27,16 @@ def builds(kimbox: Kimbox) -> list[Path]:
 
 def build_log(kimbox: Kimbox, words: str) -> bool:
     """Whether the log of a build under way holds these words."""
-    logs = (folder / "build.log" for folder in builds(kimbox))
-    return any(words in log.read_text(errors="replace") for log in logs if log.exists())
+    for folder in builds(kimbox):
+        with contextlib.suppress(FileNotFoundError):  # what was killed before is just being swept away
+            if not (folder / "killed").exists() and words in (folder / "build.log").read_text(errors="replace"):
+                return True
+    return False
 
 
 def disk_begun(kimbox: Kimbox) -> bool:
     """Whether a build is writing its disk."""
-    return any((folder / "done/disk.raw").exists() for folder in builds(kimbox))
+    return any((f / "done/disk.raw").exists() and not (f / "killed").exists() for f in builds(kimbox))
 
 
 def event(name: str) -> Callable[[Kimbox], bool]:
@@ -170,6 +173,4 @@ def comes_up_again(project: Kimbox, name: str) -> None:
     nothing_is_left(project)
     port = project.json("status")["ssh_port"]
     project("destroy", "-y")
-    with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        free.bind(("127.0.0.1", port))
+    assert is_given_back(port, project.home)

@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 import libvirtd
 import pytest
-from conftest import ASK_S, Kimbox, until
+from conftest import ASK_S, Kimbox, is_given_back, until
 
 from kimbox import run
 from kimbox.machine import accelerator, hypervisor, libvirt
@@ -51,8 +51,18 @@ class Rig:
         """What the guest serves on its port 8080, as this host gets it through the forwarded port."""
         self.sh("pgrep -x busybox >/dev/null || busybox httpd -p 8080 -h /etc")
         port = int(self.kimbox.json("status", self.name)["forwards"]["8080"])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/from-setup", timeout=60) as answer:
-            return bytes(answer.read()).decode()
+        said: list[str] = []
+
+        def answers() -> bool:
+            try:  # under Vagrant an ssh of its own forwards it, which has just been started
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/from-setup", timeout=60) as answer:
+                    said.append(bytes(answer.read()).decode())
+            except OSError:
+                return False
+            return True
+
+        until("what the guest serves", answers, limit_s=120)
+        return said[0]
 
     def boot_id(self) -> str:
         return self.sh("cat /proc/sys/kernel/random/boot_id")
@@ -217,11 +227,9 @@ def test_destroy_leaves_nothing(rig: Rig) -> None:
     folder = str(rig.kimbox.machine(rig.name).folder)
     (port,) = rig.kimbox.json("status")["forwards"].values()
     rig.kimbox("destroy", "-y", rig.name)
-    with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        free.bind(("127.0.0.1", int(port)))
+    assert is_given_back(int(port), rig.kimbox.home)
     assert "absent" == rig.state()
-    until("the end of every connection", lambda: working_in(folder) == [], limit_s=10)
+    until("the end of every connection", lambda: working_in(folder) == [], limit_s=90)
     assert not rig.kimbox.machine(rig.name).folder.exists()
     if rig.provider == "vagrant":
         assert rig.before == libvirtd.inventory()

@@ -26,7 +26,7 @@ SPEC = """
 boot: resnap
 image: {packages: [python3-pip]}
 repositories:
-  setup: {url: ./setup, timeout: 10s}
+  setup: {url: ./setup, timeout: 20s}
 """
 
 #: Steps that install a Debian package and a wheel, as anybody would write them.
@@ -60,7 +60,7 @@ GOOD = "#!/bin/sh\necho all is well\n"
 
 #: `setup` scripts that would brick a box, and what is told of each.
 BAD = {
-    "hangs": ("sleep 1000", "setup did not end within 10 s"),
+    "hangs": ("sleep 1000", "setup did not end within 20 s"),
     "stops sshd": ("systemctl stop ssh.service; mv /usr/sbin/sshd /usr/sbin/gone", "sshd no longer listens on port 22"),
     "fills both file systems": (
         """for at in "" /persistent; do

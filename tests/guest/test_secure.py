@@ -105,7 +105,7 @@ class Site:
         ]
         where = ["-P" if program == "sftp" else "-p", str(port)]
         folder = self.vault.folder
-        return run.run([program, *known, *options, *where, *words], cwd=folder, env=env, timeout_s=120).stdout
+        return run.run([program, *known, *options, *where, *words], cwd=folder, env=env, timeout_s=600).stdout
 
 
 def bring_up(home: Path, folder: Path, spec: str) -> Kimbox:
@@ -163,6 +163,14 @@ def test_nobody_enters_a_sealed_box(site: Site) -> None:
     assert vault.json("up")["state"] == "sealed"
 
 
+def test_what_it_tells_of_itself_is_sound(site: Site) -> None:
+    """Before anybody has opened anything in it."""
+    until("the report of the box", lambda: site.vault("audit", "vault", check=False).code != 5, every_s=ASK_S)
+    sound = site.vault.json("audit", "vault")
+    assert (sound["breaches"], sound["report"]["role"]) == ([], "director")
+    assert sound["counts"]["pass"] > 60
+
+
 def test_what_is_open_of_it(site: Site, tmp_path: Path) -> None:
     """One port, the operator by key, and nothing else: no account, no password, no console, no way out."""
     accounts = site.operator("sudo cut -d: -f1,2 /etc/shadow").splitlines()
@@ -172,7 +180,7 @@ def test_what_is_open_of_it(site: Site, tmp_path: Path) -> None:
     assert site.operator("systemctl list-units --plain --no-legend 'getty@*' 'serial-getty@*'") == ""
     assert site.operator("cat /proc/sys/kernel/modules_disabled") == "1\n"
     site.operator("sudo systemd-run -q -p Type=exec systemd-socket-activate -l 8888 --accept --inetd echo hello")
-    inside = "for i in 1 2 3 4 5 6 7 8 9; do bash -c 'cat </dev/tcp/127.0.0.1/8888' 2>/dev/null && break; done"
+    inside = "for i in $(seq 50); do bash -c 'cat </dev/tcp/127.0.0.1/8888' 2>/dev/null && break; sleep 0.2; done"
     assert site.operator(inside) == "hello\n"
     assert said(site.vault.json("status")["forwards"]["8888"]) == b""
     line = site.operator("grep 'fe80.* eth0' /proc/net/if_inet6").split()[0]
@@ -215,12 +223,8 @@ def test_security_updates_come_by_themselves(site: Site) -> None:
     assert site.operator("cat /usr/share/patient/version") == "1.1"
 
 
-def test_the_audit_finds_nothing_and_each_hole(site: Site, tmp_path: Path) -> None:
-    """What the sealed box tells by itself is sound; a hole of each kind, opened by the operator, is found."""
-    until("the report of the box", lambda: site.vault("audit", "vault", check=False).code != 5, every_s=ASK_S)
-    sound = site.vault.json("audit", "vault")
-    assert (sound["breaches"], sound["report"]["role"]) == ([], "director")
-    assert sound["counts"]["pass"] > 60
+def test_the_audit_finds_each_hole(site: Site, tmp_path: Path) -> None:
+    """A hole of each kind, opened by the operator, is found."""
     site.operator(f"sudo sh -c '{'; '.join(HOLES.values())}'")
     (tmp_path / "report").write_text(site.operator("sudo /usr/lib/kimbox/audit"))
     report = newest((tmp_path / "report").read_bytes())
@@ -248,10 +252,10 @@ def done(kimbox: Kimbox) -> int:
 
 def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: Path) -> None:
     """Every job has its one result, with the values that are known of its model, and says what computed it."""
-    until("the first results", lambda: done(site.vault) >= 3, limit_s=300, every_s=ASK_S)
+    until("the first results", lambda: done(site.vault) >= 3, limit_s=900, every_s=ASK_S)
     for name in ("vault", "hand"):
         qmp.execute(Machine(name).qmp_socket, "system_reset")
-    until("all results", lambda: done(site.vault) == len(JOBS), limit_s=900, every_s=ASK_S)
+    until("all results", lambda: done(site.vault) == len(JOBS), limit_s=1800, every_s=ASK_S)
     until("the report of the worker", lambda: site.hand("audit", "hand", check=False).code != 5, every_s=ASK_S)
     assert site.hand.json("audit", "hand")["breaches"] == []
     site.fetch(tmp_path)

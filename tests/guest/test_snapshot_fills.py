@@ -20,7 +20,7 @@ while :; do
     if [ $((${4%/*} * 100 / ${4#*/})) -ge 86 ]; then
         [ "$had" != "$4" ] || break
         had=$4
-        sleep 6
+        sleep 12
         continue
     fi
     i=$((i + 1))

@@ -52,7 +52,7 @@ def test_behind_the_controllers_of_virtualbox(kimbox: Kimbox, tmp_path: Path) ->
         ports: list[str] = []
         until("the forwarded port", lambda: bool(ports.extend(_ports(control)) or ports), limit_s=60)
         known = ["-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path}/known"]
-        ssh = ["ssh", "-F", "none", "-p", ports[0], "-i", key, "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *known]
+        ssh = ["ssh", "-F", "none", "-p", ports[0], "-i", key, "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *known]
         look = "lsblk -ndo TRAN; basename $(readlink /sys/class/net/eth0/device/driver); uname -r"
         said: list[str] = []
 
@@ -61,7 +61,7 @@ def test_behind_the_controllers_of_virtualbox(kimbox: Kimbox, tmp_path: Path) ->
             said[:] = done.stdout.split()
             return done.ok or ended() is not None
 
-        until("ssh through the e1000 card", answers, limit_s=240)
+        until("ssh through the e1000 card", answers, limit_s=900)
         assert ["sata", "e1000"] == said[:2], console.read_text(errors="replace")[-2000:]
         assert "cloud" not in said[2]
     finally:

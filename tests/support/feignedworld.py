@@ -152,6 +152,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     }.items():
         monkeypatch.setattr(qemu, name, fake)
     monkeypatch.setattr(watch, "LAST_WORDS_S", 0.05)
+    monkeypatch.setattr(watch, "ENDS_S", 0.05)
     yield world
     world.end_process()
 

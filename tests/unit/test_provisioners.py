@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -15,6 +16,9 @@ from kimbox.image import provisioners
 from kimbox.image.provisioners import GuestFile
 
 SHIPPED = sorted(p.name for p in paths.provisioners_dir().iterdir() if p.is_dir())
+
+#: Units of Debian's that those of kimbox name.
+FOREIGN = {"shutdown.target", "ssh.service", "sysinit.target", "systemd-logind.service", "systemd-networkd.service"}
 
 GOOD = {"summary": "a thing", "description": "does it", "packages": "[git]", "enable": "[a.service]"}
 
@@ -54,6 +58,16 @@ def test_what_ships_loads(name: str) -> None:
     for file in (*loaded.files, *loaded.persistent):
         is_program = file.data.startswith(b"#!")
         assert (0o755 if is_program else 0o644) == file.mode, file.path
+
+
+def test_units_name_units_that_are_there() -> None:
+    """What a unit of ours is ordered by or asks for is shipped, too, or one of Debian's."""
+    files = [file for name in SHIPPED for file in provisioners.load(name).files]
+    units = {Path(file.path).name: file.data.decode() for file in files if "systemd/system/" in file.path}
+    lines = re.findall(r"^(?:After|Before|Wants|Requires|PartOf|Conflicts)=(.*)$", "\n".join(units.values()), re.M)
+    named = {name for line in lines for name in line.split()}
+    assert named - set(units) <= FOREIGN
+    assert {"provisiond.service", "kimbox-early.service"} <= named
 
 
 def test_units_that_are_enabled_are_there_or_of_a_package() -> None:

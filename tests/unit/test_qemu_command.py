@@ -165,7 +165,7 @@ def test_a_suspend_saves_every_disk(machine: Machine, monkeypatch: pytest.Monkey
     devices = [("disk0", "#block1"), ("scratch0", "#block2")]
     jobs: list[tuple[str, dict[str, object]]] = []
 
-    def execute(_: Path, command: str, *__: object) -> object:
+    def execute(_: Path, command: str, **__: object) -> object:
         return [{"device": d, "inserted": {"node-name": n}} for d, n in devices] if command == "query-block" else None
 
     monkeypatch.setattr(qmp, "execute", execute)
@@ -180,6 +180,24 @@ def test_a_suspend_saves_every_disk(machine: Machine, monkeypatch: pytest.Monkey
     devices.clear()
     with pytest.raises(GuestError, match="QEMU knows no disk of tiny"):
         qemu.forget_suspended(machine)
+
+
+@pytest.mark.parametrize("failing", ["stop", "snapshot-save"])
+def test_a_guest_that_cannot_be_saved_goes_on(machine: Machine, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """Whether it would not stand still in time, or its state could not be written."""
+    did: list[str] = []
+
+    def say(_: Path, command: str, *__: object, **___: object) -> object:
+        did.append(command)
+        if command == failing:
+            raise qmp.QmpError("it takes too long")
+        return [{"device": "disk0", "inserted": {"node-name": "#block1"}}] if command == "query-block" else None
+
+    monkeypatch.setattr(qmp, "execute", say)
+    monkeypatch.setattr(qmp, "run_job", say)
+    with pytest.raises(qmp.QmpError, match="too long"):
+        qemu.suspend(machine)
+    assert ["stop", "cont"] == [command for command in did if command in ("stop", "cont")]
 
 
 def test_a_lost_key_is_an_error_in_words(machine: Machine) -> None:

@@ -135,6 +135,7 @@ def test_a_time_out_names_the_last_stage(machine: Machine) -> None:
 def test_the_guest_may_tell_more_than_its_console(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A console without hope ends the wait a moment later: an event that says why comes first, if it comes."""
     monkeypatch.setattr(watching, "LAST_WORDS_S", 0.2)
+    monkeypatch.setattr(watching, "ENDS_S", 0.2)
     lost = event("failed", manifest="", kind="boot", name="root_snap", exit=1, reason="the snapshot was full")
     console = "[    4.1] kimbox: FAILED: the snapshot was full\r\n"
     with makemachine.running(machine):

@@ -24,7 +24,7 @@ fi
 PLACES="/boot /home /persistent /srv /tmp /usr /var /var/log /var/tmp"
 
 # Seconds for the search of the disks, and for those of secrets.
-SEARCH_S=150
+SEARCH_S=300
 SECRETS_S=60
 
 # --- mounts
