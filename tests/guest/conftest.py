@@ -19,6 +19,7 @@ import attrs
 import pytest
 
 from kimbox import run
+from kimbox.machine import facts
 from kimbox.machine.folder import Machine
 
 #: No verb of a test takes longer, in seconds; a build with all packages of openkim-dev is the longest.
@@ -29,7 +30,7 @@ VERB_TIMEOUT_S = 1800.0
 LOOK_S, LATER_S = 0.02, 0.25
 SOON_S = 5.0
 
-#: The same where a look is a program of its own, which takes its time from the guests.
+#: The same where a look is a program of its own, which takes its time from the guests. `state_of` needs none.
 ASK_S = 2.0
 
 
@@ -53,6 +54,11 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files in the order in which they should begin."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def state_of(name: str) -> str:
+    """What a machine is now, as `kimbox status` tells it."""
+    return str(facts.state(Machine(name)))
 
 
 def is_given_back(port: int, home: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ASK_S, Kimbox, until
+from conftest import Kimbox, state_of, until
 
 from kimbox.machine.folder import Machine
 
@@ -86,7 +86,7 @@ def test_a_reboot_inside_empties_it(scratched: Kimbox) -> None:
     boot = machine.boot_events()[-1].boot
     end(scratched, "reboot")
     until("the next boot", lambda: machine.boot_events()[-1].boot != boot)
-    until("ready", lambda: scratched.json("status", BOX)["state"] == "ready", every_s=ASK_S)
+    until("ready", lambda: state_of(BOX) == "ready")
     check_new(scratched)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ASK_S, Kimbox, until
+from conftest import Kimbox, state_of, until
 
 pytestmark = pytest.mark.guest
 
@@ -65,7 +65,7 @@ def test_a_snapshot_that_fills_is_told_extended_and_survived(kimbox: Kimbox) -> 
 
     kimbox("exec", "--", "sudo", "dd", "if=/dev/zero", "of=/var/last", "bs=1M", "count=200", check=False)
     until("the next boot", lambda: kimbox.machine(NAME).boot_events()[-1].boot != first)
-    until("the box to be ready again", lambda: kimbox.json("status")["state"] == "ready", every_s=ASK_S)
+    until("the box to be ready again", lambda: state_of(NAME) == "ready")
     status = kimbox.json("status")
     assert "was full" in status["died"]
     assert (status["boot"], status["snapshot_percent"]) == ("resnap", None)
@@ -76,5 +76,5 @@ def test_a_snapshot_that_fills_is_told_extended_and_survived(kimbox: Kimbox) -> 
     assert kimbox.json("status")["died"] is None
     kimbox("exec", "--", "sudo", "dd", "if=/dev/zero", "of=/var/last", "bs=1M", "count=300", check=False)
     # What `up` says of it then is tested with the boot modes.
-    until("the box to power itself off", lambda: kimbox.json("status")["state"] in ("crashed", "halted"), every_s=ASK_S)
+    until("the box to power itself off", lambda: state_of(NAME) in ("crashed", "halted"))
     kimbox("destroy", "-y")
