@@ -35,6 +35,9 @@ _ANSWER_S = 5.0
 #: So often it is looked whether the connection is there, until it is.
 _LOOK_S = 0.05
 
+#: A shared connection is there within this time, or will not come.
+_COMES_S = 60.0
+
 
 def on_terminal(
     endpoint: Endpoint, *, command: str | None = None, words: Sequence[str] = (), terminal: bool = False
@@ -82,8 +85,12 @@ def _sharing(folder: int) -> Iterator[dict[str, str]]:
 
 
 def _release(folder: int, over: threading.Event) -> None:
-    """Lets others at the place of the shared connection, once it is there or will not come."""
-    while not over.wait(_LOOK_S) and not _answers(folder):
+    """Lets others at the place of the shared connection, once it is there or will not come.
+
+    It may have come and been retired between two looks, while its ssh goes on for hours: hence the limit.
+    """
+    deadline = time.monotonic() + _COMES_S
+    while not over.wait(_LOOK_S) and not _answers(folder) and time.monotonic() < deadline:
         pass
     fcntl.flock(folder, fcntl.LOCK_UN)
 

@@ -21,7 +21,7 @@ import attrs
 
 from kimbox.errors import KimboxError
 from kimbox.log import log
-from kimbox.run import require, tail
+from kimbox.run import dying_with_us, require, tail
 from kimbox.spec.urls import GIT_SCHEMES
 
 #: Variables taken out of git's environment, each with what it would do.
@@ -83,10 +83,6 @@ OPTIONS = (
     "advice.detachedHead=false",
     "init.defaultBranch=main",
 )
-
-#: Ends git with kimbox, so that kill -9 leaves none. A program of its own, because with a preexec_fn every start copies
-#: the page tables of this process: 3 ms more for each git.
-DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 #: Local commands answer within this many seconds; transfers have limits of their own.
 LOCAL_TIMEOUT_S = 120
@@ -151,7 +147,6 @@ def git(
     With `file_bytes` neither it nor its helpers can write a file that is larger.
     """
     require("git", "repositories are fetched with it")
-    require("setpriv", "it ends git with kimbox")
     limit = []
     if file_bytes:  # without the signal, the helper that writes says what is wrong before it ends
         limit = [require("prlimit", "it limits git"), f"--fsize={_lowest(file_bytes)}", "env", "--ignore-signal=XFSZ"]
@@ -159,7 +154,7 @@ def git(
     scrub = ["env", *unset] if unset else []  # GitPython can add to the environment, but not take from it
     options = [word for option in OPTIONS for word in ("-c", option)]
     where = [f"--git-dir={git_dir}"] if git_dir else []
-    argv = [*limit, *DIE_WITH_US, *scrub, "git", *options, *where, *map(str, args)]
+    argv = [*limit, *dying_with_us(), *scrub, "git", *options, *where, *map(str, args)]
     with _input(stdin) as source, _process(argv, source, {**FIXED_ENV, **(env or {})}) as process:
         late = threading.Event()
 

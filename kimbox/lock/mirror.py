@@ -312,7 +312,8 @@ def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".new-{path.name}-"
     for leftover in path.parent.glob(f"{prefix}*"):
-        remove_tree(leftover)
+        with contextlib.suppress(OSError):  # its git may just be ending; `prune` takes what stays
+            remove_tree(leftover)
     remove_tree(path)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     try:

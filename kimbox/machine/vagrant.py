@@ -41,9 +41,6 @@ from kimbox.spec.model import BootMode, Box
 SAID_BYTES = 64 << 10
 SAID_LINES = 12
 
-#: What python-vagrant starts would outlive a kimbox that is killed, and hold the machine against the next (setpriv(1)).
-DIES_WITH_KIMBOX = ("--pdeathsig", "KILL", "--")
-
 #: While a boot is waited for, the guest is asked so often at most, in seconds.
 LISTEN_S = 0.5
 
@@ -359,8 +356,8 @@ def _act(under: Hypervisor, folder: Path, said: Path, what: str, act: Callable[[
 
     vagrant = library.Vagrant(str(folder), env=_environment(under), out_cm=kept, err_cm=kept)
     command = vagrant._make_vagrant_command
-    if setpriv := run.which("setpriv"):
-        vagrant._make_vagrant_command = lambda words: [setpriv, *DIES_WITH_KIMBOX, *command(words)]
+    if run.which("setpriv"):  # it would outlive a kimbox that is killed, and hold the machine against the next
+        vagrant._make_vagrant_command = lambda words: [*run.dying_with_us(), *command(words)]
     try:
         return act(vagrant)
     except library.subprocess.CalledProcessError as error:

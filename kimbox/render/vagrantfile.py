@@ -73,6 +73,11 @@ def ruby_literal(value: object) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def ruby_path(value: str) -> str:
+    """A path from the Vagrantfile's folder on as a Ruby literal: `~x` is a file of that name, and nobody's home."""
+    return ruby_literal(f"./{value}" if value.startswith("~") else value)
+
+
 def box_name(name: str, image: str, prefix: str = "kimbox-") -> str:
     """The name that Vagrant has for the image of a box: another image has another name, and both may be there.
 
@@ -98,12 +103,12 @@ def render_vagrantfile(machines: Iterable[VagrantMachine], *, key: str = KEY, pr
 
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - this is Ruby: `ruby` does the quoting, and a test holds every value to it
+        autoescape=False,  # noqa: S701 - this is Ruby: `ruby` and `path` do the quoting, and a test holds every value to it
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["ruby"] = ruby_literal
+    environment.filters.update(ruby=ruby_literal, path=ruby_path)
     template = environment.from_string((paths.data_dir() / "Vagrantfile.j2").read_text(encoding="utf-8"))
     return template.render(
         key=key, machines=[_values(machine) for machine in machines], prefixes=[] if prefix is None else [prefix]

@@ -18,7 +18,7 @@ from kimbox.image import namespace
 PYTHONPATH = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
 
 #: Nothing here takes longer.
-BOUND_S = 10.0
+BOUND_S = 120.0
 
 
 def usable() -> bool:

@@ -128,27 +128,28 @@ def test_a_job_that_the_ledger_does_not_know_is_not_put_twice(few: Pipeline) -> 
         assert (3, None) == (few.queued(), queue.peek(4))
 
 
-def test_a_job_that_two_workers_did_is_marked(few: Pipeline) -> None:
+def test_a_job_that_two_workers_did_is_marked(tmp_path: Path) -> None:
     """One that is silent for too long loses its job to another; the first result counts, the second lies beside it."""
-    (few.here / "hold").write_text("diamond\n")
-    few.start_status()
-    few.start_queue()
-    few.start_gateway()
-    few.start_director("--ttr", "1")
-    few.start_link()
-    few.start_worker("silent", "--touch-every", "100")
-    until("it has a job", lambda: len(few.begun()) == 1)
-    few.start_worker("other")
-    until("the other got it, too", lambda: sum(line.endswith("diamond") for line in few.begun()) == 2)
-    (few.here / "hold").unlink()
-    finished(few, 3)
-    until("both results are here", lambda: len(few.duplicates()) == 1)
-    (beside,) = few.duplicates().values()
-    counts = few.results()[DIAMOND]
-    assert (DIAMOND, True, "done") == (beside["job"], beside["duplicate"], beside["status"])
-    assert {"silent", "other"} == {beside["worker"], counts["worker"]}
-    assert not counts["duplicate"]
-    until("the host knows", lambda: few.told() == "jobs total=3 done=3 failed=0 duplicates=1")
+    with makepipeline.pipeline(tmp_path, FEW[:1]) as one:
+        (one.here / "hold").write_text("diamond\n")
+        one.start_status()
+        one.start_queue()
+        one.start_gateway()
+        one.start_director("--ttr", "1")
+        one.start_link()
+        one.start_worker("silent", "--touch-every", "100")
+        until("it has a job", lambda: len(one.begun()) == 1)
+        one.start_worker("other")
+        until("the other got it, too", lambda: len(one.begun()) == 2)
+        (one.here / "hold").unlink()
+        finished(one, 1)
+        until("both results are here", lambda: len(one.duplicates()) == 1)
+        (beside,) = one.duplicates().values()
+        counts = one.results()[DIAMOND]
+        assert (DIAMOND, True, "done") == (beside["job"], beside["duplicate"], beside["status"])
+        assert {"silent", "other"} == {beside["worker"], counts["worker"]}
+        assert not counts["duplicate"]
+        until("the host knows", lambda: one.told() == "jobs total=1 done=1 failed=0 duplicates=1")
 
 
 def test_a_slow_job_stays_with_its_worker(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(download, "PAUSES_S", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(download, "STALL_S", 0.25)
+    monkeypatch.setattr(download, "STALL_S", 30.0)
     return tmp_path / "home"
 
 
@@ -166,13 +166,14 @@ def test_a_length_that_is_not_told(site: Site) -> None:
 
 
 @pytest.mark.parametrize("drip_s", [0.0, 0.05])
-def test_a_server_that_stalls(site: Site, drip_s: float) -> None:
+def test_a_server_that_stalls(site: Site, drip_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence, and a byte now and then, end within the time limit, and the tries with them."""
+    monkeypatch.setattr(download, "STALL_S", 0.25)
     site.drip_s = drip_s
     started = time.monotonic()
     message = refused(site.url)
     assert "bytes in" in message or "sent nothing" in message
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (500, 4), (503, 4), (204, 1)])

@@ -14,7 +14,7 @@ import clirun
 import makebox
 import pytest
 from clirun import Kimbox
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kimbox import paths, run
@@ -30,6 +30,9 @@ SUPPORT = Path(__file__).resolve().parents[1] / "support"
 #: Any text that a Vagrantfile may hold.
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t'\"\\#{}`"), min_size=1)
 
+#: What Ruby takes for somebody's home, unless it is told not to.
+HOMES = ("~", "~root", "~nobody we know", "~/x")
+
 pytestmark = pytest.mark.skipif(not run.which("ruby"), reason="there is no ruby here; script/bootstrap test brings it")
 
 
@@ -44,7 +47,7 @@ def value(calls: list[Any], path: str) -> Any:
     return next(arguments[0] for called, arguments in calls if called.endswith(path))
 
 
-@settings(max_examples=1, deadline=None)
+@settings(max_examples=20, deadline=None, phases=[Phase.generate])
 @given(st.lists(TEXTS, min_size=60, max_size=200))
 def test_ruby_reads_any_text_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     """Whatever is quoted, in whatever order, Ruby has it as it was."""
@@ -53,8 +56,8 @@ def test_ruby_reads_any_text_back(tmp_path_factory: pytest.TempPathFactory, text
     assert texts == json.loads(run.run(["ruby", "-E", "UTF-8:UTF-8", file]).stdout)
 
 
-@settings(max_examples=1, deadline=None)
-@given(st.lists(TEXTS, min_size=40, max_size=80))
+@settings(max_examples=8, deadline=None, phases=[Phase.generate])
+@given(st.lists(TEXTS, min_size=40, max_size=80).map(lambda texts: [*HOMES, *texts]))
 def test_ruby_finds_the_values_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     """A Vagrantfile whose every text is hostile asks for what a tame one asks for, with those values."""
     folder = tmp_path_factory.mktemp("hostile")
@@ -71,6 +74,9 @@ def test_ruby_finds_the_values_and_nothing_else(tmp_path_factory: pytest.TempPat
     for text, calls in zip(texts, hostile, strict=True):
         assert [path for path, _ in tame] == [path for path, _ in calls]
         assert text == value(calls, ".define") == value(calls, ".vm.box=") == value(calls, ".default_prefix=")
+        if text in HOMES:
+            delivery = next(arguments[1] for called, arguments in calls if called.endswith(".provision"))
+            assert f"{folder}/{text}" == delivery["source"]
         told = value(calls, ".sysinfo=")["oem strings"]
         prefix = "io.systemd.credential:kimbox."
         assert [

@@ -132,8 +132,10 @@ def test_killed_at_any_moment_the_disk_is_whole(machine: Machine, world: Path, d
     before = sha256_file(machine.disk)
     child = os.fork()
     if not child:
-        shrink.shrink(machine, None)
-        os._exit(0)
+        try:
+            shrink.shrink(machine, None)
+        finally:
+            os._exit(0)
     while not machine.new_disk.exists() and sha256_file(machine.disk) == before:
         threading.Event().wait(0.001)
     threading.Event().wait(delay_s)

@@ -41,12 +41,18 @@ def test_a_command_gives_its_status_and_both_streams(endpoint: Endpoint) -> None
     assert sorted(lines) == ["err", "no end", "out"]
 
 
-def test_lines_arrive_while_the_command_runs(endpoint: Endpoint) -> None:
-    """A long command can be followed."""
-    times: list[float] = []
+def test_lines_arrive_while_the_command_runs(endpoint: Endpoint, tmp_path: Path) -> None:
+    """A long command can be followed: this one goes on when its first line has come."""
+    lines: list[str] = []
+    command = f"echo 1; until [ -e {tmp_path}/seen ]; do sleep 0.05; done; echo 2"
+
+    def came(line: str) -> None:
+        lines.append(line)
+        (tmp_path / "seen").touch()
+
     with Guest(endpoint) as guest:
-        guest.run("echo 1; sleep 0.5; echo 2", timeout_s=10, on_line=lambda _: times.append(time.monotonic()))
-    assert times[1] - times[0] > 0.3
+        guest.run(command, timeout_s=60, on_line=came)
+    assert lines == ["1", "2"]
 
 
 def test_five_mebibytes_on_both_streams_do_not_deadlock(endpoint: Endpoint) -> None:
@@ -118,7 +124,7 @@ def test_what_does_not_answer_is_given_up_in_time(endpoint: Endpoint) -> None:
         silent = attrs.evolve(endpoint, port=mute.getsockname()[1])
         with pytest.raises(GuestError), Guest(silent, timeout_s=0.5):
             pass
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_dropped_connection_and_a_hang_are_errors(endpoint: Endpoint) -> None:
@@ -129,8 +135,8 @@ def test_a_dropped_connection_and_a_hang_are_errors(endpoint: Endpoint) -> None:
         with pytest.raises(GuestError, match=r"did not end within 0\.3 s"):
             guest.run("sleep 20", timeout_s=0.3)
         started = time.monotonic()
-        assert guest.run("sleep 6 & echo left", timeout_s=10).stdout == "left\n"
-        assert time.monotonic() - started < 4
+        assert guest.run("sleep 60 & echo left", timeout_s=50).stdout == "left\n"
+        assert time.monotonic() - started < 30
 
 
 def test_light_algorithms_are_chosen(endpoint: Endpoint) -> None:

@@ -24,7 +24,7 @@ from kimbox.run import detach, run, which
 USER, PASSWORD = "me", "hunter2"
 
 #: How long a server may take to listen.
-START_LIMIT_S = 20.0
+START_LIMIT_S = 60.0
 
 
 def free_port() -> int:

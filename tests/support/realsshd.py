@@ -67,7 +67,7 @@ def serving(folder: Path) -> Iterator[Endpoint]:
     thread = threading.Thread(target=daemon)
     thread.start()
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
