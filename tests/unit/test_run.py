@@ -1,0 +1,44 @@
+"""What kimbox starts ends with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kimbox.run import dying_with_us, run
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Waits until it is so."""
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
+    """Its arguments reach it as they are; after kill -9 of kimbox it is gone."""
+    noted = tmp_path / "pid"
+    child = os.fork()
+    if not child:
+        try:
+            script = 'echo "$$ $1" >"$0.new"; mv "$0.new" "$0"; exec sleep 1000'
+            run([*dying_with_us(), "sh", "-c", script, noted, "$(a) 'b'"], die_with_parent=False)
+        finally:
+            os._exit(0)
+    until(noted.exists)
+    pid, said = noted.read_text().split(" ", 1)
+    assert said == "$(a) 'b'\n"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    until(lambda: not Path("/proc", pid, "cmdline").exists() or not Path("/proc", pid, "cmdline").read_bytes())
+
+
+def test_where_kimbox_has_died_before_nothing_starts(tmp_path: Path) -> None:
+    """Whoever has another parent by then does nothing."""
+    *before, _ = dying_with_us()
+    done = run([*before, "1", "touch", tmp_path / "there"], check=False)
+    assert (done.ok, (tmp_path / "there").exists()) == (False, False)
