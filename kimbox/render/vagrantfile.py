@@ -73,9 +73,9 @@ def ruby_literal(value: object) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def ruby_path(value: str) -> str:
-    """A path from the Vagrantfile's folder on as a Ruby literal: `~x` is a file of that name, and nobody's home."""
-    return ruby_literal(f"./{value}" if value.startswith("~") else value)
+def as_file(path: str) -> str:
+    """A path as Ruby's File.expand_path takes it: `~x` is a file of that name, and nobody's home."""
+    return f"./{path}" if path.startswith("~") else path
 
 
 def box_name(name: str, image: str, prefix: str = "kimbox-") -> str:
@@ -103,15 +103,17 @@ def render_vagrantfile(machines: Iterable[VagrantMachine], *, key: str = KEY, pr
 
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - this is Ruby: `ruby` and `path` do the quoting, and a test holds every value to it
+        autoescape=False,  # noqa: S701 - this is Ruby: `ruby` does the quoting, and a test holds every value to it
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(ruby=ruby_literal, path=ruby_path)
+    environment.filters["ruby"] = ruby_literal
     template = environment.from_string((paths.data_dir() / "Vagrantfile.j2").read_text(encoding="utf-8"))
     return template.render(
-        key=key, machines=[_values(machine) for machine in machines], prefixes=[] if prefix is None else [prefix]
+        key=as_file(key),
+        machines=[_values(machine) for machine in machines],
+        prefixes=[] if prefix is None else [prefix],
     )
 
 
@@ -122,7 +124,7 @@ def _values(machine: VagrantMachine) -> dict[str, Any]:
         "name": box.name,
         "vagrant_box": machine.vagrant_box,
         "box_urls": [place] if place is not None and is_url(place) else [],
-        "box_files": [place] if place is not None and not is_url(place) else [],
+        "box_files": [as_file(place)] if place is not None and not is_url(place) else [],
         "box_digests": [machine.digest.removeprefix("sha256:")] if machine.digest is not None else [],
         "guest": box.image.distribution if isinstance(box.image, PackageImage) else "linux",
         "cpus": box.cpus,
@@ -131,7 +133,9 @@ def _values(machine: VagrantMachine) -> dict[str, Any]:
         "scratches": [{"mount": box.scratch.mount, "size": f"{-(-box.scratch.size_bytes // _MIB)}M"}]
         if box.scratch
         else [],
-        "deliveries": [attrs.asdict(machine.delivery)] if machine.delivery else [],
+        "deliveries": [attrs.asdict(machine.delivery) | {"archive": as_file(machine.delivery.archive)}]
+        if machine.delivery
+        else [],
     }
 
 
