@@ -25,18 +25,23 @@ def builds(kimbox: Kimbox) -> list[Path]:
     return list((kimbox.home / "images").glob(".tmp-*"))
 
 
+def under_way(kimbox: Kimbox) -> list[Path]:
+    """Those that were not killed before."""
+    return [folder for folder in builds(kimbox) if not (folder / "killed").exists()]
+
+
 def build_log(kimbox: Kimbox, words: str) -> bool:
     """Whether the log of a build under way holds these words."""
-    for folder in builds(kimbox):
+    for folder in under_way(kimbox):
         with contextlib.suppress(FileNotFoundError):  # what was killed before is just being swept away
-            if not (folder / "killed").exists() and words in (folder / "build.log").read_text(errors="replace"):
+            if words in (folder / "build.log").read_text(errors="replace"):
                 return True
     return False
 
 
 def disk_begun(kimbox: Kimbox) -> bool:
     """Whether a build is writing its disk."""
-    return any((f / "done/disk.raw").exists() and not (f / "killed").exists() for f in builds(kimbox))
+    return any((folder / "done/disk.raw").exists() for folder in under_way(kimbox))
 
 
 def event(name: str) -> Callable[[Kimbox], bool]:

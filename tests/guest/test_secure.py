@@ -19,6 +19,7 @@ from kimbox.files import data_ranges
 from kimbox.guest.audit import newest
 from kimbox.guest.events import Tail
 from kimbox.machine import qmp
+from kimbox.machine.audit import LOG_BYTES
 from kimbox.machine.folder import Machine, read_end
 from kimbox.paths import boxes_dir
 
@@ -253,7 +254,7 @@ def done() -> int:
 
 def has_report(name: str) -> bool:
     """Whether a box has told in this run how well it is closed."""
-    return newest(read_end(Machine(name).audit_log, 1 << 20)) is not None
+    return newest(read_end(Machine(name).audit_log, LOG_BYTES)) is not None
 
 
 def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import makepipeline
 import pytest
-from makepipeline import Pipeline, beanstalk, jobs, until
+from makepipeline import Pipeline, beanstalk, jobs
+from waiting import until
 
 SHIPPED: list[dict[str, Any]] = json.loads((makepipeline.RUNNER / "jobs.json").read_text())
 

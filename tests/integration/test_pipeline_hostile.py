@@ -12,8 +12,9 @@ from typing import Any
 import makepipeline
 import pytest
 import test_pipeline
-from makepipeline import Pipeline, beanstalk, jobs, results, until
+from makepipeline import Pipeline, beanstalk, jobs, results
 from test_pipeline import FCC, FEW, HCP
+from waiting import until
 
 from kimbox.run import run
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 import realsshd
+from waiting import until
 
 from kimbox.guest import shared
 from kimbox.guest.endpoint import Endpoint
@@ -60,14 +60,6 @@ def logins(endpoint: Endpoint) -> int:
     return (endpoint.key_path.parents[1] / "sshd/log").read_text().count("Accepted publickey")
 
 
-def until(what: Callable[[], bool]) -> None:
-    """Waits until it is so."""
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def settled(folder: Path) -> bool:
     """Whether the first has let others at the place of the shared connection."""
     with shared._opened(folder) as handle:
@@ -107,8 +99,8 @@ def test_while_the_first_goes_on_another_becomes_it(endpoint: Endpoint, tmp_path
     script = f"touch {tmp_path}/on; until [ -e {tmp_path}/go ]; do sleep 0.05; done"
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(client, endpoint, "exec", script)
-        until((tmp_path / "on").exists)
-        until(lambda: settled(endpoint.key_path.parent))
+        until("it is on", (tmp_path / "on").exists)
+        until("it is settled", lambda: settled(endpoint.key_path.parent))
         shared.retire(endpoint.key_path.parent)
         for _ in range(3):
             assert 0 == client(endpoint, "exec", "true").code
@@ -144,7 +136,7 @@ def test_who_uses_it_when_it_is_retired_goes_on(endpoint: Endpoint, tmp_path: Pa
     script = f"touch {tmp_path}/on; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo still"
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(client, endpoint, "exec", script)
-        until((tmp_path / "on").exists)
+        until("it is on", (tmp_path / "on").exists)
         shared.retire(endpoint.key_path.parent)
         assert 0 == client(endpoint, "exec", "true").code
         assert 2 == logins(endpoint)
@@ -172,7 +164,7 @@ def test_kimbox_that_is_killed_leaves_its_command_nobody_to_talk_to(endpoint: En
     """As over a connection to itself; that of the others stays."""
     script = f"trap '' PIPE; touch {tmp_path}/on; while echo on 2>/dev/null; do sleep 0.05; done; touch {tmp_path}/gone"
     with beside(argv(endpoint, "exec", script)):
-        until((tmp_path / "on").exists)
-    until((tmp_path / "gone").exists)
+        until("it is on", (tmp_path / "on").exists)
+    until("it is gone", (tmp_path / "gone").exists)
     assert 0 == client(endpoint, "exec", "true").code
     assert 1 == logins(endpoint)

@@ -14,14 +14,14 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from makeserver import free_port
+from waiting import until
 
 from kimbox import paths
 from kimbox.run import Beside, beside, run, which
@@ -29,9 +29,6 @@ from kimbox.run import Beside, beside, run, which
 PIPELINE = paths.boxes_dir() / "openkim-pipeline"
 RUNNER = PIPELINE / "runner"
 SETUP = PIPELINE / "setup"
-
-#: Everything here takes seconds; a busy machine may need longer.
-LIMIT_S = 60.0
 
 #: `fail` and `hold`, files beside it, hold the names of lattices that fail or wait.
 _LAMMPS = """#!/bin/sh
@@ -72,14 +69,6 @@ def module(name: str) -> ModuleType:
 
 
 beanstalk, jobs, results = module("beanstalk"), module("jobs"), module("results")
-
-
-def until(what: str, holds: Callable[[], bool]) -> None:
-    """Waits until something holds."""
-    end = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < end, f"not within {LIMIT_S:g} s: {what}"
-        time.sleep(0.02)
 
 
 def answers(port: int) -> bool:

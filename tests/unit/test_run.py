@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+from waiting import until
+
 from kimbox.run import dying_with_us, run
-
-
-def until(what: Callable[[], bool]) -> None:
-    """Waits until it is so."""
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
@@ -29,12 +21,13 @@ def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
             run([*dying_with_us(), "sh", "-c", script, noted, "$(a) 'b'"], die_with_parent=False)
         finally:
             os._exit(0)
-    until(noted.exists)
+    until("it has started", noted.exists)
     pid, said = noted.read_text().split(" ", 1)
     assert said == "$(a) 'b'\n"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    until(lambda: not Path("/proc", pid, "cmdline").exists() or not Path("/proc", pid, "cmdline").read_bytes())
+    line = Path("/proc", pid, "cmdline")
+    until("it has ended", lambda: not line.exists() or not line.read_bytes())
 
 
 def test_where_kimbox_has_died_before_nothing_starts(tmp_path: Path) -> None:
