@@ -102,10 +102,14 @@ def _for_virtualbox(kind: Format, content: Content, work: Path, name: str) -> No
 
 
 def set_identity(vmdk: Path, identity: str) -> None:
-    """Gives a VMDK that qemu-img made this content id (eight hex digits; qemu-img leaves leading zeros out)."""
+    """Gives a VMDK that qemu-img made this content id, eight hex digits.
+
+    qemu-img leaves leading zeros out. The description ends at its first NUL: where the id drawn last is shorter than
+    the one before it, remains of the longer text follow that.
+    """
     with vmdk.open("r+b") as file:
         at, size = (number * SECTOR_BYTES for number in struct.unpack_from("<QQ", file.read(SECTOR_BYTES), 28))
-        text = os.pread(file.fileno(), size, at).rstrip(b"\0")
+        text, _, _ = os.pread(file.fileno(), size, at).partition(b"\0")
         new, count = re.subn(rb"^CID=[0-9a-f]{1,8}$", b"CID=" + identity.encode(), text, flags=re.MULTILINE)
         if count != 1 or len(new) > size:
             raise ImageError("qemu-img made a VMDK that describes itself in another way than is known")
