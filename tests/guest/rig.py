@@ -17,6 +17,7 @@ from conftest import Kimbox, until
 from kimbox import run
 from kimbox.guest.events import Event, Tail
 from kimbox.machine import qmp
+from kimbox.machine.accelerator import EMULATED_CPU
 
 #: Where the box holds the script that looks.
 LOOK = "/persistent/look"
@@ -70,7 +71,7 @@ class Rig:
             (self.folder / file).unlink(missing_ok=True)
         argv = [
             "qemu-system-x86_64", "-machine", "q35,sata=off,smbus=off", "-accel", "tcg,tb-size=256",
-            "-cpu", "max", "-smp", "1", "-m", "1024", "-nodefaults", "-display", "none", "-no-reboot",
+            "-cpu", EMULATED_CPU, "-smp", "1", "-m", "1024", "-nodefaults", "-display", "none", "-no-reboot",
             "-pidfile", self.folder / "pid",
             "-drive", f"if=none,id=disk,node-name=image,format=qcow2,file={self.disk}",
             "-device", "virtio-blk-pci,drive=disk",

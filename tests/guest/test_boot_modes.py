@@ -110,6 +110,7 @@ def update_kernel(box: Kimbox, folder: Path) -> None:
     assert box.sh(NAME, "readlink /boot/linux") == f"linux-{release}\n"
     held = box.sh(NAME, f"lsinitramfs /boot/initrd.img-{release}")
     assert re.search(r"^scripts/local-premount/resnap$", held, re.MULTILINE)
+    assert re.findall(r"sbin/modprobe.*", held) == ["sbin/modprobe.kimbox"]  # which init-top makes modprobe
 
 
 def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:

@@ -12,13 +12,14 @@ from conftest import Kimbox, until
 
 from kimbox import run
 from kimbox.machine import qmp
+from kimbox.machine.accelerator import EMULATED_CPU
 
 pytestmark = pytest.mark.guest
 
 #: The machine that VirtualBox makes of an OVF: SATA, an Intel network card, nothing of virtio.
 VIRTUALBOX = (
-    "qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,tb-size=256", "-cpu", "max", "-smp", "1", "-m", "1024",
-    "-nodefaults", "-no-user-config", "-display", "none",
+    "qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,tb-size=256", "-cpu", EMULATED_CPU, "-smp", "1",
+    "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none",
     "-device", "ahci,id=sata", "-device", "ide-hd,bus=sata.0,drive=disk",
 )  # fmt: skip
 
