@@ -157,10 +157,10 @@ def test_a_slow_job_stays_with_its_worker(tmp_path: Path) -> None:
     """It says that it is still at it, so that nobody else gets the job."""
     with makepipeline.pipeline(tmp_path, FEW[:1]) as made:
         (made.here / "hold").write_text("diamond\n")
-        made.start_all("--ttr", "1")
+        made.start_all("--ttr", "4")
         until("it has the job", lambda: len(made.begun()) == 1)
         with beanstalk.Queue(("127.0.0.1", made.queue_port), jobs.TUBE) as queue:
-            assert queue.reserve(3) is None
+            assert queue.reserve(6) is None
         (made.here / "hold").unlink()
         finished(made, 1)
         assert 1 == len(made.begun())

@@ -129,7 +129,7 @@ def test_the_answer_is_kept_while_nothing_changes(fake: Fake, kvm: Path) -> None
 def test_a_hang_is_believed_for_an_hour(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host may only have been busy: later it is tried again. Another failure is believed."""
     record = fake("exec sleep 60")
-    monkeypatch.setattr(accelerator, "try_out", lambda *_: try_out("kvm", "host", timeout_s=0.3))
+    monkeypatch.setattr(accelerator, "try_out", lambda *_: try_out("kvm", "host", timeout_s=1))
     now = time.time()
     for later, expected in ((0, 1), (3500, 1), (3700, 2), (-1000, 3)):
         monkeypatch.setattr("kimbox.machine.accelerator.time.time", lambda at=now + later: at)
