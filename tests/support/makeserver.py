@@ -80,6 +80,7 @@ def sshd(work: Path, folder: Path) -> Iterator[tuple[str, str]]:
     (work / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1:{port}\nHostKey {work}/host\nAuthorizedKeysFile {work}/authorized\nStrictModes no\n"
         f"PidFile {work}/pid\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n"
+        f"SetEnv HOME={work}\n"  # nothing of the user's own shell and git comes into it
     )
     with _listening([program, "-D", "-f", str(work / "sshd_config")], port, work / "pid"):
         (work / "known").write_text(f"[127.0.0.1]:{port} {(work / 'host.pub').read_text()}")

@@ -19,6 +19,7 @@ from kimbox.run import CommandError, run, which
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
 
+# Another home: what the user's own shell does when somebody logs in is none of the tests' business.
 _CONFIG = """
 Port {port}
 ListenAddress 127.0.0.1
@@ -29,6 +30,7 @@ StrictModes no
 UsePAM no
 PasswordAuthentication no
 PermitRootLogin prohibit-password
+SetEnv HOME={folder}
 """
 
 
