@@ -14,7 +14,7 @@ import pytest
 from kimbox import paths
 from kimbox.errors import MissingToolError
 from kimbox.machine import accelerator, host
-from kimbox.machine.accelerator import EMULATED_CPU, EXIT_STATUS, KVM_WORKS, boot_sector, find, probe, try_out
+from kimbox.machine.accelerator import EXIT_STATUS, KVM_WORKS, boot_sector, find, probe, try_out
 from kimbox.machine.host import Verdict
 
 Fake = Callable[[str], Path]
@@ -95,7 +95,7 @@ def test_software_emulation_is_what_remains(fake: Fake, kvm: Path, monkeypatch: 
     """No KVM, one that may not be opened, one that does not work: each with its reason."""
     record = fake("echo bad >&2; exit 1")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert ("tcg", EMULATED_CPU) == ((found := probe()).name, found.cpu)
+    assert ("tcg", "max,-erms") == ((found := probe()).name, found.cpu)
     assert f"may not open {kvm}" in found.why
     assert "usermod" not in found.why
     assert "sudo usermod --append --groups kvm $USER" in str(found.mend)
@@ -180,7 +180,7 @@ def test_nonsense_in_the_cache_never_reaches_qemu(fake: Fake) -> None:
     find()
     file = paths.host_facts_file()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"accelerator": ["-evil"], "cpu": 5, "why": 7}))
-    assert (["-accel", "tcg,thread=multi,tb-size=512", "-cpu", EMULATED_CPU], "7") == (find().arguments(), find().why)
+    assert (["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-erms"], "7") == (find().arguments(), find().why)
 
 
 def test_without_qemu_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
