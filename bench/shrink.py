@@ -37,7 +37,6 @@ sync
 """
 
 ZERO = """
-systemctl start boot.mount
 for folder in / /boot /persistent; do
     dd if=/dev/zero of="$folder/zero" bs=1M 2>/dev/null
     sync

@@ -37,8 +37,8 @@ MASKS = {
     "mask_tmpfiles": "etc/tmpfiles.d",
 }
 
-#: A unit named under `later` in provisioner.yaml waits for sshd.
-LATER = b"# What a box needs to answer comes first; this follows at once.\n[Unit]\nAfter=ssh.service\n"
+#: A unit named under `later` in provisioner.yaml waits until the box is ready, or its provisioning begins.
+LATER = b"# A ready box does not need it.\n[Unit]\nAfter=kimbox-ready.service\n"
 
 #: Where build scripts lie in the new root while it is built.
 BUILD_DIR = "usr/lib/kimbox/build.d"

@@ -81,12 +81,12 @@ def grub_cfg(layout: Layout) -> str:
 
 
 def fstab(layout: Layout) -> str:
-    """Mounts. The root's device is the kernel's business; /persistent is mounted by the initramfs."""
+    """Mounts. The root's device is the kernel's business; the initramfs mounts /persistent and /boot."""
     group = layout.volume_group
     rows = [
         ("/dev/root", "/", "ext4", "noatime,errors=remount-ro", 0),
         (f"/dev/mapper/{dm_name(group, layout.persistent.name)}", "/persistent", "ext4", "noatime,noauto", 0),
-        (f"LABEL={BOOT_LABEL}", "/boot", "ext4", "noatime,nofail", 0),
+        (f"LABEL={BOOT_LABEL}", "/boot", "ext4", "noatime,noauto", 0),
     ]
     if layout.swap:
         rows.append((f"/dev/mapper/{dm_name(group, layout.swap.name)}", "none", "swap", "sw,noauto", 0))

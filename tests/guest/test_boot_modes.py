@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Kimbox, until
+from promises import PROMISE, promised
 from webfolder import serving
 
 from kimbox import run
@@ -21,11 +22,21 @@ pytestmark = pytest.mark.guest
 NAME = "modes"
 SPEC = """boot: {mode}
 disk: {{volume_group: my-site, names: {{root: base-1, root_snap: new-root}}}}
-provision: [{{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}]
+provision:
+  - {{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}
+  - name: promise
+    run: always
+    mode: user
+    script: |
+      cat >/tmp/promise <<'END'
+      {promise}
+      END
+      sh /tmp/promise >/tmp/first-step
+      sudo touch /boot/step
 """
 
-#: Has /boot mounted, which the start of a box does not wait for.
-MOUNT = "sudo systemctl start boot.mount"
+#: What the script `promise` found in the first moment in which a step runs.
+FIRST_STEP = "cat /tmp/first-step"
 
 #: The host, as QEMU's user network shows it to the guest.
 HOST = "10.0.2.2"
@@ -38,10 +49,15 @@ LOOK = "wc -l </persistent/runs; ls -d /made /changed /base /persistent/kept /bo
 def box(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox]:
     """A box with `boot: keep` and a step that leaves a mark; each test finds it ready, in whatever mode."""
     kimbox = Kimbox(home, tmp_path_factory.mktemp(NAME))
-    kimbox.spec(NAME, SPEC.format(mode="keep"))
+    write_spec(kimbox, "keep")
     kimbox("up")
     yield kimbox
     kimbox("destroy", "-y")
+
+
+def write_spec(box: Kimbox, mode: str) -> None:
+    """The spec with that `boot:`."""
+    box.spec(NAME, SPEC.format(mode=mode, promise=PROMISE.replace("\n", "\n      ").rstrip()))
 
 
 def look(box: Kimbox) -> list[str]:
@@ -50,14 +66,15 @@ def look(box: Kimbox) -> list[str]:
 
 
 def reloaded(box: Kimbox, *options: str) -> str:
-    """Restarts the box and returns the mode that it told, as its kernel command line bears out. /boot is mounted."""
+    """Restarts the box and returns the mode that it told, as its kernel command line bears out."""
     assert box.json("reload", *options)["state"] == "ready"
     mode = str(box.json("status")["boot"])
     root = "base--1" if mode == "maintain" else "new--root"  # as device-mapper writes hyphens
-    words, mounts = box.sh(NAME, f"{MOUNT}; cat /proc/cmdline /proc/mounts").split("\n", 1)
+    words, mounts = box.sh(NAME, "cat /proc/cmdline /proc/mounts").split("\n", 1)
     assert f"root=/dev/mapper/my--site-{root}" in words.split()
     assert ("resnap" in words.split()) is (mode == "resnap")
     assert f"/dev/mapper/my--site-{root} / ext4 rw" in mounts
+    assert "/dev/vda1 /boot ext4 rw" in mounts
     return mode
 
 
@@ -97,7 +114,7 @@ def download(package: str, version: str, folder: Path) -> Path:
 
 
 def update_kernel(box: Kimbox, folder: Path) -> None:
-    """Installs the kernel's package anew, in a root whose link to the kernel is broken; /boot is mounted."""
+    """Installs the kernel's package anew, in a root whose link to the kernel is broken."""
     release = box.sh(NAME, "uname -r").strip()
     version = box.sh(NAME, f"dpkg-query -f '${{Version}}' -W linux-image-{release}")
     download(f"linux-image-{release}", version, folder).rename(folder / "kernel.deb")
@@ -113,6 +130,15 @@ def update_kernel(box: Kimbox, folder: Path) -> None:
     assert re.findall(r"sbin/modprobe.*", held) == ["sbin/modprobe.kimbox"]  # which init-top makes modprobe
 
 
+def test_a_step_finds_what_ready_promises(box: Kimbox) -> None:
+    """In the first moment in which a step runs; and nothing is mounted later over what it writes."""
+    first = promised(box.sh(NAME, FIRST_STEP))
+    assert {"/", "/boot", "/persistent", "/tmp", "/run/lock"} <= first
+    box.sh(NAME, "timeout 300 systemctl is-system-running --wait || true")
+    assert first == promised(box("exec", NAME, "--", "sh", "-s", input=PROMISE).stdout)
+    assert box.sh(NAME, "ls /boot/step") == "/boot/step\n"
+
+
 def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
     """A change of root stays in `keep` and is gone in `resnap`, where steps run again; /persistent and /boot stay.
 
@@ -120,12 +146,13 @@ def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
     """
     key = box.machine(NAME).known_hosts.read_text()
     harm = "printf junk | sudo dd of=/boot/grub/grubenv conv=notrunc status=none"
-    box.sh(NAME, f"{MOUNT}; {harm}; sudo touch /changed /persistent/kept /boot/kept; sync")
+    box.sh(NAME, f"{harm}; sudo touch /changed /persistent/kept /boot/kept; sync")
     reboots(box)
     assert box.json("status")["boot"] == "keep"
-    box.sh(NAME, MOUNT)
     assert look(box) == ["1", "/boot/kept", "/changed", "/made", "/persistent/kept"]
+    kept = promised(box.sh(NAME, FIRST_STEP))
     assert reloaded(box, "--boot", "resnap") == "resnap"
+    assert kept == promised(box.sh(NAME, FIRST_STEP))
     assert look(box) == ["2", "/boot/kept", "/made", "/persistent/kept"]
     assert reloaded(box) == "keep"
     assert look(box) == ["2", "/boot/kept", "/made", "/persistent/kept"]
@@ -140,13 +167,13 @@ def test_maintain_for_once(box: Kimbox, tmp_path: Path) -> None:
     a file that the guest makes anew is found. Another `boot:` in the spec holds from the next start on.
     """
     tool = "sudo grub-editenv /boot/grub/grubenv"
-    box.sh(NAME, f"{MOUNT}; {tool} create; {tool} set mine='a b'; sync")
+    box.sh(NAME, f"{tool} create; {tool} set mine='a b'; sync")
     announced = box("reload", "--boot", "maintain", "--once").stdout
     assert "MAINTAIN MODE" in announced
     assert "MAINTAIN MODE" in box("status").stdout
     refused = box.json("provision", check=False)
     assert (refused["exit_code"], "maintain mode" in refused["message"]) == (5, True)
-    listed = box.sh(NAME, f"{MOUNT}; sudo touch /base; sync; test ! -e /made; {tool} list").splitlines()
+    listed = box.sh(NAME, f"sudo touch /base; sync; test ! -e /made; {tool} list").splitlines()
     assert [line for line in listed if line != "next_entry="] == ["mine=a b", "saved_entry=keep"]
     assert "maintain mode" in box.sh(NAME, "cat /run/motd.d/kimbox")
     assert box.sh(NAME, "bash -lic 'echo $debian_chroot' 2>/dev/null") == "maintain\n"
@@ -155,13 +182,13 @@ def test_maintain_for_once(box: Kimbox, tmp_path: Path) -> None:
     assert box.json("status")["boot"] == "keep"
     assert "/made" in look(box)
     images = sorted((box.home / "images").iterdir())
-    box.spec(NAME, SPEC.format(mode="resnap"))
+    write_spec(box, "resnap")
     assert "another image" not in box("reload").stderr
     assert box.json("status")["boot"] == "resnap"
     assert images == sorted((box.home / "images").iterdir())
     assert {"/base", "/made"} <= set(look(box))
-    assert box.sh(NAME, f"{MOUNT}; {tool} list").splitlines() == ["mine=a b", "saved_entry=resnap"]
-    box.spec(NAME, SPEC.format(mode="keep"))
+    assert box.sh(NAME, f"{tool} list").splitlines() == ["mine=a b", "saved_entry=resnap"]
+    write_spec(box, "keep")
 
 
 def test_a_running_box_is_not_rebooted_by_up(box: Kimbox) -> None:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Kimbox
+from conftest import Kimbox, until
+from promises import PROMISE, promised
 
 from kimbox import run
 from kimbox.machine import qemu
@@ -15,6 +16,17 @@ from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES, plan
 from kimbox.spec.load import load_box
 
 pytestmark = pytest.mark.guest
+
+#: A unit that runs as soon as `ready` has been said, in a box that has nothing to provision.
+MOMENT = """
+set -e
+cat >/persistent/promise
+printf '%s\\n' '[Unit]' DefaultDependencies=no After=kimbox-ready.service '[Service]' Type=oneshot User=vagrant \\
+    StandardOutput=file:/persistent/moment 'ExecStart=sh /persistent/promise' >/etc/systemd/system/moment.service
+mkdir -p /etc/systemd/system/sysinit.target.wants
+ln -s ../moment.service /etc/systemd/system/sysinit.target.wants/
+sync
+"""
 
 #: What a box is filled with, on each of two file systems.
 JUNK_BYTES = 60 << 20
@@ -78,7 +90,7 @@ def test_file_systems_are_clean_and_the_image_is_sparse_and_small(minimal: Kimbo
 
 
 def test_the_rest_of_the_system_starts_too(minimal: Kimbox) -> None:
-    """What was put off is at work soon after: udev, logind, networkd, swap, /boot; nothing has failed."""
+    """What was put off is at work soon after: udev, networkd, the journal; nothing has failed."""
     minimal.sh(
         "minimal", "timeout 120 sh -c 'until systemctl is-system-running --wait >/dev/null 2>&1; do sleep 1; done'"
     )
@@ -118,12 +130,18 @@ def test_ssh_config_serves_other_programs(minimal: Kimbox) -> None:
 
 
 def test_halt_and_up_keep_the_disk_and_the_host_key(minimal: Kimbox) -> None:
-    """`keep` is the default: what was written is there after a halt; a second halt says so."""
+    """`keep` is the default: what was written is there after a halt; a second halt says so.
+
+    What `ready` promises is there in the moment in which it is said, though nothing was left to provision.
+    """
     key = Machine("minimal").known_hosts.read_text()
+    minimal("exec", "minimal", "--", "sudo", "sh", "-c", MOMENT, input=PROMISE)
     minimal.sh("minimal", "echo mine >~/mine; sync")
     assert minimal.json("halt", "minimal")["state"] == "halted"
     assert minimal.json("halt", "minimal")["before"] == "halted"
     assert minimal.json("up", "minimal")["state"] == "ready"
+    until("the end of that unit", lambda: "mounts: " in minimal.sh("minimal", "cat /persistent/moment"), every_s=2)
+    assert {"/boot", "/persistent", "/tmp", "/run/lock"} <= promised(minimal.sh("minimal", "cat /persistent/moment"))
     assert minimal.sh("minimal", "cat ~/mine") == "mine\n"
     assert Machine("minimal").known_hosts.read_text() == key
 

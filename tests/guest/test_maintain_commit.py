@@ -16,7 +16,6 @@ NAME = "based"
 #: and to the kernel's links, and traces.
 CHANGE = """
 set -e
-sudo systemctl start boot.mount
 mkdir -p /var/tmp/deb/DEBIAN /var/tmp/deb/opt/extra
 (echo Package: kimbox-extra; echo Version: 1.5; echo Architecture: all) >/var/tmp/control
 (echo Maintainer: x; echo Description: x) >>/var/tmp/control

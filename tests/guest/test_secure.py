@@ -12,6 +12,7 @@ import pytest
 from conftest import Kimbox, exchange, until
 from frames import wired
 from makearchive import Archive
+from promises import PROMISE, promised
 from webfolder import serving
 
 from kimbox import run
@@ -178,6 +179,8 @@ def test_what_is_open_of_it(site: Site, tmp_path: Path) -> None:
     usable = [name for name, _, rest in (a.partition(":") for a in accounts) if not rest.startswith(("!", "*"))]
     assert usable == ["alice"]
     assert site.operator("getent passwd vagrant || true; sudo ls /etc/sudoers.d") == "README\noperator\n"
+    first = promised(site.operator(PROMISE.replace("${1:-}", "sealed")))
+    assert {"/boot", "/persistent", "/tmp", "/run/lock"} <= first
     assert site.operator("systemctl list-units --plain --no-legend 'getty@*' 'serial-getty@*'") == ""
     assert site.operator("cat /proc/sys/kernel/modules_disabled") == "1\n"
     site.operator("sudo systemd-run -q -p Type=exec systemd-socket-activate -l 8888 --accept --inetd echo hello")

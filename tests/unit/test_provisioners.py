@@ -18,7 +18,10 @@ from kimbox.image.provisioners import GuestFile
 SHIPPED = sorted(p.name for p in paths.provisioners_dir().iterdir() if p.is_dir())
 
 #: Units of Debian's that those of kimbox name.
-FOREIGN = {"shutdown.target", "ssh.service", "sysinit.target", "systemd-logind.service", "systemd-networkd.service"}
+FOREIGN = {
+    "dbus.service", "local-fs.target", "shutdown.target", "sockets.target", "ssh.service", "sysinit.target",
+    "systemd-logind.service", "systemd-networkd.service", "systemd-udevd.service",
+}  # fmt: skip
 
 GOOD = {"summary": "a thing", "description": "does it", "packages": "[git]", "enable": "[a.service]"}
 

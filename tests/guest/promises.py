@@ -1,0 +1,15 @@
+"""What the event `ready` promises (docs/how-it-works.md), asked for inside of a guest."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+#: The shell script that asks.
+PROMISE = Path(__file__).with_name("promise").read_text()
+
+
+def promised(said: str) -> set[str]:
+    """The mount points that the script has found; fails where anything was missing."""
+    assert re.fullmatch(r"mounts: (?:\S+ )+\n", said), said
+    return set(said.split()[1:])
