@@ -25,7 +25,6 @@ disk: {{volume_group: my-site, names: {{root: base-1, root_snap: new-root}}}}
 provision:
   - {{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}
   - name: promise
-    run: always
     mode: user
     script: |
       cat >/tmp/promise <<'END'
