@@ -30,12 +30,12 @@ provision:
       cat >/tmp/promise <<'END'
       {promise}
       END
-      sh /tmp/promise >/tmp/first-step
+      sh /tmp/promise >/var/tmp/first-step
       sudo touch /boot/step
 """
 
 #: What the script `promise` found in the first moment in which a step runs.
-FIRST_STEP = "cat /tmp/first-step"
+FIRST_STEP = "cat /var/tmp/first-step"
 
 #: The host, as QEMU's user network shows it to the guest.
 HOST = "10.0.2.2"
