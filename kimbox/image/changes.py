@@ -1,28 +1,28 @@
 """What a maintainer changed: packages and files of one disk against those of the image that it was made from.
 
-Both are raw disks of kimbox's layout that nobody writes to; debugfs(8) lists their folders and prints dpkg's files.
+Both are raw disks of kimbox's layout that nobody writes to, read by kimbox's own code. Paths are escaped by
+`ext4dirs.shown` where they are told or recorded, as a guest chose them.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import attrs
 
-from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image import cleaned, ext4
+from kimbox.image import cleaned, ext4, ext4data, ext4dirs
+from kimbox.image.ext4 import FileSystem, Inode
+from kimbox.image.ext4dirs import shown
 
 #: Version of the record.
 FORMAT = 1
 
-#: What debugfs may take for one level of folders, in seconds; more entries are not looked at.
-TIMEOUT_S = 600.0
+#: More files of one file system are not looked at.
 MAX_ENTRIES = 2_000_000
 
 #: A file that is larger counts as changed where its time did: its content is not compared. That of others is, whatever
@@ -33,13 +33,15 @@ MAX_COMPARED_BYTES = 64 << 20
 INSTALLED = (" installed", " triggers-awaited", " triggers-pending")
 
 #: Where dpkg notes what is installed; its own files tell nothing that the packages do not.
-DPKG = "/var/lib/dpkg"
+DPKG = b"/var/lib/dpkg"
+
+#: What dpkg's files may have, in bytes: its status, and its lists of packages' files together.
+MAX_STATUS_BYTES = 64 << 20
+MAX_LISTS_BYTES = 256 << 20
 
 #: Folders that a merged /usr has under two names; lists of packages may have either.
-MERGED = re.compile(r"^/(bin|sbin|lib|lib64)/")
+MERGED = re.compile(rb"^/(bin|sbin|lib|lib64)/")
 
-_ENTRY = re.compile(r"/(\d+)/([0-7]{6})/(\d+)/(\d+)/([^/]+)/(\d*)/?")
-_PROMPT = re.compile(r"^debugfs: .*\n", re.MULTILINE)
 _STATUS = re.compile(r"^(Package|Status|Architecture|Version): (.*)$", re.MULTILINE)
 
 
@@ -74,101 +76,26 @@ class Changes:
         return told or ["nothing differs"]
 
 
-@attrs.frozen
-class _Entry:
-    """What a folder says of a name, and what its inode says besides."""
-
-    inode: int
-    mode: int
-    owner: tuple[int, int]
-    size_bytes: int
-
-
-@attrs.frozen
-class _System:
-    """A file system on a raw disk, by debugfs; never written to."""
-
-    disk: Path
-    offset: int
-    system: ext4.FileSystem
-
-    @classmethod
-    def at(cls, disk: Path, handle: int, offset: int) -> Self:
-        """The file system that begins there."""
-        return cls(disk, offset, ext4.open_at(lambda start, size: os.pread(handle, size, offset + start)))
-
-    def ask(self, commands: list[str]) -> list[str]:
-        """What debugfs prints for each command."""
-        done = run.run(
-            ["debugfs", "-f", "-", f"{self.disk.name}?offset={self.offset}"],
-            input="".join(f"{command}\n" for command in commands),
-            cwd=self.disk.parent,
-            timeout_s=TIMEOUT_S,
-        )
-        said = _PROMPT.split(done.stdout)[1:]
-        if len(said) != len(commands):
-            raise ImageError("the folders of the disk cannot be listed")
-        return said
-
-    def entries(self, prefix: str = "") -> dict[str, _Entry]:
-        """Every name below the top folder, with `prefix` before it."""
-        found: dict[str, _Entry] = {}
-        level = [(prefix, ext4.ROOT_INODE)]
-        while level:
-            below = []
-            for (path, _), said in zip(level, self.ask([f"ls -p <{inode}>" for _, inode in level]), strict=True):
-                for line in said.splitlines():
-                    match = _ENTRY.fullmatch(line)
-                    if not match or match[5] in (".", "..") or match[1] == "0":
-                        continue
-                    name = f"{path}/{match[5]}"
-                    entry = _Entry(int(match[1]), int(match[2], 8), (int(match[3]), int(match[4])), int(match[6] or 0))
-                    found[name] = entry
-                    if stat.S_ISDIR(entry.mode) and match[5] != "lost+found":
-                        below.append((name, entry.inode))
-            if len(found) > MAX_ENTRIES:
-                raise ImageError(f"the disk holds more than {MAX_ENTRIES} files")
-            level = below
-        return found
-
-    def content(self, entry: _Entry) -> bytes | None:
-        """The content of a file, None where it lies in too many pieces or is too large to be compared."""
-        system = self.system
-        inode = ext4.inode_of(system, entry.inode)
-        count = -(-inode.size_bytes // system.block_bytes)
-        if inode.size_bytes > MAX_COMPARED_BYTES or sum(length for _, length, _ in inode.extents) < count:
-            return None
-        pieces = (
-            system.read(start * system.block_bytes, length * system.block_bytes)
-            for _, length, start in sorted(inode.extents)
-        )
-        return b"".join(pieces)[: inode.size_bytes]
-
-    def modified_s(self, entry: _Entry) -> int:
-        """When the content was changed last, by the inode."""
-        return ext4.inode_of(self.system, entry.inode).modified_s
-
-
 def find(former: Path, disk: Path, *, on_part: Callable[[str], None] = lambda _: None) -> Changes:
     """What differs between two raw disks of kimbox's layout. Raises ImageError if one cannot be read."""
     places = cleaned.places(former), cleaned.places(disk)
     with former.open("rb") as one, disk.open("rb") as two:
         handles = one.fileno(), two.fileno()
         on_part("/")
-        old, new = map(_System.at, (former, disk), handles, (place.root[0] for place in places))
+        old, new = (cleaned.file_system(h, place.root[0]) for h, place in zip(handles, places, strict=True))
         moved = _moved(_packages_of(old), _packages_of(new))
         theirs = _files_of(old, moved) | _files_of(new, moved)
-        parts = [_compare(old, new, "")]
+        parts = [_compare(old, new, b"")]
         on_part("/boot")
-        old, new = map(_System.at, (former, disk), handles, (place.boot[0] for place in places))
-        parts.append(_compare(old, new, "/boot"))
-    added, removed, changed = (sorted(set.union(*found)) for found in zip(*parts, strict=True))
-    count = sum(_plain(path) in theirs for found in (added, removed, changed) for path in found)
+        old, new = (cleaned.file_system(h, place.boot[0]) for h, place in zip(handles, places, strict=True))
+        parts.append(_compare(old, new, b"/boot"))
+    paths = [set.union(*found) for found in zip(*parts, strict=True)]
+    count = sum(_plain(path) in theirs for found in paths for path in found)
     added, removed, changed = (
-        [path for path in found if _plain(path) not in theirs and not path.startswith(f"{DPKG}/")]
-        for found in (added, removed, changed)
+        tuple(sorted(shown(path) for path in found if _plain(path) not in theirs and not path.startswith(DPKG + b"/")))
+        for found in paths
     )
-    return Changes(moved, tuple(added), tuple(removed), tuple(changed), count)
+    return Changes(moved, added, removed, changed, count)
 
 
 def packages(disk: Path) -> dict[str, tuple[str, str]]:
@@ -176,9 +103,8 @@ def packages(disk: Path) -> dict[str, tuple[str, str]]:
 
     Raises ImageError if the disk cannot be read.
     """
-    at = cleaned.places(disk).root[0]
-    with disk.open("rb") as file:
-        return _installed(_System.at(disk, file.fileno(), at))
+    with cleaned.root(disk) as system:
+        return _installed(system)
 
 
 def _moved(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str]]:
@@ -187,47 +113,83 @@ def _moved(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str
     return {name: versions for name, versions in both.items() if versions[0] != versions[1]}
 
 
-def _compare(old: _System, new: _System, prefix: str) -> tuple[set[str], set[str], set[str]]:
-    """Paths that came, went, and changed; of a folder only permissions and owner count."""
-    before, after = old.entries(prefix), new.entries(prefix)
-    changed = {path for path in before.keys() & after.keys() if _differs(old, before[path], new, after[path])}
-    return after.keys() - before.keys(), before.keys() - after.keys(), changed
+def _compare(old: FileSystem, new: FileSystem, prefix: bytes) -> tuple[set[bytes], set[bytes], set[bytes]]:
+    """Paths that came, went, and changed, with `prefix` before them; of a folder only permissions and owner count."""
+    before, after = _inodes(old), _inodes(new)
+    pairs = {path: (before[path], after[path]) for path in before.keys() & after.keys()}
+    told: dict[tuple[int, int], bool] = {}  # a file of many names is compared once
+    for pair in pairs.values():
+        if pair not in told:
+            told[pair] = _differs(old, ext4.inode_of(old, pair[0]), new, ext4.inode_of(new, pair[1]))
+    changed = {path for path, pair in pairs.items() if told[pair]}
+    came, went = after.keys() - before.keys(), before.keys() - after.keys()
+    return {prefix + path for path in came}, {prefix + path for path in went}, {prefix + path for path in changed}
 
 
-def _differs(old: _System, one: _Entry, new: _System, two: _Entry) -> bool:
-    if (one.mode, one.owner) != (two.mode, two.owner):
+def _inodes(system: FileSystem) -> dict[bytes, int]:
+    """Every path of a file system, with its inode."""
+    found: dict[bytes, int] = {}
+    for entry in ext4dirs.walk(system):
+        found[entry.path] = entry.inode.number
+        if len(found) > MAX_ENTRIES:
+            raise ImageError(f"the disk holds more than {MAX_ENTRIES} files")
+    return found
+
+
+def _differs(old: FileSystem, one: Inode, new: FileSystem, two: Inode) -> bool:
+    if (one.mode, one.uid, one.gid) != (two.mode, two.uid, two.gid):
         return True
-    if stat.S_ISDIR(one.mode):
+    if one.is_folder:
         return False
+    if one.is_link:
+        return ext4data.link_target(old, one) != ext4data.link_target(new, two)
     if one.size_bytes != two.size_bytes:
         return True
-    contents = (old.content(one), new.content(two)) if stat.S_ISREG(one.mode) else (None, None)
-    if None in contents:
-        return old.modified_s(one) != new.modified_s(two)
-    return contents[0] != contents[1]
+    if not one.is_file:
+        return one.block != two.block  # the numbers of a device
+    if one.size_bytes > MAX_COMPARED_BYTES:
+        return one.modified_s != two.modified_s
+    contents = (ext4data.chunks(system, inode, inode.size_bytes) for system, inode in ((old, one), (new, two)))
+    return any(piece != other for piece, other in zip_longest(*contents))
 
 
-def _packages_of(system: _System) -> dict[str, str]:
+def _packages_of(system: FileSystem) -> dict[str, str]:
     """Installed packages and their versions."""
     return {name: version for name, (version, _) in _installed(system).items()}
 
 
-def _installed(system: _System) -> dict[str, tuple[str, str]]:
+def _installed(system: FileSystem) -> dict[str, tuple[str, str]]:
     """Version and architecture of each package that dpkg says is installed."""
+    status = ext4dirs.find(system, DPKG + b"/status")
+    if status is None or not status.inode.is_file:
+        return {}
+    data = ext4data.content(system, status.inode, MAX_STATUS_BYTES)
+    if data is None:
+        raise ImageError(f"dpkg's status on the disk is larger than {MAX_STATUS_BYTES >> 20} MiB")
     found = {}
-    for block in system.ask([f"cat {DPKG}/status"])[0].split("\n\n"):
+    for block in data.decode(errors="replace").split("\n\n"):
         fields = dict(_STATUS.findall(block))
         if fields.get("Status", "").endswith(INSTALLED) and "Package" in fields:
             found[fields["Package"]] = fields.get("Version", ""), fields.get("Architecture", "")
     return found
 
 
-def _files_of(system: _System, packages: Iterable[str]) -> set[str]:
+def _files_of(system: FileSystem, packages: Iterable[str]) -> set[bytes]:
     """Every path that these packages have, by dpkg's lists, each with the name that a merged /usr gives it."""
     names = [name for name in packages if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", name)]
-    asked = [f"cat {DPKG}/info/{name}{suffix}.list" for name in names for suffix in ("", ":amd64")]
-    return {_plain(line) for text in (system.ask(asked) if asked else ()) for line in text.splitlines() if line}
+    wanted = {f"{name}{suffix}.list".encode() for name in names for suffix in ("", ":amd64")}
+    folder = ext4dirs.find(system, DPKG + b"/info")
+    lists = [entry.inode for entry in ext4dirs.listed(system, folder) if entry.name in wanted] if folder else []
+    left = MAX_LISTS_BYTES
+    found: set[bytes] = set()
+    for inode in lists:
+        data = ext4data.content(system, inode, left) if inode.is_file else b""
+        if data is None:
+            raise ImageError(f"dpkg's lists of files on the disk are larger than {MAX_LISTS_BYTES >> 20} MiB")
+        left -= len(data)
+        found.update(_plain(line) for line in data.split(b"\n") if line)
+    return found
 
 
-def _plain(path: str) -> str:
-    return MERGED.sub(r"/usr/\1/", path)
+def _plain(path: bytes) -> bytes:
+    return MERGED.sub(rb"/usr/\1/", path)

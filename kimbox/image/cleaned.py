@@ -1,17 +1,18 @@
 """From the disk of a halted machine back to the state before its first boot, with what its maintainer changed.
 
 `root` and `/boot` stay, cleaned; everything else (LVM, an empty snapshot, swap, /persistent) is taken from the image
-that the machine was made from, so that no secret of /persistent can stay by oversight. Files are removed with
-debugfs(8) in file systems that nobody mounts; what they held goes with all that is not in use.
+that the machine was made from, so that no secret of /persistent can stay by oversight. Files are found and removed by
+kimbox's own code in file systems that nobody mounts, and e2fsck(8) mends bitmaps and counts; what they held goes with
+all that is not in use. A name that a guest chose is in no command of any program.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fnmatch
 import os
-import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import attrs
@@ -19,7 +20,9 @@ import attrs
 from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.files import CHUNK_BYTES, HOLE_BYTES, data_ranges
-from kimbox.image import ext4, inuse, lvmread, ranges
+from kimbox.image import debugfs, ext4, ext4data, ext4dirs, ext4remove, inuse, lvmread, ranges
+from kimbox.image.ext4 import FileSystem
+from kimbox.image.ext4dirs import Entry, shown
 from kimbox.image.recipe import EPOCH_S
 
 #: What debugfs and e2fsck may take, in seconds.
@@ -48,16 +51,18 @@ GONE = (
     )),
 )  # fmt: skip
 
-#: Files that get the image's content again, where they have another.
-AS_BUILT = {"/etc/machine-id": 0o100444, "/etc/hostname": 0o100644, "/etc/hosts": 0o100644}
+#: Files of /etc that get the image's content again, where they have another, with their modes. A larger one is another.
+AS_BUILT = {"machine-id": 0o100444, "hostname": 0o100644, "hosts": 0o100644}
+AS_BUILT_BYTES = 64 << 10
+
+#: A file in FILES_GO that the image has, too, stays as long as it is the same; a larger one is not compared, and goes.
+SAME_BYTES = 1 << 20
 
 #: More entries are not looked at: a tree of that size is no leftover.
 MAX_ENTRIES = 200_000
 
 #: Linux, include/uapi/linux/falloc.h
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
-
-_ENTRY = re.compile(r"/(\d+)/([0-7]{6})/\d+/\d+/([^/]+)/(\d*)/?")
 
 
 @attrs.frozen
@@ -91,8 +96,21 @@ def places(disk: Path) -> Places:
 
 def has_module(disk: Path, path: str) -> bool:
     """Whether a kernel on a raw disk of kimbox's layout has a driver, by its folder below kernel/."""
-    system = _System(disk, places(disk).root[0])
-    return bool(system.matching(f"/usr/lib/modules/*/kernel/{path}"))
+    with root(disk) as system:
+        return bool(ext4dirs.matching(system, f"/usr/lib/modules/*/kernel/{path}"))
+
+
+@contextmanager
+def root(disk: Path) -> Iterator[FileSystem]:
+    """The root file system of a raw disk of kimbox's layout that nobody writes to. Raises ImageError if it has none."""
+    at = places(disk).root[0]
+    with disk.open("rb") as file:
+        yield file_system(file.fileno(), at)
+
+
+def file_system(handle: int, start: int) -> FileSystem:
+    """The file system at an offset of an open raw disk; what is written later is not seen. Raises ImageError."""
+    return ext4.open_at(ext4.cached(_from(handle, start)))
 
 
 def restore(disk: Path, image: Path) -> list[str]:
@@ -111,7 +129,7 @@ def restore(disk: Path, image: Path) -> list[str]:
     for name, (offset, _) in (("/boot", at.boot), ("root", at.root)):
         _check(disk, offset, name)
     _restore_grubenv(disk, image, at.boot[0])
-    done = _clean(_System(disk, at.root[0]), _System(image, at.root[0]))
+    done = _clean(disk, image, at.root[0])
     _check(disk, at.root[0], "root")
     drop_unused(disk)
     return done
@@ -182,123 +200,111 @@ def _from(handle: int, start: int) -> ext4.Read:
     return lambda offset, size: os.pread(handle, size, start + offset)
 
 
-@attrs.frozen
-class _Entry:
-    """A name in a folder."""
+def _clean(disk: Path, image: Path, start: int) -> list[str]:
+    """Removes and resets what the lists above name in the root at `start`; returns the paths, escaped by `shown`.
 
-    path: str
-    mode: int
-    size: str = ""
-
-    @property
-    def is_folder(self) -> bool:
-        return self.mode & 0o170000 == 0o040000
-
-
-@attrs.frozen
-class _System:
-    """A file system on a raw disk, through debugfs."""
-
-    disk: Path
-    offset: int
-
-    def ask(self, commands: list[str], *, write: bool = False) -> list[str]:
-        """What debugfs says to each command. Raises ImageError if it does not take one."""
-        options = ["-w"] if write else []
-        done = run.run(
-            ["debugfs", *options, "-f", "-", f"{self.disk.name}?offset={self.offset}"],
-            input="".join(f"{command}\n" for command in commands),
-            cwd=self.disk.parent, env=_fixed_time(), timeout_s=TIMEOUT_S,
-        )  # fmt: skip
-        complaints = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1.")]
-        if write and complaints:
-            raise ImageError(f"the root cannot be cleaned: {run.tail(chr(10).join(complaints), 3)}")
-        answers = re.split(r"^debugfs: .*\n", done.stdout, flags=re.MULTILINE)[1:]
-        if len(answers) != len(commands):
-            raise ImageError(
-                "the root holds a name that cannot be handled", hint="boot the machine and remove it there"
-            )
-        return answers
-
-    def folder(self, *paths: str) -> Iterator[list[_Entry]]:
-        """The entries of folders; none where there is no such folder."""
-        for path, said in zip(paths, self.ask([f"ls -p {_quoted(path)}" for path in paths]), strict=True):
-            found = []
-            for line in filter(None, said.split("\n")):
-                if line.startswith("/0/"):  # an entry that is free
-                    continue
-                match = _ENTRY.fullmatch(line)
-                if not match:
-                    hint = "boot the machine and remove it there"
-                    raise ImageError(f"{path} of the root holds a name that cannot be handled", hint=hint)
-                if match[3] not in (".", ".."):
-                    found.append(_Entry(f"{path.rstrip('/')}/{match[3]}", int(match[2], 8), match[4]))
-            yield found
-
-    def tree(self, top: str) -> list[_Entry]:
-        """All below a folder, each folder before what is in it."""
-        found: list[_Entry] = []
-        level = [top]
-        while level:
-            entries = [entry for entries in self.folder(*level) for entry in entries]
-            found += entries
-            level = [entry.path for entry in entries if entry.is_folder]
-            if len(found) > MAX_ENTRIES:
-                hint = "remove what is not needed in the box"
-                raise ImageError(f"{top} of the root holds more than {MAX_ENTRIES} files", hint=hint)
-        return found
-
-    def matching(self, pattern: str) -> list[_Entry]:
-        """What a path with wildcards means."""
-        found = [_Entry("", 0o040755)]
-        for part in pattern.strip("/").split("/"):
-            paths = [entry.path or "/" for entry in found if entry.is_folder]
-            there = [entry for entries in self.folder(*paths) for entry in entries] if paths else []
-            found = [entry for entry in there if fnmatch.fnmatchcase(entry.path.rpartition("/")[2], part)]
-        return found
-
-    def content(self, path: str) -> str:
-        """The text of a small file; empty where there is none."""
-        device = f"{self.disk.name}?offset={self.offset}"
-        done = run.run(["debugfs", "-R", f"cat {_quoted(path)}", device], cwd=self.disk.parent, timeout_s=TIMEOUT_S)
-        return done.stdout
+    The file system has to be checked afterwards.
+    """
+    with disk.open("r+b") as target, image.open("rb") as source:
+        system, built = file_system(target.fileno(), start), file_system(source.fileno(), start)
+        gone = _traces(system, built)
+        reset, replaced = _differing(system, built)
+        gone += replaced
+        ext4remove.remove(system, lambda offset, data: os.pwrite(target.fileno(), data, start + offset), gone)
+        folder = ext4dirs.find(system, b"/etc")
+    if reset:
+        if folder is None or not folder.inode.is_folder:
+            raise ImageError("the root of the machine has no folder /etc", hint="put it back in the box")
+        _check(disk, start, "root")
+        _write(disk, start, folder.inode.number, reset)
+    return sorted({*(shown(entry.path) for entry in gone), *(f"/etc/{name}" for name in reset)})
 
 
-def _quoted(path: str) -> str:
-    """A path as debugfs takes it. Raises ImageError for one that it cannot take."""
-    if '"' in path or "\\" in path or not path.isprintable():
-        raise ImageError(f"a file has a name that cannot be handled: {path!r}", hint="remove it in the box")
-    return f'"{path}"'
-
-
-def _clean(system: _System, image: _System) -> list[str]:
-    """Removes what is in the lists above; returns the paths."""
-    gone: dict[str, _Entry] = {}
-
-    def add(entries: Iterable[_Entry]) -> None:
-        gone.update({entry.path: entry for entry in entries})
-
+def _traces(system: FileSystem, built: FileSystem) -> list[Entry]:
+    """What belongs to one machine; `built` is the root of the image."""
+    found: list[Entry] = []
     for pattern in EMPTIED:
-        for folder in system.matching(pattern):
-            add(system.tree(folder.path) if folder.is_folder else ())
+        for folder in ext4dirs.matching(system, pattern):
+            found += _tree(system, folder)
     for path in FILES_GO:
-        built = image.tree(path)
-        add(entry for entry in system.tree(path) if not entry.is_folder and entry not in built)
+        was = {entry.path: entry for entry in _tree(built, ext4dirs.find(built, path.encode()))}
+        for entry in _tree(system, ext4dirs.find(system, path.encode())):
+            if not entry.inode.is_folder and not _is_as_built(system, entry, built, was.get(entry.path)):
+                found.append(entry)
     for pattern in GONE:
-        add(entry for entry in system.matching(pattern) if not entry.is_folder)
-    was = {path: image.content(path) for path in AS_BUILT}
-    reset = [path for path in AS_BUILT if system.content(path) != was[path]]
-    commands = []
-    for path in sorted(gone, reverse=True):  # what is in a folder before the folder
-        commands.append(f"{'rmdir' if gone[path].is_folder else 'rm'} {_quoted(path)}")
-    for number, path in enumerate(reset):
-        new = system.disk.with_name(f"reset-{number}")
-        new.write_text(was[path])
-        commands += [f"rm {_quoted(path)}"] if system.matching(path) else []
-        commands += [f"write {new.name} {_quoted(path)}", f"set_inode_field {_quoted(path)} mode 0{AS_BUILT[path]:o}"]
-        commands += [f"set_inode_field {_quoted(path)} {field} 0" for field in ("uid", "gid")]
-    if commands:
-        system.ask(commands, write=True)
-    for number in range(len(reset)):
-        system.disk.with_name(f"reset-{number}").unlink()
-    return sorted([*gone, *reset])
+        found += [entry for entry in ext4dirs.matching(system, pattern) if not entry.inode.is_folder]
+    return found
+
+
+def _tree(system: FileSystem, folder: Entry | None) -> list[Entry]:
+    """All below a folder; nothing where it is none, as a link is not followed."""
+    if folder is None or not folder.inode.is_folder:
+        return []
+    found = list(islice(ext4dirs.walk(system, folder), MAX_ENTRIES + 1))
+    if len(found) > MAX_ENTRIES:
+        hint = "remove what is not needed in the box"
+        raise ImageError(f"{shown(folder.path)} of the root holds more than {MAX_ENTRIES} files", hint=hint)
+    return found
+
+
+def _is_as_built(system: FileSystem, entry: Entry, built: FileSystem, was: Entry | None) -> bool:
+    """Whether the image has a file of that name, kind, owner and content; `was` is what it has."""
+    if was is None:
+        return False
+    new, old = entry.inode, was.inode
+    if (new.mode, new.uid, new.gid, new.size_bytes) != (old.mode, old.uid, old.gid, old.size_bytes):
+        return False
+    if new.is_file:
+        data = ext4data.content(system, new, SAME_BYTES)
+        return data is not None and data == ext4data.content(built, old, SAME_BYTES)
+    return not new.is_link or ext4data.link_target(system, new) == ext4data.link_target(built, old)
+
+
+def _differing(system: FileSystem, built: FileSystem) -> tuple[dict[str, bytes], list[Entry]]:
+    """Files of AS_BUILT to be written, with the image's content, and what has to go for that or is not in the image.
+
+    Raises ImageError where the image has something else than a small file, and the machine another thing.
+    """
+    reset: dict[str, bytes] = {}
+    gone: list[Entry] = []
+    for name in AS_BUILT:
+        path = f"/etc/{name}".encode()
+        entry, was = ext4dirs.find(system, path), ext4dirs.find(built, path)
+        if was is not None:
+            if entry is not None and _is_same(system, entry, built, was):
+                continue
+            data = ext4data.content(built, was.inode, AS_BUILT_BYTES) if was.inode.is_file else None
+            if data is None:
+                raise ImageError(f"/etc/{name} of the image is no small file, and the machine has another")
+            reset[name] = data
+        if entry is not None:
+            gone += [entry, *_tree(system, entry)]
+    return reset, gone
+
+
+def _is_same(system: FileSystem, entry: Entry, built: FileSystem, was: Entry) -> bool:
+    """Whether both are files of the same content, or links of the same target."""
+    if entry.inode.is_link and was.inode.is_link:
+        return ext4data.link_target(system, entry.inode) == ext4data.link_target(built, was.inode)
+    if not entry.inode.is_file or not was.inode.is_file:
+        return False
+    data = ext4data.content(system, entry.inode, AS_BUILT_BYTES)
+    return data is not None and data == ext4data.content(built, was.inode, AS_BUILT_BYTES)
+
+
+def _write(disk: Path, start: int, folder: int, files: dict[str, bytes]) -> None:
+    """Writes files of AS_BUILT into the folder with this inode, where they are not. Raises ImageError if it fails."""
+    lines = [f"cd <{folder}>"]
+    for name, data in files.items():
+        disk.with_name(f"reset-{name}").write_bytes(data)
+        lines += [f"write reset-{name} {name}", f"set_inode_field {name} mode 0{AS_BUILT[name]:o}"]
+        lines += [f"set_inode_field {name} {field} 0" for field in ("uid", "gid")]
+    done = run.run(
+        ["debugfs", "-w", "-f", "-", f"{disk.name}?offset={start}"],
+        input=debugfs.script(lines), cwd=disk.parent, env=_fixed_time(), timeout_s=TIMEOUT_S,
+    )  # fmt: skip
+    for name in files:
+        disk.with_name(f"reset-{name}").unlink()
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1.")]
+    if complaints:
+        raise ImageError(f"the root cannot be cleaned: {run.tail(chr(10).join(complaints), 3)}")

@@ -1,14 +1,16 @@
-"""Finds where a small file lies in an ext4 file system that nobody mounts. Pure: bytes come from a function.
+"""Superblock, inodes and directory blocks of an ext4 file system that nobody mounts. Pure: bytes come from a function.
 
 A guest may have written every byte, so that each number is checked and each loop bounded (Linux,
-Documentation/filesystems/ext4). What a boot partition never needs is refused: directories and files of many pieces,
-inline data, meta block groups.
+Documentation/filesystems/ext4). Features that change the format in a way that kimbox does not know are refused: inline
+data, large extended attributes, meta block groups, encryption. Content of files is read by `ext4data`, trees by
+`ext4dirs`; `locate` alone finds a file of the boot partition here, and reads no more than that needs.
 """
 
 from __future__ import annotations
 
 import stat
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -36,6 +38,10 @@ MAX_EXTENT_BLOCKS = 32768
 #: A directory with more blocks is none of a boot partition.
 MAX_DIRECTORY_BLOCKS = 64
 
+#: `cached` reads pieces of this size and keeps so many of them.
+PIECE_BYTES = 64 << 10
+MAX_PIECES = 256
+
 
 @attrs.frozen
 class FileSystem:
@@ -54,18 +60,83 @@ class FileSystem:
 
 @attrs.frozen
 class Inode:
-    """What an inode tells: kind and permissions, size, its blocks as (first in the file, count, first on disk), and the
-    time of its content, in Unix seconds without their epoch bits.
+    """An inode. `block` is its `i_block`: the root of the extent tree, a block map, or a short symlink's target.
+
+    `modified_s` is the time of its content in Unix seconds without their epoch bits; `attributes_block` holds extended
+    attributes, 0 where there are none outside of the inode.
     """
 
+    number: int
     mode: int
+    uid: int
+    gid: int
     size_bytes: int
-    extents: tuple[tuple[int, int, int], ...]
-    modified_s: int = 0
+    links: int
+    flags: int
+    generation: int
+    modified_s: int
+    attributes_block: int
+    block: bytes
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+
+def damaged(what: str) -> ImageError:
+    """The error for a file system that cannot be as it is."""
+    return ImageError(f"its file system is damaged: {what}")
+
+
+def cached(read: Read) -> Read:
+    """`read` with a cache for small pieces: inode tables and directories are read many times in small parts.
+
+    What is longer than a piece is read directly. Writes are not seen: open the file system again after a write.
+    """
+    pieces: OrderedDict[int, bytes] = OrderedDict()
+
+    def piece(number: int) -> bytes:
+        data = pieces.get(number)
+        if data is None:
+            data = pieces[number] = read(number * PIECE_BYTES, PIECE_BYTES)
+            if len(pieces) > MAX_PIECES:
+                pieces.popitem(last=False)
+        else:
+            pieces.move_to_end(number)
+        return data
+
+    def read_cached(offset: int, size: int) -> bytes:
+        number, start = divmod(offset, PIECE_BYTES)
+        if start + size <= PIECE_BYTES:
+            return piece(number)[start : start + size]
+        return read(offset, size)
+
+    return read_cached
+
+
+def _whole(read: Read) -> Read:
+    """`read`, with an ImageError where there are fewer bytes than asked for."""
+
+    def read_all(offset: int, size: int) -> bytes:
+        data = read(offset, size)
+        if len(data) != size:
+            raise damaged("it ends before its end")
+        return data
+
+    return read_all
 
 
 def open_at(read: Read) -> FileSystem:
-    """The file system whose bytes `read` gives. Raises ImageError if it is none, or not one of a boot partition."""
+    """The file system whose bytes `read` gives. Raises ImageError if it is none, or not one that kimbox reads."""
+    read = _whole(read)
     block = read(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES)
     inodes, blocks_low = struct.unpack_from("<II", block, 0)
     first_block, log_block = struct.unpack_from("<II", block, 0x14)
@@ -105,68 +176,97 @@ def locate(system: FileSystem, path: str, size_bytes: int) -> int:
             raise ImageError(f"it has no {path}")
         number = found
     inode = inode_of(system, number)
-    if not stat.S_ISREG(inode.mode) or inode.size_bytes != size_bytes:
+    if not inode.is_file or inode.size_bytes != size_bytes:
         raise ImageError(f"its {path} is no file of {size_bytes} bytes")
     blocks = -(-size_bytes // system.block_bytes)
-    start = next((start for first, count, start in inode.extents if first == 0 and count >= blocks), None)
+    extents = direct_extents(system, inode)
+    start = next((start for first, count, start in extents if first == 0 and count >= blocks), None)
     if start is None:
         raise ImageError(f"its {path} is not in one piece")
     return start * system.block_bytes
 
 
-def inode_of(system: FileSystem, number: int) -> Inode:
-    """An inode by its number."""
+def inode_place(system: FileSystem, number: int) -> int:
+    """Where an inode lies, in bytes."""
     if not 0 < number <= system.inodes:
-        raise ImageError("its file system is damaged: an inode that cannot be")
+        raise damaged("an inode that cannot be")
     group, index = divmod(number - 1, system.inodes_per_group)
     table = (system.first_block + 1) * system.block_bytes + group * system.descriptor_bytes
     descriptor = system.read(table, system.descriptor_bytes)
     low, high = struct.unpack_from("<I", descriptor, 0x8)[0], 0
     if system.descriptor_bytes >= 64:
         (high,) = struct.unpack_from("<I", descriptor, 0x28)
-    place = _place(system, low | high << 32, 1) + index * system.inode_bytes
-    raw = system.read(place, 128)
-    mode, _, size_low = struct.unpack_from("<HHI", raw, 0)
-    (flags,) = struct.unpack_from("<I", raw, 0x20)
-    (size_high,) = struct.unpack_from("<I", raw, 0x6C)
-    extents = tuple(_extents(system, raw[0x28:0x64])) if flags & EXTENTS_FLAG else ()
-    (modified_s,) = struct.unpack_from("<I", raw, 0x10)
-    return Inode(mode, size_low | size_high << 32, extents, modified_s)
+    in_table = index * system.inode_bytes
+    return block_place(system, low | high << 32, in_table // system.block_bytes + 1) + in_table
 
 
-def _extents(system: FileSystem, node: bytes) -> Iterator[tuple[int, int, int]]:
-    """The pieces of a file that has at most four."""
-    magic, count, _, depth = struct.unpack_from("<HHHH", node, 0)
+def inode_of(system: FileSystem, number: int) -> Inode:
+    """An inode by its number."""
+    raw = system.read(inode_place(system, number), 128)
+    mode, uid, size, _, _, modified_s, _, gid, links, _, flags, _ = struct.unpack_from("<HHIIIIIHHIII", raw, 0)
+    generation, attributes, size_high = struct.unpack_from("<III", raw, 0x64)
+    attributes_high, uid_high, gid_high = struct.unpack_from("<HHH", raw, 0x76)
+    return Inode(
+        number=number,
+        mode=mode,
+        uid=uid | uid_high << 16,
+        gid=gid | gid_high << 16,
+        size_bytes=size | size_high << 32,
+        links=links,
+        flags=flags,
+        generation=generation,
+        modified_s=modified_s,
+        attributes_block=attributes | attributes_high << 32,
+        block=raw[0x28:0x64],
+    )
+
+
+def direct_extents(system: FileSystem, inode: Inode) -> tuple[tuple[int, int, int], ...]:
+    """The blocks of a file in at most four pieces, as (first in the file, count, first on disk); none for others."""
+    if not inode.flags & EXTENTS_FLAG:
+        return ()
+    magic, count, _, depth = struct.unpack_from("<HHHH", inode.block, 0)
     if magic != EXTENT_MAGIC or depth or count > 4:
-        return
+        return ()
+    found = []
     for index in range(count):
-        first, length, high, low = struct.unpack_from("<IHHI", node, 12 + 12 * index)
+        first, length, high, low = struct.unpack_from("<IHHI", inode.block, 12 + 12 * index)
         if 0 < length <= MAX_EXTENT_BLOCKS:
             start = high << 32 | low
-            _place(system, start, length)
-            yield first, length, start
+            block_place(system, start, length)
+            found.append((first, length, start))
+    return tuple(found)
 
 
-def _place(system: FileSystem, block: int, count: int) -> int:
+def block_place(system: FileSystem, block: int, count: int) -> int:
     """Where blocks begin, in bytes. Raises ImageError if they are not inside of the file system."""
     if not system.first_block < block <= system.blocks - count:
-        raise ImageError("its file system is damaged: a block outside of it")
+        raise damaged("a block outside of it")
     return block * system.block_bytes
 
 
+def names_in(block: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """The entries of a directory's block, free ones too: offset, length of the record, inode (0: free), name.
+
+    An interior block of a hash tree looks like one free entry, and its root like `.` and `..`.
+    """
+    at = 0
+    while at + 8 <= len(block):
+        inode, length, name_bytes = struct.unpack_from("<IHB", block, at)
+        if length < 8 or at + length > len(block) or name_bytes > length - 8:
+            raise damaged("a directory that cannot be")
+        yield at, length, inode, block[at + 8 : at + 8 + name_bytes]
+        at += length
+
+
 def _entries(system: FileSystem, directory: Inode) -> dict[bytes, int]:
-    """Names of a directory, and their inodes."""
-    if not stat.S_ISDIR(directory.mode):
+    """Names of a directory of a boot partition, and their inodes."""
+    if not directory.is_folder:
         return {}
+    extents = direct_extents(system, directory)
+    numbers = [start + i for _, count, start in extents for i in range(min(count, MAX_DIRECTORY_BLOCKS))]
     found: dict[bytes, int] = {}
-    numbers = [start + i for _, count, start in directory.extents for i in range(min(count, MAX_DIRECTORY_BLOCKS))]
     for number in numbers[:MAX_DIRECTORY_BLOCKS]:
-        block, at = system.read(number * system.block_bytes, system.block_bytes), 0
-        while at + 8 <= len(block):
-            inode, length, name_bytes = struct.unpack_from("<IHB", block, at)
-            if length < 8 or at + length > len(block) or name_bytes > length - 8:
-                raise ImageError("its file system is damaged: a directory that cannot be")
-            if inode:
-                found[block[at + 8 : at + 8 + name_bytes]] = inode
-            at += length
+        block = system.read(number * system.block_bytes, system.block_bytes)
+        found.update({name: inode for _, _, inode, name in names_in(block) if inode})
     return found

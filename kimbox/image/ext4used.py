@@ -230,7 +230,8 @@ def _own_tables(descriptor: bytes, system: _Super, begin: int, end: int) -> Iter
 def _idle_journal(read: Read, system: _Super) -> Ranges:
     """The bytes of a journal that has nothing to replay, without its superblock; nothing where it is not simple."""
     try:
-        extents = ext4.inode_of(ext4.open_at(read), JOURNAL_INODE).extents
+        opened = ext4.open_at(read)
+        extents = ext4.direct_extents(opened, ext4.inode_of(opened, JOURNAL_INODE))
     except ImageError:
         return []
     if not extents or extents[0][0] != 0 or sum(count for _, count, _ in extents) > system.blocks:

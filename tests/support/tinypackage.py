@@ -13,7 +13,8 @@ from clirun import Kimbox, result
 from makemachine import make_machine
 
 from kimbox import run
-from kimbox.image import cleaned, namespace, rootfs, store
+from kimbox.image import cleaned, ext4data, ext4dirs, namespace, rootfs, store
+from kimbox.image.ext4dirs import Entry
 from kimbox.lock.lockfile import read_lock
 from kimbox.machine.folder import Ended, Machine
 from kimbox.spec.load import load_box
@@ -85,8 +86,22 @@ def members(path: Path) -> dict[str, bytes]:
         return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
 
 
-def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
-    """A halted machine whose root a debugfs script has changed."""
+def everything(disk: Path) -> dict[bytes, Entry]:
+    """Every path of the root on a raw disk."""
+    with cleaned.root(disk) as system:
+        return {entry.path: entry for entry in ext4dirs.walk(system)}
+
+
+def content(disk: Path, path: bytes) -> bytes | None:
+    """The content of a small file of the root on a raw disk."""
+    with cleaned.root(disk) as system:
+        entry = ext4dirs.find(system, path)
+        assert entry is not None
+        return ext4data.content(system, entry.inode, 1 << 20)
+
+
+def machine_of(folder: Path, image: store.Image, script: str, *, tree: Path | None = None) -> Machine:
+    """A halted machine whose root a debugfs script has changed; with `tree` its root holds that folder's files."""
     machine = make_machine(
         "tiny", source=str(folder / "kimbox.yaml"), image=image.key, ended=Ended.HALTED,
         spec_digest=load_box(folder / "kimbox.yaml").digest,
@@ -99,6 +114,9 @@ def machine_of(folder: Path, image: store.Image, script: str) -> Machine:
     status = "Package: one-more\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.1\n"
     (machine.folder / "status").write_text(status)
     at = cleaned.places(raw)
+    if tree is not None:
+        options = ["-b", "4096", "-E", f"offset={at.root[0]},root_owner=0:0", "-d", tree]
+        run.run(["mke2fs", "-q", "-F", "-t", "ext4", *options, raw, f"{at.root[1] // 1024}k"])
     done = run.run(["debugfs", "-w", "-f", "-", f"raw?offset={at.root[0]}"], input=script, cwd=machine.folder)
     assert "rror" not in done.stderr
     with raw.open("r+b") as file:
