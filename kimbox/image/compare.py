@@ -1,20 +1,23 @@
 """Where two disks of one layout differ, told in the terms of that layout: partition, LV, path of a file.
 
-The file systems are read with debugfs(8) and dumpe2fs(8), which mount nothing.
+The file systems are read by kimbox's own code, which mounts nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import attrs
 
-from kimbox import run
+from kimbox.errors import ImageError
 from kimbox.files import data_ranges
+from kimbox.image import ext4, ext4data, ext4dirs
+from kimbox.image.ext4 import FileSystem, Read
+from kimbox.image.ext4dirs import Entry, shown
 from kimbox.spec.layout import Extent, Layout
 
 #: Disks are compared in blocks of the file systems' own size.
@@ -25,9 +28,6 @@ BATCH_BYTES = 1 << 20
 
 #: No more blocks of a file system are traced to files; the rest is counted.
 MAX_TRACED = 2000
-
-#: Size of an inode, as kimbox makes file systems.
-INODE_BYTES = 256
 
 
 @attrs.frozen
@@ -131,58 +131,58 @@ def sha256_disk(disk: Path, *, on_bytes: Callable[[int], None] = lambda _: None)
 def _files(old: Path, new: Path, place: Extent, offsets: list[int]) -> list[str]:
     """The files that differing blocks of an ext4 file system belong to, in either disk, and what of them differs."""
     told: dict[str, set[str]] = {}
-    traced = offsets[:MAX_TRACED]
-    for disk in (old, new):
-        device = f"{disk}?offset={place.offset_bytes}"
-        inodes = _inodes_of_blocks(device, [offset // BLOCK_BYTES for offset in traced])
-        inodes |= dict.fromkeys(_inodes_in_tables(device, old, new, place, traced), "inode")
-        for number, path in _paths(device, inodes).items():
-            told.setdefault(path, set()).add(inodes[number])
+    traced = {offset // BLOCK_BYTES for offset in offsets[:MAX_TRACED]}
+    with old.open("rb") as one, new.open("rb") as two:
+        reads = [_read_from(file.fileno(), place.offset_bytes) for file in (one, two)]
+        for read, other in (reads, reads[::-1]):
+            for entry, what in _traced(read, other, traced):
+                told.setdefault(shown(entry.path) or "/", set()).add(what)
     lines = [f"{path} ({' and '.join(sorted(what))})" for path, what in sorted(told.items())]
-    return lines + ([f"... {len(offsets) - len(traced)} more blocks"] if len(offsets) > len(traced) else [])
+    return lines + ([f"... {len(offsets) - MAX_TRACED} more blocks"] if len(offsets) > MAX_TRACED else [])
 
 
-def _debugfs(device: str, request: str) -> str:
-    return run.run(["debugfs", "-R", request, device], check=False).stdout
+def _read_from(handle: int, start: int) -> Read:
+    return ext4.cached(lambda offset, size: os.pread(handle, size, start + offset))
 
 
-def _inodes_of_blocks(device: str, blocks: list[int]) -> dict[int, str]:
-    """Inodes that hold these blocks."""
-    found = {}
-    for line in _debugfs(device, "icheck " + " ".join(map(str, blocks))).splitlines():
-        if match := re.fullmatch(r"\d+\t(\d+)", line):
-            found[int(match[1])] = "content"
-    return found
+def _traced(read: Read, other: Read, blocks: set[int]) -> Iterator[tuple[Entry, str]]:
+    """Files with an inode that differs from the other disk's, or with content in one of these blocks.
+
+    What a damaged file system has besides is left out.
+    """
+    try:
+        system = ext4.open_at(read)
+        for entry in chain([ext4dirs.top(system)], _own(system), ext4dirs.walk(system)):
+            at = ext4.inode_place(system, entry.inode.number)
+            size = system.inode_bytes
+            if at // BLOCK_BYTES in blocks and read(at, size) != other(at, size):
+                yield entry, "inode"
+            if _holds(system, entry, blocks):
+                yield entry, "content"
+    except ImageError:
+        return
 
 
-def _inodes_in_tables(device: str, old: Path, new: Path, place: Extent, offsets: list[int]) -> set[int]:
-    """Inodes that differ themselves: times, owners, sizes, where their blocks are."""
-    told = run.run(["dumpe2fs", device], check=False).stdout
-    match = re.search(r"^Inodes per group: +(\d+)", told, re.MULTILINE)
-    per_group = int(match[1]) if match else 0
-    tables = [(int(a), int(b)) for a, b in re.findall(r"^  Inode table at (\d+)-(\d+)", told, re.MULTILINE)]
-    found = set()
-    with old.open("rb") as a, new.open("rb") as b:
-        for offset in offsets:
-            block = offset // BLOCK_BYTES
-            for group, (first, last) in enumerate(tables):
-                if first <= block <= last:
-                    number = group * per_group + (block - first) * (BLOCK_BYTES // INODE_BYTES) + 1
-                    one, two = (os.pread(f.fileno(), BLOCK_BYTES, place.offset_bytes + offset) for f in (a, b))
-                    for index in range(BLOCK_BYTES // INODE_BYTES):
-                        piece = slice(index * INODE_BYTES, (index + 1) * INODE_BYTES)
-                        if one[piece] != two[piece]:
-                            found.add(number + index)
-    return found
+def _own(system: FileSystem) -> Iterator[Entry]:
+    """The inodes of the file system itself, of which the journal is one; they have no names."""
+    for number in range(1, ext4.FIRST_INODE):
+        if number != ext4.ROOT_INODE:
+            yield Entry(b"<inode %d>" % number, ext4.inode_of(system, number))
 
 
-def _paths(device: str, inodes: Iterable[int]) -> dict[int, str]:
-    """A path for each inode; its number where no folder names it."""
-    numbers = sorted(inodes)
-    if not numbers:
-        return {}
-    found = {number: f"<inode {number}>" for number in numbers}
-    for line in _debugfs(device, "ncheck " + " ".join(map(str, numbers))).splitlines():
-        if match := re.fullmatch(r"(\d+)\t(.*)", line):
-            found[int(match[1])] = match[2].replace("//", "/", 1)
-    return found
+def _holds(system: FileSystem, entry: Entry, blocks: set[int]) -> bool:
+    """Whether one of these blocks (of BLOCK_BYTES) is of a file or directory; False where that cannot be told."""
+    unit = system.block_bytes
+    if not (entry.inode.is_file or entry.inode.is_folder):
+        return False
+    try:
+        for _, count, start in ext4data.runs(system, entry.inode):
+            first, last = start * unit // BLOCK_BYTES, ((start + count) * unit - 1) // BLOCK_BYTES
+            if last - first < len(blocks):
+                if not blocks.isdisjoint(range(first, last + 1)):
+                    return True
+            elif any(first <= block <= last for block in blocks):
+                return True
+    except ImageError:
+        pass
+    return False

@@ -22,7 +22,9 @@ Read = Callable[[int, int], bytes]
 
 SUPERBLOCK_BYTES = 1024
 MAGIC = 0xEF53
-ROOT_INODE = 2
+
+#: The inode of the root directory; and the first that is not the file system's own: `s_first_ino` is never lower.
+ROOT_INODE, FIRST_INODE = 2, 11
 
 #: Features that may stand in `s_feature_incompat`: filetype, recover, extents, 64bit, flex_bg, csum_seed.
 UNDERSTOOD = 0x0002 | 0x0004 | 0x0040 | 0x0080 | 0x0200 | 0x2000

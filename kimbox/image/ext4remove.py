@@ -19,9 +19,6 @@ from kimbox.image.ext4used import CHECKSUM_SEED, METADATA_CHECKSUMS, crc32c
 #: Puts bytes at an offset of the file system.
 Write = Callable[[int, bytes], object]
 
-#: Inodes before this one belong to the file system itself: `s_first_ino` is never lower.
-FIRST_INODE = 11
-
 #: The end of a directory's block that has a checksum, without it: inode 0, length 12, no name, a type of its own.
 TAIL = struct.pack("<IHBB", 0, 12, 0, 0xDE)
 TAIL_BYTES = 12
@@ -42,7 +39,7 @@ def remove(system: FileSystem, write: Write, entries: Iterable[Entry]) -> None:
     names = Counter(entry.inode.number for entry in gone)
     inodes = {entry.inode.number: entry.inode for entry in gone}
     freed = [n for n, inode in inodes.items() if inode.is_folder or names[n] >= inode.links]
-    if min(inodes, default=FIRST_INODE) < FIRST_INODE:
+    if min(inodes, default=ext4.FIRST_INODE) < ext4.FIRST_INODE:
         raise damaged("a name for an inode of the file system's own")
     seed = _seed(system)
     blocks: dict[int, list[Entry]] = {}

@@ -21,7 +21,7 @@ from tinypackage import Made, image_of, machine_of
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image import changes, cleaned, debugfs
+from kimbox.image import changes, cleaned, compare, debugfs
 from kimbox.image.ext4dirs import Entry, shown
 
 box, made = tinypackage.box, tinypackage.made  # fixtures
@@ -359,6 +359,25 @@ def test_changes_of_links(disk: Path, image: Path, tmp_path: Path) -> None:
     rooted(disk, tmp_path / "tree", other)
     found = changes.find(image, disk)
     assert ((), (), ("/etc/link",)) == (found.added, found.removed, found.changed)
+
+
+def test_a_comparison_of_strange_names(disk: Path, image: Path, tmp_path: Path) -> None:
+    """Each file that differs is named, escaped, with what of it differs, and no other."""
+
+    def filled(letter: bytes) -> Callable[[Path], None]:
+        def fill(tree: Path) -> None:
+            for name in NAMES:
+                (tree / "etc" / os.fsdecode(name)).write_bytes(letter * 5000)
+            (tree / "etc/same").write_bytes(b"same" * 5000)
+
+        return fill
+
+    rooted(image, tmp_path / "image", filled(b"a"))
+    rooted(disk, tmp_path / "tree", filled(b"b"))
+    (found,) = [d for d in compare.compare(image, disk, madedisk.LAYOUT) if d.part == f"LV {madedisk.LAYOUT.root.name}"]
+    contents = {path for path in found.paths if path.startswith("/etc/") and "content" in path}
+    assert {shown(b"/etc/" + name) for name in NAMES} == {path.rpartition(" (")[0] for path in contents}
+    assert all(line.isprintable() for line in found.lines())
 
 
 @pytest.mark.parametrize(
