@@ -151,7 +151,7 @@ def _store(where: str, folder: Path, files: list[bytes], git_dir: Path) -> bytes
         if total > MAX_BYTES:
             raise GitError(f"{where}: it holds more than {MAX_BYTES >> 20} MiB", hint="use a git repository")
     plain = [name for name in files if name not in links]
-    paths = b"".join(os.fsencode(folder) + b"/" + name + b"\n" for name in plain)
+    paths = b"".join(_quoted(os.fsencode(folder) + b"/" + name) + b"\n" for name in plain)
     hashed = git(["hash-object", "-w", "--no-filters", "--stdin-paths"], git_dir=git_dir, env=_OWN_CONFIG, stdin=paths)
     blobs = dict(zip(plain, hashed.stdout.split(), strict=True))
     for name, target in links.items():
@@ -159,6 +159,11 @@ def _store(where: str, folder: Path, files: list[bytes], git_dir: Path) -> bytes
             ["hash-object", "-w", "--stdin"], git_dir=git_dir, env=_OWN_CONFIG, stdin=target
         ).stdout.strip()
     return b"".join(modes[n].encode() + b" " + blobs[n] + b"\t" + n + b"\0" for n in files)
+
+
+def _quoted(path: bytes) -> bytes:
+    """A path as `git hash-object --stdin-paths` takes it whole: unquoted, it ends at a line break or before a CR."""
+    return b'"' + b"".join(b"\\%03o" % byte if byte < 0x20 or byte in b'"\\' else bytes([byte]) for byte in path) + b'"'
 
 
 def _link_target(where: str, folder: Path, path: Path) -> bytes:

@@ -339,6 +339,22 @@ def test_attributes_change_nothing_and_gitignore_keeps_out(tmp_path: Path) -> No
         code.ensure("0" * 40)
 
 
+def test_every_name_stands_for_its_own_file(tmp_path: Path) -> None:
+    """Names that end in CR, hold quotes or are not UTF-8; the folder itself may have a line break in its name."""
+    folder = tmp_path / "a\nb\r"
+    folder.mkdir()
+    names = [b"x", b"x\r", b'"x"', b"\\n", b"\x1b[m", b"\xff", b" x ", b"!id"]
+    for name in names:
+        (folder / os.fsdecode(name)).write_bytes(b"content of " + name)
+    code = of(folder, folder=True)
+    pin = code.resolve("HEAD")
+    held = git(["ls-tree", "-r", "-z", pin.commit], git_dir=code.path).stdout.split(b"\0")[:-1]
+    blobs = {line.partition(b"\t")[2]: line.split()[2].decode() for line in held}
+    assert sorted(names) == sorted(blobs)
+    for name, blob in blobs.items():
+        assert b"content of " + name == git(["cat-file", "blob", blob], git_dir=code.path).stdout
+
+
 def test_what_must_not_be_in_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Links that lead out, repositories, devices, line breaks in names, nothing at all, too much."""
 
