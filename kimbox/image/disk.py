@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from kimbox import run
-from kimbox.image import lvm2, namespace, provisioners, sectors
+from kimbox.image import debugfs, lvm2, namespace, provisioners, sectors
 from kimbox.image.recipe import EPOCH_S, Recipe
 from kimbox.image.rootfs import environment
 from kimbox.render.guestfiles import BOOT_LABEL
@@ -162,9 +162,9 @@ def _set_times(tools: Tools, device: str) -> None:
         end = int(last or first) + 1
         is_used[int(first) : end] = bytes(end - int(first))
     lines = [
-        f"set_inode_field <{number}> {field} @{EPOCH_S}\n"
+        f"set_inode_field <{number}> {field} @{EPOCH_S}"
         for number in (ROOT_INODE, *range(FIRST_INODE, inodes + 1))
         if is_used[number]
         for field in ("ctime", "atime")
     ]
-    tools.call("debugfs", "-w", "-f", "-", device, input="".join(lines))
+    tools.call("debugfs", "-w", "-f", "-", device, input=debugfs.script(lines))
