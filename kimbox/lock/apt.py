@@ -49,7 +49,7 @@ class Target:
 def parse_targets(text: str) -> list[Target]:
     """The answer of `apt-get indextargets`, the components of a suite joined."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         fields = line.split(_SEPARATOR)
         if len(fields) == len(_FIELDS):
             uri, suite, codename, component, origin = fields

@@ -130,7 +130,7 @@ class Archive:
                 hint=f"image: packages: in the spec names them; looked in {self.where}",
             )
         found = {}
-        for line in done.stdout.splitlines():
+        for line in done.stdout.split("\n"):
             if match := _URI_LINE.fullmatch(line):
                 version = match["version"].replace("%3a", ":").replace("%7e", "~").replace("%2b", "+")
                 found[match["name"]] = LockedPackage(version, match["arch"], match["sha"])
@@ -148,7 +148,7 @@ class Archive:
         done = run.run(["apt-cache", "show", "--no-all-versions", "--", *asked], check=False, env=self._env())
         found = {}
         for stanza in done.stdout.split("\n\n"):
-            fields = dict(line.split(": ", 1) for line in stanza.splitlines() if re.match(r"[A-Za-z0-9-]+: ", line))
+            fields = dict(line.split(": ", 1) for line in stanza.split("\n") if re.match(r"[A-Za-z0-9-]+: ", line))
             name = fields.get("Package", "")
             if name in wanted and fields.get("SHA256") == wanted[name].sha256:
                 found[name] = Found(wanted[name], stanza.strip("\n"))

@@ -143,7 +143,8 @@ def repository(versions: Mapping[str, LockedPackage], suite: str, folder: Path) 
     for name, package in sorted(versions.items()):
         file = folder / f"{name}.deb"
         _link(deb_of(package), file)
-        kept = [line for line in control_of(package).splitlines() if not line.startswith(("Filename:", "MD5sum:"))]
+        fields = control_of(package).rstrip("\n").split("\n")  # a description may hold other separators of lines
+        kept = [line for line in fields if not line.startswith(("Filename:", "MD5sum:"))]
         stanzas.append("\n".join([*kept, f"Filename: ./{file.name}", ""]))
     index = "\n".join(stanzas).encode()
     (folder / "Packages").write_bytes(index)

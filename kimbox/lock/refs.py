@@ -29,7 +29,7 @@ class Offered:
         """From the output of `git ls-remote`."""
         refs: dict[str, str] = {}
         head = None
-        for line in text.splitlines():
+        for line in text.split("\n"):  # a ref's name may hold other separators of lines, such as U+2028
             value, _, name = line.partition("\t")
             if not COMMIT.fullmatch(value):
                 continue

@@ -135,7 +135,7 @@ def _ssh_flaw(code: int, said: str) -> str | None:
 
 def _gpg_flaw(code: int, said: str) -> str | None:
     """What is wrong with a signature of gpg, by its status lines."""
-    words = {line.split(" ")[1]: line for line in said.splitlines() if line.startswith("[GNUPG:] ")}
+    words = {line.split(" ")[1]: line for line in said.split("\n") if line.startswith("[GNUPG:] ")}
     for word, flaw in _GPG_FLAWS.items():
         if word in words:
             key = words[word].split(" ")[2:3] if word != "BADSIG" else []

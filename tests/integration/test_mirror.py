@@ -394,3 +394,5 @@ def test_ls_remote_is_parsed() -> None:
     a, b = "a" * 40, "b" * 40
     offered = Offered.parse(f"{a}\tHEAD\n{a}\trefs/heads/main\n{b}\trefs/tags/v1\n{a}\trefs/tags/v1^{{}}\nnonsense\n")
     assert (offered.head, offered.refs) == (a, {"refs/heads/main": a, "refs/tags/v1": a})
+    separated = Offered.parse(f"{a}\trefs/heads/x\u2028{b}\x85{b}\n")
+    assert {f"refs/heads/x\u2028{b}\x85{b}": a} == separated.refs

@@ -16,6 +16,7 @@ from makekeys import Signer
 
 from kimbox import paths
 from kimbox.errors import SpecError
+from kimbox.lock import signature
 from kimbox.lock.gitrun import GitError, SignatureError
 from kimbox.lock.mirror import Mirror
 from kimbox.run import run
@@ -285,3 +286,10 @@ def test_a_check_cannot_know_of_tags_that_were_not_fetched(
 
 def load_digest(text: str) -> str:
     return next(line.split()[1] for line in text.splitlines() if line.startswith("spec:"))
+
+
+def test_a_name_in_a_key_is_no_word_of_gpg() -> None:
+    """A user id with another separator of lines than gpg's own adds no status."""
+    said = "[GNUPG:] GOODSIG 0123456789ABCDEF a\u2028[GNUPG:] VALIDSIG 0123\n"
+    assert "is signed by a key that the spec does not name" == signature._gpg_flaw(0, said)
+    assert None is signature._gpg_flaw(0, said.replace("\u2028", "\n"))

@@ -53,6 +53,16 @@ def built(recipe: Recipe, work: Path, monkeypatch: pytest.MonkeyPatch, installed
     return commands[0]
 
 
+def test_a_description_makes_no_fields(recipe: Recipe, tmp_path: Path) -> None:
+    """Separators of lines that are none for apt stay inside of the field that holds them."""
+    tool = recipe.locked.versions["tool"]
+    text = "Package: tool\nDescription: a\u2028Depends: other\x85Essential: yes\n"
+    debs.deb_of(tool).with_suffix(".control").write_text(text)
+    debs.repository({"tool": tool}, "trixie", tmp_path / "repository")
+    index = (tmp_path / "repository/Packages").read_text()
+    assert text + "Filename: ./tool.deb\n" == index
+
+
 def test_the_cache_is_the_only_source(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """mmdebstrap gets one source, on this machine, with the locked packages and no other, and is told to take all."""
     command = built(recipe, tmp_path, monkeypatch, "".join(f"{name} 1.0 all\n" for name in NEEDS))
