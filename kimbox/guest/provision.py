@@ -154,7 +154,7 @@ def _info(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
 
 def lacked(guest: Guest, sudo: str, parcels: Sequence[Parcel]) -> list[Parcel]:
     """What the guest has not got. It answers with the name of a repository for each commit of it that it has."""
-    pairs = " ".join(f"{parcel.name} {parcel.commit}" for parcel in parcels)
+    pairs = shlex.join(word for parcel in parcels for word in (parcel.name, parcel.commit))
     answer = guest.run(f"{sudo}{RECEIVE} --have {pairs}", timeout_s=60)
     has = Counter(answer.stdout.split() if answer.code == 0 else ())
     whole = {name for name, count in Counter(parcel.name for parcel in parcels).items() if has[name] == count}

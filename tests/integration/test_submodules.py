@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import cast
 
@@ -366,6 +367,19 @@ def test_only_what_the_guest_lacks_is_sent() -> None:
     assert ["code", "code", "code"] == names("code\ncode\nsetup\n")
     assert ["setup"] == names("code\ncode\ncode\n")
     assert ["code", "code", "code", "setup"] == names("code\ncode\ncode\nsetup\n", 1)
+
+
+def test_words_of_a_lock_are_words_for_the_shell() -> None:
+    """Whatever a repository or commit is called, it is one argument of the command in the guest."""
+    commands: list[str] = []
+
+    class Noting:
+        def run(self, command: str, **_: object) -> Completed:
+            commands.append(command)
+            return Completed(0, "", "")
+
+    lacked(cast(Guest, Noting()), "", [Parcel("code", "a\nreboot", "", ""), Parcel("$(id)", "b;c", "", "")])
+    assert ["--have", "code", "a\nreboot", "$(id)", "b;c"] == shlex.split(commands[0])[1:]
 
 
 def test_what_is_sent(world: Path, nested: dict[str, str]) -> None:
