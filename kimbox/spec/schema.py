@@ -22,7 +22,13 @@ from kimbox.spec.nodes import Node, Path, Problems, from_plain, kind, shown
 #: Keys longer than this get no "did you mean": comparing them costs the square of their length.
 MAX_GUESSED_CHARACTERS = 40
 
-_KINDS = {"object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number", "null": "null"}
+_KINDS = {
+    "object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number", "boolean": "true or false",
+    "null": "null",
+}  # fmt: skip
+
+#: What YAML 1.1, and people, take for truth values. In YAML 1.2 they are text.
+_TRUTH_WORDS = {"yes": "true", "y": "true", "on": "true", "no": "false", "n": "false", "off": "false"}
 
 
 @functools.cache
@@ -149,6 +155,8 @@ def _wrong_type(error: ValidationError, node: Node) -> tuple[str, str | None]:
         hint = "give it a value, or leave the key out"
     elif not hint and wanted == ["string"] and isinstance(node.value, bool | int | float):
         hint = "put it in quotes"
+    elif isinstance(node.value, str) and wanted == ["boolean"] and (meant := _TRUTH_WORDS.get(node.value.lower())):
+        hint = f"write {meant}"
     elif not hint and (examples := schema.get("examples")):
         hint = f"for example {json.dumps(examples[0], ensure_ascii=False)}"
     return f"must be {words}, not {kind(node.value)}", hint

@@ -1,0 +1,210 @@
+"""Every key of a spec, given every wrong kind of value, is valid or a fault at its place: never a traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import clirun
+import pytest
+from clirun import Kimbox
+
+from kimbox.errors import SpecError
+from kimbox.lock.lockfile import read_lock
+from kimbox.spec.load import load_box
+from kimbox.spec.schema import box_schema, resolve
+
+kimbox, world = clirun.kimbox, clirun.world  # fixtures
+
+#: Values as YAML writes them on one line, of every kind that a file can hold.
+VALUES = [
+    "", "true", "yes", "-1", "9" * 18, "1e999", ".nan", '""', "text", '"a\\nb"', "'" + "x" * 5000 + "'", "[]", "[null]",
+    "[true, 1, 1.5, text]", "[[text]]", "[{}]", "{}", "{'': {}}", "{a: {b: [c]}}", "[&a text, *a]", "*box",
+]  # fmt: skip
+
+#: Values whose fault lies in the value itself, wherever it stands.
+FAULTY_EVERYWHERE = [
+    "9" * 40, '"\\0"', '"\\ud800"', "{1: 2}", "{null: 2}", "{1.5: x}", "{true: x}", "{? [a] : b}", "{? {a: b} : c}",
+    "!!binary aGk=", "!!set {a}", "!!python/name:os.system ''", "!x [a]", "!!timestamp 2024-01-31", "*nowhere",
+    "{<<: {a: b}}", "!!str 1", "[a", "{a: 1, a: 2}",
+]  # fmt: skip
+
+#: Where the value of the key stands in the text.
+PLACE = "HERE"
+
+
+def example(part: dict[str, Any]) -> Any:
+    """A value that the schema takes for this part, with no more keys than it must have."""
+    part = resolve(part)
+    if part.get("title") == "Name of the box":
+        return "abc"
+    if "const" in part:
+        return part["const"]
+    if "properties" in part:
+        return {key: example(part["properties"][key]) for key in part.get("required", ())}
+    if "examples" in part:
+        return part["examples"][0]
+    return part["enum"][0] if "enum" in part else [] if part.get("type") == "array" else "x"
+
+
+def specs(part: dict[str, Any], around: Any = PLACE) -> Iterator[Any]:
+    """Specs with PLACE at each place that this part of the schema knows; `around` is the spec around the part."""
+    part = resolve(part)
+    yield around
+    if "if" in part:
+        for form in ("box_image", "remote_image", "package_image"):
+            yield from specs({"$ref": f"#/$defs/{form}"}, around)
+        return
+    needed = {key: example(part["properties"][key]) for key in part.get("required", ())} if "properties" in part else {}
+    for key, below in part.get("properties", {}).items():
+        yield from specs(below, put(around, {**needed, key: PLACE}))
+    if isinstance(other := part.get("additionalProperties"), dict):
+        yield from specs(other, put(around, {"setup": PLACE}))
+    if "items" in part:
+        yield from specs(part["items"], put(around, [PLACE]))
+
+
+def put(around: Any, value: Any) -> Any:
+    """A spec with another value at its PLACE."""
+    if isinstance(around, dict):
+        return {key: put(child, value) for key, child in around.items()}
+    if isinstance(around, list):
+        return [put(child, value) for child in around]
+    return value if around == PLACE else around
+
+
+SPECS = list(dict.fromkeys(map(json.dumps, specs(box_schema()))))
+
+
+def written(spec: str, value: str) -> str:
+    """The text of a spec with this value at its PLACE, and the anchor `box` above it; lines end after commas."""
+    return spec.replace('"name": "', '"name": &box "').replace(", ", ",\n ").replace(f'"{PLACE}"', f"{value} ")
+
+
+def misplaced(error: SpecError, texts: dict[str, list[str]]) -> list[str]:
+    """The faults that do not lie in one of these texts (lines by the name of the file)."""
+    assert error.problems  # an error without any would end well
+    return [str(p) for p in error.problems if not is_inside(texts.get(Path(p.file).name, []), p.line, p.column)]
+
+
+def misplaced_in(path: Path, texts: dict[str, list[str]], read: Callable[[Path], object] = load_box) -> list[str]:
+    """`misplaced` for what `read` says of a file; none where it is valid."""
+    try:
+        read(path)
+    except SpecError as error:
+        return misplaced(error, texts)
+    return []
+
+
+def is_inside(lines: list[str], line: int, column: int) -> bool:
+    """Whether there is such a place; the one behind the end of a line, and of the text, are places too."""
+    return 1 <= line <= len(lines) and 1 <= column <= len(lines[line - 1]) + 1
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_every_key_takes_every_value_or_names_its_place(tmp_path: Path, value: str) -> None:
+    """For each key that the schema knows: a spec that is valid, or faults with file, line and column inside it."""
+    path = tmp_path / "kimbox.yaml"
+    for spec in SPECS:
+        text = written(spec, value)
+        path.write_text(text, encoding="utf-8")
+        assert [] == misplaced_in(path, {path.name: text.split("\n")}), text
+
+
+@pytest.mark.parametrize("value", FAULTY_EVERYWHERE)
+def test_what_no_spec_may_hold_is_a_fault_at_its_place(tmp_path: Path, value: str) -> None:
+    """Tags, keys that are no text, broken references: refused at every eighth of the keys, with the place."""
+    path = tmp_path / "kimbox.yaml"
+    for spec in SPECS[::8]:
+        text = written(spec, value)
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(SpecError) as caught:
+            load_box(path)
+        assert [] == misplaced(caught.value, {path.name: text.split("\n")}), text
+
+
+@pytest.mark.parametrize("value", ["null", "true", "9", "text", "[text]", "[{}]", "{a: {}}"])
+def test_layers_of_different_kinds_are_merged_or_refused(tmp_path: Path, value: str) -> None:
+    """For every second key: a wrong value in a layer below a right one, and in the spec above it."""
+    spec, layer = tmp_path / "kimbox.yaml", tmp_path / "low.yaml"
+    below = '"base": ["low.yaml"], "name"'
+    for number, text in enumerate(SPECS[1::2]):
+        wrong, right = written(text, value), written(text, "[{}]" if number % 2 else "{a: {}}")
+        for lower, upper in ((wrong, right), (right, wrong))[number % 2 :: 2]:
+            layer.write_text(lower)
+            spec.write_text(upper.replace('"name"', below, 1))
+            assert [] == misplaced_in(spec, {f.name: f.read_text().split("\n") for f in (spec, layer)}), (lower, upper)
+
+
+def places(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of each value of a tree of mappings."""
+    yield path
+    for key, below in tree.items() if isinstance(tree, dict) else ():
+        yield from places(below, (*path, key))
+
+
+def replaced(tree: Any, path: tuple[str, ...], value: Any) -> Any:
+    """A tree with another value at a path."""
+    return {**tree, path[0]: replaced(tree[path[0]], path[1:], value)} if path else value
+
+
+LOCK = {
+    "lock": 1,
+    "spec": "0" * 64,
+    "image": "key",
+    "packages": {
+        "request": "0" * 64,
+        "as_of": "2024-01-31T10:00:00Z",
+        "sources": ["deb https://deb.example.org/debian trixie main"],
+        "versions": {"gcc": f"4:12.2.0-3 amd64 {'0' * 64}"},
+    },
+    "repositories": {
+        "setup": {
+            "url": "https://example.org/s.git",
+            "ref": "main",
+            "commit": "0" * 40,
+            "tree": "0" * 40,
+            "submodules": {"lib": {"url": "https://example.org/l.git", "commit": "0" * 40}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_every_value_of_a_lock_is_taken_or_refused_at_its_place(tmp_path: Path, value: str) -> None:
+    """As for specs: a Lock, or faults with file, line and column inside the file."""
+    path = tmp_path / "kimbox.lock"
+    for place in places(LOCK):
+        text = written(json.dumps(replaced(LOCK, place, PLACE)), value).replace('"spec": "', '"spec": &box "')
+        path.write_text(text, encoding="utf-8")
+        assert [] == misplaced_in(path, {path.name: text.split("\n")}, read_lock), text
+
+
+@pytest.mark.parametrize(
+    ("expected", "text"),
+    [
+        (
+            "5:43: repositories.setup.follow must be true or false, not the text `yes` (write true)",
+            "repositories:\n  setup: {\n  url: https://example.org/s.git, follow: yes}",
+        ),
+        (
+            "4:23: secure.dns must be true or false, not the text `No` (write false)",
+            "secure: {roles: {worker: {}}, \n  updates: true, dns: No}",
+        ),
+        (
+            "3:40: secure.updates must be true or false, not the number `1` (for example true)",
+            "secure: {roles: {worker: {}}, updates: 1}",
+        ),
+    ],
+)
+def test_a_truth_value_of_another_kind_is_a_fault_of_the_spec(
+    kimbox: Kimbox, tmp_path: Path, expected: str, text: str
+) -> None:
+    """`follow`, `dns` and `updates`: the command line ends with 3, and the message has file, line and column."""
+    path = tmp_path / "kimbox.yaml"
+    path.write_text(f"kimbox: 1\nname: tiny\n{text}\n")
+    code, out, err = kimbox("validate", str(path))
+    assert (3, "") == (code, out)
+    assert f"{path}:{expected}" in err
