@@ -84,14 +84,29 @@ def places(disk: Path) -> Places:
         try:
             (boot, boot_end), (pv, pv_end) = sorted(inuse.partitions(read_from(0), size))
             group = lvmread.read_group(read_from(pv), pv_end - pv)
-            (snapshot,) = group.snapshots
-            (root,) = group.volumes[snapshot.origin].segments
+            root = _root(group)
         except (ValueError, ImageError) as error:
             raise ImageError(
                 f"the disk has not the layout of kimbox's images: {error}",
                 hint="a machine whose image kimbox built, or packaged, can be packaged",
             ) from None
     return Places((boot, boot_end - boot), (pv + root.place, root.size_bytes))
+
+
+def _root(group: lvmread.Group) -> lvmread.Segment:
+    """Where root lies: the origin of the snapshot. Raises ImageError if that cannot be told, or it is in pieces.
+
+    A user may have made more snapshots, of root and of other volumes; kimbox puts root at the first extent.
+    """
+    origins = {snapshot.origin: group.volumes[snapshot.origin].segments for snapshot in group.snapshots}
+    if len(origins) > 1:
+        origins = {name: pieces for name, pieces in origins.items() if pieces[0].place == group.start_bytes}
+    if len(origins) != 1:
+        raise ImageError("it has no volume root with a snapshot")
+    ((name, pieces),) = origins.items()
+    if len(pieces) != 1:
+        raise ImageError(f"the volume {name} lies in {len(pieces)} pieces")
+    return pieces[0]
 
 
 def has_module(disk: Path, path: str) -> bool:

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import attrs
 
 from kimbox.errors import ImageError
+from kimbox.image import lvmtext
 from kimbox.image.ext4 import Read
 from kimbox.image.ext4used import Opaque
 from kimbox.image.lvm2 import MDA_MAGIC, crc
+from kimbox.image.lvmtext import Section
 from kimbox.spec.layout import SECTOR_BYTES
 
 LABEL_MAGIC = b"LABELONE"
 LABEL_SECTORS = 4
 
-#: No text is larger, and no section is deeper.
+#: No text is larger.
 MAX_TEXT_BYTES = 4 << 20
-MAX_DEPTH = 8
+
+#: No number of a sound text is as large: sectors, extents, counts.
+MAX_NUMBER = 1 << 53
 
 #: Sizes that a snapshot's chunks can have: powers of two.
 CHUNKS_BYTES = frozenset(4096 << power for power in range(9))
@@ -33,7 +37,8 @@ CHUNKS_BYTES = frozenset(4096 << power for power in range(9))
 #: `raw_locn.flags`: there is no text.
 IGNORED = 1
 
-_WORD = re.compile(r'\s*(?:#[^\n]*\s*)*("(?:[^"\\]|\\.)*"|[\[\]{}=,]|[^\s\[\]{}=,"#]+)')
+#: Names of volume groups and volumes, and types of segments (lvm(8), VALID NAMES). They go into messages.
+_NAME = re.compile(r"[A-Za-z0-9+_.-]{1,127}")
 _DAMAGED = "its LVM metadata is damaged"
 
 
@@ -94,69 +99,191 @@ def _label(read: Read) -> bytes | None:
 def read_group(read: Read, size_bytes: int) -> Group:
     """The volume group of a PV of that size.
 
-    Raises Opaque where it has what kimbox does not know (several PVs, LVs that are neither linear nor snapshots),
-    ImageError where it is damaged.
+    Raises Opaque where it has what kimbox does not know (no volume group, several PVs, LVs that are neither linear nor
+    snapshots), ImageError where it is damaged.
     """
-    text = _text(read, size_bytes)
+    name, group = max((_root(text) for text in _texts(read, size_bytes)), key=_seqno)
     try:
-        tree = _parse(text)
-        name, group = next((name, value) for name, value in tree.items() if isinstance(value, dict))
-        if len(group["physical_volumes"]) != 1:
-            raise Opaque("its volume group has several physical volumes")
-        (pv,) = group["physical_volumes"].values()
-        unit = _number(group["extent_size"]) * SECTOR_BYTES
-        start, count = _number(pv["pe_start"]) * SECTOR_BYTES, _number(pv["pe_count"])
-        if not unit or start + count * unit > size_bytes:
-            raise ImageError(f"{_DAMAGED}: it is larger than its partition")
-        volumes, snapshots = {}, []
-        for label, lv in group.get("logical_volumes", {}).items():
-            segments = [lv[f"segment{i + 1}"] for i in range(_number(lv["segment_count"]))]
-            if segments[0]["type"] == "snapshot":
-                chunk = _number(segments[0]["chunk_size"]) * SECTOR_BYTES
-                snapshots.append(Snapshot(str(segments[0]["cow_store"]), str(segments[0]["origin"]), chunk))
-            else:
-                volumes[label] = Volume(label, tuple(_linear(label, segments, unit, start, count)))
-    except (KeyError, TypeError, ValueError, IndexError, StopIteration, AttributeError) as error:
-        raise ImageError(f"{_DAMAGED}, or not of a kind that kimbox reads ({error!r})") from None
+        return _group(name, group, size_bytes)
+    except _Unsound as error:
+        raise ImageError(f"{_DAMAGED}: {error}") from None
+
+
+class _Unsound(Exception):
+    """A part of the metadata that LVM would not take; says which, in words."""
+
+
+def _group(name: str, group: Section, size_bytes: int) -> Group:
+    pvs = _section(group, "physical_volumes")
+    if len(pvs) != 1:
+        raise Opaque("its volume group has several physical volumes")
+    ((pv_name, pv),) = pvs.items()
+    if not isinstance(pv, dict):
+        raise _Unsound(f"{pv_name} is no section")
+    if "MISSING" in _texts_of(pv, "status") + _texts_of(pv, "flags"):
+        raise Opaque("its volume group takes it for missing, and may have been changed without it")
+    unit = _number(group, "extent_size") * SECTOR_BYTES
+    start, count = _number(pv, "pe_start") * SECTOR_BYTES, _number(pv, "pe_count")
+    if not unit or not start:
+        raise _Unsound("extents of no size, or at the place of the label")
+    if start + count * unit > size_bytes:
+        raise _Unsound("it is larger than its partition")
+    pv_extents = _Extents(pv_name, unit, start, count)
+    volumes: dict[str, Volume] = {}
+    snapshots: list[Snapshot] = []
+    for label, lv in _section(group, "logical_volumes", optional=True).items():
+        if not isinstance(lv, dict) or not _NAME.fullmatch(label):
+            raise _Unsound("a volume without a sound name, or that is no section")
+        segments = _segments(label, lv)
+        if segments[0].get("type") == "snapshot":
+            snapshots.append(_snapshot(label, segments))
+        else:
+            volumes[label] = Volume(label, tuple(pv_extents.linear(label, segments)))
     _check(volumes, snapshots)
     return Group(name, start, start + count * unit, volumes, tuple(snapshots))
 
 
-def _linear(name: str, segments: list[Any], unit: int, start: int, count: int) -> list[Segment]:
-    """The pieces of an LV. Raises Opaque if it is not linear, ImageError if it reaches beyond the PV."""
-    found, at = [], 0
-    for segment in segments:
-        if segment["type"] != "striped" or segment["stripe_count"] != 1:
-            raise Opaque(f"its volume {name:.40} is of a kind that kimbox does not read")
-        extents, (_, first) = _number(segment["extent_count"]), segment["stripes"]
-        _number(first)
-        if _number(segment["start_extent"]) * unit != at or not 0 < extents <= count - first:
-            raise ImageError(f"{_DAMAGED}: the volume {name} reaches beyond the disk")
-        found.append(Segment(at, extents * unit, start + first * unit))
-        at += extents * unit
-    return found
+def _segments(name: str, lv: Section) -> list[Section]:
+    """The segments of an LV: at least one. Every section below an LV is one."""
+    parts = [part for part in lv.values() if isinstance(part, dict)]
+    if not parts or len(parts) != _number(lv, "segment_count"):
+        raise _Unsound(f"the volume {name} has not the segments that it names")
+    return [_section(lv, f"segment{number}") for number in range(1, len(parts) + 1)]
+
+
+def _snapshot(name: str, segments: list[Section]) -> Snapshot:
+    """A snapshot, which LVM keeps as a hidden LV that ties a store to its origin."""
+    (segment, *rest) = segments
+    if rest:
+        raise _Unsound(f"the snapshot {name} has several segments")
+    if "merging_store" in segment:
+        raise Opaque("one of its snapshots is being merged into its origin")
+    chunk = _number(segment, "chunk_size") * SECTOR_BYTES
+    return Snapshot(_text(segment, "cow_store"), _text(segment, "origin"), chunk)
+
+
+@attrs.frozen
+class _Extents:
+    """The extents of the one PV: its name in the metadata, their size and first byte, how many there are."""
+
+    pv: str
+    unit: int
+    start: int
+    count: int
+
+    def linear(self, name: str, segments: list[Section]) -> Iterator[Segment]:
+        """The pieces of an LV. Raises Opaque if it is not linear, _Unsound if it reaches beyond the PV."""
+        offset = 0
+        for segment in segments:
+            kind = _text(segment, "type")
+            if kind not in ("striped", "linear"):
+                plain = kind if _NAME.fullmatch(kind) else "unknown"
+                raise Opaque(f"its volume {name} is of the type {plain}, which kimbox does not read")
+            if _number(segment, "stripe_count") != 1:
+                raise Opaque(f"its volume {name} is striped")
+            owner, first = _stripe(name, segment)
+            if owner != self.pv:  # a volume on a volume, as under pvmove
+                raise Opaque(f"its volume {name} lies on another volume")
+            extents = _number(segment, "extent_count")
+            if _number(segment, "start_extent") * self.unit != offset or not 0 < extents <= self.count - first:
+                raise _Unsound(f"the volume {name} reaches beyond the disk, or has gaps")
+            yield Segment(offset, extents * self.unit, self.start + first * self.unit)
+            offset += extents * self.unit
+
+
+def _stripe(name: str, segment: Section) -> tuple[str, int]:
+    """The PV or LV that a piece lies on, and its first extent there."""
+    match segment.get("stripes"):
+        case [str(owner), int(first)] if 0 <= first < MAX_NUMBER:
+            return owner, first
+    raise _Unsound(f"the volume {name} has no place")
 
 
 def _check(volumes: dict[str, Volume], snapshots: list[Snapshot]) -> None:
-    """Raises ImageError if two LVs share a piece, or a snapshot is one of nothing."""
+    """Raises _Unsound if two LVs share a piece, or a snapshot is one of nothing."""
     taken = sorted((s.place, s.place + s.size_bytes, v.name) for v in volumes.values() for s in v.segments)
     for (_, end, one), (start, _, two) in pairwise(taken):
         if start < end:
-            raise ImageError(f"{_DAMAGED}: the volumes {one} and {two} lie over each other")
+            raise _Unsound(f"the volumes {one} and {two} lie over each other")
+    stores = [snapshot.store for snapshot in snapshots]
     for snapshot in snapshots:
-        known = snapshot.store in volumes and snapshot.origin in volumes and snapshot.store != snapshot.origin
+        known = snapshot.store in volumes and snapshot.origin in volumes and snapshot.origin not in stores
         if not known or snapshot.chunk_bytes not in CHUNKS_BYTES:
-            raise ImageError(f"{_DAMAGED}: a snapshot of nothing")
+            raise _Unsound("a snapshot of nothing")
+    if len(set(stores)) != len(stores):
+        raise _Unsound("two snapshots with one store")
 
 
-def _number(value: object) -> int:
-    if not isinstance(value, int) or value < 0 or value >= 1 << 53:
-        raise ValueError("no number where one must be")
+def _section(parent: Section, key: str, *, optional: bool = False) -> Section:
+    value = parent.get(key, {} if optional else None)
+    if not isinstance(value, dict):
+        raise _Unsound(f"there is no section {key}")
     return value
 
 
-def _text(read: Read, size_bytes: int) -> str:
-    """The text that counts now. Raises ImageError if label, header or text are not sound."""
+def _number(section: Section, key: str) -> int:
+    value = section.get(key)
+    if not isinstance(value, int) or not 0 <= value < MAX_NUMBER:
+        raise _Unsound(f"{key} is no number that can be")
+    return value
+
+
+def _text(section: Section, key: str) -> str:
+    value = section.get(key)
+    if not isinstance(value, str):
+        raise _Unsound(f"{key} is no text")
+    return value
+
+
+def _texts_of(section: Section, key: str) -> list[str]:
+    """A list of texts; one that is alone may stand without brackets."""
+    value = section.get(key, [])
+    if not isinstance(value, list):
+        value = [value] if isinstance(value, str) else []
+    return [item for item in value if isinstance(item, str)]
+
+
+def _root(text: str) -> tuple[str, Section]:
+    """Name and section of the volume group of a text: its first section. What follows says who wrote it."""
+    try:
+        tree = lvmtext.parse(text)
+    except lvmtext.Malformed as error:
+        raise ImageError(f"{_DAMAGED}: {error}") from None
+    for name, group in tree.items():
+        if isinstance(group, dict) and _NAME.fullmatch(name):
+            return name, group
+    raise ImageError(f"{_DAMAGED}: it names no volume group")
+
+
+def _seqno(root: tuple[str, Section]) -> int:
+    """How often the metadata was changed; LVM goes by the area where it is highest."""
+    seqno = root[1].get("seqno")
+    return seqno if isinstance(seqno, int) else 0
+
+
+def _texts(read: Read, size_bytes: int) -> list[str]:
+    """The texts that the metadata areas hold now: at least one.
+
+    An area that is damaged does not count where another is sound, as for LVM. Raises Opaque if there is no text on
+    this PV, ImageError if label, headers or texts are not sound.
+    """
+    areas = _areas(read)
+    texts: list[str] = []
+    damage: ImageError | None = None
+    for start, length in areas:
+        try:
+            text = _text_in(read, start, length, size_bytes)
+        except ImageError as error:
+            damage = error
+        else:
+            texts += [text] if text else []
+    if texts:
+        return texts
+    raise damage or Opaque("it belongs to no volume group, or its metadata is on another physical volume")
+
+
+def _areas(read: Read) -> list[tuple[int, int]]:
+    """Start and length of the metadata areas, in bytes, as the label has them. Raises ImageError if that is damaged."""
     label = _label(read)
     if label is None:
         raise ImageError("it is no physical volume of LVM")
@@ -172,10 +299,7 @@ def _text(read: Read, size_bytes: int) -> str:
             if at > SECTOR_BYTES - 32:
                 raise ImageError(f"{_DAMAGED}: its label is wrong")
         at += 16
-    for start, length in areas[1]:
-        if text := _text_in(read, start, length, size_bytes):
-            return text
-    raise ImageError(f"{_DAMAGED}: no area holds a text")
+    return areas[1]
 
 
 def _text_in(read: Read, start: int, length: int, size_bytes: int) -> str | None:
@@ -197,45 +321,3 @@ def _text_in(read: Read, start: int, length: int, size_bytes: int) -> str | None
     if crc(whole) != checksum:
         raise ImageError(f"{_DAMAGED}: the checksum of its text is wrong")
     return whole.rstrip(b"\0").decode("utf-8", "replace")
-
-
-def _parse(text: str) -> dict[str, Any]:
-    """LVM's text format: sections, numbers, quoted texts, lists. Raises ValueError or IndexError if it is none."""
-    words = [match[1] for match in _WORD.finditer(text)]
-    value, rest = _section(words, 0, 0)
-    if rest != len(words):
-        raise ValueError("a bracket too many")
-    return value
-
-
-def _section(words: list[str], at: int, depth: int) -> tuple[dict[str, Any], int]:
-    found: dict[str, Any] = {}
-    if depth > MAX_DEPTH:
-        raise ValueError("sections too deep")
-    while at < len(words) and words[at] != "}":
-        name, sign = words[at], words[at + 1]
-        if name in found:
-            raise ValueError(f"{name:.40} is there twice")
-        if sign == "{":
-            found[name], at = _section(words, at + 2, depth + 1)
-            if words[at] != "}":
-                raise ValueError("a bracket is missing")
-            at += 1
-        elif sign == "=":
-            found[name], at = _value(words, at + 2)
-        else:
-            raise ValueError("neither a value nor a section")
-    return found, at
-
-
-def _value(words: list[str], at: int) -> tuple[Any, int]:
-    if words[at] != "[":
-        return _scalar(words[at]), at + 1
-    end = words.index("]", at)
-    return [_scalar(word) for word in words[at + 1 : end] if word != ","], end + 1
-
-
-def _scalar(word: str) -> str | int | float:
-    if word.startswith('"'):
-        return word[1:-1]
-    return float(word) if "." in word else int(word)

@@ -80,14 +80,32 @@ def test_metadata_is_read_wherever_lvm_has_put_it(at: int) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "error", "words"),
     [
-        ('type = "striped"', 'type = "thin-pool"', Opaque, "of a kind"),
-        ("stripe_count = 1", "stripe_count = 2", Opaque, "of a kind"),
+        (
+            'type = "striped"',
+            'type = "thin-pool"',
+            Opaque,
+            "volume root is of the type thin-pool, which kimbox does not",
+        ),
+        ('type = "striped"', 'type = "\x1b[31m"', Opaque, "volume root is of the type unknown, which kimbox does not"),
+        ("stripe_count = 1", "stripe_count = 2", Opaque, "volume root is striped"),
+        ('"pv0", 0', '"pvmove0", 0', Opaque, "volume root lies on another volume"),
+        ("cow_store", "merging_store", Opaque, "being merged"),
+        ('status = ["ALLOCATABLE"]\nflags = []', 'status = []\nflags = ["MISSING"]', Opaque, "takes it for missing"),
+        ('status = ["ALLOCATABLE"]', 'status = "MISSING"', Opaque, "takes it for missing"),
+        ("pv0 {", "pv1 {\n}\npv0 {", Opaque, "several physical volumes"),
         ('"pv0", 0', '"pv0", 1', ImageError, "lie over each other"),
         ('"pv0", 0', '"pv0", 99999', ImageError, "beyond the disk"),
         ("extent_count = 4", "extent_count = -1", ImageError, "damaged"),
         ("pe_start = 2048", "pe_start = 99999999999", ImageError, "larger than its partition"),
         ('origin = "root"', 'origin = "nobody"', ImageError, "a snapshot of nothing"),
-        ("segment_count = 1", "segment_count = 900000000", ImageError, "damaged"),
+        ('cow_store = "root_snap"', 'cow_store = "root"', ImageError, "a snapshot of nothing"),
+        ("segment_count = 1", "segment_count = 900000000", ImageError, "has not the segments that it names"),
+        ("segment1 {", "segment2 {", ImageError, "there is no section segment1"),
+        ("persistent {", "../x\x1b {", ImageError, "a key was expected"),
+        ("persistent {", "a:b {", ImageError, "without a sound name"),
+        ("extent_size = 8192", "extent_size = 0", ImageError, "extents of no size"),
+        ("extent_size = 8192", "extent_size = 99999999999999999999", ImageError, "line 7: neither a whole number"),
+        ("seqno = 1", "seqno = 1\nseqno = 1", ImageError, "line 4: the same key twice"),
         ("}\n", "", ImageError, "damaged"),
         ("flags = []", "x {" * 100, ImageError, "damaged"),
         ("flags = []", "flags = [", ImageError, "damaged"),
@@ -98,6 +116,38 @@ def test_metadata_that_lies_is_refused(old: str, new: str, error: type[ImageErro
     assert old in TEXT
     with pytest.raises(error, match=words):
         group_of(pv(TEXT.replace(old, new, 1).encode() + b"\0"))
+
+
+def test_the_newest_sound_area_counts() -> None:
+    """With two metadata areas LVM goes by the one that was changed last, and by the other if that is damaged."""
+    older = pv(TEXT.encode() + b"\0")
+    newer = pv(TEXT.replace("seqno = 1", "seqno = 2").replace("persistent {", "renamed {").encode() + b"\0")
+    start, size = lvm2.MDA_START_BYTES, lvm2.MDA_SIZE_BYTES
+    behind = SECTOR_BYTES + 32 + 40 + 32 + 16  # label, identity, data areas, the first metadata area
+    older[behind + 16 : 2 * SECTOR_BYTES] = older[behind : 2 * SECTOR_BYTES - 16]
+    struct.pack_into("<QQ", older, behind, PE_START_BYTES, size)
+    struct.pack_into("<I", older, SECTOR_BYTES + 16, lvm2.crc(bytes(older[SECTOR_BYTES + 20 : 2 * SECTOR_BYTES])))
+
+    def names(first: bytes, second: bytes) -> set[str]:
+        disk = older + second
+        disk[start : start + size] = first
+        return group_of(bytes(disk)).volumes.keys() & {"persistent", "renamed"}
+
+    old, new = (bytes(disk[start : start + size]) for disk in (older, newer))
+    assert {"renamed"} == names(old, new) == names(new, old) == names(bytes(size), new)
+    assert {"persistent"} == names(old, b"x" + new[1:])
+    with pytest.raises(ImageError, match="the header of its metadata area is wrong"):
+        names(bytes(size), bytes(size))
+
+
+def test_a_pv_of_no_volume_group_is_not_damaged() -> None:
+    """pvcreate(8) makes one without a text."""
+    disk = pv(b"")
+    struct.pack_into("<QQII", disk, lvm2.MDA_START_BYTES + 40, 0, 0, 0, 0)
+    header = bytes(disk[lvm2.MDA_START_BYTES + 4 : lvm2.MDA_START_BYTES + SECTOR_BYTES])
+    struct.pack_into("<I", disk, lvm2.MDA_START_BYTES, lvm2.crc(header))
+    with pytest.raises(Opaque, match="it belongs to no volume group"):
+        group_of(disk)
 
 
 def store(*pairs: tuple[int, int], chunk: int = UNIT) -> bytes:
