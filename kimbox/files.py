@@ -32,6 +32,9 @@ LOCK_PATIENCE_S = 0.2
 
 _ZEROS = bytes(HOLE_BYTES)
 
+#: A temporary file of `_temporary`, as mkstemp names it; the group is the name of the file that was to be written.
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+
 #: Linux, include/uapi/linux/fs.h: FICLONE, `_IOW(0x94, 9, int)`.
 _FICLONE = 0x40049409
 
@@ -70,9 +73,9 @@ def _temporary(path: Path) -> tuple[int, Path]:
 
 def remove_left(folder: Path, name: str | None = None) -> None:
     """Removes temporary files that killed kimboxes left of writing to `folder`: of the file `name`, or of any."""
-    pattern = re.compile(rf"\.{re.escape(name) if name else '.+'}\.[a-z0-9_]{{8}}\.tmp")  # as mkstemp names them
     with os.scandir(folder) as entries:
-        found = [Path(entry.path) for entry in entries if pattern.fullmatch(entry.name)]
+        matches = [(entry.path, _TEMPORARY.fullmatch(entry.name)) for entry in entries]
+    found = [Path(path) for path, match in matches if match and name in (None, match[1])]
     for path in found:
         with contextlib.suppress(OSError):  # BlockingIOError: its writer lives
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -32,6 +32,8 @@ FACTS = (
 #: How a root was provisioned, in words.
 _WAYS = {"hand": "by hand", "first": "as a new box", "resnap": "as a new root", "keep": "as a root that was kept"}
 
+_COUNT = re.compile(r"[0-9]{1,12}")
+
 
 def status(box: target.Name = None, file: target.File = None) -> None:
     """Show the state of a box, how to reach it and what it was made from.
@@ -137,7 +139,7 @@ def _jobs(told: Event | None) -> dict[str, int] | None:
     if told is None:
         return None
     texts = {name: str(value) for name, value in told.fields.items()}
-    return {name: int(text) for name, text in texts.items() if re.fullmatch(r"[0-9]{1,12}", text)}
+    return {name: int(text) for name, text in texts.items() if _COUNT.fullmatch(text)}
 
 
 def _sealed_lines(facts: dict[str, Any]) -> list[str]:

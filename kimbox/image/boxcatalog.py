@@ -30,6 +30,7 @@ PROVIDERS = (boxreader.LIBVIRT, boxreader.VIRTUALBOX)
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,99}")
 _PART = re.compile(r"[0-9]+|[A-Za-z]+")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @attrs.frozen
@@ -143,6 +144,6 @@ def _digest(offered: dict[str, Any]) -> str | None:
     checksum, kind = offered.get("checksum"), offered.get("checksum_type")
     if not checksum:
         return None
-    if kind != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", str(checksum)):
+    if kind != "sha256" or not _SHA256.fullmatch(str(checksum)):
         raise Fault(f"its checksum is no sha256 but {str(kind)[:20]!r}")
     return f"sha256:{str(checksum).lower()}"

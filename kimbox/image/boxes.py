@@ -20,6 +20,8 @@ from kimbox.files import read_json, sync_folder, write_json
 #: Version of the file.
 FORMAT = 1
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
 
 @attrs.frozen
 class AddedBox:
@@ -57,7 +59,7 @@ def find(name: str) -> AddedBox | None:
     except FileNotFoundError:
         return None
     fields: dict[str, Any] = {field.name: value.get(field.name) for field in attrs.fields(AddedBox)}
-    is_sound = re.fullmatch(r"[0-9a-f]{64}", str(fields["image"])) and isinstance(fields["location"], str)
+    is_sound = _DIGEST.fullmatch(str(fields["image"])) and isinstance(fields["location"], str)
     is_sound = is_sound and isinstance(fields["version"], str | None)
     if value.get("format") != FORMAT or fields["name"] != name or not is_sound:
         raise KimboxError(f"{path} is damaged", hint=f"`kimbox box remove {name}` removes it")

@@ -43,6 +43,7 @@ MAX_LISTS_BYTES = 256 << 20
 MERGED = re.compile(rb"^/(bin|sbin|lib|lib64)/")
 
 _STATUS = re.compile(r"^(Package|Status|Architecture|Version): (.*)$", re.MULTILINE)
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 
 
 @attrs.frozen
@@ -176,7 +177,7 @@ def _installed(system: FileSystem) -> dict[str, tuple[str, str]]:
 
 def _files_of(system: FileSystem, packages: Iterable[str]) -> set[bytes]:
     """Every path that these packages have, by dpkg's lists, each with the name that a merged /usr gives it."""
-    names = [name for name in packages if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", name)]
+    names = [name for name in packages if _PACKAGE.fullmatch(name)]
     wanted = {f"{name}{suffix}.list".encode() for name in names for suffix in ("", ":amd64")}
     folder = ext4dirs.find(system, DPKG + b"/info")
     lists = [entry.inode for entry in ext4dirs.listed(system, folder) if entry.name in wanted] if folder else []

@@ -47,6 +47,11 @@ find root boot persistent -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-derefe
 du --summarize --block-size=1 --apparent-size root | cut -f1
 """
 
+_VERSION = re.compile(r"mke2fs (\d+)\.(\d+)\.(\d+)")
+_INODE_COUNT = re.compile(r"^Inode count: +(\d+)", re.MULTILINE)
+_FREE_INODES = re.compile(r"^  Free inodes: (.*)$", re.MULTILINE)
+_NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
+
 
 @attrs.frozen
 class FileSystem:
@@ -123,7 +128,7 @@ class Tools:
     def version(self) -> tuple[int, ...]:
         """Of mke2fs."""
         said = self.call("mke2fs", "-V").stderr
-        found = re.search(r"mke2fs (\d+)\.(\d+)\.(\d+)", said)
+        found = _VERSION.search(said)
         return tuple(map(int, found.groups())) if found else ()
 
 
@@ -155,10 +160,10 @@ def _set_times(tools: Tools, device: str) -> None:
     `device` is a file with `?offset=`, as e2fsprogs take it.
     """
     told = tools.call("dumpe2fs", device).stdout
-    inodes = int(re.search(r"^Inode count: +(\d+)", told, re.MULTILINE)[1])  # type: ignore[index]
-    free = re.findall(r"^  Free inodes: (.*)$", told, re.MULTILINE)
+    inodes = int(_INODE_COUNT.search(told)[1])  # type: ignore[index]
+    free = _FREE_INODES.findall(told)
     is_used = bytearray(b"\1") * (inodes + 1)
-    for first, last in re.findall(r"(\d+)(?:-(\d+))?", " ".join(free)):
+    for first, last in _NUMBERS.findall(" ".join(free)):
         end = int(last or first) + 1
         is_used[int(first) : end] = bytes(end - int(first))
     lines = [

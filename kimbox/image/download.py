@@ -49,6 +49,7 @@ REPORT_S = 1.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 #: What a URL may hold as it is; the rest (letters beyond ASCII) is percent-encoded.
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -163,7 +164,7 @@ class _Transfer:
         elif status == 200:
             self.restart()
             length = headers.get("Content-Length", "")
-            self.total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
+            self.total = int(length) if _LENGTH.fullmatch(length) else None
         else:
             raise ImageError(f"{plain(self.url)}: the server answered with status {status}")
         if self.total is not None and self.total > self.limit_bytes:

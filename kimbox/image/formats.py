@@ -30,6 +30,8 @@ OVF, VMDK = "box.ovf", "box-disk001.vmdk"
 
 _MIB = 1 << 20
 
+_CID = re.compile(rb"^CID=[0-9a-f]{1,8}$", re.MULTILINE)
+
 
 class Format(StrEnum):
     """A format of packages, by the word that users type."""
@@ -110,7 +112,7 @@ def set_identity(vmdk: Path, identity: str) -> None:
     with vmdk.open("r+b") as file:
         at, size = (number * SECTOR_BYTES for number in struct.unpack_from("<QQ", file.read(SECTOR_BYTES), 28))
         text, _, _ = os.pread(file.fileno(), size, at).partition(b"\0")
-        new, count = re.subn(rb"^CID=[0-9a-f]{1,8}$", b"CID=" + identity.encode(), text, flags=re.MULTILINE)
+        new, count = _CID.subn(b"CID=" + identity.encode(), text)
         if count != 1 or len(new) > size:
             raise ImageError("qemu-img made a VMDK that describes itself in another way than is known")
         os.pwrite(file.fileno(), new.ljust(size, b"\0"), at)

@@ -99,16 +99,17 @@ def _load(name: str, folder: Path) -> Provisioner:
 
 def _metadata(name: str, file: Path) -> dict[str, Any]:
     """provisioner.yaml, checked. Raises ImageError with every fault."""
-    from jsonschema import Draft202012Validator
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
+
+    from kimbox.spec.schema import strict_validator
 
     try:
         meta = YAML(typ="safe", pure=True).load(read_bounded(file).decode())
     except (YAMLError, ValueError) as error:
         raise ImageError(f"the provisioner {name} cannot be read: {error}") from None
     schema = read_json(paths.schemas_dir() / "provisioner.schema.json")
-    faults = sorted(f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(meta))
+    faults = sorted(f"{error.json_path}: {error.message}" for error in strict_validator(schema).iter_errors(meta))
     if faults:
         raise ImageError("\n  ".join([f"{file} is not as provisioner.schema.json has it:", *faults]))
     checked: dict[str, Any] = meta

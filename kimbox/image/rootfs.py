@@ -43,6 +43,8 @@ APT_OPTIONS = (
     'Acquire::AllowInsecureRepositories "true"',
 )  # fmt: skip
 
+_BASE = re.compile(r"^(Essential: yes|Priority: required)$", re.MULTILINE)
+
 
 def environment() -> dict[str, str]:
     """What a build adds to the environment: a fixed time and time zone."""
@@ -94,7 +96,7 @@ def extended_states(recipe: Recipe) -> str:
     blocks = []
     for name, package in sorted(recipe.locked.versions.items()):
         control = debs.control_of(package)
-        is_base = name == "apt" or re.search(r"^(Essential: yes|Priority: required)$", control, re.MULTILINE)
+        is_base = name == "apt" or _BASE.search(control)
         if name not in recipe.packages and not is_base:
             blocks.append(f"Package: {name}\nArchitecture: {ARCHITECTURE}\nAuto-Installed: 1\n\n")
     return "".join(blocks)

@@ -45,6 +45,8 @@ Content = IO[bytes] | gzip.GzipFile | xz.Reader
 _UNPACK = "a disk that is compressed with gzip or xz must be unpacked first"
 _GZIP = b"\x1f\x8b"
 _PAX = re.compile(rb"(\d{1,9}) ([^=\n]{1,100})=")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_DIGITS = {8: re.compile(rb"[0-7]{1,12}"), 10: re.compile(rb"[0-9]{1,18}")}
 
 _KINDS = {
     b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe",
@@ -129,7 +131,7 @@ def _check_name(name: str) -> str:
     """The name without a leading `./`. Raises ImageError if it leads out of the folder it is unpacked in."""
     plain = posixpath.normpath(name)
     parts = name.split("/")
-    if not name or name.startswith("/") or ".." in parts or "\\" in name or re.search(r"[\x00-\x1f\x7f]", name):
+    if not name or name.startswith("/") or ".." in parts or "\\" in name or _CONTROL.search(name):
         raise ImageError(f"the archive holds a name that leads elsewhere: {name[:200]!r}")
     return plain
 
@@ -202,7 +204,7 @@ def _number(field: bytes) -> int:
 
 
 def _whole(digits: bytes, base: int = 10) -> int:
-    if not re.fullmatch(rb"[0-7]{1,12}" if base == 8 else rb"[0-9]{1,18}", digits):
+    if not _DIGITS[base].fullmatch(digits):
         raise ImageError("the archive is damaged, or is no tar archive", hint=_UNPACK)
     return int(digits, base)
 

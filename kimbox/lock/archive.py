@@ -54,6 +54,10 @@ _URI_LINE = re.compile(
     r"'[^']*' (?P<name>[^_ ]+)_(?P<version>[^_ ]+)_(?P<arch>[^_ ]+)\.deb \d+ SHA256:(?P<sha>[0-9a-f]{64})"
 )
 
+_FIELD = re.compile(r"[A-Za-z0-9-]+: ")
+_DATE = re.compile(r"^Date: (.*)$", re.MULTILINE)
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+
 
 @attrs.frozen
 class Found:
@@ -148,7 +152,7 @@ class Archive:
         done = run.run(["apt-cache", "show", "--no-all-versions", "--", *asked], check=False, env=self._env())
         found = {}
         for stanza in done.stdout.split("\n\n"):
-            fields = dict(line.split(": ", 1) for line in stanza.split("\n") if re.match(r"[A-Za-z0-9-]+: ", line))
+            fields = dict(line.split(": ", 1) for line in stanza.split("\n") if _FIELD.match(line))
             name = fields.get("Package", "")
             if name in wanted and fields.get("SHA256") == wanted[name].sha256:
                 found[name] = Found(wanted[name], stanza.strip("\n"))
@@ -181,7 +185,7 @@ class Archive:
         dates = [0]
         for file in (self.folder / "state/lists").glob("*Release"):
             head = file.open(encoding="utf-8", errors="replace").read(1 << 16)
-            if (match := re.search(r"^Date: (.*)$", head, re.MULTILINE)) and (parsed := parsedate(match[1])):
+            if (match := _DATE.search(head)) and (parsed := parsedate(match[1])):
                 dates.append(calendar.timegm(parsed))
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(dates)))
 
@@ -224,4 +228,4 @@ class Archive:
 
 def bare(text: str) -> str:
     """A text without the user names and passwords of its URIs."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    return _CREDENTIALS.sub("", text)

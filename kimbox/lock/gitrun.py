@@ -90,10 +90,15 @@ LOCAL_TIMEOUT_S = 120
 #: No answer of git that is kept in memory is larger.
 MAX_OUTPUT_BYTES = 64 << 20
 
+#: A line of stderr is no longer, in bytes; of a longer one the end is kept.
+MAX_LINE_BYTES = 4096
+
 #: stderr kept for messages, in bytes.
 MAX_STDERR_BYTES = 64 << 10
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+_LINE_END = re.compile(rb"[\r\n]")
+_OVERWRITTEN = re.compile(rb"^[^\n]*\r(?!\n)", re.MULTILINE)
 
 
 class GitError(KimboxError):
@@ -253,10 +258,11 @@ def _read_stderr(stream: IO[bytes], said: bytearray, on_progress: Callable[[str]
     with contextlib.suppress(ValueError, OSError):  # closed under us after a kill
         rest = b""
         while piece := stream.read1(1 << 14):  # type: ignore[attr-defined]
-            *lines, rest = re.split(rb"[\r\n]", rest + piece)
+            *lines, rest = _LINE_END.split(rest + piece)
+            rest = rest[-MAX_LINE_BYTES:]
             for line in lines:
                 if on_progress and line.strip():
                     on_progress(line.decode(errors="replace").strip())
-            kept = re.sub(rb"[^\n]*\r(?!\n)", b"", piece)  # progress overwrites itself; messages stay
+            kept = _OVERWRITTEN.sub(b"", piece)  # progress overwrites itself; messages stay
             said += kept
             del said[:-MAX_STDERR_BYTES]

@@ -258,11 +258,11 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
 
 
 def _schema_problems(path: Path, tree: Node) -> list[Problem]:
-    import jsonschema
+    from kimbox.spec.schema import strict_validator
 
     schema = json.loads(read_bounded(paths.schemas_dir() / "lock.schema.json"))
     found = []
-    for error in jsonschema.Draft202012Validator(schema).iter_errors(tree.plain()):
+    for error in strict_validator(schema).iter_errors(tree.plain()):
         node = tree.get(*error.absolute_path) or tree
         where = ".".join(map(str, error.absolute_path)) or "the lock"
         found.append(Problem(str(path), node.mark.line, node.mark.column, f"{where}: {error.message[:200]}"))

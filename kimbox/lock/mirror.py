@@ -44,6 +44,9 @@ BUSY_WAIT_S = 600
 #: Where a fetch puts its commit before it gets a ref of its own.
 _INCOMING = "refs/kimbox/incoming"
 
+_SEPARATOR = re.compile(r"[/:]")
+_NOT_IN_A_SLUG = re.compile(r"[^A-Za-z0-9._-]")
+
 
 @attrs.frozen
 class Pin:
@@ -277,8 +280,8 @@ class Mirror:
 
 def slug(url: str) -> str:
     """What the name of a mirror starts with: the last part of its URL, as a file name."""
-    last = re.split(r"[/:]", url.rstrip("/"))[-1].removesuffix(".git")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip(".-")[:40] or "repository"
+    last = _SEPARATOR.split(url.rstrip("/"))[-1].removesuffix(".git")
+    return _NOT_IN_A_SLUG.sub("-", last).lstrip(".-")[:40] or "repository"
 
 
 def write_bundle(mirror: Mirror, commit: str, path: Path) -> None:

@@ -15,6 +15,7 @@ from kimbox.spec.nodes import Fault, shown
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _ABBREVIATED = re.compile(r"[0-9a-f]{7,39}")
+_NAMESPACE = re.compile(r"^refs/(heads|tags)/")
 
 
 @attrs.frozen
@@ -44,7 +45,7 @@ class Offered:
     @property
     def short_names(self) -> list[str]:
         """Branches and tags as people write them."""
-        return sorted({re.sub(r"^refs/(heads|tags)/", "", name) for name in self.refs})
+        return sorted({_NAMESPACE.sub("", name) for name in self.refs})
 
 
 def check_url(name: str, url: str) -> None:

@@ -38,6 +38,11 @@ _GPG_FLAWS = {
 _HEADS = {"-----BEGIN SSH SIGNATURE-----": "ssh", "-----BEGIN PGP SIGNATURE-----": "gpg",
           "-----BEGIN PGP MESSAGE-----": "gpg"}  # fmt: skip
 
+_GPGSIG = re.compile(rb"^gpgsig (.*)$", re.MULTILINE)
+_TAG = re.compile(rb"^tag (.*)$", re.MULTILINE)
+_ARMOR = re.compile(rb"^-----BEGIN [A-Z ]+-----$", re.MULTILINE)
+_GOOD_SSH = re.compile(r'Good "git" signature with \S+ key (\S+)')
+
 
 @attrs.frozen
 class Verifier:
@@ -52,21 +57,21 @@ class Verifier:
         """A commit, by its own signature."""
         raw = self._raw("commit", commit)
         head, _, _ = raw.partition(b"\n\n")
-        signed = re.search(rb"^gpgsig (.*)$", head, re.MULTILINE)
+        signed = _GPGSIG.search(head)
         return self._flaw("commit", commit, signed[1].decode(errors="replace") if signed else "")
 
     def tag(self, tag: str, commit: str, ref: str) -> str | None:
         """An annotated tag, which must have the name `ref` and lead to `commit`: no other may vouch for it."""
         raw = self._raw("tag", tag)
         head, _, body = raw.partition(b"\n\n")
-        named = re.search(rb"^tag (.*)$", head, re.MULTILINE)
+        named = _TAG.search(head)
         name = named[1].decode(errors="replace") if named else ""
         if name != ref.removeprefix("refs/tags/"):
             return f"the tag object {tag} is that of another tag, {name!r}"
         at = git(["rev-parse", "--verify", "--end-of-options", f"{tag}^{{commit}}"], git_dir=self.git_dir).text
         if at != commit:
             return f"the tag {name} leads to {at}"
-        heads = re.findall(rb"^-----BEGIN [A-Z ]+-----$", body, re.MULTILINE)
+        heads = _ARMOR.findall(body)
         return self._flaw("tag", tag, heads[-1].decode() if heads else "", f"the tag {name}")
 
     def _flaw(self, kind: str, name: str, head: str, called: str = "") -> str | None:
@@ -128,7 +133,7 @@ def _ssh_flaw(code: int, said: str) -> str | None:
     """What is wrong with a signature of ssh, by the words of ssh-keygen."""
     if code == 0 and f'Good "git" signature for {PRINCIPAL} with ' in said:
         return None
-    if match := re.search(r'Good "git" signature with \S+ key (\S+)', said):
+    if match := _GOOD_SSH.search(said):
         return f"is signed by a key that the spec does not name ({match[1]})"
     return "bears a bad signature: it was made for another content"
 

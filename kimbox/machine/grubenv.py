@@ -44,6 +44,7 @@ TIMEOUT_S = 60.0
 _LINE = re.compile(rb"(?:\\.|[^\\\n])*\n", re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _DUMPED = re.compile(r"^([0-9a-f]{8,16}):  ((?:[0-9a-f]{2} ){16})", re.MULTILINE)
+_SPECIAL = re.compile(rb"([\\\n])")
 
 
 class NoEnvironment(ImageError):
@@ -66,7 +67,7 @@ def changed(block: bytes, changes: Mapping[bytes, bytes | None]) -> bytes:
     """
     lines = _lines(block) or []
     kept = [line for line in lines if line.startswith(b"#") or line.split(b"=", 1)[0] not in changes]
-    added = [b"%s=%s\n" % (name, re.sub(rb"([\\\n])", rb"\\\1", v)) for name, v in changes.items() if v is not None]
+    added = [b"%s=%s\n" % (name, _SPECIAL.sub(rb"\\\1", v)) for name, v in changes.items() if v is not None]
     text = SIGNATURE + b"".join(kept + added)
     if len(text) > BLOCK_BYTES:
         hint = "in the box, `sudo grub-editenv /boot/grub/grubenv unset NAME` removes a variable that is not needed"

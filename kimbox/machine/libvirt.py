@@ -36,7 +36,7 @@ IMAGE_MARK = "_vagrant_box_image_"
 
 #: How it names the disks of a domain, after the domain: the one made from the box, and those that it has beside.
 #: Another box's name may begin as this one's, so that no more than that is ours.
-_DISKS = r"(\.img|-[hsv]d[a-z]{1,2}\.qcow2)"
+_DISKS = re.compile(r"(\.img|-[hsv]d[a-z]{1,2}\.qcow2)")
 
 #: Where it keeps the UUIDs of the networks that it made for a machine, in the machine's folder.
 _NETWORKS = ".vagrant/machines/{name}/libvirt/created_networks"
@@ -47,6 +47,7 @@ TIMEOUT_S = 60.0
 COPY_TIMEOUT_S = 3600.0
 
 _UUID = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.MULTILINE)
+_CONNECTED = re.compile(r"<network[^<>]* connections=")
 
 
 def needed() -> None:
@@ -76,12 +77,12 @@ def sweep(name: str, made: Sequence[str] = ()) -> None:
         virsh("destroy", full, check=False)
         virsh("undefine", full, "--managed-save", "--snapshots-metadata")
     for volume in volumes():
-        if re.fullmatch(re.escape(full) + _DISKS, volume):
+        if volume.startswith(full) and _DISKS.fullmatch(volume, len(full)):
             log.detail(f"removing the volume {volume}")
             virsh("vol-delete", volume, "--pool", POOL)
     for network in made:
         shown = virsh("net-dumpxml", network, check=False)
-        if shown.ok and not re.search(r"<network[^>]* connections=", shown.stdout):
+        if shown.ok and not _CONNECTED.search(shown.stdout):
             log.detail(f"removing the network {network}")
             virsh("net-destroy", network, check=False)
             virsh("net-undefine", network, check=False)

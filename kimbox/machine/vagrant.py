@@ -49,6 +49,8 @@ ANSWER_S = 180.0
 
 _ERROR = re.compile(r"^\d+,[^,]*,error-exit,([^,]*),(.*)$", re.MULTILINE)
 _HOST_KEY = re.compile(r"^\S+ (ssh-ed25519 \S+)$", re.MULTILINE)
+_HOST_NAME = re.compile(r"^[ \t]+HostName (\S+)$", re.MULTILINE)
+_PORT = re.compile(r"^[ \t]+Port (\d{1,5})$", re.MULTILINE)
 
 
 @attrs.define
@@ -180,8 +182,8 @@ class Vagrant:
     def _reached(self, record: Record) -> Record:
         """The record with the address that Vagrant gives; the host key is pinned, and what the guest told is here."""
         config = str(self._call("ssh-config", lambda v: v._run_vagrant_command(["ssh-config", self.machine.name])))
-        host = re.search(r"^\s+HostName (\S+)$", config, re.MULTILINE)
-        port = re.search(r"^\s+Port (\d+)$", config, re.MULTILINE)
+        host = _HOST_NAME.search(config)
+        port = _PORT.search(config)
         if not host or not port:
             raise GuestError(f"vagrant ssh-config gives no address for {self.machine.name}: {config[:200]!r}")
         record = attrs.evolve(record, ssh_host=host[1], ssh_port=int(port[1]))

@@ -39,14 +39,14 @@ def parse_assignments(data: bytes) -> dict[str, str]:
         raise ValueError(f"a file of assignments is at most {MAX_BYTES >> 20} MiB")
     text = data.decode()
     values: dict[str, str] = {}
-    end = 0
+    end, line = 0, 1
     while end < len(text):
         match = _LINE.match(text, end)
-        line = text.count("\n", 0, end) + 1
         if not match or "\0" in match[2]:
             raise ValueError(f"line {line} is not NAME='value'")
         if match[1] in values:
             raise ValueError(f"line {line} assigns {match[1]} again")
         values[match[1]] = match[2].replace("'\"'\"'", "'")
         end = match.end()
+        line += match[0].count("\n")
     return values

@@ -48,13 +48,17 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
 _GUEST_PATH = re.compile(r"/[A-Za-z0-9._+@/-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NOT_IN_A_LABEL = re.compile(r"[^a-z0-9]+")
+_NOT_IN_A_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]")
+_BARE_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_LOOSE_DIGEST = re.compile(r"sha256:[0-9a-fA-F]{64}")
 
 
 def box_name(text: str) -> str:
     """A label of RFC 1123, because it becomes the host name of the guest."""
     if _LABEL.fullmatch(text):
         return text
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-")
+    slug = _NOT_IN_A_LABEL.sub("-", text.lower()).strip("-")[:63].strip("-")
     raise Fault(
         f"{shown(text)} cannot be the name of a box: lower-case letters, digits and hyphens, at most 63, with a letter "
         "or digit at both ends",
@@ -143,7 +147,7 @@ def ref(text: str) -> str:
         or text[0] in "-+/"
         or text[-1] in "/."
         or any(piece in text for piece in ("..", "//", "@{"))
-        or re.search(r"[\x00-\x20\x7f~^:?*\[\\]", text)
+        or _NOT_IN_A_REF.search(text)
         or any(part.startswith(".") or part.endswith(".lock") for part in text.split("/"))
     )
     if bad:
@@ -198,8 +202,8 @@ def digest(text: str) -> str:
     if _DIGEST.fullmatch(text):
         return text
     hint = None
-    if re.fullmatch(r"[0-9a-fA-F]{64}", text):
+    if _BARE_DIGEST.fullmatch(text):
         hint = f"write sha256:{text.lower()}"
-    elif re.fullmatch(r"sha256:[0-9a-fA-F]{64}", text):
+    elif _LOOSE_DIGEST.fullmatch(text):
         hint = f"write {text.lower()}"
     raise Fault(f"{shown(text)} is not a digest: sha256: and 64 lower-case hex digits", hint)

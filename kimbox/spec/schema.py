@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -83,6 +84,30 @@ def with_defaults(node: Node, schema: dict[str, Any] | None = None) -> Node:
         if part is not None:
             children[key] = with_defaults(child, part)
     return node.replace(children, keys)
+
+
+def end_of_text(pattern: str) -> str:
+    """A pattern of a JSON Schema for Python's `re`: `$` is the end of the text, and not also before a last line end.
+
+    ECMA 262, whose expressions JSON Schema takes, has no flag here that would make it more. No pattern of kimbox's
+    schemas has a `$` that is escaped or in a class.
+    """
+    return pattern.replace("$", r"\Z")
+
+
+def strict_validator(schema: dict[str, Any]) -> Any:
+    """A validator for a schema of kimbox's own, in whose patterns `$` is the end of the text."""
+    return extend(jsonschema.Draft202012Validator, validators={"pattern": _pattern})(schema)  # type: ignore[no-untyped-call]
+
+
+def _pattern(_: Any, pattern: str, instance: object, __: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and not _compiled(pattern).search(instance):
+        yield ValidationError(f"{shown(instance)} does not match {pattern}")
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(end_of_text(pattern))
 
 
 def _nothing(*_: object) -> Iterator[ValidationError]:

@@ -24,6 +24,7 @@ _SSH_TYPES = (
     "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com",
 )  # fmt: skip
 _SSH_KEY = re.compile(rf"({'|'.join(map(re.escape, _SSH_TYPES))}) +([A-Za-z0-9+/]+={{0,2}})( .*)?")
+_SSH_LIKE = re.compile(r"(ssh|ecdsa|sk)-")
 
 _FORMS = "write an ssh public key (ssh-ed25519 AAAA...), or name a file of public keys beside this one"
 
@@ -35,7 +36,7 @@ def keys(text: str, beside: Path, root: Path) -> tuple[str, ...]:
     """
     if "\n" in text.strip() or text.startswith(("-----", *_SSH_TYPES)):
         return _parse(text, "this")
-    if " " in text or re.match(r"(ssh|ecdsa|sk)-", text):
+    if " " in text or _SSH_LIKE.match(text):
         raise Fault(f"{shown(text)} is no public key that can be verified with", _FORMS)
     found = find_beside(text, beside, (root, paths.boxes_dir()), "file of keys")
     try:

@@ -20,6 +20,10 @@ MODELINE = (
     "# (for completion in your editor: kimbox schema >kimbox.schema.json)\n"
 )
 
+_MODELINE = re.compile(r"\A# yaml-language-server:.*\n")
+_NAME = re.compile(r"^name: .*$", re.MULTILINE)
+_NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
+
 
 @attrs.frozen
 class Started:
@@ -57,8 +61,8 @@ def start_spec(box_name: str, folder: Path, name: str | None = None) -> Started:
 
 def rewrite(text: str, name: str) -> str:
     """The text of a shipped box as the spec of another: its own name, and a schema that any editor can find."""
-    text = re.sub(r"\A# yaml-language-server:.*\n", "", text)
-    return MODELINE + re.sub(r"(?m)^name: .*$", f"name: {name}", text, count=1)
+    text = _MODELINE.sub("", text)
+    return MODELINE + _NAME.sub(f"name: {name}", text, count=1)
 
 
 def _name_for(wanted: str | None, folder: Path, otherwise: str) -> str:
@@ -67,5 +71,5 @@ def _name_for(wanted: str | None, folder: Path, otherwise: str) -> str:
             return rules.box_name(wanted)
         except Fault as fault:
             raise UsageError(fault.message, hint=fault.hint) from None
-    slug = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:63].strip("-")
+    slug = _NOT_IN_A_NAME.sub("-", folder.resolve().name.lower()).strip("-")[:63].strip("-")
     return slug or otherwise

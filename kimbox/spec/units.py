@@ -26,7 +26,7 @@ DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAX_DURATION_S = 7 * 86400
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(KiB|MiB|GiB|TiB)")
-_LOOSE_SIZE = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmgt])?i?b?(?:ytes)?\s*", re.IGNORECASE)
+_LOOSE_SIZE = re.compile(r"\s*+([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*+([kmgt])?i?b?(?:ytes)?\s*+", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 
 

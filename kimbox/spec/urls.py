@@ -21,7 +21,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _TRANSPORT = re.compile(r"[A-Za-z0-9+.-]*::")
 _SCP = re.compile(r"(?:(?P<user>[^@/:]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/:@\[\]]+):(?P<path>.*)")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f.]*+:[0-9A-Fa-f:.]*+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NOT_PLAIN = re.compile(r"[\x00-\x20\x7f\\]")
+_USER_PART = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
 
 _NO_SECRETS = "credentials belong in ~/.netrc or a git credential helper, never in a spec"
 
@@ -73,7 +76,7 @@ def why_not_followed(name: str, url: str, ref: str, *, is_verified: bool) -> str
         return f"a box follows the repository {SETUP} alone"
     if not url.startswith(("https://", "http://", "git://")):
         return "a box has no credentials, and none of this machine's folders: it follows https, http and git URLs alone"
-    if re.fullmatch(r"[0-9a-f]{40}", ref) or ref.startswith("refs/tags/"):
+    if _COMMIT.fullmatch(ref) or ref.startswith("refs/tags/"):
         return "a box follows a branch: a commit or a tag does not move"
     if is_verified:
         return "a box does not verify signatures: what it fetches by itself would go unverified"
@@ -90,7 +93,7 @@ def _plain_text(text: str, what: str) -> None:
         raise Fault(f"{what} cannot be empty")
     if text.startswith("-"):
         raise Fault(f"{shown(text)} starts with a hyphen, so programs would take it for an option")
-    if re.search(r"[\x00-\x20\x7f\\]", text) or len(text) > 2000:
+    if _NOT_PLAIN.search(text) or len(text) > 2000:
         raise Fault(f"{what} holds no spaces, backslashes or control characters, and is at most 2000 long")
 
 
@@ -141,4 +144,4 @@ def _refuse_user(text: str, parts: SplitResult) -> None:
 
 def _without_user(text: str) -> str:
     """The URL without what stands before the @ of its host, so that no message repeats a secret."""
-    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1", text)[:200].partition("?")[0]
+    return _USER_PART.sub(r"\1", text)[:200].partition("?")[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ FAULTY_EVERYWHERE = [
     "{<<: {a: b}}", "!!str 1", "[a", "{a: 1, a: 2}",
 ]  # fmt: skip
 
+#: Values for patterns of the schema that have no example.
+EXAMPLES = ("abc", "gcc", "a.service", "512MiB", "90s")
+
 #: Where the value of the key stands in the text.
 PLACE = "HERE"
 
@@ -49,21 +54,24 @@ def example(part: dict[str, Any]) -> Any:
     return part["enum"][0] if "enum" in part else [] if part.get("type") == "array" else "x"
 
 
-def specs(part: dict[str, Any], around: Any = PLACE) -> Iterator[Any]:
-    """Specs with PLACE at each place that this part of the schema knows; `around` is the spec around the part."""
+def parts(part: dict[str, Any], around: Any = PLACE) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Specs with PLACE at each place that this part of the schema knows, and what the schema has for that place.
+
+    `around` is the spec around the part.
+    """
     part = resolve(part)
-    yield around
+    yield around, part
     if "if" in part:
         for form in ("box_image", "remote_image", "package_image"):
-            yield from specs({"$ref": f"#/$defs/{form}"}, around)
+            yield from parts({"$ref": f"#/$defs/{form}"}, around)
         return
     needed = {key: example(part["properties"][key]) for key in part.get("required", ())} if "properties" in part else {}
     for key, below in part.get("properties", {}).items():
-        yield from specs(below, put(around, {**needed, key: PLACE}))
+        yield from parts(below, put(around, {**needed, key: PLACE}))
     if isinstance(other := part.get("additionalProperties"), dict):
-        yield from specs(other, put(around, {"setup": PLACE}))
+        yield from parts(other, put(around, {"setup": PLACE}))
     if "items" in part:
-        yield from specs(part["items"], put(around, [PLACE]))
+        yield from parts(part["items"], put(around, [PLACE]))
 
 
 def put(around: Any, value: Any) -> Any:
@@ -75,7 +83,7 @@ def put(around: Any, value: Any) -> Any:
     return value if around == PLACE else around
 
 
-SPECS = list(dict.fromkeys(map(json.dumps, specs(box_schema()))))
+SPECS = list(dict.fromkeys(json.dumps(spec) for spec, _ in parts(box_schema())))
 
 
 def written(spec: str, value: str) -> str:
@@ -180,6 +188,35 @@ def test_every_value_of_a_lock_is_taken_or_refused_at_its_place(tmp_path: Path, 
         text = written(json.dumps(replaced(LOCK, place, PLACE)), value).replace('"spec": "', '"spec": &box "')
         path.write_text(text, encoding="utf-8")
         assert [] == misplaced_in(path, {path.name: text.split("\n")}, read_lock), text
+
+
+def test_a_line_end_behind_a_value_of_a_lock_is_refused(tmp_path: Path) -> None:
+    """Every text of a lock, and every name in it: Python's `$` would let it pass."""
+    path = tmp_path / "kimbox.lock"
+    values = [place for place in places(LOCK) if isinstance(functools.reduce(dict.get, place, LOCK), str)]  # type: ignore[arg-type]
+    names = [place for place in places(LOCK) if place and place[-1] in ("setup", "gcc", "lib")]
+    assert (11, 3) == (len(values), len(names))
+    texts = [json.dumps(replaced(LOCK, place, functools.reduce(dict.get, place, LOCK) + "\n")) for place in values]  # type: ignore[arg-type,operator]
+    texts += [json.dumps(LOCK).replace(f'"{name}"', f'"{name}\\n"') for *_, name in names]
+    texts.append(json.dumps(LOCK).replace('main"]', 'main\\n"]'))
+    for text in texts:
+        path.write_text(text)
+        with pytest.raises(SpecError, match=r"kimbox.lock:1:\d+: "):
+            read_lock(path)
+    path.write_text(json.dumps(LOCK))
+    assert "main" == read_lock(path).repositories["setup"].ref
+
+
+def test_a_line_end_behind_a_value_of_a_spec_is_refused(tmp_path: Path) -> None:
+    """Every text of a spec that has a pattern."""
+    path = tmp_path / "kimbox.yaml"
+    found = [(spec, part) for spec, part in parts(box_schema()) if "pattern" in part]
+    assert len(found) >= 20
+    for spec, part in found:
+        value = str(next(e for e in (*part.get("examples", ()), *EXAMPLES) if re.search(part["pattern"], str(e))))
+        path.write_text(json.dumps(put(spec, value + "\n")))
+        with pytest.raises(SpecError):
+            load_box(path)
 
 
 @pytest.mark.parametrize(
