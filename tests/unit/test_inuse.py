@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
+from pathlib import Path
 
 import attrs
 import pytest
@@ -116,6 +117,37 @@ def test_metadata_that_lies_is_refused(old: str, new: str, error: type[ImageErro
     assert old in TEXT
     with pytest.raises(error, match=words):
         group_of(pv(TEXT.replace(old, new, 1).encode() + b"\0"))
+
+
+def written_by_lvm(name: str) -> bytes:
+    """A text that LVM 2.03.31 of Debian 13 wrote: tests/guest/lvm-layouts makes more."""
+    return (Path(__file__).with_name("lvm") / f"{name}.txt").read_bytes() + b"\0"
+
+
+def test_texts_of_real_lvm_are_read() -> None:
+    """All end in a comment; volumes and stores in pieces, tags with every character, a volume group that is locked."""
+    mib = 1 << 20
+    group = group_of(pv(written_by_lvm("pieces")))
+    assert ("pieces", mib, 48 * mib) == (group.name, group.start_bytes, group.end_bytes)
+    assert {
+        "a": [(0, 4 * mib, mib), (4 * mib, 5 * mib, 8 * mib)],
+        "b": [(0, 3 * mib, 5 * mib)],
+    } == {name: [attrs.astuple(piece) for piece in volume.segments] for name, volume in group.volumes.items()}
+    group = group_of(pv(written_by_lvm("snapextended"), at=lvm2.MDA_SIZE_BYTES - 1000))
+    assert (lvmread.Snapshot("s", "a", 4096),) == group.snapshots
+    assert [(0, 2 * mib, 5 * mib), (2 * mib, 2 * mib, 9 * mib)] == [
+        attrs.astuple(p) for p in group.volumes["s"].segments
+    ]
+    assert {"a": 4 * mib} == {v.name: v.size_bytes for v in group_of(pv(written_by_lvm("tagged"))).volumes.values()}
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [("being merged", "snapmerging"), ("pool is of the type thin-pool", "thin")]
+)
+def test_texts_of_real_lvm_are_refused_by_their_reason(words: str, name: str) -> None:
+    """What kimbox does not read is no damage."""
+    with pytest.raises(Opaque, match=words):
+        group_of(pv(written_by_lvm(name)))
 
 
 def test_the_newest_sound_area_counts() -> None:
