@@ -4,7 +4,7 @@
     repositories             a line each: name, commit, path, separated by tabs; `setup` first
     submodules               where there are any; a line each: name of the repository, commit, path in its checkout;
                              each stands after the one that it lies in
-    steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout and digest
+    steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout, digest and uses
     probes/NN/script         a probe, and probes/NN/env: its name, hint and timeout
     box.env, box.json        what the box is made of: the part of /etc/kimbox/box.env and box.json that the host knows
 
@@ -19,12 +19,18 @@ import kimbox
 from kimbox.errors import KimboxError
 from kimbox.render.boxfile import Made, box_env, box_json, describe
 from kimbox.render.quote import assignments
+from kimbox.render.uses import uses
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, Run
 
 #: Version of the format; the guest's scripts refuse another. A manifest with submodules is of the second one, so that
-#: an image that would pass over them says so.
+#: an image that would pass over them says so. For the same reason one with a step that says which repositories it uses
+#: is of the third.
 FORMAT = 1
 SUBMODULES_FORMAT = 2
+USES_FORMAT = 3
+
+#: What a step uses that says that it uses no repository. One that does not say, and names the path of none, has "".
+NOTHING = "-"
 
 #: A script without a first line of its own stops at the first command that fails.
 INTERPRETER = "#!/bin/sh -e\n"
@@ -41,7 +47,7 @@ def render_manifest(box: Box, lock: Made, image: str | None = None) -> Manifest:
     """
     files: Manifest = {}
     submodules = _submodules(box, lock)
-    files["manifest.env"] = (_environment(box, lock, SUBMODULES_FORMAT if submodules else FORMAT), 0o644)
+    files["manifest.env"] = (_environment(box, lock, _format(box, submodules)), 0o644)
     files["repositories"] = (_repositories(box, lock), 0o644)
     if submodules:
         files["submodules"] = (submodules, 0o644)
@@ -53,7 +59,9 @@ def render_manifest(box: Box, lock: Made, image: str | None = None) -> Manifest:
             "KIMBOX_STEP_MODE": step.mode,
             "KIMBOX_STEP_RUN": step.run,
             "KIMBOX_STEP_TIMEOUT": step.timeout_s,
+            # Of mode and text alone: records of older guests compare it. What the step uses is compared by commits.
             "KIMBOX_STEP_DIGEST": hashlib.sha256(f"{step.mode}\n".encode() + script).hexdigest(),
+            "KIMBOX_STEP_USES": NOTHING if step.uses == () else " ".join(uses(step, box)),
         }
         files[f"{folder}/script"] = (script, 0o755)
         files[f"{folder}/env"] = (assignments(values), 0o644)
@@ -77,6 +85,12 @@ def manifest_digest(manifest: Manifest) -> str:
     for path, (data, mode) in sorted(manifest.items()):
         whole.update(f"{hashlib.sha256(data).hexdigest()} {mode:04o} {path}\n".encode())
     return whole.hexdigest()
+
+
+def _format(box: Box, submodules: bytes) -> int:
+    if any(step.uses for step in box.provision):
+        return USES_FORMAT
+    return SUBMODULES_FORMAT if submodules else FORMAT
 
 
 def _environment(box: Box, lock: Made, version: int) -> bytes:

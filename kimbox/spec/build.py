@@ -33,6 +33,7 @@ from kimbox.spec.model import (
     Volume,
 )
 from kimbox.spec.nodes import Fault, Node, Problems, shown
+from kimbox.spec.uses import used_repository
 
 T = TypeVar("T")
 
@@ -347,10 +348,21 @@ class _Builder:
                     mode=self.text(item.get("mode"), Mode, Mode.SYSTEM),
                     run=self.text(item.get("run"), Run, Run.ONCE),
                     timeout_s=self.text(item.get("timeout"), units.duration, 0),
+                    uses=self.uses(item.get("uses")),
                 )
             )
         self.twice(names, "the step")
         return tuple(steps)
+
+    def uses(self, node: Node | None) -> tuple[str, ...] | None:
+        """The repositories that a step uses, each once and each of this spec; None where it does not say."""
+        if node is None:
+            return None
+        there = self.tree.get("repositories")
+        rule = functools.partial(used_repository, known=tuple(there.mapping) if there else ())
+        named = [(item, self.text(item, rule, "")) for item in node.items if not self.problems.full]
+        self.twice(named, "the repository")
+        return tuple(name for _, name in named if name)
 
     def probes(self) -> tuple[Probe, ...]:
         """The probes; each description once."""

@@ -31,7 +31,7 @@ class BootMode(StrEnum):
 class Run(StrEnum):
     """How often a provision step runs."""
 
-    ONCE = "once"  #: once for each new root, and again when its script changes
+    ONCE = "once"  #: once for each new root, and again when its script or what it uses changes
     BOOT = "boot"  #: at every boot
     ALWAYS = "always"  #: every time the box is provisioned
 
@@ -136,6 +136,8 @@ class Step:
     mode: Mode
     run: Run
     timeout_s: int
+    #: Names of the repositories that it uses; None: not said, and those whose path its script names count.
+    uses: tuple[str, ...] | None = None
 
 
 @attrs.frozen

@@ -55,7 +55,7 @@ repositories:
   setup: {url: ./mine}
   api: {url: "git@git.example.org:me/api.git", ref: v1, path: /opt/api}
 provision:
-  - {name: one, mode: user, run: always, script: "true", timeout: 1h}
+  - {name: one, mode: user, run: always, script: "true", timeout: 1h, uses: [api]}
 probes:
   - {description: it is there, script: "test -d /opt/api", hint: look, timeout: 90s}
 """
@@ -96,7 +96,7 @@ def test_every_key_reaches_the_model(tmp_path: Path) -> None:
             Repository("setup", str(tmp_path / "mine"), True, "HEAD", "/usr/local/src/setup"),
             Repository("api", "git@git.example.org:me/api.git", False, "v1", "/opt/api"),
         ),
-        provision=(Step("one", "true", Mode.USER, Run.ALWAYS, 3600),),
+        provision=(Step("one", "true", Mode.USER, Run.ALWAYS, 3600, ("api",)),),
         probes=(Probe("it is there", "test -d /opt/api", "look", 90),),
         scratch=Scratch(4100 << 20, "/mnt/scratch"),
     )
