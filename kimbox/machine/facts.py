@@ -11,7 +11,7 @@ from kimbox.errors import KimboxError, StateError
 from kimbox.files import read_json
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.events import Event
-from kimbox.machine import keys
+from kimbox.machine import keys, stale
 from kimbox.machine import provider as providers
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import INSTEAD, Facts, State, derive, require
@@ -49,6 +49,7 @@ def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | No
         "site": told.text("site"),
         "username": told.text("username"),
         "unpinned": told.text("unpinned").split(),
+        "stale": stale.told_by(told),
         "provisioned": {
             "at": told.text("at") or None,
             "by": told.text("by"),

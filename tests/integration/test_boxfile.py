@@ -130,6 +130,11 @@ def read_files(guest: FakeGuest) -> dict[str, Any]:
     done = said["provisioned"]
     assert (env["KIMBOX_MANIFEST"], env["KIMBOX_ROLE"]) == (said["manifest"], said["role"])
     assert (env["KIMBOX_PROVISIONED_AT"], env["KIMBOX_PROVISIONED_BY"]) == (done["at"] or "", done["by"])
+    words = [
+        ":".join(filter(None, (step, ",".join(f"{name}@{commit}" for name, commit in pins.items()))))
+        for step, pins in said["stale"].items()
+    ]
+    assert env["KIMBOX_STALE"].split() == words
     assert (env["KIMBOX_SETUP_COMMIT"], env["KIMBOX_UNPINNED"].split()) == (done["setup_commit"], said["unpinned"])
     return said
 

@@ -315,8 +315,8 @@ def test_what_ran_is_written_down(guest: FakeGuest, tmp_path: Path) -> None:
     rows = [line.split("\t") for line in history.read_text().splitlines()]
     assert [(row[3], row[4], row[6]) for row in rows] == [
         ("repository", "setup", "0"),
-        ("setup", "setup", "0"),
         ("repository", "code", "0"),
+        ("setup", "setup", "0"),
         ("provision", "make", "0"),
         ("provision", "breaks", "7"),
     ]

@@ -37,7 +37,7 @@ def test_without_a_manifest_provisiond_waits(guest: FakeGuest) -> None:
 
 @needs_namespace
 def test_a_box_is_provisioned_and_says_every_step(guest: FakeGuest, tmp_path: Path) -> None:
-    """setup, the other repositories, the steps and the probes run in order, as whom and where they should."""
+    """The repositories, `setup`, the steps and the probes run in order, as whom and where they should."""
     box = box_with(
         tmp_path,
         step("greet", 'echo "I am $USER in $PWD of $KIMBOX_BOX"'),
@@ -52,8 +52,8 @@ def test_a_box_is_provisioned_and_says_every_step(guest: FakeGuest, tmp_path: Pa
     assert events[-1] == {"event": "ready", "manifest": digest}
     assert steps_of(events) == [
         ("repository", "setup", "done"),
-        ("setup", "setup", "done"),
         ("repository", "code", "done"),
+        ("setup", "setup", "done"),
         ("provision", "greet", "done"),
         ("provision", "mine", "done"),
         ("probe", "all is well", "done"),
@@ -75,7 +75,7 @@ def test_a_box_is_provisioned_and_says_every_step(guest: FakeGuest, tmp_path: Pa
 def test_what_was_done_is_skipped_until_root_is_new(guest: FakeGuest, tmp_path: Path) -> None:
     """The second run skips `once`, a boot brings back `boot`, `always` is always; a new root gets everything again."""
     box = box_with(tmp_path, step("o", "true"), step("b", "true", run=Run.BOOT), step("a", "true", run=Run.ALWAYS))
-    everything = [("repository", "setup"), ("setup", "setup"), ("repository", "code")]
+    everything = [("repository", "setup"), ("repository", "code"), ("setup", "setup")]
     assert provision(guest, tmp_path, box) == 0
     guest.events()
 

@@ -1,7 +1,7 @@
 """A root folder in which the guest's own scripts run under their real paths, in a mount namespace of their own.
 
 Programs come from the host by symbolic links; /persistent, /run, /var and /home/vagrant are the test's; runuser,
-systemctl and chown are stand-ins; the two virtio-serial ports are files.
+systemctl, chown and sync are stand-ins; the two virtio-serial ports are files.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin "$
 
 _RUNUSER = '#!/bin/sh\n[ "$1" = -u ] && shift 2\n[ "$1" = -- ] && shift\nexec "$@"\n'
 _CHOWN = "#!/bin/sh\n"
+#: It notes what it was asked for: the file systems to be written would be this machine's.
+_SYNC = '#!/bin/sh\necho "sync $*" >>/tmp/sync.log\n'
 _SYSTEMCTL = """#!/bin/sh
 [ "$1" != is-system-running ] || cat /run/systemd/system/state
 echo "$*" >>/run/systemctl.log
@@ -92,7 +94,7 @@ class FakeGuest:
             (root / "usr/lib/kimbox" / name).write_text(f'#!/bin/sh\necho "{name} $*"\n')
         shutil.copytree(provisioner / "persistent", root / "persistent")
         shutil.copytree(provisioner / "persistent", root / "persistent.first")
-        for name, text in {"runuser": _RUNUSER, "systemctl": _SYSTEMCTL, "chown": _CHOWN}.items():
+        for name, text in {"runuser": _RUNUSER, "systemctl": _SYSTEMCTL, "chown": _CHOWN, "sync": _SYNC}.items():
             (root / "usr/local/sbin" / name).write_text(text)
             (root / "usr/local/sbin" / name).chmod(0o755)
         self.ports = root / "dev/virtio-ports"

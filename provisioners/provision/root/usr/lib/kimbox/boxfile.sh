@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2034,SC2154 # some of it is used by those who source it, some comes from there
-# /etc/kimbox/box.env and box.json: what this root is, for a shell and for everybody else. Sourced, after events.sh and marks.sh.
+# /etc/kimbox/box.env and box.json: what this root is, for a shell and for everybody else. Sourced, after events.sh, marks.sh and
+# pins.sh.
 #
 # The manifest has the part that the host knows. What is put before it is known here alone:
 #
@@ -13,6 +14,7 @@
 #   KIMBOX_USERNAME          by which name the site knows it; empty until then
 #   KIMBOX_UNPINNED          repositories that are not at the commit of the lock
 #   KIMBOX_SETUP_COMMIT      commit of the setup repository
+#   KIMBOX_STALE             steps that ran under another commit of a repository than this manifest has, as $stale of pins.sh
 #   KIMBOX_PART              the part of the manifest that was run alone (`only STEP`, `from STEP`); empty for the whole
 
 box_folder=/etc/kimbox
@@ -33,14 +35,16 @@ write_box() {
 	for box_name in $4; do
 		box_list="$box_list${box_list:+, }\"$box_name\""
 	done
+	find_stale "$1"
+	box_stale
 	if ! { {
 		[ -d "$box_folder" ] || mkdir -p "$box_folder"
 	} && {
 		printf "KIMBOX_%s='%s'\n" MANIFEST "$2" PROVISIONED_AT "$box_at" PROVISIONED_BY "$3" BOOT_MODE "$box_mode" \
-			ROLE "$box_role" SITE "$box_site" USERNAME "$box_user" UNPINNED "$4" SETUP_COMMIT "$5" PART "$6" && cat "$1/box.env"
+			ROLE "$box_role" SITE "$box_site" USERNAME "$box_user" UNPINNED "$4" SETUP_COMMIT "$5" PART "$6" STALE "$stale" && cat "$1/box.env"
 	} >"$box_folder/.env.new" && {
-		printf '{\n  "manifest": "%s",\n  "role": "%s",\n  "site": "%s",\n  "username": "%s",\n  "unpinned": [%s],\n' \
-			"$2" "$box_role" "$box_site" "$box_user" "$box_list" &&
+		printf '{\n  "manifest": "%s",\n  "role": "%s",\n  "site": "%s",\n  "username": "%s",\n  "unpinned": [%s],\n  "stale": {%s},\n' \
+			"$2" "$box_role" "$box_site" "$box_user" "$box_list" "$box_json" &&
 			printf '  "provisioned": {"at": %s, "by": "%s", "boot_mode": "%s", "setup_commit": %s, "part": %s},\n' \
 				"$(box_text "$box_at")" "$3" "$box_mode" "$(box_text "$5")" "$(box_text "$6")" && { read -r _ && cat; } <"$1/box.json"
 	} >"$box_folder/.json.new" && mv -f "$box_folder/.json.new" "$box_folder/box.json" &&
@@ -48,6 +52,20 @@ write_box() {
 		rm -f "$box_folder/box.env" "$box_folder/box.json" "$box_folder/.env.new" "$box_folder/.json.new"
 		echo "$box_folder/box.env and box.json cannot be written: is the root file system full?" >&2
 	fi
+}
+
+# box_stale: sets $box_json to the members of `stale`: for each step an object of repositories and commits
+box_stale() {
+	box_json=''
+	for box_word in $stale; do
+		box_pins='' box_rest=''
+		case $box_word in *:*) box_rest=${box_word#*:}, ;; esac
+		while [ -n "$box_rest" ]; do
+			box_name=${box_rest%%,*} box_rest=${box_rest#*,}
+			box_pins="$box_pins${box_pins:+, }\"${box_name%@*}\": \"${box_name#*@}\""
+		done
+		box_json="$box_json${box_json:+, }\"${box_word%%:*}\": {$box_pins}"
+	done
 }
 
 # box_text VALUE: as JSON has it; what is empty is null
@@ -70,7 +88,7 @@ tell_box() {
 		. "$box_folder/box.env"
 		event box manifest="$KIMBOX_MANIFEST" at="$KIMBOX_PROVISIONED_AT" by="$KIMBOX_PROVISIONED_BY" mode="$KIMBOX_BOOT_MODE" \
 			role="$KIMBOX_ROLE" site="$KIMBOX_SITE" username="${KIMBOX_USERNAME:-}" unpinned="$KIMBOX_UNPINNED" commit="$KIMBOX_SETUP_COMMIT" \
-			part="$KIMBOX_PART"
+			part="$KIMBOX_PART" stale="${KIMBOX_STALE:-}"
 	)
 }
 

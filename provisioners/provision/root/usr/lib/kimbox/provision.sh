@@ -5,11 +5,10 @@
 
 # shellcheck source=marks.sh
 . /usr/lib/kimbox/marks.sh
+# shellcheck source=pins.sh
+. /usr/lib/kimbox/pins.sh
 
 mirrors=/persistent/git
-# What this root has had: a file for each, with the digest of what went in. They lie on the root, so that they share its fate:
-# a new root has had nothing, and one that was kept has had what they say.
-record=/var/lib/kimbox/done
 # What was run on any root, for people: a line each, with tabs between time (Unix), boot, boot mode, kind, name, digest of
 # what went in, exit status and seconds.
 history=/persistent/log/history
@@ -79,15 +78,37 @@ is_done() {
 	[ -r "$1" ] && read -r had <"$1" && [ "$had" = "$2" ]
 }
 
-# mark_done FILE DIGEST
+# mark_done FILE DIGEST [PINS]: writes that record, with the lines of PINS (pins.sh), whole or not at all
 mark_done() {
-	[ -d "${1%/*}" ] || mkdir -p "${1%/*}"
-	printf '%s\n' "$2" >"$1" || fail 1 "cannot write $1: is the root file system full?"
+	done_folder=${1%/*} done_text=$2
+	[ -z "${3:-}" ] || done_text=$2${3}end
+	[ -d "$done_folder" ] || mkdir -p "$done_folder"
+	if ! { printf '%s\n' "$done_text" >"$done_folder/.new" && mv -f "$done_folder/.new" "$1"; }; then
+		fail 1 "cannot write $1: is the root file system full?"
+	fi
 }
 
 # not_done FILE: what that record says is about to be done anew, and no longer holds if that is cut short
 not_done() {
 	[ ! -s "$1" ] || : >"$1"
+}
+
+# complete_records: writes into records of an older kimbox the commits at which the repositories of $pins are now, as their own
+# records say. To be called before one is checked out at another commit: then nothing on the root tells any more what it was.
+complete_records() {
+	for done_file in "$record"/setup-setup "$record"/provision-*; do
+		{ read_record "$done_file" && [ -z "$record_end" ]; } || continue
+		done_digest=$record_digest done_pins=$pin_line
+		for done_of in "$record"/repository-*; do
+			done_name=${done_of##*/repository-}
+			case $pins in *"$pin_line$done_name$pin_tab"*) ;; *) continue ;; esac
+			[ -s "$done_of" ] || continue
+			read -r done_commit done_path <"$done_of"
+			case $done_path in *" with submodules") done_commit="$done_commit with submodules" ;; esac
+			done_pins="$done_pins$done_name$pin_tab$done_commit$pin_line"
+		done
+		mark_done "$done_file" "$done_digest" "$done_pins"
+	done
 }
 
 # now: sets $now to whole seconds since the boot
