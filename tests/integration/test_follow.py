@@ -126,6 +126,17 @@ def test_each_boot_takes_the_newest_commit(followed: Followed) -> None:
 
 
 @needs_namespace
+def test_the_commit_that_is_told_is_kept(followed: Followed) -> None:
+    """A power cut right after it is told leaves it for a boot without a network."""
+    guest = followed.guest
+    followed.deliver()
+    newest = followed.push("echo two")
+    guest.note_syncs(f"grep -qs {newest} /persistent/kimbox/followed")
+    assert followed.boot()[0] == about("newest", newest, newest)
+    assert guest.was_synced_before("follow")
+
+
+@needs_namespace
 def test_a_kept_root_runs_only_what_is_new(followed: Followed) -> None:
     """The same commit at the next boot: nothing is run again."""
     followed.deliver()

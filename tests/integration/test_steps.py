@@ -1,9 +1,15 @@
-"""Steps and the commits that they ran under, in the guest's own scripts: what runs again, and what is stale."""
+"""Steps and the commits that they ran under, in the guest's own scripts: what runs again, and what is stale.
+
+And what a power cut leaves of it: what was told as done is on the disk.
+"""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import attrs
@@ -11,12 +17,13 @@ import fakeguest
 import jsonschema
 import makebox
 import pytest
-from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision, step
+from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision, step, steps_of
 
 from kimbox import paths
 from kimbox.guest.events import parse_line
 from kimbox.lock.lockfile import make_lock
 from kimbox.machine import stale
+from kimbox.render import sealing
 from kimbox.spec.model import Box, Repository, Run
 
 guest = fakeguest.guest  # a fixture
@@ -244,3 +251,124 @@ def test_a_record_that_is_none_is_no_harm(guest: FakeGuest, tmp_path: Path, box:
     assert counts(guest)["plain"] == 2
     assert not guest.path("/tmp/pwned").exists()
     assert stale_in(guest) == {}
+
+
+#: In place of sync: keeps what would be on the disk from then on, and what had been told by then.
+_POINT = r"""#!/bin/sh
+n=$(ls /tmp/points 2>/dev/null | wc -l)
+mkdir -p "/tmp/points/$n"
+cp -r /var/lib/kimbox/done "/tmp/points/$n/done" 2>/dev/null
+cp -r /etc/kimbox "/tmp/points/$n/box" 2>/dev/null
+cp -P /persistent/kimbox/good "/tmp/points/$n/good" 2>/dev/null
+ls /tmp/*.effect >"/tmp/points/$n/effects" 2>/dev/null
+[ -d /home/vagrant/src/code/.git ] && echo repository-code >>"/tmp/points/$n/effects"
+cp /dev/virtio-ports/org.kimbox.0 "/tmp/points/$n/events"
+echo "$*" >"/tmp/points/$n/how"
+"""
+
+
+@attrs.frozen
+class Point:
+    """A moment at which everything was brought to the disk."""
+
+    #: Records and effects that are there; steps that had been told as done before.
+    records: set[str]
+    effects: set[str]
+    told: set[str]
+    is_whole: bool
+    #: Marks of the manifest: the root's record of it, the link `good`, and box.env.
+    marks: set[str]
+    ready: bool
+
+
+def point(folder: Path) -> Point:
+    lines = [json.loads(line) for line in (folder / "events").read_text().splitlines()]
+    records = (
+        {file.name for file in (folder / "done").iterdir() if file.stat().st_size}
+        if (folder / "done").exists()
+        else set()
+    )
+    effects = {Path(line).stem for line in (folder / "effects").read_text().splitlines()}
+    is_complete = (folder / "box/box.env").exists() and "PROVISIONED_AT=''" not in (folder / "box/box.env").read_text()
+    marks = {"good"} if (folder / "good").is_symlink() else set()
+    return Point(
+        records=records & {"provision-one", "provision-two", "setup-setup", "repository-code"},
+        effects=effects,
+        told={f"{e['kind']}-{e['name']}" for e in lines if e["event"] == "step" and e["status"] == "done"},
+        is_whole=(folder / "how").read_text().strip() == "",
+        marks=marks | ({"box"} if is_complete else set()) | ({"manifest"} if "manifest" in records else set()),
+        ready=any(e["event"] == "ready" for e in lines),
+    )
+
+
+@needs_namespace
+def test_what_is_told_as_done_is_on_the_disk(guest: FakeGuest, tmp_path: Path) -> None:
+    """A power cut at any moment leaves effect and record of what was told, and no record without its effect."""
+    guest.path("/usr/local/sbin/sync").write_text(_POINT)
+    box = box_with(
+        tmp_path,
+        step("one", "touch /tmp/provision-one.effect"),
+        step("two", "touch /tmp/provision-two.effect", run=Run.ALWAYS),
+        setup="#!/bin/sh\ntouch /tmp/setup-setup.effect\n",
+    )
+    assert provision(guest, tmp_path, box) == 0
+    folder = guest.path("/tmp/points")
+    points = [point(folder / str(number)) for number in range(len(list(folder.iterdir())))]
+    end = [json.loads(line) for line in (guest.ports / "org.kimbox.0").read_text().splitlines()]
+    told = {f"{e['kind']}-{e['name']}" for e in end if e["event"] == "step" and e["status"] == "done"}
+    wanted = {"provision-one", "provision-two", "setup-setup", "repository-code"}
+    assert wanted <= told
+    assert any(e["event"] == "ready" for e in end)
+    for before, after in itertools.pairwise(points):
+        assert after.records <= before.effects, "a record is in place before its effect is on the disk"
+        assert after.told & wanted <= before.effects
+        assert after.told & (wanted - {"provision-two"}) <= before.records
+        assert not after.ready or before.marks == {"good", "box", "manifest"}
+    assert points[-1].marks == {"good", "box", "manifest"}
+    assert points[-1].effects >= wanted
+    # What it costs: one sync of everything for each that ran and for the manifest, and one for each record.
+    assert sum(each.is_whole for each in points) == len(box.repositories) + len(box.provision) + 1 + 1
+
+
+@needs_namespace
+def test_what_is_done_anew_is_no_longer_done(guest: FakeGuest, tmp_path: Path) -> None:
+    """Before a step runs again the disk says so: cut short, it is not taken for done."""
+    box = box_with(tmp_path, step("one", "touch /tmp/provision-one.effect"))
+    assert provision(guest, tmp_path, box) == 0
+    guest.path("/usr/local/sbin/sync").write_text(_POINT)
+    guest.path("/tmp/provision-one.effect").unlink()
+    guest.events()
+    assert run_part(guest, tmp_path, box, "only", "one") == 0
+    folder = guest.path("/tmp/points")
+    points = [point(folder / str(number)) for number in range(len(list(folder.iterdir())))]
+    begun = next(number for number, each in enumerate(points) if "provision-one" in each.effects)
+    assert "provision-one" not in points[begun - 1].records
+
+
+@needs_namespace
+def test_a_boot_with_nothing_to_do_syncs_nothing(guest: FakeGuest, tmp_path: Path) -> None:
+    """The shortest way to ready starts no such program."""
+    assert provision(guest, tmp_path, box_with(tmp_path, step("one", "true"))) == 0
+    guest.new_boot()
+    guest.events()
+    guest.path("/tmp/sync.log").unlink()
+    assert guest.run(PROVISIOND, "--early").code == 0
+    assert steps_of(guest.events()) == []
+    assert not guest.path("/tmp/sync.log").exists()
+
+
+@needs_namespace
+def test_a_request_for_new_credentials_is_kept_before_it_is_answered(guest: FakeGuest, tmp_path: Path) -> None:
+    """A power cut right after the answer does not ask the gateway once more with what was for one time."""
+    assert provision(guest, tmp_path, box_with(tmp_path)) == 0
+    guest.secure()
+    with tarfile.open(guest.path("/run/credentials/@system/kimbox.rotate"), "w") as archive:
+        for name, data in {"answers.env": sealing.username("you"), "password": b"new\n"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    guest.note_syncs("[ -s /persistent/secure/rotated ]")
+    guest.run(PROVISIOND)
+    assert [e["status"] for e in guest.events() if e["event"] == "rotated"] == ["done"]
+    assert guest.was_synced_before("rotated")
+    assert guest.was_synced_before("sealed")

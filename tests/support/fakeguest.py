@@ -131,6 +131,18 @@ class FakeGuest:
             assert line.pop("uptime_s") > 0
         return [line for line in lines if box or line["event"] != "box"]
 
+    def note_syncs(self, condition: str) -> None:
+        """From now on each sync notes whether a condition, a command of a shell, holds, and what was told by then."""
+        port = "/dev/virtio-ports/org.kimbox.0"
+        held = f"if {condition}; then held=true; else held=false; fi"
+        note = f'printf \'{{"held": %s, "told": [%s]}}\\n\' "$held" "$(paste -sd, {port})" >>/tmp/notes'
+        self.path("/usr/local/sbin/sync").write_text(f"#!/bin/sh\n{held}\n{note}\n")
+
+    def was_synced_before(self, event: str) -> bool:
+        """Whether the condition held at a sync before that event was told."""
+        notes = [json.loads(line) for line in self.path("/tmp/notes").read_text().splitlines()]
+        return any(note["held"] and all(told["event"] != event for told in note["told"]) for note in notes)
+
     def log(self) -> str:
         """What came out of the log port."""
         return (self.ports / "org.kimbox.log").read_text()

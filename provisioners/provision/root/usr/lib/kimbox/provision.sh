@@ -78,19 +78,29 @@ is_done() {
 	[ -r "$1" ] && read -r had <"$1" && [ "$had" = "$2" ]
 }
 
-# mark_done FILE DIGEST [PINS]: writes that record, with the lines of PINS (pins.sh), whole or not at all
+# mark_done FILE DIGEST [PINS]: writes that record, with the lines of PINS (pins.sh). When this returns, what was done and the
+# record of it are on the disk, and at no time was the record there without it: a power cut leaves both or no record.
 mark_done() {
 	done_folder=${1%/*} done_text=$2
 	[ -z "${3:-}" ] || done_text=$2${3}end
 	[ -d "$done_folder" ] || mkdir -p "$done_folder"
-	if ! { printf '%s\n' "$done_text" >"$done_folder/.new" && mv -f "$done_folder/.new" "$1"; }; then
+	if ! { printf '%s\n' "$done_text" >"$done_folder/.new" && sync && mv -f "$done_folder/.new" "$1" && sync_record "$1"; }; then
 		fail 1 "cannot write $1: is the root file system full?"
 	fi
 }
 
-# not_done FILE: what that record says is about to be done anew, and no longer holds if that is cut short
+# sync_record FILE: that record is on the disk as it is now; one of this boot alone lies in memory
+sync_record() {
+	case $1 in
+	/run/*) ;;
+	*) sync -f "${1%/*}" ;;
+	esac
+}
+
+# not_done FILE: what that record says is about to be done anew, and no longer holds if that is cut short, by a power cut too
 not_done() {
-	[ ! -s "$1" ] || : >"$1"
+	[ -s "$1" ] || return 0
+	{ : >"$1" && sync_record "$1"; } || fail 1 "cannot write $1"
 }
 
 # complete_records: writes into records of an older kimbox the commits at which the repositories of $pins are now, as their own
