@@ -21,7 +21,8 @@ def diff(
 
     OLD and NEW are each a lock file, REV:PATH of the git repository around, or the name of a box, which stands for the
     lock that it runs; of one that answers, packages that were installed, removed or moved in it since are told besides
-    (`installed` in the JSON). Without them it is what `kimbox up` would change in the box. Commits are read from this
+    (`installed` in the JSON). Steps that ran under other commits than those of that lock are named, too (`stale`), and
+    count as a difference. Without them it is what `kimbox up` would change in the box. Commits are read from this
     machine's mirrors, + for those that came and - for those that went away, forty for a repository at most. The exit
     status is 0 whether they differ or not; with --json, `differs` tells.
 
@@ -34,6 +35,7 @@ def diff(
     from kimbox.lock.diff import as_json, as_text
     from kimbox.machine import compare
     from kimbox.machine.folder import Machine
+    from kimbox.machine.stale import words
 
     def of_this_folder(which: str) -> compare.Side:
         box, shipped = target.spec(None, file)
@@ -44,8 +46,19 @@ def diff(
     sides = [compare.named(word) if word else of_this_folder(which) for which, word in (("old", old), ("new", new))]
     found = compare.compare(*sides)
     own = [f"{side.name}, by itself: {line}" for side in sides if side.installed for line in side.installed.lines()]
-    lines = as_text(found.diff, found.logs) or [f"{found.old.name} and {found.new.name} are equal"]
+    lines = as_text(found.diff, found.logs)
+    lines += [
+        f"{side.name}, made under other commits: {words(step.as_json())}" for side in sides for step in side.stale or ()
+    ]
+    lines = lines or [f"{found.old.name} and {found.new.name} are equal"]
     told = {"old": found.old.installed, "new": found.new.installed}
     installed = {which: changes.as_json() if changes is not None else None for which, changes in told.items()}
-    result = {"old": found.old.name, "new": found.new.name, "differs": bool(found.diff), "installed": installed}
+    outdated = {
+        which: None if side.stale is None else [step.as_json() for step in side.stale]
+        for which, side in (("old", found.old), ("new", found.new))
+    }
+    result = {
+        "old": found.old.name, "new": found.new.name, "differs": found.differs, "installed": installed,
+        "stale": outdated,
+    }  # fmt: skip
     report("diff", result | as_json(found.diff, found.logs), "\n".join(map(printable, [*lines, *own])))

@@ -24,6 +24,9 @@ def provenance(
     https://slsa.dev/provenance/v1 and links the image to the digests of spec and lock, and to each package and commit.
     Sign it with what you sign with.
 
+    Steps of the box that ran under other commits than those of its lock are named in both, with these commits: as
+    properties `kimbox:stale` of the SBOM and as `stale` in the statement.
+
     Both tell of what the box runs; of a box that is not there, or has not told, of what its lock says. Equal input
     gives equal files.
 
@@ -43,6 +46,10 @@ def provenance(
     write_atomic(files["statement"], statement(whole))
     result = {kind: str(path) for kind, path in files.items()}
     counted = f"{len(whole.packages)} packages, {len(whole.lock.repositories)} repositories, from {told_by}"
-    report(
-        "provenance", result | {"of": told_by}, "\n".join(f"wrote {path}" for path in files.values()) + f"\n{counted}"
-    )
+    lines = [*(f"wrote {path}" for path in files.values()), counted]
+    lines += [
+        f"step {step} ran under other commits: {', '.join(f'{name} {pin[:12]}' for name, pin in pins.items())}"
+        for step, pins in whole.stale.items()
+    ]
+    stale = {step: dict(pins) for step, pins in whole.stale.items()}
+    report("provenance", result | {"of": told_by, "stale": stale}, "\n".join(lines))

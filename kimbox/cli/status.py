@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 #: failed, where the box has gone back to `manifest`, the last one that was ready; then `reason` says why. `provenance`:
 #: what the box is made of and how it was provisioned, as its own /etc/kimbox/box.json (schemas/boxfile.schema.json).
 #: `sealed`: role and site of a box that was secured. `jobs`: the counts that the runner of its role told last.
+#: `stale`: the steps that ran under other commits than the box has now, each with these, and the command that helps.
 FACTS = (
     "name", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason", "provider", "pid",
     "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "provenance",
-    "follow", "sealed", "jobs",
+    "follow", "sealed", "jobs", "stale",
 )  # fmt: skip
 
 
@@ -41,8 +42,9 @@ def status(box: target.Name = None, file: target.File = None) -> None:
     In its JSON, what the guest told of its last boot is: boot (the mode it is really in), snapshot_percent (how full a
     snapshot smaller than root was, when it last passed 70, 85 or 95 %), died (why the boot before ended, where its
     snapshot filled up), manifest and wanted (the one that failed, where the box went back), failure and reason, and
-    provenance: the facts of /etc/kimbox/box.json in the box. Of a sealed box, sealed (role and site) and jobs (what the
-    runner of its role has told). What is not known is null.
+    provenance: the facts of /etc/kimbox/box.json in the box. stale lists the steps that ran under other commits than
+    those that the box has now, with old and new commit of each repository and the command that runs the step again.
+    Of a sealed box, sealed (role and site) and jobs (what the runner of its role has told). What is not known is null.
 
     \b
     Examples:
@@ -71,6 +73,7 @@ def status(box: target.Name = None, file: target.File = None) -> None:
             f"  manifest    {facts['manifest'] or 'none'}",
             *_wanted_lines(facts),
             *_provenance_lines(facts["provenance"]),
+            *stale_lines(facts),
             *_follow_lines(facts["follow"]),
             f"  image       {facts['image'][:16]}",
             f"  spec        {facts['spec']}",
@@ -85,7 +88,7 @@ def facts_of(machine: Machine) -> dict[str, Any]:
     """What `status` and `list` tell of a machine, as it appears in their JSON. Takes no lock."""
     import attrs
 
-    from kimbox.machine import facts, qemu
+    from kimbox.machine import facts, qemu, stale
     from kimbox.machine import provider as providers
     from kimbox.machine.explain import SNAPSHOT_FULL
     from kimbox.machine.state import State, derive, last_word, lost_root
@@ -104,6 +107,8 @@ def facts_of(machine: Machine) -> dict[str, Any]:
         failure, reason = "snapshot of root", SNAPSHOT_FULL.message
     told = last_word(known.events)
     wanted = told.text("wanted") if told else ""
+    provenance = facts.provenance(machine, known.events)
+    outdated = stale.steps(machine.name, provenance, sealed=record.sealed is not None)
     if wanted and not failure and "fallback" in events:
         reason = events["fallback"].text("reason")
     return {
@@ -127,10 +132,11 @@ def facts_of(machine: Machine) -> dict[str, Any]:
         "folder": str(machine.folder),
         "disk_bytes": _used_bytes(machine.disk) if provider.name == "qemu" else None,
         "scratch": attrs.asdict(record.scratch) if record.scratch else None,
-        "provenance": facts.provenance(machine, known.events),
+        "provenance": provenance,
         "follow": _follow(events.get("follow")),
         "sealed": attrs.asdict(record.sealed) if record.sealed else None,
         "jobs": _jobs(events.get("jobs")),
+        "stale": None if outdated is None else [step.as_json() for step in outdated],
     }
 
 
@@ -193,6 +199,13 @@ def unusual_lines(told: dict[str, Any] | None) -> list[str]:
     if told and told["provisioned"]["part"]:
         lines.append(f"  PARTIAL     {told['provisioned']['part']}: the rest of its manifest was left out")
     return lines
+
+
+def stale_lines(facts: dict[str, Any]) -> list[str]:
+    """The steps that ran under other commits, from what `facts_of` gave."""
+    from kimbox.machine.stale import words
+
+    return [f"  STALE       {words(step)}" for step in facts["stale"] or ()]
 
 
 def _wanted_lines(facts: dict[str, Any]) -> list[str]:

@@ -87,12 +87,17 @@ def bring_up(verb: str, wanted: Up) -> None:
     from kimbox.machine import life
     from kimbox.machine.bootmode import MAINTAINED
     from kimbox.machine.folder import Machine
+    from kimbox.machine.stale import words
     from kimbox.machine.state import State
 
+    machine = Machine(wanted.box.name)
+    was = facts_of(machine)
     before = life.up(wanted)
-    facts = facts_of(Machine(wanted.box.name))
+    facts = facts_of(machine)
     text = f"{facts['name']} is {facts['state']}"
-    if before is State.READY:
+    if facts["stale"]:
+        text = "\n".join([f"{text}, but made under other commits:", *(f"  {words(step)}" for step in facts["stale"])])
+    elif before is State.READY and all(facts[key] == was[key] for key in ("manifest", "provenance")):
         text += ", as it was"
     if facts["boot"] == BootMode.MAINTAIN:
         text += "\n" + MAINTAINED.format(name=facts["name"])

@@ -44,6 +44,8 @@ class Whole:
     image_sha256: str | None = None
     distribution: str = ""
     suite: str = ""
+    #: Steps that ran under other commits than the lock's: step -> repository -> the commit under which it ran.
+    stale: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict)
 
     @property
     def packages(self) -> Mapping[str, LockedPackage]:
@@ -81,7 +83,7 @@ def sbom(whole: Whole) -> str:
         type=ComponentType.OPERATING_SYSTEM,
         bom_ref=f"box:{whole.name}",
         hashes=_sha256(whole.image_sha256),
-        properties=_properties(about),
+        properties=[*_properties(about), *(_stale_property(step, pins) for step, pins in whole.stale.items())],
     )
     bom.metadata.component = box
     parts = [*_packages(whole), *_repositories(whole.lock)]
@@ -108,6 +110,7 @@ def statement(whole: Whole) -> str:
                     "spec": {"digest": {"sha256": whole.lock.spec_digest}},
                     "lock": {"digest": {"sha256": whole.lock.digest}},
                     "unpinned": list(whole.lock.unpinned),
+                    **({"stale": _in_order(whole.stale)} if whole.stale else {}),
                 },
                 "internalParameters": {"distribution": whole.distribution, "suite": whole.suite},
                 "resolvedDependencies": list(_dependencies(whole)),
@@ -118,6 +121,10 @@ def statement(whole: Whole) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
+def _in_order(stale: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    return {step: dict(sorted(pins.items())) for step, pins in sorted(stale.items())}
+
+
 def _dependencies(whole: Whole) -> Iterator[dict[str, Any]]:
     """Packages by name, then repositories, each with its submodules behind it."""
     for name in sorted(whole.packages):
@@ -126,6 +133,12 @@ def _dependencies(whole: Whole) -> Iterator[dict[str, Any]]:
     for name, url, commit, tree in _commits(whole.lock):
         digests = {"gitCommit": commit} | ({"gitTree": tree} if tree else {})
         yield {"name": name} | ({"uri": _git_uri(url, commit)} if not is_folder(url) else {}) | {"digest": digests}
+    former: dict[tuple[str, str], list[str]] = {}
+    for step, pins in sorted(whole.stale.items()):
+        for pin in pins.items():
+            former.setdefault(pin, []).append(step)
+    for (name, commit), steps in sorted(former.items()):  # its URL of that time is not known
+        yield {"name": name, "digest": {"gitCommit": commit}, "annotations": {"staleSteps": steps}}
 
 
 def _commits(lock: Lock) -> Iterator[tuple[str, str, str, str | None]]:
@@ -187,6 +200,14 @@ def _sha256(digest: str | None) -> list[Any]:
     from cyclonedx.model import HashAlgorithm, HashType
 
     return [HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else []
+
+
+def _stale_property(step: str, pins: Mapping[str, str]) -> Any:
+    """A step that ran under other commits: `STEP REPOSITORY@COMMIT ...`."""
+    from cyclonedx.model import Property
+
+    words = [step, *(f"{name}@{commit}" for name, commit in sorted(pins.items()))]
+    return Property(name="kimbox:stale", value=" ".join(words))
 
 
 def _properties(values: Mapping[str, str | None]) -> list[Any]:

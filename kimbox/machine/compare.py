@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -16,10 +16,11 @@ from kimbox.lock.history import Between
 from kimbox.lock.lockfile import MAX_LOCK_BYTES, Lock, parse_lock, read_lock
 from kimbox.lock.packages import PackageChanges
 from kimbox.log import log
-from kimbox.machine import ran
-from kimbox.machine.facts import reach, state
+from kimbox.machine import ran, stale
+from kimbox.machine.facts import provenance, reach, state
 from kimbox.machine.folder import Machine
 from kimbox.machine.pins import lock_path
+from kimbox.machine.stale import StaleStep
 from kimbox.spec.model import Box
 from kimbox.spec.nodes import Fault
 from kimbox.spec.rules import box_name
@@ -43,6 +44,8 @@ class Side:
     lock: Lock
     #: What a box that could be asked has of packages besides what its lock says, or lacks.
     installed: PackageChanges | None = None
+    #: Steps of a box that ran under other commits than those of its lock; None where it does not tell.
+    stale: Sequence[StaleStep] | None = None
 
 
 @attrs.frozen
@@ -53,6 +56,11 @@ class Compared:
     new: Side
     diff: LockDiff
     logs: Mapping[str, Between | None]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the locks differ, or a box is not what its lock says."""
+        return bool(self.diff or self.old.stale or self.new.stale)
 
 
 def compare(old: Side, new: Side) -> Compared:
@@ -92,7 +100,10 @@ def named(word: str) -> Side:
 def of_box(machine: Machine) -> Side:
     """What a box runs, and, where it is open and answers, what it has of packages."""
     lock = ran.lock_of(machine)
-    return Side(f"the box {machine.name}", lock, _installed(machine, lock))
+    outdated = stale.steps(
+        machine.name, provenance(machine, machine.boot_events()), sealed=machine.record().sealed is not None
+    )
+    return Side(f"the box {machine.name}", lock, _installed(machine, lock), outdated)
 
 
 def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:

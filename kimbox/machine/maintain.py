@@ -129,7 +129,8 @@ def pack(wanted: Wanted, whole: Whole, done: Committed, sign: Sign | None) -> Pa
         raise ImageError(f"the image of {done.box.name} is gone", hint="is another `kimbox prune` running?")
     about = {"former": done.former, "changes": done.changes.as_json()}
     source = packaging.Source("base", image, image.disk, image.format, about=about)
-    return packaging.write(wanted, attrs.evolve(whole, image=image.key, image_sha256=image.key), source, sign)
+    base = attrs.evolve(whole, image=image.key, image_sha256=image.key, stale={})  # no step runs on the base
+    return packaging.write(wanted, base, source, sign)
 
 
 def _reconfigure(box: Box, machine: Machine) -> None:

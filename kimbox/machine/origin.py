@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import attrs
 
@@ -25,10 +26,12 @@ def whole_of(box: Box, *, shipped: bool, hashed: bool = True) -> tuple[Whole, st
 
     Raises SpecError if there is no lock either, ImageError if the lock names no packages.
     """
-    machine, side = Machine(box.name), None
+    machine, side, told = Machine(box.name), None, None
     if machine.exists:
         with contextlib.suppress(StateError):
-            side = compare.Side(f"the box {machine.name}", _as_told(machine, ran.lock_of(machine)))
+            told = facts.provenance(machine, machine.boot_events())
+            side = compare.Side(f"the box {machine.name}", _as_told(told, ran.lock_of(machine)))
+    stale = (told["stale"] or {}) if side and told else {}
     side = side or compare.of_spec(box, shipped=shipped)
     key = machine.record().image if machine.exists else store.key_of(box, side.lock.packages)
     built = box.image if isinstance(box.image, PackageImage) else None
@@ -39,13 +42,13 @@ def whole_of(box: Box, *, shipped: bool, hashed: bool = True) -> tuple[Whole, st
         image_sha256=(_sha256(key) if hashed else None) if built else key,
         distribution=built.distribution if built else "",
         suite=built.suite if built else "",
+        stale=stale,
     )
     return whole, side.name
 
 
-def _as_told(machine: Machine, lock: Lock) -> Lock:
+def _as_told(told: dict[str, Any] | None, lock: Lock) -> Lock:
     """The lock that a box runs, with what the box itself tells: what is unpinned, and at which commit its setup is."""
-    told = facts.provenance(machine, machine.boot_events())
     if told is None:
         return lock
     unpinned = tuple(name for name in told["unpinned"] if name in lock.repositories)
