@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
+import makebox
 import pytest
 from conftest import Kimbox, state_of
-from test_provisioning import git
 
 pytestmark = pytest.mark.guest
 
@@ -33,16 +33,12 @@ FORGET = "sudo sed -i '2,$d' /var/lib/kimbox/done/provision-*; cat /var/lib/kimb
 
 def move(kimbox: Kimbox, text: str) -> str:
     """A new commit of the tool, which prints the text; the lock follows. Returns the commit."""
-    tool = kimbox.folder / "tool"
-    tool.mkdir(exist_ok=True)
-    (tool / "run").write_text(f"#!/bin/sh\necho {text}\n")
-    (tool / "run").chmod(0o755)
-    git("init", "-q", folder=tool)
-    git("add", "run", folder=tool)
-    git("commit", "-qm", text, folder=tool)
-    if (kimbox.folder / "kimbox.lock").exists():
-        kimbox("lock", "--update", "tool")
-    return git("rev-parse", "HEAD", folder=tool)
+    tool, files = kimbox.folder / "tool", {"run": f"#!/bin/sh\necho {text}\n"}
+    if not tool.exists():
+        return makebox.make_repository(tool, files)
+    commit = makebox.commit(tool, files)
+    kimbox("lock", "--update", "tool")
+    return commit
 
 
 def test_a_box_is_never_of_a_former_commit_in_silence(kimbox: Kimbox) -> None:
