@@ -45,6 +45,9 @@ def up(
     Only what is missing is done: a halted box is started, one that is ready is left alone. What made the box go back to
     its last good manifest is not tried again: that is told, and `kimbox provision` does.
 
+    A step runs again when its text or a repository that it uses has changed. Steps that ran under other commits than
+    the box has now, and were not run again, are named, each with the command that does it.
+
     --boot chooses the root for this start, and for the reboots of the guest until the next start: resnap is a new
     snapshot, every change is gone; keep the snapshot as it was left; maintain the real root, which later snapshots are
     made of, and where nothing is provisioned. With --once it holds for the first boot alone. A box that runs in another

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from kimbox.guest.events import parse_line
 from kimbox.lock.lockfile import make_lock
 from kimbox.machine import stale
 from kimbox.render import sealing
-from kimbox.spec.model import Box, Repository, Run
+from kimbox.spec.model import Box, Probe, Repository, Run
 
 guest = fakeguest.guest  # a fixture
 
@@ -355,6 +356,31 @@ def test_a_boot_with_nothing_to_do_syncs_nothing(guest: FakeGuest, tmp_path: Pat
     assert guest.run(PROVISIOND, "--early").code == 0
     assert steps_of(guest.events()) == []
     assert not guest.path("/tmp/sync.log").exists()
+
+
+@needs_namespace
+def test_probes_alone_sync_no_records(guest: FakeGuest, tmp_path: Path) -> None:
+    """A boot that runs nothing but probes brings box.env and box.json to the disk, and no more."""
+    box = box_with(tmp_path, step("one", "true"), probes=(Probe("holds", "true", None, 5),))
+    assert provision(guest, tmp_path, box) == 0
+    guest.new_boot()
+    guest.path("/tmp/sync.log").unlink()
+    assert guest.run(PROVISIOND).code == 0
+    assert guest.path("/tmp/sync.log").read_text().splitlines() == ["sync -f /etc/kimbox"]
+
+
+@needs_namespace
+def test_what_fails_when_done_anew_is_not_done_at_the_next_boot(guest: FakeGuest, tmp_path: Path) -> None:
+    """A checkout that was lost and does not come back is no box that is ready, however it was before."""
+    assert provision(guest, tmp_path, box_with(tmp_path)) == 0
+    code = guest.path("/home/vagrant/src/code")
+    shutil.rmtree(code)
+    code.write_text("in the way")
+    assert guest.run("/persistent/runsetup").code == 1
+    guest.new_boot()
+    guest.events()
+    assert guest.run(PROVISIOND, "--early").code == 0
+    assert guest.events() == []
 
 
 @needs_namespace

@@ -97,9 +97,11 @@ sync_record() {
 	esac
 }
 
-# not_done FILE: what that record says is about to be done anew, and no longer holds if that is cut short, by a power cut too
+# not_done FILE: what that record says is about to be done anew, and no longer holds if that fails or is cut short, by a power
+# cut too. Nor does then the record that all of the manifest is done.
 not_done() {
 	[ -s "$1" ] || return 0
+	[ "$1" = "$record/manifest" ] || not_done "$record/manifest"
 	{ : >"$1" && sync_record "$1"; } || fail 1 "cannot write $1"
 }
 
