@@ -158,5 +158,5 @@ def test_a_line_end_is_no_end_of_a_text() -> None:
     assert {"kimbox.machine.explain.SIGNS"} == {
         name
         for name, pattern, _ in found_patterns()
-        if "$" in str(pattern.pattern) and not pattern.flags & re.MULTILINE
+        if "$" in str(pattern.pattern).replace(r"\$", "") and not pattern.flags & re.MULTILINE
     }
