@@ -25,7 +25,7 @@ from kimbox.errors import ImageError
 from kimbox.files import read_bounded, read_json
 
 #: The provisioners of every image, in the order in which their build scripts run.
-BASE = ("boot", "ssh", "provision", "scratch", "secure", "base")
+BASE = ("boot", "ssh", "provision", "scratch", "secure", "identity", "base")
 
 #: No file of a provisioner is larger.
 MAX_FILE_BYTES = 1 << 20
