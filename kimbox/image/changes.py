@@ -91,9 +91,9 @@ def find(former: Path, disk: Path, *, on_part: Callable[[str], None] = lambda _:
         old, new = (cleaned.file_system(h, place.boot[0]) for h, place in zip(handles, places, strict=True))
         parts.append(_compare(old, new, b"/boot"))
     paths = [set.union(*found) for found in zip(*parts, strict=True)]
-    count = sum(_plain(path) in theirs for found in paths for path in found)
+    count = sum(plain(path) in theirs for found in paths for path in found)
     added, removed, changed = (
-        tuple(sorted(shown(path) for path in found if _plain(path) not in theirs and not path.startswith(DPKG + b"/")))
+        tuple(sorted(shown(path) for path in found if plain(path) not in theirs and not path.startswith(DPKG + b"/")))
         for found in paths
     )
     return Changes(moved, added, removed, changed, count)
@@ -188,9 +188,10 @@ def _files_of(system: FileSystem, packages: Iterable[str]) -> set[bytes]:
         if data is None:
             raise ImageError(f"dpkg's lists of files on the disk are larger than {MAX_LISTS_BYTES >> 20} MiB")
         left -= len(data)
-        found.update(_plain(line) for line in data.split(b"\n") if line)
+        found.update(plain(line) for line in data.split(b"\n") if line)
     return found
 
 
-def _plain(path: bytes) -> bytes:
+def plain(path: bytes) -> bytes:
+    """A path with the name that a merged /usr gives it."""
     return MERGED.sub(rb"/usr/\1/", path)

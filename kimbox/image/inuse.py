@@ -135,7 +135,7 @@ class _Finder:
         used, zeros = [(0, group.start_bytes), (group.end_bytes, size_bytes)], Ranges()
         stores = {snapshot.store for snapshot in group.snapshots}
         seen = {
-            name: self.content(_through(read, volume), volume.size_bytes, name)
+            name: self.content(through(read, volume), volume.size_bytes, name)
             for name, volume in group.volumes.items()
             if name not in stores
         }
@@ -159,7 +159,7 @@ class _Finder:
         The snapshot shows what the origin has where it does not differ, be it in use there or not any more.
         """
         origin, store = group.volumes[snapshot.origin], group.volumes[snapshot.store]
-        reads = _through(read, origin), _through(read, store)
+        reads = through(read, origin), through(read, store)
         try:
             held = Store.parse(reads[1], store.size_bytes, snapshot.chunk_bytes, origin.size_bytes)
         except ImageError as error:
@@ -175,7 +175,7 @@ def _at(read: Read, start: int) -> Read:
     return lambda offset, size: read(start + offset, size)
 
 
-def _through(read: Read, volume: Volume) -> Read:
+def through(read: Read, volume: Volume) -> Read:
     """The bytes of an LV. Raises ImageError beyond its end."""
 
     def read_volume(offset: int, size: int) -> bytes:
