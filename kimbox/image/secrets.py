@@ -144,9 +144,10 @@ def _shipped(system: FileSystem, entries: Iterable[Entry]) -> dict[bytes, str]:
         known = sums.get(changes.plain(source or path))
         if not known or not origin or not origin.inode.is_file:
             continue
-        left -= origin.inode.size_bytes  # what packages ship has no holes, and fits
-        if left >= 0 and known[0] == _md5(system, origin.inode):
-            found[path] = known[1]
+        if origin.inode.size_bytes <= left:  # what packages ship has no holes, and fits
+            left -= origin.inode.size_bytes
+            if known[0] == _md5(system, origin.inode):
+                found[path] = known[1]
     return found
 
 

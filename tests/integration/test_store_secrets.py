@@ -1,0 +1,64 @@
+"""What the end of a build looks for: no image holds a key that was made while it was built."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tinyimage
+
+from kimbox.errors import ImageError
+from kimbox.image import namespace, rootfs, store
+
+pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
+
+KEY = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIEYlA2K1gPQPzV0nRXFUmqw1xQDlVBQQ0cRyXXyUbHpB\n"
+
+
+@pytest.fixture(autouse=True)
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store of a home of its own."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    return tmp_path / "home/images"
+
+
+def building(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Builds are tiny, with what a script adds."""
+
+    def fill(*args: Any, **options: Any) -> Path:
+        root = tinyimage.fill(*args, **options)
+        namespace.call(["sh", "-eu", "-c", script, "sh", KEY], cwd=args[1])
+        return root
+
+    monkeypatch.setattr(rootfs, "build", fill)
+
+
+def test_a_key_that_the_build_has_made_is_refused(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, with what helps; the log is kept, and no image is there."""
+    building(monkeypatch, 'printf %s "$1" >root/etc/made.key')
+    with pytest.raises(
+        ImageError, match=r"could not be built: the image holds.*\n  /etc/made.key: private key"
+    ) as caught:
+        store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+    assert "`provision`" in (caught.value.hint or "")
+    key = store.key_of(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+    assert (None, True) == (store.find(key), (images / f"{key}.failed.log").exists())
+
+
+def test_a_key_that_a_package_ships_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the facts of the image and in its log."""
+    digest = hashlib.md5(KEY.encode(), usedforsecurity=False).hexdigest()
+    building(
+        monkeypatch,
+        'mkdir -p root/var/lib/dpkg/info; printf %s "$1" >root/etc/shipped.key; '
+        f"echo '{digest}  etc/shipped.key' >root/var/lib/dpkg/info/some:amd64.md5sums",
+    )
+    made = store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+    kept = {"path": "/etc/shipped.key", "kind": "private key (PEM)", "package": "some"}
+    assert [kept] == made.facts["kept_keys"]
+    log = (made.disk.parent / "build.log").read_text()
+    assert "kept: /etc/shipped.key: private key (PEM), of the package some\n" in log
