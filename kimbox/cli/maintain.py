@@ -10,7 +10,7 @@ import typer
 
 from kimbox.cli import target
 from kimbox.cli.output import printable, report, settings
-from kimbox.cli.package import formats_of
+from kimbox.cli.package import formats_of, kept_lines
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,10 +134,11 @@ def _committed(done: Committed, name: str) -> None:
         f"recorded in {done.record}",
         f"{done.box.name} is an image of {size_words(done.size_bytes)}: `image: {{box: {done.box.name}}}` in a spec",
     ]
+    lines += kept_lines(done.kept)
     lines += [f"wrote {file}" for file in done.packages]
     result = {
         "name": name, "state": "absent", "box": done.box.name, "image": done.box.image, "former": done.former,
         "size_bytes": done.size_bytes, "record": done.record, "files": [str(file) for file in done.packages],
-        "changes": done.changes.as_json(),
+        "changes": done.changes.as_json(), "kept_keys": [finding.as_json() for finding in done.kept],
     }  # fmt: skip
     report("maintain", result, "\n".join(map(printable, lines)))

@@ -13,6 +13,8 @@ from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
     from kimbox.image.formats import Format
+    from kimbox.image.secrets import Finding
+    from kimbox.machine.package import Packaged
 
 
 def package(
@@ -64,10 +66,26 @@ def package(
     _check_catalog(catalog, version, kinds)
     spec, shipped = target.spec(box, file)
     made = packaging.package(packaging.Wanted(spec, shipped is not None, kinds, output, image, sign, catalog, version))
-    result = {"name": spec.name, "from": made.source, "files": [str(f) for f in made.files]}
+    _packaged(spec.name, made)
+
+
+def _packaged(name: str, made: Packaged) -> None:
+    from kimbox.log import log
+
+    result = {"name": name, "from": made.source, "files": [str(f) for f in made.files]}
     lines = [f"wrote {f}  {f.stat().st_size / 1e6:.1f} MB" for f in made.files]
-    lines += [f"removed or reset {len(made.cleaned)} files of the root"] if made.cleaned else []
-    report("package", result | {"cleaned": list(made.cleaned)}, "\n".join(lines))
+    lines += [f"removed or reset in it: {len(made.cleaned)} (--json names them)"] if made.cleaned else []
+    lines += kept_lines(made.kept)
+    if made.opaque is not None:
+        log.warn(f"kimbox cannot look into this image, which is handed on as it is: {made.opaque}")
+    kept = [finding.as_json() for finding in made.kept]
+    more = {"cleaned": list(made.cleaned), "kept_keys": kept, "opaque": made.opaque}
+    report("package", result | more, "\n".join(lines))
+
+
+def kept_lines(kept: tuple[Finding, ...]) -> list[str]:
+    """What stays although it is a key, or looks like one, for people."""
+    return [f"keeps {f.path}: {f.kind}" + (f", a file of the package {f.package}" if f.package else "") for f in kept]
 
 
 def _check_catalog(url: str | None, version: str, kinds: tuple[Format, ...]) -> None:

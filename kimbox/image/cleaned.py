@@ -20,7 +20,7 @@ import attrs
 from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.files import CHUNK_BYTES, HOLE_BYTES, data_ranges
-from kimbox.image import debugfs, ext4, ext4data, ext4dirs, ext4remove, inuse, lvmread, ranges
+from kimbox.image import debugfs, ext4, ext4data, ext4dirs, ext4remove, identity, inuse, lvmread, ranges
 from kimbox.image.ext4 import FileSystem
 from kimbox.image.ext4dirs import Entry, shown
 from kimbox.image.recipe import EPOCH_S
@@ -76,20 +76,20 @@ class Places:
 def places(disk: Path) -> Places:
     """Of a raw disk. Raises ImageError if it has another layout than kimbox's."""
     with disk.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        return places_in(_from(file.fileno(), 0), os.fstat(file.fileno()).st_size)
 
-        def read_from(base: int) -> ext4.Read:
-            return lambda offset, count: os.pread(file.fileno(), count, base + offset)
 
-        try:
-            (boot, boot_end), (pv, pv_end) = sorted(inuse.partitions(read_from(0), size))
-            group = lvmread.read_group(read_from(pv), pv_end - pv)
-            root = _root(group)
-        except (ValueError, ImageError) as error:
-            raise ImageError(
-                f"the disk has not the layout of kimbox's images: {error}",
-                hint="a machine whose image kimbox built, or packaged, can be packaged",
-            ) from None
+def places_in(read: ext4.Read, size_bytes: int) -> Places:
+    """Of the disk whose bytes `read` gives. Raises ImageError if it has another layout than kimbox's."""
+    try:
+        (boot, boot_end), (pv, pv_end) = sorted(inuse.partitions(read, size_bytes))
+        group = lvmread.read_group(lambda offset, count: read(pv + offset, count), pv_end - pv)
+        root = _root(group)
+    except (ValueError, ImageError) as error:
+        raise ImageError(
+            f"the disk has not the layout of kimbox's images: {error}",
+            hint="a machine whose image kimbox built, or packaged, can be packaged",
+        ) from None
     return Places((boot, boot_end - boot), (pv + root.place, root.size_bytes))
 
 
@@ -142,10 +142,10 @@ def restore(disk: Path, image: Path) -> list[str]:
     os.truncate(disk, image.stat().st_size)  # a spec may give a machine more than its image has
     _take_rest(disk, image, [at.boot, at.root])
     for name, (offset, _) in (("/boot", at.boot), ("root", at.root)):
-        _check(disk, offset, name)
+        check(disk, offset, name)
     _restore_grubenv(disk, image, at.boot[0])
     done = _clean(disk, image, at.root[0])
-    _check(disk, at.root[0], "root")
+    check(disk, at.root[0], "root")
     drop_unused(disk)
     return done
 
@@ -185,7 +185,7 @@ def _blank(handle: int, first: int, last: int) -> None:
             os.pwrite(handle, bytes(min(HOLE_BYTES, end - at, last - at)), at)
 
 
-def _check(disk: Path, offset: int, name: str) -> None:
+def check(disk: Path, offset: int, name: str) -> None:
     """Replays the journal and mends what e2fsck mends by itself. Raises ImageError if the file system is damaged."""
     done = run.run(
         ["e2fsck", "-f", "-p", f"{disk.name}?offset={offset}"],
@@ -220,38 +220,65 @@ def _clean(disk: Path, image: Path, start: int) -> list[str]:
 
     The file system has to be checked afterwards.
     """
-    with disk.open("r+b") as target, image.open("rb") as source:
+    with disk.open("rb") as target, image.open("rb") as source:
         system, built = file_system(target.fileno(), start), file_system(source.fileno(), start)
-        gone = _traces(system, built)
+        gone = traces(system, built)
         reset, replaced = _differing(system, built)
-        gone += replaced
+    return change(disk, start, gone + replaced, reset)
+
+
+def change(disk: Path, start: int, gone: list[Entry], reset: dict[str, bytes]) -> list[str]:
+    """Removes entries of the root at `start` and writes files of AS_BUILT; returns the paths, escaped by `shown`.
+
+    What is written anew has to be among what is removed, or not there. The file system has to be checked afterwards.
+    """
+    with disk.open("r+b") as target:
+        system = file_system(target.fileno(), start)
         ext4remove.remove(system, lambda offset, data: os.pwrite(target.fileno(), data, start + offset), gone)
         folder = ext4dirs.find(system, b"/etc")
     if reset:
         if folder is None or not folder.inode.is_folder:
             raise ImageError("the root of the machine has no folder /etc", hint="put it back in the box")
-        _check(disk, start, "root")
+        check(disk, start, "root")
         _write(disk, start, folder.inode.number, reset)
     return sorted({*(shown(entry.path) for entry in gone), *(f"/etc/{name}" for name in reset)})
 
 
-def _traces(system: FileSystem, built: FileSystem) -> list[Entry]:
-    """What belongs to one machine; `built` is the root of the image."""
+def traces(system: FileSystem, built: FileSystem | None) -> list[Entry]:
+    """What belongs to one machine; `built` is the root of the image, None where that is not known to be of no machine.
+
+    Without it, empty files and links in the folders of logs and caches count as the image's.
+    """
     found: list[Entry] = []
     for pattern in EMPTIED:
         for folder in ext4dirs.matching(system, pattern):
-            found += _tree(system, folder)
+            found += tree(system, folder)
     for path in FILES_GO:
-        was = {entry.path: entry for entry in _tree(built, ext4dirs.find(built, path.encode()))}
-        for entry in _tree(system, ext4dirs.find(system, path.encode())):
-            if not entry.inode.is_folder and not _is_as_built(system, entry, built, was.get(entry.path)):
-                found.append(entry)
+        files = (e for e in tree(system, ext4dirs.find(system, path.encode())) if not e.inode.is_folder)
+        if built is None:
+            found += [e for e in files if not e.inode.is_link and (e.inode.size_bytes or not e.inode.is_file)]
+        else:
+            was = {e.path: e for e in tree(built, ext4dirs.find(built, path.encode()))}
+            found += [e for e in files if not _is_as_built(system, e, built, was.get(e.path))]
     for pattern in GONE:
         found += [entry for entry in ext4dirs.matching(system, pattern) if not entry.inode.is_folder]
+    for maker in identity.makers():
+        for pattern in maker.removes:
+            found += _with_links(system, pattern)
+    return list({entry.path: entry for entry in found}.values())
+
+
+def _with_links(system: FileSystem, pattern: str) -> list[Entry]:
+    """What a pattern means, and links beside it that lead to it: OpenSSL finds a certificate by one."""
+    found = [entry for entry in ext4dirs.matching(system, pattern) if not entry.inode.is_folder]
+    targets = {entry.name for entry in found}
+    for folder in ext4dirs.matching(system, pattern.rpartition("/")[0]) if found else ():
+        links = [entry for entry in ext4dirs.listed(system, folder) if entry.inode.is_link]
+        found += [entry for entry in links if ext4data.link_target(system, entry.inode) in targets]
     return found
 
 
-def _tree(system: FileSystem, folder: Entry | None) -> list[Entry]:
+def tree(system: FileSystem, folder: Entry | None) -> list[Entry]:
     """All below a folder; nothing where it is none, as a link is not followed."""
     if folder is None or not folder.inode.is_folder:
         return []
@@ -293,7 +320,7 @@ def _differing(system: FileSystem, built: FileSystem) -> tuple[dict[str, bytes],
                 raise ImageError(f"/etc/{name} of the image is no small file, and the machine has another")
             reset[name] = data
         if entry is not None:
-            gone += [entry, *_tree(system, entry)]
+            gone += [entry, *tree(system, entry)]
     return reset, gone
 
 

@@ -20,6 +20,7 @@ from kimbox.image.boxes import AddedBox
 from kimbox.image.boxwriter import Sign
 from kimbox.image.changes import Changes
 from kimbox.image.compare import sha256_disk
+from kimbox.image.secrets import Finding
 from kimbox.lock.provenance import Whole
 from kimbox.log import log
 from kimbox.machine import bootmode, life, ports, stop
@@ -61,6 +62,8 @@ class Committed:
     size_bytes: int
     #: Files of packages that were asked for.
     packages: tuple[Path, ...] = ()
+    #: Keys that packages ship, and stores of certificates: they are in the image.
+    kept: tuple[Finding, ...] = ()
 
 
 def machine_of(name: str) -> Machine:
@@ -128,7 +131,7 @@ def pack(wanted: Wanted, whole: Whole, done: Committed, sign: Sign | None) -> Pa
     if image is None:
         raise ImageError(f"the image of {done.box.name} is gone", hint="is another `kimbox prune` running?")
     about = {"former": done.former, "changes": done.changes.as_json()}
-    source = packaging.Source("base", image, image.disk, image.format, about=about)
+    source = packaging.Source("base", image, image.disk, image.format, kept=done.kept, about=about)
     base = attrs.evolve(whole, image=image.key, image_sha256=image.key, stale={})  # no step runs on the base
     return packaging.write(wanted, base, source, sign)
 
@@ -167,17 +170,20 @@ def make_image(machine: Machine, former: store.Image, name: str) -> Committed:
             packaging.clean(machine.disk, former, work)
         disk = work / "clean.raw"
         base = former.disk if former.format == "raw" else work / "image.raw"
+        kept = packaging.look_through(disk, f"the root of {machine.name}")
         with log.step("comparing with the former image"):
             found = changes.find(base, disk, on_part=log.now)
             key = sha256_disk(disk)
         size_bytes = disk.stat().st_blocks * 512
-        image = _publish(key, disk, former, found, name)
+        image = _publish(key, disk, former, found, kept, name)
     finally:
         remove_tree(work)
-    return Committed(image, former.key, found, str(paths.images_dir() / key / RECORD), size_bytes)
+    return Committed(image, former.key, found, str(paths.images_dir() / key / RECORD), size_bytes, kept=kept)
 
 
-def _publish(key: str, clean: Path, former: store.Image, found: Changes, name: str) -> AddedBox:
+def _publish(
+    key: str, clean: Path, former: store.Image, found: Changes, kept: tuple[Finding, ...], name: str
+) -> AddedBox:
     """Takes a finished disk into the store, and gives it its name."""
     record = found.as_json() | {"former": former.key, "image": key}
 
@@ -185,7 +191,8 @@ def _publish(key: str, clean: Path, former: store.Image, found: Changes, name: s
         clean.rename(work / store.DONE / store.DISKS["raw"])
         write_json(work / store.DONE / RECORD, record)
         sync_file(work / store.DONE / store.DISKS["raw"])
-        return {"format": "raw", "virtual_bytes": former.virtual_bytes, "former": former.key}
+        facts = {"format": "raw", "virtual_bytes": former.virtual_bytes, "former": former.key}
+        return facts | {"kept_keys": [finding.as_json() for finding in kept]}
 
     added = AddedBox(name, key, None, f"maintained from {former.key[:12]}")
     with ports.allotting():  # `prune` waits until the name is written

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import attrs
 
-from kimbox import __version__
+from kimbox import __version__, paths
 from kimbox.errors import ImageError, StateError
-from kimbox.files import remove_tree, sha256_file, write_atomic
-from kimbox.image import catalog, changes, cleaned, formats, slim, store, sums
-from kimbox.image.boxwriter import Sign, json_bytes, refuse_existing
+from kimbox.files import copy_sparse, locked, remove_tree, sha256_file, write_atomic
+from kimbox.image import catalog, changes, cleaned, formats, nbd, renew, secrets, slim, store, sums
+from kimbox.image.boxwriter import Sign, convert, json_bytes, refuse_existing
 from kimbox.image.formats import Content, Format
+from kimbox.image.secrets import Finding
 from kimbox.image.store import Image
 from kimbox.lock.lockfile import format_lock
 from kimbox.lock.provenance import Whole, sbom, statement
@@ -77,19 +78,25 @@ class Source:
     image: Image
     disk: Path
     format: str
-    #: Paths of the root that were removed or reset.
+    #: What was removed or reset: paths, or words for what has none.
     cleaned: tuple[str, ...] = ()
+    #: Keys that packages ship, and stores of certificates: they stay.
+    kept: tuple[Finding, ...] = ()
+    #: Why kimbox could not look into the disk, which is handed on as it is.
+    opaque: str | None = None
     #: More for the package's kimbox.json.
     about: Mapping[str, object] = attrs.field(factory=dict)
 
 
 @attrs.frozen
 class Packaged:
-    """What `package` made: every file, and what was removed or reset in the machine's root."""
+    """What `package` made: every file, and what was removed or reset in the copy that was packaged."""
 
     files: tuple[Path, ...]
     source: str
     cleaned: tuple[str, ...]
+    kept: tuple[Finding, ...] = ()
+    opaque: str | None = None
 
 
 def package(wanted: Wanted) -> Packaged:
@@ -155,13 +162,14 @@ def write(wanted: Wanted, whole: Whole, source: Source, sign: Sign | None) -> Pa
     made += _sums(_checksums(wanted), made, sign)
     if wanted.catalog_url is not None:
         made.append(_catalog(wanted))
-    return Packaged(tuple(made), source.kind, source.cleaned)
+    return Packaged(tuple(made), source.kind, source.cleaned, source.kept, source.opaque)
 
 
 def _files(wanted: Wanted, whole: Whole, source: Source) -> dict[str, bytes]:
     """Spec, lock, SBOM and the like."""
-    about = {"format": FORMAT, "from": source.kind, "image": source.image.key, "kimbox": __version__}
+    about: dict[str, object] = {"format": FORMAT, "from": source.kind, "image": source.image.key, "kimbox": __version__}
     about |= {"name": wanted.box.name, "lock": whole.lock.digest, "spec": whole.lock.spec_digest}
+    about |= {"cleaned": source.opaque is None, "kept_keys": [finding.as_json() for finding in source.kept]}
     real = _as_installed(whole, source)
     return {
         "kimbox.json": json_bytes({**about, **source.about}),
@@ -184,8 +192,8 @@ def _as_installed(whole: Whole, source: Source) -> Whole:
 def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
     """The image, or the root of the halted machine, cleaned."""
     if wanted.image_only or not machine.exists:
-        image = store.ensure(wanted.box, whole.lock.packages)
-        yield Source("image", image, image.disk, image.format)
+        with _of_image(store.ensure(wanted.box, whole.lock.packages)) as source:
+            yield source
         return
     with machine.locked():
         now = state(machine)
@@ -201,22 +209,80 @@ def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
         try:
             with log.step(f"cleaning a copy of {machine.name}"):
                 done = clean(provider.of(machine).readable_disk(found, work), found, work)
-            yield Source("machine", found, work / "clean.raw", "raw", tuple(done))
+            kept = look_through(work / "clean.raw", f"the disk of {machine.name}")
+            yield Source("machine", found, work / "clean.raw", "raw", tuple(done), kept)
         finally:
             remove_tree(work)
+
+
+@contextmanager
+def _of_image(image: Image) -> Iterator[Source]:
+    """An image: one that was built here as it is, one from elsewhere without what a run has left in it."""
+    if "packages" in image.facts:
+        kept = look_through(image.disk, "the image")
+        yield Source("image", image, image.disk, image.format, kept=kept)
+        return
+    name = f"package-{image.key}"
+    work = paths.images_dir() / f"{store.TEMPORARY}{name}"  # where this is killed, the next build removes it
+    with locked(
+        paths.images_dir() / f"{name}.lock", wait_s=store.BUILD_WAIT_S, busy="another kimbox packages this image"
+    ):
+        remove_tree(work)
+        work.mkdir(mode=0o700)
+        try:
+            yield _cleaned_image(image, work)
+        finally:
+            remove_tree(work)
+
+
+def _cleaned_image(image: Image, work: Path) -> Source:
+    """An image from elsewhere, or a clean copy of it in `work`. Raises ImageError if that is damaged or holds a key."""
+    disk = image.disk
+    try:
+        with nbd.opened(image.disk, image.format) as there:
+            cleaned.places_in(there.read, there.size_bytes)
+        if image.format != "raw":
+            disk = work / "image.raw"
+            convert(image.disk, image.format, disk, ("-O", "raw"))
+        renew.check_layout(disk)
+    except ImageError as error:
+        return Source("image", image, image.disk, image.format, opaque=error.message)
+    found = renew.traces(disk)
+    if found:
+        with log.step("cleaning a copy of the image"):
+            if disk == image.disk:
+                disk = work / "image.raw"
+                copy_sparse(image.disk, disk)
+                disk.chmod(0o600)
+            found = renew.renew(disk)
+    kept = look_through(disk, "the image")
+    if not found:
+        return Source("image", image, image.disk, image.format, kept=kept)
+    return Source("image", image, disk, "raw", tuple(found), kept)
+
+
+def look_through(disk: Path, what: str) -> tuple[Finding, ...]:
+    """Keys that may stay on a raw disk. Raises ImageError, naming them, where there are others; `what` holds them."""
+    with log.step("looking for keys and identities"):
+        found = secrets.scan(disk, on_part=log.now)
+    found.check(what)
+    return found.kept
 
 
 def clean(used: Path, image: Image, work: Path) -> list[str]:
     """Makes clean.raw in `work`: a machine's disk (a qcow2) in the state before its first boot. Returns what went.
 
-    Where the image is not raw, image.raw beside it shows the same as a raw disk.
+    Where the image is not raw, image.raw beside it shows the same as a raw disk. Where it came from elsewhere, what a
+    run has left in it goes, too.
     """
     disk, base = work / "clean.raw", image.disk
     slim.flatten(used, "qcow2", disk, drop_snapshots=True)
     if image.format != "raw":
         base = work / "image.raw"
         slim.flatten(image.disk, image.format, base)
-    return cleaned.restore(disk, base)
+    done = cleaned.restore(disk, base)
+    is_known = "packages" in image.facts or "former" in image.facts
+    return done if is_known else sorted({*done, *renew.renew(disk)})
 
 
 def _knows_e1000(disk: Path, kind: str) -> bool:
