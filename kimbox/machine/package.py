@@ -196,6 +196,7 @@ def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
             yield source
         return
     with machine.locked():
+        _refuse_sealed(machine)
         now = state(machine)
         if now is not State.HALTED:
             hint = f"`kimbox halt {machine.name}` first; with --image the image it was made from is packaged"
@@ -213,6 +214,16 @@ def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
             yield Source("machine", found, work / "clean.raw", "raw", tuple(done), kept)
         finally:
             remove_tree(work)
+
+
+def _refuse_sealed(machine: Machine) -> None:
+    """Raises StateError where a box was secured: its root could be changed from inside, and it keeps others' data."""
+    if sealed := machine.record().sealed:
+        raise StateError(
+            f"{machine.name} is sealed as {sealed.role} of {sealed.site}, and a sealed box is not packaged: "
+            "what root in it changed, and what it keeps, would be in the package",
+            hint=f"--image packages the image it was made from; `kimbox secure {machine.name} --unseal` opens the box",
+        )
 
 
 @contextmanager

@@ -283,7 +283,7 @@ def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: 
 
 
 def test_no_secret_is_left_about(site: Site, tmp_path: Path) -> None:
-    """Neither the password nor the key that the gateway handed out: in no file, process, disk or package."""
+    """Neither the password nor the key of the gateway: in no file, process or disk; such a box is not packaged."""
     hand = site.hand
     key = site.operator("sudo sed -n 3p /persistent/pipeline/site/worker/id_ed25519").strip()
     assert len(key) == 70
@@ -293,12 +293,13 @@ def test_no_secret_is_left_about(site: Site, tmp_path: Path) -> None:
             assert [path for path in texts if secret in path.read_bytes()] == []
         assert [line for line in command_lines() if secret in line] == []
     hand("halt", "hand")
-    hand("package", "hand", "--format", "raw", "--output", str(tmp_path / "package"))
+    refused = hand.json("package", "hand", "--format", "raw", "--output", str(tmp_path / "package"), check=False)
+    assert (refused["exit_code"], "sealed" in refused["message"]) == (5, True)
+    assert not (tmp_path / "package/hand.raw").exists()
     raw = tmp_path / "hand.raw"
     run.run(["qemu-img", "convert", "-O", "raw", Machine("hand").disk, raw])
-    for disk in (raw, *(tmp_path / "package").glob("*.raw")):
-        assert holds(disk, PASSWORD.encode(), key.encode()) == []
-        assert holds(disk, b"KIMBOX_VERSION=") != []  # what is there is found
+    assert holds(raw, PASSWORD.encode(), key.encode()) == []
+    assert holds(raw, b"KIMBOX_VERSION=") != []  # what is there is found
 
 
 def holds(disk: Path, *words: bytes) -> list[bytes]:

@@ -22,6 +22,7 @@ from kimbox import run
 from kimbox.files import sha256_file
 from kimbox.image import cleaned, ext4dirs, renew, store, volumes
 from kimbox.machine import package as packaging
+from kimbox.machine.folder import Sealed
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
 
@@ -103,6 +104,19 @@ def test_a_database_is_refused_rather_than_removed(kimbox: Kimbox, box: Path) ->
     machine_of(box, image_of(box), with_files(f"{folders}write KEY /var/lib/mysql/ibdata1\n"))
     code, out, _ = kimbox("--json", "package", "--format", "raw")
     assert (1, True) == (code, "/var/lib/mysql/ibdata1: database" in error(out, "package")["message"])
+
+
+def test_a_sealed_box_is_refused(kimbox: Kimbox, box: Path) -> None:
+    """Its image is packaged all the same."""
+    machine = machine_of(box, image_of(box), "")
+    machine.write_record(attrs.evolve(machine.record(), sealed=Sealed("worker", "example.org")))
+    code, out, _ = kimbox("--json", "package", "--format", "raw")
+    told = error(out, "package")
+    assert (5, True) == (code, "sealed as worker of example.org" in told["message"])
+    assert "--unseal" in told["hint"]
+    assert "--image" in told["hint"]
+    code, out, _ = kimbox("--json", "package", "--format", "raw", "--image")
+    assert (0, "image") == (code, result(out, "package")["from"])
 
 
 # --- images from elsewhere
