@@ -45,15 +45,15 @@ def maintain(
     nothing is provisioned there. Halted, it goes on with the same command.
 
     --commit configures what is half configured, makes every initramfs, the kernel's links and GRUB's entries anew,
-    halts, removes what belongs to this one machine (identity, keys, logs, caches, /persistent), drops free space, and
-    adds the image under NAME: a spec then says `image: {box: NAME}`. What differs from the former image, packages and
-    files, is shown and recorded for review. With --package the new image is handed on, too, as `kimbox package` does
-    it: the record is in its kimbox.json, and its SBOM lists what is installed. Where something fails before the image
-    is there, the machine stays as it is.
+    halts, removes what belongs to this one machine (identity, keys, logs, caches, /persistent), drops free space,
+    looks for keys and identities that are left, which are an error, and adds the image under NAME: a spec then says
+    `image: {box: NAME}`. What differs from the former image, packages and files, is shown and recorded for review.
+    With --package the new image is handed on, too, as `kimbox package` does it: the record is in its kimbox.json, and
+    its SBOM lists what is installed. Where something fails before the image is there, the machine stays as it is.
 
     In its JSON: name and state of the machine; with --commit: box, image, former (keys of the images), size_bytes,
     record (the file), files (of packages), and changes: packages (name, old, new), files (added, removed, changed) that
-    belong to none of these, and package_files, how many do.
+    belong to none of these, and package_files, how many do; kept_keys: keys that packages ship in their files.
 
     \b
     Examples:

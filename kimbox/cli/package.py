@@ -45,8 +45,13 @@ def package(
 
     Packaged is the root of the box's halted machine, as its maintainer left it (maintain mode), or, where there is no
     machine, its image. A copy is cleaned: identity, keys, logs, caches, histories and all of /persistent go, and what
-    a boot wrote to the snapshot of root; the first boot of the package is that of a new box. Vagrant boxes hold spec,
-    lock, SBOM, statement and SHA256SUMS; for other formats they lie beside. The same disk gives the same bytes.
+    a boot wrote to the snapshot of root; the first boot of the package is that of a new box. An image that came from
+    elsewhere and has run is cleaned, too, if it has the layout of kimbox's images; if not, a warning says so. What is
+    packaged is then looked through: a private key, a shared secret, the identity of a machine or a database in it is
+    an error that names the file; a key that a package ships in its files is kept, and listed. A sealed box is refused.
+
+    Vagrant boxes hold spec, lock, SBOM, statement and SHA256SUMS; for other formats they lie beside. The same disk
+    gives the same bytes.
     Nothing is overwritten. With --catalog they go into a folder of their own in FOLDER, named by the version, beside
     the catalog.
 

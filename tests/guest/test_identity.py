@@ -1,0 +1,101 @@
+"""Keys and identities in a real guest: in no image, made by each box at its first boot, in no package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Kimbox
+
+from kimbox.image import secrets, volumes
+from kimbox.image.ext4dirs import find
+from kimbox.image.secretforms import Kind
+
+pytestmark = pytest.mark.guest
+
+#: Small packages that make a key or an identity when they are installed.
+SMALL = "[ssl-cert, munge, bind9, nsd, open-iscsi, nvme-cli, pacemaker]"
+
+#: What each makes, with owner, group and mode of stat(1).
+MADE = {
+    "/etc/ssl/private/ssl-cert-snakeoil.key": "root ssl-cert 640",
+    "/etc/ssl/certs/ssl-cert-snakeoil.pem": "root root 644",
+    "/etc/munge/munge.key": "munge munge 400",
+    "/etc/bind/rndc.key": "bind bind 640",
+    "/etc/nsd/nsd_control.key": "root root 600",
+    "/etc/nsd/nsd_server.key": "root root 600",
+    "/etc/iscsi/initiatorname.iscsi": "root root 600",
+    "/etc/nvme/hostnqn": "root root 644",
+    "/etc/nvme/hostid": "root root 644",
+    "/etc/pacemaker/authkey": "root haclient 640",
+}
+
+
+def image_of(kimbox: Kimbox) -> Path:
+    """The disk of the image of the spec in this folder, built now."""
+    return kimbox.home / "images" / str(kimbox.json("build")["key"]) / "disk.raw"
+
+
+def test_small_ones(kimbox: Kimbox, tmp_path: Path) -> None:
+    """Two builds are equal and hold none; the box that is ready has each, with its owner; its package has none."""
+    kimbox.spec("makers", f"image: {{packages: {SMALL}}}\n")
+    image = image_of(kimbox)
+    assert kimbox.json("verify")["same"]
+    with volumes.opened(image) as there:
+        assert [] == [path for path in MADE if find(there.systems[volumes.ROOT], path.encode())]
+    kimbox("up")
+    listed = kimbox.sh("makers", f"sudo stat -c '%n %U %G %a' {' '.join(MADE)}")
+    assert {f"{path} {owner}" for path, owner in MADE.items()} == set(listed.splitlines())
+    works = "munge -n 2>/dev/null | unmunge 2>/dev/null"
+    waited = kimbox.sh("makers", f"timeout 300 sh -c 'until {works}; do sleep 1; done'")
+    assert "Success (0)" in waited
+    # What is made is made from the new root's own chance: the certificate's key fits it.
+    key = kimbox.sh("makers", "sudo openssl pkey -in /etc/ssl/private/ssl-cert-snakeoil.key -pubout")
+    assert key == kimbox.sh("makers", "openssl x509 -in /etc/ssl/certs/ssl-cert-snakeoil.pem -noout -pubkey")
+    digests = "sudo sha256sum /etc/munge/munge.key /etc/nvme/hostid /etc/iscsi/initiatorname.iscsi"
+    first = kimbox.sh("makers", digests)
+    kimbox("reload")
+    assert first == kimbox.sh("makers", digests)
+    kimbox("reload", "--boot", "resnap")
+    assert set() == set(first.splitlines()) & set(kimbox.sh("makers", digests).splitlines())
+    kimbox("halt")
+    kimbox("package", "--format", "raw", "--output", str(tmp_path / "out"))
+    found = secrets.scan(tmp_path / "out/makers.raw")
+    assert () == found.made
+    with volumes.opened(tmp_path / "out/makers.raw") as there:
+        assert [] == [path for path in MADE if find(there.systems[volumes.ROOT], path.encode())]
+    kimbox("destroy", "-y")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("packages", "check"),
+    [
+        ("[postgresql]", "sudo -u postgres psql -tAc 'select 1'"),
+        ("[mariadb-server]", "sudo mariadb -NBe 'select 1'"),
+    ],
+)
+def test_databases(kimbox: Kimbox, packages: str, check: str) -> None:
+    """Two builds are equal and hold no database; the box has one, which answers."""
+    kimbox.spec("data", f"image: {{packages: {packages}}}\ndisk: {{size: 8GiB, volumes: {{root: 3GiB}}}}\n")
+    image = image_of(kimbox)
+    assert kimbox.json("verify")["same"]
+    assert () == secrets.scan(image).made
+    kimbox("up")
+    waiting = f"timeout 300 sh -c 'until {check}; do sleep 1; done' 2>/dev/null"
+    assert "1\n" == kimbox.sh("data", waiting.replace("'select 1'", '"select 1"'))
+    kimbox("destroy", "-y")
+
+
+@pytest.mark.soak
+def test_java(kimbox: Kimbox) -> None:
+    """Java's store of certificates is the same in both builds, and Java reads it; it is kept, and listed."""
+    kimbox.spec("java", "image: {packages: [openjdk-21-jre-headless]}\ndisk: {size: 8GiB, volumes: {root: 3GiB}}\n")
+    image = image_of(kimbox)
+    assert kimbox.json("verify")["same"]
+    kept = {finding.path: finding.kind for finding in secrets.scan(image).kept}
+    assert Kind.CERTIFICATES == kept["/etc/ssl/certs/java/cacerts"]
+    kimbox("up")
+    listed = kimbox.sh("java", "keytool -list -cacerts -storepass changeit | grep -c trustedCertEntry")
+    assert int(listed) > 100
+    kimbox("destroy", "-y")
