@@ -78,6 +78,8 @@ def _find(handle: int, at: cleaned.Places) -> Volumes:
     size = os.fstat(handle).st_size
     _, (pv, pv_end) = sorted(inuse.partitions(read_from(0), size))
     group = lvmread.read_group(read_from(pv), pv_end - pv)
+    if len(group.snapshots) != 1:
+        raise ImageError("it has more snapshots than the one of root")
     (snapshot,) = group.snapshots
     boot = Volume(BOOT, (at.boot,), read_from(at.boot[0]))
     found = [(BOOT, boot)]

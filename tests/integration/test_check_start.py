@@ -77,6 +77,19 @@ def test_what_is_missing_is_named_and_the_box_is_not_ready(
     assert [{"event": "ready", "manifest": "", "mode": "maintain"}] == guest.events()
 
 
+def test_keys_that_could_not_be_made_are_missing(guest: FakeGuest) -> None:
+    """The box is not ready; when the host asks again, they are tried once more."""
+    guest.path("/run/kimbox").mkdir()
+    guest.path("/run/kimbox/identity.failed").write_text("munge\nmungekey failed\n")
+    maker = guest.path("/usr/lib/kimbox/identity")
+    maker.write_text("#!/bin/sh\nrm /run/kimbox/identity.failed\n")
+    maker.chmod(0o755)
+    assert 1 == guest.run(SCRIPT).code
+    assert "munge\nmungekey failed\n" == guest.path(FAILED).read_text()
+    assert 0 == guest.run(SCRIPT, "again").code
+    assert not guest.path(FAILED).exists()
+
+
 def test_a_sealed_box_has_no_swap_and_a_masked_unit_is_not_missed(guest: FakeGuest) -> None:
     """Neither is a fault."""
     guest.path("/run/kimbox").mkdir()

@@ -15,7 +15,7 @@ from kimbox import paths
 pytestmark = pytest.mark.skipif(not can_unshare(), reason="this machine allows no mount namespace")
 
 IDENTITY = "/usr/lib/kimbox/identity"
-FAILED = "/run/kimbox/start.failed"
+FAILED = "/run/kimbox/identity.failed"
 MARK = "/var/lib/kimbox/identity"
 
 MAKER = """\
@@ -107,15 +107,6 @@ def test_a_failure_is_named_and_tried_again(guest: FakeGuest) -> None:
     guest.new_boot()
     assert guest.run(IDENTITY).ok
     assert (2, 1) == (runs(guest, "one"), runs(guest, "two"))
-
-
-def test_a_failure_of_another_stays(guest: FakeGuest) -> None:
-    """What has failed earlier in this boot is what the host is told."""
-    guest.path("/run/kimbox").mkdir()
-    guest.path(FAILED).write_text("swap\nno swap\n")
-    maker(guest, 0, "one", "exit 1")
-    assert 1 == guest.run(IDENTITY).code
-    assert "swap\nno swap\n" == guest.path(FAILED).read_text()
 
 
 def test_nothing_is_made_on_the_real_root(guest: FakeGuest) -> None:
