@@ -247,7 +247,7 @@ def change(disk: Path, start: int, gone: list[Entry], reset: dict[str, bytes]) -
 def traces(system: FileSystem, built: FileSystem | None) -> list[Entry]:
     """What belongs to one machine; `built` is the root of the image, None where that is not known to be of no machine.
 
-    Without it, empty files and links in the folders of logs and caches count as the image's.
+    Without it, links and files of nothing but zeros in the folders of logs and caches count as the image's.
     """
     found: list[Entry] = []
     for pattern in EMPTIED:
@@ -256,7 +256,7 @@ def traces(system: FileSystem, built: FileSystem | None) -> list[Entry]:
     for path in FILES_GO:
         files = (e for e in tree(system, ext4dirs.find(system, path.encode())) if not e.inode.is_folder)
         if built is None:
-            found += [e for e in files if not e.inode.is_link and (e.inode.size_bytes or not e.inode.is_file)]
+            found += [e for e in files if not e.inode.is_link and not _is_blank(system, e)]
         else:
             was = {e.path: e for e in tree(built, ext4dirs.find(built, path.encode()))}
             found += [e for e in files if not _is_as_built(system, e, built, was.get(e.path))]
@@ -266,6 +266,17 @@ def traces(system: FileSystem, built: FileSystem | None) -> list[Entry]:
         for pattern in maker.removes:
             found += _with_links(system, pattern)
     return list({entry.path: entry for entry in found}.values())
+
+
+def _is_blank(system: FileSystem, entry: Entry) -> bool:
+    """Whether a file has nothing but zeros, as the records of logins have in a new system."""
+    if not entry.inode.is_file:
+        return False
+    for _, count, start in ext4data.runs(system, entry.inode):
+        for number in range(start, start + count):
+            if any(system.read(number * system.block_bytes, system.block_bytes)):
+                return False
+    return True
 
 
 def _with_links(system: FileSystem, pattern: str) -> list[Entry]:

@@ -17,6 +17,8 @@ from kimbox.image import provisioners
 FOLDER = "usr/lib/kimbox/identity.d/"
 
 _NAME = re.compile(r"[0-9]{2}-([a-z0-9][a-z0-9+.-]*)")
+#: Anything like such a line, further down or of another form.
+_STRAY = re.compile(r"#\s*+(needs|removes|data)\s*+:")
 _LINE = re.compile(r"# (needs|removes|data): (/[A-Za-z0-9/._*-]+)")
 
 
@@ -48,7 +50,7 @@ def parse(path: str, text: str) -> Maker:
     top = list(takewhile(bool, matches))
     for match in filter(None, top):
         found[match[1]].append(match[2])
-    has_more = any(re.match(r"#\s*(needs|removes|data)\s*:", line) for line in lines[1 + len(top) :])
+    has_more = any(_STRAY.match(line) for line in lines[1 + len(top) :])
     if (
         not name
         or lines[:1] != ["#!/bin/sh"]

@@ -181,7 +181,7 @@ def _is_openpgp(head: bytes) -> bool:
     if packet is None or packet[0] != _SECRET_KEY:
         return False
     _, start, end = packet
-    if end - start < 20 or start + 6 > len(head) or head[start] not in _VERSIONS:
+    if end - start < 20 or start + 8 > len(head) or head[start] not in _VERSIONS:
         return False
     algorithm = head[start + (7 if head[start] == 3 else 5)]
     if algorithm not in _ALGORITHMS or end >= len(head):

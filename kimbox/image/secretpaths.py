@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 from kimbox.image.secretforms import Kind
 
@@ -77,9 +77,17 @@ NAMES: tuple[tuple[str, Kind], ...] = (
     ("/ssh_host_*_key", Kind.OPENSSH),
 )
 
-_WHOLE = {pattern.encode(): (kind, is_one) for pattern, kind, is_one in PLACES if "*" not in pattern}
-_WILD = [(pattern.encode().split(b"/"), kind, is_one) for pattern, kind, is_one in PLACES if "*" in pattern]
-_LAST = [(pattern.encode().split(b"/")[1:], kind) for pattern, kind in NAMES]
+
+def _pattern(paths: Iterable[str]) -> re.Pattern[bytes]:
+    """Matches one of these at the end, with a group for each; a star is any part of one name."""
+    groups = (re.escape(path).replace(r"\*", "[^/]*") for path in paths)
+    return re.compile(f"(?:{'|'.join(f'({group})' for group in groups)})\\Z".encode())
+
+
+_WHOLE = {path.encode(): (kind, is_one) for path, kind, is_one in PLACES if "*" not in path}
+_WILD = [place for place in PLACES if "*" in place[0]]
+_WILD_PATTERN = _pattern(path for path, _, _ in _WILD)
+_NAME_PATTERN = _pattern(path for path, _ in NAMES)
 
 
 def of_path(path: bytes, head: Callable[[], bytes]) -> Kind | None:
@@ -87,21 +95,11 @@ def of_path(path: bytes, head: Callable[[], bytes]) -> Kind | None:
     found = _WHOLE.get(path)
     if found and found[1](head()):
         return found[0]
-    parts = path.split(b"/")
-    for pattern, kind in _LAST:
-        if _matches(parts[-len(pattern) :], pattern) and head():
-            return kind
-    for wanted, kind, is_one in _WILD:
-        if _matches(parts, wanted) and is_one(head()):
-            return kind
+    match = _NAME_PATTERN.search(path)
+    if match and match.lastindex and head():
+        return NAMES[match.lastindex - 1][1]
+    match = _WILD_PATTERN.match(path)
+    if match and match.lastindex:
+        _, kind, is_one = _WILD[match.lastindex - 1]
+        return kind if is_one(head()) else None
     return None
-
-
-def _matches(parts: list[bytes], pattern: list[bytes]) -> bool:
-    """Whether each name matches its own; plain ones, which decide mostly, are compared first."""
-    if len(parts) != len(pattern):
-        return False
-    pairs = list(zip(parts, pattern, strict=True))
-    return all(part == want for part, want in pairs if b"*" not in want) and all(
-        fnmatch.fnmatchcase(part, want) for part, want in pairs if b"*" in want
-    )

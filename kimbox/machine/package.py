@@ -228,8 +228,8 @@ def _refuse_sealed(machine: Machine) -> None:
 
 @contextmanager
 def _of_image(image: Image) -> Iterator[Source]:
-    """An image: one that was built here as it is, one from elsewhere without what a run has left in it."""
-    if "packages" in image.facts:
+    """An image: one of kimbox's own as it is, one from elsewhere without what a run has left in it."""
+    if _is_own(image):
         kept = look_through(image.disk, "the image")
         yield Source("image", image, image.disk, image.format, kept=kept)
         return
@@ -292,8 +292,12 @@ def clean(used: Path, image: Image, work: Path) -> list[str]:
         base = work / "image.raw"
         slim.flatten(image.disk, image.format, base)
     done = cleaned.restore(disk, base)
-    is_known = "packages" in image.facts or "former" in image.facts
-    return done if is_known else sorted({*done, *renew.renew(disk)})
+    return done if _is_own(image) else sorted({*done, *renew.renew(disk)})
+
+
+def _is_own(image: Image) -> bool:
+    """Whether kimbox built an image here, or made it of a maintained one: it never ran then, or was cleaned."""
+    return "packages" in image.facts or "former" in image.facts
 
 
 def _knows_e1000(disk: Path, kind: str) -> bool:

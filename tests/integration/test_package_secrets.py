@@ -46,8 +46,13 @@ disk:
 def with_files(script: str) -> str:
     """A debugfs script, after which files `key` and `sums` of the test are known."""
     Path("key").write_text(KEY)
+    Path("zeros").write_bytes(bytes(10_000))
     Path("sums").write_text(f"{DIGEST}  usr/share/some/test.key\n")
-    return script.replace("KEY", str(Path("key").resolve())).replace("SUMS", str(Path("sums").resolve()))
+    return (
+        script.replace("KEY", str(Path("key").resolve()))
+        .replace("SUMS", str(Path("sums").resolve()))
+        .replace("ZEROS", str(Path("zeros").resolve()))
+    )
 
 
 SHIPPED = """\
@@ -128,6 +133,7 @@ rm /etc/hostname
 write NAME /etc/hostname
 write KEY /etc/ssh/ssh_host_ed25519_key
 write KEY /var/log/syslog
+write ZEROS /var/log/lastlog
 write KEY /var/lib/kimbox/done
 """
 RUN_PERSISTENT = """\
@@ -208,6 +214,7 @@ def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kin
         persistent = {entry.path for entry in ext4dirs.walk(there.systems["/persistent"])}
         assert bytes(1 << 16) == there.store.read(0, 1 << 16)
     assert {b"/lost+found", b"/runsecure", b"/runsetup"} == persistent
+    assert bytes(10_000) == tinypackage.content(new, b"/var/log/lastlog")
     for path in (b"/etc/machine-id", b"/etc/hosts"):
         assert tinypackage.content(image, path) == tinypackage.content(new, path)
     assert b"kimbox\n" == tinypackage.content(new, b"/etc/hostname")

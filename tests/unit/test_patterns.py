@@ -142,6 +142,9 @@ def test_every_expression_is_a_constant() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re.")
     ]
     assert [
+        "kimbox.image.secretpaths: re.compile(f\"(?:{'|'.join((f'({group})' for group in groups))})\\\\Z\".encode())",
+        "kimbox.image.secretpaths: re.escape(path).replace('\\\\*', '[^/]*')",  # both for constants
+        "kimbox.image.secretpaths: re.escape(path)",
         "kimbox.machine.explain: re.compile(pattern)",  # for the constant SIGNS
         "kimbox.spec.schema: re.compile(end_of_text(pattern))",  # for the schemas
     ] == inside
