@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Kimbox, until
-from promises import PROMISE, promised
+from promises import PROMISE, promised, step
 from webfolder import serving
 
 from kimbox import run
@@ -24,18 +24,10 @@ SPEC = """boot: {mode}
 disk: {{volume_group: my-site, names: {{root: base-1, root_snap: new-root}}}}
 provision:
   - {{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}
-  - name: promise
-    mode: user
-    script: |
-      cat >/tmp/promise <<'END'
-      {promise}
-      END
-      sh /tmp/promise >/var/tmp/first-step
-      sudo touch /boot/step
-"""
+{promise}"""
 
-#: What the script `promise` found in the first moment in which a step runs.
-FIRST_STEP = "cat /var/tmp/first-step"
+#: What was there in the first moment in which a step ran.
+FIRST_STEP = "/var/tmp/first-step"
 
 #: The host, as QEMU's user network shows it to the guest.
 HOST = "10.0.2.2"
@@ -56,7 +48,7 @@ def box(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox
 
 def write_spec(box: Kimbox, mode: str) -> None:
     """The spec with that `boot:`."""
-    box.spec(NAME, SPEC.format(mode=mode, promise=PROMISE.replace("\n", "\n      ").rstrip()))
+    box.spec(NAME, SPEC.format(mode=mode, promise=step(FIRST_STEP).strip("\n")))
 
 
 def look(box: Kimbox) -> list[str]:
@@ -131,7 +123,7 @@ def update_kernel(box: Kimbox, folder: Path) -> None:
 
 def test_a_step_finds_what_ready_promises(box: Kimbox) -> None:
     """In the first moment in which a step runs; and nothing is mounted later over what it writes."""
-    first = promised(box.sh(NAME, FIRST_STEP))
+    first = promised(box.sh(NAME, f"cat {FIRST_STEP}"))
     assert {"/", "/boot", "/persistent", "/tmp", "/run/lock"} <= first
     box.sh(NAME, "timeout 300 systemctl is-system-running --wait || true")
     assert first == promised(box("exec", NAME, "--", "sh", "-s", input=PROMISE).stdout)
@@ -149,9 +141,9 @@ def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
     reboots(box)
     assert box.json("status")["boot"] == "keep"
     assert look(box) == ["1", "/boot/kept", "/changed", "/made", "/persistent/kept"]
-    kept = promised(box.sh(NAME, FIRST_STEP))
+    kept = promised(box.sh(NAME, f"cat {FIRST_STEP}"))
     assert reloaded(box, "--boot", "resnap") == "resnap"
-    assert kept == promised(box.sh(NAME, FIRST_STEP))
+    assert kept == promised(box.sh(NAME, f"cat {FIRST_STEP}"))
     assert look(box) == ["2", "/boot/kept", "/made", "/persistent/kept"]
     assert reloaded(box) == "keep"
     assert look(box) == ["2", "/boot/kept", "/made", "/persistent/kept"]

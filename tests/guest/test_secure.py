@@ -12,7 +12,7 @@ import pytest
 from conftest import Kimbox, exchange, until
 from frames import wired
 from makearchive import Archive
-from promises import PROMISE, promised
+from promises import PROMISE, promised, step
 from webfolder import serving
 
 from kimbox import run
@@ -41,7 +41,11 @@ secure:
   updates: true
   roles:
     director: {{outbound: [{{host: archive.test, port: {port}}}]}}
+provision:{promise}
 """
+
+#: What was there in the first moment in which a step ran, in the boot that ended sealed.
+FIRST_STEP = "/var/tmp/first-step"
 
 HAND = """kimbox: 1
 name: hand
@@ -140,7 +144,7 @@ def site(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
 
 def boxes(home: Path, folder: Path, other: Path, port: int) -> Iterator[Site]:
     """Both boxes, each in its folder; gone at the end."""
-    vault = bring_up(home, folder, VAULT.format(port=port))
+    vault = bring_up(home, folder, VAULT.format(port=port, promise=step(FIRST_STEP)))
     told = take(vault, "vault", PASSWORD, "--role", "director", "--site", "example.org", "--username", "alice")
     assert told.stdout == "vault is sealed, as director of example.org\n"
     key = Machine("vault").known_hosts.read_text().split(" ", 1)[1].strip()
@@ -179,8 +183,9 @@ def test_what_is_open_of_it(site: Site, tmp_path: Path) -> None:
     usable = [name for name, _, rest in (a.partition(":") for a in accounts) if not rest.startswith(("!", "*"))]
     assert usable == ["alice"]
     assert site.operator("getent passwd vagrant || true; sudo ls /etc/sudoers.d") == "README\noperator\n"
-    first = promised(site.operator(PROMISE.replace("${1:-}", "sealed")))
+    first = promised(site.operator(f"cat {FIRST_STEP}"))
     assert {"/boot", "/persistent", "/tmp", "/run/lock"} <= first
+    assert first == promised(site.operator(PROMISE))
     assert site.operator("systemctl list-units --plain --no-legend 'getty@*' 'serial-getty@*'") == ""
     assert site.operator("cat /proc/sys/kernel/modules_disabled") == "1\n"
     site.operator("sudo systemd-run -q -p Type=exec systemd-socket-activate -l 8888 --accept --inetd echo hello")
