@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import fakeguest
 import feignedworld
 import jsonschema
@@ -135,8 +136,19 @@ def read_files(guest: FakeGuest) -> dict[str, Any]:
         for step, pins in said["stale"].items()
     ]
     assert env["KIMBOX_STALE"].split() == words
-    assert (env["KIMBOX_SETUP_COMMIT"], env["KIMBOX_UNPINNED"].split()) == (done["setup_commit"], said["unpinned"])
+    assert (env["KIMBOX_SETUP_COMMIT"] or None, env["KIMBOX_UNPINNED"].split()) == (done["setup_commit"], said["unpinned"])
     return said
+
+
+@needs_namespace
+def test_a_box_with_nothing_to_provision_says_what_it_is(guest: FakeGuest, tmp_path: Path) -> None:
+    """Its first root is the first one, though it is good at once; the next is a new one."""
+    box = attrs.evolve(makebox.make_box(tmp_path), repositories=(), provision=(), probes=())
+    assert provision(guest, tmp_path, box) == 0
+    assert "first" == read_files(guest)["provisioned"]["by"]
+    guest.new_root()
+    assert guest.run("/usr/lib/kimbox/provisiond").code == 0
+    assert "resnap" == read_files(guest)["provisioned"]["by"]
 
 
 @needs_namespace
