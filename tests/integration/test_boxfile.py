@@ -136,7 +136,10 @@ def read_files(guest: FakeGuest) -> dict[str, Any]:
         for step, pins in said["stale"].items()
     ]
     assert env["KIMBOX_STALE"].split() == words
-    assert (env["KIMBOX_SETUP_COMMIT"] or None, env["KIMBOX_UNPINNED"].split()) == (done["setup_commit"], said["unpinned"])
+    assert (env["KIMBOX_SETUP_COMMIT"] or None, env["KIMBOX_UNPINNED"].split()) == (
+        done["setup_commit"],
+        said["unpinned"],
+    )
     return said
 
 

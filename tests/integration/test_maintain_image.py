@@ -104,6 +104,20 @@ def test_a_package_of_it(machine: Machine, world: Path) -> None:
     run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", world / "box.img", image.disk])
 
 
+def test_a_key_of_the_maintainer_s_is_refused_by_name(machine: Machine, world: Path) -> None:
+    """Nothing gets the name, and the machine is as it was."""
+    former, disk = store.find(FORMER), world / "changed.raw"
+    assert former
+    run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", world / "key"])
+    write(disk, "/etc/site.key", world, (world / "key").read_text())
+    machine.disk.unlink()
+    madedisk.overlaid(former.disk, disk, machine.disk)
+    with pytest.raises(maintain.ImageError, match=r"/etc/site\.key"):
+        maintain.make_image(machine, former, "new")
+    assert boxes.find("new") is None
+    assert machine.disk.exists()
+
+
 def test_interrupted_at_the_record_nothing_has_the_name(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk while the image is taken in leaves no image, no name, and the machine as it was."""
     former = store.find(FORMER)
