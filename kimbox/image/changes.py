@@ -1,7 +1,7 @@
 """What a maintainer changed: packages and files of one disk against those of the image that it was made from.
 
 Both are raw disks of kimbox's layout that nobody writes to, read by kimbox's own code. Paths are escaped by
-`ext4dirs.shown` where they are told or recorded, as a guest chose them.
+`ext4dirs.shown` where they are shown or recorded, because a guest chose them.
 """
 
 from __future__ import annotations

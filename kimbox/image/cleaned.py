@@ -230,7 +230,8 @@ def _clean(disk: Path, image: Path, start: int) -> list[str]:
 def change(disk: Path, start: int, gone: list[Entry], reset: dict[str, bytes]) -> list[str]:
     """Removes entries of the root at `start` and writes files of AS_BUILT; returns the paths, escaped by `shown`.
 
-    What is written anew has to be among what is removed, or not there. The file system has to be checked afterwards.
+    A file that is written must be among those that are removed, or must not exist. The file system has to be checked
+    afterwards.
     """
     with disk.open("r+b") as target:
         system = file_system(target.fileno(), start)

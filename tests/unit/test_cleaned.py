@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kimbox.errors import ImageError
-from kimbox.image import cleaned
+from kimbox.image import cleaned, volumes
 from kimbox.image.lvmread import Group, Segment, Snapshot, Volume
 
 START, MIB = 1 << 20, 1 << 20
@@ -40,3 +42,14 @@ def test_a_disk_without_root_in_one_piece_is_refused(words: str, snapshots: dict
     """Its files cannot be changed by their place then."""
     with pytest.raises(ImageError, match=words):
         cleaned._root(group(snapshots, pieces=pieces))
+
+
+def test_the_volumes_of_a_disk_with_more_snapshots_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of them a box would run on is not known; it is no traceback."""
+    monkeypatch.setattr(volumes.inuse, "partitions", lambda *_: [(0, MIB), (MIB, 200 * MIB)])
+    monkeypatch.setattr(volumes.lvmread, "read_group", lambda *_: group({"snap": "root", "mine": "root"}))
+    (tmp_path / "disk").touch()
+    with (tmp_path / "disk").open("rb") as disk, pytest.raises(ImageError, match="more snapshots than the one of root"):
+        volumes._find(disk.fileno(), cleaned.Places((0, MIB), (START, MIB)))
