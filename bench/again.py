@@ -24,10 +24,11 @@ from pathlib import Path
 
 from bench.common import locked, medians, note, options, said, show, until
 from kimbox import paths
+from kimbox.actions import life
+from kimbox.drivers.qemu import qmp
 from kimbox.guest.ssh import Guest
-from kimbox.image import store
-from kimbox.lock import apt
-from kimbox.machine import life, qmp
+from kimbox.image.store import images
+from kimbox.lock.apt import sources as apt
 from kimbox.machine.folder import Machine
 from kimbox.run import run
 from kimbox.spec.load import load_box
@@ -149,7 +150,7 @@ def measure(n: int, work: Path) -> tuple[dict[str, list[float]], int]:
         with served(mirror) as port, tempfile.TemporaryDirectory(dir=work) as folder:
             box = write_box(Path(folder), port)
             machine = Machine(NAME)
-            store.ensure(box, locked(box))
+            images.ensure(box, locked(box))
             started = time.monotonic()
             life.up(life.Up(box, provision=False))
             boot_s = time.monotonic() - started

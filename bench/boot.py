@@ -20,8 +20,9 @@ from pathlib import Path
 from bench import stock
 from bench.common import banner, launch, locked, medians, options, said, shipped, show, until
 from kimbox import paths
-from kimbox.image import store
-from kimbox.machine import life, qemu
+from kimbox.actions import life
+from kimbox.drivers.qemu import process
+from kimbox.image.store import images
 from kimbox.machine.folder import Machine
 from kimbox.run import run
 from kimbox.spec.model import Box
@@ -46,7 +47,7 @@ def booted_once(plain: Path, box: Box, folder: Path) -> Path:
     """The disk of a stock system that was booted and shut down: the first boot makes what every later one finds."""
     machine, started = launch(folder, plain, "raw", box)
     until(machine, started, banner)
-    if not qemu.power_off(machine, SHUTDOWN_TIMEOUT_S):
+    if not process.power_off(machine, SHUTDOWN_TIMEOUT_S):
         raise SystemExit(f"the stock system does not shut down: see {machine.serial_log}")
     return machine.disk
 
@@ -54,8 +55,8 @@ def booted_once(plain: Path, box: Box, folder: Path) -> Path:
 def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
     """All times, in seconds, taken in turns."""
     packages = locked(box)
-    image = store.ensure(box, packages)
-    plain = stock.build(store.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
+    image = images.ensure(box, packages)
+    plain = stock.build(images.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
     plain = booted_once(plain, box, work / "stock")
     life.up(life.Up(box, name))
     real = Machine(box.name)
@@ -71,7 +72,7 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
         for title, (disk, disk_format, done) in starts.items():
             machine, started = launch(work / "m", disk, disk_format, box)
             times[title].append(until(machine, started, done))
-            qemu.kill(machine)
+            process.kill(machine)
         before = time.monotonic()
         run([sys.executable, "-m", "kimbox", "--quiet", "up", name], env=dict(os.environ))
         up_at = time.monotonic()

@@ -16,9 +16,11 @@ from pathlib import Path
 from bench import stock
 from bench.common import locked, medians, options, shipped, show
 from kimbox import paths
-from kimbox.image import namespace, store
-from kimbox.lock import apt, debs
-from kimbox.lock.packages import LockedPackages
+from kimbox.image.build import namespace
+from kimbox.image.store import images
+from kimbox.lock.apt import cache
+from kimbox.lock.apt import sources as apt
+from kimbox.lock.apt.packages import LockedPackages
 from kimbox.spec.model import PackageImage
 
 #: What the image may take against mmdebstrap alone.
@@ -30,7 +32,7 @@ def apt_cache(packages: LockedPackages, folder: Path) -> None:
     folder.mkdir()
     for name, package in packages.versions.items():
         version = package.version.replace(":", "%3a")
-        os.link(debs.deb_of(package), folder / f"{name}_{version}_{package.architecture}.deb")
+        os.link(cache.deb_of(package), folder / f"{name}_{version}_{package.architecture}.deb")
 
 
 def main() -> None:
@@ -40,8 +42,8 @@ def main() -> None:
     if not isinstance(box.image, PackageImage):
         raise SystemExit(f"{asked.box} is not built from packages")
     packages = locked(box)
-    plan = store.recipe_of(box, packages)
-    debs.ensure(box.image, plan.locked)
+    plan = images.recipe_of(box, packages)
+    cache.ensure(box.image, plan.locked)
     times: dict[str, list[float]] = {"mmdebstrap alone": [], "kimbox build": []}
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
         work = Path(folder)
@@ -50,7 +52,7 @@ def main() -> None:
         sources.write_text("\n".join(lines) + "\n")
         apt_cache(plan.locked, work / "debs")
         fill = f'mkdir -p "$1/var/cache/apt/archives" && cp {work}/debs/*.deb "$1/var/cache/apt/archives/"'
-        image = store.ensure(box, packages)
+        image = images.ensure(box, packages)
         for _ in range(asked.n):
             started = time.monotonic()
             stock.install(box.image.suite, plan.packages, work / "root", sources, [f"--setup-hook={fill}"])
@@ -58,7 +60,7 @@ def main() -> None:
             namespace.remove(work / "root")
             namespace.remove(image.disk.parent)
             started = time.monotonic()
-            image = store.ensure(box, packages)
+            image = images.ensure(box, packages)
             times["kimbox build"].append(time.monotonic() - started)
     median = medians(times, 1)
     ratio = round(median["kimbox build"] / median["mmdebstrap alone"], 2)

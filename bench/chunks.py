@@ -20,8 +20,8 @@ from pathlib import Path
 
 from bench.common import note, options, show
 from kimbox import paths
+from kimbox.actions import life
 from kimbox.guest.ssh import Guest
-from kimbox.machine import life
 from kimbox.machine.folder import Machine
 from kimbox.spec.layout import MIB, SECTOR_BYTES, dm_name
 from kimbox.spec.load import load_box

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from kimbox import paths
-from kimbox.lock.packages import LockedPackages
-from kimbox.machine import accelerator, grubenv, keys, qemu
+from kimbox.drivers import accelerator
+from kimbox.drivers.qemu import process as qemu
+from kimbox.lock.apt.packages import LockedPackages
+from kimbox.machine import grubenv, keys
 from kimbox.machine.folder import Machine, Record
-from kimbox.machine.pins import lock_for
+from kimbox.project.pins import lock_for
 from kimbox.spec.load import load_box
 from kimbox.spec.model import BootMode, Box
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench.common import cpu_s, launch, medians, note, options, ratio, said, shipped, show, until
 from kimbox import paths
-from kimbox.machine import life, qemu
+from kimbox.actions import life
+from kimbox.drivers.qemu import process
 from kimbox.machine.folder import Machine
 from kimbox.spec.model import BootMode, Box
 
@@ -32,7 +33,7 @@ def boot(folder: Path, disk: Path, box: Box, mode: BootMode) -> tuple[float, flo
         taken_s = cpu_s(machine)
         booted = next(event.text("mode") for event in machine.boot_events() if event.name == "booting")
     finally:
-        qemu.kill(machine)
+        process.kill(machine)
     if booted != mode:
         raise SystemExit(f"{booted} was booted in place of {mode}")
     return wall_s, taken_s

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from bench.common import medians, note, options, ratio, shipped, show
 from kimbox import paths
+from kimbox.actions import life, shrink
 from kimbox.files import copy_sparse
 from kimbox.guest.ssh import Guest
-from kimbox.image import store
-from kimbox.machine import life, shrink
+from kimbox.image.store import images
 from kimbox.machine.folder import Machine
 from kimbox.run import run
 from kimbox.spec.model import BootMode, Box
@@ -56,7 +56,7 @@ def inside(machine: Machine, script: str) -> float:
         return time.monotonic() - started
 
 
-def usual(box: Box, name: str, machine: Machine, image: store.Image, target: Path) -> tuple[float, int]:
+def usual(box: Box, name: str, machine: Machine, image: images.Image, target: Path) -> tuple[float, int]:
     """Seconds and bytes of zeros and conversion."""
     life.up(life.Up(box, name))
     taken_s = inside(machine, ZERO)
@@ -79,7 +79,7 @@ def main() -> None:
         life.up(life.Up(box, asked.box))
         inside(machine, USE)
         life.halt(machine)
-        image = store.find(machine.record().image)
+        image = images.find(machine.record().image)
         assert image
         copy_sparse(machine.disk, used)
         for _ in range(asked.n):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kimbox.image import namespace, rootfs
-from kimbox.image.recipe import EPOCH_S, Recipe
-from kimbox.lock import apt
+from kimbox.image.build import namespace, rootfs
+from kimbox.image.build.recipe import EPOCH_S, Recipe
+from kimbox.lock.apt import sources as apt
 from kimbox.run import run
 from kimbox.spec.model import PackageImage
 

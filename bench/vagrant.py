@@ -24,9 +24,12 @@ from pathlib import Path
 
 from bench.common import medians, note, options, ratio, show
 from kimbox import paths
-from kimbox.image import boxwriter, store
-from kimbox.machine import accelerator, libvirt, rendered
-from kimbox.machine.pins import lock_for
+from kimbox.actions import vagrant_export
+from kimbox.drivers import accelerator
+from kimbox.drivers.vagrant import libvirt
+from kimbox.image.formats import boxwriter
+from kimbox.image.store import images
+from kimbox.project.pins import lock_for
 from kimbox.render.vagrantfile import box_name
 from kimbox.run import run, which
 from kimbox.spec.load import load_box
@@ -88,8 +91,8 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
         (folder / "kimbox.yaml").write_text(SPEC)
         box = load_box(folder / "kimbox.yaml")
         lock, _ = lock_for(box, shipped=False)
-        image = store.ensure(box, lock.packages)
-        rendered.render([rendered.Wanted(box)], folder / "vagrant")
+        image = images.ensure(box, lock.packages)
+        vagrant_export.render([vagrant_export.Wanted(box)], folder / "vagrant")
         boxwriter.libvirt(image.disk, image.format, folder / f"vagrant/{NAME}.box")
         driver = "kvm" if accelerator.find().name == "kvm" else "qemu"
         env = {

@@ -12,8 +12,8 @@ from kimbox.cli.output import printable, report
 from kimbox.errors import KimboxError
 
 if TYPE_CHECKING:
+    from kimbox.actions.audit import Audited
     from kimbox.guest.audit import Check, Comparison, Report
-    from kimbox.machine.audit import Audited
 
 
 def audit(
@@ -46,10 +46,10 @@ def audit(
       kimbox audit --save open.json && kimbox secure && kimbox audit --compare open.json
       kimbox audit openkim-worker --json
     """
+    from kimbox.actions import audit as auditing
     from kimbox.files import write_json
     from kimbox.guest import audit as audits
     from kimbox.log import log
-    from kimbox.machine import audit as auditing
 
     before = auditing.read(compare) if compare else None
     machine = target.machine(box, file)

@@ -73,8 +73,8 @@ def box(
 
 
 def _add(words: list[str], digest: str | None, keys: list[str], version: str | None, *, force: bool) -> None:
-    from kimbox.image import boxcatalog
-    from kimbox.machine import shelf
+    from kimbox.actions import boxes as shelf
+    from kimbox.image.sources import boxcatalog
     from kimbox.spec import rules, signing
     from kimbox.spec.nodes import Fault
 
@@ -106,7 +106,7 @@ def _keys(text: str) -> tuple[str, ...]:
 
 
 def _list() -> None:
-    from kimbox.image import boxes
+    from kimbox.image.store import names as boxes
 
     found = list(boxes.every())
     rows = [["NAME", "VERSION", "FOR", "DIGEST", "FROM"]]
@@ -115,7 +115,7 @@ def _list() -> None:
 
 
 def _remove(names: list[str]) -> None:
-    from kimbox.machine import shelf
+    from kimbox.actions import boxes as shelf
     from kimbox.spec import rules
     from kimbox.spec.nodes import Fault
 
@@ -132,7 +132,7 @@ def _remove(names: list[str]) -> None:
 
 
 def _prune(*, dry_run: bool, yes: bool) -> None:
-    from kimbox.machine import shelf
+    from kimbox.actions import boxes as shelf
 
     names = [one.name for one in shelf.unused()]
     wanted = bool(names) and not dry_run

@@ -24,7 +24,7 @@ def destroy(
       kimbox destroy
       kimbox destroy openkim-dev -y
     """
-    from kimbox.machine import stop
+    from kimbox.actions import stop
 
     machine = target.machine(box, file)
     if not machine.folder.exists() and not machine.unfinished.exists():

@@ -32,10 +32,10 @@ def diff(
       kimbox diff HEAD~1:kimbox.lock kimbox.lock
       kimbox diff openkim-dev other/kimbox.lock
     """
+    from kimbox.actions import diff as compare
+    from kimbox.guest.stale import words
     from kimbox.lock.diff import as_json, as_text
-    from kimbox.machine import compare
     from kimbox.machine.folder import Machine
-    from kimbox.machine.stale import words
 
     def of_this_folder(which: str) -> compare.Side:
         box, shipped = target.spec(None, file)

@@ -16,8 +16,8 @@ def doctor() -> None:
     Examples:
       kimbox doctor
     """
+    from kimbox.actions.doctor import examine
     from kimbox.errors import MissingToolError
-    from kimbox.machine.host import examine
 
     checks = examine()
     lines = []

@@ -38,16 +38,16 @@ def exec_(
       kimbox exec --up openkim-dev -- lmp -h
       tar -c data | kimbox exec -- tar -x
     """
+    from kimbox.actions.observe import reach
+    from kimbox.drivers import provider
     from kimbox.guest import shared
-    from kimbox.machine import provider
-    from kimbox.machine.facts import reach
 
     name, command = target.split(words or [], settings.after)
     if not command:
         raise UsageError("exec needs a command", hint="kimbox exec [BOX] -- COMMAND [ARG]...")
     if start:
-        from kimbox.machine import life
-        from kimbox.machine.watch import BOOT_TIMEOUT_S
+        from kimbox.actions import life
+        from kimbox.actions.watch import BOOT_TIMEOUT_S
 
         box, shipped = target.spec(name, file)
         life.up(life.Up(box, shipped, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S))

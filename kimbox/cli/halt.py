@@ -24,8 +24,8 @@ def halt(
       kimbox halt
       kimbox halt openkim-dev --force
     """
-    from kimbox.machine import stop
-    from kimbox.machine.facts import state
+    from kimbox.actions import stop
+    from kimbox.actions.observe import state
 
     machine = target.machine(box, file)
     before = stop.halt(machine, force=force, timeout_s=settings.timeout_s or stop.HALT_TIMEOUT_S)

@@ -59,7 +59,7 @@ def lock(
 
 
 def _check(spec: Box, shipped: bool, remote: bool) -> None:
-    from kimbox.machine import pins
+    from kimbox.project import pins
 
     path, notes = pins.verify_lock(spec, shipped=shipped, remote=remote)
     text = "\n".join([*(f"note: {printable(note)}" for note in notes), f"{path} stands"])
@@ -67,9 +67,10 @@ def _check(spec: Box, shipped: bool, remote: bool) -> None:
 
 
 def _lock(spec: Box, shipped: bool, update: list[str] | None, dry_run: bool) -> None:
+    from kimbox.actions import diff as compare
     from kimbox.lock.diff import as_json, as_text
     from kimbox.log import log
-    from kimbox.machine import compare, pins
+    from kimbox.project import pins
 
     done = pins.relock(spec, shipped=shipped, update=update, dry_run=dry_run)
     for warning in done.warnings:

@@ -85,7 +85,7 @@ def _build_log(machine: Machine, box: str | None, file: Path | None) -> Path:
     if machine.exists:
         key = machine.record().image
     else:
-        from kimbox.machine import pins
+        from kimbox.project import pins
 
         spec, shipped = target.spec(box, file)
         key = pins.image_key(spec, shipped=shipped is not None)

@@ -14,7 +14,7 @@ from kimbox.cli.package import formats_of, kept_lines
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
-    from kimbox.machine.maintain import Committed
+    from kimbox.actions.maintain import Committed
     from kimbox.spec.model import Box
 
 #: Lines about changes that are shown; --json and the record have all.
@@ -63,9 +63,9 @@ def maintain(
       kimbox maintain openkim-dev --commit openkim-dev-2 --package release --format libvirt --format ova
       kimbox maintain openkim-dev --discard
     """
-    from kimbox.machine import maintain as maintaining
-    from kimbox.machine.package import Wanted
-    from kimbox.machine.watch import BOOT_TIMEOUT_S
+    from kimbox.actions import maintain as maintaining
+    from kimbox.actions.package import Wanted
+    from kimbox.actions.watch import BOOT_TIMEOUT_S
 
     if discard and commit is not None:
         raise UsageError("--commit keeps what was changed, --discard does not", hint="give one of them")
@@ -85,8 +85,8 @@ def maintain(
 
 
 def _begin(spec: Box, shipped: str | None, limit_s: float) -> None:
-    from kimbox.machine import maintain as maintaining
-    from kimbox.machine.facts import state
+    from kimbox.actions import maintain as maintaining
+    from kimbox.actions.observe import state
 
     maintaining.begin(spec, shipped, limit_s)
     machine = maintaining.machine_of(spec.name)
@@ -98,7 +98,7 @@ def _begin(spec: Box, shipped: str | None, limit_s: float) -> None:
 
 
 def _discard(spec: Box, shipped: str | None) -> None:
-    from kimbox.machine import maintain as maintaining
+    from kimbox.actions import maintain as maintaining
 
     there = maintaining.discard(spec, shipped)
     name = maintaining.machine_of(spec.name).name

@@ -12,9 +12,9 @@ from kimbox.cli.output import report
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
-    from kimbox.image.formats import Format
-    from kimbox.image.secrets import Finding
-    from kimbox.machine.package import Packaged
+    from kimbox.actions.package import Packaged
+    from kimbox.image.formats.export import Format
+    from kimbox.image.sanitize.secrets import Finding
 
 
 def package(
@@ -65,7 +65,7 @@ def package(
       kimbox package --format ova --image
       kimbox package --output public --catalog https://example.org/boxes --version 2026.1
     """
-    from kimbox.machine import package as packaging
+    from kimbox.actions import package as packaging
 
     kinds = formats_of(format)
     _check_catalog(catalog, version, kinds)
@@ -95,7 +95,7 @@ def kept_lines(kept: tuple[Finding, ...]) -> list[str]:
 
 def _check_catalog(url: str | None, version: str, kinds: tuple[Format, ...]) -> None:
     """Raises UsageError where there can be no such catalog of these formats, or no such version in one."""
-    from kimbox.image.catalog import VERSION
+    from kimbox.image.formats.catalog import VERSION
     from kimbox.spec import urls
     from kimbox.spec.nodes import Fault
 
@@ -112,7 +112,7 @@ def _check_catalog(url: str | None, version: str, kinds: tuple[Format, ...]) -> 
 
 def formats_of(words: list[str] | None) -> tuple[Format, ...]:
     """The formats that were asked for, each once; libvirt if none was. Raises UsageError for a word that is none."""
-    from kimbox.image.formats import Format
+    from kimbox.image.formats.export import Format
 
     known = [str(kind) for kind in Format]
     words = words or [str(Format.LIBVIRT)]

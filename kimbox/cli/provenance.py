@@ -35,9 +35,9 @@ def provenance(
       kimbox provenance
       kimbox provenance openkim-dev --output release
     """
+    from kimbox.actions.provenance import whole_of
     from kimbox.files import write_atomic
     from kimbox.lock.provenance import sbom, statement
-    from kimbox.machine.origin import whole_of
 
     spec, shipped = target.spec(box, file)
     whole, told_by = whole_of(spec, shipped=shipped is not None)

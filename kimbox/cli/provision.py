@@ -43,11 +43,11 @@ def provision(
       kimbox provision --repo setup@try-this
       kimbox provision --from python-packages
     """
-    from kimbox.guest.provision import Part
-    from kimbox.machine import life
+    from kimbox.actions import life
+    from kimbox.actions.watch import BOOT_TIMEOUT_S
+    from kimbox.guest.delivery import Part
     from kimbox.machine.folder import Machine
-    from kimbox.machine.unpinned import Instead
-    from kimbox.machine.watch import BOOT_TIMEOUT_S
+    from kimbox.project.unpinned import Instead
 
     if only is not None and start is not None:
         raise UsageError("--only and --from exclude each other", hint="give one of them")

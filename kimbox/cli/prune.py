@@ -28,7 +28,7 @@ def prune(
       kimbox prune -y
       kimbox prune --packages
     """
-    from kimbox.machine import prune as pruning
+    from kimbox.actions import prune as pruning
 
     found = pruning.unused(packages=packages)
     lines = [f"{item.path}  {item.size_bytes / 1e6:.0f} MB" for item in found]

@@ -18,11 +18,11 @@ def reload(
       kimbox reload openkim-dev
       kimbox reload --boot maintain --once
     """
-    from kimbox.machine import life
+    from kimbox.actions import life
+    from kimbox.actions.observe import check_owner
+    from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.machine.bootmode import refuse_sealed
-    from kimbox.machine.facts import check_owner
     from kimbox.machine.folder import Machine
-    from kimbox.machine.watch import BOOT_TIMEOUT_S
 
     choice = target.choice(boot, once)
     spec, shipped = target.spec(box, file)  # a spec that does not hold leaves the box running

@@ -49,7 +49,7 @@ def render(
       kimbox render director.yaml worker.yaml --output site
       kimbox render --check
     """
-    from kimbox.machine import rendered
+    from kimbox.actions import vagrant_export
 
     if (box or digest) and len(boxes or []) > 1:
         raise UsageError("--box and --digest are about one box", hint="render the boxes one by one")
@@ -58,15 +58,15 @@ def render(
     wanted, asked = [], [*(boxes or []), *([] if boxes else [None])]
     for named in asked:
         spec, shipped = target.spec(named, file)
-        location = rendered.checked_location(box, output)
-        wanted.append(rendered.Wanted(spec, shipped is not None, location, _digest(digest)))
+        location = vagrant_export.checked_location(box, output)
+        wanted.append(vagrant_export.Wanted(spec, shipped is not None, location, _digest(digest)))
     names = [one.box.name for one in wanted]
     result = {"folder": str(output), "machines": names}
     if check:
-        rendered.check(wanted, output)
+        vagrant_export.check(wanted, output)
         report("render", result | {"written": []}, f"{output} stands")
         return
-    written = rendered.render(wanted, output)
+    written = vagrant_export.render(wanted, output)
     text = "\n".join(f"wrote {path}" for path in written) or f"{output} is up to date"
     report("render", result | {"written": [str(path) for path in written]}, text)
 

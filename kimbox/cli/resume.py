@@ -14,7 +14,7 @@ def resume(box: target.Name = None, file: target.File = None) -> None:
       kimbox resume
       kimbox resume openkim-dev
     """
-    from kimbox.machine import life
+    from kimbox.actions import life
 
     machine = target.machine(box, file)
     life.resume(machine)

@@ -13,8 +13,8 @@ from kimbox.cli.output import report, settings
 from kimbox.errors import StateError, UsageError
 
 if TYPE_CHECKING:
+    from kimbox.actions.seal import Answers, Secret
     from kimbox.machine.folder import Sealed
-    from kimbox.machine.secure import Answers, Secret
     from kimbox.spec.model import Box, Gateway, Role, Secure
 
 RoleName = Annotated[
@@ -66,10 +66,10 @@ def secure(
       kimbox secure worker --rotate --username alice
       kimbox secure worker --unseal
     """
-    from kimbox.machine import life
-    from kimbox.machine import secure as machines
+    from kimbox.actions import life
+    from kimbox.actions import seal as machines
+    from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.machine.folder import Machine
-    from kimbox.machine.watch import BOOT_TIMEOUT_S
 
     if rotate and unseal:
         raise UsageError("--rotate and --unseal exclude each other")
@@ -114,7 +114,7 @@ def _given(
     key_file: Path | None, netrc: bool,
 ) -> Answers:  # fmt: skip
     """The answers, from options or by asking. Raises UsageError naming every option that lacks where nobody answers."""
-    from kimbox.machine.secure import Answers
+    from kimbox.actions.seal import Answers
     from kimbox.spec.nodes import Fault
     from kimbox.spec.sealing import account_name, login_name, site_name
 
@@ -166,8 +166,8 @@ def _role(policy: Secure, name: str) -> Role:
 
 def _secret(password_file: Path | None, key_file: Path | None) -> Secret:
     """The password or the key. Raises UsageError if there is none in what is named."""
+    from kimbox.actions.seal import MAX_SECRET_BYTES, Secret
     from kimbox.files import read_bounded
-    from kimbox.machine.secure import MAX_SECRET_BYTES, Secret
 
     if key_file is not None:
         data = read_bounded(key_file, limit_bytes=MAX_SECRET_BYTES)
@@ -191,7 +191,7 @@ def _from_netrc(gateway: Gateway | None) -> tuple[str, Secret]:
     """User name and password of the gateway in ~/.netrc. Raises UsageError if it has none, or others may read it."""
     import netrc
 
-    from kimbox.machine.secure import Secret
+    from kimbox.actions.seal import Secret
 
     path = Path.home() / ".netrc"
     if gateway is None:

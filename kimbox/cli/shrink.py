@@ -37,8 +37,8 @@ def shrink(
       kimbox halt && kimbox shrink
       kimbox shrink openkim-dev --dry-run
     """
+    from kimbox.actions import shrink as shrinking
     from kimbox.files import size_words
-    from kimbox.machine import shrink as shrinking
 
     machine, boot = target.machine(box, file), None
     if machine.exists:

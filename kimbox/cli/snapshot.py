@@ -41,7 +41,7 @@ def snapshot(
       kimbox snapshot list --json
       kimbox snapshot delete before-upgrade
     """
-    from kimbox.machine import snapshot as snapshots
+    from kimbox.actions import snapshot as snapshots
 
     rest = list(words or [])
     name = snapshots.check_name(rest.pop(0)) if act is not Act.LIST and rest else ""

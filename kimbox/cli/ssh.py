@@ -30,8 +30,8 @@ def ssh(
       kimbox ssh openkim-dev -- -L 8888:localhost:8888
       kimbox ssh -- uname -a
     """
+    from kimbox.actions.observe import reach
     from kimbox.guest import shared
-    from kimbox.machine.facts import reach
 
     box, options = target.split(words or [], settings.after)
     if options and settings.after is None:

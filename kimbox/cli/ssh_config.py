@@ -13,8 +13,8 @@ def ssh_config(box: target.Name = None, file: target.File = None) -> None:
     Examples:
       kimbox ssh-config >box.conf && scp -F box.conf data kimbox-openkim-dev:
     """
+    from kimbox.actions.observe import endpoint as endpoint_of
     from kimbox.guest.endpoint import ssh_settings
-    from kimbox.machine.facts import endpoint as endpoint_of
 
     machine = target.machine(box, file)
     endpoint = endpoint_of(machine)

@@ -88,9 +88,11 @@ def facts_of(machine: Machine) -> dict[str, Any]:
     """What `status` and `list` tell of a machine, as it appears in their JSON. Takes no lock."""
     import attrs
 
-    from kimbox.machine import facts, qemu, stale
-    from kimbox.machine import provider as providers
-    from kimbox.machine.explain import SNAPSHOT_FULL
+    from kimbox.actions import observe as facts
+    from kimbox.drivers import provider as providers
+    from kimbox.drivers.qemu import process
+    from kimbox.guest import stale
+    from kimbox.machine.console import SNAPSHOT_FULL
     from kimbox.machine.state import State, derive, last_word, lost_root
 
     known = facts.facts(machine)
@@ -122,7 +124,7 @@ def facts_of(machine: Machine) -> dict[str, Any]:
         "failure": failure,
         "reason": reason,
         "provider": provider.name,
-        "pid": qemu.pid(machine),
+        "pid": process.pid(machine),
         "ssh_host": record.ssh_host,
         "ssh_port": record.ssh_port,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
@@ -203,7 +205,7 @@ def unusual_lines(told: dict[str, Any] | None) -> list[str]:
 
 def stale_lines(facts: dict[str, Any]) -> list[str]:
     """The steps that ran under other commits, from what `facts_of` gave."""
-    from kimbox.machine.stale import words
+    from kimbox.guest.stale import words
 
     return [f"  STALE       {words(step)}" for step in facts["stale"] or ()]
 

@@ -14,8 +14,8 @@ def suspend(box: target.Name = None, file: target.File = None) -> None:
       kimbox suspend
       kimbox suspend openkim-dev
     """
-    from kimbox.machine import stop
-    from kimbox.machine.facts import state
+    from kimbox.actions import stop
+    from kimbox.actions.observe import state
 
     machine = target.machine(box, file)
     stop.suspend(machine)

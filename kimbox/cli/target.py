@@ -76,7 +76,7 @@ def spec(name: str | None, file: Path | None) -> tuple[Box, str | None]:
 
 def _refuse_maintained(machine: str, box: str) -> None:
     """Raises StateError if the machine is the one in which the base of a box is changed: it has no spec of its own."""
-    from kimbox.machine.maintain import SUFFIX
+    from kimbox.actions.maintain import SUFFIX
 
     if machine == box + SUFFIX:
         hint = f"`kimbox maintain {box}` starts it; halt, status, ssh and exec take its name"
@@ -92,7 +92,7 @@ def machine(name: str | None, file: Path | None) -> Machine:
 
     if name is not None and file is None and not _is_path(name):
         return Machine(_checked(name))
-    from kimbox.machine.facts import check_owner
+    from kimbox.actions.observe import check_owner
 
     box, shipped = spec(name, file)
     found = Machine(box.name)

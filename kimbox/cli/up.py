@@ -12,7 +12,7 @@ from kimbox.cli.status import facts_of
 from kimbox.spec.model import BootMode
 
 if TYPE_CHECKING:
-    from kimbox.machine.life import Up
+    from kimbox.actions.life import Up
 
 #: Options of `up` alone.
 Follow = Annotated[
@@ -72,8 +72,8 @@ def up(
       kimbox up --locked --offline
       kimbox up --provider vagrant
     """
-    from kimbox.machine import life
-    from kimbox.machine.watch import BOOT_TIMEOUT_S
+    from kimbox.actions import life
+    from kimbox.actions.watch import BOOT_TIMEOUT_S
 
     choice = target.choice(boot, once)
     spec, shipped = target.spec(box, file)
@@ -87,10 +87,10 @@ def up(
 
 def bring_up(verb: str, wanted: Up) -> None:
     """Brings a box up and reports it, for `up` and `reload`."""
-    from kimbox.machine import life
+    from kimbox.actions import life
+    from kimbox.guest.stale import words
     from kimbox.machine.bootmode import MAINTAINED
     from kimbox.machine.folder import Machine
-    from kimbox.machine.stale import words
     from kimbox.machine.state import State
 
     machine = Machine(wanted.box.name)

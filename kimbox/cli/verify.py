@@ -29,9 +29,9 @@ def verify(
       kimbox verify
       kimbox verify openkim-dev --offline
     """
+    from kimbox.actions import verify as verifying
     from kimbox.errors import KimboxError
-    from kimbox.image import verify as verifying
-    from kimbox.machine import pins
+    from kimbox.project import pins
 
     spec, shipped = target.spec(box, file)
     lock, _ = pins.lock_for(spec, shipped=shipped is not None, frozen=True, offline=offline)

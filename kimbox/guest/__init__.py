@@ -1,1 +1,1 @@
-"""Talking to a running guest: ssh, events, provisioning."""
+"""A running guest, seen from the host: ssh, events, delivery, audit."""

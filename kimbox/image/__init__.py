@@ -1,1 +1,1 @@
-"""Root file systems, the LVM2 disk, and the content-addressed store of images."""
+"""Images: built or fetched, kept in the store, read and changed as disks, exported as packages."""

@@ -1,1 +1,1 @@
-"""From names that move (branches, folders) to commits that do not, and the lock file that records them."""
+"""The lock: from names that move (branches, suites) to commits and checksums that do not."""

@@ -7,12 +7,12 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import Problem
-from kimbox.lock import submodules
-from kimbox.lock.gitrun import GitError, GoneError, SignatureError
-from kimbox.lock.history import between, rewritten
+from kimbox.lock.git import submodules
+from kimbox.lock.git.command import GitError, GoneError, SignatureError
+from kimbox.lock.git.history import between, rewritten
+from kimbox.lock.git.mirror import Mirror
+from kimbox.lock.git.refs import COMMIT
 from kimbox.lock.lockfile import Lock, PinnedRepository, disagreements, parse_lock, pinned_submodules
-from kimbox.lock.mirror import Mirror
-from kimbox.lock.refs import COMMIT
 from kimbox.spec.model import Box, Repository
 from kimbox.spec.nodes import Node
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 
-from kimbox.lock import history
-from kimbox.lock.history import Between
+from kimbox.lock.apt.packages import PackageChanges, compare
+from kimbox.lock.git import history
+from kimbox.lock.git.history import Between
 from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, in_order
-from kimbox.lock.packages import PackageChanges, compare
 from kimbox.spec import urls
 
 

@@ -20,13 +20,13 @@ import attrs
 from kimbox import paths
 from kimbox.errors import KimboxError, Problem, SpecError
 from kimbox.files import read_bounded, write_atomic
-from kimbox.lock import contents, submodules
-from kimbox.lock.gitrun import redact
-from kimbox.lock.history import rewritten
-from kimbox.lock.mirror import Mirror
-from kimbox.lock.packages import LockedPackages
-from kimbox.lock.refs import COMMIT
-from kimbox.lock.submodules import Submodule
+from kimbox.lock.apt.packages import LockedPackages
+from kimbox.lock.git import contents, submodules
+from kimbox.lock.git.command import redact
+from kimbox.lock.git.history import rewritten
+from kimbox.lock.git.mirror import Mirror
+from kimbox.lock.git.refs import COMMIT
+from kimbox.lock.git.submodules import Submodule
 from kimbox.log import log
 from kimbox.spec.model import SETUP, Box, Repository
 

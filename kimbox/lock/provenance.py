@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from kimbox import __version__
+from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.lockfile import Lock, in_order
-from kimbox.lock.packages import LockedPackage, LockedPackages
 from kimbox.spec.urls import is_folder
 
 if TYPE_CHECKING:

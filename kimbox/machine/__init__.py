@@ -1,1 +1,1 @@
-"""The life of a machine: its folder, its states, the provider that runs it."""
+"""A machine on this host: its folder, record, state, ports, keys and console."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.image import ext4
+from kimbox.image.disk.ext4 import inodes
 from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.render.guestfiles import BOOT_LABEL
@@ -118,10 +118,10 @@ def _find(disk: _Disk, name: str) -> int:
     """Where in the disk the block lies."""
     try:
         start = _boot_partition(disk)
-        system = ext4.open_at(lambda offset, size: disk.read(start + offset, size))
+        system = inodes.open_at(lambda offset, size: disk.read(start + offset, size))
         if system.label != BOOT_LABEL:
             raise ImageError(f"its first file system is not labelled {BOOT_LABEL}")
-        offset = start + ext4.locate(system, PATH, BLOCK_BYTES)
+        offset = start + inodes.locate(system, PATH, BLOCK_BYTES)
         if offset % SECTOR_BYTES:
             raise ImageError("its file system lies askew")
         disk.fetch(range(offset, offset + BLOCK_BYTES, PIECE_BYTES))

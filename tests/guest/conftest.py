@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from kimbox import run
-from kimbox.machine import facts
+from kimbox.actions import observe
 from kimbox.machine.folder import Machine
 
 #: No verb of a test takes longer, in seconds; a build with all packages of openkim-dev is the longest.
@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def state_of(name: str) -> str:
     """What a machine is now, as `kimbox status` tells it."""
-    return str(facts.state(Machine(name)))
+    return str(observe.state(Machine(name)))
 
 
 def is_given_back(port: int, home: Path) -> bool:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import attrs
 
-from kimbox.machine import qmp
+from kimbox.drivers.qemu import qmp
+from kimbox.drivers.qemu.process import GUEST_ADDRESS
 from kimbox.machine.folder import Machine
-from kimbox.machine.qemu import GUEST_ADDRESS
 
 #: Who we are: an address of the link, one of QEMU's user network, and a locally administered one of Ethernet.
 OURS = {6: ipaddress.IPv6Address("fe80::1:2:3:4").packed, 4: ipaddress.IPv4Address("10.0.2.77").packed}

@@ -15,9 +15,9 @@ import attrs
 from conftest import Kimbox, until
 
 from kimbox import run
+from kimbox.drivers.accelerator import EMULATED_CPU
+from kimbox.drivers.qemu import qmp
 from kimbox.guest.events import Event, Tail
-from kimbox.machine import qmp
-from kimbox.machine.accelerator import EMULATED_CPU
 
 #: Where the box holds the script that looks.
 LOOK = "/persistent/look"

@@ -12,7 +12,7 @@ from promises import PROMISE, promised, step
 from webfolder import serving
 
 from kimbox import run
-from kimbox.lock import apt
+from kimbox.lock.apt import sources as apt
 from kimbox.machine.folder import Machine
 from kimbox.spec.layout import plan
 from kimbox.spec.load import load_box

@@ -10,7 +10,7 @@ from conftest import Kimbox, until
 from promises import PROMISE, promised
 
 from kimbox import run
-from kimbox.machine import qemu
+from kimbox.drivers.qemu import process as qemu
 from kimbox.machine.folder import Machine
 from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES, plan
 from kimbox.spec.load import load_box

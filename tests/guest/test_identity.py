@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import Kimbox
 
-from kimbox.image import secrets, volumes
-from kimbox.image.ext4dirs import find
-from kimbox.image.secretforms import Kind
+from kimbox.image.disk import volumes
+from kimbox.image.disk.ext4.directories import find
+from kimbox.image.sanitize import secrets
+from kimbox.image.sanitize.secretforms import Kind
 
 pytestmark = pytest.mark.guest
 

@@ -13,8 +13,8 @@ import attrs
 import pytest
 from conftest import Kimbox
 
-from kimbox.image import lvmread
-from kimbox.image.ext4used import Opaque
+from kimbox.image.disk.ext4.usage import Opaque
+from kimbox.image.disk.lvm import reader
 
 pytestmark = pytest.mark.guest
 
@@ -98,7 +98,7 @@ def read(path: Path) -> Reported:
             file.seek(offset)
             return file.read(count)
 
-        group = lvmread.read_group(pread, size)
+        group = reader.read_group(pread, size)
     return Reported(
         group.name,
         group.start_bytes,

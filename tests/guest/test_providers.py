@@ -18,8 +18,9 @@ import pytest
 from conftest import ASK_S, Kimbox, is_given_back, until
 
 from kimbox import run
-from kimbox.machine import accelerator, hypervisor, libvirt
-from kimbox.machine.provider import NAMES
+from kimbox.drivers import accelerator
+from kimbox.drivers.provider import NAMES
+from kimbox.drivers.vagrant import hypervisor, libvirt
 
 pytestmark = pytest.mark.guest
 

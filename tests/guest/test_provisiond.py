@@ -13,9 +13,9 @@ from conftest import Kimbox, until
 from webfolder import serving
 
 from kimbox import run
+from kimbox.drivers.qemu import qmp
 from kimbox.guest.events import Event
 from kimbox.lock.lockfile import read_lock
-from kimbox.machine import qmp
 from kimbox.machine.folder import Machine
 
 pytestmark = pytest.mark.guest

@@ -16,11 +16,11 @@ from promises import PROMISE, promised, step
 from webfolder import serving
 
 from kimbox import run
+from kimbox.actions.audit import LOG_BYTES
+from kimbox.drivers.qemu import qmp
 from kimbox.files import data_ranges
 from kimbox.guest.audit import newest
 from kimbox.guest.events import Tail
-from kimbox.machine import qmp
-from kimbox.machine.audit import LOG_BYTES
 from kimbox.machine.folder import Machine, read_end
 from kimbox.paths import boxes_dir
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import Kimbox, until
 
 from kimbox import run
-from kimbox.machine import qmp
-from kimbox.machine.accelerator import EMULATED_CPU
+from kimbox.drivers.accelerator import EMULATED_CPU
+from kimbox.drivers.qemu import qmp
 
 pytestmark = pytest.mark.guest
 

@@ -11,11 +11,12 @@ import makearchive
 import pytest
 
 from kimbox.errors import ImageError
-from kimbox.lock import apt, archive, debs
-from kimbox.lock.apt import Source
-from kimbox.lock.archive import Archive
-from kimbox.lock.choose import choose
-from kimbox.lock.packages import LockedPackage, LockedPackages
+from kimbox.lock.apt import archive, cache
+from kimbox.lock.apt import sources as apt
+from kimbox.lock.apt.archive import Archive
+from kimbox.lock.apt.choose import choose
+from kimbox.lock.apt.packages import LockedPackage, LockedPackages
+from kimbox.lock.apt.sources import Source
 from kimbox.log import log
 from kimbox.spec.model import PackageImage
 
@@ -36,7 +37,7 @@ def there(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> ma
     made = makearchive.Archive(Path(shutil.copytree(template, tmp_path / "there", ignore=NO_SOCKETS)))
     monkeypatch.setitem(archive.KEYRINGS, "debian", str(made.keyring))
     monkeypatch.setattr(archive, "FRESH_S", 0.0)
-    monkeypatch.setattr(debs, "RECENT_S", 0.0)
+    monkeypatch.setattr(cache, "RECENT_S", 0.0)
     return made
 
 
@@ -115,12 +116,12 @@ def test_an_index_that_was_changed_is_refused(there: makearchive.Archive, tmp_pa
 def test_the_cache_is_filled_once(there: makearchive.Archive, tmp_path: Path) -> None:
     """Every .deb by its sha256; then no archive is needed."""
     locked = chosen(there, "tool")
-    debs.ensure(image_of(there), locked)
+    cache.ensure(image_of(there), locked)
     files = {p.name for p in (tmp_path / "home/packages").rglob("*.deb")}
     assert {f"{package.sha256}.deb" for package in locked.versions.values()} == files
     shutil.rmtree(tmp_path / "there/archive")
-    debs.ensure(image_of(there), locked)
-    debs.ensure(image_of(there), locked, offline=True)
+    cache.ensure(image_of(there), locked)
+    cache.ensure(image_of(there), locked, offline=True)
 
 
 def test_a_damaged_file_is_fetched_again(
@@ -130,16 +131,16 @@ def test_a_damaged_file_is_fetched_again(
     said: list[str] = []
     monkeypatch.setattr(log, "warn", said.append)
     locked = chosen(there, "tool")
-    debs.ensure(image_of(there), locked)
-    file = debs.deb_of(locked.versions["library"])
+    cache.ensure(image_of(there), locked)
+    file = cache.deb_of(locked.versions["library"])
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + b"x")
-    debs.ensure(image_of(there), locked)
+    cache.ensure(image_of(there), locked)
     assert whole == file.read_bytes()
     assert "damaged" in said[0]
     file.write_bytes(b"")
     with pytest.raises(ImageError, match=r"cannot be had: library 1:2\.0-1; looked in the cache") as caught:
-        debs.ensure(image_of(there), locked, offline=True)
+        cache.ensure(image_of(there), locked, offline=True)
     assert "without --offline" in str(caught.value.hint)
 
 
@@ -149,8 +150,8 @@ def test_a_file_with_another_content_is_refused(there: makearchive.Archive, tmp_
     served = next((tmp_path / "there/archive/pool").glob("library*"))
     served.write_bytes(served.read_bytes()[:-1] + b"x")
     with pytest.raises(ImageError, match="library 1:2"):
-        debs.ensure(image_of(there), locked)
-    assert not debs.deb_of(locked.versions["library"]).exists()
+        cache.ensure(image_of(there), locked)
+    assert not cache.deb_of(locked.versions["library"]).exists()
 
 
 def test_the_same_version_of_another_build_is_not_taken(there: makearchive.Archive) -> None:
@@ -159,7 +160,7 @@ def test_the_same_version_of_another_build_is_not_taken(there: makearchive.Archi
     other = LockedPackage("1:2.0-1", "all", "0" * 64)
     wrong = attrs.evolve(locked, versions={**locked.versions, "library": other})
     with pytest.raises(ImageError, match=r"library 1:2\.0-1; looked in"):
-        debs.ensure(image_of(there), wrong)
+        cache.ensure(image_of(there), wrong)
 
 
 def test_what_is_gone_comes_from_an_archive_of_the_past(
@@ -172,11 +173,11 @@ def test_what_is_gone_comes_from_an_archive_of_the_past(
     there.add("library", "1:3.0-1")
     there.publish()
     with pytest.raises(ImageError, match=r"cannot be had: library 1:2\.0-1; looked in") as caught:
-        debs.ensure(image_of(there), locked)
+        cache.ensure(image_of(there), locked)
     assert re.search(rf"home/packages; {re.escape(there.uri)} trixie$", str(caught.value))
-    assert debs.SNAPSHOT_SETTING in str(caught.value.hint)
-    monkeypatch.setenv(debs.SNAPSHOT_SETTING, f"file:{tmp_path}/past/{{time}}")
-    debs.ensure(image_of(there), locked)
+    assert cache.SNAPSHOT_SETTING in str(caught.value.hint)
+    monkeypatch.setenv(cache.SNAPSHOT_SETTING, f"file:{tmp_path}/past/{{time}}")
+    cache.ensure(image_of(there), locked)
 
 
 def test_credentials_stay_out_of_the_lock_and_of_messages(
@@ -199,9 +200,9 @@ def test_credentials_stay_out_of_the_lock_and_of_messages(
 def test_the_repository_of_a_build_has_just_these(there: makearchive.Archive, tmp_path: Path) -> None:
     """apt reads it, checks each file against its digest, and knows no other package."""
     locked = chosen(there, "tool")
-    debs.ensure(image_of(there), locked)
+    cache.ensure(image_of(there), locked)
     only = {name: locked.versions[name] for name in ("tool", "library")}
-    debs.repository(only, "trixie", tmp_path / "repository")
+    cache.repository(only, "trixie", tmp_path / "repository")
     index = (tmp_path / "repository/Packages").read_text()
     assert ["library", "tool"] == re.findall(r"^Package: (.*)$", index, re.MULTILINE)
     assert "Filename: ./tool.deb" in index

@@ -14,10 +14,12 @@ from makevagrant import archive, metadata
 from takenimage import digest_of
 from webfolder import serving
 
+from kimbox.actions import boxes as shelf
 from kimbox.errors import ImageError
-from kimbox.image import boxcatalog, boxes, catalog
+from kimbox.image.formats import catalog
+from kimbox.image.sources import boxcatalog
+from kimbox.image.store import names
 from kimbox.log import log
-from kimbox.machine import shelf
 from kimbox.run import run, which
 
 add = functools.partial(shelf.add, digest=None, keys=(), force=False)
@@ -62,7 +64,7 @@ def test_from_a_server(public: Path) -> None:
         assert digest_of((public / "1.10/l.box").read_bytes()) == newest.digest
         older = add("y", f"{url}/x.metadata.json", version="1.9")
         assert digest_of((public / "1.9/l.box").read_bytes()) == older.digest
-        assert [newest, older] == list(boxes.every())
+        assert [newest, older] == list(names.every())
         with pytest.raises(ImageError, match="no version 2") as refused:
             add("z", f"{url}/x.metadata.json", version="2")
         assert "1.9, 1.10" in str(refused.value.hint)

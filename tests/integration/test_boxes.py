@@ -19,10 +19,13 @@ from makevagrant import archive, member, metadata
 from takenimage import digest_of, leftovers, refused
 
 from kimbox import run
+from kimbox.actions import names as shelf
+from kimbox.actions import prune
 from kimbox.cli import app
 from kimbox.errors import ImageError, StateError
-from kimbox.image import boxes, boxwriter, remote, store, sums
-from kimbox.machine import prune, shelf
+from kimbox.image.formats import boxwriter, sums
+from kimbox.image.sources import remote
+from kimbox.image.store import images, names
 from kimbox.spec.load import load_box
 from kimbox.spec.model import RemoteImage
 
@@ -50,7 +53,7 @@ def put(folder: Path, content: bytes) -> str:
     return str(folder / "x.box")
 
 
-def same(image: store.Image, raw: Path) -> None:
+def same(image: images.Image, raw: Path) -> None:
     """The image is that disk."""
     run.run(["qemu-img", "compare", "-f", image.format, "-F", "raw", image.disk, raw])
 
@@ -67,18 +70,18 @@ def test_a_box_for_libvirt(tmp_path: Path, raw: Path, qcow2: bytes, prefix: str,
     )  # fmt: skip
     added = add("owner/name", put(tmp_path, content))
     assert (digest_of(content), "libvirt") == (added.digest, added.provider)
-    image = store.find(added.image)
+    image = images.find(added.image)
     assert image is not None
     same(image, raw)
     assert b"raise 'never run'" == remote.kept_file(image, "Vagrantfile")
-    assert [added] == list(boxes.every())
+    assert [added] == list(names.every())
 
 
 def test_the_second_format_of_libvirt(tmp_path: Path, raw: Path, qcow2: bytes) -> None:
     """The disk has the name that metadata.json gives; two disks are refused."""
     one = {"format": "qcow2", "path": "disk1.qcow2"}
     content = archive(("disk1.qcow2", qcow2), metadata(disks=[one]))
-    image = store.find(add("x", put(tmp_path, content)).image)
+    image = images.find(add("x", put(tmp_path, content)).image)
     assert image is not None
     same(image, raw)
     two = archive(("disk1.qcow2", qcow2), ("b.qcow2", qcow2), metadata(disks=[one, one | {"path": "b.qcow2"}]))
@@ -92,7 +95,7 @@ def test_a_box_for_virtualbox(tmp_path: Path, raw: Path, subformat: str) -> None
     vmdk = makevagrant.converted(raw, "vmdk", "-o", f"subformat={subformat}")
     for about in ([metadata("virtualbox")], []):
         content = archive(*about, ("box.ovf", b"<Envelope/>"), ("box-disk001.vmdk", vmdk), compress="gzip")
-        image = store.find(add(f"v{len(about)}", put(tmp_path, content)).image)
+        image = images.find(add(f"v{len(about)}", put(tmp_path, content)).image)
         assert image is not None
         assert ("qcow2", "virtualbox") == (image.format, image.facts["provider"])
         same(image, raw)
@@ -119,7 +122,7 @@ def test_a_vmdk_that_reaches_out_of_itself(tmp_path: Path, raw: Path, home: Path
             add("x", put(tmp_path, archive(metadata("virtualbox"), ("a.vmdk", disk))))
         assert [] == leftovers(home)
     try:
-        image = store.find(add("x", put(tmp_path, archive(metadata("virtualbox"), ("a.vmdk", bytes(child))))).image)
+        image = images.find(add("x", put(tmp_path, archive(metadata("virtualbox"), ("a.vmdk", bytes(child))))).image)
     except ImageError:
         return
     assert image is not None
@@ -165,7 +168,7 @@ def test_hostile_archives(tmp_path: Path, home: Path, name: str, compress: str) 
     assert [] == leftovers(home)
     with pytest.raises(ImageError):
         add("x", str(tmp_path / "x.box"))
-    assert [] == list(boxes.every())
+    assert [] == list(names.every())
 
 
 def test_hostile_disks_in_a_box(tmp_path: Path, home: Path, raw: Path) -> None:
@@ -228,9 +231,9 @@ def test_names(tmp_path: Path, qcow2: bytes) -> None:
     add("z", put(tmp_path, second))
     assert [one.image] == [item.path.name for item in prune.unused()]
     assert 0 == shelf.remove(["x"])[0].freed_bytes
-    assert store.find(two.image)
+    assert images.find(two.image)
     assert 0 < shelf.remove(["z"])[0].freed_bytes
-    assert store.find(two.image) is None
+    assert images.find(two.image) is None
     with pytest.raises(StateError, match="no added box"):
         shelf.remove(["z"])
 
@@ -250,13 +253,13 @@ def test_a_spec_may_name_a_box(tmp_path: Path, qcow2: bytes) -> None:
     (tmp_path / "kimbox.yaml").write_text("kimbox: 1\nname: a\nimage: {box: owner/x}\n")
     box = load_box(tmp_path / "kimbox.yaml")
     with pytest.raises(ImageError, match="no added box owner/x"):
-        store.key_of(box, None)
+        images.key_of(box, None)
     content = archive(metadata(), ("box.img", qcow2))
     added = add("owner/x", put(tmp_path, content))
-    assert digest_of(content) == f"sha256:{store.key_of(box, None)}"
-    assert store.ensure(box, None).key == added.image
+    assert digest_of(content) == f"sha256:{images.key_of(box, None)}"
+    assert images.ensure(box, None).key == added.image
     prune.remove(prune.unused())
-    assert store.ensure(box, None).disk.exists()
+    assert images.ensure(box, None).disk.exists()
 
 
 @pytest.fixture

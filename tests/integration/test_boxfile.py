@@ -19,9 +19,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kimbox import __version__, paths
+from kimbox.actions import life
 from kimbox.cli.status import facts_of
 from kimbox.lock.lockfile import format_lock, make_lock
-from kimbox.machine import life, ran
+from kimbox.machine import ran
 from kimbox.render.boxfile import box_env, box_json, describe
 from kimbox.render.quote import assignments, parse_assignments
 from kimbox.run import run

@@ -11,7 +11,7 @@ import pytest
 
 from kimbox import run
 from kimbox.errors import StateError
-from kimbox.image import boxwriter
+from kimbox.image.formats import boxwriter
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from madedisk import PLACES
 
 from kimbox import run
-from kimbox.image import changes
+from kimbox.image.disk import changes
 
 ROOT, BOOT = PLACES["root"], PLACES["boot"]
 

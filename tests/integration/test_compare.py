@@ -11,9 +11,10 @@ import pytest
 import tinyimage
 
 from kimbox import run
-from kimbox.image import compare, disk
-from kimbox.image.compare import Difference
-from kimbox.image.recipe import EPOCH_S
+from kimbox.image.build import disk
+from kimbox.image.build.recipe import EPOCH_S
+from kimbox.image.disk import compare
+from kimbox.image.disk.compare import Difference
 from kimbox.spec.layout import Extent
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="cannot build here")

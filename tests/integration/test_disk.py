@@ -14,8 +14,9 @@ import tinyimage
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image import disk, namespace, sectors
-from kimbox.image.recipe import EPOCH_S, Recipe
+from kimbox.image.build import disk, namespace
+from kimbox.image.build.recipe import EPOCH_S, Recipe
+from kimbox.image.disk import sectors
 from kimbox.spec.layout import Extent
 
 MIB = 1 << 20

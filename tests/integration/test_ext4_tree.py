@@ -12,9 +12,10 @@ import pytest
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image import ext4, ext4data, ext4dirs, ext4remove, ext4used
-from kimbox.image.ext4 import FileSystem
-from kimbox.image.ext4dirs import Entry, shown
+from kimbox.image.disk.ext4 import content as ext4data
+from kimbox.image.disk.ext4 import directories, inodes, removal, usage
+from kimbox.image.disk.ext4.directories import Entry, shown
+from kimbox.image.disk.ext4.inodes import FileSystem
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -59,13 +60,13 @@ def make(folder: Path, *options: str, fill: Callable[[Path], None] = fill) -> Pa
 def opened(image: Path) -> FileSystem:
     """The file system of an image."""
     data = image.read_bytes()
-    return ext4.open_at(ext4.cached(lambda offset, size: data[offset : offset + size]))
+    return inodes.open_at(inodes.cached(lambda offset, size: data[offset : offset + size]))
 
 
 def told(system: FileSystem) -> dict[bytes, tuple[object, ...]]:
     """What the reader says of every path."""
     found: dict[bytes, tuple[object, ...]] = {}
-    for entry in ext4dirs.walk(system):
+    for entry in directories.walk(system):
         inode, content = entry.inode, None
         if inode.is_file:
             content = ext4data.content(system, inode, 16 * MIB)
@@ -123,7 +124,7 @@ def test_what_is_allotted_and_not_written_is_zeros(tmp_path: Path) -> None:
     for request in ("fallocate /file 0 9", "set_inode_field /file size 40000"):
         run.run(["debugfs", "-w", "-R", request, image])
     system = opened(image)
-    file = ext4dirs.find(system, b"/file")
+    file = directories.find(system, b"/file")
     assert file is not None
     assert bytes(40000) == ext4data.content(system, file.inode, MIB)
 
@@ -133,7 +134,7 @@ def test_limits(tmp_path: Path) -> None:
     image = make(tmp_path, fill=lambda tree: (tree / "file").write_bytes(b"0123456789" * 1000))
     run.run(["debugfs", "-w", "-R", "set_inode_field /file size 0x100000000000", image])
     system = opened(image)
-    file = ext4dirs.find(system, b"/file")
+    file = directories.find(system, b"/file")
     assert file is not None
     assert 0x100000000000 == file.inode.size_bytes
     assert None is ext4data.content(system, file.inode, file.inode.size_bytes - 1)
@@ -144,11 +145,11 @@ def test_limits(tmp_path: Path) -> None:
 def test_names_are_found_without_links(tmp_path: Path) -> None:
     """A path leads through directories alone; a wildcard stays in its name."""
     system = opened(make(tmp_path))
-    assert [b"/deep/er/est/file"] == [e.path for e in ext4dirs.matching(system, "/deep/*/est/f*e")]
-    assert [] == ext4dirs.matching(system, "/deep/link/file")
-    assert None is ext4dirs.find(system, b"/deep/link/file")
-    assert None is ext4dirs.find(system, b"/plain/file")
-    found = ext4dirs.find(system, b"/!id")
+    assert [b"/deep/er/est/file"] == [e.path for e in directories.matching(system, "/deep/*/est/f*e")]
+    assert [] == directories.matching(system, "/deep/link/file")
+    assert None is directories.find(system, b"/deep/link/file")
+    assert None is directories.find(system, b"/plain/file")
+    found = directories.find(system, b"/!id")
     assert found is not None
     assert b"!id" * 3 == ext4data.content(system, found.inode, 9)
 
@@ -161,7 +162,7 @@ def test_a_directory_in_itself(tmp_path: Path) -> None:
         image = make(folder)
         run.run(["debugfs", "-w", "-R", f"link /deep {target}", image])
         with pytest.raises(ImageError, match="two places"):
-            list(ext4dirs.walk(opened(image)))
+            list(directories.walk(opened(image)))
 
 
 @pytest.mark.parametrize(
@@ -192,14 +193,14 @@ def test_equal_texts_are_equal_paths() -> None:
 
 def examined(system: FileSystem) -> None:
     """All that kimbox does with a file system, without a write."""
-    entries = list(ext4dirs.walk(system))
+    entries = list(directories.walk(system))
     for entry in entries:
         if entry.inode.is_file:
             ext4data.head(system, entry.inode, 100)
             ext4data.content(system, entry.inode, 2 * MIB)
         elif entry.inode.is_link:
             ext4data.link_target(system, entry.inode)
-    ext4remove.remove(system, lambda offset, data: None, [entry for entry in entries if b"/deep" in entry.path])
+    removal.remove(system, lambda offset, data: None, [entry for entry in entries if b"/deep" in entry.path])
 
 
 @pytest.mark.parametrize("options", [["-b", "1024"], ["-b", "1024", "-O", "^extents,^64bit,^metadata_csum"]])
@@ -207,7 +208,7 @@ def test_mutations_end_in_an_answer_or_an_error(
     tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the metadata says, reading ends within its budget, with nothing but ImageError."""
-    monkeypatch.setattr(ext4dirs, "MAX_STEPS", 20_000)
+    monkeypatch.setattr(directories, "MAX_STEPS", 20_000)
 
     def small(tree: Path) -> None:
         (tree / "deep/er").mkdir(parents=True)
@@ -228,7 +229,7 @@ def test_mutations_end_in_an_answer_or_an_error(
             places.update(range(offset, offset + size))
         return image[offset : offset + size]
 
-    examined(ext4.open_at(noted))
+    examined(inodes.open_at(noted))
     chance, metadata = random.Random(2), sorted(places)  # noqa: S311 - for tests that are the same each time
     outcomes = set()
     for _ in range(1000):
@@ -245,7 +246,7 @@ def test_mutations_end_in_an_answer_or_an_error(
             return bytes(piece)
 
         try:
-            examined(ext4.open_at(hostile))
+            examined(inodes.open_at(hostile))
             outcomes.add("read")
         except ImageError as error:
             outcomes.add(error.message)
@@ -257,8 +258,8 @@ def test_mutations_end_in_an_answer_or_an_error(
 def removed(image: Path, entries: Callable[[FileSystem], list[Entry]]) -> None:
     """Removes entries, and has e2fsck mend the counts, which it must do by itself; all is sound then."""
     with image.open("r+b") as file:
-        system = ext4.open_at(ext4.cached(lambda offset, size: os.pread(file.fileno(), size, offset)))
-        ext4remove.remove(system, lambda offset, data: os.pwrite(file.fileno(), data, offset), entries(system))
+        system = inodes.open_at(inodes.cached(lambda offset, size: os.pread(file.fileno(), size, offset)))
+        removal.remove(system, lambda offset, data: os.pwrite(file.fileno(), data, offset), entries(system))
     assert run.run(["e2fsck", "-f", "-p", image], check=False).code in (0, 1)
     run.run(["e2fsck", "-f", "-n", image])
 
@@ -277,12 +278,12 @@ def test_what_is_removed_is_gone_and_the_rest_stays(tmp_path: Path, options: lis
     gone = {p for p in before if p.startswith(b"/deep/") or p in (b"/!id", b"/long link", b"/\xff\xfe")}
     gone |= {p for p in before if p.startswith(b"/many/") and p.endswith((b"3", b"7"))}
     assert len(gone) > 140
-    removed(image, lambda system: [entry for entry in ext4dirs.walk(system) if entry.path in gone])
+    removed(image, lambda system: [entry for entry in directories.walk(system) if entry.path in gone])
     after = told(opened(image))
     plain = before[b"/plain"]
     assert {**{p: v for p, v in before.items() if p not in gone}, b"/plain": (*plain[:4], 1, plain[5])} == after
     data = image.read_bytes()
-    used = ext4used.used(lambda offset, size: data[offset : offset + size], len(data))
+    used = usage.used(lambda offset, size: data[offset : offset + size], len(data))
     content = b"".join(data[start:end] for start, end in used)
     assert (False, False, True) == tuple(text in content for text in (b"er/est", b"some space 133", b"some space 134"))
 
@@ -304,9 +305,9 @@ def test_attributes_that_files_share_stay_with_the_other(tmp_path: Path) -> None
         run.run(["debugfs", "-w", "-R", f"set_inode_field /{name} blocks 16", image])
     run.run(["e2fsck", "-f", "-y", image], check=False)  # the number of users
     run.run(["e2fsck", "-f", "-n", image])
-    removed(image, lambda system: [entry for entry in ext4dirs.walk(system) if entry.path in (b"/gone", b"/both")])
+    removed(image, lambda system: [entry for entry in directories.walk(system) if entry.path in (b"/gone", b"/both")])
     assert "user.mine" in run.run(["debugfs", "-R", "ea_list /kept", image]).stdout
-    removed(image, lambda system: [entry for entry in ext4dirs.walk(system) if entry.path == b"/kept"])
+    removed(image, lambda system: [entry for entry in directories.walk(system) if entry.path == b"/kept"])
 
 
 def test_a_name_for_an_inode_of_the_file_system(tmp_path: Path) -> None:
@@ -315,8 +316,8 @@ def test_a_name_for_an_inode_of_the_file_system(tmp_path: Path) -> None:
     run.run(["debugfs", "-w", "-R", "link <8> /journal", image])
     system = opened(image)
     with pytest.raises(ImageError, match="file system's own"):
-        ext4remove.remove(
+        removal.remove(
             system,
             lambda offset, data: pytest.fail("written"),
-            [e for e in ext4dirs.walk(system) if e.name == b"journal"],
+            [e for e in directories.walk(system) if e.name == b"journal"],
         )

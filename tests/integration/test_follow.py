@@ -19,11 +19,11 @@ from fakeguest import FakeGuest, box_with, delivery, needs_namespace
 from feignedworld import World
 
 from kimbox import paths
+from kimbox.actions.life import following
 from kimbox.cli.status import facts_of
 from kimbox.errors import SpecError, UsageError
+from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, PinnedRepository, make_lock
-from kimbox.lock.mirror import Mirror
-from kimbox.machine.life import following
 from kimbox.render.manifest import render_manifest
 from kimbox.spec.load import load_box
 from kimbox.spec.model import Box

@@ -14,8 +14,8 @@ import makebox
 import pytest
 from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision, step, steps_of
 
+from kimbox.guest.delivery import write_tar
 from kimbox.guest.events import parse_line
-from kimbox.guest.provision import write_tar
 from kimbox.lock.lockfile import make_lock
 from kimbox.render.manifest import render_manifest
 from kimbox.run import run

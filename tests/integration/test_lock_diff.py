@@ -13,16 +13,17 @@ import tinyimage
 from clirun import Kimbox
 
 from kimbox import paths
+from kimbox.actions import diff as compare
 from kimbox.errors import StateError
 from kimbox.guest import ssh
 from kimbox.guest.ssh import Answer
-from kimbox.lock import history
+from kimbox.lock.apt.packages import LockedPackage
 from kimbox.lock.diff import Change, Kind, as_json, as_text, diff
-from kimbox.lock.history import Between
+from kimbox.lock.git import history
+from kimbox.lock.git.history import Between
+from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, PinnedRepository, read_lock, write_lock
-from kimbox.lock.mirror import Mirror
-from kimbox.lock.packages import LockedPackage
-from kimbox.machine import compare, ran
+from kimbox.machine import ran
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.spec.model import Repository

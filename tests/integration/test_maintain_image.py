@@ -14,16 +14,17 @@ from madedisk import LAYOUT, PLACES
 from makemachine import make_machine
 
 from kimbox import paths, run
+from kimbox.actions import maintain
+from kimbox.actions import package as packaging
+from kimbox.actions.package import Wanted
 from kimbox.files import write_json
-from kimbox.image import boxes, store, sums
-from kimbox.image.formats import Format
+from kimbox.image.formats import sums
+from kimbox.image.formats.export import Format
+from kimbox.image.store import images, names
+from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.lockfile import Lock
-from kimbox.lock.packages import LockedPackage, LockedPackages
 from kimbox.lock.provenance import Whole
-from kimbox.machine import maintain
-from kimbox.machine import package as packaging
 from kimbox.machine.folder import Machine
-from kimbox.machine.package import Wanted
 from kimbox.spec.load import load_box
 
 world = clirun.world  # a fixture
@@ -61,15 +62,15 @@ def machine(world: Path) -> Machine:
 
 def test_an_image_its_record_and_its_name(machine: Machine, world: Path) -> None:
     """What was changed is in the image and told, what belongs to one machine is in neither; again gives the same."""
-    former = store.find(FORMER)
+    former = images.find(FORMER)
     assert former
     done = maintain.make_image(machine, former, "new")
     assert ("/etc/by-hand",) == done.changes.added
     assert () == done.changes.removed + done.changes.changed
     record = json.loads(Path(done.record).read_text())
     assert (["/etc/by-hand"], FORMER, done.box.image) == (record["files"]["added"], record["former"], record["image"])
-    assert done.box == boxes.find("new")
-    image = store.find(done.box.image)
+    assert done.box == names.find("new")
+    image = images.find(done.box.image)
     assert image
     assert b"by hand" == madedisk.get(image.disk, ROOT, "/etc/by-hand", world / "got")
     assert b"SECRET-OF-SOMEBODY" not in image.disk.read_bytes()
@@ -80,7 +81,7 @@ def test_an_image_its_record_and_its_name(machine: Machine, world: Path) -> None
 
 def test_a_package_of_it(machine: Machine, world: Path) -> None:
     """It holds the new disk, what was changed, and an SBOM of what is really there."""
-    former = store.find(FORMER)
+    former = images.find(FORMER)
     assert former
     done = maintain.make_image(machine, former, "new")
     (world / "kimbox.yaml").write_text("kimbox: 1\nname: tiny\nimage: {distribution: debian, packages: [aa]}\n")
@@ -99,14 +100,14 @@ def test_a_package_of_it(machine: Machine, world: Path) -> None:
     assert ("base", FORMER, done.box.image) == (about["from"], about["former"], about["image"])
     assert ["/etc/by-hand"] == about["changes"]["files"]["added"]
     assert [("a", "1", 1)] == [(part["name"], part["version"], len(part["hashes"])) for part in bom["components"]]
-    image = store.find(done.box.image)
+    image = images.find(done.box.image)
     assert image
     run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", world / "box.img", image.disk])
 
 
 def test_a_key_of_the_maintainer_s_is_refused_by_name(machine: Machine, world: Path) -> None:
     """Nothing gets the name, and the machine is as it was."""
-    former, disk = store.find(FORMER), world / "changed.raw"
+    former, disk = images.find(FORMER), world / "changed.raw"
     assert former
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", world / "key"])
     write(disk, "/etc/site.key", world, (world / "key").read_text())
@@ -114,13 +115,13 @@ def test_a_key_of_the_maintainer_s_is_refused_by_name(machine: Machine, world: P
     madedisk.overlaid(former.disk, disk, machine.disk)
     with pytest.raises(maintain.ImageError, match=r"/etc/site\.key"):
         maintain.make_image(machine, former, "new")
-    assert boxes.find("new") is None
+    assert names.find("new") is None
     assert machine.disk.exists()
 
 
 def test_interrupted_at_the_record_nothing_has_the_name(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk while the image is taken in leaves no image, no name, and the machine as it was."""
-    former = store.find(FORMER)
+    former = images.find(FORMER)
     assert former
 
     def full(*_: object) -> None:
@@ -129,6 +130,6 @@ def test_interrupted_at_the_record_nothing_has_the_name(machine: Machine, monkey
     monkeypatch.setattr(maintain, "write_json", full)
     with pytest.raises(maintain.ImageError, match="no space is left"):
         maintain.make_image(machine, former, "new")
-    assert boxes.find("new") is None
+    assert names.find("new") is None
     assert [FORMER] == [path.name for path in paths.images_dir().iterdir() if len(path.name) == 64]
     assert machine.disk.exists()

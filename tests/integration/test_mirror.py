@@ -16,10 +16,10 @@ import pytest
 from kimbox import paths
 from kimbox.errors import StateError
 from kimbox.files import locked
-from kimbox.lock import gitrun, mirror
-from kimbox.lock.gitrun import SCRUBBED_ENV, GitError, git, redact
-from kimbox.lock.mirror import Mirror, sweep_mirrors, write_bundle
-from kimbox.lock.refs import Offered, check_url
+from kimbox.lock.git import command, mirror
+from kimbox.lock.git.command import SCRUBBED_ENV, GitError, git, redact
+from kimbox.lock.git.mirror import Mirror, sweep_mirrors, write_bundle
+from kimbox.lock.git.refs import Offered, check_url
 from kimbox.run import run
 from kimbox.spec.model import Repository
 
@@ -241,7 +241,7 @@ def test_kill_in_the_middle_is_followed_by_a_plain_success(tmp_path: Path, home:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         assert code.resolve("main").commit == commit
-        gitrun.git(["fsck", "--strict"], git_dir=code.path)
+        command.git(["fsck", "--strict"], git_dir=code.path)
 
 
 def test_two_at_once_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +385,7 @@ def test_what_must_not_be_in_a_folder_is_refused(tmp_path: Path, monkeypatch: py
     refuse("none", "holds no file")
     refuse("missing", "no such folder")
     make_folder(tmp_path / "large")
-    monkeypatch.setattr("kimbox.lock.folder.MAX_BYTES", 5)
+    monkeypatch.setattr("kimbox.lock.git.folder.MAX_BYTES", 5)
     refuse("large", "more than")
 
 

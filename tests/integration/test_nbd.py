@@ -9,7 +9,7 @@ import pytest
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image import nbd
+from kimbox.image.formats import nbd
 
 MIB = 1 << 20
 

@@ -19,7 +19,9 @@ from webfolder import serving
 
 from kimbox import run
 from kimbox.files import sha256_file
-from kimbox.image import boxes, cleaned, formats, store, sums
+from kimbox.image.formats import export, sums
+from kimbox.image.sanitize import cleaned
+from kimbox.image.store import images, names
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
 
@@ -83,7 +85,7 @@ def test_a_vmdk_has_no_random_identity(tmp_path: Path) -> None:
         text = content[512 : 512 + 1024]
         lines = [drawn if line.startswith(b"CID=") else line for line in text.partition(b"\0")[0].split(b"\n")]
         vmdk.write_bytes(content[:512] + (b"\n".join(lines) + behind).ljust(1024, b"\0") + content[512 + 1024 :])
-        formats.set_identity(vmdk, "0123abcd")
+        export.set_identity(vmdk, "0123abcd")
         run.run(["qemu-img", "info", "-f", "vmdk", vmdk])
         assert b"\nCID=0123abcd\nparentCID=ffffffff\n" in vmdk.read_bytes()
         made.add(sha256_file(vmdk))
@@ -222,7 +224,7 @@ def test_signed_packages_are_added(made: Made, kimbox: Kimbox, box: Path, tmp_pa
         (box / "tiny.SHA256SUMS").read_bytes(), (box / "tiny.SHA256SUMS.sig").read_bytes(), (" ".join(public[:2]),)
     )
     assert 0 == kimbox("box", "add", "own/tiny", "tiny-libvirt.box", "--key", str(tmp_path / "key.pub"))[0]
-    image = store.find(boxes.require("own/tiny").image)
+    image = images.find(names.require("own/tiny").image)
     assert image is not None
     run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", image.disk, image_of(box).disk])
     code, out, _ = kimbox("--json", "package", "--image", "-o", "x", "--sign", str(tmp_path / "none"))

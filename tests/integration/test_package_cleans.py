@@ -13,8 +13,9 @@ from clirun import world as world
 from tinypackage import Made, image_of, machine_of
 
 from kimbox import run
-from kimbox.image import cleaned, ext4
-from kimbox.image.ext4dirs import shown
+from kimbox.image.disk.ext4 import inodes
+from kimbox.image.disk.ext4.directories import shown
+from kimbox.image.sanitize import cleaned
 from kimbox.machine.folder import Machine
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
@@ -90,7 +91,7 @@ def grubenv(disk: Path) -> bytes:
     start = cleaned.places(disk).boot[0]
     with disk.open("rb") as file:
         read = cleaned._from(file.fileno(), start)
-        at = ext4.locate(ext4.open_at(read), cleaned.GRUBENV, cleaned.GRUBENV_BYTES)
+        at = inodes.locate(inodes.open_at(read), cleaned.GRUBENV, cleaned.GRUBENV_BYTES)
         return read(at, cleaned.GRUBENV_BYTES)
 
 

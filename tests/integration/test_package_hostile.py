@@ -21,8 +21,9 @@ from tinypackage import Made, image_of, machine_of
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image import changes, cleaned, compare, debugfs
-from kimbox.image.ext4dirs import Entry, shown
+from kimbox.image.disk import changes, compare, debugfs
+from kimbox.image.disk.ext4.directories import Entry, shown
+from kimbox.image.sanitize import cleaned
 
 box, made = tinypackage.box, tinypackage.made  # fixtures
 

@@ -19,9 +19,12 @@ from clirun import world as world
 from tinypackage import Made, image_of, machine_of
 
 from kimbox import run
+from kimbox.actions import package as packaging
 from kimbox.files import sha256_file
-from kimbox.image import cleaned, ext4dirs, renew, store, volumes
-from kimbox.machine import package as packaging
+from kimbox.image.disk import volumes
+from kimbox.image.disk.ext4 import directories
+from kimbox.image.sanitize import cleaned, renew
+from kimbox.image.store import images
 from kimbox.machine.folder import Sealed
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
@@ -211,7 +214,7 @@ def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kin
     assert (False, False) == (b"SECRET" in data, b"PRIVATE KEY" in data)
     assert [] == renew.traces(new)
     with volumes.opened(new) as there:
-        persistent = {entry.path for entry in ext4dirs.walk(there.systems["/persistent"])}
+        persistent = {entry.path for entry in directories.walk(there.systems["/persistent"])}
         assert bytes(1 << 16) == there.store.read(0, 1 << 16)
     assert {b"/lost+found", b"/runsecure", b"/runsetup"} == persistent
     assert bytes(10_000) == tinypackage.content(new, b"/var/log/lastlog")
@@ -224,7 +227,7 @@ def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kin
     made(*words, str(box / "two"))
     assert sha256_file(new) == sha256_file(box / "two/again.raw")
     assert digest == sha256_file(disk)
-    assert [] == list(image.parents[1].glob(f"{store.TEMPORARY}*"))
+    assert [] == list(image.parents[1].glob(f"{images.TEMPORARY}*"))
 
 
 def test_an_image_that_has_not_run_is_handed_on_as_it_is(added: Any, made: Made, box: Path) -> None:
@@ -291,7 +294,7 @@ def test_a_machine_of_an_image_that_had_run_is_cleaned_of_both(made: Made, box: 
 def test_what_counts_as_built_is_what_is_built() -> None:
     """The texts of the provisioner `base`, and the files that go to /persistent."""
     from kimbox import paths
-    from kimbox.image import provisioners
+    from kimbox.image.build import provisioners
 
     build = (paths.provisioners_dir() / "base/build").read_text()
     hosts = (renew.HOSTS % renew.NO_NAME).decode().replace("\n", "\\n")

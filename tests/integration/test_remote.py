@@ -14,9 +14,11 @@ from imagesite import Site, serving
 from takenimage import CONTENT, MIB, digest_of, leftovers, refused
 
 from kimbox import files, paths
-from kimbox.image import download, remote, store
+from kimbox.image.sources import remote
+from kimbox.image.store import images
 from kimbox.run import Completed, run
 from kimbox.spec.model import RemoteImage
+from kimbox.transfer import http
 
 #: How another Python finds kimbox and what it needs.
 PYTHONPATH = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
@@ -28,8 +30,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(download, "PAUSES_S", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(download, "STALL_S", 30.0)
+    monkeypatch.setattr(http, "PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(http, "STALL_S", 30.0)
     return tmp_path / "home"
 
 
@@ -44,7 +46,7 @@ def test_a_url_is_fetched_once(site: Site, home: Path) -> None:
     """The store has the image under its digest, with holes and read-only; a second call asks nobody."""
     image = RemoteImage(site.url + "?token=secret", digest_of(CONTENT))
     got = remote.ensure(image)
-    assert got == remote.ensure(image) == store.find(digest_of(CONTENT)[7:])
+    assert got == remote.ensure(image) == images.find(digest_of(CONTENT)[7:])
     assert [None] == site.ranges
     assert ["/box.img?token=secret"] == site.paths
     assert CONTENT == got.disk.read_bytes()
@@ -125,7 +127,7 @@ def test_a_wrong_digest_names_both(site: Site, home: Path) -> None:
     assert digest_of(b"another") in message
     assert digest_of(CONTENT) in message
     assert [] == leftovers(home)
-    assert store.find(digest_of(b"another")[7:]) is None
+    assert images.find(digest_of(b"another")[7:]) is None
 
 
 def test_a_damaged_part_is_fetched_anew(site: Site, home: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_length_that_is_not_told(site: Site) -> None:
 @pytest.mark.parametrize("drip_s", [0.0, 0.05])
 def test_a_server_that_stalls(site: Site, drip_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence, and a byte now and then, end within the time limit, and the tries with them."""
-    monkeypatch.setattr(download, "STALL_S", 0.25)
+    monkeypatch.setattr(http, "STALL_S", 0.25)
     site.drip_s = drip_s
     started = time.monotonic()
     message = refused(site.url)
@@ -196,7 +198,7 @@ def test_redirects_have_an_end(site: Site, location: str) -> None:
     site.location = location
     message = refused(site.url)
     assert "redirects" in message or "no http or https URL" in message
-    assert len(site.requests) <= download.MAX_REDIRECTS + 2
+    assert len(site.requests) <= http.MAX_REDIRECTS + 2
 
 
 def test_a_redirect_is_followed(site: Site) -> None:
@@ -214,7 +216,7 @@ def test_nobody_there() -> None:
 def test_too_large_and_no_room(site: Site, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A length beyond the limit or the disk's room is refused before a byte is written; so is a file without end."""
     with monkeypatch.context() as patch:
-        patch.setattr(download, "MAX_BYTES", MIB)
+        patch.setattr(http, "MAX_BYTES", MIB)
         assert "too large" in refused(site.url)
         site.tells_length = False
         assert "no end" in refused(site.url)
@@ -227,7 +229,8 @@ def test_too_large_and_no_room(site: Site, home: Path, monkeypatch: pytest.Monke
 #: A kimbox that kills itself once half a MiB has come.
 KILLED = """
 import os, signal, sys
-from kimbox.image import download, remote
+from kimbox.transfer import http
+from kimbox.image.sources import remote
 from kimbox.spec.model import RemoteImage
 
 add = download._Transfer.add

@@ -18,8 +18,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kimbox import paths, run
-from kimbox.guest.provision import write_tar
-from kimbox.image import boxwriter
+from kimbox.guest.delivery import write_tar
+from kimbox.image.formats import boxwriter
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, render_vagrantfile, ruby_literal
 from kimbox.spec.model import Forward, Scratch
 

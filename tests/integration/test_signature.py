@@ -16,9 +16,9 @@ from makekeys import Signer
 
 from kimbox import paths
 from kimbox.errors import SpecError
-from kimbox.lock import signature
-from kimbox.lock.gitrun import GitError, SignatureError
-from kimbox.lock.mirror import Mirror
+from kimbox.lock.git import signature
+from kimbox.lock.git.command import GitError, SignatureError
+from kimbox.lock.git.mirror import Mirror
 from kimbox.run import run
 from kimbox.spec.load import load_box
 from kimbox.spec.model import Repository

@@ -13,8 +13,8 @@ import pytest
 from madedisk import LAYOUT, PLACES
 
 from kimbox.errors import ImageError
-from kimbox.image import slim
-from kimbox.image.cowstore import Store
+from kimbox.image.disk.cowstore import Store
+from kimbox.image.formats import slim
 from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES
 
 MIB = 1 << 20

@@ -16,11 +16,11 @@ import realsshd
 from realsshd import free_port, make_key
 
 from kimbox.errors import GuestError
-from kimbox.guest import provision
+from kimbox.guest import delivery
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.ssh import Guest
+from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import make_lock
-from kimbox.lock.mirror import Mirror
 from kimbox.run import run
 from kimbox.spec.model import Repository
 
@@ -162,24 +162,24 @@ def test_a_delivery_reaches_the_guest_whole(
         "[ ! -e refuse ] || { echo no >&2; exit 3; }\n"
     )
     receive.chmod(0o755)
-    monkeypatch.setattr(provision, "RECEIVE", str(receive))
+    monkeypatch.setattr(delivery, "RECEIVE", str(receive))
     makebox.make_repository(tmp_path / "code")
     repository = Repository("code", f"file://{tmp_path}/code", False, "main", "/opt/code")
     box = makebox.make_box(tmp_path, repositories=(repository,))
     lock = make_lock(box)
     mirrors = {"code": Mirror.of(repository)}
-    monkeypatch.setattr(provision, "SUDO", "")
+    monkeypatch.setattr(delivery, "SUDO", "")
     (tmp_path / "work/deliver-killed").mkdir(parents=True)
     (tmp_path / "work/deliver-killed/delivery.tar").touch()
     with Guest(endpoint) as guest:
-        digest = provision.deliver(guest, box, lock, mirrors, tmp_path / "work")
+        digest = delivery.deliver(guest, box, lock, mirrors, tmp_path / "work")
         assert (tmp_path / "arguments").read_text() == f"{digest} --start\n"
         assert (tmp_path / "got/manifest/repositories").read_text().startswith("code\t")
         assert (tmp_path / "got/bundles/code.bundle").exists()
-        monkeypatch.setattr(provision, "SMALL_BYTES", 0)
-        assert provision.deliver(guest, box, lock, mirrors, tmp_path / "work") == digest
+        monkeypatch.setattr(delivery, "SMALL_BYTES", 0)
+        assert delivery.deliver(guest, box, lock, mirrors, tmp_path / "work") == digest
         assert not (tmp_path / "got/bundles").exists()
         (tmp_path / "refuse").touch()
         with pytest.raises(GuestError, match=r"exit status 3\):\nno"):
-            provision.deliver(guest, box, lock, mirrors, tmp_path / "work")
+            delivery.deliver(guest, box, lock, mirrors, tmp_path / "work")
     assert list((tmp_path / "work").iterdir()) == []

@@ -21,9 +21,9 @@ import pytest
 from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision, step, steps_of
 
 from kimbox import paths
+from kimbox.guest import stale
 from kimbox.guest.events import parse_line
 from kimbox.lock.lockfile import make_lock
-from kimbox.machine import stale
 from kimbox.render import sealing
 from kimbox.spec.model import Box, Probe, Repository, Run
 

@@ -16,14 +16,14 @@ from fakeguest import FakeGuest, box_with, needs_namespace, provision, steps_of
 
 from kimbox import paths
 from kimbox.errors import KimboxError, SpecError
-from kimbox.guest.provision import Parcel, lacked, parcels_of
+from kimbox.guest.delivery import Parcel, lacked, parcels_of
 from kimbox.guest.ssh import Guest
-from kimbox.lock import submodules
 from kimbox.lock.diff import as_text, diff
-from kimbox.lock.gitrun import GitError
+from kimbox.lock.git import submodules
+from kimbox.lock.git.command import GitError
+from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import PinnedSubmodule, make_lock, read_lock
-from kimbox.lock.mirror import Mirror
-from kimbox.machine import pins
+from kimbox.project import pins
 from kimbox.render.manifest import render_manifest
 from kimbox.run import Completed
 from kimbox.spec.load import load_box

@@ -9,10 +9,10 @@ import makebox
 import makeserver
 import pytest
 
-from kimbox.lock import submodules
-from kimbox.lock.gitrun import GitError, GoneError
-from kimbox.lock.history import rewritten
-from kimbox.lock.mirror import Mirror
+from kimbox.lock.git import submodules
+from kimbox.lock.git.command import GitError, GoneError
+from kimbox.lock.git.history import rewritten
+from kimbox.lock.git.mirror import Mirror
 from kimbox.spec import urls
 from kimbox.spec.model import Repository
 

@@ -16,17 +16,18 @@ import tinyimage
 from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision
 from feignedworld import World
 
+from kimbox.actions import life
+from kimbox.actions.life import Up
 from kimbox.cli import app
 from kimbox.errors import GuestError, KimboxError, SpecError, UsageError
-from kimbox.image import store
-from kimbox.lock.gitrun import GitError
+from kimbox.image.store import images
+from kimbox.lock.git.command import GitError
+from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import read_lock
-from kimbox.lock.mirror import Mirror
 from kimbox.log import log
-from kimbox.machine import life, pins
-from kimbox.machine.life import Up
 from kimbox.machine.state import State
-from kimbox.machine.unpinned import Instead, unpinned
+from kimbox.project import pins
+from kimbox.project.unpinned import Instead, unpinned
 from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.spec.model import Box
 
@@ -38,7 +39,7 @@ world = feignedworld.world  # a fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
     """A box with a lock beside its spec, of the repositories `setup` and `code`."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(store, "key_of", lambda *_: "e" * 64)
+    monkeypatch.setattr(images, "key_of", lambda *_: "e" * 64)
     monkeypatch.setattr(pins, "choose", tinyimage.choose)
     box = box_with(tmp_path)
     pins.lock_for(box, shipped=False)

@@ -14,7 +14,7 @@ import tinyimage
 from kimbox.cli import app
 from kimbox.cli.app import run
 from kimbox.log import log
-from kimbox.machine import pins
+from kimbox.project import pins
 
 Out = tuple[int, str, str]
 Kimbox = Callable[..., Out]

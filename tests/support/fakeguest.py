@@ -17,10 +17,10 @@ import makebox
 import pytest
 
 from kimbox import paths
-from kimbox.guest.provision import parcels_of, write_tar
-from kimbox.lock import submodules
+from kimbox.guest.delivery import parcels_of, write_tar
+from kimbox.lock.git import submodules
+from kimbox.lock.git.mirror import Mirror, write_bundle
 from kimbox.lock.lockfile import Lock, make_lock
-from kimbox.lock.mirror import Mirror, write_bundle
 from kimbox.render import sealing
 from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.run import Completed, run

@@ -7,8 +7,8 @@ from pathlib import Path
 import makemachine
 import pytest
 
-from kimbox.machine import accelerator
-from kimbox.machine.accelerator import Accelerator
+from kimbox.drivers import accelerator
+from kimbox.drivers.accelerator import Accelerator
 from kimbox.machine.folder import Machine
 
 STATUS = (

@@ -13,16 +13,19 @@ import makemachine
 import pytest
 from makemachine import event, tell
 
+from kimbox.actions import life, watch
+from kimbox.actions.life import Up
+from kimbox.drivers import accelerator
+from kimbox.drivers.accelerator import KVM_WORKS
+from kimbox.drivers.qemu import process
 from kimbox.errors import KimboxError
 from kimbox.guest.ssh import Answer
-from kimbox.image import store
-from kimbox.image.store import Image
+from kimbox.image.store import images
+from kimbox.image.store.images import Image
 from kimbox.lock.lockfile import Lock
 from kimbox.log import log
-from kimbox.machine import accelerator, grubenv, life, qemu, watch
-from kimbox.machine.accelerator import KVM_WORKS
+from kimbox.machine import grubenv
 from kimbox.machine.folder import Machine
-from kimbox.machine.life import Up
 from kimbox.machine.state import State
 from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.spec.model import BootMode
@@ -38,7 +41,7 @@ class World:
         self.lock = Lock("d" * 64, "e" * 64, {})
         self.status = "running"
         self.on_power: bool = True
-        self.launches: list[qemu.Launch] = []
+        self.launches: list[process.Launch] = []
         #: Boot modes that were set in the disk, each with the one for once; or why they cannot be.
         self.modes: list[tuple[str, str | None]] = []
         self.no_modes: KimboxError | None = None
@@ -61,7 +64,7 @@ class World:
             self._held.close()
         self._held = None
 
-    def start(self, launch: qemu.Launch) -> None:
+    def start(self, launch: process.Launch) -> None:
         self.did.append("resume" if launch.resume else "start")
         self.launches.append(launch)
         self.run_process()
@@ -130,8 +133,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         world.did.append("disk")
         disk.touch()
 
-    monkeypatch.setattr(store, "ensure", ensure)
-    monkeypatch.setattr(store, "key_of", lambda *_: image.key)
+    monkeypatch.setattr(images, "ensure", ensure)
+    monkeypatch.setattr(images, "key_of", lambda *_: image.key)
     monkeypatch.setattr(life, "lock_for", lambda *_, **__: (world.lock, {}))
     monkeypatch.setattr(grubenv, "choose", world.choose)
     monkeypatch.setattr(accelerator, "find", lambda: KVM_WORKS)
@@ -150,7 +153,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         "unpause": world.note("unpause"),
         "LOOK_S": 0.001,
     }.items():
-        monkeypatch.setattr(qemu, name, fake)
+        monkeypatch.setattr(process, name, fake)
     monkeypatch.setattr(watch, "LAST_WORDS_S", 0.05)
     monkeypatch.setattr(watch, "ENDS_S", 0.05)
     yield world

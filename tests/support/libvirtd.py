@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kimbox import run
-from kimbox.machine.libvirt import virsh
+from kimbox.drivers.vagrant.libvirt import virsh
 
 #: What libvirtd needs to run guests as root, and to leave their files to them.
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")

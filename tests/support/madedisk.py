@@ -11,7 +11,8 @@ from pathlib import Path
 from tinyimage import DISK
 
 from kimbox import run
-from kimbox.image import lvm2, sectors
+from kimbox.image.disk import sectors
+from kimbox.image.disk.lvm import writer
 from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES, Extent, Layout, plan
 
 LAYOUT: Layout = plan(DISK)
@@ -25,7 +26,7 @@ def make(disk: Path) -> None:
     """A whole disk: partition table, LVM, three file systems, GRUB's environment, swap, an empty snapshot."""
     with disk.open("wb") as file:
         file.truncate(LAYOUT.size_bytes)
-        pieces = [(0, sectors.mbr(LAYOUT, SEED, bytes(512))), *lvm2.pieces(LAYOUT, SEED, 0)]
+        pieces = [(0, sectors.mbr(LAYOUT, SEED, bytes(512))), *writer.pieces(LAYOUT, SEED, 0)]
         assert LAYOUT.swap
         for offset, data in [*pieces, *sectors.swap_header(LAYOUT.swap, SEED)]:
             os.pwrite(file.fileno(), data, offset)

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 
 from kimbox import run
-from kimbox.lock.packages import LockedPackage
+from kimbox.lock.apt.packages import LockedPackage
 
 #: Date of the archives, in Unix seconds, as Release files and locks write it.
 MADE_S = 1767225600

@@ -18,7 +18,8 @@ from typing import Any
 import tinyimage
 
 from kimbox.errors import KimboxError
-from kimbox.image import disk, namespace, rootfs, store
+from kimbox.image.build import disk, namespace, rootfs
+from kimbox.image.store import images
 
 #: Waiting for the others.
 BOUND_S = 20.0
@@ -55,9 +56,9 @@ POINTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "in the first file system": (disk, "_make_ext4", dying_before),
     "after the first file system": (disk, "_make_ext4", dying_after),
     "after the disk": (disk, "assemble", dying_after),
-    "before the facts": (store, "write_json", dying_before),
-    "after the facts": (store, "write_json", dying_after),
-    "in the store": (store, "_failed_log", dying_before),
+    "before the facts": (images, "write_json", dying_before),
+    "after the facts": (images, "write_json", dying_after),
+    "in the store": (images, "_failed_log", dying_before),
 }
 
 
@@ -83,7 +84,7 @@ def main(point: str, builds: Path, kimboxes: int) -> None:
         setattr(module, name, change(getattr(module, name)))
     (builds.parent / f"asking-{os.getpid()}").touch()
     try:
-        print(store.ensure(tinyimage.tiny_box(builds.parent), tinyimage.LOCKED).key)
+        print(images.ensure(tinyimage.tiny_box(builds.parent), tinyimage.LOCKED).key)
     except KimboxError as error:
         sys.exit(f"{type(error).__name__}: {error.message} ({error.hint})")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kimbox.errors import KimboxError
-from kimbox.image import remote
+from kimbox.image.sources import remote
 from kimbox.spec.model import RemoteImage
 
 MIB = 1 << 20

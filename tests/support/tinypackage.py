@@ -13,8 +13,12 @@ from clirun import Kimbox, result
 from makemachine import make_machine
 
 from kimbox import run
-from kimbox.image import cleaned, ext4data, ext4dirs, namespace, rootfs, store
-from kimbox.image.ext4dirs import Entry
+from kimbox.image.build import namespace, rootfs
+from kimbox.image.disk.ext4 import content as ext4data
+from kimbox.image.disk.ext4 import directories
+from kimbox.image.disk.ext4.directories import Entry
+from kimbox.image.sanitize import cleaned
+from kimbox.image.store import images
 from kimbox.lock.lockfile import read_lock
 from kimbox.machine.folder import Ended, Machine
 from kimbox.spec.load import load_box
@@ -73,9 +77,9 @@ def made(kimbox: Kimbox, box: Path) -> Made:
     return call
 
 
-def image_of(folder: Path) -> store.Image:
+def image_of(folder: Path) -> images.Image:
     """The image of the box, which is built."""
-    image = store.find(read_lock(folder / "kimbox.lock").image or "")
+    image = images.find(read_lock(folder / "kimbox.lock").image or "")
     assert image is not None
     return image
 
@@ -89,18 +93,18 @@ def members(path: Path) -> dict[str, bytes]:
 def everything(disk: Path) -> dict[bytes, Entry]:
     """Every path of the root on a raw disk."""
     with cleaned.root(disk) as system:
-        return {entry.path: entry for entry in ext4dirs.walk(system)}
+        return {entry.path: entry for entry in directories.walk(system)}
 
 
 def content(disk: Path, path: bytes) -> bytes | None:
     """The content of a small file of the root on a raw disk."""
     with cleaned.root(disk) as system:
-        entry = ext4dirs.find(system, path)
+        entry = directories.find(system, path)
         assert entry is not None
         return ext4data.content(system, entry.inode, 1 << 20)
 
 
-def machine_of(folder: Path, image: store.Image, script: str, *, tree: Path | None = None) -> Machine:
+def machine_of(folder: Path, image: images.Image, script: str, *, tree: Path | None = None) -> Machine:
     """A halted machine whose root a debugfs script has changed; with `tree` its root holds that folder's files."""
     machine = make_machine(
         "tiny", source=str(folder / "kimbox.yaml"), image=image.key, ended=Ended.HALTED,

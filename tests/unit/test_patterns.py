@@ -29,7 +29,7 @@ METHODS = {
 #: Expressions whose texts are so short that their work does not matter, and the characters that a text has at most.
 BOUNDED = {
     "kimbox.machine.grubenv._LINE": 1024,  # the block of GRUB's environment
-    "kimbox.machine.explain.SIGNS": 400,  # LINE_CHARACTERS
+    "kimbox.machine.console.SIGNS": 400,  # LINE_CHARACTERS
 }
 
 #: Expressions that must be noticed, with what is called of them: exponential, quadratic, quadratic with little work.
@@ -120,7 +120,7 @@ def test_expressions_that_explode_are_noticed(pattern: str, method: str) -> None
 def test_the_work_of_every_expression_is_linear() -> None:
     """A text of a stranger that is four times as long takes no more than about four times the work."""
     found = found_patterns()
-    assert {"kimbox.lock.packages._LINE", "kimbox.image.tarstream._DIGITS", "lock.schema.json"} <= {
+    assert {"kimbox.lock.apt.packages._LINE", "kimbox.image.formats.tarstream._DIGITS", "lock.schema.json"} <= {
         n for n, _, _ in found
     }
     hard = {
@@ -142,10 +142,11 @@ def test_every_expression_is_a_constant() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re.")
     ]
     assert [
-        "kimbox.image.secretpaths: re.compile(f\"(?:{'|'.join((f'({group})' for group in groups))})\\\\Z\".encode())",
-        "kimbox.image.secretpaths: re.escape(path).replace('\\\\*', '[^/]*')",  # both for constants
-        "kimbox.image.secretpaths: re.escape(path)",
-        "kimbox.machine.explain: re.compile(pattern)",  # for the constant SIGNS
+        "kimbox.image.sanitize.secretpaths: "
+        "re.compile(f\"(?:{'|'.join((f'({group})' for group in groups))})\\\\Z\".encode())",
+        "kimbox.image.sanitize.secretpaths: re.escape(path).replace('\\\\*', '[^/]*')",  # both for constants
+        "kimbox.image.sanitize.secretpaths: re.escape(path)",
+        "kimbox.machine.console: re.compile(pattern)",  # for the constant SIGNS
         "kimbox.spec.schema: re.compile(end_of_text(pattern))",  # for the schemas
     ] == inside
 
@@ -158,7 +159,7 @@ def test_a_line_end_is_no_end_of_a_text() -> None:
     assert [] == [text for text in schemas if not text.startswith("^") or text.find("$") != len(text) - 1]
     for text in schemas:
         assert not text.endswith(r"\$")
-    assert {"kimbox.machine.explain.SIGNS"} == {
+    assert {"kimbox.machine.console.SIGNS"} == {
         name
         for name, pattern, _ in found_patterns()
         if "$" in str(pattern.pattern).replace(r"\$", "") and not pattern.flags & re.MULTILINE

@@ -25,9 +25,9 @@ print(*sorted(set({names!r}) & set(sys.modules)), file=sys.stderr)
 """
 
 SSH = ["fabric", "paramiko", "invoke", "kimbox.guest.ssh"]
-GIT = ["git", "kimbox.lock.mirror", "kimbox.lock.gitrun"]
+GIT = ["git", "kimbox.lock.git.mirror", "kimbox.lock.git.command"]
 SPEC = ["ruamel.yaml", "jsonschema", "kimbox.spec.load"]
-IMAGE = ["kimbox.image.store", "kimbox.render.manifest", "jinja2"]
+IMAGE = ["kimbox.image.store.images", "kimbox.render.manifest", "jinja2"]
 REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "filelock", "cyclonedx", "packageurl"]
 
 
@@ -44,7 +44,7 @@ def loaded(home: Path, arguments: list[str], names: list[str]) -> list[str]:
         (["--version"], ["typer", "click", "attrs", "json", *SSH, *GIT, *SPEC, *IMAGE, *REST]),
         (["--help"], [*SSH, *GIT, *IMAGE, "qemu", "cyclonedx", "packageurl"]),
         (["provenance", "--help"], [*SSH, *GIT, *IMAGE, "qemu", "cyclonedx", "packageurl"]),
-        (["validate", "minimal"], [*SSH, *GIT, *IMAGE, *REST, "kimbox.machine.qemu"]),
+        (["validate", "minimal"], [*SSH, *GIT, *IMAGE, *REST, "kimbox.drivers.qemu.process"]),
         (["schema"], [*SSH, *GIT, *IMAGE, *REST]),
         (["status", "tiny"], [*SSH, *GIT, *SPEC, *IMAGE, *REST]),
         (["status", "tiny", "--json"], [*SSH, *GIT, *SPEC, *IMAGE, *REST]),

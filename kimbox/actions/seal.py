@@ -1,0 +1,196 @@
+"""A box takes a role and seals itself; it gets new credentials; it is opened again without them.
+
+The guest's own scripts do all of it (provisioners/secure). What the host keeps of a sealed box is the key that its
+credentials are locked with: the box gets it at each start, and without it they are lost. Secrets go through the ssh
+connection, or, to a sealed box, through a file that QEMU reads at its start; no argument or variable bears one.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import tarfile
+
+import attrs
+
+from kimbox.actions import life
+from kimbox.actions.life import Up
+from kimbox.actions.observe import check_owner, endpoint, is_open_still, state
+from kimbox.drivers import provider as providers
+from kimbox.errors import GuestError, StateError
+from kimbox.files import write_atomic
+from kimbox.guest.delivery import SUDO
+from kimbox.guest.events import printable
+from kimbox.guest.ssh import Guest
+from kimbox.log import log
+from kimbox.machine.bootmode import Choice, refuse_to_provision
+from kimbox.machine.folder import Machine, Sealed
+from kimbox.machine.state import require
+from kimbox.render import sealing
+from kimbox.render.quote import parse_assignments
+from kimbox.run import tail
+from kimbox.spec.model import BootMode, Role
+
+#: The guest's side of it.
+SECURE = "/usr/lib/kimbox/secure"
+
+#: What the gateway, and locking what it gave, may take, in seconds.
+TIMEOUT_S = 240
+
+#: A password or a private key is no larger.
+MAX_SECRET_BYTES = 64 << 10
+
+#: What a guest says of an earlier try is no longer.
+MAX_ANSWERS_BYTES = 4096
+
+#: Status with which the guest's script says that the box has taken a role already, and that the gateway refuses.
+ALREADY, REFUSED = 4, 3
+
+
+@attrs.frozen
+class Secret:
+    """What a site knows a user by; never shown."""
+
+    #: Name of the file in which the guest looks for it: `password`, or `id` for a private key of ssh.
+    kind: str
+    data: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Answers:
+    """The answers to the four questions."""
+
+    role: Role
+    site: str
+    username: str
+    secret: Secret
+
+
+def secure(wanted: Up, answers: Answers) -> Sealed:
+    """Has a box that is ready take a role, and boots it as a sealed one. Returns what it is.
+
+    Raises GuestError, in the guest's words, where the site refuses or cannot be reached: the box is then as it was.
+    """
+    machine = Machine(wanted.box.name)
+    with machine.locked():
+        check_owner(machine, wanted.box.source, wanted.shipped)
+        providers.need_disk(machine, "secure")
+        record = machine.record()
+        if record.sealed:
+            return record.sealed
+        require("secure", machine.name, state(machine))
+        refuse_to_provision(machine)
+        with log.step(f"asking for the credentials of {answers.site}"):
+            sealed = _take_role(machine, wanted, answers)
+        machine.write_record(attrs.evolve(record, sealed=sealed))
+    close(wanted)
+    return sealed
+
+
+def close(wanted: Up) -> None:
+    """Restarts a box that has taken its role and is open still; kimbox may have been interrupted between the two."""
+    machine = Machine(wanted.box.name)
+    if is_open_still(machine, state(machine)):
+        life.halt(machine)
+        life.up(wanted)
+
+
+def _take_role(machine: Machine, wanted: Up, answers: Answers) -> Sealed:
+    """Sends the guest the answers; returns what it became.
+
+    After a try that was cut short it may have become that before. The data key of that try is used again: the guest has
+    locked with it.
+    """
+    assert wanted.box.secure is not None  # noqa: S101 - the role comes from there
+    if not machine.data_key.exists():
+        write_atomic(machine.data_key, secrets.token_hex(32) + "\n", mode=0o600)
+    files = sealing.files(wanted.box.secure, answers.role) | {
+        "answers.env": sealing.answers(answers.role, answers.site, answers.username),
+        "data_key": machine.data_key.read_bytes(),
+        answers.secret.kind: answers.secret.data,
+    }
+    with Guest(endpoint(machine)) as guest:
+        answer = guest.run(f"{SUDO}{SECURE}", timeout_s=TIMEOUT_S, stdin=_tar(files))
+    if answer.code in (0, ALREADY):
+        return _taken(machine, answers, answer.stdout if answer.code == ALREADY else "")
+    said = tail(answer.stderr, 3).removeprefix("secure: ")
+    if answer.code == 127 or (answer.code == 1 and "command not found" in said):
+        hint = f"`kimbox destroy {machine.name}` and `kimbox up` make it anew"
+        raise GuestError(f"{machine.name} was made by a kimbox that knew nothing of roles", hint=hint)
+    what = "was refused" if answer.code == REFUSED else "could not take its role"
+    raise GuestError(f"{machine.name} {what}: {said}", hint="the box is as it was; nothing was kept of the answers")
+
+
+def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
+    """What the guest became: by these answers, or by those of an earlier try (its answers.env), which then hold."""
+    try:
+        told = parse_assignments(earlier.encode()[:MAX_ANSWERS_BYTES])
+    except ValueError as error:
+        raise GuestError(f"{machine.name} says that it has taken a role, and not which: {error}") from None
+    names = ("KIMBOX_ROLE", "KIMBOX_SITE", "KIMBOX_USERNAME")
+    role, site, user = (printable(told.get(name, ""))[:300] for name in names)
+    if not role or not site or (role, site, user) == (answers.role.name, answers.site, answers.username):
+        return Sealed(answers.role.name, answers.site)
+    log.warn(
+        f"{machine.name} has taken its role in an earlier try, as {role} of {site} for {user}: these answers hold; "
+        f"`kimbox secure --unseal {machine.name}` undoes it"
+    )
+    return Sealed(role, site)
+
+
+def rotate(wanted: Up, username: str, secret: Secret) -> None:
+    """Restarts a sealed box, which then asks its gateway for new credentials, or hashes the new password.
+
+    Raises GuestError where that failed: the box runs on with those it had.
+    """
+    machine = Machine(wanted.box.name)
+    check_owner(machine, wanted.box.source, wanted.shipped)
+    if not machine.record().sealed:
+        raise StateError(f"{machine.name} is not sealed: it has no credentials", hint="`kimbox secure` gives it some")
+    life.halt(machine)
+    files = {
+        "answers.env": sealing.username(username), "nonce": secrets.token_bytes(16), secret.kind: secret.data
+    }  # fmt: skip
+    try:
+        write_atomic(machine.rotate_file, _tar(files), mode=0o600)
+        life.up(wanted)
+    finally:
+        machine.rotate_file.unlink(missing_ok=True)
+    told = next((event for event in reversed(machine.boot_events()) if event.name == "rotated"), None)
+    if told is None or told.text("status") != "done":
+        reason = told.text("reason")[:500] if told else "the box has not said why"
+        raise GuestError(f"{machine.name} keeps the credentials that it had: {reason}")
+
+
+def unseal(wanted: Up) -> None:
+    """Opens a sealed box: its data key is thrown away first, then it boots in maintain mode, where it drops the rest.
+
+    May be repeated until it has succeeded. Raises StateError if the box was never sealed.
+    """
+    machine = Machine(wanted.box.name)
+    with machine.locked():
+        check_owner(machine, wanted.box.source, wanted.shipped)
+        if not machine.record().sealed and not machine.unseal_mark.exists():
+            raise StateError(f"{machine.name} is not sealed", hint=f"it is open: `kimbox ssh {machine.name}`")
+        write_atomic(machine.unseal_mark, "")
+        machine.data_key.unlink(missing_ok=True)
+    life.halt(machine)
+    life.up(attrs.evolve(wanted, boot=Choice(BootMode.MAINTAIN, once=True)))
+    with machine.locked():
+        if all(event.name != "unsealed" for event in machine.boot_events()):
+            raise GuestError(
+                f"{machine.name} has not said that it is open", hint="see `kimbox logs --serial`; try again"
+            )
+        machine.write_record(attrs.evolve(machine.record(), sealed=None))
+        machine.unseal_mark.unlink()
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    """The files as a tar archive, root's alone to read."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.mode, info.size = 0o600, len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""Drivers run machines: QEMU itself, or Vagrant with libvirt or VirtualBox."""

@@ -1,0 +1,1 @@
+"""The driver `qemu`: one QEMU process a machine, without root and without a daemon."""

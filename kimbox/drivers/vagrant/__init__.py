@@ -1,0 +1,1 @@
+"""The driver `vagrant`: machines that Vagrant runs under libvirt or VirtualBox."""

@@ -1,0 +1,161 @@
+"""Brings manifest and repositories to a running guest, and starts its provisioning there."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from kimbox.errors import GuestError, UsageError
+from kimbox.files import remove_tree
+from kimbox.guest.ssh import Guest
+from kimbox.lock.git import submodules
+from kimbox.lock.git.mirror import Mirror, write_bundle
+from kimbox.lock.lockfile import Lock
+from kimbox.log import log
+from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
+from kimbox.run import tail
+from kimbox.spec.model import SETUP, Box
+from kimbox.spec.schema import guess
+
+#: The guest's side of it.
+RECEIVE = "/usr/lib/kimbox/receive"
+
+#: How others than root become root there.
+SUDO = "sudo -n "
+
+#: Prefix of the folder in which a delivery is put together.
+TEMPORARY = "deliver-"
+
+#: Unpacking and fetching in the guest, in seconds; an emulated guest is slow and a repository may be large.
+RECEIVE_TIMEOUT_S = 1800
+
+#: Below this, sending what the guest has already costs less than asking it.
+SMALL_BYTES = 4 << 20
+
+
+@attrs.frozen
+class Part:
+    """A part of a manifest: `only` a step, or all `from` it on. `setup` is the script of the setup repository."""
+
+    how: Literal["only", "from"]
+    step: str
+
+    def check(self, box: Box) -> None:
+        """Raises UsageError, with the name that may be meant, if the box has no such step."""
+        known = [*([SETUP] if box.repository(SETUP) else []), *(step.name for step in box.provision)]
+        if self.step not in known:
+            hint = guess(self.step, known) or "its spec has neither steps nor a setup repository"
+            raise UsageError(f"the box {box.name} has no step {self.step[:100]}", hint=hint)
+
+
+def deliver(
+    guest: Guest,
+    box: Box,
+    lock: Lock,
+    mirrors: Mapping[str, Mirror],
+    workdir: Path,
+    image: str | None = None,
+    part: Part | None = None,
+) -> str:
+    """Sends the manifest and every pinned commit that the guest lacks, makes them current and starts provisiond.
+
+    With `part`, for that part of the manifest alone. `mirrors` has one for each repository of the box and each
+    submodule, holding the locked commit. Returns the manifest's digest, which the guest's events bear. Raises
+    GuestError with the guest's own words if it refuses. The caller holds the lock of the machine: what lies in
+    `workdir` of another delivery was left by one that was killed.
+    """
+    manifest = render_manifest(box, lock, image)
+    digest = manifest_digest(manifest)
+    parcels = parcels_of(box, lock)
+    sudo = "" if guest.endpoint.user == "root" else SUDO
+    needed = parcels
+    if sum(mirrors[parcel.mirror].size_bytes() for parcel in parcels) > SMALL_BYTES:
+        needed = lacked(guest, sudo, parcels)
+    workdir.mkdir(parents=True, exist_ok=True)
+    for left in workdir.glob(f"{TEMPORARY}*"):
+        remove_tree(left)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=workdir) as folder:
+        bundles = []
+        for parcel in needed:
+            log.now(f"packing {parcel.mirror}")
+            bundle = Path(folder) / parcel.file
+            write_bundle(mirrors[parcel.mirror], parcel.commit, bundle)
+            bundles.append(bundle)
+        delivery = Path(folder) / "delivery.tar"
+        write_tar(manifest, bundles, delivery)
+        for bundle in bundles:
+            bundle.unlink()
+        log.now(f"sending {delivery.stat().st_size >> 10} KiB")
+        words = f" {part.how} {shlex.quote(part.step)}" if part else ""
+        answer = guest.run(f"{sudo}{RECEIVE} {digest} --start{words}", timeout_s=RECEIVE_TIMEOUT_S, stdin=delivery)
+    if answer.code != 0:
+        raise GuestError(
+            f"the guest did not take what it was sent (exit status {answer.code}):\n{tail(answer.stderr)}",
+            hint="look inside: `kimbox ssh`",
+        )
+    return digest
+
+
+@attrs.frozen
+class Parcel:
+    """A commit on its way to the guest's mirror of the repository `name`; those of its submodules go there too."""
+
+    name: str
+    commit: str
+    #: The name of the host's mirror that has it.
+    mirror: str
+    #: The name of its bundle.
+    file: str
+
+
+def parcels_of(box: Box, lock: Lock) -> list[Parcel]:
+    """Every commit that the guest must have, each once."""
+    parcels: dict[str, Parcel] = {}
+    for name, pinned in lock.repositories.items():
+        if not box.repository(name):
+            continue
+        for path, submodule in pinned.submodules.items():
+            file = f"{name}.{submodule.commit}.bundle"
+            parcels[file] = Parcel(name, submodule.commit, submodules.key(name, path), file)
+        parcels[f"{name}.bundle"] = Parcel(name, pinned.commit, name, f"{name}.bundle")
+    return list(parcels.values())
+
+
+def write_tar(manifest: Manifest, bundles: Iterable[Path], target: Path) -> None:
+    """Writes manifest/ and bundles/ as a tar archive: owned by root, all of one time. Bundles are streamed."""
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
+        folders = {str(parent) for path in manifest for parent in Path(path).parents if str(parent) != "."}
+        for folder in ["", *sorted(folders)]:
+            info = _info(f"manifest/{folder}".rstrip("/"), 0o755)
+            info.type = tarfile.DIRTYPE
+            archive.addfile(info)
+        for path, (data, mode) in manifest.items():
+            archive.addfile(_info(f"manifest/{path}", mode, len(data)), io.BytesIO(data))
+        for bundle in bundles:
+            with bundle.open("rb") as source:
+                archive.addfile(_info(f"bundles/{bundle.name}", 0o644, bundle.stat().st_size), source)
+        archive.addfile(_info("end", 0o644))  # without it the guest takes nothing: the connection may have broken
+
+
+def _info(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.mode, info.size, info.mtime = mode, size, 0
+    info.uname = info.gname = "root"
+    return info
+
+
+def lacked(guest: Guest, sudo: str, parcels: Sequence[Parcel]) -> list[Parcel]:
+    """What the guest has not got. It answers with the name of a repository for each commit of it that it has."""
+    pairs = shlex.join(word for parcel in parcels for word in (parcel.name, parcel.commit))
+    answer = guest.run(f"{sudo}{RECEIVE} --have {pairs}", timeout_s=60)
+    has = Counter(answer.stdout.split() if answer.code == 0 else ())
+    whole = {name for name, count in Counter(parcel.name for parcel in parcels).items() if has[name] == count}
+    return [parcel for parcel in parcels if parcel.name not in whole]

@@ -1,0 +1,177 @@
+"""From a root file system in a folder to a bootable disk: /boot, the LVs and everything around them, written in place.
+
+mke2fs(8) writes each file system straight to its offset in the sparse disk file; the rest is kimbox's own. It is the
+mke2fs of the new root: pinned by the lock like every package, so that the bytes do not depend on the host's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kimbox import run
+from kimbox.image.build import namespace, provisioners
+from kimbox.image.build.recipe import EPOCH_S, Recipe
+from kimbox.image.build.rootfs import environment
+from kimbox.image.disk import debugfs, sectors
+from kimbox.image.disk.lvm import writer
+from kimbox.render.guestfiles import BOOT_LABEL
+from kimbox.spec.layout import Extent
+
+BLOCK_BYTES = 4096
+
+#: Where a root has the loader of programs and its libraries (amd64, merged /usr).
+LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+
+#: The first inode that is not the file system's own, and the inode of its root folder.
+ROOT_INODE, FIRST_INODE = 2, 11
+
+#: From this version on, mke2fs gives no file a later time than that of the build; before, it took the host's.
+CLAMPING = (1, 47, 1)
+
+#: ext4 without the two features that GRUB or an older e2fsck does not know.
+FEATURES = "^metadata_csum_seed,^orphan_file"
+
+#: Splits the tree that mmdebstrap made: /boot and the content of /persistent go to file systems of their own.
+SPLIT = """
+set -eu
+rm -rf root/boot.img root/dev/* root/proc/* root/sys/* root/run/* root/tmp/*
+mv root/boot boot
+mkdir root/boot persistent
+mkdir -p root/persistent
+tar --extract --file persistent.tar --directory persistent --same-permissions --no-same-owner
+chmod 0755 root/boot root/persistent persistent
+find root boot persistent -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+du --summarize --block-size=1 --apparent-size root | cut -f1
+"""
+
+_VERSION = re.compile(r"mke2fs (\d+)\.(\d+)\.(\d+)")
+_INODE_COUNT = re.compile(r"^Inode count: +(\d+)", re.MULTILINE)
+_FREE_INODES = re.compile(r"^  Free inodes: (.*)$", re.MULTILINE)
+_NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@attrs.frozen
+class FileSystem:
+    """An ext4 file system to be made on the disk from a folder."""
+
+    label: str
+    folder: Path
+    place: Extent
+
+
+def assemble(recipe: Recipe, work: Path, disk: Path) -> int:
+    """Writes the disk of a recipe from `work`/root. Returns the size of the root file system's files, in bytes.
+
+    Raises CommandError if a file system does not fit into its volume, ImageError if GRUB is not as expected.
+    """
+    layout = recipe.layout
+    provisioners.write_tar(list(recipe.persistent), work / "persistent.tar", EPOCH_S)
+    boot_img = _take(work / "root/boot/grub/boot.img")  # before the times of folders are set
+    core_img = _take(work / "root/boot/grub/core.img")
+    unpacked = int(namespace.call(["sh", "-c", SPLIT], env=environment(), cwd=work).stdout.split()[-1])
+    tools = Tools.of(work / "root")
+    with disk.open("xb") as file:
+        file.truncate(layout.size_bytes)
+    for system in (
+        FileSystem(BOOT_LABEL, work / "boot", layout.boot),
+        FileSystem("kimbox-root", work / "root", layout.root.place),
+        FileSystem("kimbox-persist", work / "persistent", layout.persistent.place),
+    ):
+        _make_ext4(tools, system, disk, recipe.key)
+    seed = recipe.key
+    with disk.open("r+b") as file:
+        for offset, data in (
+            (0, sectors.mbr(layout, seed, boot_img)),
+            sectors.core_image(layout, core_img),
+            *writer.pieces(layout, seed, EPOCH_S),
+            *(sectors.swap_header(layout.swap, seed) if layout.swap else ()),
+        ):
+            file.seek(offset)
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return unpacked
+
+
+def _take(path: Path) -> bytes:
+    """Reads a file that GRUB's tools made in the new root; it is removed, as nothing reads it there."""
+    data = path.read_bytes()
+    namespace.call(["rm", "--", path])
+    return data
+
+
+@attrs.frozen
+class Tools:
+    """e2fsprogs: as a new root has it, or, where that has none, as the host has."""
+
+    prefix: tuple[str | Path, ...]
+    folder: Path | None
+
+    @classmethod
+    def of(cls, root: Path) -> Tools:
+        """Those of a root file system, run without entering it."""
+        if not (root / LOADER).is_file() or not (root / "usr/sbin/mke2fs").is_file():
+            return cls((), None)
+        return cls((root / LOADER, "--library-path", (root / LOADER).parent), root / "usr/sbin")
+
+    def call(self, program: str, *args: str | Path, **more: Any) -> run.Completed:
+        """Runs one of them in the namespace of builds. Raises CommandError if it fails."""
+        env = environment() | {"E2FSPROGS_FAKE_TIME": str(EPOCH_S)}
+        if self.folder is None:
+            return namespace.call([program, *args], env=env, **more)
+        env["MKE2FS_CONFIG"] = os.fspath(self.folder.parents[1] / "etc/mke2fs.conf")
+        return namespace.call([*self.prefix, self.folder / program, *args], env=env, **more)
+
+    def version(self) -> tuple[int, ...]:
+        """Of mke2fs."""
+        said = self.call("mke2fs", "-V").stderr
+        found = _VERSION.search(said)
+        return tuple(map(int, found.groups())) if found else ()
+
+
+def _make_ext4(tools: Tools, system: FileSystem, disk: Path, seed: str) -> None:
+    """Writes a file system to its place on the disk, the same bytes whenever and wherever."""
+    extended = [
+        f"offset={system.place.offset_bytes}",
+        f"hash_seed={sectors.derived_uuid(f'{seed}/{system.label}/hash')}",
+        "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",
+    ]
+    tools.call(
+        "mke2fs", "-q", "-F", "-t", "ext4",
+        "-b", str(BLOCK_BYTES), "-I", "256", "-m", "1",
+        "-O", FEATURES,
+        "-E", ",".join(extended),
+        "-U", str(sectors.derived_uuid(f"{seed}/{system.label}")),
+        "-L", system.label,
+        "-d", system.folder,
+        disk,
+        f"{system.place.size_bytes // 1024}k",
+    )  # fmt: skip
+    if tools.version() < CLAMPING:
+        _set_times(tools, f"{disk}?offset={system.place.offset_bytes}")
+
+
+def _set_times(tools: Tools, device: str) -> None:
+    """Sets the times of change and of access of every inode, which an old mke2fs takes from the host, with debugfs(8).
+
+    `device` is a file with `?offset=`, as e2fsprogs take it.
+    """
+    told = tools.call("dumpe2fs", device).stdout
+    inodes = int(_INODE_COUNT.search(told)[1])  # type: ignore[index]
+    free = _FREE_INODES.findall(told)
+    is_used = bytearray(b"\1") * (inodes + 1)
+    for first, last in _NUMBERS.findall(" ".join(free)):
+        end = int(last or first) + 1
+        is_used[int(first) : end] = bytes(end - int(first))
+    lines = [
+        f"set_inode_field <{number}> {field} @{EPOCH_S}"
+        for number in (ROOT_INODE, *range(FIRST_INODE, inodes + 1))
+        if is_used[number]
+        for field in ("ctime", "atime")
+    ]
+    tools.call("debugfs", "-w", "-f", "-", device, input=debugfs.script(lines))

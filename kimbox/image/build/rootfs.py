@@ -1,0 +1,102 @@
+"""From locked packages to a root file system in a folder, by mmdebstrap, in a namespace and off the network."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from kimbox import run
+from kimbox.errors import ImageError
+from kimbox.image.build import namespace, provisioners
+from kimbox.image.build.provisioners import GuestFile
+from kimbox.image.build.recipe import EPOCH_S, Recipe
+from kimbox.lock.apt import cache
+from kimbox.lock.apt.archive import ARCHITECTURE
+
+#: What no box needs: translations and documents (licences stay).
+EXCLUDED = (
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+)
+
+#: Runs the build scripts inside the new root, then removes them.
+BUILD_HOOK = (
+    'for script in "$1"/usr/lib/kimbox/build.d/*; do '
+    'chroot "$1" "/usr/lib/kimbox/build.d/${script##*/}" || exit 1; done; '
+    'chroot "$1" xargs -a /usr/lib/kimbox/enabled-units systemctl --quiet enable && '
+    'rm -r "$1/usr/lib/kimbox/build.d" "$1/usr/lib/kimbox/enabled-units" && '
+    'mv "$1/usr/lib/kimbox/sources.list" "$1/etc/apt/sources.list" && '
+    'mv "$1/usr/lib/kimbox/extended_states" "$1/var/lib/apt/extended_states"'
+)
+
+#: What apt is told while it installs: from the cache alone, as it is.
+APT_OPTIONS = (
+    'Acquire::Languages "none"', 'APT::Install-Recommends "false"', 'APT::Sandbox::User "root"',
+    'Acquire::AllowInsecureRepositories "true"',
+)  # fmt: skip
+
+_BASE = re.compile(r"^(Essential: yes|Priority: required)$", re.MULTILINE)
+
+
+def environment() -> dict[str, str]:
+    """What a build adds to the environment: a fixed time and time zone."""
+    return {"SOURCE_DATE_EPOCH": str(EPOCH_S), "TZ": "UTC", "DEBIAN_FRONTEND": "noninteractive"}
+
+
+def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO[str]) -> Path:
+    """Makes the root file system of a recipe in `work`/root and returns that folder. The cache holds its packages.
+
+    Raises CommandError if mmdebstrap fails, ImageError if what it installed is not what the recipe names.
+    """
+    run.require("mmdebstrap", "it installs the packages of an image")
+    overlay, repository, root = work / "overlay.tar", work / "repository", work / "root"
+    states = GuestFile("usr/lib/kimbox/extended_states", extended_states(recipe).encode())
+    provisioners.write_tar([*recipe.files, states], overlay, EPOCH_S)
+    cache.repository(recipe.locked.versions, recipe.suite, repository)
+    command = [
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        "--format=directory",
+        f"--include={','.join(sorted(recipe.locked.versions))}",
+        *(f"--aptopt={option}" for option in APT_OPTIONS),
+        "--skip=cleanup/apt",  # build scripts do that: this apt would follow the guest's settings out of the new root
+        *(f"--dpkgopt={option}" for option in (*EXCLUDED, "force-unsafe-io", "force-confold")),
+        f"--essential-hook=tar-in {shlex.quote(os.fspath(overlay))} /",
+        f"--customize-hook={BUILD_HOOK}",
+        recipe.suite,
+        os.fspath(root),
+        f"deb [trusted=yes] copy:{urllib.parse.quote(os.fspath(repository))} ./",
+    ]
+    namespace.stream(command, on_line=on_line, log=log, env=environment(), cwd=work)
+    _check(recipe, root)
+    return root
+
+
+def _check(recipe: Recipe, root: Path) -> None:
+    """Raises ImageError unless just the packages of the recipe are installed."""
+    query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package} ${Version} ${Architecture}\\n"]
+    there = set(namespace.call(query).stdout.splitlines())
+    wanted = {f"{name} {package.version} {package.architecture}" for name, package in recipe.locked.versions.items()}
+    if there != wanted:
+        wrong = ", ".join(sorted(there ^ wanted)[:5])
+        raise ImageError(f"what was installed is not what the lock names: {wrong}")
+
+
+def extended_states(recipe: Recipe) -> str:
+    """apt's record of what nobody asked for, so that it may go when nothing needs it: /var/lib/apt/extended_states."""
+    blocks = []
+    for name, package in sorted(recipe.locked.versions.items()):
+        control = cache.control_of(package)
+        is_base = name == "apt" or _BASE.search(control)
+        if name not in recipe.packages and not is_base:
+            blocks.append(f"Package: {name}\nArchitecture: {ARCHITECTURE}\nAuto-Installed: 1\n\n")
+    return "".join(blocks)

@@ -1,0 +1,199 @@
+"""What a maintainer changed: packages and files of one disk against those of the image that it was made from.
+
+Both are raw disks of kimbox's layout that nobody writes to, read by kimbox's own code. Paths are escaped by
+`ext4dirs.shown` where they are shown or recorded, because a guest chose them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kimbox.errors import ImageError
+from kimbox.image.disk.ext4 import content as ext4data
+from kimbox.image.disk.ext4 import directories, inodes
+from kimbox.image.disk.ext4.directories import shown
+from kimbox.image.disk.ext4.inodes import FileSystem, Inode
+from kimbox.image.sanitize import cleaned
+
+#: Version of the record.
+FORMAT = 1
+
+#: More files of one file system are not looked at.
+MAX_ENTRIES = 2_000_000
+
+#: A file that is larger counts as changed where its time did: its content is not compared. That of others is, whatever
+#: their time: two versions may be of one second, and a guest may set any time.
+MAX_COMPARED_BYTES = 64 << 20
+
+#: How the status of a package ends that is there (dpkg-query(1)).
+INSTALLED = (" installed", " triggers-awaited", " triggers-pending")
+
+#: Where dpkg notes what is installed; its own files tell nothing that the packages do not.
+DPKG = b"/var/lib/dpkg"
+
+#: What dpkg's files may have, in bytes: its status, and its lists of packages' files together.
+MAX_STATUS_BYTES = 64 << 20
+MAX_LISTS_BYTES = 256 << 20
+
+#: Folders that a merged /usr has under two names; lists of packages may have either.
+MERGED = re.compile(rb"^/(bin|sbin|lib|lib64)/")
+
+_STATUS = re.compile(r"^(Package|Status|Architecture|Version): (.*)$", re.MULTILINE)
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*")
+
+
+@attrs.frozen
+class Changes:
+    """What differs, sorted; `files` are those that belong to no package that came, went or moved."""
+
+    #: Name -> versions before and after, the empty one where there is none.
+    packages: dict[str, tuple[str, str]]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    #: How many files came, went or changed with those packages.
+    package_files: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is recorded, and in the output of --json."""
+        return {
+            "format": FORMAT,
+            "packages": [{"name": n, "old": old, "new": new} for n, (old, new) in self.packages.items()],
+            "files": {"added": list(self.added), "removed": list(self.removed), "changed": list(self.changed)},
+            "package_files": self.package_files,
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        told = [f"{n}: {old or 'not there'} -> {new or 'removed'}" for n, (old, new) in self.packages.items()]
+        told += [f"{self.package_files} files of these packages"] if self.packages else []
+        told += [f"+ {path}" for path in self.added]
+        told += [f"- {path}" for path in self.removed]
+        told += [f"~ {path}" for path in self.changed]
+        return told or ["nothing differs"]
+
+
+def find(former: Path, disk: Path, *, on_part: Callable[[str], None] = lambda _: None) -> Changes:
+    """What differs between two raw disks of kimbox's layout. Raises ImageError if one cannot be read."""
+    places = cleaned.places(former), cleaned.places(disk)
+    with former.open("rb") as one, disk.open("rb") as two:
+        handles = one.fileno(), two.fileno()
+        on_part("/")
+        old, new = (cleaned.file_system(h, place.root[0]) for h, place in zip(handles, places, strict=True))
+        moved = _moved(_packages_of(old), _packages_of(new))
+        theirs = _files_of(old, moved) | _files_of(new, moved)
+        parts = [_compare(old, new, b"")]
+        on_part("/boot")
+        old, new = (cleaned.file_system(h, place.boot[0]) for h, place in zip(handles, places, strict=True))
+        parts.append(_compare(old, new, b"/boot"))
+    paths = [set.union(*found) for found in zip(*parts, strict=True)]
+    count = sum(plain(path) in theirs for found in paths for path in found)
+    added, removed, changed = (
+        tuple(sorted(shown(path) for path in found if plain(path) not in theirs and not path.startswith(DPKG + b"/")))
+        for found in paths
+    )
+    return Changes(moved, added, removed, changed, count)
+
+
+def packages(disk: Path) -> dict[str, tuple[str, str]]:
+    """Installed packages of a raw disk of kimbox's layout: name -> version, architecture; none without dpkg.
+
+    Raises ImageError if the disk cannot be read.
+    """
+    with cleaned.root(disk) as system:
+        return _installed(system)
+
+
+def _moved(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Packages whose version is not the same."""
+    both = {name: (old.get(name, ""), new.get(name, "")) for name in sorted({*old, *new})}
+    return {name: versions for name, versions in both.items() if versions[0] != versions[1]}
+
+
+def _compare(old: FileSystem, new: FileSystem, prefix: bytes) -> tuple[set[bytes], set[bytes], set[bytes]]:
+    """Paths that came, went, and changed, with `prefix` before them; of a folder only permissions and owner count."""
+    before, after = _inodes(old), _inodes(new)
+    pairs = {path: (before[path], after[path]) for path in before.keys() & after.keys()}
+    told: dict[tuple[int, int], bool] = {}  # a file of many names is compared once
+    for pair in pairs.values():
+        if pair not in told:
+            told[pair] = _differs(old, inodes.inode_of(old, pair[0]), new, inodes.inode_of(new, pair[1]))
+    changed = {path for path, pair in pairs.items() if told[pair]}
+    came, went = after.keys() - before.keys(), before.keys() - after.keys()
+    return {prefix + path for path in came}, {prefix + path for path in went}, {prefix + path for path in changed}
+
+
+def _inodes(system: FileSystem) -> dict[bytes, int]:
+    """Every path of a file system, with its inode."""
+    found: dict[bytes, int] = {}
+    for entry in directories.walk(system):
+        found[entry.path] = entry.inode.number
+        if len(found) > MAX_ENTRIES:
+            raise ImageError(f"the disk holds more than {MAX_ENTRIES} files")
+    return found
+
+
+def _differs(old: FileSystem, one: Inode, new: FileSystem, two: Inode) -> bool:
+    if (one.mode, one.uid, one.gid) != (two.mode, two.uid, two.gid):
+        return True
+    if one.is_folder:
+        return False
+    if one.is_link:
+        return ext4data.link_target(old, one) != ext4data.link_target(new, two)
+    if one.size_bytes != two.size_bytes:
+        return True
+    if not one.is_file:
+        return one.block != two.block  # the numbers of a device
+    if one.size_bytes > MAX_COMPARED_BYTES:
+        return one.modified_s != two.modified_s
+    contents = (ext4data.chunks(system, inode, inode.size_bytes) for system, inode in ((old, one), (new, two)))
+    return any(piece != other for piece, other in zip_longest(*contents))
+
+
+def _packages_of(system: FileSystem) -> dict[str, str]:
+    """Installed packages and their versions."""
+    return {name: version for name, (version, _) in _installed(system).items()}
+
+
+def _installed(system: FileSystem) -> dict[str, tuple[str, str]]:
+    """Version and architecture of each package that dpkg says is installed."""
+    status = directories.find(system, DPKG + b"/status")
+    if status is None or not status.inode.is_file:
+        return {}
+    data = ext4data.content(system, status.inode, MAX_STATUS_BYTES)
+    if data is None:
+        raise ImageError(f"dpkg's status on the disk is larger than {MAX_STATUS_BYTES >> 20} MiB")
+    found = {}
+    for block in data.decode(errors="replace").split("\n\n"):
+        fields = dict(_STATUS.findall(block))
+        if fields.get("Status", "").endswith(INSTALLED) and "Package" in fields:
+            found[fields["Package"]] = fields.get("Version", ""), fields.get("Architecture", "")
+    return found
+
+
+def _files_of(system: FileSystem, packages: Iterable[str]) -> set[bytes]:
+    """Every path that these packages have, by dpkg's lists, each with the name that a merged /usr gives it."""
+    names = [name for name in packages if _PACKAGE.fullmatch(name)]
+    wanted = {f"{name}{suffix}.list".encode() for name in names for suffix in ("", ":amd64")}
+    folder = directories.find(system, DPKG + b"/info")
+    lists = [entry.inode for entry in directories.listed(system, folder) if entry.name in wanted] if folder else []
+    left = MAX_LISTS_BYTES
+    found: set[bytes] = set()
+    for inode in lists:
+        data = ext4data.content(system, inode, left) if inode.is_file else b""
+        if data is None:
+            raise ImageError(f"dpkg's lists of files on the disk are larger than {MAX_LISTS_BYTES >> 20} MiB")
+        left -= len(data)
+        found.update(plain(line) for line in data.split(b"\n") if line)
+    return found
+
+
+def plain(path: bytes) -> bytes:
+    """A path with the name that a merged /usr gives it."""
+    return MERGED.sub(rb"/usr/\1/", path)

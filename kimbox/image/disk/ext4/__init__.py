@@ -1,0 +1,1 @@
+"""ext4 file systems that no kernel has mounted."""

@@ -1,0 +1,1 @@
+"""LVM2's metadata, read and written without LVM."""

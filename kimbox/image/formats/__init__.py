@@ -1,0 +1,1 @@
+"""The formats in which disks and boxes come in and go out."""

@@ -1,0 +1,202 @@
+"""The formats that a box is handed on in: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks.
+
+OVF describes the machine that VirtualBox makes: a SATA controller (AHCI) and, where the guest's kernel has a driver for
+it, an Intel network card (82540EM, e1000), else one of virtio. Format: DMTF DSP0243 1.1, in the dialect that VirtualBox
+writes. The disk is a streamOptimized VMDK.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+import uuid
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+import attrs
+
+from kimbox.errors import ImageError
+from kimbox.files import copy_sparse, sha256_file
+from kimbox.image.disk import sectors
+from kimbox.image.formats import boxwriter
+from kimbox.image.formats.boxwriter import QCOW2, Sign, convert, json_bytes, making, with_sums, write_tar
+from kimbox.spec.layout import SECTOR_BYTES
+
+#: Names of the disk and its description inside archives; Vagrant looks for box.ovf.
+OVF, VMDK = "box.ovf", "box-disk001.vmdk"
+
+_MIB = 1 << 20
+
+_CID = re.compile(rb"^CID=[0-9a-f]{1,8}$", re.MULTILINE)
+
+
+class Format(StrEnum):
+    """A format of packages, by the word that users type."""
+
+    LIBVIRT = "libvirt"
+    VIRTUALBOX = "virtualbox"
+    QCOW2 = "qcow2"
+    RAW = "raw"
+    OVA = "ova"
+
+    def file_name(self, name: str) -> str:
+        """What a package of a box of that name is called."""
+        if self in (Format.LIBVIRT, Format.VIRTUALBOX):
+            return f"{name}-{self}.box"
+        return f"{name}.{self}"
+
+    @property
+    def holds_files(self) -> bool:
+        """Whether spec, lock and the like go into it; else they lie beside it."""
+        return self in (Format.LIBVIRT, Format.VIRTUALBOX)
+
+
+@attrs.frozen
+class Content:
+    """What is packaged."""
+
+    name: str
+    #: The disk, and its format (`raw` or `qcow2`); its size as the guest sees it.
+    disk: Path
+    image_format: str
+    virtual_bytes: int
+    cpus: int
+    memory_bytes: int
+    #: Vagrant's word for the distribution.
+    guest: str
+    user: str
+    #: Spec, lock and the like.
+    files: Mapping[str, bytes]
+    #: Whether the guest's kernel knows VirtualBox's usual network card, e1000.
+    knows_e1000: bool = False
+
+
+def write(kind: Format, content: Content, target: Path, sign: Sign | None) -> None:
+    """Makes the package `target`. Raises as `boxwriter.libvirt` does."""
+    if kind is Format.LIBVIRT:
+        boxwriter.libvirt(
+            content.disk, content.image_format, target,
+            guest=content.guest, user=content.user, files=content.files, sign=sign,
+        )  # fmt: skip
+        return
+    with making(target) as work:
+        if kind is Format.QCOW2:
+            convert(content.disk, content.image_format, work / target.name, QCOW2)
+        elif kind is Format.RAW and content.image_format == "raw":
+            copy_sparse(content.disk, work / target.name)
+        elif kind is Format.RAW:
+            convert(content.disk, content.image_format, work / target.name, ("-O", "raw"))
+        else:
+            _for_virtualbox(kind, content, work, target.name)
+            _archive(kind, content, work, target.name, sign)
+        (work / target.name).chmod(0o644)
+
+
+def _for_virtualbox(kind: Format, content: Content, work: Path, name: str) -> None:
+    """The disk as a VMDK, whose random identity is replaced with one that follows from its content."""
+    vmdk = work / VMDK
+    convert(content.disk, content.image_format, vmdk, ("-O", "vmdk", "-o", "subformat=streamOptimized"))
+    set_identity(vmdk, "0" * 8)
+    set_identity(vmdk, sha256_file(vmdk).removeprefix("sha256:")[:8])
+
+
+def set_identity(vmdk: Path, identity: str) -> None:
+    """Gives a VMDK that qemu-img made this content id, eight hex digits.
+
+    qemu-img leaves leading zeros out. The description ends at its first NUL: where the id drawn last is shorter than
+    the one before it, remains of the longer text follow that.
+    """
+    with vmdk.open("r+b") as file:
+        at, size = (number * SECTOR_BYTES for number in struct.unpack_from("<QQ", file.read(SECTOR_BYTES), 28))
+        text, _, _ = os.pread(file.fileno(), size, at).partition(b"\0")
+        new, count = _CID.subn(b"CID=" + identity.encode(), text)
+        if count != 1 or len(new) > size:
+            raise ImageError("qemu-img made a VMDK that describes itself in another way than is known")
+        os.pwrite(file.fileno(), new.ljust(size, b"\0"), at)
+
+
+def _archive(kind: Format, content: Content, work: Path, name: str, sign: Sign | None) -> None:
+    """The archive around the VMDK."""
+    disks = {VMDK: work / VMDK}
+    description = ovf(content, (work / VMDK).stat().st_size)
+    if kind is Format.VIRTUALBOX:
+        members = {
+            "metadata.json": json_bytes({"provider": "virtualbox"}),
+            "Vagrantfile": boxwriter.vagrantfile(content.guest, content.user),
+            OVF: description,
+            **content.files,
+        }
+        write_tar(work / name, with_sums(members, disks, sign), disks)
+        return
+    first = f"{content.name}.ovf"
+    digests = {
+        first: hashlib.sha256(description).hexdigest(),
+        VMDK: sha256_file(work / VMDK).removeprefix("sha256:"),
+    }
+    manifest = "".join(f"SHA256({name})= {digest}\n" for name, digest in digests.items())
+    write_tar(work / name, {first: description, f"{content.name}.mf": manifest.encode()}, disks)
+
+
+def ovf(content: Content, vmdk_bytes: int) -> bytes:
+    """The description of the machine, for the VMDK of that size."""
+    items = (
+        _item(1, 3, f"{content.cpus} virtual CPU", VirtualQuantity=content.cpus),
+        _item(2, 4, f"{-(-content.memory_bytes // _MIB)} MB of memory", AllocationUnits="MegaBytes",
+              VirtualQuantity=-(-content.memory_bytes // _MIB)),
+        _item(3, 20, "sataController0", Address=0, ResourceSubType="AHCI"),
+        _item(4, 17, "disk1", AddressOnParent=0, HostResource="/disk/vmdisk1", Parent=3),
+        _item(5, 10, "Ethernet adapter on 'NAT'", AutomaticAllocation="true", Connection="NAT",
+              ResourceSubType="E1000" if content.knows_e1000 else "virtio"),
+    )  # fmt: skip
+    name = quoteattr(content.name)
+    identity: uuid.UUID = sectors.derived_uuid(f"{content.name}/{content.virtual_bytes}/ovf")
+    text = f"""\
+<?xml version="1.0"?>
+<Envelope ovf:version="1.0" xml:lang="en-US" xmlns="http://schemas.dmtf.org/ovf/envelope/1" \
+xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1" \
+xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData" \
+xmlns:vssd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData" \
+xmlns:vbox="http://www.virtualbox.org/ovf/machine">
+  <References>
+    <File ovf:id="file1" ovf:href="{VMDK}" ovf:size="{vmdk_bytes}"/>
+  </References>
+  <DiskSection>
+    <Info>List of the virtual disks used in the package</Info>
+    <Disk ovf:capacity="{content.virtual_bytes}" ovf:diskId="vmdisk1" ovf:fileRef="file1" \
+ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized" vbox:uuid="{identity}"/>
+  </DiskSection>
+  <NetworkSection>
+    <Info>Logical networks used in the package</Info>
+    <Network ovf:name="NAT"><Description>Logical network used by this appliance.</Description></Network>
+  </NetworkSection>
+  <VirtualSystem ovf:id={name}>
+    <Info>A virtual machine</Info>
+    <OperatingSystemSection ovf:id="96">
+      <Info>The kind of installed guest operating system</Info>
+      <Description>Debian_64</Description>
+      <vbox:OSType ovf:required="false">Debian_64</vbox:OSType>
+    </OperatingSystemSection>
+    <VirtualHardwareSection>
+      <Info>Virtual hardware requirements for a virtual machine</Info>
+      <System>
+        <vssd:ElementName>Virtual Hardware Family</vssd:ElementName>
+        <vssd:InstanceID>0</vssd:InstanceID>
+        <vssd:VirtualSystemIdentifier>{escape(content.name)}</vssd:VirtualSystemIdentifier>
+        <vssd:VirtualSystemType>virtualbox-2.2</vssd:VirtualSystemType>
+      </System>
+{"".join(items)}    </VirtualHardwareSection>
+  </VirtualSystem>
+</Envelope>
+"""
+    return text.encode()
+
+
+def _item(number: int, kind: int, name: str, **more: str | int) -> str:
+    """A piece of hardware; its properties in the order of their names, as OVF asks."""
+    values: dict[str, str | int] = {"ElementName": name, "InstanceID": number, "ResourceType": kind, **more}
+    inner = "".join(f"        <rasd:{key}>{escape(str(values[key]))}</rasd:{key}>\n" for key in sorted(values))
+    return f"      <Item>\n{inner}      </Item>\n"

@@ -1,0 +1,198 @@
+"""Looks through a disk for what no image, package or commit may hold: keys, shared secrets, identities, databases.
+
+All file systems of a raw disk of kimbox's layout are read, every file once. What a package ships in its files
+(examples, tests) is the same on every machine: it is kept, and listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import attrs
+
+from kimbox.errors import ImageError
+from kimbox.image.disk import changes, volumes
+from kimbox.image.disk.ext4 import content as ext4data
+from kimbox.image.disk.ext4 import directories
+from kimbox.image.disk.ext4.directories import Entry, shown
+from kimbox.image.disk.ext4.inodes import FileSystem, Inode
+from kimbox.image.sanitize import secretforms, secretpaths
+from kimbox.image.sanitize.secretforms import Kind
+
+#: Content is read in pieces of this size.
+PIECE_BYTES = 1 << 20
+
+#: More findings are not listed.
+MAX_FINDINGS = 10_000
+
+#: A message names so many.
+MAX_NAMED = 10
+
+#: Where dpkg notes what its packages have, and how much of that is read at most.
+_INFO = b"/var/lib/dpkg/info"
+_STATUS = b"/var/lib/dpkg/status"
+MAX_SUMS_BYTES = 256 << 20
+
+#: What Python makes of a file, and of which (PEP 3147).
+_COMPILED = re.compile(rb"(.*/)__pycache__/([^/]+)\.cpython-[0-9]{1,4}(\.opt-[12])?\.pyc")
+
+HINT = "remove it in the box; what a package makes when it is installed belongs into a step of `provision`"
+
+
+@attrs.frozen(order=True)
+class Finding:
+    """A file: its path, escaped by `ext4dirs.shown`, what it is, and the package that ships it, if one does."""
+
+    path: str
+    kind: str
+    package: str | None = None
+
+    def as_json(self) -> dict[str, str | None]:
+        """As in image.json and kimbox.json."""
+        return attrs.asdict(self)
+
+
+@attrs.frozen
+class Findings:
+    """What a disk holds, sorted: what must not leave, and what may."""
+
+    made: tuple[Finding, ...] = ()
+    kept: tuple[Finding, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What is kept, for people."""
+        return [f"{f.path}: {f.kind}, " + (f"of the package {f.package}" if f.package else "kept") for f in self.kept]
+
+    def check(self, what: str, hint: str = HINT) -> None:
+        """Raises ImageError, naming files and kinds, where there is anything that must not leave; `what` holds it."""
+        if not self.made:
+            return
+        named = "\n".join(f"  {finding.path}: {finding.kind}" for finding in self.made[:MAX_NAMED])
+        rest = len(self.made) - MAX_NAMED
+        more = f"\n  and {rest} more" if rest > 0 else ""
+        raise ImageError(f"{what} holds what no other machine may have:\n{named}{more}", hint=hint)
+
+
+def scan(disk: Path, *, on_part: Callable[[str], None] = lambda _: None) -> Findings:
+    """Looks through a raw disk that nobody writes to. Raises ImageError if it cannot be read, or has another layout."""
+    found: list[tuple[Entry, str, Kind]] = []
+    with volumes.opened(disk) as there:
+        for name, system in there.systems.items():
+            on_part(name or "/")
+            for entry, kind in look(system, there.places[name].size_bytes):
+                found.append((entry, name, kind))
+                if len(found) > MAX_FINDINGS:
+                    raise ImageError(f"the disk holds more than {MAX_FINDINGS} keys, secrets and identities", hint=HINT)
+        shipped = _shipped(there.systems[volumes.ROOT], [entry for entry, name, _ in found if name == volumes.ROOT])
+    made: list[Finding] = []
+    kept: list[Finding] = []
+    for entry, name, kind in found:
+        package = shipped.get(entry.path) if name == volumes.ROOT else None
+        finding = Finding(name + shown(entry.path), str(kind), package)
+        (kept if package or kind.is_harmless else made).append(finding)
+    return Findings(tuple(sorted(made)), tuple(sorted(kept)))
+
+
+def look(system: FileSystem, limit_bytes: int) -> Iterator[tuple[Entry, Kind]]:
+    """Each file that is a finding by its path or content. More than `limit_bytes` in all cannot be there."""
+    seen: dict[int, Kind | None] = {}
+    left = [limit_bytes]
+    for entry in directories.walk(system):
+        inode = entry.inode
+        if not inode.is_file or not inode.size_bytes:
+            continue
+        try:
+            kind = secretpaths.of_path(entry.path, lambda inode=inode: _head(system, inode))  # type: ignore[misc]
+            if kind is None:
+                if inode.number not in seen:
+                    seen[inode.number] = secretforms.of_content(inode.size_bytes, _pieces(system, inode, left))
+                kind = seen[inode.number]
+        except ImageError as error:
+            raise ImageError(f"{shown(entry.path)} cannot be read: {error.message}", hint=error.hint) from None
+        if kind is not None:
+            yield entry, kind
+
+
+def _head(system: FileSystem, inode: Inode) -> bytes:
+    return ext4data.head(system, inode, secretpaths.HEAD_BYTES)
+
+
+def _pieces(system: FileSystem, inode: Inode, left: list[int]) -> Iterator[bytes]:
+    """The written bytes of a file; holes are left out, as a sparse file may be larger than any disk."""
+    unit = system.block_bytes
+    for first, count, start in ext4data.runs(system, inode):
+        end = min((first + count) * unit, inode.size_bytes) - first * unit
+        left[0] -= end
+        if left[0] < 0:
+            raise ImageError("its file system is damaged: files over each other")
+        for at in range(0, end, PIECE_BYTES):
+            yield system.read(start * unit + at, min(PIECE_BYTES, end - at))
+
+
+def _shipped(system: FileSystem, entries: Iterable[Entry]) -> dict[bytes, str]:
+    """Those of the entries that are as a package ships them, or compiled by Python from such a file: its name."""
+    wanted = {entry.path: entry for entry in entries}
+    sources = {path: _source(path) for path in wanted}
+    if not wanted:
+        return {}
+    sums = _sums(system, {changes.plain(path) for path in (*wanted, *filter(None, sources.values()))})
+    found: dict[bytes, str] = {}
+    left = system.blocks * system.block_bytes
+    for path, entry in wanted.items():
+        source = sources[path]
+        origin = entry if source is None else directories.find(system, source)
+        known = sums.get(changes.plain(source or path))
+        if not known or not origin or not origin.inode.is_file:
+            continue
+        if origin.inode.size_bytes <= left:  # what packages ship has no holes, and fits
+            left -= origin.inode.size_bytes
+            if known[0] == _md5(system, origin.inode):
+                found[path] = known[1]
+    return found
+
+
+def _source(path: bytes) -> bytes | None:
+    """The file that Python has compiled to this one."""
+    match = _COMPILED.fullmatch(path)
+    return match[1] + match[2] + b".py" if match else None
+
+
+def _md5(system: FileSystem, inode: Inode) -> str:
+    """As dpkg notes it."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in ext4data.chunks(system, inode, inode.size_bytes):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sums(system: FileSystem, wanted: set[bytes]) -> dict[bytes, tuple[str, str]]:
+    """MD5 and package of these paths, by dpkg's lists of files and of configuration files."""
+    found: dict[bytes, tuple[str, str]] = {}
+    left = MAX_SUMS_BYTES
+    folder = directories.find(system, _INFO)
+    for entry in directories.listed(system, folder) if folder else ():
+        if not entry.name.endswith(b".md5sums") or not entry.inode.is_file:
+            continue
+        data = ext4data.content(system, entry.inode, left)
+        if data is None:
+            raise ImageError(f"dpkg's lists of files on the disk are larger than {MAX_SUMS_BYTES >> 20} MiB")
+        left -= len(data)
+        package = shown(entry.name.removesuffix(b".md5sums")).partition(":")[0]
+        for line in data.split(b"\n"):
+            path = changes.plain(b"/" + line[34:])
+            if path in wanted:
+                found[path] = line[:32].decode("ascii", "replace"), package
+    status = directories.find(system, _STATUS)
+    text = ext4data.content(system, status.inode, changes.MAX_STATUS_BYTES) if status and status.inode.is_file else b""
+    package = ""
+    for line in (text or b"").split(b"\n"):
+        if line.startswith(b"Package: "):
+            package = shown(line[9:])
+        elif line.startswith(b" /"):
+            fields = line[1:].split(b" ")
+            if len(fields) >= 2 and changes.plain(fields[0]) in wanted:
+                found[changes.plain(fields[0])] = fields[1].decode("ascii", "replace"), package
+    return found

@@ -1,0 +1,1 @@
+"""Gets images that were made elsewhere."""

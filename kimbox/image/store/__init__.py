@@ -1,0 +1,1 @@
+"""The image store, by content, and the names of added boxes."""

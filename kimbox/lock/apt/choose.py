@@ -1,0 +1,47 @@
+"""Which packages an image gets: those of the lock, or chosen now from the archives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from kimbox.errors import ImageError
+from kimbox.lock.apt import sources as apt
+from kimbox.lock.apt.archive import FRESH_S, Archive, bare
+from kimbox.lock.apt.packages import ALL_PACKAGES, LockedPackages, request_digest
+from kimbox.spec.model import PackageImage
+
+
+def choose(
+    image: PackageImage,
+    names: Iterable[str],
+    previous: LockedPackages | None,
+    *,
+    update: Collection[str] | None = (),
+    offline: bool = False,
+) -> LockedPackages:
+    """The packages that `names` come to, with all that they need.
+
+    What `previous` holds stays as long as the same is asked for. Where something else is asked for, what is in both
+    keeps its version if the archives still have it. `update` names packages that move to the newest version (None, or
+    ALL_PACKAGES among them: all). Raises ImageError if an archive cannot be reached, or has no such package.
+    """
+    names = sorted(set(names))
+    request = request_digest(image.distribution, image.suite, image.mirror, names)
+    if previous and previous.request == request and update is not None and not update:
+        return previous
+    if offline:
+        raise ImageError(
+            "the packages of the image have not been chosen yet, and that takes the network",
+            hint="run `kimbox lock` without --offline",
+        )
+    old = previous.versions if previous else {}
+    keep = {} if update is None or ALL_PACKAGES in update else {n: p for n, p in old.items() if n not in update}
+    archive = Archive(image.distribution, tuple(apt.sources(image.distribution, image.suite, image.mirror)))
+    with archive.opened():
+        archive.refresh(0 if update is None or update else FRESH_S)
+        versions = archive.choose(names, keep)
+        as_of = archive.as_of()
+    lines = tuple(bare(source.line()) for source in archive.sources)
+    if previous and (previous.request, previous.sources, previous.versions) == (request, lines, versions):
+        return previous
+    return LockedPackages(request, as_of, lines, versions)

@@ -1,0 +1,1 @@
+"""Git repositories: mirrors on the host, refs, commits, signatures, submodules."""

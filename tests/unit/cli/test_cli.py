@@ -1,0 +1,302 @@
+"""The command line as a whole: what it takes, what it prints, how it ends. Nothing behind it runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import clirun
+import makemachine
+import pytest
+import typer
+from clirun import Kimbox, environment, error, result
+
+from kimbox.actions import observe
+from kimbox.cli import app
+from kimbox.cli.app import GLOBAL_OPTIONS, VERBS, hoist
+from kimbox.cli.output import settings
+from kimbox.errors import GuestError, KimboxError, SpecError
+from kimbox.run import run as run_program
+
+kimbox, world = clirun.kimbox, clirun.world  # fixtures
+
+#: Names that no box can have; some would lead out of the folder of machines.
+STRANGE_NAMES = ["", "a b", "..", ".", "A", "a\nb", "a\0b", "x" * 64, "-", "a_b", "é", "\udcff", "*", "$(id)", "a.lock"]
+STRANGE_PATHS = ["../x", "/etc/passwd", "a/../../b", "/", "//", "x.yaml", "machines/../../x"]
+
+#: Verbs that mean a box.
+BOX_VERBS = [
+    "lock", "build", "up", "provision", "status", "ssh", "exec", "logs", "halt", "reload", "suspend", "resume",
+    "destroy", "ssh-config", "shrink",
+]  # fmt: skip
+
+Out = tuple[int, str, str]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(kimbox: Kimbox, verb: str) -> None:
+    """--help and -h, with examples that begin with kimbox and the verb."""
+    code, out, err = kimbox(verb, "--help")
+    assert (0, "") == (code, err)
+    examples = out.split("Examples:\n")[1].split("\n\n")[0]
+    assert re.search(rf"kimbox {verb}\b", examples)
+    assert f"Usage: kimbox {verb}" in out
+    assert (0, out, "") == kimbox(verb, "-h")
+
+
+def test_the_help_lists_every_verb(kimbox: Kimbox) -> None:
+    """On stdout if asked for; on stderr, as a wrong usage, where nothing is said."""
+    code, out, _ = kimbox("--help")
+    assert 0 == code
+    assert list(VERBS) == re.findall(r"(?m)^  ([a-z-]+)  ", out.split("Commands:")[1])
+    assert (2, "", out) == kimbox()
+    assert 0 == kimbox("--version")[0]
+
+
+@pytest.mark.parametrize(
+    ("expected", "given"),
+    [
+        (["--json", "status"], ["status", "--json"]),
+        (["-q", "--timeout", "5m", "up", "a", "-f", "x"], ["up", "-q", "a", "--timeout", "5m", "-f", "x"]),
+        (["--timeout=5m", "up"], ["up", "--timeout=5m"]),
+        (["exec", "a", "--", "b", "--json", "-q"], ["exec", "a", "--", "b", "--json", "-q"]),
+        (["-v", "exec", "--", "--json"], ["exec", "-v", "--", "--json"]),
+        (["-v", "exec", "a", "b", "-q", "--json"], ["exec", "-v", "a", "b", "-q", "--json"]),
+        (["-v", "logs", "a", "-f"], ["logs", "a", "-f", "-v"]),
+        (["--", "--json"], ["--", "--json"]),
+        ([], []),
+    ],
+)
+def test_global_options_stand_anywhere(expected: list[str], given: list[str]) -> None:
+    """Before and after the verb; what belongs to another program is left to it."""
+    assert expected == hoist(given)
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--timeout", "5m", "--json"], ["--json", "--timeout=5m"]])
+def test_the_verb_of_an_error_is_the_verb(kimbox: Kimbox, options: list[str]) -> None:
+    """Also where options stand before it, and where the parser itself is not content."""
+    for arguments in ([*options, "halt", "no"], ["halt", "no", *options], ["halt", "no", *options[:1], *options[1:]]):
+        code, out, _ = kimbox(*arguments)
+        assert (5, "StateError") == (code, error(out, "halt")["kind"])
+    code, out, _ = kimbox(*options, "halt", "--no-such-option")
+    assert (2, 2) == (code, error(out, "halt")["exit_code"])
+
+
+def test_settings_of_one_run_do_not_reach_the_next(kimbox: Kimbox) -> None:
+    """run() may be called again in one process."""
+    kimbox("--json", "--timeout", "90s", "list")
+    assert (True, 90.0) == (settings.json, settings.timeout_s)
+    kimbox("list")
+    assert (False, None) == (settings.json, settings.timeout_s)
+
+
+def test_json_after_the_dashes_is_the_programs_own(kimbox: Kimbox) -> None:
+    """The error is in words then."""
+    code, out, err = kimbox("exec", "no", "--", "prog", "--json")
+    assert (5, "") == (code, out)
+    assert err.startswith("kimbox: error: cannot exec no: there is no box\n  hint: create it with `kimbox up no`")
+
+
+@pytest.mark.parametrize("bad", ["--timeout=x", "--timeout=", "--timeout=-1s", "--timeout=1y"])
+def test_a_wrong_duration(kimbox: Kimbox, bad: str) -> None:
+    """Is a usage error that says how to write one."""
+    code, _, err = kimbox("list", bad)
+    assert 2 == code
+    assert "90s, 5m or 2h" in err
+
+
+def test_results_as_json(kimbox: Kimbox, world: Path) -> None:
+    """One object on stdout, nothing else there, for every verb that reports and needs no guest."""
+    assert {"boxes": []} == result(kimbox("--json", "list")[1], "list")
+    absent = result(kimbox("status", "minimal", "--json")[1], "status")
+    assert ("minimal", "absent", True) == (absent["name"], absent["state"], absent["spec"].endswith("/minimal.yaml"))
+    assert {None} == {value for key, value in absent.items() if key not in ("name", "state", "spec")}
+    assert "init" == json.loads(kimbox("init", "--json")[1])["verb"]
+    assert 1 == len(result(kimbox("validate", "--json")[1], "validate")["specs"])
+    assert "$schema" in result(kimbox("schema", "--json")[1], "schema")
+    assert "script" in result(kimbox("completion", "fish", "--json")[1], "completion")
+    machine = makemachine.make_machine()
+    found = result(kimbox("status", "tiny", "--json")[1], "status")
+    assert ("halted", 20022, {"8888": 20023}, None) == tuple(found[k] for k in ("state", "ssh_port", "forwards", "pid"))
+    assert sorted(absent) == sorted(found)
+    assert [found] == result(kimbox("list", "--json")[1], "list")["boxes"]
+    assert machine.alias == result(kimbox("ssh-config", "tiny", "--json")[1], "ssh-config")["host"]
+    halted = {"name": "tiny", "state": "halted", "before": "halted"}
+    assert halted == result(kimbox("halt", "tiny", "--json")[1], "halt")
+    assert {"name": "tiny", "state": "absent"} == result(kimbox("destroy", "-y", "tiny", "--json")[1], "destroy")
+    assert [] == result(kimbox("list", "--json")[1], "list")["boxes"]
+
+
+@pytest.mark.parametrize("verb", BOX_VERBS)
+def test_errors_of_every_verb_as_json(kimbox: Kimbox, verb: str, world: Path) -> None:
+    """A folder without a spec: 5. A spec that does not hold: 3, with its problems. A wrong option: 2."""
+    after = ["--", "true"] if verb == "exec" else []
+    code, out, _ = kimbox(verb, "--json", *after)
+    assert (5, 5) == (code, error(out, verb)["exit_code"])
+    assert "kimbox init" in error(out, verb)["hint"]
+    Path("kimbox.yaml").write_text("kimbox: 1\nname: x\nnonsense: 1\n")
+    code, out, _ = kimbox(verb, "--json", *after)
+    assert 3 == code
+    assert error(out, verb)["problems"][0]["line"] == 3
+    code, out, _ = kimbox(verb, "--json", "--nonsense", *after)
+    assert (2, "UsageError") == (code, error(out, verb)["kind"])
+    assert verb in error(out, verb)["hint"]
+
+
+@pytest.mark.parametrize("verb", BOX_VERBS)
+def test_names_never_leave_the_folder_of_machines(kimbox: Kimbox, verb: str, world: Path) -> None:
+    """A name that no spec may have is refused by every verb, before anything is made or removed."""
+    precious = world / "home/x"
+    precious.mkdir(parents=True)
+    (precious / "machine.json").write_text("{}")
+    (world / "home/machines").mkdir()
+    after = {"exec": ["--", "true"], "destroy": ["-y"]}.get(verb, [])
+    before = sorted(world.rglob("*"))
+    for name in STRANGE_NAMES:
+        code, out, err = kimbox(verb, name, *after)
+        assert (2, "") == (code, out), name
+        assert "cannot be the name of a box" in err
+    for name in STRANGE_PATHS:
+        assert kimbox(verb, name, *after)[0] in (3, 5), name
+    for name in ("-x", "--", "--x=y"):
+        assert kimbox(verb, name, *after)[0] in (2, 5), name
+    assert before == sorted(world.rglob("*"))
+
+
+def test_a_name_and_a_file_are_too_much(kimbox: Kimbox) -> None:
+    """One of them says which box is meant."""
+    assert 2 == kimbox("status", "tiny", "-f", "kimbox.yaml")[0]
+
+
+@pytest.mark.parametrize("text", [None, b"\0", b"\xff\xfe\xfa", b"[", b"a: &x [*x]", b"", b"x" * (5 << 20)])
+def test_a_spec_that_cannot_be_read(kimbox: Kimbox, text: bytes | None) -> None:
+    """Whatever it holds: a code of 3 or 5, and words."""
+    if text is not None:
+        Path("bad.yaml").write_bytes(text)
+    for arguments in (["validate", "bad.yaml"], ["up", "-f", "bad.yaml"], ["status", "--file=bad.yaml"]):
+        code, _, err = kimbox(*arguments)
+        assert code in (3, 5)
+        assert err.startswith("kimbox: error: ")
+
+
+@pytest.mark.parametrize("given", [["up", "--timeout"], ["up", "--timeout", "--json"], ["--timeout", "up"]])
+def test_an_option_without_its_value(kimbox: Kimbox, given: list[str]) -> None:
+    """Is named, and what follows it is not taken for the value."""
+    code, out, err = kimbox(*given)
+    assert 2 == code
+    assert "--timeout lacks its value" in (error(out, "up")["message"] if "--json" in given else err)
+
+
+def test_a_verb_that_is_nearly_one(kimbox: Kimbox) -> None:
+    """Is answered with the one that may be meant."""
+    assert (
+        2,
+        "",
+        "kimbox: error: there is no verb sttus\n  hint: did you mean status? See `kimbox --help`\n",
+    ) == kimbox("sttus")
+
+
+def test_the_current_folder_is_gone(kimbox: Kimbox, world: Path) -> None:
+    """A state that is told in words."""
+    (world / "work").rmdir()
+    for verb in ("status", "validate", "init"):
+        code, _, err = kimbox(verb)
+        assert (5, True) == (code, "the current folder is there no more" in err)
+
+
+@pytest.mark.parametrize("arguments", ["list", "--version", "schema", "halt no --json", "--help"])
+def test_a_stdout_that_takes_nothing(world: Path, arguments: str) -> None:
+    """Closed, or on a full disk: 1 (or what the error stands for) and one line; no traceback, nor one at the end."""
+    for where in (">&-", ">/dev/full"):
+        done = run_program(
+            ["sh", "-c", f"{sys.executable} -m kimbox {arguments} {where}"], env=environment(world), check=False
+        )
+        assert done.code == (5 if "halt" in arguments and "full" in where else 1)
+        assert re.fullmatch(r"kimbox: error: stdout .*\n", done.stderr)
+
+
+def test_a_closed_stderr(world: Path) -> None:
+    """Takes nothing, and stops nothing."""
+    for arguments, code in {"list": 0, "sttus": 2, "list -v": 0}.items():
+        argv = ["sh", "-c", f"{sys.executable} -m kimbox {arguments} 2>&-"]
+        assert code == run_program(argv, env=environment(world), check=False).code
+
+
+def test_unknown_words(kimbox: Kimbox) -> None:
+    """A verb and options that there are not."""
+    for arguments in (["upp"], ["--nonsense"], ["up", "--nonsense"], ["up", "a", "b"], ["--quiet=x", "list"], ["-z"]):
+        code, out, err = kimbox(*arguments)
+        assert (2, "") == (code, out)
+        assert re.match(r"kimbox: error: .*\n  hint: .*[sS]ee `kimbox.* --help`\n$", err)
+
+
+def test_every_global_option_is_known() -> None:
+    """What hoist moves is what the parser has."""
+    names = {name for parameter in typer.main.get_command(app.app).params for name in parameter.opts}
+    assert set(GLOBAL_OPTIONS) == names - {"--version", "--help", "-h"}
+
+
+def test_errors_are_safe_and_hints_stand_apart(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a guest said cannot steer the terminal; each line of a hint is indented."""
+    raised: list[Exception] = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise raised[-1]
+
+    monkeypatch.setattr(observe, "facts", fail)
+    raised.append(GuestError("one\n\x1b[2Jtwo\r\n", hint="do this:\nand that"))
+    assert (4, "", "kimbox: error: one\n\ufffd[2Jtwo\n  hint: do this:\n        and that\n") == kimbox("status", "tiny")
+    raised.append(SpecError.at("x.yaml", "no good", line=3))
+    assert (3, "", "kimbox: error: x.yaml:3:1: no good\n") == kimbox("status", "tiny")
+    raised.append(KimboxError("\udcff ünï", hint=None))
+    assert 1 == kimbox("status", "tiny")[0]
+    assert "\udcff ünï" == error(kimbox("status", "tiny", "--json")[1], "status")["message"]
+
+
+def test_interrupted(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is 130; where a box goes on by itself that is said."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(observe, "facts", interrupt)
+    monkeypatch.setattr("kimbox.actions.life.up", interrupt)
+    assert (130, "", "kimbox: error: interrupted\n") == kimbox("status", "tiny")
+    code, _, err = kimbox("up", "minimal")
+    assert 130 == code
+    assert "goes on by itself" in err
+    assert "Interrupted" == error(kimbox("status", "tiny", "--json")[1], "status")["kind"]
+
+
+def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
+    """The traceback is in a file that the message names, in words and as JSON; a full disk is no bug."""
+    monkeypatch.setattr("tempfile.tempdir", str(world))
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(observe, "facts", fail)
+    code, _, err = kimbox("status", "tiny")
+    found = re.search(r"hint: please report it with (\S+)\n", err)
+    assert found
+    assert "ZeroDivisionError: oh" in Path(found[1]).read_text()
+    assert "a bug in kimbox: ZeroDivisionError('oh')" in err
+    assert 70 == code == error(kimbox("status", "tiny", "--json")[1], "status")["exit_code"]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "/x")
+
+    monkeypatch.setattr(observe, "facts", full)
+    code, _, err = kimbox("status", "tiny")
+    assert (1, True) == (code, "error: /x: No space left on device\n  hint: make room" in err)
+
+
+def test_nobody_reads(world: Path) -> None:
+    """`kimbox list | true` ends quietly, whether much or little was printed."""
+    for arguments in ("schema", "list", "--help", "up --no-such-option --json"):
+        script = f"{{ {sys.executable} -m kimbox {arguments}; echo $? >code; }} | true"
+        done = run_program(["sh", "-c", f"{script}; cat code"], env=environment(world))
+        assert "" == done.stderr
+        assert done.stdout.strip() in ("0", "1", "2")

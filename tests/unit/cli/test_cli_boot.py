@@ -1,0 +1,119 @@
+"""Boot modes on the command line: the options, and what `status` and `up` say of what the guest told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import clirun
+import makemachine
+import pytest
+from clirun import Kimbox, result
+from makemachine import NEXT_BOOT, event, tell
+
+from kimbox.actions import life
+from kimbox.actions.life import Up
+from kimbox.drivers.qemu import process
+from kimbox.machine.bootmode import Choice
+from kimbox.machine.folder import Machine
+from kimbox.machine.state import State
+from kimbox.spec.model import BootMode
+
+kimbox, world = clirun.kimbox, clirun.world  # fixtures
+
+
+@pytest.fixture
+def machine(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine of this folder's spec that QEMU would call running."""
+    kimbox("init", "--name", "tiny")
+    monkeypatch.setattr(process, "status", lambda _: "running")
+    return makemachine.make_machine(source=str(world / "work/kimbox.yaml"))
+
+
+@pytest.mark.parametrize("verb", ["up", "reload"])
+@pytest.mark.parametrize(
+    ("options", "choice"),
+    [
+        ([], Choice()),
+        (["--boot", "resnap"], Choice(BootMode.RESNAP)),
+        (["--boot=maintain", "--once"], Choice(BootMode.MAINTAIN, once=True)),
+    ],
+)
+def test_the_options_reach_the_start(
+    kimbox: Kimbox, machine: Machine, monkeypatch: pytest.MonkeyPatch, verb: str, options: list[str], choice: Choice
+) -> None:
+    """Of `up` and of `reload`, which halts first."""
+    asked: list[Up] = []
+    done: list[str] = []
+
+    def up(wanted: Up) -> State:
+        asked.append(wanted)
+        return State.HALTED
+
+    monkeypatch.setattr(life, "up", up)
+    monkeypatch.setattr(life, "halt", lambda _: done.append("halt"))
+    assert 0 == kimbox(verb, *options)[0]
+    assert [choice] == [wanted.boot for wanted in asked]
+    assert (["halt"] if verb == "reload" else []) == done
+
+
+@pytest.mark.parametrize("verb", ["up", "reload"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--once"], "--boot is missing"), (["--boot", "pristine"], "resnap"), (["--boot"], "--boot")],
+)
+def test_wrong_options_leave_the_box_alone(
+    kimbox: Kimbox, machine: Machine, verb: str, options: list[str], words: str
+) -> None:
+    """They are errors of usage; nothing is halted."""
+    code, out, err = kimbox(verb, *options)
+    assert (2, "", True) == (code, out, words in err)
+
+
+def test_status_tells_of_the_snapshot(kimbox: Kimbox, machine: Machine) -> None:
+    """How full it was when that was last told in this boot, and what the boot before died of; nothing is None."""
+    keys = ("boot", "snapshot_percent", "died", "failure", "reason")
+    tell(machine, event("booting", mode="keep"), event("snapshot", percent=70), event("snapshot", percent=85))
+    with makemachine.running(machine):
+        facts = result(kimbox("status", "--json")[1], "status")
+        assert ["keep", 85, None, None, None] == [facts[key] for key in keys]
+        assert "  snapshot    85 % full" in kimbox("status")[1].splitlines()
+        tell(machine, event("booting", boot=NEXT_BOOT, mode="resnap"))
+        tell(machine, event("died", boot=NEXT_BOOT, reason="its snapshot was full"), event("sshd", boot=NEXT_BOOT))
+        facts = result(kimbox("status", "--json")[1], "status")
+        assert ["resnap", None, "its snapshot was full", None, None] == [facts[key] for key in keys]
+        assert "died before its snapshot was full" in kimbox("status")[1]
+        tell(machine, event("snapshot", boot=NEXT_BOOT, percent="many"))
+        assert result(kimbox("status", "--json")[1], "status")["snapshot_percent"] is None
+
+
+def test_status_tells_why_there_was_no_root(kimbox: Kimbox, machine: Machine) -> None:
+    """Of a box that has powered itself off; of one whose snapshot filled up while it ran."""
+    tell(machine, event("failed", manifest="", kind="boot", name="root_snap", exit=1, reason="it is invalid"))
+    machine.write_record(attrs.evolve(machine.record(), ended=None))
+    machine.serial_log.write_bytes(b"[    5.1] reboot: Power down\r\n")
+    facts = result(kimbox("status", "--json")[1], "status")
+    assert ("crashed", "boot root_snap", "it is invalid") == (facts["state"], facts["failure"], facts["reason"])
+    assert "  reason      it is invalid" in kimbox("status")[1].splitlines()
+    tell(machine, event("booting", boot=NEXT_BOOT, mode="keep"), event("ready", boot=NEXT_BOOT, manifest="ab"))
+    machine.serial_log.write_bytes(
+        b"device-mapper: snapshots: Invalidating snapshot: Unable to allocate exception.\r\n"
+    )
+    with makemachine.running(machine):
+        facts = result(kimbox("status", "--json")[1], "status")
+        assert ("failed", "snapshot of root") == (facts["state"], facts["failure"])
+        assert "the snapshot of root is full" in facts["reason"]
+
+
+def test_maintain_mode_is_announced(kimbox: Kimbox, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `status`, `up` and `reload`; in no other mode."""
+    monkeypatch.setattr(life, "up", lambda _: State.READY)
+    monkeypatch.setattr(life, "halt", lambda _: None)
+    tell(machine, event("booting", mode="maintain"), event("ready", manifest="", mode="maintain"))
+    with makemachine.running(machine):
+        for verb in ("status", "up", "reload"):
+            assert "MAINTAIN MODE: tiny runs on the real root" in kimbox(verb)[1], verb
+            assert "`kimbox reload tiny`" in kimbox(verb)[1], verb
+        tell(machine, event("booting", boot=NEXT_BOOT, mode="keep"), event("ready", boot=NEXT_BOOT, manifest="ab"))
+        for verb in ("status", "up", "reload"):
+            assert "MAINTAIN" not in kimbox(verb)[1], verb

@@ -1,0 +1,316 @@
+"""The command line that QEMU gets."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import makemachine
+import pytest
+
+from kimbox import run
+from kimbox.drivers.accelerator import KVM_WORKS, Accelerator
+from kimbox.drivers.qemu import process, qmp
+from kimbox.drivers.qemu.process import Launch, command, credentials
+from kimbox.errors import GuestError
+from kimbox.machine.folder import Machine
+from kimbox.spec.model import Scratch
+
+TCG = Accelerator("tcg", "max", "there is no KVM")
+
+
+@pytest.fixture(params=["plain", "a folder, with commas,,and = signs"])
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Machine:
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / request.param))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / request.param / "run"))
+    return makemachine.make_machine()
+
+
+def launch(machine: Machine, accelerator: Accelerator = KVM_WORKS, *, resume: bool = False) -> Launch:
+    return Launch(machine, machine.record(), 2, 1 << 30, accelerator, resume=resume)
+
+
+def values(arguments: list[str], option: str) -> list[str]:
+    return [value for name, value in itertools.pairwise(arguments) if name == option]
+
+
+def options(value: str) -> dict[str, str]:
+    """Reads key=value,key=value as QEMU does (util/keyval.c): a comma within a value is written twice."""
+    words = [word.replace("\0", ",") for word in value.replace(",,", "\0").split(",")]
+    return {key if found else "": value if found else key for key, found, value in (w.partition("=") for w in words)}
+
+
+def test_paths_reach_qemu_whole(machine: Machine) -> None:
+    """Whatever the folder is called, QEMU opens the files in it and no others."""
+    arguments = command(launch(machine))
+    drive = options(values(arguments, "-drive")[0])
+    assert str(machine.disk) == drive["file"]
+    assert ("qcow2", "unmap", "none") == (drive["format"], drive["discard"], drive["if"])
+    ports = {c["id"]: (c[""], c["path"], c.get("append")) for c in map(options, values(arguments, "-chardev"))}
+    assert {
+        "serial0": ("file", str(machine.serial_log), "on"),
+        "events": ("file", str(machine.events_file), "on"),
+        "log": ("file", str(machine.provision_log), "on"),
+        "audit": ("file", str(machine.audit_log), "on"),
+        "qmp": ("socket", "qmp.sock", None),
+    } == ports
+    assert ["chardev=qmp,mode=control"] == values(arguments, "-mon")
+    assert [str(machine.pid_file)] == values(arguments, "-pidfile")
+
+
+def test_it_holds_no_secret(machine: Machine) -> None:
+    """Everybody on the host sees command lines: the private key's path and content stay out."""
+    text = "\n".join(command(launch(machine)))
+    assert "b3BlbnNzaC1r" not in text
+    assert "PRIVATE" not in text
+    assert not re.search(re.escape(str(machine.key)) + r"(?!\.pub)", text)
+    assert "ssh-ed25519 AAAA kimbox-tiny" in text
+
+
+def test_forwards_listen_on_this_host_alone(machine: Machine) -> None:
+    """Each is bound to 127.0.0.1; ssh is one of them."""
+    network = values(command(launch(machine)), "-netdev")[0]
+    assert {"hostfwd=tcp:127.0.0.1:20022-:22", "hostfwd=tcp:127.0.0.1:20023-:8888"} == {
+        word for word in network.split(",") if word.startswith("hostfwd")
+    }
+
+
+def test_the_sandbox_is_on(machine: Machine) -> None:
+    """A guest that breaks out of the emulation cannot start programs or gain rights."""
+    sandbox = options(values(command(launch(machine)), "-sandbox")[0])
+    assert {"": "on", "obsolete": "deny", "elevateprivileges": "deny", "spawn": "deny", "resourcecontrol": "deny"} == (
+        sandbox
+    )
+
+
+def test_shape_and_accelerator(machine: Machine) -> None:
+    """cpus, memory, accelerator and identity are those of the launch."""
+    arguments = command(launch(machine, TCG))
+    assert (["2"], ["1024M"]) == (values(arguments, "-smp"), values(arguments, "-m"))
+    assert ["tcg,thread=multi,tb-size=512"] == values(arguments, "-accel")
+    assert ["max"] == values(arguments, "-cpu")
+    assert [machine.record().uuid] == values(arguments, "-uuid")
+    assert any(f"mac={machine.record().mac}" in device for device in values(arguments, "-device"))
+    assert "-nodefaults" in arguments
+    assert "-no-user-config" in arguments
+    assert (["kvm"], ["host"]) == (values(command(launch(machine)), "-accel"), values(command(launch(machine)), "-cpu"))
+
+
+def test_the_longest_name_stays_whole(machine: Machine) -> None:
+    """63 characters, as a spec may have."""
+    name = "n" * 63
+    long = attrs.evolve(launch(machine), record=attrs.evolve(machine.record(), name=name))
+    assert {"": f"kimbox-{name}", "process": f"kimbox-{name}"} == options(values(command(long), "-name")[0])
+
+
+def test_credentials(machine: Machine) -> None:
+    """Host name, network and public key reach the guest through SMBIOS, each whole."""
+    told = credentials(launch(machine))
+    assert {"hostname", "network", "authorized_key"} == set(told)
+    assert "10.0.2.15/24 10.0.2.2 10.0.2.3" == told["network"]
+    smbios = [options(value)["value"] for value in values(command(launch(machine)), "-smbios")]
+    assert {f"io.systemd.credential:kimbox.{name}={text}" for name, text in told.items()} == set(smbios)
+
+
+def test_scratch_space_is_a_disk_of_its_own(machine: Machine) -> None:
+    """Known by its serial number, after the box's own disk; without it there is one disk and no word of it."""
+    plain = launch(machine)
+    arguments = command(attrs.evolve(plain, scratch=Scratch(1 << 30, "/mnt/scratch")))
+    own, scratch = map(options, values(arguments, "-drive"))
+    assert (str(machine.disk), str(machine.scratch)) == (own["file"], scratch["file"])
+    assert ("qcow2", "unmap", "none") == (scratch["format"], scratch["discard"], scratch["if"])
+    disks = [device for device in map(options, values(arguments, "-device")) if device[""] == "virtio-blk-pci"]
+    assert [("disk0", None), ("scratch0", "kimbox-scratch")] == [(d["drive"], d.get("serial")) for d in disks]
+    smbios = [options(value)["value"] for value in values(arguments, "-smbios")]
+    assert "io.systemd.credential:kimbox.scratch=/mnt/scratch" in smbios
+    assert 1 == len(values(command(plain), "-drive"))
+    assert not any("scratch" in value for value in values(command(plain), "-smbios"))
+
+
+def test_scratch_space_is_new_at_every_start(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A boot finds nothing of the last run; a resume finds it all; a box that no longer asks for it has none."""
+    seen: list[bytes | None] = []
+
+    def detach(*_: object, **__: object) -> Callable[[], None]:
+        seen.append(machine.scratch.read_bytes() if machine.scratch.exists() else None)
+        return lambda: None
+
+    monkeypatch.setattr(process, "detach", detach)
+    monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
+    monkeypatch.setattr(process, "status", lambda _: "running")
+    machine.scratch.write_bytes(b"of a run that crashed")
+    wanted = attrs.evolve(launch(machine), scratch=Scratch(32 << 20, "/staging"))
+    process.start(attrs.evolve(wanted, resume=True))
+    process.start(wanted)
+    process.start(launch(machine))
+    resumed, booted, without = seen
+    assert (b"of a run that crashed", None) == (resumed, without)
+    assert booted is not None
+    assert booted.startswith(b"QFI\xfb")
+    assert 32 << 20 == int.from_bytes(booted[24:32], "big")  # the virtual size in a qcow2's header
+    assert b"crashed" not in booted
+    assert [] == list(machine.folder.glob("scratch*"))
+
+
+def test_a_suspend_saves_every_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory goes into the box's own disk; `-loadvm` later wants the state in each disk that can be written."""
+    devices = [("disk0", "#block1"), ("scratch0", "#block2")]
+    jobs: list[tuple[str, dict[str, object]]] = []
+
+    def execute(_: Path, command: str, **__: object) -> object:
+        return [{"device": d, "inserted": {"node-name": n}} for d, n in devices] if command == "query-block" else None
+
+    monkeypatch.setattr(qmp, "execute", execute)
+    monkeypatch.setattr(qmp, "run_job", lambda _, job, arguments, **__: jobs.append((job, arguments)))
+    process.suspend(machine)
+    assert ["snapshot-delete", "snapshot-save"] == [job for job, _ in jobs]
+    assert [["#block1", "#block2"]] * 2 == [arguments["devices"] for _, arguments in jobs]
+    assert "#block1" == jobs[1][1]["vmstate"]
+    devices.pop()
+    process.forget_suspended(machine)
+    assert ["#block1"] == jobs[2][1]["devices"]
+    devices.clear()
+    with pytest.raises(GuestError, match="QEMU knows no disk of tiny"):
+        process.forget_suspended(machine)
+
+
+@pytest.mark.parametrize("failing", ["stop", "snapshot-save"])
+def test_a_guest_that_cannot_be_saved_goes_on(machine: Machine, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """Whether it would not stand still in time, or its state could not be written."""
+    did: list[str] = []
+
+    def say(_: Path, command: str, *__: object, **___: object) -> object:
+        did.append(command)
+        if command == failing:
+            raise qmp.QmpError("it takes too long")
+        return [{"device": "disk0", "inserted": {"node-name": "#block1"}}] if command == "query-block" else None
+
+    monkeypatch.setattr(qmp, "execute", say)
+    monkeypatch.setattr(qmp, "run_job", say)
+    with pytest.raises(qmp.QmpError, match="too long"):
+        process.suspend(machine)
+    assert ["stop", "cont"] == [command for command in did if command in ("stop", "cont")]
+
+
+def test_a_lost_key_is_an_error_in_words(machine: Machine) -> None:
+    """Without its key a box cannot be reached: it says how to go on."""
+    machine.key.with_suffix(".pub").unlink()
+    with pytest.raises(GuestError, match="the key of tiny cannot be read") as lost:
+        command(launch(machine))
+    assert "kimbox destroy tiny" in str(lost.value.hint)
+
+
+def test_a_resumed_box_goes_on_in_its_logs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A boot begins new logs and keeps the last ones; a resume appends: the guest repeats nothing."""
+    monkeypatch.setattr(process, "detach", lambda *a, **k: lambda: None)
+    monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
+    monkeypatch.setattr(process, "status", lambda _: "running")
+    makemachine.tell(machine, makemachine.event("ready"))
+    process.start(launch(machine, resume=True))
+    assert ["ready"] == [event.name for event in machine.boot_events()]
+    assert ["kimbox-suspend"] == values(command(launch(machine, resume=True)), "-loadvm")
+    process.start(launch(machine))
+    assert () == machine.boot_events()
+    assert machine.events_file.with_name("events.jsonl.1").read_text() == makemachine.event("ready")
+    assert "-loadvm" not in command(launch(machine))
+
+
+def test_of_what_qemu_said_the_end_is_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much it wrote: the last words are in the error, and no more than a bounded piece is in memory."""
+
+    def detach(*_: object, **__: object) -> Callable[[], int]:
+        machine.qemu_log.write_bytes(b"x" * (1 << 20) + b" no such device\n")
+        return lambda: 1
+
+    monkeypatch.setattr(process, "detach", detach)
+    monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
+    monkeypatch.setattr(process, "status", lambda _: None)
+    with pytest.raises(GuestError, match="no such device") as said:
+        process.start(launch(machine))
+    assert len(said.value.message) < 2 * process.SAID_BYTES
+
+
+def test_a_second_process_is_refused_before_its_logs_are_touched(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one still writes to them."""
+    monkeypatch.setattr(process, "LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
+    makemachine.tell(machine, makemachine.event("ready"))
+    with makemachine.running(machine), pytest.raises(GuestError, match="is running already"):
+        process.start(launch(machine))
+    assert ["ready"] == [event.name for event in machine.boot_events()]
+
+
+def test_another_kimbox_that_looks_does_not_hinder_a_start(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kimbox status` holds the run lock, shared, for a moment."""
+    with machine.run_lock.open("w") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(look, fcntl.LOCK_UN))
+        with machine.run_lock.open("w") as mine:
+            process._take(mine.fileno(), machine)
+            assert machine.running
+
+
+def test_qemu_that_does_not_start_says_why(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own last words are in the message, and nothing stays locked."""
+
+    def dead(arguments: list[str], *, log: Path, pass_fds: list[int], cwd: Path) -> object:
+        log.write_text("qemu-system-x86_64: cannot set up guest memory\n")
+        return lambda: 1
+
+    monkeypatch.setattr(process, "detach", dead)
+    monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
+    with pytest.raises(GuestError, match=r"exit status 1\n.*cannot set up guest memory"):
+        process.start(launch(machine))
+    assert not machine.running
+
+
+def test_only_the_machines_own_process_is_ended(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pid file that names another process, or nonsense, is not believed."""
+    with makemachine.running(machine):
+        for text in (str(os.getpid()), "", "-1", "0", "x" * 100, "999999999"):
+            machine.pid_file.write_text(text)
+            assert process.pid(machine) is None
+    ended: list[tuple[int, int]] = []
+    monkeypatch.setattr(process, "wait_until_gone", lambda *_: False)
+    monkeypatch.setattr(process, "pid", lambda _: 999999999)
+    monkeypatch.setattr(os, "kill", lambda *call: ended.append(call))
+    with pytest.raises(GuestError, match="does not end"):
+        process.kill(machine)
+    assert [(999999999, signal.SIGTERM), (999999999, signal.SIGKILL)] == ended
+
+
+def test_a_silent_qmp_socket_is_an_error_in_words(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody there; no socket; one that accepts and says nothing."""
+    with pytest.raises(qmp.QmpError, match="does not answer"):
+        qmp.execute(tmp_path / "no", "query-status")
+    far = tmp_path / ("long" * 50)  # unix(7) allows a path of 107 bytes
+    far.mkdir()
+    with socket.socket(socket.AF_UNIX) as mute:
+        monkeypatch.chdir(far)
+        mute.bind("mute")
+        mute.listen()
+        with pytest.raises(qmp.QmpError, match=r"did not answer within 0\.2 s"):
+            qmp.execute(far / "mute", "query-status", timeout_s=0.2)
+    assert process.status(machine) is None
+
+
+def test_qemu_says_that_a_port_is_taken(tmp_path: Path) -> None:
+    """The words by which kimbox knows it, from QEMU itself."""
+    with socket.create_server(("127.0.0.1", 0)) as rival:
+        forward = f"user,id=net0,hostfwd=tcp:127.0.0.1:{rival.getsockname()[1]}-:22"
+        argv = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-netdev", forward]
+        done = run.run(argv, check=False, timeout_s=60)
+    assert not done.ok
+    assert process.NO_FORWARD in done.stderr

@@ -1,0 +1,361 @@
+"""The report of an audit, from a guest that may be broken or hostile, and the verb that shows it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+import clirun
+import jsonschema
+import makemachine
+import pytest
+from clirun import Kimbox, result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kimbox import paths
+from kimbox.actions import audit as auditing
+from kimbox.errors import GuestError, KimboxError, StateError
+from kimbox.guest import audit
+from kimbox.guest import ssh as guest_ssh
+from kimbox.guest.audit import MAX_CHECKS, Check, Report, Severity, Status
+from kimbox.guest.events import MAX_LINE_BYTES
+from kimbox.guest.ssh import Answer
+from kimbox.machine.folder import Sealed
+from kimbox.machine.state import State
+
+kimbox, world = clirun.kimbox, clirun.world  # fixtures
+
+AT = "2026-05-01T10:00:00Z"
+HEADER = {"audit": 1, "at": AT, "boot": makemachine.BOOT, "role": "worker", "site": "example.org"}
+
+
+def check(name: str = "net.tcp", status: str = "pass", **more: Any) -> dict[str, Any]:
+    """A check's line."""
+    usual = {"cis": "2.1.22", "severity": "high", "expected": "none", "found": "none", "remedy": "close it"}
+    return {"id": name, "title": f"About {name}", "status": status} | usual | more
+
+
+def lines(*checks: dict[str, Any], header: Any = HEADER, end: Any = None) -> bytes:
+    """What a guest writes."""
+    last = {"end": True, "checks": len(checks)} if end is None else end
+    return "".join(json.dumps(line) + "\n" for line in (header, *checks, last)).encode()
+
+
+def report(*checks: dict[str, Any]) -> Report:
+    found = audit.newest(lines(*checks))
+    assert found
+    return found
+
+
+def ids(checks: tuple[Check, ...]) -> list[str]:
+    return [one.id for one in checks]
+
+
+# --- reading
+
+
+def test_a_report_is_read() -> None:
+    """The box, each check with its fields, and none that is not known."""
+    found = report(check(more="x"), check("kernel.sysrq", "fail", severity="low", cis=""))
+    assert (AT, makemachine.BOOT, "worker", "example.org") == (found.at, found.boot, found.role, found.site)
+    usual = ("2.1.22", Severity.HIGH, Status.PASS, "none", "none", "close it")
+    assert Check("net.tcp", "About net.tcp", *usual) == found.checks[0]
+    assert Status.FAIL is found.checks[1].status
+    assert found == Report.parse(json.loads(json.dumps(found.as_json())))
+
+
+def test_the_newest_whole_report_counts() -> None:
+    """Several stand one after another; the first may have lost its head, and the last its end."""
+    first, second = lines(check("a.a")), lines(check("b.b"))
+    assert ["b.b"] == ids(report_of(first[30:] + first + second + lines(check("c.c"))[:-3]).checks)
+    assert ["a.a", "b.b"] == [one.checks[0].id for one in audit.reports(first + second)]
+    assert None is audit.newest(first[:-3])
+    assert None is audit.newest(b"")
+
+
+def report_of(data: bytes) -> Report:
+    found = audit.newest(data)
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lines(check(), header=HEADER | {"audit": 2}), lines(check(), header=HEADER | {"audit": True}),
+        lines(check(), header=HEADER | {"at": "today"}), lines(check(), header=HEADER | {"boot": "x"}),
+        lines(check(), header=HEADER | {"role": 1}), lines(check(), header={"audit": 1}),
+        lines(check(), end={"end": True, "checks": 2}), lines(check(), end={"end": True, "checks": True}),
+        lines(check(), end={"end": True}), lines(check(), end={"end": 1, "checks": 1}), lines(),
+        lines(check(), check()), lines(*(check(f"a.n{number}") for number in range(MAX_CHECKS + 1))),
+        lines(check("A")), lines(check("a" * 81)), lines(check("a;b")), lines(check(cis="7.x")),
+        lines(check(severity="dire")), lines(check("a", "passed")), lines(check(found=1)), lines(check(found=None)),
+        lines({"id": "a"}), lines(check(), check("b", found="x" * MAX_LINE_BYTES)),
+        lines(check()).replace(b'"none"', b"NaN"), lines(check()).replace(b"\n{", b"\n[]\n{", 1),
+        lines(check()).replace(b"\n{", b"\nnull\n{", 1), lines(check()).replace(b"\n{", b"\n" + b"[" * 9000 + b"\n{"),
+        b"{" * 60000, b"\0" * 100, b"\xff\xfe\n",
+    ],
+)  # fmt: skip
+def test_what_is_no_report_is_none(data: bytes) -> None:
+    """Wrong JSON, wrong types, other counts, checks twice or without end: nothing of it is believed, nothing raised."""
+    assert [] == list(audit.reports(data))
+    assert ["z.z"] == ids(report_of(data + b"\n" + lines(check("z.z"))).checks)
+
+
+@given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from(lines(check()).split(b"\n"))), max_size=12))
+def test_no_bytes_of_a_guest_raise(pieces: list[bytes]) -> None:
+    """Whatever it writes."""
+    for found in audit.reports(b"\n".join(pieces)):
+        assert ["net.tcp"] == ids(found.checks)
+
+
+def test_text_is_bounded_and_cannot_reach_a_terminal_as_a_command() -> None:
+    """Escape sequences, line breaks, lone surrogates; a text without end."""
+    found = report(check(found="a\x1b[2Jb\nc\ud800", title="x" * 5000)).checks[0]
+    assert ("a\ufffd[2Jb c\ufffd", audit.MAX_TEXT) == (found.found, len(found.title))
+
+
+def test_the_schema_says_the_same() -> None:
+    """Lines that are read are of the schema, and wrong ones are not."""
+    schema = json.loads((paths.schemas_dir() / "audit.schema.json").read_text())
+    for line in lines(check(), check("a.b", "fail", cis="")).splitlines():
+        jsonschema.validate(json.loads(line), schema)
+    for wrong in (HEADER | {"at": "today"}, check("A"), check(severity="dire"), {"end": True}, {}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+# --- judging
+
+
+@pytest.mark.parametrize(
+    ("expected", "status", "severity"),
+    [
+        (["a.a"], "fail", "high"),
+        (["a.a"], "fail", "medium"),
+        ([], "fail", "low"),
+        ([], "pass", "high"),
+        ([], "info", "high"),
+        ([], "skip", "high"),
+    ],
+)
+def test_what_is_a_breach(expected: list[str], status: str, severity: str) -> None:
+    """A failed check that matters, and nothing else."""
+    assert expected == ids(report(check("a.a", status, severity=severity)).breaches)
+
+
+def test_two_reports_are_compared() -> None:
+    """What fails now and did not; what is mended; what is the same, which is also what was not looked at again."""
+    before = report(
+        check("a.same", "fail"), check("b.mended", "fail"), check("c.gone", "fail"), check("d.new"), check("e.ok")
+    )
+    after = report(
+        check("a.same", "fail"), check("b.mended", "skip"), check("d.new", "fail"), check("e.ok"), check("f.x", "fail")
+    )
+    found = audit.compare(before, after)
+    assert (["d.new", "f.x"], ["b.mended"]) == (ids(found.appeared), ids(found.mended))
+    assert ["a.same", "c.gone"] == ids(found.same)
+    assert audit.Comparison((), (), ()) == audit.compare(report(check()), report(check()))
+
+
+# --- where it comes from
+
+
+def as_state(monkeypatch: pytest.MonkeyPatch, state: State) -> None:
+    monkeypatch.setattr(auditing, "state", lambda _: state)
+
+
+class FakeSsh:
+    """In place of an ssh connection; answers each command with `answer`."""
+
+    answer = Answer(0, lines(check()).decode(), "")
+
+    def __init__(self, endpoint: object) -> None:
+        self.endpoint = endpoint
+
+    def __enter__(self) -> FakeSsh:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, command: str, *, timeout_s: float) -> Answer:
+        assert ("sudo -n /usr/lib/kimbox/audit", auditing.TIMEOUT_S) == (command, timeout_s)
+        return self.answer
+
+
+def test_an_open_box_is_asked(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over ssh; what is no whole report is an error that says what the guest said, in one harmless line."""
+    machine = makemachine.make_machine()
+    as_state(monkeypatch, State.READY)
+    monkeypatch.setattr(auditing, "reach", lambda *_: None)
+    monkeypatch.setattr(guest_ssh, "Guest", FakeSsh)
+    assert auditing.Audited(report(check()), "asked over ssh just now") == auditing.report(machine)
+    for answer in (
+        Answer(1, "", "x\nsudo: no\x1b such thing\n"),
+        Answer(0, "{}", "sudo: no\x1b such thing"),
+        Answer(127, "", ""),
+    ):
+        monkeypatch.setattr(FakeSsh, "answer", answer)
+        with pytest.raises(GuestError) as caught:
+            auditing.report(machine)
+        said = "sudo: no\ufffd such thing" if answer.stderr else "it ended with status 127"
+        assert f"tiny gave no whole report: {said}" == caught.value.message
+
+
+@pytest.mark.parametrize("state", [State.HALTED, State.ABSENT, State.SUSPENDED])
+def test_a_box_that_does_not_run_has_no_report(world: Path, state: State) -> None:
+    """It says so, before ssh is tried."""
+    machine = makemachine.make_machine() if state is not State.ABSENT else makemachine.Machine("tiny")
+    with pytest.raises(StateError):
+        auditing.report(machine)
+
+
+def test_a_sealed_box_has_told(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest whole report, with its age, and whether it is of another boot; ssh is not tried."""
+    machine = makemachine.make_machine()
+    as_state(monkeypatch, State.SEALED)
+    with pytest.raises(StateError, match="has not told yet"):
+        auditing.report(machine)
+    machine.audit_log.write_bytes(lines(check("a.a")) + lines(check("b.b")) + b'{"audit":1')
+    makemachine.tell(machine, makemachine.event("booting", mode="resnap"))
+    audited = auditing.report(machine)
+    found, source = audited.report, audited.source
+    assert ["b.b"] == ids(found.checks)
+    assert source.startswith("told by the box ")
+    assert "before it started last" not in source
+    makemachine.tell(machine, makemachine.event("booting", boot=makemachine.NEXT_BOOT, mode="resnap"))
+    assert auditing.report(machine).source.endswith(", before it started last")
+
+
+def test_a_sealed_box_that_was_halted_has_told_too(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can ask it; what it is now is said."""
+    machine = makemachine.make_machine(sealed=Sealed("worker", "example.org"))
+    machine.audit_log.write_bytes(lines(check()))
+    assert auditing.report(machine).source.endswith("; now it is halted")
+
+
+def test_a_box_that_tells_no_more_is_no_sound_one(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it runs, and by the time of this host."""
+    machine = makemachine.make_machine(sealed=Sealed("worker", "example.org"))
+    machine.audit_log.write_bytes(lines(check()))
+    long_ago = machine.audit_log.stat().st_mtime - auditing.STALE_S - 60
+    for state, code in ((State.HALTED, 0), (State.SEALED, 1), (State.BOOTING, 1)):
+        os.utime(machine.audit_log, (long_ago, long_ago))
+        as_state(monkeypatch, state)
+        done, out, _ = kimbox("audit", "tiny")
+        assert (code, code == 1) == (done, "STALE" in out)
+        os.utime(machine.audit_log)
+        assert 0 == kimbox("audit", "tiny")[0]
+
+
+def test_only_the_end_of_the_log_is_read(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much a guest writes."""
+    machine = makemachine.make_machine()
+    as_state(monkeypatch, State.SEALED)
+    machine.audit_log.write_bytes(lines(check()))
+    os.truncate(machine.audit_log, 1 << 40)  # a hole
+    with pytest.raises(StateError, match="has not told yet"):
+        auditing.report(machine)
+
+
+@pytest.mark.parametrize(
+    ("expected", "at"),
+    [
+        ("at 2099-01-01T00:00:00Z by its own clock, which is ahead", "2099-01-01T00:00:00Z"),
+        ("at 2026-13-99T99:99:99Z by its own clock", "2026-13-99T99:99:99Z"),
+    ],
+)
+def test_the_clock_of_a_guest_is_not_believed(
+    world: Path, monkeypatch: pytest.MonkeyPatch, expected: str, at: str
+) -> None:
+    """What is in the future, or no time, is told as what it is."""
+    machine = makemachine.make_machine()
+    as_state(monkeypatch, State.SEALED)
+    machine.audit_log.write_bytes(lines(check(), header=HEADER | {"at": at}))
+    assert f"told by the box {expected}" == auditing.report(machine).source
+
+
+# --- the verb
+
+
+FAILED = check("kernel.sysrq", "fail", severity="low", found="1", cis="")
+BREACH = check("net.tcp", "fail", found="2323 (tcp)\x1b[2J", remedy="stop what listens")
+
+
+def tells(monkeypatch: pytest.MonkeyPatch, *checks: dict[str, Any], site: str = "example.org") -> None:
+    found = attrs.evolve(report(*checks), site=site)
+    monkeypatch.setattr(auditing, "report", lambda _: auditing.Audited(found, "told by the box 3 min ago"))
+
+
+def test_the_verb_shows_what_failed(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst first, with what was expected and found and what to do; the rest is counted, or shown if asked for."""
+    makemachine.make_machine()
+    tells(monkeypatch, check("a.passed"), FAILED, BREACH, check("b.told", "info", found="42"))
+    code, out, _ = kimbox("audit", "tiny")
+    assert 1 == code
+    assert out.splitlines() == [
+        "tiny, worker of example.org: told by the box 3 min ago",
+        "FAIL high    net.tcp  About net.tcp [CIS 2.1.22]",
+        "             expected  none",
+        "             found     2323 (tcp)\ufffd[2J",
+        "             remedy    stop what listens",
+        "FAIL low     kernel.sysrq  About kernel.sysrq",
+        "             expected  none",
+        "             found     1",
+        "             remedy    close it",
+        "4 checks: 1 passed, 2 failed (1 of them breaches), 1 for information, 0 skipped",
+    ]
+    _, out, _ = kimbox("audit", "tiny", "--verbose")
+    assert "pass high    a.passed  About a.passed [CIS 2.1.22]: none\n" in out
+    assert "info high    b.told  About b.told [CIS 2.1.22]: 42\n" in out
+
+
+@pytest.mark.parametrize(("expected", "checks"), [(0, [FAILED, check()]), (1, [BREACH]), (0, [check()])])
+def test_the_exit_status_tells_of_a_breach(
+    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, expected: int, checks: list[dict[str, Any]]
+) -> None:
+    """With --json too; the result is of the schema."""
+    makemachine.make_machine()
+    tells(monkeypatch, *checks)
+    assert expected == kimbox("audit", "tiny")[0]
+    code, out, _ = kimbox("audit", "tiny", "--json")
+    assert expected == code
+    schema = json.loads((paths.schemas_dir() / "audit.schema.json").read_text())
+    jsonschema.validate(result(out, "audit"), {"$ref": "#/$defs/result", "$defs": schema["$defs"]})
+
+
+@pytest.mark.parametrize("way", ["--save", "--json"])
+def test_before_and_after_are_compared(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """With what --save or --json wrote."""
+    makemachine.make_machine()
+    tells(monkeypatch, BREACH, FAILED, check("a.a"))
+    before = world / "before.json"
+    if way == "--save":
+        assert 1 == kimbox("audit", "tiny", "--save", str(before))[0]
+    else:
+        before.write_text(kimbox("audit", "tiny", "--json")[1])
+    tells(monkeypatch, check("net.tcp"), FAILED, check("a.a", "fail"))
+    code, out, _ = kimbox("audit", "tiny", "--compare", str(before))
+    assert 1 == code
+    changes = [line.split()[:-1] for line in out.splitlines() if line.startswith(("appeared", "mended", "the same"))]
+    assert [["appeared", "a.a"], ["mended", "net.tcp"], ["the", "same", "kernel.sysrq"]] == [
+        words[: words.index("About")] for words in changes
+    ]
+    compared = result(kimbox("audit", "tiny", "--json", "--compare", str(before))[1], "audit")["compared"]
+    assert {"appeared": ["a.a"], "mended": ["net.tcp"], "same": ["kernel.sysrq"]} == compared
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "[" * 90000, '{"result": {"report": 1}}', '{"audit": 1}', "NaN"])
+def test_what_cannot_be_compared(kimbox: Kimbox, world: Path, text: str) -> None:
+    """A file that holds no report is named, before any box is asked."""
+    (world / "bad.json").write_text(text)
+    with pytest.raises(KimboxError, match="holds no report"):
+        auditing.read(world / "bad.json")
+    code, _, err = kimbox("audit", "tiny", "--compare", str(world / "bad.json"))
+    assert 1 == code
+    assert "bad.json holds no report of an audit" in err

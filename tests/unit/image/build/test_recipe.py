@@ -1,0 +1,172 @@
+"""The key of an image: another for every difference that counts, and the same wherever and however it is computed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+from makebox import make_box
+from tinyimage import LOCKED
+
+from kimbox import paths, run
+from kimbox.image.build import provisioners, recipe
+from kimbox.image.store import images
+from kimbox.lock.apt.packages import LockedPackage, LockedPackages
+from kimbox.spec.model import BootMode, Box, PackageImage, RemoteImage, Volume
+
+MIB = 1 << 20
+
+#: How another Python finds kimbox and what it needs.
+PYTHONPATH = os.pathsep.join([str(Path(__file__).resolve().parents[4]), *filter(None, sys.path)])
+
+IMAGE = PackageImage("debian", "trixie", ("gcc", "gfortran"))
+
+
+def box_of(image: PackageImage = IMAGE) -> Box:
+    """A small box."""
+    return attrs.evolve(make_box(Path("/nowhere")), image=image)
+
+
+def key(box: Box, locked: LockedPackages = LOCKED) -> str:
+    """The key of its image."""
+    assert isinstance(box.image, PackageImage)
+    return recipe.recipe(box, box.image, locked).key
+
+
+def disk(box: Box, **change: object) -> Box:
+    """The box with another disk."""
+    return attrs.evolve(box, disk=attrs.evolve(box.disk, **change))
+
+
+CHANGES: dict[str, Callable[[Box], Box]] = {
+    "distribution": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, distribution="ubuntu")),
+    "suite": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, suite="bookworm")),
+    "packages": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, packages=("gcc",))),
+    "disk size": lambda b: disk(b, size_bytes=b.disk.size_bytes + 4 * MIB),
+    "boot size": lambda b: disk(b, boot_bytes=b.disk.boot_bytes + 4 * MIB),
+    "volume group": lambda b: disk(b, volume_group="other"),
+    "root size": lambda b: disk(b, root=Volume("root", 68 * MIB)),
+    "root name": lambda b: disk(b, root=Volume("other", 64 * MIB)),
+    "persistent size": lambda b: disk(b, persistent=Volume("persistent", 68 * MIB)),
+    "no swap": lambda b: disk(b, swap=None),
+    "snapshot size": lambda b: disk(b, snapshot=Volume("root_snap", 32 * MIB)),
+}
+
+
+def test_every_input_changes_it() -> None:
+    """No two of these share an image."""
+    keys = {name: key(change(box_of())) for name, change in CHANGES.items()} | {"none": key(box_of())}
+    one = LockedPackage("1", "all", "1" * 64)
+    for name, change in {
+        "locked package": {"versions": {"one": one}},
+        "locked version": {"versions": {"one": attrs.evolve(one, version="2")}},
+        "locked digest": {"versions": {"one": attrs.evolve(one, sha256="2" * 64)}},
+        "sources": {"sources": ("deb http://other.example.org/debian trixie main",)},
+    }.items():
+        keys[name] = key(box_of(), attrs.evolve(LOCKED, **change))
+    assert len(keys) == len(set(keys.values())), keys
+    assert keys["none"] == key(box_of(), attrs.evolve(LOCKED, as_of="2027-01-01T00:00:00Z", request="1" * 64))
+
+
+def test_what_an_image_does_not_hold_leaves_it_alone() -> None:
+    """Machines of many specs share one image."""
+    box = box_of()
+    other = attrs.evolve(
+        box,
+        name="other", description="x", digest="e" * 64, cpus=7, memory_bytes=1 << 30, source=Path("/else/where"),
+        boot=BootMode.RESNAP,
+    )  # fmt: skip
+    assert key(box) == key(other)
+
+
+def test_the_order_of_packages_does_not_matter() -> None:
+    """Nor does it if a provisioner brings one of them anyway."""
+    assert key(box_of()) == key(box_of(attrs.evolve(IMAGE, packages=("gfortran", "gcc"))))
+    assert key(box_of()) == key(box_of(attrs.evolve(IMAGE, packages=(*IMAGE.packages, "git"))))
+
+
+def test_the_format_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kimbox that builds in another way never takes the images of this one."""
+    before = key(box_of())
+    monkeypatch.setattr(recipe, "FORMAT", recipe.FORMAT + 1)
+    assert before != key(box_of())
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the provisioners, to be changed."""
+    shutil.copytree(paths.provisioners_dir(), tmp_path / "provisioners")
+    monkeypatch.setattr(paths, "provisioners_dir", lambda: tmp_path / "provisioners")
+    return tmp_path / "provisioners"
+
+
+@pytest.mark.parametrize("change", ["content", "mode", "build", "new", "gone", "packages", "persistent"])
+def test_every_file_of_a_provisioner_changes_it(own: Path, change: str) -> None:
+    """Whatever a provisioner brings is in the key."""
+    before = key(box_of())
+    unit = own / "ssh/root/etc/systemd/system/ssh.service"
+    match change:
+        case "content":
+            unit.write_text(unit.read_text() + "\n")
+        case "mode":
+            unit.chmod(0o755)
+        case "build":
+            (own / "ssh/build").write_text("#!/bin/sh\n")
+        case "new":
+            (own / "ssh/root/etc/new").write_text("")
+        case "gone":
+            unit.unlink()
+        case "packages":
+            meta = own / "ssh/provisioner.yaml"
+            meta.write_text(meta.read_text().replace("packages: [", "packages: [zsh, "))
+        case "persistent":
+            (own / "ssh/persistent").mkdir(exist_ok=True)
+            (own / "ssh/persistent/new").write_text("")
+    assert before != key(box_of())
+
+
+def test_a_copy_under_another_umask_gives_the_same(own: Path) -> None:
+    """Where the checkout is, when it was made and under which umask, does not matter."""
+    before = key(box_of())
+    for path in own.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+        os.utime(path, (1, 1))
+    assert before == key(box_of())
+
+
+COMPUTE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_recipe import box_of, key
+print(key(box_of()))
+"""
+
+
+@pytest.mark.parametrize("env", [{"LC_ALL": "C", "PYTHONHASHSEED": "1"}, {"LANG": "tr_TR.UTF-8", "TZ": "Asia/Tokyo"}])
+def test_another_process_in_another_locale_gives_the_same(env: dict[str, str], tmp_path: Path) -> None:
+    """Hash seed, locale, time zone and folder leave it alone."""
+    done = run.run(
+        [sys.executable, "-c", COMPUTE, Path(__file__).parent], env={"PYTHONPATH": PYTHONPATH} | env, cwd=tmp_path
+    )
+    assert key(box_of()) == done.stdout.strip()
+
+
+def test_a_remote_image_is_its_digest() -> None:
+    """Nothing else goes into its key."""
+    digest = "0123456789abcdef" * 4
+    assert digest == images.key_of(attrs.evolve(box_of(), image=RemoteImage("/x", f"sha256:{digest}")), None)
+
+
+def test_the_recipe_holds_all_it_needs() -> None:
+    """Packages of provisioners and spec, units to enable, GRUB's menu and fstab."""
+    made = recipe.recipe(box_of(), IMAGE, LOCKED)
+    assert {"gcc", "gfortran", "lvm2", "openssh-server"} < set(made.packages)
+    files = {f.path: f.data for f in made.files}
+    assert {"boot/grub/grub.cfg", "etc/fstab"} < set(files)
+    enabled = {unit for name in provisioners.BASE for unit in provisioners.load(name).enable}
+    assert enabled == set(files["usr/lib/kimbox/enabled-units"].decode().split())

@@ -1,0 +1,194 @@
+"""Which root a box boots: what each start sets, what is refused, and what maintain mode changes."""
+
+from __future__ import annotations
+
+import attrs
+import feignedworld
+import makemachine
+import pytest
+from feignedworld import World, up
+from makemachine import event, tell
+from tinyimage import LOCKED
+
+from kimbox.actions import life
+from kimbox.actions.life import Up
+from kimbox.actions.observe import state
+from kimbox.errors import GuestError, StateError
+from kimbox.image.store import images
+from kimbox.machine.bootmode import Choice
+from kimbox.machine.grubenv import NoEnvironment
+from kimbox.machine.state import State
+from kimbox.spec.model import BootMode
+
+KEEP, RESNAP, MAINTAIN = BootMode.KEEP, BootMode.RESNAP, BootMode.MAINTAIN
+
+world = feignedworld.world  # a fixture
+
+
+def test_every_start_sets_the_mode(world: World) -> None:
+    """The spec's, the command line's in its place, or that for one boot; nothing of it is kept for the next start."""
+    for choice, spec, expected in (
+        (Choice(), KEEP, ("keep", None)),
+        (Choice(RESNAP), KEEP, ("resnap", None)),
+        (Choice(), KEEP, ("keep", None)),
+        (Choice(MAINTAIN, once=True), RESNAP, ("resnap", "maintain")),
+        (Choice(), RESNAP, ("resnap", None)),
+        (Choice(KEEP, once=True), KEEP, ("keep", "keep")),
+    ):
+        world.box = attrs.evolve(world.box, boot=spec)
+        up(world, boot=choice)
+        life.halt(world.machine)
+        assert expected == world.modes[-1]
+    assert 6 == len(world.modes)
+    assert [] == [key for key in world.machine.record().as_json() if "boot" in key or "mode" in key]
+
+
+def test_a_change_of_the_mode_is_no_other_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the image does not hold it."""
+    monkeypatch.undo()
+    keys = {images.key_of(attrs.evolve(world.box, boot=mode), LOCKED) for mode in BootMode}
+    assert 1 == len(keys)
+
+
+def test_a_box_that_runs_is_not_given_another_mode(world: World) -> None:
+    """It is told how to get it; in the same mode it is left alone."""
+    up(world)
+    for choice, command in (
+        (Choice(RESNAP), "`kimbox reload --boot resnap tiny`"),
+        (Choice(MAINTAIN, once=True), "`kimbox reload --boot maintain --once tiny`"),
+    ):
+        with pytest.raises(StateError, match="tiny runs in mode keep") as refused:
+            up(world, boot=choice)
+        assert command in str(refused.value.hint)
+    world.did.clear()
+    assert State.READY is up(world, boot=Choice(KEEP))
+    assert ([], [("keep", None)]) == (world.did, world.modes)
+    world.machine.events_file.write_text("")
+    with pytest.raises(StateError, match="has not told its mode"):
+        up(world, boot=Choice(KEEP))
+
+
+def test_a_box_that_stands_still_is_not_given_a_mode(world: World) -> None:
+    """It would go on in the one it has; its saved state and its disk are left alone."""
+    up(world)
+    world.status = "paused"
+    with pytest.raises(StateError, match="the box is paused"):
+        up(world, boot=Choice(KEEP))
+    world.status = "running"
+    life.suspend(world.machine)
+    with pytest.raises(StateError, match="the box is suspended") as refused:
+        up(world, boot=Choice(RESNAP))
+    assert "`kimbox resume tiny`" in str(refused.value.hint)
+    up(world)
+    assert [("keep", None)] == world.modes
+
+
+def test_an_image_without_modes(world: World) -> None:
+    """It boots as it does, unless another mode is asked for, by the spec or the command line."""
+    world.no_modes = NoEnvironment("the disk of tiny has no environment")
+    up(world)
+    life.halt(world.machine)
+    with pytest.raises(NoEnvironment):
+        up(world, boot=Choice(KEEP))
+    world.box = attrs.evolve(world.box, boot=RESNAP)
+    with pytest.raises(NoEnvironment):
+        up(world)
+    assert State.HALTED is state(world.machine)
+    assert 1 == world.did.count("start")
+
+
+def maintained(world: World) -> None:
+    """The guest boots into maintain mode, as it tells it."""
+    world.boot = [event("booting", mode="maintain"), event("hostkey", key=makemachine.HOST_KEY), event("sshd")]
+    world.boot += [event("ready", manifest="", mode="maintain")]
+
+
+def test_maintain_mode_brings_nothing(world: World) -> None:
+    """The box is ready when it says so, the first time and later; `provision` is refused, with the way out."""
+    maintained(world)
+    up(world, boot=Choice(MAINTAIN))
+    assert ["image", "disk", "start"] == world.did
+    assert State.READY is state(world.machine)
+    assert State.READY is up(world)
+    assert State.READY is up(world, boot=Choice(MAINTAIN))
+    assert ["image", "disk", "start"] == world.did
+    with pytest.raises(StateError, match="runs in maintain mode") as refused:
+        life.provision(Up(world.box))
+    assert "`kimbox reload tiny`" in str(refused.value.hint)
+
+
+def test_maintain_mode_that_fails(world: World) -> None:
+    """What the guest says went wrong is the error."""
+    maintained(world)
+    world.boot[-1] = event("failed", manifest="", kind="provisiond", name="persistent", exit=1, reason="no space")
+    with pytest.raises(GuestError, match="no space"):
+        up(world, boot=Choice(MAINTAIN))
+
+
+def test_an_initramfs_without_a_root(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` ends at once with the guest's reason and the way on; the box is crashed though it has powered off."""
+    reason = "the snapshot vg/root_snap is full"
+    world.boot = [event("failed", manifest="", kind="boot", name="root_snap", exit=1, reason=reason)]
+    start = world.start
+
+    def start_and_end(launch: object) -> None:
+        start(launch)  # type: ignore[arg-type]
+        world.machine.serial_log.write_bytes(b"[  5.1] reboot: Power down\r\n")
+        world.end_process()
+
+    monkeypatch.setattr("kimbox.drivers.qemu.process.start", start_and_end)
+    for provision in (True, False):
+        with pytest.raises(GuestError, match=f"tiny did not boot: {reason}") as failed:
+            up(world, timeout_s=600, provision=provision)
+        assert "`kimbox up --boot resnap tiny`" in str(failed.value.hint)
+        assert State.CRASHED is state(world.machine)
+    monkeypatch.setattr("kimbox.drivers.qemu.process.start", start)
+    world.boot = [event("booting", mode="resnap"), event("hostkey", key=makemachine.HOST_KEY), event("sshd")]
+    world.boot += [event("waiting")]
+    assert State.CRASHED is up(world, boot=Choice(RESNAP))
+    assert ("resnap", None) == world.modes[-1]
+
+
+def test_a_guest_that_says_its_snapshot_was_full(world: World) -> None:
+    """Its last words, while it is provisioned, end the wait."""
+    lost = event("failed", manifest="", kind="snapshot", name="root_snap", exit=1, reason="vg/root_snap was full")
+    world.after = [event("provisioning", manifest=world.digest), lost]
+    with pytest.raises(GuestError, match="tiny lost its root: vg/root_snap was full"):
+        up(world, timeout_s=600)
+
+
+def test_a_snapshot_that_fills_up(world: World) -> None:
+    """Whatever the box told before, it has failed, and `up` says how to go on instead of asking it in vain."""
+    up(world)
+    with world.machine.serial_log.open("ab") as console:
+        console.write(
+            b"  Booting `keep: the snapshot'\r\n[ 9.1] device-mapper: snapshots: Invalidating snapshot: Unable "
+        )
+    assert State.FAILED is state(world.machine)
+    world.did.clear()
+    with pytest.raises(GuestError, match="snapshot of root is full") as failed:
+        up(world)
+    assert "kimbox reload --boot resnap" in str(failed.value.hint)
+    with pytest.raises(GuestError, match="snapshot of root is full"):
+        life.provision(Up(world.box))
+    assert [] == world.did
+    with world.machine.serial_log.open("ab") as console:
+        console.write(b"\x1b[1;1H  Booting `pristine: a new snapshot of root'\r\n")
+    assert State.READY is state(world.machine)
+
+
+def test_setup_that_fills_the_snapshot(world: World) -> None:
+    """It is told from the console while the host waits for the step, which will never end."""
+    console = b"device-mapper: snapshots: Invalidating snapshot: Unable to allocate exception.\r\n"
+    world.machine.folder.mkdir(parents=True)
+    world.after = [event("provisioning", manifest=world.digest)]
+
+    def deliver(*_: object) -> str:
+        tell(world.machine, *world.after)
+        world.machine.serial_log.write_bytes(console)
+        return world.digest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(life, "deliver", deliver)
+        with pytest.raises(GuestError, match="snapshot of root is full"):
+            up(world, timeout_s=600)

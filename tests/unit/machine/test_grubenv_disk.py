@@ -1,0 +1,268 @@
+"""The boot mode set in a qcow2 that nobody boots: real mke2fs, qemu-img, qemu-io and debugfs."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import makemachine
+import pytest
+from test_grubenv import CREATED
+
+from kimbox import run
+from kimbox.errors import KimboxError
+from kimbox.image.disk.ext4 import inodes
+from kimbox.log import log
+from kimbox.machine import grubenv
+from kimbox.machine.folder import Machine
+from kimbox.machine.grubenv import NEXT, SAVED, NoEnvironment, changed, choose, values
+from kimbox.spec.model import BootMode
+
+MIB = 1 << 20
+START = MIB
+SIZE = 16 * MIB
+
+KEEP, RESNAP, MAINTAIN = BootMode.KEEP, BootMode.RESNAP, BootMode.MAINTAIN
+
+
+def make_image(folder: Path, *options: str, content: bytes = CREATED, label: str = "kimbox-boot") -> Path:
+    """A raw disk with an MBR and, in partition 1, /grub/grubenv among other files."""
+    files = folder / "files"
+    (files / "grub").mkdir(parents=True)
+    (files / "grub/grubenv").write_bytes(content)
+    for name in ("vmlinuz", "initrd.img", "grub/grub.cfg"):
+        (files / name).write_bytes(name.encode() * 10000)
+    disk = folder / "image.raw"
+    with disk.open("wb") as file:
+        mbr = bytearray(512)
+        mbr[446:462] = (
+            bytes([0x80, 0xFE, 0xFF, 0xFF, 0x83, 0xFE, 0xFF, 0xFF]) + (START // 512).to_bytes(4, "little") * 2
+        )
+        mbr[510:] = b"\x55\xaa"
+        file.write(mbr)
+        file.truncate(START + SIZE + MIB)
+    argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-d", files, "-E", f"offset={START}", *options]
+    run.run([*argv, disk, f"{SIZE // 1024}k"])
+    return disk
+
+
+def machine_on(image: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine whose disk is an overlay, in a folder whose name is no word of a shell."""
+    monkeypatch.setenv("KIMBOX_HOME", str(image.parent / "a home, with 'blanks'"))
+    monkeypatch.setattr(log, "quiet", True)
+    machine = makemachine.make_machine()
+    machine.disk.unlink()
+    run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", machine.disk])
+    return machine
+
+
+def flattened(machine: Machine) -> Path:
+    """The disk as a guest would see it."""
+    raw = machine.folder / "flat.raw"
+    run.run(["qemu-img", "convert", "-O", "raw", machine.disk, raw])
+    return raw
+
+
+def block_of(machine: Machine) -> bytes:
+    """/grub/grubenv as e2fsprogs read it from the disk; the file system is sound."""
+    raw = flattened(machine)
+    device = f"{raw}?offset={START}"
+    run.run(["e2fsck", "-fn", device])
+    run.run(["debugfs", "-R", "dump /grub/grubenv taken", device], cwd=machine.folder)
+    return (machine.folder / "taken").read_bytes()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """One whose boot partition is as kimbox makes it."""
+    return machine_on(make_image(tmp_path, "-b", "4096", "-I", "256"), monkeypatch)
+
+
+def modes(machine: Machine) -> tuple[bytes | None, bytes | None]:
+    """What the block says: for every boot, for the next."""
+    found = values(block_of(machine))
+    assert found is not None
+    return found.get(SAVED), found.get(NEXT)
+
+
+def test_the_mode_is_set_and_nothing_else_changes(machine: Machine) -> None:
+    """As e2fsprogs read it back; all other bytes of the disk stay, the image below too."""
+    image = machine.folder.parents[2] / "image.raw"
+    before = flattened(machine).read_bytes()
+    digest = hashlib.sha256(image.read_bytes()).digest()
+    assert choose(machine, RESNAP)
+    assert (b"resnap", None) == modes(machine)
+    assert choose(machine, KEEP, MAINTAIN)
+    assert (b"keep", b"maintain") == modes(machine)
+    assert choose(machine, RESNAP)
+    assert changed(CREATED, {SAVED: b"resnap"}) == block_of(machine)
+    after = flattened(machine).read_bytes()
+    at = after.index(grubenv.SIGNATURE)
+    assert before[:at] + before[at + 1024 :] == after[:at] + after[at + 1024 :]
+    assert digest == hashlib.sha256(image.read_bytes()).digest()
+    assert [] == list(machine.folder.glob("grubenv-*"))
+
+
+def test_what_is_set_already_is_not_written(machine: Machine) -> None:
+    """Nor where GRUB has emptied next_entry by itself; the file of the disk is the same to the byte."""
+    choose(machine, KEEP)
+    raw = flattened(machine)
+    offset = raw.read_bytes().index(grubenv.SIGNATURE)
+    emptied = machine.folder / "emptied"
+    emptied.write_bytes(changed(block_of(machine), {NEXT: b""}))
+    run.run(["qemu-io", "-f", "qcow2", "-c", f"write -s emptied {offset} 1024", machine.disk], cwd=machine.folder)
+    assert (b"keep", b"") == modes(machine)
+    before = machine.disk.read_bytes()
+    assert not choose(machine, KEEP)
+    assert before == machine.disk.read_bytes()
+    assert choose(machine, KEEP, RESNAP)
+
+
+def test_another_file_of_that_name_is_found(machine: Machine) -> None:
+    """A guest may write the file anew: the old block is no longer what GRUB reads, though it looks like it."""
+    choose(machine, RESNAP)
+    raw = flattened(machine)
+    old = raw.read_bytes().index(grubenv.SIGNATURE)
+    device = f"{raw}?offset={START}"
+    (machine.folder / "new").write_bytes(changed(CREATED, {b"mine": b"1"}))
+    script = machine.folder / "script"
+    script.write_text("write new /grub/new\nunlink /grub/grubenv\nln /grub/new /grub/grubenv\nunlink /grub/new\n")
+    run.run(["debugfs", "-w", "-f", script, device], cwd=machine.folder)
+    run.run(["qemu-img", "convert", "-O", "qcow2", raw, machine.disk])
+    assert choose(machine, KEEP)
+    run.run(["qemu-img", "convert", "-O", "raw", machine.disk, raw])
+    data = raw.read_bytes()
+    found = [at for at in range(START, START + SIZE, 1024) if data.startswith(grubenv.SIGNATURE, at)]
+    assert 2 == len(found)
+    assert values(data[old : old + 1024]) == {SAVED: b"resnap"}
+    [new] = set(found) - {old}
+    assert values(data[new : new + 1024]) == {b"mine": b"1", SAVED: b"keep"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-b", "1024", "-I", "128"],
+        ["-b", "1024", "-O", "^64bit,^metadata_csum"],
+        ["-b", "2048", "-O", "^flex_bg,^has_journal"],
+        ["-b", "4096", "-O", "metadata_csum_seed"],
+        ["-b", "4096", "-N", "4096"],
+    ],
+)
+def test_other_forms_of_ext4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    """An image from elsewhere may have been made with other settings; debugfs names the same block."""
+    machine = machine_on(make_image(tmp_path, *options), monkeypatch)
+    choose(machine, RESNAP)
+    assert (b"resnap", None) == modes(machine)
+    raw = flattened(machine).read_bytes()[START:]
+    system = inodes.open_at(lambda offset, size: raw[offset : offset + size])
+    said = run.run(["debugfs", "-R", "bmap /grub/grubenv 0", f"{tmp_path / 'image.raw'}?offset={START}"]).stdout
+    assert int(said) * system.block_bytes == inodes.locate(system, "/grub/grubenv", 1024)
+
+
+def test_a_damaged_block_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place is known by its name, whatever is in it."""
+    machine = machine_on(make_image(tmp_path, content=b"x" * 1024), monkeypatch)
+    assert choose(machine, RESNAP)
+    assert {SAVED: b"resnap"} == values(block_of(machine))
+
+
+@pytest.mark.parametrize(
+    ("reason", "options", "content", "label"),
+    [
+        ("not labelled kimbox-boot", [], CREATED, "other"),
+        ("is no file of 1024 bytes", [], CREATED[:1000], "kimbox-boot"),
+        ("not one that kimbox reads", ["-O", "inline_data"], CREATED, "kimbox-boot"),
+        ("it has no /grub/grubenv", ["-O", "^extents,^64bit"], CREATED, "kimbox-boot"),  # nor any folder kimbox reads
+    ],
+)
+def test_a_disk_of_somebody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, options: list[str], content: bytes, label: str
+) -> None:
+    """It is said what is missing, and nothing is written."""
+    machine = machine_on(make_image(tmp_path, *options, content=content, label=label), monkeypatch)
+    before = machine.disk.read_bytes()
+    with pytest.raises(NoEnvironment, match=reason) as caught:
+        choose(machine, KEEP)
+    assert "disk of tiny" in caught.value.message
+    assert "kimbox destroy tiny" in str(caught.value.hint)
+    assert before == machine.disk.read_bytes()
+
+
+@pytest.mark.parametrize("size", [512, MIB, START + 2048])
+def test_a_disk_without_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """No partition, a partition beyond the end, a file system that is cut off."""
+    image = tmp_path / "image.raw"
+    image.write_bytes(bytes(size))
+    with pytest.raises(NoEnvironment):
+        choose(machine_on(image, monkeypatch), KEEP)
+
+
+def test_a_disk_that_cannot_be_opened(tmp_path: Path, machine: Machine) -> None:
+    """That is no disk of somebody else's: QEMU's own words are shown."""
+    machine.disk.write_bytes(b"junk")
+    with pytest.raises(KimboxError, match="qemu-io") as caught:
+        choose(machine, KEEP)
+    assert not isinstance(caught.value, NoEnvironment)
+
+
+def test_hostile_file_systems_end_soon(tmp_path: Path) -> None:
+    """Any byte of the metadata may be anything: the answer is a place inside of it, or that there is none."""
+    image = make_image(tmp_path, "-b", "1024").read_bytes()[START : START + SIZE]
+    system = inodes.open_at(lambda offset, size: image[offset : offset + size])
+    touched: set[int] = set()
+
+    def read(offset: int, size: int) -> bytes:
+        touched.update(range(offset, offset + size))
+        return image[offset : offset + size]
+
+    assert CREATED == image[(at := inodes.locate(inodes.open_at(read), "/grub/grubenv", 1024)) : at + 1024]
+    chance = random.Random(1)  # noqa: S311 - for tests that are the same each time
+    places = sorted(touched)
+    outcomes = set()
+    for _ in range(3000):
+        data = bytearray(image[: 1 << 21])
+        for _ in range(chance.choice([1, 2, 8])):
+            data[chance.choice(places)] = chance.choice([0, 1, 0x7F, 0xFF, chance.randrange(256)])
+        reads = []
+
+        def hostile(offset: int, size: int, data: bytearray = data, reads: list[int] = reads) -> bytes:
+            reads.append(size)
+            piece = bytes(data[offset : offset + size])
+            if len(piece) < size:
+                raise KimboxError("beyond the end")
+            return piece
+
+        try:
+            place = inodes.locate(inodes.open_at(hostile), "/grub/grubenv", 1024)
+            assert 0 < place < SIZE * 1024
+            outcomes.add("found")
+        except KimboxError as error:
+            outcomes.add(error.message)
+        assert len(reads) < 300
+        assert sum(reads) < MIB
+    assert {"found", "it has no /grub/grubenv", "it holds no ext4 file system"} < outcomes
+    assert system.label == "kimbox-boot"
+
+
+def test_a_guest_cannot_keep_the_host_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine
+) -> None:
+    """However its directories look, only so much of the disk is looked at."""
+    monkeypatch.setattr(grubenv, "MAX_PIECES", 4)
+    with pytest.raises(NoEnvironment, match="leads nowhere"):
+        choose(machine, KEEP)
+
+
+@pytest.mark.skipif(not run.which("grub-editenv"), reason="no grub here")
+def test_grub_reads_what_is_written(machine: Machine) -> None:
+    """Its own tool lists and changes the block, and what it changed is kept."""
+    choose(machine, KEEP, MAINTAIN)
+    taken = machine.folder / "taken"
+    taken.write_bytes(block_of(machine))
+    assert ["next_entry=maintain", "saved_entry=keep"] == sorted(
+        run.run(["grub-editenv", taken, "list"]).stdout.splitlines()
+    )
+    run.run(["grub-editenv", taken, "set", "mine=a b"])
+    assert {b"mine": b"a b", SAVED: b"keep", NEXT: b"maintain"} == values(taken.read_bytes())
