@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Where the root itself was booted, what is changed stays in the base of every later boot: the prompt says so.
+# In maintain mode the real root is mounted, and changes become part of every later snapshot. The prompt shows that.
 if [ -r /run/kimbox/mode ] && read -r kimbox_mode </run/kimbox/mode && [ "$kimbox_mode" = maintain ]; then
 	debian_chroot=maintain
 	export debian_chroot

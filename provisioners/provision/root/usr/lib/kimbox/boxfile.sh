@@ -1,26 +1,26 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2034,SC2154 # some of it is used by those who source it, some comes from there
-# /etc/kimbox/box.env and box.json: what this root is, for a shell and for everybody else. Sourced, after events.sh, marks.sh and
-# pins.sh.
+# Writes /etc/kimbox/box.env and box.json, which describe this root for shell scripts and other programs. Sourced, after
+# events.sh, marks.sh and pins.sh.
 #
-# The manifest has the part that the host knows. What is put before it is known here alone:
+# The manifest contains the part that the host knows. These values are known only here, and are put before it:
 #
-#   KIMBOX_MANIFEST          digest of the manifest at work
-#   KIMBOX_PROVISIONED_AT    when this root had become what it says, in UTC; empty as long as it has not
-#   KIMBOX_PROVISIONED_BY    first, resnap: a new root, of a box that was never ready before or was; keep: a root that had been
+#   KIMBOX_MANIFEST          digest of the current manifest
+#   KIMBOX_PROVISIONED_AT    when provisioning of this root was complete, in UTC; empty before that
+#   KIMBOX_PROVISIONED_BY    first, resnap: a new root, of a box that was never ready before, or was; keep: a root that had been
 #                            provisioned before; hand: runsetup
-#   KIMBOX_BOOT_MODE         mode of the boot in which that was
-#   KIMBOX_ROLE, KIMBOX_SITE dev and nothing, until the box was secured: then what it became, and where
-#   KIMBOX_USERNAME          by which name the site knows it; empty until then
+#   KIMBOX_BOOT_MODE         the mode of that boot
+#   KIMBOX_ROLE, KIMBOX_SITE `dev` and empty until the box takes a role; then the role and the site
+#   KIMBOX_USERNAME          the name under which the site knows the box; empty until then
 #   KIMBOX_UNPINNED          repositories that are not at the commit of the lock
 #   KIMBOX_SETUP_COMMIT      commit of the setup repository
-#   KIMBOX_STALE             steps that ran under another commit of a repository than this manifest has, as $stale of pins.sh
+#   KIMBOX_STALE             steps that ran with another commit of a repository than this manifest has, as $stale of pins.sh
 #   KIMBOX_PART              the part of the manifest that was run alone (`only STEP`, `from STEP`); empty for the whole
 
 box_folder=/etc/kimbox
 
-# write_box FOLDER DIGEST BY UNPINNED COMMIT PART [complete]: for the manifest in that folder; `complete`: this root is now what it
-# says. What cannot be written is said and gone: a file that told of something else would be worse than none.
+# write_box FOLDER DIGEST BY UNPINNED COMMIT PART [complete]: for the manifest in that folder; `complete`: provisioning of this root
+# is complete. If the files cannot be written, that is reported and they are removed: a wrong description is worse than none.
 write_box() {
 	[ -r "$1/box.json" ] || return 0
 	box_at=''
@@ -68,19 +68,19 @@ box_stale() {
 	done
 }
 
-# box_text VALUE: as JSON has it; what is empty is null
+# box_text VALUE: as a JSON string; null for an empty value
 box_text() {
 	if [ -n "$1" ]; then printf '"%s"' "$1"; else printf null; fi
 }
 
-# has_box DIGEST: whether box.env tells of that manifest, and that all of it was done
+# has_box DIGEST: succeeds if box.env describes that manifest as complete
 has_box() {
 	[ -r "$box_folder/box.env" ] || return 1
 	{ read -r box_had && read -r box_at; } <"$box_folder/box.env"
 	[ "$box_had" = "KIMBOX_MANIFEST='$1'" ] && [ "$box_at" != "KIMBOX_PROVISIONED_AT=''" ]
 }
 
-# tell_box: the host learns of it
+# tell_box: sends the description to the host
 tell_box() {
 	[ -r "$box_folder/box.env" ] || return 0
 	(
@@ -92,7 +92,7 @@ tell_box() {
 	)
 }
 
-# setup_commit_of FOLDER: sets $setup_commit to that of the manifest in the folder; empty where it has no setup repository
+# setup_commit_of FOLDER: sets $setup_commit from the manifest in the folder; empty if it has no setup repository
 setup_commit_of() {
 	box_tab=$(printf '\t')
 	IFS=$box_tab read -r box_name setup_commit _ <"$1/repositories" || box_name=''

@@ -1,14 +1,14 @@
 # shellcheck shell=sh
-# Events for the host: one JSON line each on the virtio-serial port, or, where there is none, in /persistent/log/events.jsonl.
-# Sourced; gives the function `event`. In the usual case it starts no program at all: under emulation each costs 5 ms.
+# Events for the host: one JSON line each, to the virtio-serial port, or, if there is none, to /persistent/log/events.jsonl.
+# Sourced; defines the function `event`. Usually it starts no program: each takes 5 ms under emulation.
 
 ev_port=/dev/virtio-ports/org.kimbox.0
 ev_run=/run/kimbox
 
-# Bytes of all values of one event. Escaped, the line stays below 32 KiB, which the port takes in one write.
+# Limit on the values of one event, in bytes. The escaped line stays below 32 KiB, which the port accepts in one write.
 EV_BUDGET=4096
 
-# ev_escape VALUE: sets $ev_json to the value without quotes, as JSON has it; what is no UTF-8 becomes U+FFFD.
+# ev_escape VALUE: sets $ev_json to the value as a JSON string without quotes; invalid UTF-8 becomes U+FFFD.
 ev_escape() {
 	ev_json=$1
 	if [ ${#ev_json} -gt "$ev_left" ]; then
@@ -49,7 +49,7 @@ ev_escape() {
 	}' 2>/dev/null) || ev_json='?'
 }
 
-# event NAME [key=value]...: never fails its caller. `n`, `of`, `exit` and `percent` are numbers, all else is text.
+# event NAME [key=value]...: never fails. `n`, `of`, `exit` and `percent` are numbers, all other values are text.
 event() {
 	case $1 in
 	'' | *[!a-z_]*) return 0 ;;
@@ -83,8 +83,8 @@ event() {
 	return 0
 }
 
-# A sealed box says again, now and then, what it is (`retell`): it may run for months, and tell of its work all the time. Of how far
-# it has come the last word alone is kept: an earlier one, said again, would be taken for what it is now.
+# A sealed box repeats its description from time to time (`retell`), because it may run for months and report its work all the time.
+# Of the progress only the last event is kept: an earlier one, repeated, would look like the present state.
 ev_keep() {
 	case $ev_name in
 	provisioning | ready | sealed | failed) ev_name=stage ;;
@@ -94,14 +94,14 @@ ev_keep() {
 	{ printf '%s\n' "$ev_line" >"$ev_run/told.$ev_name"; } 2>/dev/null
 }
 
-# retell: the last event of each kind that says what this box is. Not while provisiond is at work, which may tell more meanwhile.
+# retell: sends the last event of each descriptive kind again. Not while provisiond works, as it may send newer ones meanwhile.
 retell() {
 	for ev_file in "$ev_run"/told.*; do
 		[ -r "$ev_file" ] && read -r ev_line <"$ev_file" && ev_send
 	done
 }
 
-# The port can be open only once at a time: another event may just be on its way.
+# Only one process at a time can open the port: another event may be in progress.
 ev_send() {
 	if [ -e "$ev_port" ]; then
 		ev_try=0
@@ -115,7 +115,7 @@ ev_send() {
 	fi
 }
 
-# The last state, for whoever asks later; whole or not at all.
+# Keeps the last state for later readers, by an atomic rename.
 ev_status() {
 	[ -d /persistent ] || return 0
 	{ printf '%s\n' "$ev_line" >"/persistent/.status.json.$$" &&

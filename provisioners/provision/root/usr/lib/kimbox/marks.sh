@@ -1,25 +1,25 @@
 # shellcheck shell=sh
-# What came of a manifest, as symbolic links in /persistent/kimbox to its folder. Sourced.
+# The result of a manifest, as symbolic links in /persistent/kimbox to its folder. Sourced.
 #
-#   current     what the host wants
-#   good        what reached ready last
-#   trying      is being tried; found at a start of the box, that try was interrupted
-#   retrying    is being tried for the second and last time
+#   current     the manifest that the host has sent
+#   good        the last manifest that reached ready
+#   trying      an attempt is in progress; if it exists at a start of the box, that attempt was interrupted
+#   retrying    the second and last attempt is in progress
 #   failed      setup, a step or a probe failed
-#   fatal       the box went down in both tries
+#   fatal       the box went down in both attempts
 #
-# A manifest that is not good yet has one link, which passes through the last five names by rename(2): that is atomic and takes
-# neither a block nor an inode, so that it works on a full disk too.
+# A manifest that is not good yet has one link, which gets the last five names one after the other by rename(2). That is atomic, and
+# needs neither a block nor an inode, so it also works on a full disk.
 
 state=/persistent/kimbox
 
-# marked NAME FOLDER: whether the manifest in that folder bears the mark
+# marked NAME FOLDER: succeeds if the manifest in that folder has the mark
 marked() {
 	# shellcheck disable=SC3013 # dash has -ef
 	[ "$state/$1" -ef "$2" ]
 }
 
-# mark NAME FOLDER: the manifest in that folder (an absolute path) bears this mark in place of any other
+# mark NAME FOLDER: gives the manifest in that folder (an absolute path) this mark, instead of any other
 mark() {
 	for had in trying retrying failed fatal; do
 		marked "$had" "$2" || continue
@@ -29,8 +29,8 @@ mark() {
 	ln -sfn "manifests/${2##*/}" "$state/$1.new" && mv -fT "$state/$1.new" "$state/$1"
 }
 
-# going_down: whether a reboot or shutdown is under way. What it cuts short has neither failed nor succeeded, even where its last
-# command ended with 0: the mark of the try stays, for the next start to see.
+# going_down: succeeds if a reboot or shutdown is in progress. A command that it interrupts has neither failed nor succeeded, even if
+# it ended with 0: the mark of the attempt stays, for the next start.
 going_down() {
 	[ -d /run/systemd/system ] && [ "$(systemctl is-system-running 2>/dev/null)" = stopping ]
 }

@@ -1,26 +1,26 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2034 # some of it is used by those who source it
-# What this root has had, and under which commits. Sourced; starts no program.
+# Records of what was done on this root, and with which commits. Sourced; starts no program.
 #
 # A record is a file in /var/lib/kimbox/done. Its first line is a digest of what was done. In the record of `setup` or of a step
-# a line follows for each repository of the manifest under which it ran (its name, a tab, its commit, and " with submodules"
-# where it has some), and then the line `end`. Records of images made by an older kimbox have the first line alone.
+# one line follows for each repository of the manifest with which it ran (name, tab, commit, and " with submodules" if it has
+# some), and then the line `end`. Records of images made by an older kimbox have only the first line.
 #
-#   $pins    the same lines of the manifest at work: what the next record says, and what an earlier one is compared with
-#   $stale   the steps that ran under another commit than the manifest has, as words STEP:REPOSITORY@COMMIT[,REPOSITORY@COMMIT]...
-#            where the commits are those under which they ran
+#   $pins    the same lines for the current manifest: written to the next record, and compared with earlier ones
+#   $stale   the steps that ran with another commit than the manifest has, as words STEP:REPOSITORY@COMMIT[,REPOSITORY@COMMIT]...
+#            with the commits with which they ran
 
-# Records lie on the root, so that they share its fate: a new root has had nothing, and one that was kept has had what they say.
+# Records lie on the root: a new root has none, and a root that was kept has those of what was done on it.
 record=/var/lib/kimbox/done
 pin_tab='	'
 pin_line='
 '
 
-# Bytes of $stale, which is part of an event: up to the first limit with commits, then names alone up to the second.
+# Limits on $stale, which is part of an event, in bytes: with commits up to the first, then only names up to the second.
 STALE_BYTES=2500
 STALE_NAMES_BYTES=3000
 
-# read_pins FOLDER: sets $pins to those of the manifest in the folder, each line with a line break before and after it
+# read_pins FOLDER: sets $pins from the manifest in the folder, with a line break before and after each line
 read_pins() {
 	pins=$pin_line pin_inner=' '
 	if [ -r "$1/submodules" ]; then
@@ -35,8 +35,8 @@ read_pins() {
 	done <"$1/repositories"
 }
 
-# read_record FILE: sets $record_digest, $record_pins as in $pins, and $record_end to yes where the record has its last line.
-# Fails where there is no record.
+# read_record FILE: sets $record_digest, $record_pins (as $pins), and $record_end to yes if the record has its last line.
+# Fails if there is no record.
 read_record() {
 	record_digest='' record_pins=$pin_line record_end=''
 	[ -s "$1" ] || return 1
@@ -52,8 +52,8 @@ read_record() {
 	[ -n "$record_digest" ]
 }
 
-# is_done_under FILE DIGEST USES: whether that record says that exactly this was done, and that each repository in USES (names
-# with blanks between; `-` and nothing are none) was then at the commit that $pins has
+# is_done_under FILE DIGEST USES: succeeds if that record has this digest, and each repository in USES (names separated by blanks;
+# `-` or empty for none) was then at the commit that $pins has
 is_done_under() {
 	read_record "$1" && [ "$record_digest" = "$2" ] || return 1
 	for pin_name in $3; do
@@ -64,8 +64,8 @@ is_done_under() {
 	done
 }
 
-# find_former USES: sets $former to what the record that was read last names, and $pins does not: REPOSITORY@COMMIT, with commas
-# between. Of the repositories in USES alone; of all where it is empty; of none where it is `-`.
+# find_former USES: sets $former to the pins of the record that was last read which $pins does not have: REPOSITORY@COMMIT, separated
+# by commas. Only for the repositories in USES; for all if it is empty; for none if it is `-`.
 find_former() {
 	former=''
 	[ "$1" != - ] || return 0
@@ -82,7 +82,7 @@ find_former() {
 	done
 }
 
-# add_stale STEP FILE DIGEST USES: to $stale, where that record is one of this step under another commit
+# add_stale STEP FILE DIGEST USES: adds the step to $stale if that record is of this step with another commit
 add_stale() {
 	read_record "$2" && [ "$record_digest" = "$3" ] || return 0
 	find_former "$4"
@@ -93,7 +93,7 @@ add_stale() {
 	stale="$stale${stale:+ }$pin_word"
 }
 
-# find_stale FOLDER: sets $stale, and $pins, for the manifest in the folder
+# find_stale FOLDER: sets $stale and $pins for the manifest in the folder
 find_stale() {
 	stale=''
 	read_pins "$1"

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2034 # some of it is used by those who source it
-# What runsetup and runsecure share: counting and reporting steps, time limits, who a step runs as, checkouts.
+# Functions of runsetup and runsecure: counting and reporting steps, time limits, the account of a step, checkouts.
 # Sourced, after events.sh.
 
 # shellcheck source=marks.sh
@@ -9,18 +9,18 @@
 . /usr/lib/kimbox/pins.sh
 
 mirrors=/persistent/git
-# What was run on any root, for people: a line each, with tabs between time (Unix), boot, boot mode, kind, name, digest of
-# what went in, exit status and seconds.
+# A history of everything that ran on any root, for people. One line each, with tabs between time (Unix), boot, boot mode, kind, name,
+# digest of the input, exit status and seconds.
 history=/persistent/log/history
 n=0 of=0 kind='' name=''
 
-# The manifest at work: provisiond says which; by hand it is the one that the host wants.
+# The current manifest: provisiond passes it; a run by hand uses the one that the host has sent.
 at_work=${KIMBOX_MANIFEST_FOLDER:-$state/current}
 
 mode=keep
 if [ -r /run/kimbox/mode ]; then read -r mode </run/kimbox/mode; fi
 
-# What the hardware's clock says of the time of boot: it costs no program. Without that clock, date does.
+# Boot time by the hardware clock: reading it starts no program. Without that clock `date` is used.
 now_at() {
 	now
 	if [ -r /sys/class/rtc/rtc0/since_epoch ]; then
@@ -31,7 +31,7 @@ now_at() {
 	boot_time=$((epoch - now))
 }
 
-# begin KIND NAME [DIGEST]: the next step, by number and name, and what goes into it
+# begin KIND NAME [DIGEST]: starts the next step, with its number and name, and the digest of its input
 begin() {
 	kind=$1 name=$2 input=${3:--} n=$((n + 1))
 	[ -n "${boot_time:-}" ] || now_at
@@ -41,26 +41,26 @@ begin() {
 	event step n="$n" of="$of" kind="$kind" name="$name" status=running
 }
 
-# finished: the step begun last went well
+# finished: the current step has succeeded
 finished() {
 	note 0
 	event step n="$n" of="$of" kind="$kind" name="$name" status=done
 }
 
-# note EXIT: the step begun last goes into the history; what has no room there is lost
+# note EXIT: writes the current step to the history; without space the line is lost
 note() {
 	now
 	{ printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$((boot_time + begun))" "${ev_boot:-}" "$mode" "$kind" "$name" "$input" "$1" \
 		"$((now - begun))" >>"$history"; } 2>/dev/null
 }
 
-# skip KIND NAME: a step that has been done
+# skip KIND NAME: counts a step that was done before
 skip() {
 	kind=$1 name=$2 n=$((n + 1))
 	event step n="$n" of="$of" kind="$kind" name="$name" status=skipped
 }
 
-# fail EXIT REASON: the end. provisiond reports it once the log has reached the host; by hand it is reported here.
+# fail EXIT REASON: ends the run. provisiond reports it after the log has reached the host; a run by hand reports it here.
 fail() {
 	echo "== step $n of $of: $kind $name: $2"
 	[ -z "${begun:-}" ] || note "$1"
@@ -73,13 +73,13 @@ fail() {
 	exit 1
 }
 
-# is_done FILE DIGEST: whether that record says that exactly this has been done
+# is_done FILE DIGEST: succeeds if that record has this digest
 is_done() {
 	[ -r "$1" ] && read -r had <"$1" && [ "$had" = "$2" ]
 }
 
-# mark_done FILE DIGEST [PINS]: writes that record, with the lines of PINS (pins.sh). When this returns, what was done and the
-# record of it are on the disk, and at no time was the record there without it: a power cut leaves both or no record.
+# mark_done FILE DIGEST [PINS]: writes the record, with the lines of PINS (pins.sh). When it returns, the effects and the record are on
+# the disk. The record is never on the disk without the effects: after a power failure there are both, or no record.
 mark_done() {
 	done_folder=${1%/*} done_text=$2
 	[ -z "${3:-}" ] || done_text=$2${3}end
@@ -89,7 +89,7 @@ mark_done() {
 	fi
 }
 
-# sync_record FILE: that record is on the disk as it is now; one of this boot alone lies in memory
+# sync_record FILE: writes the present record to the disk; a record for one boot lies in memory
 sync_record() {
 	case $1 in
 	/run/*) ;;
@@ -97,16 +97,16 @@ sync_record() {
 	esac
 }
 
-# not_done FILE: what that record says is about to be done anew, and no longer holds if that fails or is cut short, by a power
-# cut too. Nor does then the record that all of the manifest is done.
+# not_done FILE: invalidates the record before its work is done anew, also for the case of a failure or a power failure. The record
+# that the whole manifest is done becomes invalid, too.
 not_done() {
 	[ -s "$1" ] || return 0
 	[ "$1" = "$record/manifest" ] || not_done "$record/manifest"
 	{ : >"$1" && sync_record "$1"; } || fail 1 "cannot write $1"
 }
 
-# complete_records: writes into records of an older kimbox the commits at which the repositories of $pins are now, as their own
-# records say. To be called before one is checked out at another commit: then nothing on the root tells any more what it was.
+# complete_records: adds the present commits of the repositories of $pins, from their own records, to records of an older kimbox. Call
+# it before another commit is checked out: after that nothing on the root has the old commit.
 complete_records() {
 	for done_file in "$record"/setup-setup "$record"/provision-*; do
 		{ read_record "$done_file" && [ -z "$record_end" ]; } || continue
@@ -123,14 +123,14 @@ complete_records() {
 	done
 }
 
-# now: sets $now to whole seconds since the boot
+# now: sets $now to the seconds since the boot, as an integer
 now() {
 	read -r now _ </proc/uptime
 	now=${now%.*}
 }
 
-# clean system|user [VARIABLE=VALUE]... COMMAND...: as root or as vagrant, with the environment of a fresh login; where
-# $limit is set, for so many seconds at most
+# clean system|user [VARIABLE=VALUE]... COMMAND...: runs as root or as vagrant, with the environment of a fresh login; with a time
+# limit of $limit seconds, if it is set
 clean() {
 	if [ "$1" = user ]; then
 		shift
@@ -158,7 +158,7 @@ limited() {
 	started=$now
 	(
 		cd "$limit_cwd" || exit 1
-		TMPDIR='' # the box's own, where it has scratch space
+		TMPDIR='' # or the scratch space, if the box has one
 		# shellcheck source=/dev/null
 		[ ! -s /run/kimbox/environment ] || . /run/kimbox/environment
 		clean "$limit_who" SHELL=/bin/bash LANG=C.UTF-8 PWD="$limit_cwd" \
@@ -177,7 +177,7 @@ limited() {
 	esac
 }
 
-# quiet_git system|user ARGUMENT...: no configuration but its own, no hooks, no network
+# quiet_git system|user ARGUMENT...: git without other configuration, hooks or network
 quiet_git() {
 	who=$1
 	shift
@@ -186,7 +186,7 @@ quiet_git() {
 		-c advice.detachedHead=false -c gc.auto=0 -c submodule.recurse=false "$@"
 }
 
-# checkout NAME COMMIT PATH: a clean work tree of exactly that commit, which borrows its objects from the mirror. Below
+# checkout NAME COMMIT PATH: a clean working tree of exactly that commit, which borrows its objects from the mirror. Below
 # /home/vagrant it belongs to vagrant.
 checkout() {
 	mirror=$mirrors/$1.git commit=$2 path=$3 owner=system
@@ -198,7 +198,7 @@ checkout() {
 	if [ -e "$path" ] && ! [ -e "$path/.git/kimbox" ] && [ -n "$(ls -A "$path" 2>&1)" ]; then
 		fail 1 "$path is not empty and no checkout of kimbox's: it is left alone"
 	fi
-	# Submodules of the commit before: this one may have none there. What is no longer tracked would go below anyway.
+	# Submodules of the previous commit: this commit may have none there. Untracked files below them would be removed anyway.
 	if [ -e "$path/.git/kimbox-submodules" ]; then
 		# shellcheck disable=SC2016 # for the inner shell
 		clean "$owner" sh -c 'find "$1" -mindepth 2 -name .git -prune -print0 | sed -z "s,/[.]git\$,," | xargs -0r rm -rf -- &&
@@ -216,7 +216,7 @@ checkout() {
 	[ "$head" = "$commit" ] || fail 1 "$path is at $head in place of $commit"
 }
 
-# find_setup: sets $setup_commit and $setup_path from the manifest at work; fails if it has no setup repository
+# find_setup: sets $setup_commit and $setup_path from the current manifest; fails if it has no setup repository
 find_setup() {
 	tab=$(printf '\t')
 	while IFS=$tab read -r line_name setup_commit setup_path; do
@@ -232,7 +232,7 @@ need_root() {
 	}
 }
 
-# one_at_a_time: waits for another run of ours to end; fd 9 holds the lock
+# one_at_a_time: waits for another run to end; fd 9 holds the lock
 one_at_a_time() {
 	[ -d /run/kimbox ] || mkdir -p /run/kimbox
 	exec 9>/run/kimbox/lock

@@ -1,13 +1,13 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2016 # some of it comes from `audit`, which sources this; awk has variables of its own
-# Who can get in: accounts, keys, sudo, consoles.
+# Who can log in or get more rights: accounts, keys, sudo, consoles.
 
 # --- accounts
 
-# Groups whose members reach devices, logs or other accounts past every other check.
+# Groups whose members can reach devices, logs or other accounts without any other check.
 GROUPS_OF_POWER="root adm disk docker incus kmem kvm lxd shadow staff sudo tty"
 
-# keys_of NAME HOME: whether sshd would find a key of the account
+# keys_of NAME HOME: succeeds if sshd would find a key of the account
 keys_of() {
 	for file in "/run/kimbox/authorized_keys/$1" "$2/.ssh/authorized_keys" "$2/.ssh/authorized_keys2"; do # or: ssh.authorizedkeysfile
 		[ ! -s "$file" ] || return 0
@@ -15,7 +15,7 @@ keys_of() {
 	return 1
 }
 
-# Names of those with keys, whatever their shell: an account that gets no shell can forward ports.
+# Names of accounts with keys, whatever their shell: an account without a shell can still forward ports.
 keyed=''
 begin
 if [ -r /etc/passwd ]; then
@@ -24,7 +24,7 @@ if [ -r /etc/passwd ]; then
 	done </etc/passwd
 fi
 
-# One look at passwd, shadow and group; a line for each kind, with what was found.
+# One pass over passwd, shadow and group; prints one line for each kind of finding.
 accounts=$(awk -F: -v allowed=" $allowed " -v keyed="$keyed " -v power=" $GROUPS_OF_POWER " "$awk_list"'
 	function usable(hash) { return hash == "" || hash !~ /^[!*]/ }
 	function shell(path) { return path !~ /\/(nologin|false|sync|halt|shutdown)$/ }
@@ -97,7 +97,7 @@ none account.twice medium 7.2.5 "Names and numbers of accounts that are there tw
 of nogroup
 none account.no_group low 7.2.3 "Accounts whose group does not exist" "none" "$found" "make the group, or choose another"
 
-# Home folders: nobody else looks into them, nobody else writes there.
+# Home folders: other accounts must neither read nor write them.
 begin
 while IFS=: read -r name _ uid _ _ home _; do
 	case $uid in
@@ -106,7 +106,7 @@ while IFS=: read -r name _ uid _ _ home _; do
 	if [ "$uid" -ge 1000 ] && [ "$uid" -lt 60000 ] && [ -d "$home" ] && [ ! -L "$home" ] && [ "$home" != / ]; then
 		homes=$(stat -c '%a %U' "$home") || continue
 		case $homes in
-		*[0-7][0145]0" $name" | *[0-7][0145][0145]" root") ;; # root's: the account cannot write, as sshd asks of a chroot
+		*[0-7][0145]0" $name" | *[0-7][0145][0145]" root") ;; # owned by root: the account cannot write, which sshd requires for a chroot
 		*) item "$home is $homes" ;;
 		esac
 	fi
@@ -116,7 +116,7 @@ none account.homes medium 7.2.9 "Home folders" "their owner's alone: 0750 or les
 
 # --- sudo
 
-# Who may become somebody else by sudo. Aliases and includes other than the usual folder are not followed, but shown.
+# Who may become another user with sudo. Aliases, and includes other than the usual folder, are not followed but reported.
 if [ -e /etc/sudoers ]; then
 	set -- /etc/sudoers
 	for file in /etc/sudoers.d/*; do
@@ -147,7 +147,7 @@ fi
 
 # --- consoles
 
-# A unit of these that starts offers a login, or a shell, on a console. In a sealed box a condition keeps each from it.
+# If one of these units starts, it offers a login or a shell on a console. In a sealed box a condition prevents each of them.
 begin
 while read -r unit _ state _; do
 	case $unit in

@@ -1,16 +1,15 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2016 # some of it comes from `audit`, which sources this; awk has variables of its own
-# What lies on the disks: permissions, secrets, how they are mounted.
+# What is on the disks: permissions, secrets, mount options.
 
-# Programs that may run as root or with a group's rights: those of Debian's base packages, of util-linux and shadow, dbus's way to
-# start a service, ssh-keysign, PAM's check of a password, and the two of ssh-agent's and cron's groups. sudo, where somebody may
-# use it.
+# Programs that may run as root or with the rights of a group: those of Debian's base packages, of util-linux and shadow, dbus's
+# service helper, ssh-keysign, PAM's password check, and the two with the groups of ssh-agent and cron. sudo, if somebody may use it.
 SET_UID="/usr/bin/chage /usr/bin/chfn /usr/bin/chsh /usr/bin/expiry /usr/bin/gpasswd /usr/bin/mount /usr/bin/newgrp \
 /usr/bin/passwd /usr/bin/ssh-agent /usr/bin/su /usr/bin/umount /usr/lib/dbus-1.0/dbus-daemon-launch-helper \
 /usr/lib/openssh/ssh-keysign /usr/sbin/unix_chkpwd"
 [ -z "$KIMBOX_OPERATOR" ] || SET_UID="$SET_UID /usr/bin/sudo"
 
-# Where everybody may write, as long as the sticky bit keeps them from what is another's: there, and in the scratch space.
+# Folders that everybody may write to, if the sticky bit protects the files of others: these, and the scratch space.
 PUBLIC="/tmp /var/tmp /run/lock /dev/shm"
 if [ -r /run/kimbox/environment ]; then
 	while read -r line; do
@@ -20,23 +19,23 @@ if [ -r /run/kimbox/environment ]; then
 	done </run/kimbox/environment
 fi
 
-# Where a disk of its own may be mounted; what is mounted elsewhere must be nosuid and nodev (mount.others).
+# Folders on which a disk may be mounted; mounts elsewhere must be nosuid and nodev (mount.others).
 PLACES="/boot /home /persistent /srv /tmp /usr /var /var/log /var/tmp"
 
-# Seconds for the search of the disks, and for those of secrets.
+# Time limits for the search of the disks, and for the search for secrets, in seconds.
 SEARCH_S=300
 SECRETS_S=60
 
 # --- mounts
 
-# What proc(5) says of each mount: \040 and the like in names stay as they are.
+# Mounts as in proc(5): \040 and the like in names are not decoded.
 mounts=''
 while read -r _ place type options _; do
 	mounts="$mounts$place $type ,$options,
 "
 done </proc/self/mounts
 
-# options_of PLACE: sets $options, as `,rw,nosuid,`; fails where nothing is mounted. The last mount is the one that is seen.
+# options_of PLACE: sets $options, as `,rw,nosuid,`; fails if nothing is mounted. The last mount is the visible one.
 options_of() {
 	options=''
 	while read -r place _ had; do
@@ -47,7 +46,7 @@ END
 	[ -n "$options" ]
 }
 
-# mounted ID SEVERITY CIS PLACE OPTION...: a mount has these options
+# mounted ID SEVERITY CIS PLACE OPTION...: checks that a mount has these options
 mounted() {
 	id=$1 severity=$2 cis=$3 place_of=$4
 	shift 4
@@ -97,7 +96,7 @@ none mount.others medium "" "How everything else is mounted" "nodev nosuid" "$fo
 
 # --- one search of the disks
 
-# owned FILE OPTION: sets $known to find's words for "belongs to a number that the file knows"; -nouser would read it for each file
+# owned FILE OPTION: sets $known to find's expression for "the owner is in the file"; -nouser would read the file for each file found
 owned() {
 	known="$2 0"
 	[ -r "$1" ] || return 0
@@ -117,8 +116,8 @@ for place in $PLACES; do
 	if options_of "$place"; then set -- "$@" "$place"; fi
 done
 
-# A line for each find: a letter, the mode, the path, in which a line break is shown as `?`. Everything is one pass; what is
-# nobody's or everybody's is told by awk from its mode.
+# One line for each finding: a letter, the mode, and the path, in which a line break is shown as `?`. One pass over the disks; awk
+# tells from the mode which files have no owner or are writable by everybody.
 # shellcheck disable=SC2086 # words of find
 searched=$({
 	timeout "$SEARCH_S" find "$@" -xdev ! -type l \( \
@@ -127,7 +126,7 @@ searched=$({
 		\( -perm -0002 -type d ! -perm -1000 -printf 'd %m %p\0' \) , \
 		\( ! \( \( $users \) \( $groups \) \) -printf 'u %m %p\0' \) , \
 		\( \( -type b -o -type c \) -printf 'n %m %p\0' \) \) 2>/dev/null
-	# find complains of what vanished meanwhile; time that was up is another matter
+	# find reports files that vanished meanwhile, which is harmless; a timeout is not
 	[ $? -ne 124 ] || printf 'late\0'
 } | tr '\n\0' '?\n' | awk -v allowed=" $SET_UID " -v public="$PUBLIC" "$awk_list"'
 	BEGIN { places = split(public, place, " ") }
@@ -138,7 +137,7 @@ searched=$({
 	$1 == "late" { late = 1; next }
 	{ kind = $1; path = $0; sub(/^[^ ]* [^ ]* /, "", path) }
 	kind == "w" { what = substr(path, 1, 1); path = substr(path, 2) }
-	# A file system of its own is seen at its mount point as well
+	# A mounted file system is also found at its mount point
 	seen[kind path]++ { next }
 	kind == "s" && !index(allowed, " " path " ") { put("suid", path " (" $2 ")") }
 	kind == "w" && !is_public(path) && path !~ /^\/dev\// { put(what == "d" ? "public" : "writable", path) }
@@ -171,8 +170,8 @@ none file.unowned medium 7.1.12 "Files that belong to nobody" "none" "$found" "c
 seen device
 none file.device high "" "Device nodes outside of /dev" "none" "$found" "rm FILE"
 
-# Devices that everybody may write, and disks that everybody may read. Let pass are the usual ones, and four that give nothing without
-# further rights, or do nothing without a module, which a sealed box no longer loads.
+# Devices that everybody may write to, and disks that everybody may read. Exceptions are the usual ones, and four that give no access
+# without further rights, or do nothing without a module, which a sealed box no longer loads.
 devices=$(find /dev -xdev \( \( -type b -o -type c \) -perm -0002 -o -type b -perm -0004 \) -printf '%P\n' 2>/dev/null | awk "$awk_list"'
 	!/^(null|zero|full|random|urandom|tty|ptmx|pts\/ptmx|fuse|net\/tun|vfio\/vfio|vsock)$/ { put("", $0) }
 	END { print all("") }')
@@ -180,9 +179,9 @@ none file.devices medium "" "Devices that everybody may use" \
 	"null, zero, full, random, urandom, tty, ptmx, fuse, net/tun, vfio/vfio, vsock" "$devices" \
 	"a rule for udev, or chmod o= /dev/NAME"
 
-# --- the files that everything rests on
+# --- the files on which all security depends
 
-# modes ID SEVERITY CIS TITLE EXPECTED PATTERN FILE...: mode, owner and group of each are as awk's pattern has them
+# modes ID SEVERITY CIS TITLE EXPECTED PATTERN FILE...: checks that mode, owner and group of each file match awk's pattern
 modes() {
 	id=$1 severity=$2 cis=$3 title=$4 expected=$5 pattern=$6
 	shift 6
@@ -213,7 +212,7 @@ modes file.grub low 1.4.2 "Permissions of the boot menu" "0600 root:root" '[46]0
 
 # --- secrets at rest
 
-# What `secure` and `seal` keep. The credentials are locked; nothing else may hold a secret.
+# Secrets of `secure` and `seal`. The credentials are encrypted; no other file may contain a secret.
 KEPT="answers.env credentials.enc known_hosts operator_keys outbound policy.env rotated"
 
 if [ -d "$sealed" ]; then
@@ -242,13 +241,13 @@ else
 	row secret.plain high "" "Credentials in the clear" skip "none" "there are none" ""
 fi
 
-# Keys in small files that others than their owner may read; mirrors and caches hold what is public. A group counts unless it is
-# root's, or that of an account of the role, which hands keys on.
+# Keys in small files that others than the owner may read; mirrors and caches contain public data. Readable by a group counts, unless
+# it is the group of root or of an account of the role, which hands out keys.
 public_to="-perm -0040 ! -gid 0"
 while IFS=: read -r name _ number _; do
 	if has "$name" "$allowed"; then public_to="$public_to ! -gid $number"; fi
 done </etc/group
-# in_time COMMAND...: its names, and one more where it was cut short
+# in_time COMMAND...: prints the names that it finds, and one more if the time limit stopped it
 in_time() {
 	timeout "$SECRETS_S" "$@" 2>/dev/null
 	[ $? -ne 124 ] || printf 'not all: the search was ended after %s s\0' "$SECRETS_S"

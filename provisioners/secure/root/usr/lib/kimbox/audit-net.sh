@@ -4,16 +4,16 @@
 
 # --- sockets
 
-# Both address families, as proc(5) has them: address and port in hexadecimal, the address in words of the processor's byte order.
-# TCP that listens has state 0A; UDP that takes from everybody has 07. The DHCP client's port is let pass, and the ports from which
-# timesyncd asks: the kernel picks them, and a socket asks once.
+# Both address families, as in proc(5): address and port in hexadecimal, the address in words of the processor's byte order.
+# A listening TCP socket has state 0A; a UDP socket that receives from everybody has 07. Exceptions: the port of the DHCP client, and
+# the ports of timesyncd: the kernel chooses them, and each socket sends one request.
 client=''
 if [ -r /etc/passwd ]; then
 	while IFS=: read -r name _ uid _; do
 		[ "$name" != systemd-timesync ] || client=$uid
 	done </etc/passwd
 fi
-sockets() { # sockets STATE FILE...: what does not listen on loopback alone and is not let pass, as PORT (FILE)
+sockets() { # sockets STATE FILE...: sockets that listen on more than loopback and are no exception, as PORT (FILE)
 	want=$1
 	shift
 	for file in "$@"; do
@@ -45,22 +45,22 @@ none net.udp high 2.1.22 "UDP ports that listen" "loopback alone, and the DHCP c
 
 # --- firewall
 
-# Rules are believed only in a shape that is known: every other one that accepts is shown. What one chain drops no other one can
-# accept, so that rules of other tables open nothing as long as the policies here are drop.
+# Only rules of a known form are trusted: every other rule that accepts is reported. A packet that one chain drops cannot be accepted
+# by another, so rules of other tables open nothing as long as the policies here are drop.
 rules=$(nft list ruleset 2>/dev/null) || rules=''
 fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$KIMBOX_OPERATOR" -v outbound="$outbound" \
 	-v names="$outbound_names" -v dns="$KIMBOX_DNS" "$awk_list"'
-	function bare(rule) { # without what only counts and remarks
+	function bare(rule) { # without counters and comments
 		gsub(/counter( packets [0-9]+ bytes [0-9]+)?/, "", rule); gsub(/comment "[^"]*"/, "", rule)
 		gsub(/log( prefix "[^"]*")?/, "", rule); gsub(/[ \t]+/, " ", rule); sub(/^ /, "", rule); sub(/ $/, "", rule)
 		return rule
 	}
-	function listed(text, i, n, port) { # whether all ports in { 22, 80 } may be reached
+	function listed(text, i, n, port) { # succeeds if all ports in { 22, 80 } are allowed
 		gsub(/[{},]/, " ", text); n = split(text, port, " ")
 		for (i = 1; i <= n; i++) if (port[i] !~ /^[0-9]+$/ || !index(inbound, " " port[i] " ")) return 0
 		return n > 0
 	}
-	function reached(text, i, n, element, to) { # hosts of a set that the spec does not have; those with a time come from names
+	function reached(text, i, n, element, to) { # hosts of a set that are not in the spec; entries with a timeout come from names
 		gsub(/[{}]/, " ", text); n = split(text, element, ",")
 		for (i = 1; i <= n; i++) {
 			to = element[i]; sub(/ (timeout|expires) .*/, "", to); gsub(/ \. /, " ", to); gsub(/^[ \t]+|[ \t]+$/, "", to)
@@ -81,7 +81,7 @@ fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$K
 		ports = rule; sub(/.*tcp dport /, "", ports); sub(/( ct state new)? accept$/, "", ports)
 		return listed(ports)
 	}
-	function harmless_out(rule) { # somebody is named, or a port
+	function harmless_out(rule) { # a host or a port is named
 		return general(rule) || rule ~ /daddr/ || rule ~ /dport/
 	}
 	$1 == "table" { family = $2; table = $3; set = chain = hook = ""; next }
@@ -134,7 +134,7 @@ none fw.forwards high 4.2.7 "What the firewall lets through" "nothing" "$accepts
 none fw.sends medium 4.2.7 "What the firewall lets out" "hosts of the spec, and no rule that names neither a host nor a port" \
 	"$accepts_out" "remove the rule, or the element"
 
-# `seal` notes what it has loaded; elements of sets, which change as names are resolved, are left out (-t).
+# `seal` records the rules it has loaded, without the elements of sets (-t), which change as names are resolved.
 recorded=''
 { read -r recorded _ </run/kimbox/seal.nft.sha256; } 2>/dev/null
 if [ -n "$recorded" ]; then
@@ -150,7 +150,7 @@ fi
 
 # --- sshd
 
-# has_process NAME: whether one runs, without a program for each
+# has_process NAME: succeeds if one runs; starts no program for each process
 has_process() {
 	for file in /proc/[0-9]*/comm; do
 		had=''
@@ -160,7 +160,7 @@ has_process() {
 	return 1
 }
 
-# Options of sshd that matter: severity, number, and the values that are well, `,` between them.
+# Important options of sshd: severity, number, and the accepted values, separated by `,`.
 OPTIONS="passwordauthentication high none no
 kbdinteractiveauthentication high none no
 permitemptypasswords high 5.1.19 no
@@ -177,8 +177,8 @@ trustedusercakeys high none none
 usepam low 5.1.22 yes
 loglevel low 5.1.14 INFO,VERBOSE"
 
-# What sshd would do for anybody, and for each account, which a Match block may mean: one of the role's on the box itself, and
-# every one from the host. Whether the role lets its own in by password, and where it keeps their keys, is the role's to say.
+# The options for an unknown user, and for each account, which a Match block may name: for one of the role on the box itself, and for
+# every account from the host. The role decides whether its users log in by password, and where their keys are.
 hypervisor=''
 { read -r _ hypervisor _ </run/credentials/@system/kimbox.network; } 2>/dev/null
 sshd_runs=no said=''

@@ -1,11 +1,11 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2016 # some of it comes from `audit`, which sources this; awk has variables of its own
-# The kernel, what runs, what is installed.
+# Kernel settings, running services, installed packages.
 
 # --- kernel
 
-# A line for each setting: its name below /proc/sys, severity, number, and the values that are well. `*` is each network interface,
-# `default` among them, as which of them counts beside `all` differs from one setting to the next; the loopback is left out.
+# One line for each setting: its name below /proc/sys, severity, number, and the accepted values. `*` is each network interface
+# except the loopback, and `default`: which of them counts beside `all` differs between settings.
 SETTINGS="kernel/randomize_va_space medium 1.5.1 2
 kernel/yama/ptrace_scope medium 1.5.2 1 2 3
 fs/suid_dumpable medium 1.5.3 0
@@ -45,7 +45,7 @@ while read -r name _; do
 done <<END
 $SETTINGS
 END
-# By grep, not by the shell, which takes byte by byte: of a number the kernel gives the first alone.
+# By grep, not by the shell, which reads byte by byte: the kernel returns only the first byte of a number then.
 settings=$(grep -s -H '' "$@" /dev/null | awk -v table="$SETTINGS" "$awk_list"'
 	BEGIN {
 		rows = split(table, row, "\n")
@@ -86,7 +86,7 @@ done <<END
 $settings
 END
 
-# Protocols with a history, whose modules any account loads by asking for a socket.
+# Protocols with known vulnerabilities, whose modules any account can load by opening a socket.
 begin
 while read -r module _; do
 	case $module in
@@ -96,7 +96,7 @@ done 2>/dev/null </proc/modules
 ended
 none kernel.protocols low 3.2.4 "Modules of rare network protocols" "none of dccp, tipc, rds, sctp" "$found" "start the box again"
 
-# Cores: to nowhere, or a hard limit of none for everybody.
+# Core dumps: discarded, or a hard limit of none for everybody.
 pattern='' limited=no
 { read -r pattern </proc/sys/kernel/core_pattern; } 2>/dev/null
 for file in /etc/security/limits.conf /etc/security/limits.d/*.conf; do
@@ -115,7 +115,7 @@ esac
 
 # --- what runs
 
-# The services and timers of every box. What systemd starts for a login, where somebody may log in; sshd, where it may be reached.
+# The services and timers of every box; those that systemd starts for a login, if somebody may log in; sshd, if it may be reached.
 SERVICES="dbus provisiond systemd-journald systemd-logind systemd-networkd systemd-resolved systemd-timesyncd \
 systemd-udevd unattended-upgrades chrony"
 TIMERS="systemd-tmpfiles-clean logrotate man-db kimbox-audit kimbox-outbound"
@@ -160,7 +160,7 @@ else
 	row service.journal low 6.2.1.1.1 "The journal is kept" fail "systemd-journald.service" "it does not run" "systemctl start systemd-journald"
 fi
 
-# Jobs of cron and at. Those that base packages bring are let pass: where there is no cron nothing runs them.
+# Jobs of cron and at. Those of base packages are exceptions: without cron they do not run.
 begin
 for file in /etc/cron.d/* /etc/cron.hourly/* /etc/cron.daily/* /etc/cron.weekly/* /etc/cron.monthly/* /etc/crontab \
 	/var/spool/cron/crontabs/* /var/spool/cron/atjobs/*; do
@@ -177,7 +177,7 @@ none service.cron medium 2.4.1.8 "Jobs of cron and at" "none" "$found" "remove t
 
 # --- what is installed
 
-# Servers, and clients that talk in the clear, each with its number in the benchmark.
+# Servers, and clients with unencrypted protocols, each with its number in the benchmark.
 UNWANTED="2.1.1:autofs 2.1.2:avahi-daemon 2.1.3:isc-dhcp-server 2.1.3:kea 2.1.4:bind9 2.1.5:dnsmasq 2.1.6:vsftpd 2.1.7:slapd \
 2.1.8:dovecot-core 2.1.9:nfs-kernel-server 2.1.10:ypserv 2.1.11:cups 2.1.12:rpcbind 2.1.14:samba 2.1.15:snmpd 2.1.16:tftpd-hpa \
 2.1.17:squid 2.1.18:apache2 2.1.18:nginx 2.1.19:xinetd 2.1.20:xserver-common 2.2.1:nis 2.2.2:rsh-client 2.2.3:talk 2.2.4:telnet \
@@ -217,7 +217,7 @@ else
 fi
 row package.count low "" "Packages" info "as few as the role needs" "$installed installed" ""
 
-# Updates of which the box knows. It has lists only where somebody asked apt for them; a base is brought up to date with a new image.
+# Known updates. The box has package lists only if somebody ran apt; the base gets updates with a new image.
 UPDATES_S=60
 lists=$(apt-config shell lists Dir::State::Lists/d 2>/dev/null)
 lists=${lists#lists=\'}

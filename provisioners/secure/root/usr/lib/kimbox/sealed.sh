@@ -1,31 +1,31 @@
 # shellcheck shell=sh
-# What the scripts of a sealed box share: where its role, its rules and its secrets are. Sourced.
+# Paths and functions of a sealed box's scripts: where its role, its rules and its secrets are. Sourced.
 # shellcheck disable=SC2034 # used by those who source it
 
-# On /persistent, for root alone:
+# On /persistent, readable by root only:
 #
-#   answers.env       KIMBOX_ROLE, KIMBOX_SITE, KIMBOX_USERNAME: what was answered to `kimbox secure`
+#   answers.env       KIMBOX_ROLE, KIMBOX_SITE, KIMBOX_USERNAME: the answers given to `kimbox secure`
 #   policy.env        what the spec says of the role: KIMBOX_INBOUND, KIMBOX_OPERATOR, KIMBOX_REMOVED ...
 #   outbound          a line for each host that may be reached: host, port, protocol
 #   known_hosts       the host keys of the gateway, under the name kimbox-gateway
-#   operator_keys     who may log in as the operator
-#   credentials.enc   the credentials, under the data key: the host has it, and gives it at each start
+#   operator_keys     the keys with which the operator logs in
+#   credentials.enc   the credentials, encrypted with the data key, which the host keeps and passes at each start
 #
-# /persistent/kimbox/secured, beside the manifests, says that all of it is there.
+# /persistent/kimbox/secured, beside the manifests, exists if all of these are complete.
 sealed=/persistent/secure
 secured=/persistent/kimbox/secured
 
-# The credentials in the clear, in memory alone.
+# The decrypted credentials, in memory only.
 credentials=/run/kimbox/credentials
 
-# What the host gives at a start (systemd.exec(5)).
+# The credentials that the host passes at a start (systemd.exec(5)).
 given=/run/credentials/@system
 
-# A site's credentials: files of them, and KiB in all.
+# Limits on a site's credentials: number of files, and KiB in all.
 CREDENTIALS=64
 CREDENTIALS_KIB=1024
 
-# is_name HOST: whether it is a name, and no address
+# is_name HOST: succeeds if it is a name, not an address
 is_name() {
 	case $1 in
 	*:*) return 1 ;;
@@ -34,7 +34,7 @@ is_name() {
 	return 1
 }
 
-# has_names: whether the spec gives hosts by name
+# has_names: succeeds if the spec gives hosts by name
 has_names() {
 	while read -r host _; do
 		if is_name "$host"; then return 0; fi
@@ -42,7 +42,7 @@ has_names() {
 	return 1
 }
 
-# unlock FOLDER: the credentials into a new folder, root's alone. Fails where the data key is not the one they were locked with.
+# unlock FOLDER: decrypts the credentials into a new folder, for root only. Fails if the data key is not the one that locked them.
 unlock() {
 	rm -rf "$1"
 	mkdir -m 0700 "$1" &&
@@ -51,7 +51,7 @@ unlock() {
 		[ -e "$1/.whole" ] && rm -f "$1/.whole"
 }
 
-# lock FOLDER KEYFILE TARGET: the files of a folder, locked. An iteration is enough: the key is random, and no password.
+# lock FOLDER KEYFILE TARGET: encrypts the files of a folder. One iteration is enough: the key is random, not a password.
 lock() {
 	: >"$1/.whole" &&
 		(cd "$1" && tar -c -f - --owner=root:0 --group=root:0 --mtime=@0 -- * .whole) |
