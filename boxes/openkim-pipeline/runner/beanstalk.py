@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-#: How long an answer may take, beside the time that `reserve` is asked to wait.
+#: Time limit for an answer, without the time for which `reserve` waits, in seconds.
 ANSWER_S = 30.0
 
 #: Longest line and longest body of an answer, in bytes.
@@ -16,19 +16,19 @@ LINE_LIMIT, BODY_LIMIT = 1024, 65536
 
 
 class QueueError(Exception):
-    """The queue said what nobody expected: it is full, another program, or another version."""
+    """The queue sent an unexpected answer: it is full, another program, or another version."""
 
 
 @dataclass(frozen=True)
 class Reserved:
-    """A job that this connection holds: when the connection ends or the job's time is up, it goes to another."""
+    """A job that this connection has reserved. The reservation ends with the connection or with the time to run."""
 
     id: int
     body: bytes
 
 
 class Queue:
-    """A connection to beanstalkd, for one tube. Once it is lost, every method raises OSError, for good."""
+    """A connection to beanstalkd, for one tube. After it is lost, every method raises OSError."""
 
     def __init__(self, address: tuple[str, int], tube: str, *, answer_s: float = ANSWER_S) -> None:
         self._answer_s = answer_s
@@ -51,39 +51,39 @@ class Queue:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection: what it holds is ready for others at once."""
+        """Closes the connection. Its reserved jobs become ready for others at once."""
         self._socket.close()
 
     def put(self, body: bytes, *, ttr_s: int) -> int:
-        """Puts a job, which who reserves it holds for `ttr_s` seconds; returns its id."""
+        """Puts a job into the queue, with a time to run of `ttr_s` seconds for a reservation. Returns its id."""
         words = self._ask(f"put 1024 0 {ttr_s} {len(body)}", "INSERTED", body=body)
         return _number(words[1])
 
     def reserve(self, wait_s: int) -> Reserved | None:
-        """The next job, or None where none comes within that time."""
+        """The next job, or None if there is none within that time."""
         asked = f"reserve-with-timeout {wait_s}"
         words = self._ask(asked, "RESERVED", "TIMED_OUT", "DEADLINE_SOON", wait_s=wait_s)
         return Reserved(_number(words[1]), self._body(words)) if words[0] == "RESERVED" else None
 
     def touch(self, job: int) -> bool:
-        """Begins the time of a job that we hold anew; False where we no longer hold it."""
+        """Restarts the time to run of a reserved job. Returns False if it is no longer reserved here."""
         return self._ask(f"touch {job}", "TOUCHED", "NOT_FOUND")[0] == "TOUCHED"
 
     def delete(self, job: int) -> bool:
-        """Removes a job that we hold or nobody does; False where there is none."""
+        """Removes a job that is reserved here or not at all. Returns False if there is none."""
         return self._ask(f"delete {job}", "DELETED", "NOT_FOUND")[0] == "DELETED"
 
     def release(self, job: int, *, delay_s: int) -> bool:
-        """Gives a job that we hold to others, after that time; False where we no longer hold it."""
-        # BURIED: there was no memory to release it; whoever looks at the queue finds it there.
+        """Releases a reserved job to others after that delay. Returns False if it is no longer reserved here."""
+        # BURIED: there was no memory to release it. The director finds it there.
         return self._ask(f"release {job} 1024 {delay_s}", "RELEASED", "BURIED", "NOT_FOUND")[0] != "NOT_FOUND"
 
     def bury(self, job: int) -> bool:
-        """Lays a job that we hold aside: nobody gets it any more; False where we no longer hold it."""
+        """Buries a reserved job: no worker gets it any more. Returns False if it is no longer reserved here."""
         return self._ask(f"bury {job} 1024", "BURIED", "NOT_FOUND")[0] == "BURIED"
 
     def peek(self, job: int) -> bytes | None:
-        """What a job holds, whoever has reserved it; None where there is none of that id."""
+        """The text of a job, reserved or not; None if there is none with that id."""
         words = self._ask(f"peek {job}", "FOUND", "NOT_FOUND")
         return self._body(words) if words[0] == "FOUND" else None
 
@@ -97,7 +97,7 @@ class Queue:
         return {name: int(count) for name, count in found}
 
     def state(self, job: int) -> str:
-        """`ready`, `reserved`, `delayed` or `buried`; empty where there is none of that id."""
+        """`ready`, `reserved`, `delayed` or `buried`; empty if there is no job with that id."""
         found = re.search(r"^state: ([a-z]{1,20})$", self._stats(job), re.MULTILINE)
         return found[1] if found else ""
 

@@ -1,8 +1,8 @@
-"""The folder into which workers write. Whoever has a worker's key can put anything there, under any name, at any time.
+"""The folder into which workers write. Anybody with the key of a worker can write anything there, at any time.
 
-So a file is opened once, without following a link, and what is checked is what was read from it. It stays a stranger's:
-its writer may still have it open, so that it is never moved to where results lie. Nothing here waits for a file:
-opening a pipe does not block, and nothing but a plain file of the right size, owner and number of names is read.
+So a file is opened once, without following links, and the checks apply to what was read from it. Its writer may still
+have it open, so it is never moved to the results. Nothing here waits for a file: opening a pipe does not block, and
+only a regular file of the right size, owner and number of links is read.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 
 from jobs import BadJobError
 
-#: Names looked at in one go: a flood of them must not keep the director from its work.
+#: Maximum number of names that are read at once, so that a flood of files does not block the director.
 AT_ONCE = 256
 
-#: What a worker has not completed within this time it never will.
+#: An upload that is not complete after this time is removed, in seconds.
 PART_S = 3600.0
 
-#: What a worker calls a file that it has not written to its end.
+#: Suffix of an upload that is not complete.
 PART = ".part"
 
 
 class Inbox:
-    """Files that came in, which belong to the account `owner` (a number)."""
+    """The uploads, which must belong to the account `owner` (a uid)."""
 
     def __init__(self, folder: Path, owner: int, limit: int) -> None:
         self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -36,16 +36,16 @@ class Inbox:
         self._limit = limit
 
     def names(self) -> Iterator[str]:
-        """Names of files that are there and complete; those that will never be are removed."""
+        """Names of complete uploads. Removes incomplete ones that are too old."""
         with os.scandir(self._fd) as entries:
             found = [entry.name for entry in islice(entries, AT_ONCE)]
-        for name in found:  # first of all: where the disk is full, taking in the others fails
+        for name in found:  # first, because the other uploads cannot be kept if the disk is full
             if name.endswith(PART):
                 self._remove_old(name)
         yield from sorted(name for name in found if not name.endswith(PART))
 
     def read(self, name: str) -> bytes:
-        """What is in a file, or BadJobError."""
+        """The content of a file. Raises BadJobError for an irregular or too large file."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError as error:
@@ -64,7 +64,7 @@ class Inbox:
         return content
 
     def remove(self, name: str) -> None:
-        """Removes a file, or an empty folder; what is neither stays."""
+        """Removes a file or an empty folder; anything else stays."""
         try:
             os.unlink(name, dir_fd=self._fd)
         except IsADirectoryError:

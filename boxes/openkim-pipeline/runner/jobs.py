@@ -1,8 +1,8 @@
-"""What a job is: the list of them that the director has, and the text in which one travels through the queue.
+"""Jobs: the director's list of them, and the text of a job in the queue.
 
 A job asks for the lattice constant and the energy of a perfect crystal of one species with one OpenKIM model. Workers
-can put into the queue, too, and what is in a job becomes input of LAMMPS, which knows a command `shell`: so nobody
-takes a job from there without `parse`.
+can write to the queue, too, and a job becomes input of LAMMPS, which has a command `shell`. So every job from the queue
+goes through `parse`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: The tube of the queue that jobs go through.
+#: The tube (named queue) of beanstalkd that has the jobs.
 TUBE = "pipeline"
 
-#: Longest text of a job, in bytes.
+#: Maximum length of the text of a job, in bytes.
 LIMIT = 4096
 
-#: How deeply JSON may be nested.
+#: Maximum nesting depth of JSON.
 DEPTH = 32
 
 LATTICES = ("bcc", "diamond", "fcc", "hcp", "sc")
@@ -31,7 +31,7 @@ _SPECIES = re.compile(r"[A-Z][a-z]?")
 
 
 class BadJobError(ValueError):
-    """A job that is none."""
+    """Text or fields that are not a valid job or result."""
 
 
 @dataclass(frozen=True)
@@ -45,45 +45,45 @@ class Job:
     a: float
 
     def text(self) -> bytes:
-        """As it travels: the same job gives the same bytes."""
+        """The text of the job in the queue. Equal jobs give equal bytes."""
         return json.dumps(self.fields(), sort_keys=True).encode()
 
     def fields(self) -> dict[str, Any]:
-        """What is asked for, as JSON has it."""
+        """The fields of the job, as JSON values."""
         return {"a": self.a, "job": self.name, "lattice": self.lattice, "model": self.model, "species": self.species}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a result: `a` in A and `e` in eV/atom, each to within `tolerance`."""
+    """The known result: `a` in A and `e` in eV/atom, each within `tolerance`."""
 
     a: float
     e: float
     tolerance: float
 
     def agrees(self, a: float, e: float) -> bool:
-        """Whether a result is as expected."""
+        """Whether a result is within the tolerance."""
         return abs(a - self.a) <= self.tolerance and abs(e - self.e) <= self.tolerance
 
 
 def number(value: object, low: float, high: float) -> float:
-    """A finite number in that range, or BadJobError. True and False are none."""
+    """A finite number in that range. Raises BadJobError for anything else, including True and False."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BadJobError(f"{value!r:.80} is no number from {low:g} to {high:g}")
     return float(value)
 
 
 def word(value: object, shape: re.Pattern[str], what: str) -> str:
-    """A string of that shape, or BadJobError."""
+    """A string that matches `shape`. Raises BadJobError otherwise."""
     if not isinstance(value, str) or not shape.fullmatch(value):
         raise BadJobError(f"{value!r:.80} is no {what}")
     return value
 
 
 def load_json(text: bytes) -> Any:
-    """JSON as its standard has it, with finite numbers, or BadJobError.
+    """Parses JSON of the standard, with finite numbers. Raises BadJobError otherwise.
 
-    What is nested deeply is refused: to write it again would fail.
+    Deep nesting is refused, because writing it again would fail.
     """
 
     def finite(digits: str) -> float:
@@ -111,7 +111,7 @@ def _inside(value: object) -> list[object]:
 
 
 def from_fields(fields: object) -> Job:
-    """A job from its fields, each checked; or BadJobError."""
+    """A job from its fields. Raises BadJobError if a field is missing, unknown or invalid."""
     wanted = {"a", "job", "lattice", "model", "species"}
     if not isinstance(fields, dict) or set(fields) != wanted:
         raise BadJobError(f"a job has the fields {', '.join(sorted(wanted))}, and no others")
@@ -127,16 +127,16 @@ def from_fields(fields: object) -> Job:
 
 
 def parse(text: bytes) -> Job:
-    """A job from the queue, or BadJobError."""
+    """A job from its text in the queue. Raises BadJobError."""
     if len(text) > LIMIT:
         raise BadJobError(f"a job has at most {LIMIT} bytes")
     return from_fields(load_json(text))
 
 
 def load(path: Path) -> dict[str, tuple[Job, Expected | None]]:
-    """The jobs of a file by their names, with what is known of their results; or BadJobError.
+    """The jobs of a file by name, with their known results. Raises BadJobError.
 
-    The file is a list of jobs. Beside its fields each may have `expected`, an object of a, e and tolerance.
+    The file has a list of jobs. Each may also have `expected`, an object with a, e and tolerance.
     """
     found: dict[str, tuple[Job, Expected | None]] = {}
     entries = load_json(path.read_bytes())

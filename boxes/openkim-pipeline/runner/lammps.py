@@ -1,4 +1,4 @@
-"""Does a job: LAMMPS relaxes the crystal, and says lattice constant and energy."""
+"""Runs LAMMPS for a job: it relaxes the crystal and prints lattice constant and energy."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from jobs import Job
 
-#: Cells along each edge: enough atoms for every model, few enough for a second of work.
+#: Cells along each edge: enough atoms for every model, and a run of about one second.
 CELLS = {"bcc": 4, "diamond": 2, "fcc": 3, "hcp": 3, "sc": 5}
 
 #: A job takes a second; an emulated machine may need a minute.
 TIMEOUT_S = 300.0
 
-#: What is kept of the output: this many bytes are looked at, this many lines of so many characters go into a failure.
+#: Limits on the output of LAMMPS that is read (bytes) and that becomes part of a failure (lines, characters per line).
 OUTPUT_BYTES = 65536
 LAST_LINES, LINE_CHARACTERS = 10, 200
 
-#: Waits for a program, for so many seconds at most, and tells whether it has ended.
+#: Waits for a program, up to a number of seconds. Returns whether it has ended.
 Wait = Callable[[subprocess.Popen[bytes], float], bool]
 
-# hcp keeps the ratio of its axes: as with the others, one number describes the cell.
+# hcp keeps the ratio of its axes, so that one number describes the cell, as for the other lattices.
 _INPUT = """\
 kim init {model} metal
 boundary p p p
@@ -46,7 +46,7 @@ print "RESULT $(lx/{cells}:%.8f) $(pe/atoms:%.8f)"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job went: the values `a` and `e`, or why there are none, and the last lines that LAMMPS said."""
+    """The outcome of a job: the values `a` and `e`, or why there are none, and the last lines of LAMMPS's output."""
 
     version: str = ""
     values: dict[str, float] | None = None
@@ -60,10 +60,10 @@ def input_of(job: Job) -> str:
 
 
 def run(program: Sequence[str], job: Job, wait: Wait, *, timeout_s: float = TIMEOUT_S) -> Outcome:
-    """Runs LAMMPS for a job in a temporary folder; `wait` waits for it."""
+    """Runs LAMMPS for a job in a temporary folder; `wait` waits for its end."""
     with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
         (Path(folder) / "in.job").write_text(input_of(job), encoding="ascii")
-        # Open MPI does not start without HOME, which a service has not. One process, one thread.
+        # Open MPI does not start without HOME, and a service has none. One process, one thread.
         env = {"HOME": folder, "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
         env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         with (Path(folder) / "out").open("w+b") as out:
@@ -85,7 +85,7 @@ def run(program: Sequence[str], job: Job, wait: Wait, *, timeout_s: float = TIME
 
 
 def _judge(head: str, end: str, status: int, ended: bool, timeout_s: float) -> Outcome:
-    said = re.search(r"^LAMMPS \(([^)\n]{1,80})\)", head, re.MULTILINE)  # MPI may have spoken before
+    said = re.search(r"^LAMMPS \(([^)\n]{1,80})\)", head, re.MULTILINE)  # MPI may print lines before it
     version = said[1] if said else ""
     lines = [line[:LINE_CHARACTERS] for line in end.splitlines() if line.strip()]
     tail = tuple("".join(c if c.isprintable() else " " for c in line) for line in lines[-LAST_LINES:])

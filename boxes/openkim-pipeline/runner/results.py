@@ -1,8 +1,8 @@
-"""What a result is: the text that a worker sends, and how the director checks it.
+"""Results: the text that a worker sends, and the director's checks of it.
 
-A worker may be anybody's machine by now, so that `parse` believes nothing: sizes, names, types and numbers are checked,
-and what comes out is made anew from what was checked. Only `box`, the worker's own word on what it is made of, is taken
-as it comes, as long as it is JSON of bounded size.
+A worker may be compromised, so `parse` trusts nothing: it checks sizes, names, types and numbers, and builds its result
+from the checked values. Only `box`, the worker's description of itself, is copied unchecked, if it is JSON of bounded
+size.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try of a job: the `number`-th time that the queue gave it to somebody, and a random name of its own.
+    """One attempt at a job: its `number`, as the queue counts reservations, and a random id.
 
-    The random name is there because the queue may forget how often it gave a job away, when it is killed.
+    The random id is needed because a queue that is killed may lose its last count.
     """
 
     job: str
@@ -46,22 +46,22 @@ class Attempt:
 
     @property
     def file_name(self) -> str:
-        """How its result is called on its way and, where there are several of a job, in the end."""
+        """The file name of its result, for the upload and among duplicates."""
         return f"{self.job}.{self.worker}.{self.number}.{self.run}.json"
 
 
 def now() -> str:
-    """The time, as results have it."""
+    """The present time in the format of results."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def text(result: dict[str, Any]) -> bytes:
-    """A result as a file."""
+    """The content of a result file."""
     return json.dumps(result, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def make(attempt: Attempt, job: Job, outcome: Outcome, started: str, box: object) -> bytes:
-    """What a worker sends."""
+    """The text of a result that a worker sends."""
     return text(
         {
             "format": 1, "job": job.name, "asked": job.fields(), "worker": attempt.worker, "attempt": attempt.number,
@@ -73,15 +73,15 @@ def make(attempt: Attempt, job: Job, outcome: Outcome, started: str, box: object
 
 
 def attempt_of(name: str) -> Attempt | None:
-    """The attempt that a file's name tells, where it is the name of a result."""
+    """The attempt in the name of a result file; None for any other name."""
     found = _NAME.fullmatch(name)
     return Attempt(found[1], found[2], int(found[3]), found[4]) if found else None
 
 
 def parse(content: bytes, attempt: Attempt, job: Job, expected: Expected | None) -> dict[str, Any]:
-    """A worker's result, checked, with the director's word on it; or BadJobError.
+    """A worker's result, checked. Raises BadJobError if it is malformed or answers another job.
 
-    Values other than expected make it a failed one: a worker that computes wrong has not done its job.
+    Values that differ from the expected ones make it a failed result.
     """
     if len(content) > LIMIT:
         raise BadJobError(f"a result has at most {LIMIT} bytes")
@@ -114,7 +114,7 @@ def parse(content: bytes, attempt: Attempt, job: Job, expected: Expected | None)
 
 
 def _values(sent: dict[str, Any]) -> dict[str, float] | None:
-    """`values`, where the job is done; None where it failed."""
+    """`values` if the job is done; None if it failed."""
     if sent["status"] == "failed" and sent["values"] is None:
         return None
     values = sent["values"]

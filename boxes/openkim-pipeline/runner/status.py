@@ -1,4 +1,4 @@
-"""How far the work is, for those who tell the host. It goes as a line of `name=number` words into a pipe."""
+"""The progress of the work, written to a pipe as a line of `name=number` words, for pipeline-status."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 class Status:
-    """The pipe at `path`; None: nobody wants to know."""
+    """The pipe at `path`; None disables the report."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._told = b""
 
     def tell(self, **counts: int) -> None:
-        """Tells what has changed. Where nobody reads just now, the next call tries again; it never waits."""
+        """Writes the counts if they have changed. Never waits: without a reader the next call tries again."""
         line = " ".join(f"{name}={count}" for name, count in counts.items()).encode() + b"\n"
         if self._path is None or line == self._told:
             return

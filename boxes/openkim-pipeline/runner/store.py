@@ -1,4 +1,4 @@
-"""Files of the director's that must survive a cut of power: the results, and which job has which id in the queue."""
+"""Files of the director that must survive a power failure: the results, and the ids of the jobs in the queue."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import results
 from jobs import BadJobError, load_json
 from results import Attempt
 
-#: Results kept of one job beside the one that counts.
+#: Maximum number of duplicate results that are kept for one job.
 DUPLICATES = 16
 
 _DUPLICATES = "duplicates"
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole, or as it was before; after the return no cut of power undoes it."""
+    """Replaces a file atomically. On return the new content is on the disk."""
     new = path.with_name(f".{path.name}.new")
     with new.open("wb") as file:
         file.write(content)
@@ -34,9 +34,9 @@ def write(path: Path, content: bytes) -> None:
 
 
 class Results:
-    """The results: JOB.json is the one that counts, and all others of that job lie in `duplicates`, marked as such.
+    """The results: JOB.json is the valid one; all others of that job are in `duplicates`, marked as such.
 
-    The first that is done counts; as long as there is none, the first that failed.
+    The first result with status `done` is valid; until there is one, the first failed result.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,20 +47,20 @@ class Results:
             try:
                 self.status[path.stem] = load_json(path.read_bytes())["status"]
             except (BadJobError, LookupError, TypeError):
-                path.rename(path.with_suffix(".broken"))  # the job is done anew
+                path.rename(path.with_suffix(".broken"))  # the job is run again
         self._duplicates = {path.name for path in (folder / _DUPLICATES).glob("*.json")}
 
     @property
     def duplicates(self) -> int:
-        """How many results there are beside those that count."""
+        """Number of duplicate results."""
         return len(self._duplicates)
 
     def count(self, job: str) -> int:
-        """How many results of a job are kept."""
+        """Number of results that are kept for a job."""
         return (job in self.status) + sum(name.startswith(f"{job}.") for name in self._duplicates)
 
     def keep(self, attempt: Attempt, result: dict[str, Any]) -> None:
-        """Takes a result in; the same one a second time (its file could not be removed before) changes nothing."""
+        """Keeps a result. The same result a second time (its upload could not be removed before) changes nothing."""
         path = self._folder / f"{attempt.job}.json"
         if attempt.job in self.status:
             kept = load_json(path.read_bytes())
@@ -80,10 +80,10 @@ class Results:
 
 
 class Ledger:
-    """Which id each job got in the queue, which cannot be asked by name.
+    """The id of each job in the queue, which has no search by name.
 
-    A line is added after the queue has answered. A director that dies in between leaves one job without a line; its id
-    follows the last one of the ledger.
+    A line is added after the answer of the queue. A director that dies in between leaves one job without a line; the id
+    of that job follows the last one of the ledger.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,16 +91,16 @@ class Ledger:
         self.ids: dict[str, int] = {}
         with contextlib.suppress(FileNotFoundError):
             for line in path.read_bytes().splitlines():
-                with contextlib.suppress(BadJobError, LookupError, TypeError):  # a line may have been cut short
+                with contextlib.suppress(BadJobError, LookupError, TypeError):  # a line may be incomplete
                     entry = load_json(line)
                     self.ids[entry["job"]] = int(entry["id"])
 
     def add(self, job: str, number: int) -> None:
-        """Notes that a job is in the queue under that id."""
+        """Records the id of a job in the queue."""
         with self._path.open("ab") as file:
             file.write(
                 b"\n" + json.dumps({"job": job, "id": number}).encode() + b"\n"
-            )  # the line before may have no end
+            )  # the previous line may be incomplete
             file.flush()
             os.fsync(file.fileno())
         self.ids[job] = number
