@@ -91,7 +91,7 @@ def launch(
     if mode:
         grubenv.choose(machine, mode)
     record = Record("bench", "", None, "", "", "0" * 8 + "-0000-4000-8000-" + "0" * 12, "52:54:00:00:00:01", PORT, {})
-    request = qemu.Launch(machine, record, box.cpus, box.memory_bytes, accelerator.find())
+    request = qemu.Invocation(machine, record, box.cpus, box.memory_bytes, accelerator.find())
     started = time.monotonic()
     qemu.start(request)
     return machine, started

@@ -7,11 +7,11 @@ import uuid
 
 import attrs
 
-from kimbox.actions.observe import check_owner, endpoint, facts, is_open_still, reach, refuse_sealed, state
+from kimbox.actions.observe import check_owner, endpoint, is_open_still, observe, reach, refuse_sealed, state
 from kimbox.actions.stop import HALT_TIMEOUT_S, destroy, halt, suspend
 from kimbox.actions.watch import BOOT_TIMEOUT_S, Watch, failure, fallen_back, longest_step, provisioning_limit
-from kimbox.drivers import provider as providers
-from kimbox.drivers.provider import Provider
+from kimbox.drivers import registry
+from kimbox.drivers.base import Driver, Launch, host_ports
 from kimbox.errors import GuestError, ImageError, KimboxError, StateError, UsageError
 from kimbox.files import remove_tree, write_json
 from kimbox.guest import shared
@@ -34,8 +34,8 @@ from kimbox.spec.model import SETUP, Box
 from kimbox.spec.urls import why_not_followed
 
 __all__ = [
-    "HALT_TIMEOUT_S", "Up", "destroy", "endpoint", "facts", "halt", "provision", "reach", "resume", "state", "suspend",
-    "up",
+    "HALT_TIMEOUT_S", "Up", "destroy", "endpoint", "halt", "observe", "provision", "reach", "resume", "state",
+    "suspend", "up",
 ]  # fmt: skip
 
 #: First three bytes of MAC addresses that QEMU uses for virtual machines.
@@ -59,8 +59,8 @@ class Up:
     locked: bool = False
     #: No server is asked: what mirrors, image store and caches lack is an error.
     offline: bool = False
-    #: Who runs the machine; None: who runs it already, and for a new one the first of NAMES.
-    provider: str | None = None
+    #: Name of the driver of a new machine; None: the default. A machine that exists keeps its own.
+    driver: str | None = None
     #: `provision` alone: what runs in place of locked repositories, and the part of the manifest that is run.
     instead: tuple[Instead, ...] = ()
     part: Part | None = None
@@ -89,7 +89,7 @@ def up(wanted: Up) -> State:
     machine = Machine(wanted.name or box.name)
     with machine.locked():
         check_owner(machine, box.source, wanted.shipped)
-        _check_provider(machine, wanted.provider)
+        _check_driver(machine, wanted.driver)
         shipped = wanted.shipped is not None
         lock, mirrors = lock_for(box, shipped=shipped, frozen=wanted.locked, offline=wanted.offline)
         manifest = render_manifest(box, lock, _image_of(machine, box, lock))
@@ -113,7 +113,7 @@ def up(wanted: Up) -> State:
         if before in (State.PAUSED, State.SUSPENDED):
             _wake(machine, before, box)
         elif not before.running:
-            providers.of(machine).choose_boot(box.boot, wanted.boot)
+            registry.of(machine).choose_boot(box.boot, wanted.boot)
             _start(machine, box)
         else:
             _check_root(machine)
@@ -145,12 +145,12 @@ def provision(wanted: Up) -> None:
         _provision_until_ready(machine, wanted, lock, mirrors, manifest, again=True)
 
 
-def _check_provider(machine: Machine, name: str | None) -> None:
-    """Raises StateError if another provider than the one that is asked for runs the machine."""
+def _check_driver(machine: Machine, name: str | None) -> None:
+    """Raises StateError if another driver than `name` runs the machine, UsageError if there is none of that name."""
     if name is None:
         return
-    providers.named(name, machine)
-    now = providers.of(machine).name
+    registry.named(name, machine)
+    now = registry.of(machine).name
     if machine.exists and name != now:
         hint = f"`kimbox destroy {machine.name}` and `kimbox up --provider {name}` make it anew"
         raise StateError(f"{machine.name} is run by {now}, not by {name}", hint=hint)
@@ -163,7 +163,7 @@ def _image_of(machine: Machine, box: Box, lock: Lock) -> str:
 
 def _check_root(machine: Machine) -> None:
     """Raises GuestError if the root of a running box is lost: asking it for anything would be in vain."""
-    if facts(machine).snapshot_full:
+    if observe(machine).snapshot_full:
         raise GuestError(f"{machine.name}: {SNAPSHOT_FULL.message}", hint=SNAPSHOT_FULL.hint)
 
 
@@ -196,15 +196,15 @@ def _create(machine: Machine, wanted: Up, lock: Lock) -> None:
     `prune` holds the same lock: while it is held here, an image that is there stays until the record names it.
     """
     remove_tree(machine.unfinished)
-    provider = providers.named(wanted.provider or providers.NAMES[0], machine)
+    driver = registry.named(wanted.driver or registry.DEFAULT, machine)
     for _ in range(IMAGE_TRIES):
         image = images.ensure(wanted.box, lock.packages, offline=wanted.offline)
-        provider.prepare(wanted.box, image)
+        driver.prepare(wanted.box, image)
         try:
             with log.step("making the machine"), ports.allotting():
                 if image.disk.exists():
                     machine.unfinished.mkdir(mode=0o700)
-                    _fill(machine, wanted, image, provider)
+                    _fill(machine, wanted, image, driver)
                     return
         except BaseException:
             remove_tree(machine.unfinished)
@@ -213,13 +213,13 @@ def _create(machine: Machine, wanted: Up, lock: Lock) -> None:
     raise ImageError("the image is removed as often as it is made", hint="is another `kimbox prune` running?")
 
 
-def _fill(machine: Machine, wanted: Up, image: images.Image, provider: Provider) -> None:
+def _fill(machine: Machine, wanted: Up, image: images.Image, driver: Driver) -> None:
     """Key, disk, ports and record of a new machine; the record makes it one, so it comes last. Inside `allotting()`."""
     box, temporary = wanted.box, machine.unfinished
     keys.make_pair(temporary / machine.key.name, machine.name)
-    provider.create(temporary, box, image)
+    driver.create(temporary, box, image)
     identity = uuid.uuid4()
-    chosen = ports.choose(machine, providers.wanted_ports(box), {})
+    chosen = ports.choose(machine, host_ports(box), {})
     record = Record(
         name=machine.name,
         source=str(box.source),
@@ -254,7 +254,7 @@ def _start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
     if box:
         record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source))
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
-    record = providers.of(machine).start(providers.Launch(record, box, cpus, memory_bytes, resume=resume))
+    record = registry.of(machine).start(Launch(record, box, cpus, memory_bytes, resume=resume))
     machine.write_record(attrs.evolve(record, ended=None))
 
 
@@ -348,7 +348,7 @@ def _drop_hint(machine: Machine) -> str:
 def _wake(machine: Machine, before: State, box: Box | None = None) -> None:
     """Lets a paused or suspended guest go on where it stood; it does not tell its events again."""
     if before is State.PAUSED:
-        providers.of(machine).unpause()
+        registry.of(machine).unpause()
     else:
         try:
             _start(machine, box, resume=True)
@@ -356,7 +356,7 @@ def _wake(machine: Machine, before: State, box: Box | None = None) -> None:
             raise GuestError(error.message, hint=_drop_hint(machine)) from None
     try:
         if before is State.SUSPENDED:
-            providers.of(machine).forget_suspended()
+            registry.of(machine).forget_suspended()
         if any(event.name == "sshd" for event in machine.boot_events()):
             set_clock(machine)
     except KimboxError as error:

@@ -17,7 +17,7 @@ from kimbox.actions import package as packaging
 from kimbox.actions.observe import check_owner, state
 from kimbox.actions.package import Packaged, Wanted
 from kimbox.actions.provenance import whole_of
-from kimbox.drivers import provider as providers
+from kimbox.drivers import registry
 from kimbox.errors import GuestError, ImageError, StateError, UsageError
 from kimbox.files import remove_tree, sync_file, write_json
 from kimbox.guest.ssh import Guest
@@ -83,8 +83,9 @@ def begin(box: Box, shipped: str | None, timeout_s: float) -> State:
     """
     apart = attrs.evolve(box, forwards=(), scratch=None)  # the ports and the space of the box are the box's
     machine = machine_of(box.name)
-    boot, provider = Choice(BootMode.MAINTAIN), providers.NAMES[0]  # qemu: what is committed is its disk
-    return life.up(life.Up(apart, shipped, timeout_s=timeout_s, boot=boot, provider=provider, name=machine.name))
+    boot = Choice(BootMode.MAINTAIN)
+    driver = registry.first_with(lambda features: features.own_disk)  # its disk is what `commit` reads
+    return life.up(life.Up(apart, shipped, timeout_s=timeout_s, boot=boot, driver=driver, name=machine.name))
 
 
 def discard(box: Box, shipped: str | None) -> bool:

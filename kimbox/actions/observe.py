@@ -1,4 +1,4 @@
-"""What is true of a machine just now, and how it is reached. Light: it loads no library of ssh or git."""
+"""What is true of a machine now, and how ssh reaches it. Imports no library for ssh or git, as `status` needs none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kimbox.drivers import provider as providers
+from kimbox.drivers import registry
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import read_json
 from kimbox.guest import stale
@@ -15,23 +15,23 @@ from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.events import Event
 from kimbox.machine import keys
 from kimbox.machine.folder import Machine
-from kimbox.machine.state import INSTEAD, Facts, State, derive, require
+from kimbox.machine.state import INSTEAD, Observation, State, derive, require
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def facts(machine: Machine) -> Facts:
-    """What is known about a machine just now. Takes no lock."""
+def observe(machine: Machine) -> Observation:
+    """What is true of a machine now. Takes no lock."""
     try:
         record = machine.record()
     except StateError:
-        return Facts(False, False, False, False, (), False)
-    return providers.of(machine).facts(record)
+        return Observation(False, False, False, False, (), False)
+    return registry.of(machine).observe(record)
 
 
 def state(machine: Machine) -> State:
-    """What a machine is now."""
-    return derive(facts(machine))
+    """The state of a machine now."""
+    return derive(observe(machine))
 
 
 def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import attrs
 from kimbox import __version__, paths
 from kimbox.actions.observe import state
 from kimbox.actions.provenance import whole_of
-from kimbox.drivers import provider
+from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
 from kimbox.files import copy_sparse, locked, remove_tree, sha256_file, write_atomic
 from kimbox.image.disk import changes
@@ -213,7 +213,7 @@ def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
         work.mkdir(mode=0o700)
         try:
             with log.step(f"cleaning a copy of {machine.name}"):
-                done = clean(provider.of(machine).readable_disk(found, work), found, work)
+                done = clean(registry.of(machine).readable_disk(found, work), found, work)
             kept = look_through(work / "clean.raw", f"the disk of {machine.name}")
             yield Source("machine", found, work / "clean.raw", "raw", tuple(done), kept)
         finally:

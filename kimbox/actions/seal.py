@@ -16,7 +16,7 @@ import attrs
 from kimbox.actions import life
 from kimbox.actions.life import Up
 from kimbox.actions.observe import check_owner, endpoint, is_open_still, state
-from kimbox.drivers import provider as providers
+from kimbox.drivers import registry
 from kimbox.errors import GuestError, StateError
 from kimbox.files import write_atomic
 from kimbox.guest.delivery import SUDO
@@ -74,7 +74,7 @@ def secure(wanted: Up, answers: Answers) -> Sealed:
     machine = Machine(wanted.box.name)
     with machine.locked():
         check_owner(machine, wanted.box.source, wanted.shipped)
-        providers.need_disk(machine, "secure")
+        registry.need_sealing(machine, "secure")
         record = machine.record()
         if record.sealed:
             return record.sealed

@@ -12,8 +12,7 @@ from typing import Any
 import attrs
 
 from kimbox.actions.observe import state
-from kimbox.drivers.provider import need_disk
-from kimbox.drivers.qemu import process
+from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
 from kimbox.files import size_words, sync_folder
 from kimbox.image.formats import slim
@@ -87,7 +86,7 @@ def reporter() -> Callable[[int], None]:
 def _check(machine: Machine) -> None:
     """Raises StateError if the box is not shut down."""
     machine.record()
-    need_disk(machine, "shrink")
+    registry.need_own_disk(machine, "shrink")
     now = state(machine)
     if now is State.SUSPENDED:
         hint = f"`kimbox resume {machine.name}`, then `kimbox halt {machine.name}`"
@@ -103,8 +102,7 @@ def _check_disk(machine: Machine, image: Path) -> None:
     told: dict[str, Any] = json.loads(
         run(["qemu-img", "info", "--output=json", "-f", "qcow2", machine.disk], timeout_s=60).stdout
     )
-    tags = [snapshot["name"] for snapshot in told.get("snapshots", ())]
-    if names := [tag.removeprefix(process.snapshot_tag("")) for tag in tags if tag != process.SUSPENDED_TAG]:
+    if names := registry.of(machine).disk_snapshots():
         raise StateError(
             f"cannot shrink {machine.name}: its disk has snapshots, which would be lost: {', '.join(names):.200}",
             hint=f"`kimbox snapshot delete NAME {machine.name}` removes one; they hold the space, too",

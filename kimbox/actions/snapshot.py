@@ -1,7 +1,7 @@
-"""Snapshots of a machine: kept, gone back to, listed and removed; the same for every provider.
+"""Snapshots of a machine: save, restore, list and delete, the same for every driver.
 
-The disk, and the memory of a box that ran, are the provider's to keep. Beside that a folder of the machine has what
-else belongs to the moment: its record, and what the guest had told by then.
+The driver saves the disk, and the memory of a box that runs. A folder of the machine holds the rest: the record and the
+logs of that moment.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import attrs
 
 from kimbox.actions.life import set_clock
 from kimbox.actions.observe import refuse_sealed, state
-from kimbox.drivers import provider as providers
-from kimbox.drivers.provider import Launch
+from kimbox.drivers import registry
+from kimbox.drivers.base import Launch
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import read_json, remove_tree, write_json
 from kimbox.guest import shared
@@ -24,17 +24,17 @@ from kimbox.log import log
 from kimbox.machine.folder import Ended, Machine, Record
 from kimbox.machine.state import State
 
-#: The record of then; it is written last, and makes a snapshot one.
+#: The record of that moment. It is written last: a folder without it is not a snapshot.
 RECORD = "machine.json"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
-#: States of a box that can be kept. One that sleeps has a saved state already, and would not be the same after it.
-KEPT = frozenset({State.READY, State.FAILED, State.PROVISIONING, State.HALTED, State.CRASHED})
+#: States of a box that can be saved. A suspended box has a saved state in the same disk already.
+SAVED_STATES = frozenset({State.READY, State.FAILED, State.PROVISIONING, State.HALTED, State.CRASHED})
 
 
 def check_name(name: str) -> str:
-    """The name, if a snapshot may have it. Raises UsageError."""
+    """Returns the name. Raises UsageError if a snapshot may not have it."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name[:100]!r} cannot be the name of a snapshot",
@@ -50,7 +50,7 @@ def names(machine: Machine) -> list[str]:
 
 
 def save(machine: Machine, name: str) -> State:
-    """Keeps a box as it is now; it goes on. Returns its state. Raises StateError if there is one of that name."""
+    """Saves a box as it is now; it goes on. Returns its state. Raises StateError if the name is taken."""
     with machine.locked():
         record = machine.record()
         refuse_sealed(machine, "keep a snapshot of")
@@ -58,7 +58,7 @@ def save(machine: Machine, name: str) -> State:
         if name in names(machine):
             hint = f"`kimbox snapshot delete {name} {machine.name}` removes it"
             raise StateError(f"{machine.name} has a snapshot {name} already", hint=hint)
-        if now not in KEPT:
+        if now not in SAVED_STATES:
             raise StateError(
                 f"cannot keep {machine.name}: the box is {now}",
                 hint=f"`kimbox resume {machine.name}` or `kimbox up {machine.name}` first",
@@ -66,15 +66,17 @@ def save(machine: Machine, name: str) -> State:
         if now.running and record.scratch:
             hint = f"`kimbox halt {machine.name}` first"
             raise StateError(f"{machine.name} has scratch space, which a snapshot cannot keep while it runs", hint=hint)
-        folder, provider = machine.snapshots / name, providers.of(machine)
-        if folder.exists():  # a save that was cut short: the disk may have it, or a part of it
+        if now.running:
+            registry.need_memory_snapshots(machine)
+        folder, driver = machine.snapshots / name, registry.of(machine)
+        if folder.exists():  # of a save that was interrupted: the disk may hold all of it, or a part
             with contextlib.suppress(KimboxError):
-                provider.delete_snapshot(name)
+                driver.delete_snapshot(name)
             remove_tree(folder)
         folder.mkdir(parents=True)
-        shared.retire(machine.folder)  # the guest of the snapshot should not wait for one that is long gone
+        shared.retire(machine.folder)  # or the restored guest would wait for a connection that is gone
         with log.step(f"keeping {machine.name} as {name}"):
-            provider.save_snapshot(name)
+            driver.save_snapshot(name)
         for file in (machine.events_file, machine.provision_log, machine.serial_log):
             if file.exists():
                 shutil.copyfile(file, folder / file.name)
@@ -84,18 +86,18 @@ def save(machine: Machine, name: str) -> State:
 
 
 def restore(machine: Machine, name: str) -> State:
-    """Makes a box what it was when it was kept, from any state; returns the one it is in then.
+    """Makes a box what it was when it was saved, from any state; returns its state then.
 
-    A box that ran goes on where it stood, with its clock set right.
+    A box that ran when it was saved resumes, and its clock is set.
     """
     with machine.locked():
         record = machine.record()
         refuse_sealed(machine, "restore a snapshot of")
         folder = _folder(machine, name)
         then = Record.parse(read_json(folder / RECORD), folder / RECORD)
-        provider = providers.of(machine)
+        driver = registry.of(machine)
         if record.ended is Ended.SUSPENDED:
-            provider.drop_suspended()
+            driver.drop_suspended()
         launch = Launch(
             attrs.evolve(record, cpus=then.cpus, memory_bytes=then.memory_bytes, ended=then.ended),
             None,
@@ -109,7 +111,7 @@ def restore(machine: Machine, name: str) -> State:
             for file in (machine.events_file, machine.provision_log, machine.serial_log):
                 if (folder / file.name).exists():
                     shutil.copyfile(folder / file.name, file)
-            after = provider.restore_snapshot(launch, name)
+            after = driver.restore_snapshot(launch, name)
         machine.write_record(attrs.evolve(after, ended=then.ended))
         if then.ended is None:
             set_clock(machine)
@@ -117,17 +119,17 @@ def restore(machine: Machine, name: str) -> State:
 
 
 def delete(machine: Machine, name: str) -> None:
-    """Removes a snapshot; the box stays as it is. Raises StateError if there is none of that name."""
+    """Deletes a snapshot; the box stays as it is. Raises StateError if there is none of that name."""
     with machine.locked():
         machine.record()
         folder = _folder(machine, name)
         with log.step(f"removing {name} of {machine.name}"):
-            providers.of(machine).delete_snapshot(name)
+            registry.of(machine).delete_snapshot(name)
         remove_tree(folder)
 
 
 def _folder(machine: Machine, name: str) -> Path:
-    """Where a snapshot's own files lie."""
+    """The folder of a snapshot. Raises StateError if there is none of that name."""
     known = names(machine)
     if name not in known:
         hint = f"it has {', '.join(known)}" if known else f"`kimbox snapshot save NAME {machine.name}` makes one"

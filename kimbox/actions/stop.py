@@ -1,18 +1,18 @@
-"""The ends of a machine's run, and of a machine: halt, suspend, destroy. Needs no spec, image or ssh library."""
+"""Ends a machine's run, or a machine: halt, suspend, destroy. Needs no spec, image or ssh library."""
 
 from __future__ import annotations
 
 import attrs
 
 from kimbox.actions.observe import refuse_sealed, state
-from kimbox.drivers import provider as providers
+from kimbox.drivers import registry
 from kimbox.files import remove_tree
 from kimbox.guest import shared
 from kimbox.log import log
 from kimbox.machine.folder import Ended, Machine
 from kimbox.machine.state import State, require
 
-#: A guest shuts down within this time, or the plug is pulled.
+#: A guest that has not shut down within this time is powered off.
 HALT_TIMEOUT_S = 90.0
 
 
@@ -23,42 +23,44 @@ def halt(machine: Machine, *, force: bool = False, timeout_s: float = HALT_TIMEO
     """
     with machine.locked():
         record = machine.record()
-        provider = providers.of(machine)
+        driver = registry.of(machine)
         before = state(machine)
         if before is State.SUSPENDED and force:
-            provider.drop_suspended()
+            driver.drop_suspended()
             machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
         if not before.running:
-            if before is not State.SUSPENDED:  # a box that crashed or shut itself down left its scratch space
-                provider.tidy()
+            if before is not State.SUSPENDED:  # a box that crashed or shut itself down has left its scratch space
+                driver.tidy()
             return before
         with log.step(f"halting {machine.name}"):
-            provider.stop(before, force=force, timeout_s=timeout_s)
-        shared.close(machine.folder)  # a guest that lost its network or its plug said no good-bye
+            driver.stop(before, force=force, timeout_s=timeout_s)
+        shared.close(machine.folder)  # a guest that lost its network or was powered off has closed nothing
         machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
-        provider.tidy()
+        driver.tidy()
         return before
 
 
 def suspend(machine: Machine) -> None:
-    """Saves the running state into the disk and ends the process."""
+    """Saves the state of a running box, with its memory, and ends it. Raises StateError where that is not possible."""
     with machine.locked():
         record = machine.record()
         refuse_sealed(machine, "suspend")
+        registry.need_suspend(machine)
         require("suspend", machine.name, state(machine))
-        shared.close(machine.folder)  # the guest should know that it is over, too
+        shared.close(machine.folder)  # while the guest runs: so its end of the connection closes, too
         with log.step(f"suspending {machine.name}"):
-            providers.of(machine).suspend(lambda: machine.write_record(attrs.evolve(record, ended=Ended.SUSPENDED)))
+            registry.of(machine).suspend(lambda: machine.write_record(attrs.evolve(record, ended=Ended.SUSPENDED)))
 
 
 def destroy(machine: Machine) -> bool:
-    """Removes a box and everything of it on this host but the empty file of its lock; False if there was none.
+    """Removes a box with all its files on this host, except the empty lock file; False if there was none.
 
-    Who waits for the lock holds that file open: without it the next one would lock another file and both would work.
+    A process that waits for the lock holds that file open. If the file were removed, the next process would lock a new
+    one, and both would run.
     """
     with machine.locked():
         there = machine.folder.exists()
         shared.close(machine.folder)
-        providers.of(machine).destroy()
+        registry.of(machine).destroy()
         remove_tree(machine.unfinished)
     return there

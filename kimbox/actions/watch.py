@@ -1,4 +1,4 @@
-"""Waiting for a box: follows its events and its output until it is ready, failed, or will not come."""
+"""Waits for a box: follows its events and its output until it is ready, has failed, or cannot become ready."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 
 import attrs
 
-from kimbox.drivers import provider as providers
-from kimbox.drivers.provider import Provider
-from kimbox.drivers.qemu import process
+from kimbox.drivers import registry
+from kimbox.drivers.base import Driver
 from kimbox.errors import GuestError
 from kimbox.guest.events import Event, Tail, printable
 from kimbox.log import log
@@ -31,63 +30,67 @@ from kimbox.machine.state import DONE, LOST_ROOT, POWERED_OFF, lost_root
 from kimbox.run import tail
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box
 
-#: From the start of QEMU to sshd and provisiond at work. A cold boot takes 10 s under emulation, 3 s with KVM.
+#: From the start of the machine until sshd and provisiond run. A cold boot takes 10 s under emulation, 3 s with KVM.
 BOOT_TIMEOUT_S = 300.0
 
-#: Beyond the time limit of a step, what its end may take to be told.
+#: Beyond the timeout of a step, the event of its end may take this long.
 STEP_MARGIN_S = 120.0
 
-#: How often a box may be provisioned for one manifest: two tries that take it down, and then the last good one.
+#: Maximum number of provisionings for one manifest: two attempts that crash the box, and then the last good manifest.
 PROVISIONINGS = 3
 
-#: The shortest limit on all of provisioning where nobody says how long the box's steps may take.
+#: The shortest limit on all of provisioning, where the timeouts of the box's steps are not known.
 TOTAL_TIMEOUT_S = 86400.0
 
-#: What a guest says on its console just before it ends, it may tell in better words, as an event, within this time; one
-#: without a root has powered itself off by then.
+#: After a fatal line on the console, an event with a better explanation is waited for this long. A guest without a root
+#: powers itself off within this time.
 LAST_WORDS_S = 3.0
 
-#: A guest that says it ends itself is gone within this time: QEMU may have to wait for the host's disk.
+#: A guest that reports that it powers itself off is gone within this time: QEMU may wait for the host's disk.
 ENDS_S = 30.0
 
-#: Events that are kept; of each name the last is kept beyond that, for so many names at most.
+#: Seconds between two looks at events, output and console.
+POLL_INTERVAL_S = 0.05
+
+#: Maximum number of events that are kept. The last event of each other name is kept, too, for so many names at most.
 MAX_EVENTS = 1000
 MAX_NAMES = 100
 
-#: Most of the output of provisioning that is passed on at one look.
+#: Maximum size of the output of provisioning that is shown at one look.
 OUTPUT_PIECE_BYTES = 1 << 20
 
 
 @attrs.define
 class Watch:
-    """What has been seen of a machine's boot. `step()` looks once; `until()` looks again and again."""
+    """What was observed of a machine's boot. `look()` looks once; `until()` looks until a condition is true."""
 
     machine: Machine
     boot_timeout_s: float = BOOT_TIMEOUT_S
-    #: Longest time limit of any step or probe, in seconds.
+    #: The longest timeout of any step or probe, in seconds.
     step_timeout_s: float = 3600.0
-    #: Limit on the whole of provisioning, however much is heard: `provisioning_limit`, where the box is known.
+    #: Limit on all of provisioning, also while events arrive: `provisioning_limit`, where the box is known.
     total_timeout_s: float = attrs.field(
         default=attrs.Factory(lambda self: max(TOTAL_TIMEOUT_S, 10 * self.step_timeout_s), takes_self=True)
     )
     events: list[Event] = attrs.field(factory=list)
-    _provider: Provider = attrs.field(init=False)
+    _driver: Driver = attrs.field(init=False)
     _tail: Tail = attrs.field(init=False)
     _output: Output = attrs.field(init=False)
     _started: float = attrs.field(factory=time.monotonic)
-    _heard: float = attrs.field(factory=time.monotonic)
+    #: When the last event arrived.
+    _last_event: float = attrs.field(factory=time.monotonic)
     _begun: float = attrs.field(factory=time.monotonic)
     _console_size: int = attrs.field(default=0, init=False)
-    #: When the console said that nothing will come.
+    #: When a fatal line appeared on the console.
     _hopeless_at: float | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._provider = providers.of(self.machine)
+        self._driver = registry.of(self.machine)
         self._tail = Tail(self.machine.events_file)
         self._output = Output(self.machine.provision_log)
 
     def look(self) -> list[Event]:
-        """Takes in what is new; returns the new events. A boot of the guest starts the list anew."""
+        """Reads and shows what is new; returns the new events. A reboot of the guest clears the list of events."""
         new = self._take()
         for event in new:
             _show(event)
@@ -95,7 +98,7 @@ class Watch:
         return new
 
     def catch_up(self) -> None:
-        """Takes in what was told and written up to now, and shows nothing of it."""
+        """Reads what was written up to now, and shows nothing of it."""
         while self._take():
             pass
         self._output.skip()
@@ -104,11 +107,11 @@ class Watch:
         new = self._tail.read()
         for event in new:
             if self.events and event.boot != self.events[-1].boot:
-                if self.seen("provisioning"):  # what was tried took the box down: it has its time to boot once more
+                if self.seen("provisioning"):  # provisioning crashed the box: the boot timeout starts again
                     self._started = time.monotonic()
                 self.events.clear()
             self.events.append(event)
-            self._heard = time.monotonic()
+            self._last_event = time.monotonic()
             if event.name == "hostkey":
                 keys.pin_host_key(self.machine, event.text("key"))
         self.events = bounded(self.events)
@@ -120,19 +123,19 @@ class Watch:
 
     def until(self, what: str, done: Callable[[Watch], bool]) -> None:
         """Looks until `done`. Raises GuestError, explained from the console, if the guest ends or takes too long."""
-        self._started = self._heard = self._begun = time.monotonic()
+        self._started = self._last_event = self._begun = time.monotonic()
         while True:
-            alive = self._provider.listen()
+            alive = self._driver.listen()
             self.look()
             if failed := lost_root(self.events):
                 if failed.text("kind") in POWERED_OFF:
-                    process.wait_until_gone(self.machine, ENDS_S)
+                    self._driver.wait_until_gone(ENDS_S)
                 raise failure(self.machine, failed)
             if done(self):
                 return
             provisioning = self.seen("provisioning") is not None
             now = time.monotonic()
-            waited = now - (self._heard if provisioning else self._started)
+            waited = now - (self._last_event if provisioning else self._started)
             limit = self.step_timeout_s + STEP_MARGIN_S if provisioning else self.boot_timeout_s
             if alive and now - self._begun > PROVISIONINGS * (self.boot_timeout_s + self.total_timeout_s):
                 raise GuestError(
@@ -143,13 +146,13 @@ class Watch:
             if not alive or waited > limit or self._is_hopeless(now):
                 self.fail(alive=alive, waited_s=waited)
             log.now(what)
-            time.sleep(process.LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def _is_hopeless(self, now: float) -> bool:
-        """Whether the console has said that nothing will come, and the guest, given a moment, has not told more.
+        """Whether the console shows a fatal error, and no event has explained it within LAST_WORDS_S.
 
-        The console is looked at only when it has grown. Once sshd answers a panic is no end, as the box restarts; a
-        snapshot that is full is one.
+        The console is read only when it has grown. Once sshd runs, a panic is not fatal, as the box restarts; a full
+        snapshot is.
         """
         try:
             size = self.machine.serial_log.stat().st_size
@@ -174,14 +177,14 @@ class Watch:
 
 
 def provisioning_limit(box: Box) -> float:
-    """The longest, in seconds, that provisioning of a box may take in all, if each step keeps to its own limit."""
+    """The longest time, in seconds, that provisioning of a box may take if each step keeps to its own timeout."""
     limits = [step.timeout_s for step in box.provision] + [probe.timeout_s for probe in box.probes]
     steps = len(limits) + len(box.repositories) + 2
     return sum(limits) + 2 * _setup_timeout(box) + steps * STEP_MARGIN_S
 
 
 def longest_step(box: Box) -> float:
-    """The longest time limit, in seconds, of anything that provisioning runs in a box, or has run: an hour at least."""
+    """The longest timeout, in seconds, of a step that provisioning runs in a box; an hour at least."""
     limits = [step.timeout_s for step in box.provision] + [probe.timeout_s for probe in box.probes]
     return max([*limits, _setup_timeout(box), SETUP_TIMEOUT_S])
 
@@ -192,7 +195,7 @@ def _setup_timeout(box: Box) -> int:
 
 
 def bounded(events: list[Event]) -> list[Event]:
-    """At most MAX_EVENTS, the last, and before them the last of each name that is not among these."""
+    """The last MAX_EVENTS events, and before them the last event of each name that is not among these."""
     if len(events) <= MAX_EVENTS:
         return events
     old, new = events[:-MAX_EVENTS], events[-MAX_EVENTS:]
@@ -203,7 +206,7 @@ def bounded(events: list[Event]) -> list[Event]:
 
 
 class Output:
-    """Passes on the output of provisioning, line by line, as it grows."""
+    """Shows the output of provisioning, line by line, as the file grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -211,7 +214,7 @@ class Output:
         self._rest = b""
 
     def skip(self) -> None:
-        """Passes over what is there now."""
+        """Skips what the file holds now."""
         with contextlib.suppress(OSError):
             self._offset = self.path.stat().st_size
 
@@ -233,7 +236,7 @@ class Output:
 
 
 def failure(machine: Machine, event: Event) -> GuestError:
-    """What a `failed` event means to the user: the step, its exit status, its last lines; or why it has no root."""
+    """The error of a `failed` event: step, exit status and last lines of output; or why the guest has no root."""
     if event.text("kind") == "seal":
         return GuestError(
             f"{machine.name} cannot close itself, and is off: {event.text('reason')[:500]}",
@@ -261,7 +264,7 @@ def failure(machine: Machine, event: Event) -> GuestError:
 
 
 def fallen_back(machine: Machine, answer: Event, told: Event | None) -> GuestError:
-    """What it means to the user that the guest uses another manifest than the one it has; `told`: why, in its words."""
+    """The error where the guest fell back to its last good manifest. `told`: its event that gives the reason."""
     name, wanted, good = machine.name, answer.text("wanted"), answer.text("manifest")
     reason = told.text("reason") if told else ""
     how = "is ready with" if answer.name in DONE else "has failed with"
@@ -273,7 +276,7 @@ def fallen_back(machine: Machine, answer: Event, told: Event | None) -> GuestErr
 
 
 def _show_line(line: str) -> None:
-    """A line of provisioning's output; its headings are told by events already."""
+    """Shows a line of provisioning's output. Headings of steps are left out: their events are shown."""
     if not line.startswith("== step "):
         log.guest(line)
 

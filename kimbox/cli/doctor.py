@@ -22,10 +22,10 @@ def doctor() -> None:
     checks = examine()
     lines = []
     for check in checks:
-        lines.append(f"{check.verdict:5} {check.what}: {check.found}")
+        lines.append(f"{check.outcome:5} {check.what}: {check.found}")
         if check.mend:
             lines.append(f"      mend it: {check.mend}")
-    result = {"checks": [{"what": c.what, "verdict": str(c.verdict), "found": c.found, "mend": c.mend} for c in checks]}
+    result = {"checks": [{"what": c.what, "verdict": str(c.outcome), "found": c.found, "mend": c.mend} for c in checks]}
     report("doctor", result, "\n".join(lines))
-    if any(check.verdict == "bad" for check in checks):
+    if any(check.outcome == "bad" for check in checks):
         raise typer.Exit(MissingToolError.exit_code)

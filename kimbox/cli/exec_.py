@@ -39,7 +39,7 @@ def exec_(
       tar -c data | kimbox exec -- tar -x
     """
     from kimbox.actions.observe import reach
-    from kimbox.drivers import provider
+    from kimbox.drivers import registry
     from kimbox.guest import shared
 
     name, command = target.split(words or [], settings.after)
@@ -55,7 +55,7 @@ def exec_(
     endpoint = reach(machine, "exec")
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     code = shared.on_terminal(endpoint, command=shlex.join(command), terminal=terminal)
-    if code == SSH_FAILED and not (provider.of(machine).listen() and _answers(endpoint)):
+    if code == SSH_FAILED and not (registry.of(machine).listen() and _answers(endpoint)):
         raise GuestError(
             f"the connection to {machine.name} was lost", hint="see `kimbox status` and `kimbox logs --serial`"
         )

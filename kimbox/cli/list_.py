@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kimbox.cli.output import report, table
-from kimbox.cli.status import facts_of
+from kimbox.cli.status import summary_of
 from kimbox.errors import KimboxError
 from kimbox.log import log
 
@@ -21,23 +21,23 @@ def list_() -> None:
     found = []
     for machine in machines():
         try:
-            facts = facts_of(machine)
+            summary = summary_of(machine)
         except KimboxError as error:  # a damaged one does not hide the others
             log.warn(str(error) + (f" ({error.hint})" if error.hint else ""))
             continue
-        if facts["state"] != "absent":  # destroyed just now
-            found.append(facts)
+        if summary["state"] != "absent":  # destroyed just now
+            found.append(summary)
     rows = [["NAME", "STATE", "SSH", "DISK", "SPEC"]]
-    for facts in found:
+    for summary in found:
         rows.append(
             [
-                facts["name"],
-                f"sealed: {facts['sealed']['role']}"
-                if facts["state"] == "sealed" and facts["sealed"]
-                else facts["state"],
-                str(facts["ssh_port"]),
-                "libvirt" if facts["disk_bytes"] is None else f"{facts['disk_bytes'] / 1e6:.0f} MB",
-                facts["spec"],
+                summary["name"],
+                f"sealed: {summary['sealed']['role']}"
+                if summary["state"] == "sealed" and summary["sealed"]
+                else summary["state"],
+                str(summary["ssh_port"]),
+                "libvirt" if summary["disk_bytes"] is None else f"{summary['disk_bytes'] / 1e6:.0f} MB",
+                summary["spec"],
             ]
         )
     report("list", {"boxes": found}, table(rows) if found else "there are no boxes; `kimbox up minimal` makes one")

@@ -8,7 +8,7 @@ import typer
 
 from kimbox.cli import target
 from kimbox.cli.output import report, settings
-from kimbox.cli.status import facts_of, stale_lines, unusual_lines
+from kimbox.cli.status import stale_lines, summary_of, unusual_lines
 from kimbox.errors import UsageError
 
 
@@ -58,6 +58,6 @@ def provision(
     part = Part(how, step) if step is not None else None
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     life.provision(life.Up(spec, shipped, timeout_s=limit, instead=instead, part=part))
-    facts = facts_of(Machine(spec.name))
-    lines = [f"{spec.name} is {facts['state']}", *unusual_lines(facts["provenance"]), *stale_lines(facts)]
-    report("provision", facts, "\n".join(lines))
+    summary = summary_of(Machine(spec.name))
+    lines = [f"{spec.name} is {summary['state']}", *unusual_lines(summary["provenance"]), *stale_lines(summary)]
+    report("provision", summary, "\n".join(lines))

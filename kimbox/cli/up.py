@@ -8,7 +8,7 @@ import typer
 
 from kimbox.cli import target
 from kimbox.cli.output import report, settings
-from kimbox.cli.status import facts_of
+from kimbox.cli.status import summary_of
 from kimbox.spec.model import BootMode
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Follow = Annotated[
     bool, typer.Option("--follow", help="Let the box follow the branch of its setup repository, at each boot.")
 ]
-Provider = Annotated[
+Driver = Annotated[
     str | None, typer.Option("--provider", metavar="NAME", help="Who runs a new box: qemu (the default) or vagrant.")
 ]
 
@@ -32,7 +32,7 @@ def up(
     boot: target.Boot = None,
     once: target.Once = False,
     follow: Follow = False,
-    provider: Provider = None,
+    driver: Driver = None,
     locked: Annotated[
         bool, typer.Option("--locked", help="Never write the lock: one that is missing or disagrees is an error.")
     ] = False,
@@ -80,7 +80,7 @@ def up(
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     wanted = life.Up(
         life.following(spec) if follow else spec, shipped, provision=not no_provision, timeout_s=limit, boot=choice,
-        provider=provider, locked=locked, offline=offline,
+        driver=driver, locked=locked, offline=offline,
     )  # fmt: skip
     bring_up("up", wanted)
 
@@ -94,14 +94,14 @@ def bring_up(verb: str, wanted: Up) -> None:
     from kimbox.machine.state import State
 
     machine = Machine(wanted.box.name)
-    was = facts_of(machine)
+    was = summary_of(machine)
     before = life.up(wanted)
-    facts = facts_of(machine)
-    text = f"{facts['name']} is {facts['state']}"
-    if facts["stale"]:
-        text = "\n".join([f"{text}, but made under other commits:", *(f"  {words(step)}" for step in facts["stale"])])
-    elif before is State.READY and all(facts[key] == was[key] for key in ("manifest", "provenance")):
+    summary = summary_of(machine)
+    text = f"{summary['name']} is {summary['state']}"
+    if summary["stale"]:
+        text = "\n".join([f"{text}, but made under other commits:", *(f"  {words(step)}" for step in summary["stale"])])
+    elif before is State.READY and all(summary[key] == was[key] for key in ("manifest", "provenance")):
         text += ", as it was"
-    if facts["boot"] == BootMode.MAINTAIN:
-        text += "\n" + MAINTAINED.format(name=facts["name"])
-    report(verb, facts | {"before": str(before)}, text)
+    if summary["boot"] == BootMode.MAINTAIN:
+        text += "\n" + MAINTAINED.format(name=summary["name"])
+    report(verb, summary | {"before": str(before)}, text)

@@ -59,7 +59,7 @@ class StaleStep:
 
 
 def steps(name: str, provenance: Mapping[str, Any] | None, *, sealed: bool = False) -> list[StaleStep] | None:
-    """The stale steps of the box `name`, from its `provenance` (`facts.provenance`); None where that is not known."""
+    """The stale steps of the box `name`, from its `provenance` (`observe.provenance`); None where that is not known."""
     if provenance is None or provenance.get("stale") is None:
         return None
     new = {repository: pin.get("commit") for repository, pin in provenance.get("repositories", {}).items()}

@@ -1,4 +1,4 @@
-"""The states of a machine and how they follow from facts. Pure: facts in, state out; no file says what a machine is.
+"""The states of a machine and how they follow from an observation. Pure: no file says what state a machine is in.
 
             up                     halt, poweroff
 absent ----------> booting ---> provisioning ---> ready ----------> halted
@@ -94,15 +94,15 @@ POWERED_OFF = frozenset({"boot", "seal"})
 
 
 @attrs.frozen
-class Facts:
-    """What was found out about a machine just now."""
+class Observation:
+    """What a driver observed of a machine, at one moment."""
 
     exists: bool
-    #: A QEMU process holds the machine's run lock.
+    #: There is a guest that runs.
     running: bool
-    #: The vCPUs stand still (QMP: query-status).
+    #: Its processors are stopped.
     paused: bool
-    #: A suspended state lies in the disk.
+    #: The record says that the state was saved.
     suspended: bool
     #: Events of the last boot, oldest first.
     events: tuple[Event, ...]
@@ -124,23 +124,23 @@ def lost_root(events: Sequence[Event]) -> Event | None:
     return last if last and last.name == "failed" and last.text("kind") in LOST_ROOT else None
 
 
-def derive(facts: Facts) -> State:
-    """The state that follows from the facts.
+def derive(known: Observation) -> State:
+    """The state that follows from an observation.
 
     A box without a root powers itself off, and is crashed all the same: nobody halted it.
     """
-    if not facts.exists:
+    if not known.exists:
         return State.ABSENT
-    if not facts.running:
-        if facts.suspended:
+    if not known.running:
+        if known.suspended:
             return State.SUSPENDED
-        shut_down = facts.shut_down and not lost_root(facts.events)
-        return State.HALTED if shut_down or facts.ended_by_us else State.CRASHED
-    if facts.paused:
+        shut_down = known.shut_down and not lost_root(known.events)
+        return State.HALTED if shut_down or known.ended_by_us else State.CRASHED
+    if known.paused:
         return State.PAUSED
-    if facts.snapshot_full:
+    if known.snapshot_full:
         return State.FAILED
-    stages = [_STAGES[event.name] for event in facts.events if event.name in _STAGES]
+    stages = [_STAGES[event.name] for event in known.events if event.name in _STAGES]
     return stages[-1] if stages else State.BOOTING
 
 

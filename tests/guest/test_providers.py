@@ -19,8 +19,8 @@ from conftest import ASK_S, Kimbox, is_given_back, until
 
 from kimbox import run
 from kimbox.drivers import accelerator
-from kimbox.drivers.provider import NAMES
-from kimbox.drivers.vagrant import hypervisor, libvirt
+from kimbox.drivers.registry import NAMES
+from kimbox.drivers.vagrant import libvirt, names
 
 pytestmark = pytest.mark.guest
 
@@ -117,7 +117,7 @@ def interrupt(kimbox: Kimbox, name: str, volume: str) -> None:
 
     def there() -> bool:
         assert ended() is None, (kimbox.folder / "log").read_text()
-        return any(one.startswith(hypervisor.domain(name)) and volume in one for one in libvirt.volumes())
+        return any(one.startswith(names.domain(name)) and volume in one for one in libvirt.volumes())
 
     until(f"{volume} in libvirt's pool", there)
     os.kill(int((kimbox.folder / "pid").read_text()), signal.SIGKILL)

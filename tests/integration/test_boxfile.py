@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from kimbox import __version__, paths
 from kimbox.actions import life
-from kimbox.cli.status import facts_of
+from kimbox.cli.status import summary_of
 from kimbox.lock.lockfile import format_lock, make_lock
 from kimbox.machine import ran
 from kimbox.render.boxfile import box_env, box_json, describe
@@ -236,11 +236,11 @@ def test_what_cannot_be_written_is_no_lie(guest: FakeGuest, tmp_path: Path) -> N
 def test_status_tells_the_same(world: World) -> None:
     """What the guest told of its root, with what the host wrote into the manifest; nothing where it told nothing."""
     feignedworld.up(world)
-    assert facts_of(world.machine)["provenance"] is None
+    assert summary_of(world.machine)["provenance"] is None
     about = {"manifest": world.digest, "mode": "keep", "role": "dev", "site": "", "unpinned": "setup", "by": "first"}
     told = makemachine.event("box", **about, at="2026-01-02T03:04:05Z", commit="c" * 40)
     makemachine.tell(world.machine, told)
-    said = facts_of(world.machine)["provenance"]
+    said = summary_of(world.machine)["provenance"]
     jsonschema.validate(said, SCHEMA)
     assert (said["name"], said["image"], said["unpinned"]) == ("tiny", "e" * 64, ["setup"])
     assert said["provisioned"] == {
@@ -248,7 +248,7 @@ def test_status_tells_the_same(world: World) -> None:
     }  # fmt: skip
     for odd in ("../../x", "", "f" * 64):
         makemachine.tell(world.machine, makemachine.event("box", manifest=odd, unpinned="", at="", by="keep"))
-        said = facts_of(world.machine)["provenance"]
+        said = summary_of(world.machine)["provenance"]
         assert (said is None) == (len(odd) < 64)
     life.halt(world.machine)
     ran.keep(world.machine, "a" * 64, world.lock, b"{}")

@@ -20,7 +20,7 @@ from feignedworld import World
 
 from kimbox import paths
 from kimbox.actions.life import following
-from kimbox.cli.status import facts_of
+from kimbox.cli.status import summary_of
 from kimbox.errors import SpecError, UsageError
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, PinnedRepository, make_lock
@@ -279,8 +279,8 @@ def test_up_refuses_what_cannot_be_followed(tmp_path: Path, monkeypatch: pytest.
 def test_status_tells_what_is_followed(world: World) -> None:
     """Branch, commit, and why it is not the newest; nothing of a box that follows none."""
     feignedworld.up(world)
-    assert facts_of(world.machine)["follow"] is None
+    assert summary_of(world.machine)["follow"] is None
     told = about("failed", "a" * 40, "b" * 40, "it broke")
     told.pop("event")
     makemachine.tell(world.machine, makemachine.event("follow", manifest=world.digest, branch="main", **told))
-    assert facts_of(world.machine)["follow"] == {"branch": "main", **told}
+    assert summary_of(world.machine)["follow"] == {"branch": "main", **told}

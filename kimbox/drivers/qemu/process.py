@@ -70,7 +70,7 @@ class PortTakenError(GuestError):
 
 
 @attrs.frozen
-class Launch:
+class Invocation:
     """Everything a QEMU command line is made from."""
 
     machine: Machine
@@ -84,12 +84,12 @@ class Launch:
     tag: str = SUSPENDED_TAG
 
 
-def command(launch: Launch) -> list[str]:
+def command(invocation: Invocation) -> list[str]:
     """The command line. Holds no secret: the one key in it is public.
 
     Logs are appended to, because a box that resumes goes on in those of the boot that was suspended.
     """
-    machine, record = launch.machine, launch.record
+    machine, record = invocation.machine, invocation.record
     forwards = {22: record.ssh_port} | record.forwards
     network = ",".join(
         ["user,id=net0", *(f"hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in forwards.items())]
@@ -99,9 +99,9 @@ def command(launch: Launch) -> list[str]:
         "-name", f"{PROCESS_NAME}-{record.name},process={PROCESS_NAME}-{record.name}",
         "-uuid", record.uuid,
         "-machine", "q35,sata=off,smbus=off,vmport=off",
-        *launch.accelerator.arguments(),
-        "-smp", str(launch.cpus),
-        "-m", f"{launch.memory_bytes >> 20}M",
+        *invocation.accelerator.arguments(),
+        "-smp", str(invocation.cpus),
+        "-m", f"{invocation.memory_bytes >> 20}M",
         "-nodefaults", "-no-user-config", "-display", "none",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-rtc", "base=utc,clock=host",
@@ -123,38 +123,38 @@ def command(launch: Launch) -> list[str]:
         "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(machine.pid_file),
     ]  # fmt: skip
-    for name, text in credentials(launch).items():
+    for name, text in credentials(invocation).items():
         arguments += ["-smbios", f"type=11,value=io.systemd.credential:kimbox.{name}={_value(text)}"]
     for name, path in secrets(machine).items():
         arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.{name},file={_value(path)}"]
-    if launch.scratch:
+    if invocation.scratch:
         # The last of the disks, so that the first one keeps its name. A guest's flush costs nothing here: there is no
         # file in it that must outlive the host.
         drive = f"if=none,id=scratch0,format=qcow2,file={_value(machine.scratch)},discard=unmap,cache=unsafe"
         arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive=scratch0,serial={SCRATCH_SERIAL}"]
-    if launch.resume:
-        arguments += ["-loadvm", launch.tag]
+    if invocation.resume:
+        arguments += ["-loadvm", invocation.tag]
     return arguments
 
 
-def credentials(launch: Launch) -> dict[str, str]:
+def credentials(invocation: Invocation) -> dict[str, str]:
     """What the host tells the guest about itself (systemd.exec(5): credentials by SMBIOS type 11 strings)."""
-    file = launch.machine.key.with_suffix(".pub")
+    file = invocation.machine.key.with_suffix(".pub")
     try:
         public = read_bounded(file, limit_bytes=4096).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
-        hint = f"`kimbox destroy {launch.record.name}` and `kimbox up {launch.record.name}` make the box anew"
-        raise GuestError(f"the key of {launch.record.name} cannot be read: {error}", hint=hint) from None
+        hint = f"`kimbox destroy {invocation.record.name}` and `kimbox up {invocation.record.name}` make the box anew"
+        raise GuestError(f"the key of {invocation.record.name} cannot be read: {error}", hint=hint) from None
     told = {
-        "hostname": launch.record.name,
+        "hostname": invocation.record.name,
         "network": f"{GUEST_ADDRESS} {GATEWAY} {NAMESERVER}",
         "authorized_key": public,
     }
-    if launch.scratch:
-        told["scratch"] = launch.scratch.mount
-    if launch.machine.unseal_mark.exists():
+    if invocation.scratch:
+        told["scratch"] = invocation.scratch.mount
+    if invocation.machine.unseal_mark.exists():
         told["unseal"] = "yes"
-    elif launch.record.sealed:  # should /persistent have lost all trace of it
+    elif invocation.record.sealed:  # should /persistent have lost all trace of it
         told["sealed"] = "yes"
     return told
 
@@ -175,14 +175,14 @@ def create_disk(disk: Path, image: Path, image_format: str, size_bytes: int) -> 
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", image_format, disk, str(size_bytes)])
 
 
-def _empty_scratch(launch: Launch) -> None:
+def _empty_scratch(invocation: Invocation) -> None:
     """A new scratch space in place of the last run's, if there is to be one. qcow2, as suspending saves every disk."""
-    machine = launch.machine
-    if launch.scratch is None:
+    machine = invocation.machine
+    if invocation.scratch is None:
         drop_scratch(machine)
         return
     new = machine.scratch.with_name(f"{machine.scratch.name}.new")
-    run(["qemu-img", "create", "-q", "-f", "qcow2", new, str(launch.scratch.size_bytes)])
+    run(["qemu-img", "create", "-q", "-f", "qcow2", new, str(invocation.scratch.size_bytes)])
     new.replace(machine.scratch)
 
 
@@ -191,24 +191,24 @@ def drop_scratch(machine: Machine) -> None:
     machine.scratch.unlink(missing_ok=True)
 
 
-def start(launch: Launch) -> None:
+def start(invocation: Invocation) -> None:
     """Starts the process; returns once QEMU has set the machine up.
 
     Raises GuestError with QEMU's own words: PortTakenError where another program has a port of the host by now.
     """
-    machine = launch.machine
+    machine = invocation.machine
     require("qemu-system-x86_64", "it runs the box")
-    arguments = command(launch)
+    arguments = command(invocation)
     handle = os.open(machine.run_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _take(handle, machine)
         for log in (machine.serial_log, machine.events_file, machine.provision_log, machine.audit_log):
-            if log.exists() and not launch.resume:
+            if log.exists() and not invocation.resume:
                 log.replace(log.with_name(log.name + ".1"))
             log.touch()
         sweep(machine)
-        if not launch.resume:
-            _empty_scratch(launch)
+        if not invocation.resume:
+            _empty_scratch(invocation)
         exit_code = detach(arguments, log=machine.qemu_log, pass_fds=[handle], cwd=machine.folder)
     finally:
         os.close(handle)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kimbox import paths
-from kimbox.drivers.vagrant.hypervisor import Hypervisor, prefix
+from kimbox.drivers.vagrant.command import Call
+from kimbox.drivers.vagrant.hypervisor import Hypervisor
+from kimbox.drivers.vagrant.names import prefix
 from kimbox.files import locked, remove_tree
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine.folder import Machine, machines
 from kimbox.render.vagrantfile import box_name
 from kimbox.spec.model import Box
-
-#: Has python-vagrant do something: a word for it, and what.
-Call = Callable[[str, Callable[[Any], Any]], Any]
 
 #: Another kimbox may be making the same box.
 LOCK_WAIT_S = 600.0

@@ -1,10 +1,7 @@
-"""The provider `vagrant`: a machine that Vagrant runs, by the Vagrantfile that `kimbox render` writes.
+"""The driver `vagrant`: a machine that Vagrant runs from the Vagrantfile that `kimbox render` writes.
 
-The only module that knows python-vagrant. That library takes no exit status for granted and loses what Vagrant says on
-stderr, so every call here keeps both streams, judges the exit status, and fails in Vagrant's own words.
-
-The guest has no port to the host: it keeps its events on /persistent, and they are fetched over ssh into the files that
-QEMU would write, so that all the rest of kimbox finds them where it looks.
+The guest has no port to the host. It writes its events to a file on /persistent, from which fetch.py copies them over
+ssh to the files that QEMU would write. So the rest of kimbox finds them in the same place for each driver.
 """
 
 from __future__ import annotations
@@ -13,43 +10,47 @@ import contextlib
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kimbox import paths, run
-from kimbox.drivers import accelerator
-from kimbox.drivers.provider import Launch, allot_ports
-from kimbox.drivers.vagrant import boxes, hypervisor
+from kimbox import run
+from kimbox.drivers import hostcheck
+from kimbox.drivers.base import Features, Launch, allot_ports
+from kimbox.drivers.hostcheck import HostCheck
+from kimbox.drivers.vagrant import boxes, command, hypervisor, names
+from kimbox.drivers.vagrant import hostcheck as vagrant_hostcheck
 from kimbox.drivers.vagrant.fetch import Fetcher, forget
 from kimbox.drivers.vagrant.hypervisor import Hypervisor
-from kimbox.errors import GuestError, KimboxError, MissingToolError
+from kimbox.errors import GuestError, KimboxError
 from kimbox.files import read_bounded, remove_tree, write_atomic
 from kimbox.guest.endpoint import Endpoint
-from kimbox.guest.events import printable
 from kimbox.guest.ssh import Guest
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import keys
-from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Ended, Machine, Record, read_end
-from kimbox.machine.state import Facts, State
+from kimbox.machine.state import Observation, State
 from kimbox.render.vagrantfile import VagrantMachine, render_vagrantfile
 from kimbox.spec.model import BootMode, Box
 
-#: A run of Vagrant's output that is kept for the message of a failure.
-SAID_BYTES = 64 << 10
-SAID_LINES = 12
+if TYPE_CHECKING:
+    from kimbox.machine.bootmode import Choice
 
-#: While a boot is waited for, the guest is asked so often at most, in seconds.
+#: Seconds between two copies of the guest's events, while a boot is waited for.
 LISTEN_S = 0.5
 
-#: A guest that has just gone back to a snapshot answers within this time: libvirt's bridge first learns where it is.
+#: A guest that has gone back to a snapshot answers within this time: libvirt's bridge first learns where it is.
 ANSWER_S = 180.0
 
-_ERROR = re.compile(r"^\d+,[^,]*,error-exit,([^,]*),(.*)$", re.MULTILINE)
+#: Seconds between two calls of `vagrant status`, which takes about one.
+STATUS_S = 1.0
+
+#: This much of Vagrant's output is shown where it fails and exits with 0.
+OUTPUT_END_BYTES = 2048
+
 _HOST_KEY = re.compile(r"^\S+ (ssh-ed25519 \S+)$", re.MULTILINE)
 _HOST_NAME = re.compile(r"^[ \t]+HostName (\S+)$", re.MULTILINE)
 _PORT = re.compile(r"^[ \t]+Port (\d{1,5})$", re.MULTILINE)
@@ -57,42 +58,50 @@ _PORT = re.compile(r"^[ \t]+Port (\d{1,5})$", re.MULTILINE)
 
 @attrs.define
 class Vagrant:
-    """The provider `vagrant` of one machine."""
+    """The driver `vagrant` of one machine."""
 
     machine: Machine
     _fetcher: Fetcher | None = None
-    _heard: float = 0.0
+    #: When `listen` last asked the guest, by the monotonic clock.
+    _listened_s: float = 0.0
     name = "vagrant"
+    features = Features(suspend=True, memory_snapshots=True)
+
+    @staticmethod
+    def check_host() -> list[HostCheck]:
+        return [hostcheck.attempt("vagrant", vagrant_hostcheck.check)]
 
     # ---- Vagrant itself
 
     def _call(self, what: str, act: Callable[[Any], Any]) -> Any:
-        """Has python-vagrant act in the machine's folder; raises GuestError with what Vagrant said if it fails."""
+        """Calls python-vagrant in the machine's folder. Raises GuestError with Vagrant's message if it fails."""
         log.now(f"vagrant {what}")
-        return _act(self._under, self.machine.folder, self.machine.vagrant_log, what, act, of=self.machine.name)
+        machine = self.machine
+        return command.call(self._under, machine.folder, machine.vagrant_log, what, act, of=machine.name)
 
     @property
     def _under(self) -> Hypervisor:
         return hypervisor.of(self.machine.folder)
 
     def _status(self) -> str:
-        """Vagrant's word for the state of the machine. Raises GuestError if it says none, or one that is not known."""
+        """The state of the machine in `vagrant status`. Raises GuestError if there is none, or an unknown one."""
         name = self.machine.name
-        told = str(self._call("status", lambda v: v._run_vagrant_command(["status", name, "--machine-readable"])))
-        words = [line.split(",") for line in told.splitlines()]
-        found = [parts[3] for parts in words if len(parts) > 3 and parts[1:3] == [name, "state"]]
+        output = str(self._call("status", lambda v: v._run_vagrant_command(["status", name, "--machine-readable"])))
+        lines = [line.split(",") for line in output.splitlines()]
+        found = [fields[3] for fields in lines if len(fields) > 3 and fields[1:3] == [name, "state"]]
         if len(found) != 1 or found[0] not in self._under.STATES:
             raise GuestError(
                 f"vagrant status says nothing that is known of {name}: {', '.join(found)[:200] or 'nothing'}"
             )
         return found[0]
 
-    def _is_there(self) -> bool:
+    def _exists(self) -> bool:
+        """Whether Vagrant has created the machine."""
         return (self.machine.folder / ".vagrant/machines" / self.machine.name / self._under.NAME / "id").exists()
 
     def running(self) -> tuple[bool, bool]:
-        """Whether there is a guest that runs, and whether it stands still."""
-        if not self._is_there():  # Vagrant has made none: it need not be asked
+        """Whether there is a guest that runs, and whether it is paused."""
+        if not self._exists():  # saves the second that Vagrant takes
             return False, False
         return self._under.STATES[self._status()]
 
@@ -100,8 +109,8 @@ class Vagrant:
 
     def prepare(self, box: Box, image: Image) -> None:
         under = hypervisor.here()
-        _library(under)
-        boxes.ensure(image, box, under, _for_all(under))
+        command.library(under)
+        boxes.ensure(image, box, under, command.in_home(under))
 
     def create(self, folder: Path, box: Box, image: Image) -> None:
         name = boxes.name_of(box, image)
@@ -110,8 +119,8 @@ class Vagrant:
         (folder / self.machine.vagrantfile.name).write_text(self._vagrantfile(box, name, {}), encoding="utf-8")
 
     def _vagrantfile(self, box: Box, vagrant_box: str, host_ports: dict[int, int]) -> str:
-        one = VagrantMachine(box, vagrant_box, host_ports=host_ports)
-        return render_vagrantfile([one], key=self.machine.key.name, prefix=hypervisor.prefix())
+        described = VagrantMachine(box, vagrant_box, host_ports=host_ports)
+        return render_vagrantfile([described], key=self.machine.key.name, prefix=names.prefix())
 
     def _box(self) -> str:
         return read_bounded(self.machine.folder / "box", limit_bytes=1024).decode().strip()
@@ -126,9 +135,9 @@ class Vagrant:
         if launch.resume:
             self._call("resume", lambda v: v.resume())
             return self._reached(record)
-        is_new = record.ended is Ended.NEW or not self._is_there()
+        is_new = record.ended is Ended.NEW or not self._exists()
         if is_new:
-            self._remove()  # a domain without a network is no machine
+            self._remove()  # an interrupted first start may have left a domain without a network
             boxes.drop_image(self._box(), self._under, machine)
             machine.known_hosts.unlink(missing_ok=True)  # a new disk has a new key
             forget(machine)
@@ -141,21 +150,21 @@ class Vagrant:
             if self._needs_reboot(record, is_new=is_new):
                 self._call("reload", lambda v: v.reload(provision=False))
                 record = self._reached(record)
-                (machine.folder / "boot").unlink()  # not before: an interrupted start must know what was wanted
+                (machine.folder / "boot").unlink()  # not before: a start that is interrupted is repeated from this file
         return record
 
     def _remove(self) -> None:
-        """Has Vagrant destroy the machine, and removes what it leaves, after a first `up` that was cut short say."""
+        """Has Vagrant destroy the machine, and removes what Vagrant leaves, after an interrupted first `up` say."""
         machine, under = self.machine, self._under
-        made = under.networks(machine.folder, machine.name)  # Vagrant forgets them where the domain is gone
-        if self._is_there():
+        made = under.networks(machine.folder, machine.name)  # before: Vagrant removes its list, not always the networks
+        if self._exists():
             self._call("destroy", lambda v: v.destroy())
         under.sweep(machine.name, made)
 
     def _needs_reboot(self, record: Record, *, is_new: bool) -> bool:
-        """Sets in the guest what later boots are; True if this one is another than was asked for.
+        """Sets the root of later boots, in the guest; True if it has booted another root than the one chosen.
 
-        libvirt's disks are not the user's to write to, so that only the guest can. A new box has a new snapshot anyway.
+        The user may not write to libvirt's disks, so that only the guest can. A new box has a new snapshot anyway.
         """
         file = self.machine.folder / "boot"
         saved, once = file.read_text().rstrip("\n").split(" ") if file.exists() else ("", "")
@@ -182,7 +191,7 @@ class Vagrant:
         return answer.stdout
 
     def _reached(self, record: Record) -> Record:
-        """The record with the address that Vagrant gives; the host key is pinned, and what the guest told is here."""
+        """The record with the address that Vagrant gives. Pins the host key and copies the guest's events."""
         config = str(self._call("ssh-config", lambda v: v._run_vagrant_command(["ssh-config", self.machine.name])))
         host = _HOST_NAME.search(config)
         port = _PORT.search(config)
@@ -196,10 +205,10 @@ class Vagrant:
             if not key:
                 raise GuestError(f"{self.machine.name} does not tell its host key: {scanned.stderr.strip()[:300]}")
             keys.pin_host_key(self.machine, key[1])
-        self._fetch_until_told(record)
+        self._fetch_until_answered(record)
         return record
 
-    def _fetch_until_told(self, record: Record) -> None:
+    def _fetch_until_answered(self, record: Record) -> None:
         deadline = time.monotonic() + ANSWER_S
         while not self._fetch(record):
             if time.monotonic() > deadline:
@@ -214,28 +223,28 @@ class Vagrant:
     def stop(self, before: State, *, force: bool, timeout_s: float) -> None:
         if before is State.PAUSED:
             self.unpause()
-        with contextlib.suppress(KimboxError):  # its last words
+        with contextlib.suppress(KimboxError):  # the last events, which nobody can copy from a guest that is off
             self._fetch(self.machine.record())
         self._call("halt", lambda v: v.halt(force=force))
         if self.running()[0]:
             raise GuestError(f"{self.machine.name} is still running after vagrant halt", hint="`kimbox halt --force`")
 
     def suspend(self, written: Callable[[], None]) -> None:
-        written()  # Vagrant saves and ends in one: if it fails, the guest runs, which is what counts then
+        written()  # Vagrant saves and ends in one step. If it fails, the guest runs, and the record is corrected
         self._call("suspend", lambda v: v.suspend())
-        if self.running()[0]:  # it ends with 0 even then
-            said = _words("", read_end(self.machine.vagrant_log, 2048))
-            raise GuestError(f"vagrant suspend did not suspend {self.machine.name}:\n{said}")
+        if self.running()[0]:  # Vagrant exits with 0 even then
+            output = command.failure_text("", read_end(self.machine.vagrant_log, OUTPUT_END_BYTES))
+            raise GuestError(f"vagrant suspend did not suspend {self.machine.name}:\n{output}")
 
     def forget_suspended(self) -> None:
-        """libvirt has done so."""
+        """Does nothing: libvirt removes the saved state when it resumes the machine."""
 
     def drop_suspended(self) -> None:
         self._call("resume", lambda v: v.resume())
         self._call("halt", lambda v: v.halt(force=True))
 
     def tidy(self) -> None:
-        """Nothing of a run is left here, but of a first one that was cut short."""
+        """A run leaves nothing here, except a first one that was interrupted."""
         if self.machine.record().ended is Ended.NEW:
             self._remove()
 
@@ -247,7 +256,7 @@ class Vagrant:
         machine.vagrantfile.unlink(missing_ok=True)
         remove_tree(machine.folder)
         if box:
-            boxes.drop(box, under, _for_all(under))
+            boxes.drop(box, under, command.in_home(under))
 
     # ---- looking
 
@@ -257,42 +266,54 @@ class Vagrant:
     def endpoint(self, record: Record) -> Endpoint:
         return self.machine.endpoint(record)
 
-    def facts(self, record: Record) -> Facts:
-        # One that should run, and answers with the box's own host key, does run: Vagrant takes a second to say as much.
+    def observe(self, record: Record) -> Observation:
+        # A machine that answers with its own host key runs. That saves the second that `vagrant status` takes.
         running, paused = True, False
-        if record.ended is Ended.NEW:  # its first `up` was cut short, or is under way: the next begins anew
+        if record.ended is Ended.NEW:  # the first `up` was interrupted, or is at work: the next one starts over
             running = False
-        elif record.ended is not None or not self._is_there() or not self._answers(record):
+        elif record.ended is not None or not self._exists() or not self._answers(record):
             running, paused = self.running()
             if running and not paused and record.ended is not None:
                 self._answers(record)
-        return Facts(
+        return Observation(
             exists=True,
             running=running,
             paused=paused,
             suspended=record.ended is Ended.SUSPENDED,
             events=self.machine.boot_events(),
-            ended_by_us=True,  # Vagrant's users halt by hand, and Vagrant does not tell that from a crash
+            ended_by_us=True,  # users halt with Vagrant, which does not distinguish that from a crash
         )
 
     def _answers(self, record: Record) -> bool:
-        """Brings in what the guest has told, if it answers; one that does not has told what it has told."""
+        """Copies the guest's new events; False if it does not answer."""
         with contextlib.suppress(KimboxError):
             return self._fetch(record)
         return False
 
     def _fetch(self, record: Record) -> bool:
-        """Brings in what the guest has told; True if it answered."""
+        """Copies the guest's new events; True if it answered. Raises GuestError if another machine answers."""
         if self._fetcher is None:
             self._fetcher = Fetcher(self.machine, self.endpoint(record))
         return self._fetcher.fetch()
 
     def listen(self) -> bool:
         now = time.monotonic()
-        if now - self._heard < LISTEN_S:
+        if now - self._listened_s < LISTEN_S:
             return True
-        self._heard = now
+        self._listened_s = now
         return self._fetch(self.machine.record()) or self.running()[0]
+
+    def pid(self) -> int | None:
+        """None: the process belongs to the hypervisor."""
+        return None
+
+    def wait_until_gone(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self.running()[0]:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(STATUS_S)
+        return True
 
     # ---- snapshots
 
@@ -309,76 +330,5 @@ class Vagrant:
     def delete_snapshot(self, name: str) -> None:
         self._call("snapshot delete", lambda v: v.snapshot_delete(name))
 
-
-def _library(under: Hypervisor) -> Any:
-    """python-vagrant. Raises MissingToolError if there is no Vagrant for it, or no hypervisor."""
-    run.require("vagrant", "it runs the box")
-    under.needed()
-    try:
-        import vagrant
-    except ImportError as error:
-        raise MissingToolError(f"python-vagrant is missing: {error}", hint="install kimbox anew") from None
-    return vagrant
-
-
-def plugins() -> list[str]:
-    """Names of the plugins that Vagrant has for kimbox's boxes. Raises GuestError if it does not say."""
-    folder = paths.vagrant_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return [plugin.name for plugin in _for_all(hypervisor.here())("plugin list", lambda v: v.plugin_list())]
-
-
-def _environment(under: Hypervisor) -> dict[str, str]:
-    """What Vagrant runs with: boxes of kimbox's own, no calls home, and the driver that works on this host."""
-    driver = "kvm" if accelerator.find().name == "kvm" else "qemu"
-    return run.environment(
-        {
-            "VAGRANT_HOME": str(paths.vagrant_dir()),
-            "VAGRANT_DEFAULT_PROVIDER": under.NAME,
-            "VAGRANT_CHECKPOINT_DISABLE": "1",
-            "VAGRANT_NO_COLOR": "1",
-            "KIMBOX_LIBVIRT_DRIVER": driver,
-        }
-    )
-
-
-def _for_all(under: Hypervisor) -> boxes.Call:
-    """`Vagrant._call` where there is no machine yet, or none any more."""
-    folder = paths.vagrant_dir()
-    return lambda what, act: _act(under, folder, folder / "vagrant.log", what, act)
-
-
-def _act(under: Hypervisor, folder: Path, said: Path, what: str, act: Callable[[Any], Any], of: str = "") -> Any:
-    """Has python-vagrant act in a folder; both streams go to `said`. Raises GuestError with its words if it fails."""
-    library = _library(under)
-    start = said.stat().st_size if said.exists() else 0
-
-    @contextlib.contextmanager
-    def kept() -> Iterator[IO[bytes]]:
-        with said.open("ab") as file:
-            yield file
-
-    vagrant = library.Vagrant(str(folder), env=_environment(under), out_cm=kept, err_cm=kept)
-    command = vagrant._make_vagrant_command
-    if run.which("setpriv"):  # it would outlive a kimbox that is killed, and hold the machine against the next
-        vagrant._make_vagrant_command = lambda words: [*run.dying_with_us(), *command(words)]
-    try:
-        return act(vagrant)
-    except library.subprocess.CalledProcessError as error:
-        printed = (error.output or b"").decode("utf-8", "replace")
-        words = _words(printed, read_end(said, min(SAID_BYTES, max(0, said.stat().st_size - start))))
-        raise GuestError(
-            f"vagrant {what} {run.describe_status(error.returncode)}{f' for {of}' if of else ''}:\n{words}".rstrip(),
-            hint=f"all that Vagrant said is in {said}",
-        ) from None
-
-
-def _words(printed: str, logged: bytes) -> str:
-    """What Vagrant said of a failure: its error in machine-readable form, or the end of its output."""
-    error = _ERROR.search(printed)
-    if error:
-        text = error[2].replace("%!(VAGRANT_COMMA)", ",").replace("\\n", "\n").replace("\\r", "")
-    else:
-        text = f"{logged.decode('utf-8', 'replace')}\n{printed}"
-    lines = [line for line in text.splitlines() if line.strip() and "Progress: " not in line]
-    return "\n".join(f"    {printable(line)[:400]}" for line in lines[-SAID_LINES:])
+    def disk_snapshots(self) -> list[str]:
+        return [str(name) for name in self._call("snapshot list", lambda v: v.snapshot_list())]

@@ -1,17 +1,17 @@
-"""What runs the machines of the provider `vagrant`: libvirt, or VirtualBox where there is no libvirt.
+"""The hypervisor below Vagrant: libvirt, or VirtualBox on a host without libvirt.
 
-Each has its word in Vagrant, its words for the states of a machine, a format of boxes, and things that Vagrant leaves
-in it and never removes. All of ours bear names that begin with `kimbox-TAG-`; TAG tells one $KIMBOX_HOME from another.
+Each has its name in Vagrant, its words for the states of a machine, a format of boxes, and leftovers that Vagrant never
+removes.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kimbox import paths, run
+from kimbox import run
+from kimbox.drivers.vagrant import libvirt, virtualbox
 from kimbox.errors import KimboxError
 from kimbox.files import read_bounded
 from kimbox.image.store.images import Image
@@ -22,66 +22,48 @@ FILE = "hypervisor"
 
 
 class Hypervisor(Protocol):
-    """One of them: what the modules libvirt and virtualbox have. All raise CommandError in its own words."""
+    """What the modules libvirt and virtualbox have. All functions raise CommandError with the program's own message."""
 
     @property
     def NAME(self) -> str:
-        """Vagrant's word for it."""
+        """Its name in Vagrant."""
 
     @property
     def STATES(self) -> Mapping[str, tuple[bool, bool]]:
-        """The words of `vagrant status` for a machine, and what they mean: running, standing still."""
+        """State of a machine in `vagrant status` -> whether it runs, and whether it is paused."""
 
     def needed(self) -> None:
-        """Raises MissingToolError if its own program is not here."""
+        """Raises MissingToolError if its program is not installed."""
 
     def write_box(self, box: Box, image: Image, target: Path) -> None:
-        """Makes the image a Vagrant box for it."""
+        """Writes the image as a Vagrant box for it."""
 
     def networks(self, folder: Path, name: str) -> list[str]:
-        """The networks that Vagrant made for a machine, in whose folder this is, and has not removed."""
+        """The networks that Vagrant created for a machine, and has not removed. `folder` is the machine's."""
 
     def sweep(self, name: str, made: Sequence[str] = ()) -> None:
-        """Removes all that is left of a machine, where there is any, and of the networks `made` for it what is free."""
+        """Removes what is left of a machine, and those of the networks `made` for it that nobody uses."""
 
     def drop_image(self, vagrant_box: str) -> None:
-        """Removes what Vagrant has made of a box's image, where there is any."""
+        """Removes what Vagrant has made of the image of a box."""
 
     def copy_disk(self, name: str, image: Image, work: Path) -> Path:
-        """Copies the disk of a machine that does not run, made from that image, into the folder; a qcow2."""
-
-
-def prefix() -> str:
-    """What the names of the machines of this home begin with."""
-    tag = hashlib.sha256(str(paths.home()).encode()).hexdigest()[:8]
-    return f"kimbox-{tag}-"
-
-
-def domain(name: str) -> str:
-    """The name that a machine has in its hypervisor."""
-    return f"{prefix()}{name}"
+        """Copies the disk of a machine that does not run, made from that image, to the folder `work`; a qcow2."""
 
 
 def here() -> Hypervisor:
-    """The one for new machines: libvirt, unless there is VirtualBox alone."""
-    libvirt, virtualbox = _all()
+    """The one for new machines: libvirt, unless VirtualBox alone is installed."""
     return virtualbox if run.which("VBoxManage") and not run.which("virsh") else libvirt
 
 
 def of(folder: Path) -> Hypervisor:
-    """That of the machine in a folder. Raises KimboxError if it is none that is known."""
-    file, names = folder / FILE, {one.NAME: one for one in _all()}
+    """That of the machine in a folder. Raises KimboxError if the folder names an unknown one."""
+    file = folder / FILE
+    known: dict[str, Hypervisor] = {libvirt.NAME: libvirt, virtualbox.NAME: virtualbox}
     if not file.exists():
-        return _all()[0]
-    told = read_bounded(file, limit_bytes=100).decode("utf-8", "replace").strip()
-    if told not in names:
-        raise KimboxError(
-            f"{file} names no hypervisor: {told!r}", hint=f"it is one of {', '.join(names)}: write it there"
-        )
-    return names[told]
-
-
-def _all() -> tuple[Hypervisor, Hypervisor]:
-    from kimbox.drivers.vagrant import libvirt, virtualbox
-
-    return libvirt, virtualbox
+        return libvirt
+    name = read_bounded(file, limit_bytes=100).decode("utf-8", "replace").strip()
+    if name not in known:
+        hint = f"it is one of {', '.join(known)}: write it there"
+        raise KimboxError(f"{file} names no hypervisor: {name!r}", hint=hint)
+    return known[name]

@@ -1,11 +1,10 @@
-"""What each verb does, from every state. QEMU, the image store and ssh are stand-ins that write down what they did."""
+"""What each verb does, from every state. Driver, image store and ssh are doubles that note what they did."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import attrs
 import feignedworld
 import makemachine
 import pytest
+from fakedriver import FakeDriver
 from feignedworld import FakeGuest, World, up
 from makemachine import event
 
@@ -21,7 +21,7 @@ from kimbox import paths
 from kimbox.actions import life, stop
 from kimbox.actions.life import Up
 from kimbox.actions.observe import state
-from kimbox.drivers.qemu import process
+from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, ImageError, KimboxError, StateError
 from kimbox.files import locked
 from kimbox.image.store import images
@@ -66,31 +66,6 @@ def test_a_halted_box_is_started_with_what_the_spec_says_now(world: World) -> No
     assert State.HALTED is up(world)
     assert ["start"] == world.did
     assert 4 == world.launches[-1].cpus == world.machine.record().cpus
-
-
-def test_a_port_that_is_taken_before_qemu_has_it_is_replaced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program was quicker: other ports are chosen. After three tries it is an error."""
-    start, asked = world.start, []
-
-    def start_late(launch: process.Launch) -> None:
-        asked.append(launch.record.ssh_port)
-        if len(asked) < 3:
-            rivals.enter_context(socket.create_server(("127.0.0.1", launch.record.ssh_port)))
-            raise process.PortTakenError("QEMU did not start tiny")
-        start(launch)
-
-    monkeypatch.setattr("kimbox.drivers.qemu.process.start", start_late)
-    with contextlib.ExitStack() as rivals:
-        up(world)
-    assert 3 == len(set(asked))
-    assert asked[-1] == world.machine.record().ssh_port
-
-    life.halt(world.machine)
-    monkeypatch.setattr(
-        "kimbox.drivers.qemu.process.start", lambda _: (_ for _ in ()).throw(process.PortTakenError("taken"))
-    )
-    with pytest.raises(GuestError, match="taken"):
-        up(world)
 
 
 def test_without_provisioning(world: World) -> None:
@@ -160,7 +135,7 @@ def test_what_an_interruption_left_is_removed(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, KimboxError("no space"), OSError(28, "no space")])
-@pytest.mark.parametrize("where", ["ensure", "create_disk", "start", "deliver"])
+@pytest.mark.parametrize("where", ["ensure", "create", "start", "deliver"])
 def test_nothing_stays_locked_or_half_made(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str, error: Any
 ) -> None:
@@ -169,7 +144,7 @@ def test_nothing_stays_locked_or_half_made(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    owner = {"ensure": images, "deliver": life}.get(where, process)
+    owner = {"ensure": images, "deliver": life}.get(where, FakeDriver)
     with monkeypatch.context() as broken:
         broken.setattr(owner, where, fail)
         with pytest.raises((KeyboardInterrupt, KimboxError, OSError)):
@@ -190,8 +165,8 @@ def test_a_start_that_nobody_recorded_is_mended(world: World) -> None:
     assert world.machine.record().ended is None
 
 
-def test_halt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The power button; the plug if that does not help, is refused, or is not wanted; a halted box stays halted."""
+def test_halt(world: World) -> None:
+    """The power button; the plug if that does not help, or is not wanted; a halted box stays halted."""
     up(world)
     world.did.clear()
     assert State.READY is life.halt(world.machine)
@@ -207,11 +182,6 @@ def test_halt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     life.halt(world.machine, force=True)
     assert ["kill"] == world.did
     up(world)
-
-    def mute(_: Machine) -> None:
-        raise KimboxError("QEMU does not answer")
-
-    monkeypatch.setattr(process, "unpause", mute)
     world.status = "paused"
     assert State.PAUSED is life.halt(world.machine)
     assert State.HALTED is state(world.machine)
@@ -263,11 +233,11 @@ def test_a_resume_that_fails_forgets_nothing(world: World, monkeypatch: pytest.M
     up(world)
     life.suspend(world.machine)
 
-    def fail(_: process.Launch) -> None:
+    def fail(*_: Launch) -> None:
         raise GuestError("QEMU did not start tiny")
 
     with monkeypatch.context() as broken:
-        broken.setattr(process, "start", fail)
+        broken.setattr(FakeDriver, "start", fail)
         with pytest.raises(GuestError) as failed:
             life.resume(world.machine)
     assert "kimbox halt --force tiny" in str(failed.value.hint)

@@ -12,7 +12,7 @@ from makemachine import BOOT, NEXT_BOOT, event
 from kimbox.actions import life
 from kimbox.actions.life import Up
 from kimbox.actions.observe import state
-from kimbox.cli.status import facts_of
+from kimbox.cli.status import summary_of
 from kimbox.errors import GuestError
 from kimbox.machine.state import State
 from kimbox.spec.model import Mode, Run, Step
@@ -93,9 +93,13 @@ def test_a_good_manifest_that_fails_too(world: World) -> None:
 def test_status_tells_both(world: World) -> None:
     """What the box runs, what was wanted, and why it is not that; otherwise only the one."""
     up(world)
-    assert (world.digest, None, None) == tuple(facts_of(world.machine)[key] for key in ("manifest", "wanted", "reason"))
+    assert (world.digest, None, None) == tuple(
+        summary_of(world.machine)[key] for key in ("manifest", "wanted", "reason")
+    )
     makemachine.tell(world.machine, *fall_back(world))
-    told = facts_of(world.machine)
+    told = summary_of(world.machine)
     assert (GOOD, world.digest, "setup setup: it broke") == (told["manifest"], told["wanted"], told["reason"])
     makemachine.tell(world.machine, event("provisioning", manifest=world.digest))
-    assert (world.digest, None, None) == tuple(facts_of(world.machine)[key] for key in ("manifest", "wanted", "reason"))
+    assert (world.digest, None, None) == tuple(
+        summary_of(world.machine)[key] for key in ("manifest", "wanted", "reason")
+    )

@@ -1,4 +1,4 @@
-"""What `up` does with the lock. QEMU, the image store and ssh are stand-ins."""
+"""What `up` does with the lock. The driver, the image store and ssh are doubles."""
 
 from __future__ import annotations
 

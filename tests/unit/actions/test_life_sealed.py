@@ -11,6 +11,7 @@ import attrs
 import feignedworld
 import makemachine
 import pytest
+from fakedriver import FakeDriver
 from feignedworld import World, up
 from makemachine import event, tell
 
@@ -19,11 +20,14 @@ from kimbox.actions import seal as secure
 from kimbox.actions.life import Up
 from kimbox.actions.observe import state
 from kimbox.actions.seal import Answers, Secret
+from kimbox.drivers.accelerator import KVM_WORKS
+from kimbox.drivers.base import Launch
 from kimbox.drivers.qemu import process
+from kimbox.drivers.qemu.driver import invocation
 from kimbox.errors import GuestError, StateError
 from kimbox.guest.ssh import Answer
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.folder import Sealed
+from kimbox.machine.folder import Record, Sealed
 from kimbox.machine.state import State
 from kimbox.render import sealing
 from kimbox.render.quote import parse_assignments
@@ -34,6 +38,11 @@ world = feignedworld.world  # a fixture
 WORKER = Role("worker", None, (), (), (), ())
 ANSWERS = Answers(WORKER, "a.org", "me", Secret("password", b"hunter2\n"))
 SEALED = Sealed("worker", "a.org")
+
+
+def command_line(world: World) -> list[str]:
+    """QEMU's command line of the last start."""
+    return process.command(invocation(world.machine, world.launches[-1], KVM_WORKS))
 
 
 @attrs.define
@@ -95,12 +104,20 @@ def test_a_box_takes_its_role(world: World, script: Script) -> None:
 def test_the_key_reaches_the_box_as_a_file(world: World, script: Script) -> None:
     """No word of QEMU's command line holds it, nor the password."""
     secure.secure(Up(world.box, timeout_s=5), ANSWERS)
-    words = process.command(world.launches[-1])
+    words = command_line(world)
     given = words[words.index("-fw_cfg") + 1]
     assert f"name=opt/io.systemd.credentials/kimbox.data_key,file={world.machine.data_key}" == given
     assert "kimbox.sealed=yes" in " ".join(words)
     key = world.machine.data_key.read_text().strip()
     assert [] == [word for word in words if key in word or "hunter2" in word]
+
+
+def test_a_driver_that_cannot_seal(world: World, script: Script) -> None:
+    """The box is sent nothing."""
+    world.driver.features = attrs.evolve(world.driver.features, sealing=False)
+    with pytest.raises(StateError, match="cannot secure tiny: qemu has its disk"):
+        secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    assert ([], [], State.READY) == (script.sent, world.did, state(world.machine))
 
 
 @pytest.mark.parametrize(("code", "what"), [(3, "was refused"), (1, "could not take its role")])
@@ -190,14 +207,14 @@ def test_new_credentials(
     secure.secure(Up(world.box, timeout_s=5), ANSWERS)
     world.boot.insert(1, event("rotated", status=status, reason=reason))
     seen: list[Any] = []
-    start = world.start
+    start = FakeDriver.start
 
-    def note(launch: Any) -> None:
+    def note(driver: FakeDriver, launch: Launch) -> Record:
         with tarfile.open(world.machine.rotate_file) as archive:
             seen.append(archive.getnames())
-        start(launch)
+        return start(driver, launch)
 
-    monkeypatch.setattr(process, "start", note)
+    monkeypatch.setattr(FakeDriver, "start", note)
     wanted = Up(world.box, timeout_s=5)
     if reason:
         with pytest.raises(GuestError, match=reason):
@@ -220,7 +237,7 @@ def test_unsealing(world: World, script: Script) -> None:
     assert (False, True) == (world.machine.data_key.exists(), world.machine.unseal_mark.exists())
     with pytest.raises(StateError, match="was being opened"):
         up(world)
-    words = " ".join(process.command(world.launches[-1]))
+    words = " ".join(command_line(world))
     assert ("kimbox.unseal=yes" in words, "kimbox.sealed" in words) == (True, False)
     world.boot.insert(1, event("unsealed"))
     secure.unseal(Up(world.box, timeout_s=5))

@@ -1,4 +1,4 @@
-"""Scratch space in the life of a machine. QEMU, the image store and ssh are stand-ins."""
+"""Scratch space in the life of a machine. The driver, the image store and ssh are doubles."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_scratch_space_lives_as_long_as_a_run(world: World) -> None:
     """Halt removes it, of a box that crashed too; a suspended box keeps it, unless its state is dropped."""
     world.box = attrs.evolve(world.box, scratch=Scratch(1 << 30, "/staging"))
     up(world)
-    assert world.box.scratch == world.launches[-1].scratch == world.machine.record().scratch
+    assert world.box.scratch == world.launches[-1].record.scratch == world.machine.record().scratch
     world.machine.scratch.touch()
     life.suspend(world.machine)
     life.halt(world.machine)
     assert world.machine.scratch.exists()
     life.resume(world.machine)
-    assert world.box.scratch == world.launches[-1].scratch
+    assert world.box.scratch == world.launches[-1].record.scratch
     life.halt(world.machine)
     assert not world.machine.scratch.exists()
     up(world)
@@ -45,10 +45,10 @@ def test_a_saved_state_wakes_with_its_own_scratch_space(world: World, monkeypatc
     life.suspend(world.machine)
     world.box = attrs.evolve(before, scratch=Scratch(2 << 30, "/mnt/scratch"))
     up(world)
-    assert Scratch(1 << 30, "/staging") == world.launches[-1].scratch == world.machine.record().scratch
+    assert Scratch(1 << 30, "/staging") == world.launches[-1].record.scratch == world.machine.record().scratch
     up(world)
     assert ["the spec of tiny asks for another scratch space: `kimbox reload tiny` makes it"] == warned
     life.halt(world.machine)
     world.boot = [*world.boot[:-1], *world.after]
     up(world)
-    assert world.box.scratch == world.launches[-1].scratch == world.machine.record().scratch
+    assert world.box.scratch == world.launches[-1].record.scratch == world.machine.record().scratch

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import clirun
+import fakedriver
 import makebox
 import makemachine
 import pytest
@@ -16,7 +17,6 @@ from clirun import Kimbox, result
 from makemachine import event, tell
 
 from kimbox.actions import life
-from kimbox.drivers.qemu import process
 from kimbox.guest import stale
 from kimbox.guest.events import parse_line
 from kimbox.lock.lockfile import Lock, PinnedRepository, write_lock
@@ -86,7 +86,7 @@ def test_the_words_name_commits_and_command() -> None:
 def box(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Machine]:
     """Makes this folder's machine, at the manifest DIGEST, and has it tell which steps are stale."""
     kimbox("init", "--name", "tiny")
-    monkeypatch.setattr(process, "status", lambda _: "running")
+    fakedriver.install(monkeypatch)
     machine = makemachine.make_machine(source=str(world / "work/kimbox.yaml"))
     described = describe(makebox.make_box(world, repositories=(REPOSITORY,)), LOCK, "e" * 64)
     ran.keep(machine, DIGEST, LOCK, box_json(described))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import fakedriver
 import makebox
 import makemachine
 import pytest
@@ -14,7 +15,6 @@ from makemachine import NEXT_BOOT, event, tell
 
 from kimbox.actions import watch as watching
 from kimbox.actions.watch import Output, Watch, bounded, failure, longest_step, provisioning_limit
-from kimbox.drivers.qemu import process
 from kimbox.errors import GuestError
 from kimbox.log import log
 from kimbox.machine.folder import Machine
@@ -26,7 +26,8 @@ MANIFEST = "a" * 64
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
-    monkeypatch.setattr(process, "LOOK_S", 0.001)
+    fakedriver.install(monkeypatch)
+    monkeypatch.setattr(watching, "POLL_INTERVAL_S", 0.001)
     return makemachine.make_machine()
 
 

@@ -245,7 +245,7 @@ def test_errors_are_safe_and_hints_stand_apart(kimbox: Kimbox, monkeypatch: pyte
     def fail(*_: object, **__: object) -> None:
         raise raised[-1]
 
-    monkeypatch.setattr(observe, "facts", fail)
+    monkeypatch.setattr(observe, "observe", fail)
     raised.append(GuestError("one\n\x1b[2Jtwo\r\n", hint="do this:\nand that"))
     assert (4, "", "kimbox: error: one\n\ufffd[2Jtwo\n  hint: do this:\n        and that\n") == kimbox("status", "tiny")
     raised.append(SpecError.at("x.yaml", "no good", line=3))
@@ -261,7 +261,7 @@ def test_interrupted(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(observe, "facts", interrupt)
+    monkeypatch.setattr(observe, "observe", interrupt)
     monkeypatch.setattr("kimbox.actions.life.up", interrupt)
     assert (130, "", "kimbox: error: interrupted\n") == kimbox("status", "tiny")
     code, _, err = kimbox("up", "minimal")
@@ -277,7 +277,7 @@ def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(observe, "facts", fail)
+    monkeypatch.setattr(observe, "observe", fail)
     code, _, err = kimbox("status", "tiny")
     found = re.search(r"hint: please report it with (\S+)\n", err)
     assert found
@@ -288,7 +288,7 @@ def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/x")
 
-    monkeypatch.setattr(observe, "facts", full)
+    monkeypatch.setattr(observe, "observe", full)
     code, _, err = kimbox("status", "tiny")
     assert (1, True) == (code, "error: /x: No space left on device\n  hint: make room" in err)
 

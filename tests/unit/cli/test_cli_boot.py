@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 import clirun
+import fakedriver
 import makemachine
 import pytest
 from clirun import Kimbox, result
@@ -13,7 +14,6 @@ from makemachine import NEXT_BOOT, event, tell
 
 from kimbox.actions import life
 from kimbox.actions.life import Up
-from kimbox.drivers.qemu import process
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
@@ -24,9 +24,9 @@ kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
 @pytest.fixture
 def machine(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A machine of this folder's spec that QEMU would call running."""
+    """A machine of this folder's spec."""
     kimbox("init", "--name", "tiny")
-    monkeypatch.setattr(process, "status", lambda _: "running")
+    fakedriver.install(monkeypatch)
     return makemachine.make_machine(source=str(world / "work/kimbox.yaml"))
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from kimbox import paths
-from kimbox.actions import doctor
-from kimbox.actions.doctor import Verdict
 from kimbox.drivers import accelerator
 from kimbox.drivers.accelerator import EXIT_STATUS, KVM_WORKS, boot_sector, find, probe, try_out
+from kimbox.drivers.hostcheck import Outcome
+from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import MissingToolError
 
 Fake = Callable[[str], Path]
@@ -149,11 +149,11 @@ def test_doctor_probes_anew_and_keeps_what_it_finds(fake: Fake, monkeypatch: pyt
         program = fake(act).parent / "bin/qemu-system-x86_64"
         os.utime(program, ns=(1, 1))  # QEMU is the same as before
         assert "tcg" == find().name
-    assert Verdict.GOOD is doctor._acceleration().verdict
+    assert Outcome.GOOD is Qemu.check_host()[-1].outcome
     assert KVM_WORKS == find()
     monkeypatch.setattr(accelerator, "_may_open", lambda: False)
-    check = doctor._acceleration()
-    assert (Verdict.SLOW, accelerator.MAY_OPEN) == (check.verdict, check.mend)
+    check = Qemu.check_host()[-1]
+    assert (Outcome.SLOW, accelerator.MAY_OPEN) == (check.outcome, check.mend)
     assert "usermod" not in check.found
 
 

@@ -1,4 +1,4 @@
-"""The connection that ssh and exec share, and the life of a machine, with QEMU feigned."""
+"""The connection that ssh and exec share, and the life of a machine, with a driver double."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from feignedworld import World, up
 
 from kimbox.actions import life, snapshot
 from kimbox.actions.life import Up
-from kimbox.drivers.qemu import process
 from kimbox.errors import KimboxError
 from kimbox.guest import shared
 
@@ -26,10 +25,8 @@ def left(world: World) -> Path:
     return world.machine.folder / shared.SOCKET
 
 
-def test_the_shared_ssh_connection_ends_with_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shared_ssh_connection_ends_with_the_run(world: World) -> None:
     """Each verb that ends or begins a run leaves none: the next guest would never answer on it."""
-
-    monkeypatch.setattr(process, "save_snapshot", lambda *_: None)
     up(world)
     for act in (
         lambda: life.halt(world.machine),

@@ -6,6 +6,7 @@ import attrs
 import feignedworld
 import makemachine
 import pytest
+from fakedriver import FakeDriver
 from feignedworld import World, up
 from makemachine import event, tell
 from tinyimage import LOCKED
@@ -13,9 +14,11 @@ from tinyimage import LOCKED
 from kimbox.actions import life
 from kimbox.actions.life import Up
 from kimbox.actions.observe import state
+from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, StateError
 from kimbox.image.store import images
 from kimbox.machine.bootmode import Choice
+from kimbox.machine.folder import Record
 from kimbox.machine.grubenv import NoEnvironment
 from kimbox.machine.state import State
 from kimbox.spec.model import BootMode
@@ -129,20 +132,21 @@ def test_an_initramfs_without_a_root(world: World, monkeypatch: pytest.MonkeyPat
     """`up` ends at once with the guest's reason and the way on; the box is crashed though it has powered off."""
     reason = "the snapshot vg/root_snap is full"
     world.boot = [event("failed", manifest="", kind="boot", name="root_snap", exit=1, reason=reason)]
-    start = world.start
+    start = FakeDriver.start
 
-    def start_and_end(launch: object) -> None:
-        start(launch)  # type: ignore[arg-type]
+    def start_and_end(driver: FakeDriver, launch: Launch) -> Record:
+        record = start(driver, launch)
         world.machine.serial_log.write_bytes(b"[  5.1] reboot: Power down\r\n")
         world.end_process()
+        return record
 
-    monkeypatch.setattr("kimbox.drivers.qemu.process.start", start_and_end)
+    monkeypatch.setattr(FakeDriver, "start", start_and_end)
     for provision in (True, False):
         with pytest.raises(GuestError, match=f"tiny did not boot: {reason}") as failed:
             up(world, timeout_s=600, provision=provision)
         assert "`kimbox up --boot resnap tiny`" in str(failed.value.hint)
         assert State.CRASHED is state(world.machine)
-    monkeypatch.setattr("kimbox.drivers.qemu.process.start", start)
+    monkeypatch.setattr(FakeDriver, "start", start)
     world.boot = [event("booting", mode="resnap"), event("hostkey", key=makemachine.HOST_KEY), event("sshd")]
     world.boot += [event("waiting")]
     assert State.CRASHED is up(world, boot=Choice(RESNAP))

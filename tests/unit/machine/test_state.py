@@ -1,4 +1,4 @@
-"""Facts in, state out; and what a verb says where the state does not allow it."""
+"""An observation in, state out; and what a verb says where the state does not allow it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import attrs
 import makemachine
 import pytest
 
-from kimbox.actions import observe as facts_module
-from kimbox.actions.observe import facts, state
+from kimbox.actions.observe import observe, state
 from kimbox.drivers.qemu import process
 from kimbox.errors import StateError
 from kimbox.guest.events import Event, parse_line
 from kimbox.machine.folder import Ended, Machine
-from kimbox.machine.state import ALLOWED, INSTEAD, Facts, State, derive, require
+from kimbox.machine.state import ALLOWED, INSTEAD, Observation, State, derive, require
 
-THERE = Facts(exists=True, running=False, paused=False, suspended=False, events=(), ended_by_us=False)
+THERE = Observation(exists=True, running=False, paused=False, suspended=False, events=(), ended_by_us=False)
 RUNNING = attrs.evolve(THERE, running=True)
 
 
@@ -55,7 +54,7 @@ def told(*names: str, last_kind: str = "provision") -> tuple[Event, ...]:
         (State.READY, attrs.evolve(RUNNING, ended_by_us=True, events=told("ready"))),
     ],
 )
-def test_the_state_follows_from_the_facts(expected: State, known: Facts) -> None:
+def test_the_state_follows_from_the_observation(expected: State, known: Observation) -> None:
     """One table."""
     assert derive(known) is expected
 
@@ -88,7 +87,7 @@ def test_running_and_reachable() -> None:
     assert {s for s in State if s.reachable} < {s for s in State if s.running}
 
 
-def test_facts_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_observation_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Process, record, events and console decide; what is not there is absent."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
     assert state(Machine("tiny")) is State.ABSENT
@@ -99,8 +98,8 @@ def test_facts_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     machine.serial_log.write_bytes(b"x" * 5000 + b"\r\n[   9.1] reboot: Power down\r\n")
     assert state(machine) is State.HALTED
     machine.write_record(attrs.evolve(machine.record(), ended=Ended.SUSPENDED))
-    assert facts(machine).suspended
+    assert observe(machine).suspended
     with makemachine.running(machine):
         for word, still in {"running": False, "paused": True, "io-error": True, None: False}.items():
             monkeypatch.setattr(process, "status", lambda _, word=word: word)
-            assert facts_module.facts(machine).paused is still
+            assert observe(machine).paused is still

@@ -19,7 +19,7 @@ import pytest
 from kimbox import run
 from kimbox.drivers.accelerator import KVM_WORKS, Accelerator
 from kimbox.drivers.qemu import process, qmp
-from kimbox.drivers.qemu.process import Launch, command, credentials
+from kimbox.drivers.qemu.process import Invocation, command, credentials
 from kimbox.errors import GuestError
 from kimbox.machine.folder import Machine
 from kimbox.spec.model import Scratch
@@ -34,8 +34,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     return makemachine.make_machine()
 
 
-def launch(machine: Machine, accelerator: Accelerator = KVM_WORKS, *, resume: bool = False) -> Launch:
-    return Launch(machine, machine.record(), 2, 1 << 30, accelerator, resume=resume)
+def invoked(machine: Machine, accelerator: Accelerator = KVM_WORKS, *, resume: bool = False) -> Invocation:
+    return Invocation(machine, machine.record(), 2, 1 << 30, accelerator, resume=resume)
 
 
 def values(arguments: list[str], option: str) -> list[str]:
@@ -50,7 +50,7 @@ def options(value: str) -> dict[str, str]:
 
 def test_paths_reach_qemu_whole(machine: Machine) -> None:
     """Whatever the folder is called, QEMU opens the files in it and no others."""
-    arguments = command(launch(machine))
+    arguments = command(invoked(machine))
     drive = options(values(arguments, "-drive")[0])
     assert str(machine.disk) == drive["file"]
     assert ("qcow2", "unmap", "none") == (drive["format"], drive["discard"], drive["if"])
@@ -68,7 +68,7 @@ def test_paths_reach_qemu_whole(machine: Machine) -> None:
 
 def test_it_holds_no_secret(machine: Machine) -> None:
     """Everybody on the host sees command lines: the private key's path and content stay out."""
-    text = "\n".join(command(launch(machine)))
+    text = "\n".join(command(invoked(machine)))
     assert "b3BlbnNzaC1r" not in text
     assert "PRIVATE" not in text
     assert not re.search(re.escape(str(machine.key)) + r"(?!\.pub)", text)
@@ -77,7 +77,7 @@ def test_it_holds_no_secret(machine: Machine) -> None:
 
 def test_forwards_listen_on_this_host_alone(machine: Machine) -> None:
     """Each is bound to 127.0.0.1; ssh is one of them."""
-    network = values(command(launch(machine)), "-netdev")[0]
+    network = values(command(invoked(machine)), "-netdev")[0]
     assert {"hostfwd=tcp:127.0.0.1:20022-:22", "hostfwd=tcp:127.0.0.1:20023-:8888"} == {
         word for word in network.split(",") if word.startswith("hostfwd")
     }
@@ -85,7 +85,7 @@ def test_forwards_listen_on_this_host_alone(machine: Machine) -> None:
 
 def test_the_sandbox_is_on(machine: Machine) -> None:
     """A guest that breaks out of the emulation cannot start programs or gain rights."""
-    sandbox = options(values(command(launch(machine)), "-sandbox")[0])
+    sandbox = options(values(command(invoked(machine)), "-sandbox")[0])
     assert {"": "on", "obsolete": "deny", "elevateprivileges": "deny", "spawn": "deny", "resourcecontrol": "deny"} == (
         sandbox
     )
@@ -93,7 +93,7 @@ def test_the_sandbox_is_on(machine: Machine) -> None:
 
 def test_shape_and_accelerator(machine: Machine) -> None:
     """cpus, memory, accelerator and identity are those of the launch."""
-    arguments = command(launch(machine, TCG))
+    arguments = command(invoked(machine, TCG))
     assert (["2"], ["1024M"]) == (values(arguments, "-smp"), values(arguments, "-m"))
     assert ["tcg,thread=multi,tb-size=512"] == values(arguments, "-accel")
     assert ["max"] == values(arguments, "-cpu")
@@ -101,28 +101,29 @@ def test_shape_and_accelerator(machine: Machine) -> None:
     assert any(f"mac={machine.record().mac}" in device for device in values(arguments, "-device"))
     assert "-nodefaults" in arguments
     assert "-no-user-config" in arguments
-    assert (["kvm"], ["host"]) == (values(command(launch(machine)), "-accel"), values(command(launch(machine)), "-cpu"))
+    plain = command(invoked(machine))
+    assert (["kvm"], ["host"]) == (values(plain, "-accel"), values(plain, "-cpu"))
 
 
 def test_the_longest_name_stays_whole(machine: Machine) -> None:
     """63 characters, as a spec may have."""
     name = "n" * 63
-    long = attrs.evolve(launch(machine), record=attrs.evolve(machine.record(), name=name))
+    long = attrs.evolve(invoked(machine), record=attrs.evolve(machine.record(), name=name))
     assert {"": f"kimbox-{name}", "process": f"kimbox-{name}"} == options(values(command(long), "-name")[0])
 
 
 def test_credentials(machine: Machine) -> None:
     """Host name, network and public key reach the guest through SMBIOS, each whole."""
-    told = credentials(launch(machine))
+    told = credentials(invoked(machine))
     assert {"hostname", "network", "authorized_key"} == set(told)
     assert "10.0.2.15/24 10.0.2.2 10.0.2.3" == told["network"]
-    smbios = [options(value)["value"] for value in values(command(launch(machine)), "-smbios")]
+    smbios = [options(value)["value"] for value in values(command(invoked(machine)), "-smbios")]
     assert {f"io.systemd.credential:kimbox.{name}={text}" for name, text in told.items()} == set(smbios)
 
 
 def test_scratch_space_is_a_disk_of_its_own(machine: Machine) -> None:
     """Known by its serial number, after the box's own disk; without it there is one disk and no word of it."""
-    plain = launch(machine)
+    plain = invoked(machine)
     arguments = command(attrs.evolve(plain, scratch=Scratch(1 << 30, "/mnt/scratch")))
     own, scratch = map(options, values(arguments, "-drive"))
     assert (str(machine.disk), str(machine.scratch)) == (own["file"], scratch["file"])
@@ -147,10 +148,10 @@ def test_scratch_space_is_new_at_every_start(machine: Machine, monkeypatch: pyte
     monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
     monkeypatch.setattr(process, "status", lambda _: "running")
     machine.scratch.write_bytes(b"of a run that crashed")
-    wanted = attrs.evolve(launch(machine), scratch=Scratch(32 << 20, "/staging"))
+    wanted = attrs.evolve(invoked(machine), scratch=Scratch(32 << 20, "/staging"))
     process.start(attrs.evolve(wanted, resume=True))
     process.start(wanted)
-    process.start(launch(machine))
+    process.start(invoked(machine))
     resumed, booted, without = seen
     assert (b"of a run that crashed", None) == (resumed, without)
     assert booted is not None
@@ -204,7 +205,7 @@ def test_a_lost_key_is_an_error_in_words(machine: Machine) -> None:
     """Without its key a box cannot be reached: it says how to go on."""
     machine.key.with_suffix(".pub").unlink()
     with pytest.raises(GuestError, match="the key of tiny cannot be read") as lost:
-        command(launch(machine))
+        command(invoked(machine))
     assert "kimbox destroy tiny" in str(lost.value.hint)
 
 
@@ -214,13 +215,13 @@ def test_a_resumed_box_goes_on_in_its_logs(machine: Machine, monkeypatch: pytest
     monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
     monkeypatch.setattr(process, "status", lambda _: "running")
     makemachine.tell(machine, makemachine.event("ready"))
-    process.start(launch(machine, resume=True))
+    process.start(invoked(machine, resume=True))
     assert ["ready"] == [event.name for event in machine.boot_events()]
-    assert ["kimbox-suspend"] == values(command(launch(machine, resume=True)), "-loadvm")
-    process.start(launch(machine))
+    assert ["kimbox-suspend"] == values(command(invoked(machine, resume=True)), "-loadvm")
+    process.start(invoked(machine))
     assert () == machine.boot_events()
     assert machine.events_file.with_name("events.jsonl.1").read_text() == makemachine.event("ready")
-    assert "-loadvm" not in command(launch(machine))
+    assert "-loadvm" not in command(invoked(machine))
 
 
 def test_of_what_qemu_said_the_end_is_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +235,7 @@ def test_of_what_qemu_said_the_end_is_read(machine: Machine, monkeypatch: pytest
     monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
     monkeypatch.setattr(process, "status", lambda _: None)
     with pytest.raises(GuestError, match="no such device") as said:
-        process.start(launch(machine))
+        process.start(invoked(machine))
     assert len(said.value.message) < 2 * process.SAID_BYTES
 
 
@@ -246,7 +247,7 @@ def test_a_second_process_is_refused_before_its_logs_are_touched(
     monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
     makemachine.tell(machine, makemachine.event("ready"))
     with makemachine.running(machine), pytest.raises(GuestError, match="is running already"):
-        process.start(launch(machine))
+        process.start(invoked(machine))
     assert ["ready"] == [event.name for event in machine.boot_events()]
 
 
@@ -270,7 +271,7 @@ def test_qemu_that_does_not_start_says_why(machine: Machine, monkeypatch: pytest
     monkeypatch.setattr(process, "detach", dead)
     monkeypatch.setattr(process, "require", lambda *a: "qemu-system-x86_64")
     with pytest.raises(GuestError, match=r"exit status 1\n.*cannot set up guest memory"):
-        process.start(launch(machine))
+        process.start(invoked(machine))
     assert not machine.running
 
 

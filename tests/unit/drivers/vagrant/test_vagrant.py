@@ -1,4 +1,4 @@
-"""The provider `vagrant` against programs that answer as Vagrant and virsh would: what it asks, and makes of it."""
+"""The driver `vagrant` against programs that answer as Vagrant and virsh would: what it asks, and makes of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import pytest
 from feignedvagrant import STATUS, Host
 
 from kimbox import paths
-from kimbox.actions import doctor as host_checks
-from kimbox.actions.doctor import Verdict
-from kimbox.drivers import provider
-from kimbox.drivers.provider import Launch
-from kimbox.drivers.vagrant import hypervisor, virtualbox
+from kimbox.drivers import registry
+from kimbox.drivers.base import Launch
+from kimbox.drivers.hostcheck import HostCheck, Outcome
+from kimbox.drivers.vagrant import hypervisor, names, virtualbox
 from kimbox.drivers.vagrant.driver import Vagrant
 from kimbox.drivers.vagrant.fetch import Fetcher
 from kimbox.errors import GuestError, KimboxError, MissingToolError, StateError, UsageError
@@ -32,14 +31,20 @@ host, machine = feignedvagrant.host, feignedvagrant.machine  # fixtures
 
 
 def test_the_folder_tells_whose_the_machine_is(machine: Machine) -> None:
-    """A damaged record does not hide it; an unknown provider is a usage error that names those that are known."""
+    """A damaged record does not hide it; an unknown name is a usage error that names those that are known."""
     machine.record_file.write_text("{")
-    assert "vagrant" == provider.of(machine).name
+    assert "vagrant" == registry.of(machine).name
     machine.vagrantfile.unlink()
-    assert "qemu" == provider.of(machine).name
+    assert "qemu" == registry.of(machine).name
     with pytest.raises(UsageError) as caught:
-        provider.named("xen", machine)
+        registry.named("xen", machine)
     assert "qemu, vagrant" in str(caught.value.hint)
+
+
+def check_host() -> HostCheck:
+    """The one result of this driver's check of the host."""
+    (found,) = Vagrant.check_host()
+    return found
 
 
 @attrs.frozen
@@ -79,7 +84,7 @@ def test_what_is_new_is_added(machine: Machine) -> None:
 def test_what_works_on_the_disk_is_refused(machine: Machine) -> None:
     """The disk is libvirt's."""
     with pytest.raises(StateError, match="cannot shrink tiny: vagrant has its disk"):
-        provider.need_disk(machine, "shrink")
+        registry.need_own_disk(machine, "shrink")
 
 
 @pytest.mark.parametrize(
@@ -95,14 +100,14 @@ def test_states_follow_from_vagrants_words(host: Host, machine: Machine, word: s
     """What Vagrant says decides, and not what was recorded."""
     host.says(STATUS.format(state=word))
     record = attrs.evolve(machine.record(), ended=Ended.HALTED)
-    assert state is derive(Vagrant(machine).facts(record))
+    assert state is derive(Vagrant(machine).observe(record))
 
 
 def test_a_first_up_that_was_cut_short_is_no_machine(host: Host, machine: Machine) -> None:
     """Although its domain may run: the next `up` begins anew, and a `halt` removes what there is."""
     machine.write_record(attrs.evolve(machine.record(), ended=Ended.NEW))
     host.says(STATUS.format(state="running"))
-    assert State.HALTED is derive(Vagrant(machine).facts(machine.record()))
+    assert State.HALTED is derive(Vagrant(machine).observe(machine.record()))
     assert [] == host.calls
     Vagrant(machine).tidy()
     assert ["vagrant destroy"] == [" ".join(call.split()[:2]) for call in host.calls if call.startswith("vagrant")]
@@ -241,7 +246,7 @@ def test_virtualbox_runs_it_where_there_is_no_libvirt(no_libvirt: Host, tmp_path
     vagrant = Vagrant(machine)
     vagrant.create(machine.folder, makebox.make_box(tmp_path), image)
     assert "virtualbox" == hypervisor.of(machine.folder).NAME
-    assert f"virtualbox.name = '{hypervisor.prefix()}' + 'tiny'" in machine.vagrantfile.read_text()
+    assert f"virtualbox.name = '{names.prefix()}' + 'tiny'" in machine.vagrantfile.read_text()
     mark = machine.folder / ".vagrant/machines/tiny/virtualbox/id"
     mark.parent.mkdir(parents=True)
     mark.touch()
@@ -256,12 +261,12 @@ def test_virtualbox_runs_it_where_there_is_no_libvirt(no_libvirt: Host, tmp_path
     (machine.folder / hypervisor.FILE).write_text("xen\n")
     with pytest.raises(KimboxError, match="names no hypervisor: 'xen'"):
         vagrant.running()
-    assert Verdict.GOOD is host_checks._vagrant().verdict
+    assert Outcome.GOOD is check_host().outcome
 
 
 def test_virtualbox_keeps_nothing_of_ours(no_libvirt: Host, tmp_path: Path) -> None:
     """Machines are found by their whole name; a disk is copied as it is now, and not left in VirtualBox's list."""
-    mine = hypervisor.domain("tiny")
+    mine = names.domain("tiny")
     listed = f'"{mine}-2" {{00}}\n"{mine}" {{01}}'
     info = 'name="x"\n"SATA Controller-0-0"="/vms/x/box-disk1.vmdk"\n"SATA Controller-1-0"="none"'
     no_libvirt.fake(
@@ -295,15 +300,15 @@ PLUGIN = """\
 """
 
 
-def test_doctor_tells_what_the_provider_lacks(host: Host) -> None:
+def test_doctor_tells_what_the_driver_lacks(host: Host) -> None:
     """The programs, the plugin, a libvirt that answers: one after the other, each with the command that mends it."""
     host.says("")
-    found = host_checks._vagrant()
-    assert (Verdict.SLOW, True) == (found.verdict, "lacks Vagrant's plugin" in found.found)
+    found = check_host()
+    assert (Outcome.SLOW, True) == (found.outcome, "lacks Vagrant's plugin" in found.found)
     assert f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install" in str(found.mend)
     host.says(PLUGIN)
     host.fake("virsh", "echo 'error: Failed to connect socket' >&2; exit 1")
-    found = host_checks._vagrant()
-    assert (Verdict.SLOW, True) == (found.verdict, "Failed to connect socket" in found.found)
+    found = check_host()
+    assert (Outcome.SLOW, True) == (found.outcome, "Failed to connect socket" in found.found)
     host.fake("virsh", "exit 0")
-    assert Verdict.GOOD is host_checks._vagrant().verdict
+    assert Outcome.GOOD is check_host().outcome

@@ -12,8 +12,8 @@ import pytest
 from feignedvagrant import Host
 
 from kimbox import paths
-from kimbox.drivers.provider import Launch
-from kimbox.drivers.vagrant import boxes, hypervisor, libvirt
+from kimbox.drivers.base import Launch
+from kimbox.drivers.vagrant import boxes, libvirt, names
 from kimbox.drivers.vagrant.driver import Vagrant
 from kimbox.errors import GuestError
 from kimbox.image.store.images import Image
@@ -25,7 +25,7 @@ host, machine = feignedvagrant.host, feignedvagrant.machine  # fixtures
 
 def test_only_what_is_of_this_box_is_swept(host: Host) -> None:
     """The domain and the volumes of a box, and none of another whose name begins so, or of another home."""
-    mine = hypervisor.domain("tiny")
+    mine = names.domain("tiny")
     others = [
         f"{mine}-2.img",
         f"{mine}-two.img",

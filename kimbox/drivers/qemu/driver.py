@@ -1,0 +1,186 @@
+"""The driver `qemu`: no root, no daemon, user networking. process.py has what is done to the process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from kimbox.drivers import accelerator, hostcheck
+from kimbox.drivers.accelerator import Accelerator
+from kimbox.drivers.base import Features, Launch, allot_ports, observe_folder
+from kimbox.drivers.hostcheck import HostCheck, Outcome
+from kimbox.drivers.qemu import process
+from kimbox.errors import KimboxError
+from kimbox.guest.endpoint import Endpoint
+from kimbox.log import log
+from kimbox.machine.folder import Machine, Record
+from kimbox.machine.state import Observation, State
+from kimbox.run import run, which
+from kimbox.spec.model import BootMode, Box
+
+if TYPE_CHECKING:
+    from kimbox.image.store.images import Image
+    from kimbox.machine.bootmode import Choice
+
+#: QMP's run states in which the vCPUs are stopped until a command continues them; io-error: the host's disk is full.
+PAUSED_STATES = frozenset({"paused", "suspended", "postmigrate", "save-vm", "io-error", "internal-error"})
+
+#: Maximum number of starts, where another program takes a port of the host before QEMU listens on it.
+START_ATTEMPTS = 3
+
+#: Reading the header of a qcow2.
+INFO_TIMEOUT_S = 60.0
+
+
+@attrs.frozen
+class Qemu:
+    """The driver `qemu` of one machine."""
+
+    machine: Machine
+    name = "qemu"
+    features = Features(own_disk=True, sealing=True, suspend=True, memory_snapshots=True)
+
+    @staticmethod
+    def check_host() -> list[HostCheck]:
+        checks = [hostcheck.program("qemu-system-x86_64", "runs boxes")]
+        if which("qemu-system-x86_64"):
+            checks.append(hostcheck.attempt("acceleration", _check_acceleration))
+        return checks
+
+    def prepare(self, box: Box, image: Image) -> None:
+        """Does nothing: the disk is an overlay on the image itself."""
+
+    def create(self, folder: Path, box: Box, image: Image) -> None:
+        size_bytes = max(box.disk.size_bytes, image.virtual_bytes)
+        process.create_disk(folder / self.machine.disk.name, image.disk, image.format, size_bytes)
+
+    def choose_boot(self, mode: BootMode, choice: Choice) -> None:
+        from kimbox.machine import bootmode
+
+        bootmode.choose(self.machine, mode, choice)
+
+    def start(self, launch: Launch) -> Record:
+        return self._start(launch, process.SUSPENDED_TAG if launch.resume else None)
+
+    def _start(self, launch: Launch, tag: str | None) -> Record:
+        """Starts from the saved state of that tag in the disk; boots if `tag` is None."""
+        accelerated = accelerator.find()
+        if accelerated.name != "kvm":
+            log.detail(f"no KVM ({accelerated.why}): the guest is emulated, some ten times slower")
+        record = launch.record
+        for left in reversed(range(START_ATTEMPTS)):
+            record = allot_ports(self.machine, record, launch.box)
+            try:
+                process.start(invocation(self.machine, attrs.evolve(launch, record=record), accelerated, tag))
+                break
+            except process.PortTakenError:
+                if not left:
+                    raise
+                log.detail("another program has taken a port meanwhile: others are chosen")
+        return record
+
+    def unpause(self) -> None:
+        process.unpause(self.machine)
+
+    def stop(self, before: State, *, force: bool, timeout_s: float) -> None:
+        if force or not self._shut_down(before, timeout_s):
+            process.kill(self.machine)
+
+    def _shut_down(self, before: State, timeout_s: float) -> bool:
+        """Presses the power button; True if the process ends within the timeout."""
+        name = self.machine.name
+        try:
+            if before is State.PAUSED:
+                process.unpause(self.machine)
+            if process.power_off(self.machine, timeout_s):
+                return True
+            log.warn(f"{name} did not shut down within {timeout_s:.0f} s: pulling the plug")
+        except KimboxError as error:
+            log.warn(f"{name} cannot be asked to shut down ({error}): pulling the plug")
+        return False
+
+    def suspend(self, written: Callable[[], None]) -> None:
+        process.suspend(self.machine)
+        written()  # before the process ends: a kimbox that is killed in between must find the saved state recorded
+        process.kill(self.machine)
+        process.sweep(self.machine)
+
+    def forget_suspended(self) -> None:
+        process.forget_suspended(self.machine)
+
+    def drop_suspended(self) -> None:
+        process.drop_suspended(self.machine)
+
+    def tidy(self) -> None:
+        process.sweep(self.machine)
+        process.drop_scratch(self.machine)
+        self.machine.rotate_file.unlink(missing_ok=True)  # an interrupted `secure --rotate` leaves it
+
+    def destroy(self) -> None:
+        if self.machine.running:
+            process.kill(self.machine)
+        process.remove(self.machine)
+
+    def wait_until_gone(self, timeout_s: float) -> bool:
+        return process.wait_until_gone(self.machine, timeout_s)
+
+    def readable_disk(self, image: Image, work: Path) -> Path:
+        return self.machine.disk
+
+    def endpoint(self, record: Record) -> Endpoint:
+        return self.machine.endpoint(record)
+
+    def observe(self, record: Record) -> Observation:
+        running = self.machine.running
+        paused = running and process.status(self.machine) in PAUSED_STATES
+        return observe_folder(self.machine, record, running=running, paused=paused)
+
+    def listen(self) -> bool:
+        """Copies nothing: QEMU writes to the machine's folder by itself."""
+        return self.machine.running
+
+    def pid(self) -> int | None:
+        return process.pid(self.machine)
+
+    def save_snapshot(self, name: str) -> None:
+        process.save_snapshot(self.machine, name)
+
+    def restore_snapshot(self, launch: Launch, name: str) -> Record:
+        if self.machine.running:
+            process.kill(self.machine)
+        self.tidy()
+        if launch.record.ended is None:
+            return self._start(launch, process.snapshot_tag(name))
+        process.revert(self.machine, name)
+        return launch.record
+
+    def delete_snapshot(self, name: str) -> None:
+        process.delete_snapshot(self.machine, name)
+
+    def disk_snapshots(self) -> list[str]:
+        command = ["qemu-img", "info", "--output=json", "-f", "qcow2", str(self.machine.disk)]
+        info: dict[str, Any] = json.loads(run(command, timeout_s=INFO_TIMEOUT_S).stdout)
+        tags = [str(snapshot["name"]) for snapshot in info.get("snapshots", ())]
+        return [tag.removeprefix(process.snapshot_tag("")) for tag in tags if tag != process.SUSPENDED_TAG]
+
+
+def invocation(
+    machine: Machine, launch: Launch, accelerated: Accelerator, tag: str | None = None
+) -> process.Invocation:
+    """What QEMU's command line is made from, for a launch from the saved state `tag`, or for a boot if it is None."""
+    plain = process.Invocation(
+        machine, launch.record, launch.cpus, launch.memory_bytes, accelerated, launch.record.scratch
+    )
+    return plain if tag is None else attrs.evolve(plain, resume=True, tag=tag)
+
+
+def _check_acceleration() -> HostCheck:
+    found = accelerator.renew()
+    if found.name == "kvm":
+        return HostCheck("acceleration", Outcome.GOOD, found.why)
+    why = f"boxes are emulated, some ten times slower: {found.why}"
+    return HostCheck("acceleration", Outcome.SLOW, why, found.mend)

@@ -1,0 +1,108 @@
+"""Runs Vagrant through the library python-vagrant. No other module imports that library.
+
+python-vagrant ignores exit statuses and loses what Vagrant writes to stderr. So each call here keeps both streams in a
+log, checks the exit status, and fails with Vagrant's own message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from kimbox import paths, run
+from kimbox.drivers import accelerator
+from kimbox.drivers.vagrant import hypervisor
+from kimbox.drivers.vagrant.hypervisor import Hypervisor
+from kimbox.errors import GuestError, MissingToolError
+from kimbox.guest.events import printable
+from kimbox.machine.folder import read_end
+
+#: Has python-vagrant do something: the name of Vagrant's subcommand for messages, and the call.
+Call = Callable[[str, Callable[[Any], Any]], Any]
+
+#: This much of Vagrant's output, from its end, is read for the message of a failure, and so many lines are shown.
+OUTPUT_BYTES = 64 << 10
+OUTPUT_LINES = 12
+
+_ERROR = re.compile(r"^\d+,[^,]*,error-exit,([^,]*),(.*)$", re.MULTILINE)
+
+
+def library(under: Hypervisor) -> Any:
+    """The module of python-vagrant. Raises MissingToolError if Vagrant or the hypervisor is not installed."""
+    run.require("vagrant", "it runs the box")
+    under.needed()
+    try:
+        import vagrant
+    except ImportError as error:
+        raise MissingToolError(f"python-vagrant is missing: {error}", hint="install kimbox anew") from None
+    return vagrant
+
+
+def plugins() -> list[str]:
+    """Names of the plugins that Vagrant has for kimbox's boxes. Raises GuestError if Vagrant fails."""
+    folder = paths.vagrant_dir()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return [plugin.name for plugin in in_home(hypervisor.here())("plugin list", lambda v: v.plugin_list())]
+
+
+def in_home(under: Hypervisor) -> Call:
+    """A `Call` that runs Vagrant in VAGRANT_HOME: for what belongs to no machine."""
+    folder = paths.vagrant_dir()
+    return lambda what, act: call(under, folder, folder / "vagrant.log", what, act)
+
+
+def call(under: Hypervisor, folder: Path, output: Path, what: str, act: Callable[[Any], Any], of: str = "") -> Any:
+    """Calls `act` with python-vagrant in a folder; stdout and stderr are appended to the file `output`.
+
+    `what` (Vagrant's subcommand) and `of` (the machine) stand in the message. Raises GuestError with Vagrant's message.
+    """
+    python_vagrant = library(under)
+    start = output.stat().st_size if output.exists() else 0
+
+    @contextlib.contextmanager
+    def appended() -> Iterator[IO[bytes]]:
+        with output.open("ab") as file:
+            yield file
+
+    vagrant = python_vagrant.Vagrant(str(folder), env=_environment(under), out_cm=appended, err_cm=appended)
+    command = vagrant._make_vagrant_command
+    if run.which("setpriv"):  # else Vagrant outlives a kimbox that is killed, and locks the machine against the next
+        vagrant._make_vagrant_command = lambda words: [*run.dying_with_us(), *command(words)]
+    try:
+        return act(vagrant)
+    except python_vagrant.subprocess.CalledProcessError as error:
+        printed = (error.output or b"").decode("utf-8", "replace")
+        logged = read_end(output, min(OUTPUT_BYTES, max(0, output.stat().st_size - start)))
+        status, text = run.describe_status(error.returncode), failure_text(printed, logged)
+        raise GuestError(
+            f"vagrant {what} {status}{f' for {of}' if of else ''}:\n{text}".rstrip(),
+            hint=f"all that Vagrant said is in {output}",
+        ) from None
+
+
+def failure_text(printed: str, logged: bytes) -> str:
+    """The message of a failure: Vagrant's error in machine-readable form, or the end of its output."""
+    error = _ERROR.search(printed)
+    if error:
+        text = error[2].replace("%!(VAGRANT_COMMA)", ",").replace("\\n", "\n").replace("\\r", "")
+    else:
+        text = f"{logged.decode('utf-8', 'replace')}\n{printed}"
+    lines = [line for line in text.splitlines() if line.strip() and "Progress: " not in line]
+    return "\n".join(f"    {printable(line)[:400]}" for line in lines[-OUTPUT_LINES:])
+
+
+def _environment(under: Hypervisor) -> dict[str, str]:
+    """Vagrant's environment: boxes of kimbox's own, no check for updates, and the domain type that works here."""
+    domain_type = "kvm" if accelerator.find().name == "kvm" else "qemu"
+    return run.environment(
+        {
+            "VAGRANT_HOME": str(paths.vagrant_dir()),
+            "VAGRANT_DEFAULT_PROVIDER": under.NAME,
+            "VAGRANT_CHECKPOINT_DISABLE": "1",
+            "VAGRANT_NO_COLOR": "1",
+            "KIMBOX_LIBVIRT_DRIVER": domain_type,
+        }
+    )

@@ -1,0 +1,211 @@
+"""The driver `qemu`: what it has done to the process, in which order. The process is a double that notes the calls."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import attrs
+import makebox
+import makemachine
+import pytest
+
+from kimbox.actions.observe import state
+from kimbox.drivers import accelerator
+from kimbox.drivers.accelerator import KVM_WORKS
+from kimbox.drivers.base import Launch
+from kimbox.drivers.qemu import process
+from kimbox.drivers.qemu.driver import Qemu
+from kimbox.errors import GuestError, KimboxError
+from kimbox.log import log
+from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.state import State
+from kimbox.run import run
+
+
+class Process:
+    """The functions of process.py that touch a process; `did` has their calls."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.did: list[str] = []
+        self.started: list[process.Invocation] = []
+        self.on_power = True
+        self._run_lock: IO[str] | None = None
+
+    def start(self, invocation: process.Invocation) -> None:
+        self.did.append("resume" if invocation.resume else "start")
+        self.started.append(invocation)
+        self._run_lock = self.machine.run_lock.open("w")
+        fcntl.flock(self._run_lock, fcntl.LOCK_EX)
+
+    def power_off(self, _: Machine, timeout_s: float) -> bool:
+        self.did.append("power button")
+        if self.on_power:
+            self.end()
+        return self.on_power
+
+    def kill(self, _: Machine) -> None:
+        self.did.append("kill")
+        self.end()
+
+    def suspend(self, _: Machine) -> None:
+        self.did.append("save")
+
+    def revert(self, _: Machine, name: str) -> None:
+        self.did.append(f"revert {name}")
+
+    def end(self) -> None:
+        if self._run_lock:
+            self._run_lock.close()
+        self._run_lock = None
+
+
+@pytest.fixture
+def feigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+    """The double in the place of the process of a machine that is halted."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(log, "quiet", True)
+    monkeypatch.setattr(accelerator, "find", lambda: KVM_WORKS)
+    feigned = Process(makemachine.make_machine(ended=Ended.HALTED))
+    for name in ("start", "power_off", "kill", "suspend", "revert"):
+        monkeypatch.setattr(process, name, getattr(feigned, name))
+    yield feigned
+    feigned.end()
+
+
+def launch(machine: Machine, *, resume: bool = False) -> Launch:
+    return Launch(machine.record(), None, 2, 1 << 30, resume=resume)
+
+
+def test_a_port_that_is_taken_before_qemu_has_it_is_replaced(
+    feigned: Process, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another program was quicker: other ports are chosen. After three attempts it is an error."""
+    machine, asked = feigned.machine, []
+    to_start = attrs.evolve(launch(machine), box=makebox.make_box(tmp_path))
+
+    def start_late(invocation: process.Invocation) -> None:
+        asked.append(invocation.record.ssh_port)
+        if len(asked) < 3:
+            rivals.enter_context(socket.create_server(("127.0.0.1", invocation.record.ssh_port)))
+            raise process.PortTakenError("QEMU did not start tiny")
+        feigned.start(invocation)
+
+    monkeypatch.setattr(process, "start", start_late)
+    with contextlib.ExitStack() as rivals:
+        record = Qemu(machine).start(to_start)
+    assert 3 == len(set(asked))
+    assert asked[-1] == record.ssh_port == machine.record().ssh_port
+
+    asked.clear()
+
+    def never(invocation: process.Invocation) -> None:
+        asked.append(invocation.record.ssh_port)
+        raise process.PortTakenError("taken")
+
+    monkeypatch.setattr(process, "start", never)
+    with pytest.raises(GuestError, match="taken"):
+        Qemu(machine).start(to_start)
+    assert 3 == len(asked)
+
+
+def test_a_guest_that_does_not_shut_down_is_killed(feigned: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power button; the plug if that does not help, is refused, or is not wanted."""
+    qemu = Qemu(feigned.machine)
+
+    def stopped(before: State, *, force: bool = False) -> list[str]:
+        qemu.start(launch(feigned.machine))
+        feigned.did.clear()
+        qemu.stop(before, force=force, timeout_s=0.01)
+        assert not feigned.machine.running
+        return feigned.did
+
+    assert ["power button"] == stopped(State.READY)
+    assert ["kill"] == stopped(State.READY, force=True)
+    feigned.on_power = False
+    assert ["power button", "kill"] == stopped(State.READY)
+
+    def mute(_: Machine) -> None:
+        raise KimboxError("QEMU does not answer")
+
+    monkeypatch.setattr(process, "unpause", mute)
+    assert ["kill"] == stopped(State.PAUSED)
+
+
+def test_a_saved_state_is_recorded_before_the_process_ends(feigned: Process) -> None:
+    """A kimbox that is killed in between leaves a record that says so. The scratch space stays: it is a part of it."""
+    qemu = Qemu(feigned.machine)
+    qemu.start(launch(feigned.machine))
+    feigned.machine.scratch.touch()
+    feigned.did.clear()
+    qemu.suspend(lambda: feigned.did.append("recorded"))
+    assert ["save", "recorded", "kill"] == feigned.did
+    assert feigned.machine.scratch.exists()
+
+
+def test_a_snapshot_of_a_machine_that_ran_is_resumed(feigned: Process) -> None:
+    """QEMU ends and starts from the tag of the snapshot, and `resume` from the tag of the suspended state."""
+    machine = feigned.machine
+    qemu = Qemu(machine)
+    qemu.start(launch(machine))
+    feigned.did.clear()
+    then = attrs.evolve(launch(machine, resume=True), record=attrs.evolve(machine.record(), ended=None))
+    qemu.restore_snapshot(then, "one")
+    assert ["kill", "resume"] == feigned.did
+    assert "kimbox-snapshot-one" == feigned.started[-1].tag
+    feigned.end()
+    qemu.start(launch(machine, resume=True))
+    assert (True, process.SUSPENDED_TAG) == (feigned.started[-1].resume, feigned.started[-1].tag)
+
+
+def test_a_snapshot_of_a_halted_machine_is_a_disk(feigned: Process) -> None:
+    """Nothing is started."""
+    qemu = Qemu(feigned.machine)
+    qemu.start(launch(feigned.machine))
+    feigned.did.clear()
+    qemu.restore_snapshot(launch(feigned.machine), "off")
+    assert ["kill", "revert off"] == feigned.did
+
+
+def test_a_halted_machine_has_no_scratch_space(feigned: Process) -> None:
+    """Nor what an interrupted rotation of credentials left."""
+    for file in (feigned.machine.scratch, feigned.machine.rotate_file, feigned.machine.new_disk):
+        file.touch()
+        Qemu(feigned.machine).tidy()
+        assert not file.exists()
+    assert feigned.machine.disk.exists()
+
+
+def test_an_interrupted_destroy_leaves_no_machine(feigned: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record is removed first, so that a folder without its disk is never taken for a machine."""
+    qemu = Qemu(feigned.machine)
+    qemu.start(launch(feigned.machine))
+    feigned.did.clear()
+
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            qemu.destroy()
+    assert ["kill"] == feigned.did
+    assert State.ABSENT is state(feigned.machine)
+    qemu.destroy()
+    assert not feigned.machine.folder.exists()
+
+
+def test_the_snapshots_of_a_disk(feigned: Process) -> None:
+    """By the names that users gave them; a tag of somebody else's is itself, and the suspended state is none."""
+    disk = feigned.machine.disk
+    run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"])
+    assert [] == Qemu(feigned.machine).disk_snapshots()
+    for tag in (process.snapshot_tag("one"), process.SUSPENDED_TAG, "theirs"):
+        run(["qemu-img", "snapshot", "-c", tag, disk])
+    assert ["one", "theirs"] == Qemu(feigned.machine).disk_snapshots()
