@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from kimbox import run
+from kimbox.drivers import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,6 +110,45 @@ def test_one_module_starts_processes() -> None:
     assert ["kimbox/run.py"] == [
         str(m.relative_to(ROOT)) for m in modules("kimbox", "bench", "tests") if "subprocess" in imported(m)
     ]
+
+
+def asks_for_a_driver(source: str) -> bool:
+    """Whether anything is compared with the name of a driver."""
+    compared: list[ast.AST] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            compared += [node.left, *node.comparators]
+        elif isinstance(node, ast.match_case):
+            compared.append(node.pattern)
+    parts = [part for each in compared for part in ast.walk(each)]
+    return any(
+        part.value in registry.NAMES
+        if isinstance(part, ast.Constant)
+        else isinstance(part, ast.Attribute) and ast.unparse(part) in ("registry.NAMES", "registry.DEFAULT")
+        for part in parts
+    )
+
+
+def test_features_are_asked_for_and_no_names() -> None:
+    """Outside of drivers/ nothing compares with the name of a driver: what a driver can do is in its Features."""
+    outside = [m for m in modules("kimbox") if "drivers" not in m.relative_to(ROOT).parts]
+    assert [] == [str(m.relative_to(ROOT)) for m in outside if asks_for_a_driver(m.read_text())]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'driver.name == "qemu"',
+        'driver.name in ("vagrant", "x")',
+        '"qemu" != name',
+        "name == registry.NAMES[0]",
+        'match name:\n    case "vagrant":\n        pass',
+    ],
+)
+def test_a_question_for_a_name_is_found(source: str) -> None:
+    """The rule above finds one, in each way to write it; a name that is only passed on is none."""
+    assert asks_for_a_driver(source)
+    assert not asks_for_a_driver('f("qemu"); driver = registry.DEFAULT; kind == "box"')
 
 
 def test_shell_scripts_are_clean() -> None:

@@ -1,0 +1,122 @@
+"""The registry of drivers: what each driver has, how one is found, and which verbs need which feature."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import fakedriver
+import makemachine
+import pytest
+from fakedriver import ALL_FEATURES, FakeDriver, Script
+
+from kimbox.actions import doctor, shrink, snapshot, stop
+from kimbox.actions.observe import state
+from kimbox.drivers import registry
+from kimbox.drivers.base import Driver, DriverType, Launch
+from kimbox.drivers.qemu.driver import Qemu
+from kimbox.drivers.vagrant.driver import Vagrant
+from kimbox.errors import StateError
+from kimbox.machine.folder import Machine
+from kimbox.machine.state import State
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine that is halted."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
+    return makemachine.make_machine()
+
+
+def members(protocol: type) -> dict[str, Any]:
+    """Methods and attributes that a protocol asks for."""
+    return {name: value for name, value in vars(protocol).items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("kind", [Qemu, Vagrant, FakeDriver])
+def test_each_driver_has_what_the_protocol_asks_for(kind: type, machine: Machine) -> None:
+    """Each method with the same parameters. The double, too, as its tests prove nothing otherwise."""
+    driver = kind(machine) if kind is not FakeDriver else FakeDriver(machine, Script())
+    for name, wanted in members(Driver).items():
+        if isinstance(wanted, property):
+            assert hasattr(driver, name), name
+            continue
+        expected = inspect.signature(wanted).parameters
+        assert [(p.name, p.kind) for p in expected.values()][1:] == [
+            (p.name, p.kind) for p in inspect.signature(getattr(driver, name)).parameters.values()
+        ], name
+    assert {"check_host", "features"} == set(members(DriverType))
+    assert all(hasattr(kind, name) for name in ("check_host", *(["features"] if kind is not FakeDriver else [])))
+
+
+def test_names_and_classes_agree(machine: Machine) -> None:
+    """What a driver is called is what it is found by; the first is the default."""
+    assert ("qemu", "vagrant") == registry.NAMES
+    assert registry.NAMES == tuple(registry.named(name, machine).name for name in registry.NAMES)
+    assert registry.DEFAULT == registry.of(machine).name
+
+
+def test_a_driver_is_found_by_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one that has the feature."""
+    assert "qemu" == registry.first_with(lambda features: features.own_disk)
+    fakedriver.install(monkeypatch, features=attrs.evolve(ALL_FEATURES, suspend=False))
+    assert "vagrant" == registry.first_with(lambda features: features.suspend)
+
+
+@pytest.mark.parametrize(
+    ("feature", "message", "act"),
+    [
+        ("own_disk", "cannot shrink tiny: qemu has its disk", lambda machine: shrink.shrink(machine, None)),
+        ("suspend", "cannot suspend tiny: qemu cannot save its memory", stop.suspend),
+        (
+            "memory_snapshots",
+            "cannot keep tiny: qemu cannot save its memory",
+            lambda machine: snapshot.save(machine, "one"),
+        ),
+    ],
+)
+def test_a_verb_is_refused_where_the_driver_lacks_the_feature(
+    machine: Machine,
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    feature: str,
+    message: str,
+    act: Callable[[Machine], object],
+) -> None:
+    """Nothing is done to the machine, which runs on."""
+    script.boot.append(makemachine.event("ready", manifest="a" * 64))
+    drivers = fakedriver.install(monkeypatch, script, attrs.evolve(ALL_FEATURES, **{feature: False}))
+    registry.of(machine).start(Launch(machine.record(), None, 1, 1 << 30))
+    machine.write_record(attrs.evolve(machine.record(), ended=None))
+    script.did.clear()
+    with pytest.raises(StateError) as refused:
+        act(machine)
+    assert message == refused.value.message
+    assert "`kimbox " in str(refused.value.hint)
+    assert ([], State.READY) == (script.did, state(machine))
+    drivers.made["tiny"].end_process()
+
+
+def test_a_halted_machine_is_saved_without_memory(
+    machine: Machine, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its snapshot is a disk, which every driver can save."""
+    fakedriver.install(monkeypatch, script, attrs.evolve(ALL_FEATURES, memory_snapshots=False))
+    assert State.HALTED is snapshot.save(machine, "one")
+    assert ["keep one"] == script.did
+
+
+def test_doctor_asks_every_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a driver needs is the driver's to say."""
+    checks = [check.what for check in doctor.examine()]
+    assert {"qemu-system-x86_64", "vagrant"} <= set(checks)
+    fakedriver.install(monkeypatch)
+    assert "qemu-system-x86_64" not in [check.what for check in doctor.examine()]
