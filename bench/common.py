@@ -17,7 +17,8 @@ from typing import Any
 
 from kimbox import paths
 from kimbox.drivers import accelerator
-from kimbox.drivers.qemu import process as qemu
+from kimbox.drivers.qemu import disk, process
+from kimbox.drivers.qemu.command import Invocation
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.machine import grubenv, keys
 from kimbox.machine.folder import Machine, Record
@@ -87,13 +88,13 @@ def launch(
     if not machine.key.exists():
         keys.make_pair(machine.key, "bench")
     machine.disk.unlink(missing_ok=True)
-    qemu.create_disk(machine.disk, image, image_format, box.disk.size_bytes)
+    disk.create(machine.disk, image, image_format, box.disk.size_bytes)
     if mode:
         grubenv.choose(machine, mode)
     record = Record("bench", "", None, "", "", "0" * 8 + "-0000-4000-8000-" + "0" * 12, "52:54:00:00:00:01", PORT, {})
-    request = qemu.Invocation(machine, record, box.cpus, box.memory_bytes, accelerator.find())
+    request = Invocation(machine, record, box.cpus, box.memory_bytes, accelerator.find())
     started = time.monotonic()
-    qemu.start(request)
+    process.start(request)
     return machine, started
 
 
@@ -126,6 +127,6 @@ def until(machine: Machine, started: float, done: Callable[[Machine], bool]) -> 
 
 def cpu_s(machine: Machine) -> float:
     """Seconds of processor time that the machine's QEMU has taken: other work on the host makes no difference to it."""
-    process = qemu.pid(machine)
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    number = process.pid(machine)
+    fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

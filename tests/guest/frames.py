@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.drivers.qemu import qmp
-from kimbox.drivers.qemu.process import GUEST_ADDRESS
+from kimbox.drivers.qemu.command import GUEST_ADDRESS
 from kimbox.machine.folder import Machine
 
 #: Who we are: an address of the link, one of QEMU's user network, and a locally administered one of Ethernet.

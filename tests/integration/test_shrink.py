@@ -19,7 +19,7 @@ from makemachine import make_machine, running
 
 from kimbox import paths
 from kimbox.actions import shrink
-from kimbox.drivers.qemu import process
+from kimbox.drivers.qemu import disk
 from kimbox.files import sha256_file, write_json
 from kimbox.machine import grubenv
 from kimbox.machine.folder import Ended, Machine
@@ -110,7 +110,7 @@ def test_a_box_that_is_not_shut_down_is_left_alone(kimbox: Kimbox, machine: Mach
 
 def test_snapshots_of_the_disk_are_not_lost(kimbox: Kimbox, machine: Machine) -> None:
     """They lie in the file that would be replaced."""
-    run(["qemu-img", "snapshot", "-c", process.snapshot_tag("mine"), machine.disk])
+    run(["qemu-img", "snapshot", "-c", disk.snapshot_tag("mine"), machine.disk])
     code, out, _ = kimbox("--json", "shrink", "tiny")
     assert 5 == code
     assert error(out, "shrink")["message"].endswith("would be lost: mine")

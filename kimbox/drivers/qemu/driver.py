@@ -1,11 +1,10 @@
-"""The driver `qemu`: no root, no daemon, user networking. process.py has what is done to the process."""
+"""The driver `qemu`: one QEMU process a machine, without root and without a daemon, with user networking."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -13,13 +12,14 @@ from kimbox.drivers import accelerator, hostcheck
 from kimbox.drivers.accelerator import Accelerator
 from kimbox.drivers.base import Features, Launch, allot_ports, observe_folder
 from kimbox.drivers.hostcheck import HostCheck, Outcome
-from kimbox.drivers.qemu import process
+from kimbox.drivers.qemu import disk, process
+from kimbox.drivers.qemu.command import Invocation
 from kimbox.errors import KimboxError
 from kimbox.guest.endpoint import Endpoint
 from kimbox.log import log
 from kimbox.machine.folder import Machine, Record
 from kimbox.machine.state import Observation, State
-from kimbox.run import run, which
+from kimbox.run import which
 from kimbox.spec.model import BootMode, Box
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ PAUSED_STATES = frozenset({"paused", "suspended", "postmigrate", "save-vm", "io-
 
 #: Maximum number of starts, where another program takes a port of the host before QEMU listens on it.
 START_ATTEMPTS = 3
-
-#: Reading the header of a qcow2.
-INFO_TIMEOUT_S = 60.0
 
 
 @attrs.frozen
@@ -56,7 +53,7 @@ class Qemu:
 
     def create(self, folder: Path, box: Box, image: Image) -> None:
         size_bytes = max(box.disk.size_bytes, image.virtual_bytes)
-        process.create_disk(folder / self.machine.disk.name, image.disk, image.format, size_bytes)
+        disk.create(folder / self.machine.disk.name, image.disk, image.format, size_bytes)
 
     def choose_boot(self, mode: BootMode, choice: Choice) -> None:
         from kimbox.machine import bootmode
@@ -64,10 +61,10 @@ class Qemu:
         bootmode.choose(self.machine, mode, choice)
 
     def start(self, launch: Launch) -> Record:
-        return self._start(launch, process.SUSPENDED_TAG if launch.resume else None)
+        return self._start(launch, disk.SUSPENDED_TAG if launch.resume else None)
 
-    def _start(self, launch: Launch, tag: str | None) -> Record:
-        """Starts from the saved state of that tag in the disk; boots if `tag` is None."""
+    def _start(self, launch: Launch, saved_state: str | None) -> Record:
+        """Resumes from the saved state of that tag in the disk; boots if it is None."""
         accelerated = accelerator.find()
         if accelerated.name != "kvm":
             log.detail(f"no KVM ({accelerated.why}): the guest is emulated, some ten times slower")
@@ -75,7 +72,7 @@ class Qemu:
         for left in reversed(range(START_ATTEMPTS)):
             record = allot_ports(self.machine, record, launch.box)
             try:
-                process.start(invocation(self.machine, attrs.evolve(launch, record=record), accelerated, tag))
+                process.start(invocation(self.machine, attrs.evolve(launch, record=record), accelerated, saved_state))
                 break
             except process.PortTakenError:
                 if not left:
@@ -104,20 +101,20 @@ class Qemu:
         return False
 
     def suspend(self, written: Callable[[], None]) -> None:
-        process.suspend(self.machine)
+        disk.suspend(self.machine)
         written()  # before the process ends: a kimbox that is killed in between must find the saved state recorded
         process.kill(self.machine)
         process.sweep(self.machine)
 
     def forget_suspended(self) -> None:
-        process.forget_suspended(self.machine)
+        disk.forget_suspended(self.machine)
 
     def drop_suspended(self) -> None:
-        process.drop_suspended(self.machine)
+        disk.drop_suspended(self.machine)
 
     def tidy(self) -> None:
         process.sweep(self.machine)
-        process.drop_scratch(self.machine)
+        disk.drop_scratch(self.machine)
         self.machine.rotate_file.unlink(missing_ok=True)  # an interrupted `secure --rotate` leaves it
 
     def destroy(self) -> None:
@@ -147,35 +144,32 @@ class Qemu:
         return process.pid(self.machine)
 
     def save_snapshot(self, name: str) -> None:
-        process.save_snapshot(self.machine, name)
+        disk.save_snapshot(self.machine, name)
 
     def restore_snapshot(self, launch: Launch, name: str) -> Record:
         if self.machine.running:
             process.kill(self.machine)
         self.tidy()
         if launch.record.ended is None:
-            return self._start(launch, process.snapshot_tag(name))
-        process.revert(self.machine, name)
+            return self._start(launch, disk.snapshot_tag(name))
+        disk.revert(self.machine, name)
         return launch.record
 
     def delete_snapshot(self, name: str) -> None:
-        process.delete_snapshot(self.machine, name)
+        disk.delete_snapshot(self.machine, name)
 
     def disk_snapshots(self) -> list[str]:
-        command = ["qemu-img", "info", "--output=json", "-f", "qcow2", str(self.machine.disk)]
-        info: dict[str, Any] = json.loads(run(command, timeout_s=INFO_TIMEOUT_S).stdout)
-        tags = [str(snapshot["name"]) for snapshot in info.get("snapshots", ())]
-        return [tag.removeprefix(process.snapshot_tag("")) for tag in tags if tag != process.SUSPENDED_TAG]
+        return disk.snapshots(self.machine)
 
 
 def invocation(
-    machine: Machine, launch: Launch, accelerated: Accelerator, tag: str | None = None
-) -> process.Invocation:
-    """What QEMU's command line is made from, for a launch from the saved state `tag`, or for a boot if it is None."""
-    plain = process.Invocation(
-        machine, launch.record, launch.cpus, launch.memory_bytes, accelerated, launch.record.scratch
+    machine: Machine, launch: Launch, accelerated: Accelerator, saved_state: str | None = None
+) -> Invocation:
+    """What QEMU's command line is made from: a launch that resumes from that saved state, or boots if it is None."""
+    record = launch.record
+    return Invocation(
+        machine, record, launch.cpus, launch.memory_bytes, accelerated, record.scratch, saved_state=saved_state
     )
-    return plain if tag is None else attrs.evolve(plain, resume=True, tag=tag)
 
 
 def _check_acceleration() -> HostCheck:

@@ -22,7 +22,7 @@ from kimbox.actions.observe import state
 from kimbox.actions.seal import Answers, Secret
 from kimbox.drivers.accelerator import KVM_WORKS
 from kimbox.drivers.base import Launch
-from kimbox.drivers.qemu import process
+from kimbox.drivers.qemu.command import command
 from kimbox.drivers.qemu.driver import invocation
 from kimbox.errors import GuestError, StateError
 from kimbox.guest.ssh import Answer
@@ -42,7 +42,7 @@ SEALED = Sealed("worker", "a.org")
 
 def command_line(world: World) -> list[str]:
     """QEMU's command line of the last start."""
-    return process.command(invocation(world.machine, world.launches[-1], KVM_WORKS))
+    return command(invocation(world.machine, world.launches[-1], KVM_WORKS))
 
 
 @attrs.define

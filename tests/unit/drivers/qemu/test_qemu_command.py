@@ -18,8 +18,8 @@ import pytest
 
 from kimbox import run
 from kimbox.drivers.accelerator import KVM_WORKS, Accelerator
-from kimbox.drivers.qemu import process, qmp
-from kimbox.drivers.qemu.process import Invocation, command, credentials
+from kimbox.drivers.qemu import disk, process, qmp
+from kimbox.drivers.qemu.command import Invocation, command, credentials
 from kimbox.errors import GuestError
 from kimbox.machine.folder import Machine
 from kimbox.spec.model import Scratch
@@ -35,7 +35,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
 
 
 def invoked(machine: Machine, accelerator: Accelerator = KVM_WORKS, *, resume: bool = False) -> Invocation:
-    return Invocation(machine, machine.record(), 2, 1 << 30, accelerator, resume=resume)
+    return Invocation(
+        machine, machine.record(), 2, 1 << 30, accelerator, saved_state=disk.SUSPENDED_TAG if resume else None
+    )
 
 
 def values(arguments: list[str], option: str) -> list[str]:
@@ -149,7 +151,7 @@ def test_scratch_space_is_new_at_every_start(machine: Machine, monkeypatch: pyte
     monkeypatch.setattr(process, "status", lambda _: "running")
     machine.scratch.write_bytes(b"of a run that crashed")
     wanted = attrs.evolve(invoked(machine), scratch=Scratch(32 << 20, "/staging"))
-    process.start(attrs.evolve(wanted, resume=True))
+    process.start(attrs.evolve(wanted, saved_state=disk.SUSPENDED_TAG))
     process.start(wanted)
     process.start(invoked(machine))
     resumed, booted, without = seen
@@ -171,16 +173,16 @@ def test_a_suspend_saves_every_disk(machine: Machine, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(qmp, "execute", execute)
     monkeypatch.setattr(qmp, "run_job", lambda _, job, arguments, **__: jobs.append((job, arguments)))
-    process.suspend(machine)
+    disk.suspend(machine)
     assert ["snapshot-delete", "snapshot-save"] == [job for job, _ in jobs]
     assert [["#block1", "#block2"]] * 2 == [arguments["devices"] for _, arguments in jobs]
     assert "#block1" == jobs[1][1]["vmstate"]
     devices.pop()
-    process.forget_suspended(machine)
+    disk.forget_suspended(machine)
     assert ["#block1"] == jobs[2][1]["devices"]
     devices.clear()
     with pytest.raises(GuestError, match="QEMU knows no disk of tiny"):
-        process.forget_suspended(machine)
+        disk.forget_suspended(machine)
 
 
 @pytest.mark.parametrize("failing", ["stop", "snapshot-save"])
@@ -197,7 +199,7 @@ def test_a_guest_that_cannot_be_saved_goes_on(machine: Machine, monkeypatch: pyt
     monkeypatch.setattr(qmp, "execute", say)
     monkeypatch.setattr(qmp, "run_job", say)
     with pytest.raises(qmp.QmpError, match="too long"):
-        process.suspend(machine)
+        disk.suspend(machine)
     assert ["stop", "cont"] == [command for command in did if command in ("stop", "cont")]
 
 
@@ -236,7 +238,7 @@ def test_of_what_qemu_said_the_end_is_read(machine: Machine, monkeypatch: pytest
     monkeypatch.setattr(process, "status", lambda _: None)
     with pytest.raises(GuestError, match="no such device") as said:
         process.start(invoked(machine))
-    assert len(said.value.message) < 2 * process.SAID_BYTES
+    assert len(said.value.message) < 2 * process.LOG_END_BYTES
 
 
 def test_a_second_process_is_refused_before_its_logs_are_touched(
@@ -257,7 +259,7 @@ def test_another_kimbox_that_looks_does_not_hinder_a_start(machine: Machine, mon
         fcntl.flock(look, fcntl.LOCK_SH)
         monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(look, fcntl.LOCK_UN))
         with machine.run_lock.open("w") as mine:
-            process._take(mine.fileno(), machine)
+            process._lock(mine.fileno(), machine)
             assert machine.running
 
 

@@ -19,7 +19,8 @@ from kimbox.actions.observe import state
 from kimbox.drivers import accelerator
 from kimbox.drivers.accelerator import KVM_WORKS
 from kimbox.drivers.base import Launch
-from kimbox.drivers.qemu import process
+from kimbox.drivers.qemu import disk, process
+from kimbox.drivers.qemu.command import Invocation
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import GuestError, KimboxError
 from kimbox.log import log
@@ -29,17 +30,17 @@ from kimbox.run import run
 
 
 class Process:
-    """The functions of process.py that touch a process; `did` has their calls."""
+    """The functions that touch the process, or what is in its disk; `did` has their calls."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.did: list[str] = []
-        self.started: list[process.Invocation] = []
+        self.started: list[Invocation] = []
         self.on_power = True
         self._run_lock: IO[str] | None = None
 
-    def start(self, invocation: process.Invocation) -> None:
-        self.did.append("resume" if invocation.resume else "start")
+    def start(self, invocation: Invocation) -> None:
+        self.did.append("resume" if invocation.saved_state else "start")
         self.started.append(invocation)
         self._run_lock = self.machine.run_lock.open("w")
         fcntl.flock(self._run_lock, fcntl.LOCK_EX)
@@ -73,8 +74,10 @@ def feigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     monkeypatch.setattr(log, "quiet", True)
     monkeypatch.setattr(accelerator, "find", lambda: KVM_WORKS)
     feigned = Process(makemachine.make_machine(ended=Ended.HALTED))
-    for name in ("start", "power_off", "kill", "suspend", "revert"):
+    for name in ("start", "power_off", "kill"):
         monkeypatch.setattr(process, name, getattr(feigned, name))
+    for name in ("suspend", "revert"):
+        monkeypatch.setattr(disk, name, getattr(feigned, name))
     yield feigned
     feigned.end()
 
@@ -90,7 +93,7 @@ def test_a_port_that_is_taken_before_qemu_has_it_is_replaced(
     machine, asked = feigned.machine, []
     to_start = attrs.evolve(launch(machine), box=makebox.make_box(tmp_path))
 
-    def start_late(invocation: process.Invocation) -> None:
+    def start_late(invocation: Invocation) -> None:
         asked.append(invocation.record.ssh_port)
         if len(asked) < 3:
             rivals.enter_context(socket.create_server(("127.0.0.1", invocation.record.ssh_port)))
@@ -105,7 +108,7 @@ def test_a_port_that_is_taken_before_qemu_has_it_is_replaced(
 
     asked.clear()
 
-    def never(invocation: process.Invocation) -> None:
+    def never(invocation: Invocation) -> None:
         asked.append(invocation.record.ssh_port)
         raise process.PortTakenError("taken")
 
@@ -158,10 +161,10 @@ def test_a_snapshot_of_a_machine_that_ran_is_resumed(feigned: Process) -> None:
     then = attrs.evolve(launch(machine, resume=True), record=attrs.evolve(machine.record(), ended=None))
     qemu.restore_snapshot(then, "one")
     assert ["kill", "resume"] == feigned.did
-    assert "kimbox-snapshot-one" == feigned.started[-1].tag
+    assert "kimbox-snapshot-one" == feigned.started[-1].saved_state
     feigned.end()
     qemu.start(launch(machine, resume=True))
-    assert (True, process.SUSPENDED_TAG) == (feigned.started[-1].resume, feigned.started[-1].tag)
+    assert disk.SUSPENDED_TAG == feigned.started[-1].saved_state
 
 
 def test_a_snapshot_of_a_halted_machine_is_a_disk(feigned: Process) -> None:
@@ -203,9 +206,9 @@ def test_an_interrupted_destroy_leaves_no_machine(feigned: Process, monkeypatch:
 
 def test_the_snapshots_of_a_disk(feigned: Process) -> None:
     """By the names that users gave them; a tag of somebody else's is itself, and the suspended state is none."""
-    disk = feigned.machine.disk
-    run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"])
+    qcow2 = feigned.machine.disk
+    run(["qemu-img", "create", "-q", "-f", "qcow2", qcow2, "1M"])
     assert [] == Qemu(feigned.machine).disk_snapshots()
-    for tag in (process.snapshot_tag("one"), process.SUSPENDED_TAG, "theirs"):
-        run(["qemu-img", "snapshot", "-c", tag, disk])
+    for tag in (disk.snapshot_tag("one"), disk.SUSPENDED_TAG, "theirs"):
+        run(["qemu-img", "snapshot", "-c", tag, qcow2])
     assert ["one", "theirs"] == Qemu(feigned.machine).disk_snapshots()
