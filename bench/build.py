@@ -16,7 +16,7 @@ from pathlib import Path
 from bench import stock
 from bench.common import locked, medians, options, shipped, show
 from kimbox import paths
-from kimbox.image.build import namespace
+from kimbox.image import namespace
 from kimbox.image.store import images
 from kimbox.lock.apt import cache
 from kimbox.lock.apt import sources as apt

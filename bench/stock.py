@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kimbox.image.build import namespace, rootfs
-from kimbox.image.build.recipe import EPOCH_S, Recipe
+from kimbox.image import namespace
+from kimbox.image.build import rootfs
+from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.lock.apt import sources as apt
 from kimbox.run import run
 from kimbox.spec.model import PackageImage

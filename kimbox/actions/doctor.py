@@ -7,7 +7,7 @@ import shutil
 from kimbox import paths
 from kimbox.drivers import registry
 from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt, program
-from kimbox.image.build import namespace
+from kimbox.image import namespace
 from kimbox.lock.apt import sources as apt
 
 #: Below this, an image may not fit.

@@ -10,7 +10,7 @@ import attrs
 from kimbox import paths
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import locked, remove_tree
-from kimbox.image.build import namespace
+from kimbox.image import namespace
 from kimbox.image.store import names
 from kimbox.image.store.images import FACTS, TEMPORARY
 from kimbox.lock.git.mirror import sweep_mirrors

@@ -9,7 +9,7 @@ import attrs
 from kimbox import paths
 from kimbox.errors import ImageError
 from kimbox.files import locked, size_words
-from kimbox.image.build import namespace
+from kimbox.image import namespace
 from kimbox.image.disk import compare
 from kimbox.image.disk.compare import Difference
 from kimbox.image.store import images

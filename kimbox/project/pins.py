@@ -9,7 +9,7 @@ import attrs
 
 from kimbox import paths
 from kimbox.errors import KimboxError, SpecError, StateError
-from kimbox.image.build import recipe
+from kimbox.image.inputs import recipe
 from kimbox.image.store import images
 from kimbox.lock.apt.choose import choose
 from kimbox.lock.apt.packages import ALL_PACKAGES, LockedPackages

@@ -12,9 +12,9 @@ import tinyimage
 
 from kimbox import run
 from kimbox.image.build import disk
-from kimbox.image.build.recipe import EPOCH_S
 from kimbox.image.disk import compare
 from kimbox.image.disk.compare import Difference
+from kimbox.image.inputs.recipe import EPOCH_S
 from kimbox.spec.layout import Extent
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="cannot build here")

@@ -14,9 +14,10 @@ import tinyimage
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image.build import disk, namespace
-from kimbox.image.build.recipe import EPOCH_S, Recipe
+from kimbox.image import namespace
+from kimbox.image.build import disk
 from kimbox.image.disk import sectors
+from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.spec.layout import Extent
 
 MIB = 1 << 20

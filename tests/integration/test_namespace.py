@@ -12,7 +12,7 @@ import pytest
 
 from kimbox import run
 from kimbox.errors import MissingToolError
-from kimbox.image.build import namespace
+from kimbox.image import namespace
 
 #: How another Python finds kimbox and what it needs.
 PYTHONPATH = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
@@ -116,7 +116,7 @@ def test_mounts_stay_inside(tmp_path: Path) -> None:
 #: A kimbox that is killed as soon as something runs inside. All that does holds the FIFO of its argument open.
 KILLED = """
 import os, signal, sys
-from kimbox.image.build import namespace
+from kimbox.image import namespace
 
 script = "exec 9>$0; echo up >&9; trap '' TERM HUP; sleep 1000 & sleep 1000 & echo up; wait"
 with open(os.devnull, "w") as log:

@@ -294,7 +294,7 @@ def test_a_machine_of_an_image_that_had_run_is_cleaned_of_both(made: Made, box: 
 def test_what_counts_as_built_is_what_is_built() -> None:
     """The texts of the provisioner `base`, and the files that go to /persistent."""
     from kimbox import paths
-    from kimbox.image.build import provisioners
+    from kimbox.image.inputs import provisioners
 
     build = (paths.provisioners_dir() / "base/build").read_text()
     hosts = (renew.HOSTS % renew.NO_NAME).decode().replace("\n", "\\n")

@@ -16,7 +16,8 @@ import tinyimage
 
 from kimbox import files, run
 from kimbox.errors import ImageError
-from kimbox.image.build import namespace, rootfs
+from kimbox.image import namespace
+from kimbox.image.build import rootfs
 from kimbox.image.store import images as store
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"

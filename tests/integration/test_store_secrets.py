@@ -10,7 +10,8 @@ import pytest
 import tinyimage
 
 from kimbox.errors import ImageError
-from kimbox.image.build import namespace, rootfs
+from kimbox.image import namespace
+from kimbox.image.build import rootfs
 from kimbox.image.store import images as store
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")

@@ -18,7 +18,8 @@ from typing import Any
 import tinyimage
 
 from kimbox.errors import KimboxError
-from kimbox.image.build import disk, namespace, rootfs
+from kimbox.image import namespace
+from kimbox.image.build import disk, rootfs
 from kimbox.image.store import images
 
 #: Waiting for the others.

@@ -11,9 +11,10 @@ from makebox import MIB, make_box
 
 from kimbox import run
 from kimbox.errors import MissingToolError
-from kimbox.image.build import namespace, recipe
-from kimbox.image.build.provisioners import GuestFile
-from kimbox.image.build.recipe import Recipe
+from kimbox.image import namespace
+from kimbox.image.inputs import recipe
+from kimbox.image.inputs.provisioners import GuestFile
+from kimbox.image.inputs.recipe import Recipe
 from kimbox.lock.apt.packages import LockedPackages, request_digest
 from kimbox.spec.layout import plan
 from kimbox.spec.model import Box, Disk, PackageImage, Volume

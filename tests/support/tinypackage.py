@@ -13,7 +13,8 @@ from clirun import Kimbox, result
 from makemachine import make_machine
 
 from kimbox import run
-from kimbox.image.build import namespace, rootfs
+from kimbox.image import namespace
+from kimbox.image.build import rootfs
 from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import Entry

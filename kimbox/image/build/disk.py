@@ -14,11 +14,12 @@ from typing import Any
 import attrs
 
 from kimbox import run
-from kimbox.image.build import namespace, provisioners
-from kimbox.image.build.recipe import EPOCH_S, Recipe
+from kimbox.image import namespace
 from kimbox.image.build.rootfs import environment
 from kimbox.image.disk import debugfs, sectors
 from kimbox.image.disk.lvm import writer
+from kimbox.image.inputs import provisioners
+from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.render.guestfiles import BOOT_LABEL
 from kimbox.spec.layout import Extent
 

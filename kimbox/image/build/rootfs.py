@@ -12,9 +12,10 @@ from typing import IO
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image.build import namespace, provisioners
-from kimbox.image.build.provisioners import GuestFile
-from kimbox.image.build.recipe import EPOCH_S, Recipe
+from kimbox.image import namespace
+from kimbox.image.inputs import provisioners
+from kimbox.image.inputs.provisioners import GuestFile
+from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.lock.apt import cache
 from kimbox.lock.apt.archive import ARCHITECTURE
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from kimbox import run
 from kimbox.errors import StateError
 from kimbox.files import CHUNK_BYTES, remove_tree, sha256_file, sync_file, sync_folder
-from kimbox.image.build.recipe import EPOCH_S
 from kimbox.image.formats import sums, xz
+from kimbox.image.inputs.recipe import EPOCH_S
 from kimbox.log import log
 from kimbox.render.vagrantfile import ruby_literal
 

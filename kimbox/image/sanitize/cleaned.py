@@ -20,14 +20,14 @@ import attrs
 from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.files import CHUNK_BYTES, HOLE_BYTES, data_ranges
-from kimbox.image.build import identity
-from kimbox.image.build.recipe import EPOCH_S
 from kimbox.image.disk import debugfs, inuse, ranges
 from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories, inodes, removal
 from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.disk.ext4.inodes import FileSystem
 from kimbox.image.disk.lvm import reader
+from kimbox.image.inputs import identity
+from kimbox.image.inputs.recipe import EPOCH_S
 
 #: What debugfs and e2fsck may take, in seconds.
 TIMEOUT_S = 600.0

@@ -22,9 +22,10 @@ import attrs
 from kimbox import __version__, paths
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_full, locked, read_json, sync_folder, write_json
+from kimbox.image import namespace
 from kimbox.image.build import disk as disks
-from kimbox.image.build import namespace, rootfs
-from kimbox.image.build.recipe import Recipe, recipe
+from kimbox.image.build import rootfs
+from kimbox.image.inputs.recipe import Recipe, recipe
 from kimbox.image.sanitize import secrets
 from kimbox.image.store import names
 from kimbox.lock.apt import cache

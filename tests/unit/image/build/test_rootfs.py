@@ -14,8 +14,9 @@ import tinyimage
 
 from kimbox import paths, run
 from kimbox.errors import ImageError
-from kimbox.image.build import namespace, rootfs
-from kimbox.image.build.recipe import Recipe
+from kimbox.image import namespace
+from kimbox.image.build import rootfs
+from kimbox.image.inputs.recipe import Recipe
 from kimbox.lock.apt import cache
 from kimbox.lock.apt.packages import LockedPackage
 

@@ -14,7 +14,7 @@ from makebox import make_box
 from tinyimage import LOCKED
 
 from kimbox import paths, run
-from kimbox.image.build import provisioners, recipe
+from kimbox.image.inputs import provisioners, recipe
 from kimbox.image.store import images
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.spec.model import BootMode, Box, PackageImage, RemoteImage, Volume

@@ -12,7 +12,7 @@ from itertools import takewhile
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.image.build import provisioners
+from kimbox.image.inputs import provisioners
 
 FOLDER = "usr/lib/kimbox/identity.d/"
 

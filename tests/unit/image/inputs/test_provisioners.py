@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 
 from kimbox import files, paths
 from kimbox.errors import ImageError
-from kimbox.image.build import provisioners
-from kimbox.image.build.provisioners import GuestFile
+from kimbox.image.inputs import provisioners
+from kimbox.image.inputs.provisioners import GuestFile
 
 SHIPPED = sorted(p.name for p in paths.provisioners_dir().iterdir() if p.is_dir())
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from kimbox.errors import ImageError
-from kimbox.image.build import identity, provisioners
+from kimbox.image.inputs import identity, provisioners
 
 UNIT = "usr/lib/systemd/system/kimbox-identity.service"
 

@@ -7,8 +7,8 @@ import json
 
 import attrs
 
-from kimbox.image.build import provisioners
-from kimbox.image.build.provisioners import GuestFile
+from kimbox.image.inputs import provisioners
+from kimbox.image.inputs.provisioners import GuestFile
 from kimbox.lock.apt.packages import LockedPackages, request_digest
 from kimbox.render import guestfiles
 from kimbox.spec.layout import Layout, plan
