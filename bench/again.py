@@ -27,7 +27,7 @@ from kimbox import paths
 from kimbox.actions import life
 from kimbox.drivers.qemu import qmp
 from kimbox.guest.ssh import Guest
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.lock.apt import sources as apt
 from kimbox.machine.folder import Machine
 from kimbox.run import run
@@ -150,7 +150,7 @@ def measure(n: int, work: Path) -> tuple[dict[str, list[float]], int]:
         with served(mirror) as port, tempfile.TemporaryDirectory(dir=work) as folder:
             box = write_box(Path(folder), port)
             machine = Machine(NAME)
-            images.ensure(box, locked(box))
+            obtain.ensure(box, locked(box))
             started = time.monotonic()
             life.up(life.Up(box, provision=False))
             boot_s = time.monotonic() - started

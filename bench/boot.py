@@ -22,7 +22,7 @@ from bench.common import banner, launch, locked, medians, options, said, shipped
 from kimbox import paths
 from kimbox.actions import life
 from kimbox.drivers.qemu import process
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.machine.folder import Machine
 from kimbox.run import run
 from kimbox.spec.model import Box
@@ -55,8 +55,8 @@ def booted_once(plain: Path, box: Box, folder: Path) -> Path:
 def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
     """All times, in seconds, taken in turns."""
     packages = locked(box)
-    image = images.ensure(box, packages)
-    plain = stock.build(images.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
+    image = obtain.ensure(box, packages)
+    plain = stock.build(obtain.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
     plain = booted_once(plain, box, work / "stock")
     life.up(life.Up(box, name))
     real = Machine(box.name)

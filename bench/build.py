@@ -16,8 +16,7 @@ from pathlib import Path
 from bench import stock
 from bench.common import locked, medians, options, shipped, show
 from kimbox import paths
-from kimbox.image import namespace
-from kimbox.image.store import images
+from kimbox.image import namespace, obtain
 from kimbox.lock.apt import cache
 from kimbox.lock.apt import sources as apt
 from kimbox.lock.apt.packages import LockedPackages
@@ -42,7 +41,7 @@ def main() -> None:
     if not isinstance(box.image, PackageImage):
         raise SystemExit(f"{asked.box} is not built from packages")
     packages = locked(box)
-    plan = images.recipe_of(box, packages)
+    plan = obtain.recipe_of(box, packages)
     cache.ensure(box.image, plan.locked)
     times: dict[str, list[float]] = {"mmdebstrap alone": [], "kimbox build": []}
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
@@ -52,7 +51,7 @@ def main() -> None:
         sources.write_text("\n".join(lines) + "\n")
         apt_cache(plan.locked, work / "debs")
         fill = f'mkdir -p "$1/var/cache/apt/archives" && cp {work}/debs/*.deb "$1/var/cache/apt/archives/"'
-        image = images.ensure(box, packages)
+        image = obtain.ensure(box, packages)
         for _ in range(asked.n):
             started = time.monotonic()
             stock.install(box.image.suite, plan.packages, work / "root", sources, [f"--setup-hook={fill}"])
@@ -60,7 +59,7 @@ def main() -> None:
             namespace.remove(work / "root")
             namespace.remove(image.disk.parent)
             started = time.monotonic()
-            image = images.ensure(box, packages)
+            image = obtain.ensure(box, packages)
             times["kimbox build"].append(time.monotonic() - started)
     median = medians(times, 1)
     ratio = round(median["kimbox build"] / median["mmdebstrap alone"], 2)

@@ -27,8 +27,8 @@ from kimbox import paths
 from kimbox.actions import vagrant_export
 from kimbox.drivers import accelerator
 from kimbox.drivers.vagrant import libvirt
+from kimbox.image import obtain
 from kimbox.image.formats import boxwriter
-from kimbox.image.store import images
 from kimbox.project.pins import lock_for
 from kimbox.render.vagrantfile import box_name
 from kimbox.run import run, which
@@ -91,7 +91,7 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
         (folder / "kimbox.yaml").write_text(SPEC)
         box = load_box(folder / "kimbox.yaml")
         lock, _ = lock_for(box, shipped=False)
-        image = images.ensure(box, lock.packages)
+        image = obtain.ensure(box, lock.packages)
         vagrant_export.render([vagrant_export.Wanted(box)], folder / "vagrant")
         boxwriter.libvirt(image.disk, image.format, folder / f"vagrant/{NAME}.box")
         driver = "kvm" if accelerator.find().name == "kvm" else "qemu"

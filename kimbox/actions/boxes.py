@@ -12,18 +12,15 @@ from kimbox import paths
 from kimbox.actions import prune
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import sha256_file
-from kimbox.image.sources import boxcatalog, remote
-from kimbox.image.store import names as boxes
+from kimbox.image import obtain
+from kimbox.image.sources import boxcatalog
+from kimbox.image.store import names
 from kimbox.image.store.names import AddedBox
 from kimbox.log import log
-from kimbox.machine import ports
 from kimbox.machine.folder import machines
 from kimbox.spec.model import RemoteImage
 from kimbox.spec.urls import is_url
 from kimbox.transfer import http
-
-#: An image is fetched again so often, if it is removed before the name is written.
-TRIES = 3
 
 
 def add(
@@ -47,20 +44,14 @@ def add(
         log.info(f"version {chosen.version} is at {http.plain(chosen.location)}")
         location, version, digest = chosen.location, chosen.version, digest or chosen.digest
         is_by_http |= digest is None and location.startswith("http:")
-    before = boxes.find(name) if not force else None
+    before = names.find(name) if not force else None
     image = RemoteImage(location if is_url(location) else os.path.abspath(location), digest or _digest(location))  # noqa: PTH100
     if before and before.digest != image.digest:
         raise StateError(f"there is a box {name} already, and it is another one", hint="--force replaces it")
-    for _ in range(TRIES):
-        found = remote.ensure(image, keys)
+    with obtain.leased_file(image, keys) as stored:
         plain = http.plain(image.location)
-        added = AddedBox(name, found.key, found.facts.get("provider"), plain, bool(keys), version)
-        with ports.allotting():
-            if found.disk.exists():
-                boxes.write(added)
-                break
-    else:
-        raise ImageError("the box is removed as often as it is added", hint="is another `kimbox prune` running?")
+        added = AddedBox(name, stored.key, stored.facts.get("provider"), plain, bool(keys), version)
+        names.write(added)
     if not keys and not is_vouched and is_by_http:
         log.warn(f"nothing vouches for what came over http: compare its digest, {added.digest}")
     return added
@@ -94,12 +85,15 @@ class Removed:
     freed_bytes: int
 
 
-def remove(names: list[str]) -> list[Removed]:
-    """Removes boxes, and their disks where no machine and no other box needs them. Raises StateError for no box."""
+def remove(boxes: list[str]) -> list[Removed]:
+    """Removes the boxes of these names, and their disks if no machine and no other box needs them.
+
+    Raises StateError for a name that no box has.
+    """
     gone = []
-    for name in names:
+    for name in boxes:
         image = _image_of(name)
-        boxes.drop(name)
+        names.drop(name)
         freed = prune.remove([item for item in prune.unused() if item.path.name == image])
         gone.append(Removed(name, sum(item.size_bytes for item in freed)))
     return gone
@@ -108,7 +102,7 @@ def remove(names: list[str]) -> list[Removed]:
 def _image_of(name: str) -> str | None:
     """What a box means; None for one that is damaged, which may be removed, too."""
     try:
-        found = boxes.find(name)
+        found = names.find(name)
     except KimboxError:
         return None
     return found.image if found else None
@@ -117,4 +111,4 @@ def _image_of(name: str) -> str | None:
 def unused() -> list[AddedBox]:
     """The boxes that no machine was made from."""
     used = {machine.record().image for machine in machines()}
-    return [box for box in boxes.every() if box.image not in used]
+    return [box for box in names.every() if box.image not in used]

@@ -12,13 +12,14 @@ from kimbox.actions.stop import HALT_TIMEOUT_S, destroy, halt, suspend
 from kimbox.actions.watch import BOOT_TIMEOUT_S, Watch, failure, fallen_back, longest_step, provisioning_limit
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, Launch, host_ports
-from kimbox.errors import GuestError, ImageError, KimboxError, StateError, UsageError
+from kimbox.errors import GuestError, KimboxError, StateError, UsageError
 from kimbox.files import remove_tree, write_json
 from kimbox.guest import shared
 from kimbox.guest.delivery import Part, deliver
 from kimbox.guest.events import Event
 from kimbox.guest.ssh import Guest
-from kimbox.image.store import images
+from kimbox.image import obtain
+from kimbox.image.store.images import Image
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock
 from kimbox.log import log
@@ -40,9 +41,6 @@ __all__ = [
 
 #: First three bytes of MAC addresses that QEMU uses for virtual machines.
 MAC_PREFIX = "52:54:00"
-
-#: An image is made again so often, if it is removed before the machine is there.
-IMAGE_TRIES = 3
 
 
 @attrs.frozen
@@ -158,7 +156,7 @@ def _check_driver(machine: Machine, name: str | None) -> None:
 
 def _image_of(machine: Machine, box: Box, lock: Lock) -> str:
     """Key of the image that a machine was made from, or will be."""
-    return machine.record().image if machine.exists else images.key_of(box, lock.packages)
+    return machine.record().image if machine.exists else obtain.key_of(box, lock.packages)
 
 
 def _check_root(machine: Machine) -> None:
@@ -191,50 +189,43 @@ def _warn_of_changes(machine: Machine, box: Box, lock: Lock, before: State) -> N
 
 
 def _create(machine: Machine, wanted: Up, lock: Lock) -> None:
-    """Makes the folder of a machine: complete, or not there.
-
-    `prune` holds the same lock: while it is held here, an image that is there stays until the record names it.
-    """
+    """Makes the folder of a machine: complete, or not there. `prune` keeps the image until the record refers to it."""
     remove_tree(machine.unfinished)
     driver = registry.named(wanted.driver or registry.DEFAULT, machine)
-    for _ in range(IMAGE_TRIES):
-        image = images.ensure(wanted.box, lock.packages, offline=wanted.offline)
+    with obtain.leased(wanted.box, lock.packages, offline=wanted.offline) as image:
         driver.prepare(wanted.box, image)
         try:
-            with log.step("making the machine"), ports.allotting():
-                if image.disk.exists():
-                    machine.unfinished.mkdir(mode=0o700)
-                    _fill(machine, wanted, image, driver)
-                    return
+            with log.step("making the machine"):
+                machine.unfinished.mkdir(mode=0o700)
+                _fill(machine, wanted, image, driver)
         except BaseException:
             remove_tree(machine.unfinished)
             raise
-        log.detail("the image was removed meanwhile, and is made again")
-    raise ImageError("the image is removed as often as it is made", hint="is another `kimbox prune` running?")
 
 
-def _fill(machine: Machine, wanted: Up, image: images.Image, driver: Driver) -> None:
-    """Key, disk, ports and record of a new machine; the record makes it one, so it comes last. Inside `allotting()`."""
+def _fill(machine: Machine, wanted: Up, image: Image, driver: Driver) -> None:
+    """Key, disk, ports and record of a new machine; the record makes it one, so it comes last."""
     box, temporary = wanted.box, machine.unfinished
     keys.make_pair(temporary / machine.key.name, machine.name)
     driver.create(temporary, box, image)
-    identity = uuid.uuid4()
-    chosen = ports.choose(machine, host_ports(box), {})
-    record = Record(
-        name=machine.name,
-        source=str(box.source),
-        shipped=wanted.shipped,
-        spec_digest=box.digest,
-        image=image.key,
-        uuid=str(identity),
-        mac=":".join([MAC_PREFIX, *(f"{byte:02x}" for byte in identity.bytes[:3])]),
-        ssh_port=chosen.pop(22),
-        forwards=chosen,
-    )
-    write_json(temporary / machine.record_file.name, record.as_json())
     if machine.folder.exists():  # without machine.json it is no machine: an interrupted destroy left it
         remove_tree(machine.folder)
-    temporary.rename(machine.folder)
+    identity = uuid.uuid4()
+    with ports.allotting():  # until the record has the ports, where other processes see them
+        chosen = ports.choose(machine, host_ports(box), {})
+        record = Record(
+            name=machine.name,
+            source=str(box.source),
+            shipped=wanted.shipped,
+            spec_digest=box.digest,
+            image=image.key,
+            uuid=str(identity),
+            mac=":".join([MAC_PREFIX, *(f"{byte:02x}" for byte in identity.bytes[:3])]),
+            ssh_port=chosen.pop(22),
+            forwards=chosen,
+        )
+        write_json(temporary / machine.record_file.name, record.as_json())
+        temporary.rename(machine.folder)
 
 
 def _start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:

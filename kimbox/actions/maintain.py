@@ -26,11 +26,11 @@ from kimbox.image.disk.changes import Changes
 from kimbox.image.disk.compare import sha256_disk
 from kimbox.image.formats.boxwriter import Sign
 from kimbox.image.sanitize.secrets import Finding
-from kimbox.image.store import images, names
+from kimbox.image.store import images, lease, names
 from kimbox.image.store.names import AddedBox
 from kimbox.lock.provenance import Whole
 from kimbox.log import log
-from kimbox.machine import bootmode, ports
+from kimbox.machine import bootmode
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
@@ -130,13 +130,14 @@ def commit(
 
 def pack(wanted: Wanted, whole: Whole, done: Committed, sign: Sign | None) -> Packaged:
     """Makes packages of the image that a commit made of the base of `whole`, with the record of what was changed."""
-    image = images.find(done.box.image)
-    if image is None:
-        raise ImageError(f"the image of {done.box.name} is gone", hint="is another `kimbox prune` running?")
-    about = {"former": done.former, "changes": done.changes.as_json()}
-    source = packaging.Source("base", image, image.disk, image.format, kept=done.kept, about=about)
-    base = attrs.evolve(whole, image=image.key, image_sha256=image.key, stale={})  # no step runs on the base
-    return packaging.write(wanted, base, source, sign)
+    with lease.shared(done.box.image):
+        image = images.find(done.box.image)
+        if image is None:
+            raise ImageError(f"the image of {done.box.name} was removed", hint="is another `kimbox prune` running?")
+        about = {"former": done.former, "changes": done.changes.as_json()}
+        source = packaging.Source("base", image, image.disk, image.format, kept=done.kept, about=about)
+        base = attrs.evolve(whole, image=image.key, image_sha256=image.key, stale={})  # no step runs on the base
+        return packaging.write(wanted, base, source, sign)
 
 
 def _reconfigure(box: Box, machine: Machine) -> None:
@@ -198,7 +199,7 @@ def _publish(
         return facts | {"kept_keys": [finding.as_json() for finding in kept]}
 
     added = AddedBox(name, key, None, f"maintained from {former.key[:12]}")
-    with ports.allotting():  # `prune` waits until the name is written
-        images.make(key, fill)
+    with lease.shared(key):  # `prune` keeps the image until the name refers to it
+        images.publish(key, fill)
         names.write(added)
     return added

@@ -9,6 +9,7 @@ import attrs
 
 from kimbox.actions import diff, observe
 from kimbox.errors import StateError
+from kimbox.image import obtain
 from kimbox.image.disk.compare import sha256_disk
 from kimbox.image.store import images
 from kimbox.lock.git.refs import COMMIT
@@ -34,7 +35,7 @@ def whole_of(box: Box, *, shipped: bool, hashed: bool = True) -> tuple[Whole, st
             side = diff.Side(f"the box {machine.name}", _as_told(told, ran.lock_of(machine)))
     stale = (told["stale"] or {}) if side and told else {}
     side = side or diff.of_spec(box, shipped=shipped)
-    key = machine.record().image if machine.exists else images.key_of(box, side.lock.packages)
+    key = machine.record().image if machine.exists else obtain.key_of(box, side.lock.packages)
     built = box.image if isinstance(box.image, PackageImage) else None
     whole = Whole(
         box.name,

@@ -1,4 +1,4 @@
-"""Removing what nothing uses any more: images of the store that no machine was made from, and leftovers."""
+"""Removing what nothing needs any more: images of the store that no machine was made from, and leftovers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ import attrs
 from kimbox import paths
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import locked, remove_tree
-from kimbox.image import namespace
-from kimbox.image.store import names
-from kimbox.image.store.images import FACTS, TEMPORARY
+from kimbox.image.store import images, names
 from kimbox.lock.git.mirror import sweep_mirrors
-from kimbox.machine import ports
 from kimbox.machine.folder import machines
-
-#: Prefix of images that were taken out of the store.
-GONE = f"{TEMPORARY}gone-"
 
 
 @attrs.frozen
 class Unused:
-    """Something on disk that may go, and the space it takes."""
+    """Something on disk that may be removed, and the space it takes."""
 
     path: Path
     size_bytes: int
@@ -34,23 +28,26 @@ def unused(*, packages: bool = False) -> list[Unused]:
 
     With `packages` also the cache of packages and the lists of the archives, which are fetched again when needed.
 
-    Raises StateError if a machine's record cannot be read: its image cannot be told then.
+    Raises StateError if a machine's record cannot be read: nothing says which image it needs then.
     """
-    images = paths.images_dir()
-    used = set()
+    used = used_images()
+    found = [images.folder(key) for key in images.stored() if key not in used]
+    found += paths.images_dir().glob("*.failed.log")
+    if packages:
+        found += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
+    return [Unused(path, _size_bytes(path)) for path in sorted(found)]
+
+
+def used_images() -> set[str]:
+    """The keys of the images that machines were made from, and that added boxes mean. Raises StateError as `unused`."""
+    used = {box.image for box in names.every()}
     for machine in machines():
         try:
             used.add(machine.record().image)
         except KimboxError as error:
             hint = f"`kimbox destroy {machine.name}` removes it"
             raise StateError(f"nothing is removed while a box is damaged: {error}", hint=hint) from None
-    used |= {box.image for box in names.every()}
-    found = [folder for folder in images.glob("*") if (folder / FACTS).is_file() and folder.name not in used]
-    found = [folder for folder in found if not folder.name.startswith(TEMPORARY)]
-    found += images.glob("*.failed.log")
-    if packages:
-        found += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
-    return [Unused(path, _size_bytes(path)) for path in sorted(found)]
+    return used
 
 
 def _size_bytes(path: Path) -> int:
@@ -59,36 +56,29 @@ def _size_bytes(path: Path) -> int:
 
 
 def remove(items: list[Unused]) -> list[Unused]:
-    """Removes what `unused` found, and returns what of it went.
+    """Removes what `unused` found, and returns what of it was removed.
 
-    An image stays that is being made again, or that a machine has been made from meanwhile: machines are made under
-    the lock that is held here. Files of locks stay, empty as they are: whoever waits for one holds it open.
+    An image stays if a process is using or making it, or if a machine or an added box needs it by now. Lock files stay,
+    empty as they are: processes that wait for a lock have its file open.
     """
-    with ports.allotting():
-        still = {item.path for item in unused(packages=True)}
-        gone = [item for item in items if item.path in still and _take(item.path)]
-    with contextlib.suppress(FileNotFoundError):
-        for left in paths.images_dir().glob(f"{GONE}*"):
-            namespace.remove(left)
+    gone = [item for item in items if _remove(item.path)]
+    images.sweep()
     sweep_mirrors()
     return gone
 
 
-def _take(path: Path) -> bool:
-    """Takes something out of the store in one step; True if it is gone."""
+def _remove(path: Path) -> bool:
+    """Removes one thing. True if it was removed as a whole."""
     if path.is_file():
         path.unlink(missing_ok=True)
         return True
-    if path.parent != paths.images_dir():
-        return _empty(path)
-    with contextlib.suppress(StateError, FileNotFoundError), locked(path.with_name(f"{path.name}.lock"), wait_s=0):
-        path.rename(path.with_name(f"{GONE}{path.name}"))
-        return True
-    return False
+    if path.parent == paths.images_dir():
+        return images.remove(path.name, is_unused=lambda: path.name not in used_images())
+    return path.is_dir() and _empty(path)
 
 
 def _empty(folder: Path) -> bool:
-    """Removes a cache: a .deb before its control fields; lists only where nobody asks them. True if all went."""
+    """Empties a cache: each .deb before its control fields; lists only if no process uses them. True if all is gone."""
     if folder == paths.packages_dir():
         for suffix in (".deb", ".control"):
             for file in folder.glob(f"*/*{suffix}"):

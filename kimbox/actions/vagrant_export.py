@@ -19,7 +19,7 @@ from kimbox import paths
 from kimbox.errors import SpecError, UsageError
 from kimbox.files import read_bounded, write_atomic
 from kimbox.guest.delivery import parcels_of, write_tar
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.lock.git.mirror import Mirror, write_bundle
 from kimbox.lock.lockfile import Lock
 from kimbox.log import log
@@ -90,7 +90,7 @@ def _machine(one: Wanted, new: Path, *, frozen: bool) -> VagrantMachine:
     """A machine of the Vagrantfile; its archive is written to `new`."""
     box = one.box
     lock, mirrors = lock_for(box, shipped=one.shipped, frozen=frozen, offline=frozen)
-    image = images.key_of(box, lock.packages)
+    image = obtain.key_of(box, lock.packages)
     archive = f"{box.name}.tar"
     with log.step(f"packing the repositories of {box.name}"):
         digest = _write_archive(box, lock, mirrors, image, new / archive)

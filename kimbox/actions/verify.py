@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import attrs
 
-from kimbox import paths
 from kimbox.errors import ImageError
-from kimbox.files import locked, size_words
-from kimbox.image import namespace
+from kimbox.files import size_words
+from kimbox.image import namespace, obtain
+from kimbox.image.build import builder
 from kimbox.image.disk import compare
 from kimbox.image.disk.compare import Difference
-from kimbox.image.store import images
+from kimbox.image.inputs.recipe import Recipe
+from kimbox.image.store import images, lease
 from kimbox.lock.apt import cache
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.log import log
 from kimbox.spec.model import Box, PackageImage
 
-#: Prefix of the name under which the second build is at work.
+#: Prefix of the name of the workspace in which the image is built a second time.
 AGAIN = "verify-"
 
 
@@ -44,32 +46,29 @@ def verify(box: Box, packages: LockedPackages | None, *, offline: bool = False) 
             f"the image of {box.name} comes from elsewhere: there is nothing to build",
             hint="its digest is in the spec, and is checked before the image is used",
         )
-    key = images.key_of(box, packages)
-    stored = images.find(key)
-    if stored is None:
-        raise ImageError(f"the image {key[:12]} is not in the store", hint="`kimbox build` makes it")
-    plan = images.recipe_of(box, packages)
-    namespace.check()
-    cache.ensure(image, plan.locked, offline=offline)
-    work = paths.images_dir() / f"{images.TEMPORARY}{AGAIN}{key}"
-    busy = "another kimbox is verifying this image"
-    with locked(paths.images_dir() / f"{AGAIN}{key}.lock", wait_s=images.BUILD_WAIT_S, busy=busy):
-        namespace.remove(work)
-        work.mkdir(mode=0o700)
-        try:
+    plan = obtain.recipe_of(box, packages)
+    with lease.shared(plan.key):
+        stored = images.find(plan.key)
+        if stored is None:
+            raise ImageError(f"the image {plan.key[:12]} is not in the store", hint="`kimbox build` makes it")
+        namespace.check()
+        cache.ensure(image, plan.locked, offline=offline)
+        with images.workspace(AGAIN + plan.key, busy="another kimbox is verifying this image") as work:
             (work / images.DONE).mkdir()
             started = time.monotonic()
-            images.build_logged(plan, image, work)
+            builder.build(plan, work)
             build_s = time.monotonic() - started
-            built = work / images.DONE / images.DISKS["raw"]
             with log.step("comparing"):
+                return _compared(plan, stored.disk, work / images.DONE / images.DISKS["raw"], build_s)
 
-                def tell(done: int) -> None:
-                    log.now(f"{size_words(done)} of {size_words(plan.layout.size_bytes)}")
 
-                found = compare.compare(stored.disk, built, plan.layout, on_bytes=tell)
-                digest = compare.sha256_disk(stored.disk, on_bytes=tell)
-                other = compare.sha256_disk(built, on_bytes=tell) if found else digest
-        finally:
-            namespace.remove(work)
-    return Verified(key, digest, other, tuple(found), round(build_s, 1))
+def _compared(plan: Recipe, stored: Path, built: Path, build_s: float) -> Verified:
+    """Compares two disks of one recipe."""
+
+    def report(done_bytes: int) -> None:
+        log.now(f"{size_words(done_bytes)} of {size_words(plan.layout.size_bytes)}")
+
+    found = compare.compare(stored, built, plan.layout, on_bytes=report)
+    stored_sha256 = compare.sha256_disk(stored, on_bytes=report)
+    built_sha256 = compare.sha256_disk(built, on_bytes=report) if found else stored_sha256
+    return Verified(plan.key, stored_sha256, built_sha256, tuple(found), round(build_s, 1))

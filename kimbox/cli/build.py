@@ -14,12 +14,13 @@ def build(box: target.Name = None, file: target.File = None) -> None:
       kimbox build
       kimbox build openkim-dev --verbose
     """
+    from kimbox.image import obtain
     from kimbox.image.store import images
     from kimbox.project import pins
 
     spec, shipped = target.spec(box, file)
     lock, _ = pins.lock_for(spec, shipped=shipped is not None)
-    there = images.find(images.key_of(spec, lock.packages)) is not None
-    image = images.ensure(spec, lock.packages)
+    there = images.find(obtain.key_of(spec, lock.packages)) is not None
+    image = obtain.ensure(spec, lock.packages)
     result = {"name": spec.name, "key": image.key, "disk": str(image.disk), "built": not there}
     report("build", result, f"{image.disk}" + (" (as it was)" if there else ""))

@@ -9,8 +9,8 @@ import attrs
 
 from kimbox import paths
 from kimbox.errors import KimboxError, SpecError, StateError
+from kimbox.image import obtain
 from kimbox.image.inputs import recipe
-from kimbox.image.store import images
 from kimbox.lock.apt.choose import choose
 from kimbox.lock.apt.packages import ALL_PACKAGES, LockedPackages
 from kimbox.lock.check import LockText, Verdict, check, check_remote
@@ -43,7 +43,7 @@ def lock_for(box: Box, *, shipped: bool, frozen: bool = False, offline: bool = F
         hint = f"`kimbox lock` brings it up to date; see what moved with `git diff {path.name}`"
         raise SpecError.at(path, "it does not fit the spec any more: " + "; ".join(wrong), hint=hint)
     packages = _packages(box, previous, offline=offline)
-    key = images.key_of(box, packages)
+    key = obtain.key_of(box, packages)
     made = make_lock(box, previous=previous, image=key, packages=packages, offline=offline)
     lock = previous if frozen and previous else made
     mirrors = {repository.name: Mirror.of(repository, offline=offline) for repository in box.repositories}
@@ -70,7 +70,7 @@ def check_lock_file(path: Path, box: Box) -> Verdict:
     if wrong := check_packages(box, text.lock):
         found = check(box, text, image=None)
         return Verdict([*found.wrong, *(text.problem(words, "packages", "request") for words in wrong)], found.notes)
-    return check(box, text, image=images.key_of(box, text.lock.packages))
+    return check(box, text, image=obtain.key_of(box, text.lock.packages))
 
 
 def check_packages(box: Box, lock: Lock) -> list[str]:
@@ -89,7 +89,7 @@ def image_key(box: Box, *, shipped: bool) -> str:
     path = lock_path(box, shipped=shipped)
     if not path.exists():
         raise StateError(f"{box.name} has no lock yet, and no image", hint="`kimbox up` or `kimbox build` makes both")
-    return images.key_of(box, read_lock(path).packages)
+    return obtain.key_of(box, read_lock(path).packages)
 
 
 def _packages(
@@ -154,7 +154,7 @@ def relock(box: Box, *, shipped: bool, update: list[str] | None, dry_run: bool =
     repositories, packages = _split(box, previous, update)
     with log.step(f"pinning {len(box.repositories)} repositories"):
         chosen = _packages(box, previous, packages)
-        key = images.key_of(box, chosen)
+        key = obtain.key_of(box, chosen)
         lock = make_lock(box, previous=previous, update=repositories, image=key, packages=chosen, warn=warnings.append)
     old = previous.repositories if previous else {}
     moved = {

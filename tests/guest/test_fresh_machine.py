@@ -9,8 +9,8 @@ import pytest
 from freshroot import FreshRoot, privileged
 
 from kimbox import run
+from kimbox.image import obtain
 from kimbox.image.disk.compare import sha256_disk
-from kimbox.image.store import images
 from kimbox.lock.lockfile import read_lock
 from kimbox.paths import boxes_dir
 from kimbox.spec.load import load_box
@@ -96,5 +96,5 @@ def test_one_command_on_a_bare_machine(machine: FreshRoot, tmp_path: Path, home:
     assert [] == [line for line in again if line.startswith(("Installing", "This machine lacks"))]
     assert "ID=debian" in part(lines, "exec")
     (tmp_path / "minimal.lock").write_text("\n".join(part(lines, "lock")) + "\n")
-    image = images.ensure(load_box(boxes_dir() / "minimal.yaml"), read_lock(tmp_path / "minimal.lock").packages)
+    image = obtain.ensure(load_box(boxes_dir() / "minimal.yaml"), read_lock(tmp_path / "minimal.lock").packages)
     assert [sha256_disk(image.disk)] == [line.split()[0] for line in part(lines, "digest")]

@@ -16,13 +16,14 @@ import ownhome
 import pytest
 from imagesite import serving
 from makevagrant import archive, member, metadata
-from takenimage import digest_of, leftovers, refused
+from takenimage import digest_of, fetched, leftovers, refused
 
 from kimbox import run
-from kimbox.actions import names as shelf
+from kimbox.actions import boxes as shelf
 from kimbox.actions import prune
 from kimbox.cli import app
 from kimbox.errors import ImageError, StateError
+from kimbox.image import obtain
 from kimbox.image.formats import boxwriter, sums
 from kimbox.image.sources import remote
 from kimbox.image.store import images, names
@@ -253,13 +254,13 @@ def test_a_spec_may_name_a_box(tmp_path: Path, qcow2: bytes) -> None:
     (tmp_path / "kimbox.yaml").write_text("kimbox: 1\nname: a\nimage: {box: owner/x}\n")
     box = load_box(tmp_path / "kimbox.yaml")
     with pytest.raises(ImageError, match="no added box owner/x"):
-        images.key_of(box, None)
+        obtain.key_of(box, None)
     content = archive(metadata(), ("box.img", qcow2))
     added = add("owner/x", put(tmp_path, content))
-    assert digest_of(content) == f"sha256:{images.key_of(box, None)}"
-    assert images.ensure(box, None).key == added.image
+    assert digest_of(content) == f"sha256:{obtain.key_of(box, None)}"
+    assert obtain.ensure(box, None).key == added.image
     prune.remove(prune.unused())
-    assert images.ensure(box, None).disk.exists()
+    assert obtain.ensure(box, None).disk.exists()
 
 
 @pytest.fixture
@@ -334,4 +335,4 @@ def test_nothing_but_a_digest_is_kept_of_a_plain_disk(raw: Path) -> None:
     """A disk without a box around it may be added as well."""
     added = add("disk", str(raw))
     assert added.provider is None
-    assert remote.ensure(RemoteImage(str(raw), added.digest)).format == "raw"
+    assert fetched(RemoteImage(str(raw), added.digest)).format == "raw"

@@ -16,7 +16,7 @@ from clirun import Kimbox
 
 from kimbox import paths
 from kimbox.errors import ImageError, KimboxError, SpecError
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.lock.apt.packages import LockedPackage
 from kimbox.lock.git.command import GitError
 from kimbox.lock.lockfile import read_lock
@@ -265,12 +265,12 @@ def test_offline_makes_no_image_from_the_network(tmp_path: Path) -> None:
     box, digest = makebox.make_box(tmp_path), "sha256:" + "a" * 64
     far = attrs.evolve(box, image=RemoteImage("https://images.invalid/x.box", digest))
     with pytest.raises(ImageError, match=r"the image [0-9a-f]{12} is not in the store, and --offline"):
-        images.ensure(far, None, offline=True)
+        obtain.ensure(far, None, offline=True)
     with pytest.raises(ImageError, match="No such file"):
-        images.ensure(attrs.evolve(box, image=RemoteImage(f"{tmp_path}/disk.qcow2", digest)), None, offline=True)
+        obtain.ensure(attrs.evolve(box, image=RemoteImage(f"{tmp_path}/disk.qcow2", digest)), None, offline=True)
     versions = {"one": LockedPackage("1.0", "all", "a" * 64)}
     with pytest.raises(ImageError, match=r"cannot be had: one 1\.0; looked in the cache"):
-        images.ensure(box, attrs.evolve(tinyimage.LOCKED, versions=versions), offline=True)
+        obtain.ensure(box, attrs.evolve(tinyimage.LOCKED, versions=versions), offline=True)
 
 
 def test_other_packages_are_told_where_the_lock_has_them(work: Path, kimbox: Kimbox, world: Path) -> None:

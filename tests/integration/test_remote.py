@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from imagesite import Site, serving
-from takenimage import CONTENT, MIB, digest_of, leftovers, refused
+from takenimage import CONTENT, MIB, digest_of, fetched, leftovers, refused
 
 from kimbox import files, paths
 from kimbox.image.sources import remote
@@ -45,8 +45,8 @@ def site() -> Iterator[Site]:
 def test_a_url_is_fetched_once(site: Site, home: Path) -> None:
     """The store has the image under its digest, with holes and read-only; a second call asks nobody."""
     image = RemoteImage(site.url + "?token=secret", digest_of(CONTENT))
-    got = remote.ensure(image)
-    assert got == remote.ensure(image) == images.find(digest_of(CONTENT)[7:])
+    got = fetched(image)
+    assert got == fetched(image) == images.find(digest_of(CONTENT)[7:])
     assert [None] == site.ranges
     assert ["/box.img?token=secret"] == site.paths
     assert CONTENT == got.disk.read_bytes()
@@ -59,7 +59,7 @@ def test_a_url_is_fetched_once(site: Site, home: Path) -> None:
 def test_a_broken_connection_is_taken_up(site: Site, home: Path) -> None:
     """Each further request asks for what is missing, if it is still the same file."""
     site.break_after = [1 << 20, 1 << 19]
-    assert CONTENT == remote.ensure(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
     assert 3 == len(site.requests)
     starts = [int(r[6:-1]) for r in site.ranges if r]
     assert 0 < starts[0] < starts[1]
@@ -77,7 +77,7 @@ def test_the_next_call_goes_on(site: Site, home: Path) -> None:
     assert "run the same command again" in message
     assert 2 == len(leftovers(home))
     site.after_break = None
-    remote.ensure(RemoteImage(site.url, digest_of(CONTENT)))
+    fetched(RemoteImage(site.url, digest_of(CONTENT)))
     assert (site.ranges[-1] or "").startswith("bytes=")
     assert [] == leftovers(home)
 
@@ -86,7 +86,7 @@ def test_a_server_without_ranges_starts_anew(site: Site) -> None:
     """An answer with the whole file is taken from its beginning."""
     site.takes_ranges = False
     site.break_after = [MIB]
-    assert CONTENT == remote.ensure(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
     assert 2 == len(site.requests)
 
 
@@ -100,14 +100,14 @@ def test_a_file_that_changes_between_tries(site: Site, home: Path, etag: str | N
         site.content, site.etag = CONTENT, '"2"' if etag == '"1"' else etag
 
     site.after_break = change
-    assert CONTENT == remote.ensure(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
     assert [] == leftovers(home)
 
 
 def test_a_server_that_goes_on_elsewhere(site: Site) -> None:
     """An answer with another part of the file than was asked for is not taken for it."""
     site.range_lie, site.break_after = 1, [MIB]
-    assert CONTENT == remote.ensure(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
     assert [False, True, False] == [r is not None for r in site.ranges]
 
 
@@ -117,7 +117,7 @@ def test_the_proxy_of_the_environment_is_used(site: Site, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{site.port}")
     url = "http://images.invalid/box.img"
-    assert CONTENT == remote.ensure(RemoteImage(url, digest_of(CONTENT))).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage(url, digest_of(CONTENT))).disk.read_bytes()
     assert [url] == site.paths
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_part_is_fetched_anew(site: Site, home: Path) -> None:
         part = home / "downloads" / f"{key}.part"
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(b"\1" * size)
-        assert CONTENT == remote.ensure(RemoteImage(site.url, f"sha256:{key}")).disk.read_bytes()
+        assert CONTENT == fetched(RemoteImage(site.url, f"sha256:{key}")).disk.read_bytes()
         shutil.rmtree(home / "images")
     assert [] == leftovers(home)
 
@@ -147,7 +147,7 @@ def test_a_whole_part_needs_no_server(home: Path) -> None:
     key = digest_of(CONTENT)[7:]
     (home / "downloads").mkdir(parents=True)
     (home / "downloads" / f"{key}.part").write_bytes(CONTENT)
-    assert CONTENT == remote.ensure(RemoteImage("http://127.0.0.1:1/x", f"sha256:{key}")).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage("http://127.0.0.1:1/x", f"sha256:{key}")).disk.read_bytes()
 
 
 @pytest.mark.parametrize("lie", [1000, -1000])
@@ -155,7 +155,7 @@ def test_a_server_that_lies_about_the_length(site: Site, home: Path, lie: int) -
     """The digest is what counts: too long a promise does no harm, too short a one is refused."""
     site.lie = lie
     if lie > 0:
-        assert CONTENT == remote.ensure(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
+        assert CONTENT == fetched(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
     else:
         assert digest_of(CONTENT[:lie]) in refused(site.url)
     assert [] == leftovers(home)
@@ -164,7 +164,7 @@ def test_a_server_that_lies_about_the_length(site: Site, home: Path, lie: int) -
 def test_a_length_that_is_not_told(site: Site) -> None:
     """The end of the connection is the end of the file."""
     site.tells_length = False
-    assert CONTENT == remote.ensure(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
 
 
 @pytest.mark.parametrize("drip_s", [0.0, 0.05])
@@ -189,7 +189,7 @@ def test_other_answers(site: Site, home: Path, status: int, tries: int) -> None:
 def test_a_server_that_mends_itself(site: Site) -> None:
     """A passing failure costs a pause."""
     site.statuses = [500, 503]
-    assert CONTENT == remote.ensure(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
 
 
 @pytest.mark.parametrize("location", ["/box.img", "file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://127.0.0.1/x"])
@@ -205,7 +205,7 @@ def test_a_redirect_is_followed(site: Site) -> None:
     """One that leads somewhere does its work."""
     with serving(b"") as first:
         first.location = site.url
-        assert CONTENT == remote.ensure(RemoteImage(first.url, digest_of(CONTENT))).disk.read_bytes()
+        assert CONTENT == fetched(RemoteImage(first.url, digest_of(CONTENT))).disk.read_bytes()
 
 
 def test_nobody_there() -> None:
@@ -230,10 +230,10 @@ def test_too_large_and_no_room(site: Site, home: Path, monkeypatch: pytest.Monke
 KILLED = """
 import os, signal, sys
 from kimbox.transfer import http
-from kimbox.image.sources import remote
+from kimbox.image import obtain
 from kimbox.spec.model import RemoteImage
 
-add = download._Transfer.add
+add = http._Transfer.add
 
 def add_and_die(self, piece):
     add(self, piece)
@@ -241,8 +241,9 @@ def add_and_die(self, piece):
     if self.position > 1 << 19:
         os.kill(os.getpid(), signal.SIGKILL)
 
-download._Transfer.add = add_and_die
-remote.ensure(RemoteImage(sys.argv[1], sys.argv[2]))
+http._Transfer.add = add_and_die
+with obtain.leased_file(RemoteImage(sys.argv[1], sys.argv[2])):
+    pass
 """
 
 
@@ -258,7 +259,7 @@ def test_a_kill_in_the_middle(site: Site, home: Path) -> None:
     part = home / "downloads" / f"{digest_of(CONTENT)[7:]}.part"
     come = part.stat().st_size
     assert come > 0
-    assert CONTENT == remote.ensure(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
+    assert CONTENT == fetched(RemoteImage(site.url, digest_of(CONTENT))).disk.read_bytes()
     assert f"bytes={come}-" == site.ranges[-1]
     assert [] == leftovers(home)
 
@@ -273,7 +274,7 @@ def test_old_downloads_are_swept(site: Site, home: Path) -> None:
     own = folder / f"{digest_of(CONTENT)[7:]}.part"
     own.write_bytes(CONTENT[:MIB])
     os.utime(own, (1, 1))
-    remote.ensure(RemoteImage(site.url, digest_of(CONTENT)))
+    fetched(RemoteImage(site.url, digest_of(CONTENT)))
     assert [f"bytes={MIB}-"] == site.ranges
     assert ["b" * 64 + ".part"] == [p.name for p in folder.iterdir()]
 
@@ -285,7 +286,7 @@ def test_a_file_is_copied_with_its_holes(tmp_path: Path, home: Path) -> None:
         file.write(CONTENT[:70000])
         file.truncate(64 * MIB)
     digest = files.sha256_file(source)
-    got = remote.ensure(RemoteImage(str(source), digest))
+    got = fetched(RemoteImage(str(source), digest))
     source.write_bytes(b"changed")
     assert digest == files.sha256_file(got.disk)
     assert got.disk.stat().st_blocks * 512 < MIB

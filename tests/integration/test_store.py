@@ -16,7 +16,7 @@ import tinyimage
 
 from kimbox import files, run
 from kimbox.errors import ImageError
-from kimbox.image import namespace
+from kimbox.image import namespace, obtain
 from kimbox.image.build import rootfs
 from kimbox.image.store import images as store
 
@@ -54,16 +54,16 @@ def another(tmp_path: Path, point: str = "none", kimboxes: int = 0) -> run.Compl
 
 def contents(images: Path) -> list[str]:
     """What is in the store, but locks."""
-    return sorted(p.name for p in images.iterdir() if not p.name.endswith(".lock"))
+    return sorted(p.name for p in images.iterdir() if p.suffix not in (".lock", ".lease"))
 
 
 def test_the_second_call_builds_nothing(tmp_path: Path, images: Path, builds: Path) -> None:
     """The image is there with its facts and its log, read-only, and nothing else is."""
     box = tinyimage.tiny_box(tmp_path)
-    made = store.ensure(box, tinyimage.LOCKED)
-    assert made == store.ensure(box, tinyimage.LOCKED) == store.find(made.key)
+    made = obtain.ensure(box, tinyimage.LOCKED)
+    assert made == obtain.ensure(box, tinyimage.LOCKED) == store.find(made.key)
     assert "built\n" == builds.read_text()
-    assert [store.key_of(box, tinyimage.LOCKED)] == contents(images)
+    assert [obtain.key_of(box, tinyimage.LOCKED)] == contents(images)
     assert {"disk.raw", "image.json", "build.log"} == {p.name for p in made.disk.parent.iterdir()}
     assert 0o444 == made.disk.stat().st_mode & 0o777
     assert ("raw", tinyimage.DISK.size_bytes) == (made.format, made.facts["virtual_bytes"])
@@ -79,7 +79,7 @@ def test_two_at_once_build_once(tmp_path: Path, images: Path) -> None:
     for thread in threads:
         thread.join()
     assert [0, 0] == [d.code for d in done], done
-    assert {store.key_of(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED) + "\n"} == {d.stdout for d in done}
+    assert {obtain.key_of(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED) + "\n"} == {d.stdout for d in done}
     assert "built\n" == (tmp_path / "builds").read_text()
     assert 1 == len(contents(images))
 
@@ -110,13 +110,13 @@ def test_a_failing_build_keeps_its_log(tmp_path: Path, images: Path, monkeypatch
     error = run.CommandError(["mmdebstrap"], "failed with exit status 25", "E: Unable to locate package nonsense")
     monkeypatch.setattr(rootfs, "build", failing(error))
     with pytest.raises(ImageError, match=r"mmdebstrap failed with exit status 25:\nE: Unable to locate") as caught:
-        store.ensure(box, tinyimage.LOCKED)
+        obtain.ensure(box, tinyimage.LOCKED)
     [name] = contents(images)
     assert f"the whole log: {images / name}" == caught.value.hint
     assert "E: Unable to locate package nonsense\n" == (images / name).read_text()
-    assert not files.is_locked(images / f"{store.key_of(box, tinyimage.LOCKED)}.lock")
+    assert not files.is_locked(images / f"{obtain.key_of(box, tinyimage.LOCKED)}.lock")
     monkeypatch.setattr(rootfs, "build", tinyimage.fill)
-    assert [store.ensure(box, tinyimage.LOCKED).key] == contents(images)
+    assert [obtain.ensure(box, tinyimage.LOCKED).key] == contents(images)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_full_disk_is_said(tmp_path: Path, images: Path, monkeypatch: pytest.M
     """Whoever met it, the hint is how to get room."""
     monkeypatch.setattr(rootfs, "build", failing(error))
     with pytest.raises(ImageError, match=r"(?i)no space") as caught:
-        store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+        obtain.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     assert "KIMBOX_HOME" in (caught.value.hint or "")
     assert [] == [n for n in contents(images) if not n.endswith(".failed.log")]
 
@@ -154,7 +154,7 @@ def test_leftovers_of_others_are_swept(tmp_path: Path, images: Path, builds: Pat
     for key in ("a" * 64, "b" * 64):
         (images / f".tmp-{key}/done").mkdir(parents=True)
     with files.locked(images / f"{'b' * 64}.lock"):
-        made = store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+        made = obtain.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
         assert [f".tmp-{'b' * 64}", made.key] == contents(images)
 
 
@@ -162,7 +162,7 @@ def test_leftovers_of_others_are_swept(tmp_path: Path, images: Path, builds: Pat
 def test_a_damaged_image_is_said(tmp_path: Path, builds: Path, damage: str) -> None:
     """It is neither used nor built anew under the boxes that are made from it: the hint says what to do."""
     box = tinyimage.tiny_box(tmp_path)
-    folder = store.ensure(box, tinyimage.LOCKED).disk.parent
+    folder = obtain.ensure(box, tinyimage.LOCKED).disk.parent
     facts = folder / store.FACTS
     match damage:
         case "no facts":
@@ -176,7 +176,7 @@ def test_a_damaged_image_is_said(tmp_path: Path, builds: Path, damage: str) -> N
         case "no disk":
             (folder / "disk.raw").unlink()
     with pytest.raises(ImageError, match="damaged") as caught:
-        store.ensure(box, tinyimage.LOCKED)
+        obtain.ensure(box, tinyimage.LOCKED)
     assert str(folder) in (caught.value.hint or "")
     assert "built\n" == builds.read_text()
 
@@ -190,7 +190,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, images: Path, monkeypatch: pytest
 
     monkeypatch.setattr(rootfs, "build", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+        obtain.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     assert [] == contents(images)
 
 
@@ -203,6 +203,6 @@ def test_nobody_else_looks_into_a_build(images: Path) -> None:
         (work / store.DONE / "disk.raw").touch()
         return {"format": "raw"}
 
-    made = store.make("a" * 64, fill)
+    made = store.publish("a" * 64, fill)
     assert [0o700] == modes
     assert made.disk.parent.stat().st_mode & 0o005 == 0o005

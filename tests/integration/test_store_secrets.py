@@ -10,7 +10,7 @@ import pytest
 import tinyimage
 
 from kimbox.errors import ImageError
-from kimbox.image import namespace
+from kimbox.image import namespace, obtain
 from kimbox.image.build import rootfs
 from kimbox.image.store import images as store
 
@@ -45,9 +45,9 @@ def test_a_key_that_the_build_has_made_is_refused(
     with pytest.raises(
         ImageError, match=r"could not be built: the image holds.*\n  /etc/made.key: private key"
     ) as caught:
-        store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+        obtain.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     assert "`provision`" in (caught.value.hint or "")
-    key = store.key_of(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+    key = obtain.key_of(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     assert (None, True) == (store.find(key), (images / f"{key}.failed.log").exists())
 
 
@@ -59,7 +59,7 @@ def test_a_key_that_a_package_ships_is_listed(tmp_path: Path, monkeypatch: pytes
         'mkdir -p root/var/lib/dpkg/info; printf %s "$1" >root/etc/shipped.key; '
         f"echo '{digest}  etc/shipped.key' >root/var/lib/dpkg/info/some:amd64.md5sums",
     )
-    made = store.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+    made = obtain.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     kept = {"path": "/etc/shipped.key", "kind": "private key (PEM)", "package": "some"}
     assert [kept] == made.facts["kept_keys"]
     log = (made.disk.parent / "build.log").read_text()

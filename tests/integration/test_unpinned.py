@@ -20,7 +20,7 @@ from kimbox.actions import life
 from kimbox.actions.life import Up
 from kimbox.cli import app
 from kimbox.errors import GuestError, KimboxError, SpecError, UsageError
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.lock.git.command import GitError
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import read_lock
@@ -39,7 +39,7 @@ world = feignedworld.world  # a fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
     """A box with a lock beside its spec, of the repositories `setup` and `code`."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(images, "key_of", lambda *_: "e" * 64)
+    monkeypatch.setattr(obtain, "key_of", lambda *_: "e" * 64)
     monkeypatch.setattr(pins, "choose", tinyimage.choose)
     box = box_with(tmp_path)
     pins.lock_for(box, shipped=False)

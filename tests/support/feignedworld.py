@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from kimbox.actions import life, watch
 from kimbox.actions.life import Up
 from kimbox.errors import KimboxError
 from kimbox.guest.ssh import Answer
-from kimbox.image.store import images
+from kimbox.image import obtain
+from kimbox.image.store import lease
 from kimbox.image.store.images import Image
 from kimbox.lock.lockfile import Lock
 from kimbox.log import log
@@ -93,12 +95,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     image.disk.touch()
 
-    def ensure(*_: object, **__: object) -> Image:
-        world.did.append("image")
-        return image
+    @contextlib.contextmanager
+    def leased(*_: object, **__: object) -> Iterator[Image]:
+        with lease.shared(image.key):
+            world.did.append("image")
+            yield image
 
-    monkeypatch.setattr(images, "ensure", ensure)
-    monkeypatch.setattr(images, "key_of", lambda *_: image.key)
+    monkeypatch.setattr(obtain, "leased", leased)
+    monkeypatch.setattr(obtain, "key_of", lambda *_: image.key)
     monkeypatch.setattr(life, "lock_for", lambda *_, **__: (world.lock, {}))
     monkeypatch.setattr(grubenv, "choose", world.choose)
     monkeypatch.setattr(life, "deliver", world.deliver)

@@ -18,7 +18,7 @@ from typing import Any
 import tinyimage
 
 from kimbox.errors import KimboxError
-from kimbox.image import namespace
+from kimbox.image import namespace, obtain
 from kimbox.image.build import disk, rootfs
 from kimbox.image.store import images
 
@@ -59,7 +59,7 @@ POINTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "after the disk": (disk, "assemble", dying_after),
     "before the facts": (images, "write_json", dying_before),
     "after the facts": (images, "write_json", dying_after),
-    "in the store": (images, "_failed_log", dying_before),
+    "in the store": (images, "failed_log", dying_before),
 }
 
 
@@ -85,7 +85,7 @@ def main(point: str, builds: Path, kimboxes: int) -> None:
         setattr(module, name, change(getattr(module, name)))
     (builds.parent / f"asking-{os.getpid()}").touch()
     try:
-        print(images.ensure(tinyimage.tiny_box(builds.parent), tinyimage.LOCKED).key)
+        print(obtain.ensure(tinyimage.tiny_box(builds.parent), tinyimage.LOCKED).key)
     except KimboxError as error:
         sys.exit(f"{type(error).__name__}: {error.message} ({error.hint})")
 

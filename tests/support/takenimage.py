@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kimbox.errors import KimboxError
-from kimbox.image.sources import remote
+from kimbox.image import obtain
+from kimbox.image.store.images import Image
 from kimbox.spec.model import RemoteImage
 
 MIB = 1 << 20
@@ -35,13 +36,19 @@ def digest_of(content: bytes) -> str:
 
 def leftovers(home: Path) -> list[str]:
     """All in the home that is neither an image nor a lock."""
-    images = {str(p.relative_to(home)) for p in (home / "images").glob("*") if not p.name.endswith(".lock")}
+    images = {str(p.relative_to(home)) for p in (home / "images").glob("*") if p.suffix not in (".lock", ".lease")}
     downloads = {str(p.relative_to(home)) for p in (home / "downloads").glob("*")}
     return sorted(n for n in images | downloads if len(Path(n).name) != 64)
+
+
+def fetched(image: RemoteImage) -> Image:
+    """The image in a file or at a URL, taken into the store."""
+    with obtain.leased_file(image) as found:
+        return found
 
 
 def refused(location: str | Path, content: bytes = CONTENT) -> str:
     """Takes an image and returns why it was refused."""
     with pytest.raises(KimboxError) as caught:
-        remote.ensure(RemoteImage(str(location), digest_of(content)))
+        fetched(RemoteImage(str(location), digest_of(content)))
     return f"{caught.value.message} ({caught.value.hint})"

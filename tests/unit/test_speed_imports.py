@@ -27,7 +27,7 @@ print(*sorted(set({names!r}) & set(sys.modules)), file=sys.stderr)
 SSH = ["fabric", "paramiko", "invoke", "kimbox.guest.ssh"]
 GIT = ["git", "kimbox.lock.git.mirror", "kimbox.lock.git.command"]
 SPEC = ["ruamel.yaml", "jsonschema", "kimbox.spec.load"]
-IMAGE = ["kimbox.image.store.images", "kimbox.render.manifest", "jinja2"]
+IMAGE = ["kimbox.image.store.images", "kimbox.image.obtain", "kimbox.render.manifest", "jinja2"]
 REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "filelock", "cyclonedx", "packageurl"]
 
 

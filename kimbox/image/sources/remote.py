@@ -61,17 +61,15 @@ _MARKS = (
 )
 
 
-def ensure(image: RemoteImage, keys: tuple[str, ...] = ()) -> Image:
-    """The image: from the store, or brought there now. Raises ImageError if it is missing or not what it should be.
+def key_of(image: RemoteImage) -> str:
+    """The key of the image in the store: the hex digest of the file that is fetched."""
+    return image.digest.removeprefix("sha256:")
 
-    With `keys`, it must be a box that one of them has signed.
-    """
-    key = image.digest.removeprefix("sha256:")
-    found = images.find(key) or images.make(key, lambda work: _bring(image, key, work, keys))
-    if keys:
-        checksums, signature = (kept_file(found, name) for name in (sums.NAME, sums.SIGNATURE_NAME))
-        boxreader.verify(checksums, signature, keys)
-    return found
+
+def check_signature(image: Image, keys: tuple[str, ...]) -> None:
+    """Raises ImageError unless the image is that of a box which one of these ssh keys has signed."""
+    checksums, signature = (kept_file(image, name) for name in (sums.NAME, sums.SIGNATURE_NAME))
+    boxreader.verify(checksums, signature, keys)
 
 
 def kept_file(image: Image, name: str) -> bytes | None:
@@ -80,7 +78,13 @@ def kept_file(image: Image, name: str) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _bring(image: RemoteImage, key: str, work: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Fills a workspace, as `images.publish` expects it, with the disk of a file. Returns the image's facts.
+
+    With `keys`, the file has to be a box that one of these ssh keys has signed. Raises ImageError if the file cannot be
+    fetched, has another digest, or holds no disk.
+    """
+    key = key_of(image)
     with log.step(f"fetching the image {http.plain(image.location)}"):
         if is_url(image.location):
             taken = _fetch(image.location, key)

@@ -1,19 +1,19 @@
-"""The image store: one folder an image, named by its key, whole or not there.
+"""The image store: one folder for each image, named by its key. An image is there completely or not at all.
 
 images/<key>/disk.raw      the disk (or disk.qcow2), sparse, never written again
 images/<key>/image.json    what it is
 images/<key>/build.log     how it was made, if it was made here
-images/<key>.lock          held by the one kimbox that makes it
+images/<key>.lease         locked by the processes that use the image, or by the one that removes it: see `lease`
+images/<key>.lock          locked by the process that makes the image
 images/<key>.failed.log    the log of the last build, if that failed
-images/.tmp-<key>/         an image in the making, this user's alone; the next that wants an image removes what was left
+images/.tmp-<key>/         an image that is being made, readable by this user alone; see `sweep`
+images/.tmp-gone-<key>/    an image that is being removed
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +23,25 @@ from kimbox import __version__, paths
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_full, locked, read_json, sync_folder, write_json
 from kimbox.image import namespace
-from kimbox.image.build import disk as disks
-from kimbox.image.build import rootfs
-from kimbox.image.inputs.recipe import Recipe, recipe
-from kimbox.image.sanitize import secrets
-from kimbox.image.store import names
-from kimbox.lock.apt import cache
-from kimbox.lock.apt.packages import LockedPackages
-from kimbox.log import log
-from kimbox.run import CommandError
-from kimbox.spec.model import Box, BoxImage, PackageImage, RemoteImage
-from kimbox.spec.urls import is_url
+from kimbox.image.store import lease
 
 FACTS = "image.json"
-BUILD_LOG = "build.log"
 
-#: Names of the disk, by its format as QEMU calls it.
+#: File name of the disk for each format, as QEMU names formats.
 DISKS = {"raw": "disk.raw", "qcow2": "disk.qcow2"}
 
-#: Prefix of folders that a build is at work in, and in them the folder that becomes the image.
+#: Prefix of the folders that work is done in, and the subfolder that becomes the image.
 TEMPORARY = ".tmp-"
 DONE = "done"
 
-#: Waiting for another kimbox that makes the same image.
+#: Prefix of images that were taken out of the store, and whose files are being removed.
+GONE = f"{TEMPORARY}gone-"
+
+#: Maximum wait for another process that makes the same image.
 BUILD_WAIT_S = 3600.0
 
-#: What helps where a package has made a key that kimbox does not know of, at installation.
-IN_EACH_BOX = "install the package that makes it in a step of `provision`, which runs in each box, not in the image"
-
-_ROOM = "make room, or let $KIMBOX_HOME name a folder on a larger disk; then run the same command again"
+#: Hint of errors about a full file system.
+ROOM_HINT = "make room, or let $KIMBOX_HOME name a folder on a larger disk; then run the same command again"
 
 
 @attrs.frozen
@@ -70,171 +60,127 @@ class Image:
         return int(self.facts.get("virtual_bytes", 0))
 
 
-def find(key: str) -> Image | None:
-    """The image of that key, if the store has it. Raises ImageError if what it has is damaged."""
-    folder = paths.images_dir() / key
-    if not folder.exists():
-        return None
-    try:
-        facts = read_json(folder / FACTS)
-        kind = facts.get("format")
-        if kind not in DISKS or facts.get("key") != key:
-            raise KimboxError(f"{FACTS} does not describe this image")
-        (folder / DISKS[kind]).stat()
-    except (OSError, KimboxError) as error:
-        raise ImageError(
-            f"the image {key[:12]} in the store is damaged: {error}",
-            hint=f"destroy the boxes made from it, then remove the folder {folder}",
-        ) from None
-    return Image(key, folder / DISKS[kind], kind, facts)
+def folder(key: str) -> Path:
+    """The folder of an image, whether it exists or not."""
+    return paths.images_dir() / key
 
 
-def key_of(box: Box, locked: LockedPackages | None) -> str:
-    """The key of a box's image, made or not. `locked`: of its lock; None for an image that is not built here."""
-    if isinstance(box.image, RemoteImage):
-        return box.image.digest.removeprefix("sha256:")
-    if isinstance(box.image, BoxImage):
-        return names.require(box.image.name).image
-    return recipe_of(box, locked).key
-
-
-def recipe_of(box: Box, locked: LockedPackages | None) -> Recipe:
-    """The recipe of a box whose image is built here, from its lock. Raises ImageError if that names no packages."""
-    if locked is None or not isinstance(box.image, PackageImage):
-        raise ImageError(f"the lock of {box.name} names no packages", hint="`kimbox lock` chooses them")
-    return recipe(box, box.image, locked)
-
-
-def ensure(box: Box, locked: LockedPackages | None, *, offline: bool = False) -> Image:
-    """The image of a box: taken from the store, or built or fetched now. Raises ImageError, which says why not.
-
-    `locked` as for `key_of`. `offline`: nothing may be fetched.
-    """
-    _sweep()
-    if isinstance(box.image, RemoteImage):
-        from kimbox.image.sources import remote
-
-        if offline and find(key_of(box, None)) is None:
-            _check_offline(box.image)
-        return remote.ensure(box.image)
-    if isinstance(box.image, BoxImage):
-        return _added(box.image.name)
-    plan, image = recipe_of(box, locked), box.image
-    if found := find(plan.key):
-        return found
-    namespace.check()
-    cache.ensure(image, plan.locked, offline=offline)
-    return make(plan.key, lambda work: build_logged(plan, image, work))
-
-
-def _added(name: str) -> Image:
-    """The image of a box that was added. Raises ImageError if it is not in the store any more."""
-    if found := find(names.require(name).image):
-        return found
-    raise ImageError(f"the disk of the added box {name} is gone", hint="`kimbox box add --force` brings it again")
-
-
-def _check_offline(image: RemoteImage) -> None:
-    """Raises ImageError, naming the image, if the network would be needed for it."""
-    if is_url(image.location) and not image.location.startswith("file:"):
-        raise ImageError(
-            f"the image {image.digest[7:19]} is not in the store, and --offline asks no server",
-            hint="without --offline it is fetched; `kimbox build` does only that",
-        )
-
-
-def make(key: str, fill: Callable[[Path], dict[str, Any]]) -> Image:
-    """The image of that key: made now, unless another kimbox makes it meanwhile.
-
-    `fill` gets an empty folder, puts the finished disk, synced, into its subfolder DONE under a name of DISKS, and
-    returns facts, `format` among them. The image appears in the store whole or not at all, however this ends.
-    """
-    images = paths.images_dir()
-    work = images / f"{TEMPORARY}{key}"
-    try:
-        with locked(images / f"{key}.lock", wait_s=BUILD_WAIT_S, busy="another kimbox is making this image"):
-            if found := find(key):
-                return found
-            namespace.remove(work)
-            work.mkdir(mode=0o700)  # it holds how mirrors are reached: proxies and passwords
-            (work / DONE).mkdir()
-            try:
-                _publish(key, work / DONE, fill(work))
-            finally:
-                namespace.remove(work)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        raise ImageError(f"no space is left for the image in {images}", hint=_ROOM) from None
-    found = find(key)
-    if not found:
-        raise ImageError("the image was made and is not in the store", hint="was it removed meanwhile?")
-    return found
-
-
-def _publish(key: str, done: Path, facts: dict[str, Any]) -> None:
-    """Turns a finished folder into the image `key`, in one rename."""
-    images = paths.images_dir()
-    write_json(done / FACTS, facts | {"kimbox": __version__, "key": key})
-    (done / DISKS[facts["format"]]).chmod(0o444)
-    sync_folder(done)
-    done.rename(images / key)
-    sync_folder(images)
-    _failed_log(key).unlink(missing_ok=True)
-
-
-def _sweep() -> None:
-    """Removes what interrupted builds left: folders whose lock nobody holds."""
-    for left in paths.images_dir().glob(f"{TEMPORARY}*"):
-        key = left.name.removeprefix(TEMPORARY)
-        with contextlib.suppress(StateError), locked(paths.images_dir() / f"{key}.lock"):
-            namespace.remove(left)
-
-
-def _failed_log(key: str) -> Path:
+def failed_log(key: str) -> Path:
+    """The log of the last build of an image, if that build failed."""
     return paths.images_dir() / f"{key}.failed.log"
 
 
-def build_logged(plan: Recipe, image: PackageImage, work: Path) -> dict[str, Any]:
-    """Fills `work` as `make` wants it; where that fails the log is kept, and the error names it."""
-    title = f"building the image ({image.distribution} {image.suite}, {len(plan.locked.versions)} packages)"
+def find(key: str) -> Image | None:
+    """The image with that key, or None if the store does not have it. Raises ImageError if it is damaged."""
+    place = folder(key)
+    if not place.exists():
+        return None
     try:
-        with log.step(title):
-            return _build(plan, work)
-    except (CommandError, ImageError, OSError) as error:
-        kept = _failed_log(plan.key)
-        with contextlib.suppress(OSError):
-            (work / BUILD_LOG).replace(kept)
-        if isinstance(error, OSError):
-            if not is_full(error):
-                raise
-            raise ImageError(f"no space is left for the image in {work.parent}", hint=_ROOM) from None
-        hint = f"the whole log: {kept}" if isinstance(error, CommandError) else error.hint
-        if "No space left on device" in error.message:
-            hint = _ROOM
-        raise ImageError(f"the image could not be built: {error.message}", hint=hint) from None
+        facts = read_json(place / FACTS)
+        kind = facts.get("format")
+        if kind not in DISKS or facts.get("key") != key:
+            raise KimboxError(f"{FACTS} does not describe this image")
+        (place / DISKS[kind]).stat()
+    except (OSError, KimboxError) as error:
+        raise ImageError(
+            f"the image {key[:12]} in the store is damaged: {error}",
+            hint=f"destroy the boxes made from it, then remove the folder {place}",
+        ) from None
+    return Image(key, place / DISKS[kind], kind, facts)
 
 
-def _build(plan: Recipe, work: Path) -> dict[str, Any]:
-    started = time.monotonic()
-    done = work / DONE
-    with (work / BUILD_LOG).open("w", encoding="utf-8") as build_log:
-        with log.step("installing packages"):
-            rootfs.build(plan, work, on_line=log.now, log=build_log)
-        with log.step("writing the disk"):
-            unpacked = disks.assemble(plan, work, done / DISKS["raw"])
-        with log.step("looking for keys and identities"):
-            found = secrets.scan(done / DISKS["raw"], on_part=log.now)
-        build_log.writelines(f"kept: {line}\n" for line in found.lines())
-        found.check("the image", hint=IN_EACH_BOX)
-    os.link(work / BUILD_LOG, done / BUILD_LOG)
-    return {
-        "format": "raw",
-        "virtual_bytes": plan.layout.size_bytes,
-        "distribution": plan.distribution,
-        "suite": plan.suite,
-        "packages": plan.packages,
-        "unpacked_bytes": unpacked,
-        "kept_keys": [finding.as_json() for finding in found.kept],
-        "build_s": round(time.monotonic() - started, 1),
-    }
+def stored() -> list[str]:
+    """The keys of all images in the store, in order."""
+    places = paths.images_dir().glob("*")
+    return sorted(p.name for p in places if not p.name.startswith(TEMPORARY) and (p / FACTS).is_file())
+
+
+@contextlib.contextmanager
+def workspace(name: str, *, busy: str) -> Iterator[Path]:
+    """An empty folder in the store for work on an image, readable by this user alone; removed at the end of the block.
+
+    One process at a time has the workspace `name`. Another waits for it, up to BUILD_WAIT_S, then raises StateError
+    with the message `busy`. `sweep` removes the folder of a process that was killed.
+    """
+    work = paths.images_dir() / f"{TEMPORARY}{name}"
+    with locked(_lock_file(name), wait_s=BUILD_WAIT_S, busy=busy):
+        namespace.remove(work)
+        work.mkdir(mode=0o700)  # files in it may hold the passwords of proxies and mirrors
+        try:
+            yield work
+        finally:
+            namespace.remove(work)
+
+
+def publish(key: str, fill: Callable[[Path], dict[str, Any]]) -> Image:
+    """Makes an image and puts it into the store, unless another process has done so meanwhile. Returns the image.
+
+    `fill` gets a workspace. It puts the finished disk, synced, into the subfolder DONE under a name of DISKS, and
+    returns the image's facts, `format` among them. The image appears in the store completely or not at all.
+
+    The caller holds a shared lease if it uses the image afterwards. Raises ImageError if the file system is full.
+    """
+    try:
+        with workspace(key, busy="another kimbox is making this image") as work:
+            if found := find(key):
+                return found
+            (work / DONE).mkdir()
+            _move_in(key, work / DONE, fill(work))
+            made = find(key)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise no_space() from None
+    if not made:
+        raise ImageError("the image was made and is not in the store", hint="was it removed by another program?")
+    return made
+
+
+def no_space() -> ImageError:
+    """The error of a store whose file system is full."""
+    return ImageError(f"no space is left for the image in {paths.images_dir()}", hint=ROOM_HINT)
+
+
+def _move_in(key: str, done: Path, facts: dict[str, Any]) -> None:
+    """Makes a finished folder the image `key`, in one rename."""
+    write_json(done / FACTS, facts | {"kimbox": __version__, "key": key})
+    (done / DISKS[facts["format"]]).chmod(0o444)
+    sync_folder(done)
+    done.rename(folder(key))
+    sync_folder(paths.images_dir())
+    failed_log(key).unlink(missing_ok=True)
+
+
+def remove(key: str, *, is_unused: Callable[[], bool]) -> bool:
+    """Removes an image from the store. Returns False, and removes nothing, if it is in use or not there.
+
+    `is_unused` is called while no other process can begin to use the image, and returns whether it may be removed.
+    """
+    gone = paths.images_dir() / f"{GONE}{key}"
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lease.exclusive(key))
+            held.enter_context(locked(_lock_file(key)))
+        except StateError:
+            return False
+        if not folder(key).is_dir() or not is_unused():
+            return False
+        namespace.remove(gone)  # of a removal that was interrupted
+        folder(key).rename(gone)
+    namespace.remove(gone)
+    return True
+
+
+def sweep() -> None:
+    """Removes the folders that killed processes left: workspaces that no process has locked, and removed images."""
+    for left in paths.images_dir().glob(f"{TEMPORARY}*"):
+        if left.name.startswith(GONE):
+            namespace.remove(left)
+            continue
+        with contextlib.suppress(StateError), locked(_lock_file(left.name.removeprefix(TEMPORARY))):
+            namespace.remove(left)
+
+
+def _lock_file(name: str) -> Path:
+    """The file that is locked while the image, or the workspace, `name` is being made."""
+    return paths.images_dir() / f"{name}.lock"

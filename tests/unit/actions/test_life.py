@@ -18,12 +18,13 @@ from feignedworld import FakeGuest, World, up
 from makemachine import event
 
 from kimbox import paths
-from kimbox.actions import life, stop
+from kimbox.actions import life, prune, stop
 from kimbox.actions.life import Up
 from kimbox.actions.observe import state
 from kimbox.drivers.base import Launch
-from kimbox.errors import GuestError, ImageError, KimboxError, StateError
+from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import locked
+from kimbox.image import obtain
 from kimbox.image.store import images
 from kimbox.machine.folder import Ended, Machine, machines
 from kimbox.machine.state import State
@@ -135,7 +136,7 @@ def test_what_an_interruption_left_is_removed(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, KimboxError("no space"), OSError(28, "no space")])
-@pytest.mark.parametrize("where", ["ensure", "create", "start", "deliver"])
+@pytest.mark.parametrize("where", ["leased", "create", "start", "deliver"])
 def test_nothing_stays_locked_or_half_made(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str, error: Any
 ) -> None:
@@ -144,7 +145,7 @@ def test_nothing_stays_locked_or_half_made(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    owner = {"ensure": images, "deliver": life}.get(where, FakeDriver)
+    owner = {"leased": obtain, "deliver": life}.get(where, FakeDriver)
     with monkeypatch.context() as broken:
         broken.setattr(owner, where, fail)
         with pytest.raises((KeyboardInterrupt, KimboxError, OSError)):
@@ -298,26 +299,25 @@ def test_who_waits_for_a_box_that_is_destroyed_holds_its_lock(world: World, monk
             pass
 
 
-def test_an_image_that_was_pruned_meanwhile_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the image and the record of the machine no prune can take it: what is gone under the lock is made."""
-    ensure = images.ensure
+def test_prune_leaves_the_image_of_a_machine_that_is_being_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the image to the record of the machine `prune` cannot remove it; the ports are not locked meanwhile."""
+    stored = images.folder("e" * 64)
+    stored.mkdir(parents=True)
+    (stored / images.FACTS).touch()
+    removed: list[object] = []
 
-    def prune_first(*_: object, **__: object) -> images.Image:
-        image = ensure(world.box, None)
-        image.disk.touch()
-        if 1 == world.did.count("image"):
-            image.disk.unlink()
-        return image
+    def create(driver: FakeDriver, folder: Path, *_: object) -> None:
+        assert [stored] == [item.path for item in prune.unused()]
+        removed.extend(prune.remove(prune.unused()))
+        with locked(paths.machines_dir() / ".ports.lock"):
+            (folder / driver.machine.disk.name).touch()
 
-    monkeypatch.setattr(images, "ensure", prune_first)
+    monkeypatch.setattr(FakeDriver, "create", create)
     up(world)
-    assert ["image", "image", "disk", "start", "deliver"] == world.did
-    nowhere = attrs.evolve(ensure(world.box, None), disk=Path("/nowhere/disk.raw"))
-    monkeypatch.setattr(images, "ensure", lambda *_, **__: nowhere)
+    assert ([], []) == (removed, prune.unused())
     life.destroy(world.machine)
-    with pytest.raises(ImageError, match="removed as often"):
-        up(world)
-    assert not world.machine.unfinished.exists()
+    assert [stored] == [item.path for item in prune.remove(prune.unused())]
+    assert not stored.exists()
 
 
 def test_an_interrupted_destroy_leaves_no_machine(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from feignedworld import World, up
 
 from kimbox.actions import life, stop
 from kimbox.actions.life import Up
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.machine import ran
 
 world = feignedworld.world  # a fixture
@@ -32,13 +32,13 @@ def test_locked_and_offline_reach_lock_and_image(world: World, monkeypatch: pyte
         return world.lock, {}
 
     monkeypatch.setattr(life, "lock_for", lock_for)
-    ensure = images.ensure
+    leased = obtain.leased
 
-    def ensured(*_: object, offline: bool) -> images.Image:
+    def noting(*_: object, offline: bool) -> Any:
         asked.append(f"image, offline: {offline}")
-        return ensure(world.box, None)
+        return leased(world.box, None)
 
-    monkeypatch.setattr(images, "ensure", ensured)
+    monkeypatch.setattr(obtain, "leased", noting)
     life.up(Up(world.box, locked=True))
     stop.destroy(world.machine)
     life.up(Up(world.box, offline=True))

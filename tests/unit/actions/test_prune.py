@@ -13,6 +13,7 @@ from kimbox import paths
 from kimbox.actions import prune
 from kimbox.errors import StateError
 from kimbox.files import locked
+from kimbox.image.store import images, lease
 
 home = ownhome.home  # a fixture
 
@@ -43,7 +44,7 @@ def test_only_images_that_no_machine_was_made_from_go() -> None:
 
 
 def test_an_image_that_became_used_while_prune_asked_stays() -> None:
-    """Which images are used is found out again, under the lock under which machines are made."""
+    """Which images are used is read again, under the lease that keeps machines from being made of them."""
     image, spare = make_image("e" * 64), make_image("a" * 64)
     found = prune.unused()
     make_machine()
@@ -52,21 +53,40 @@ def test_an_image_that_became_used_while_prune_asked_stays() -> None:
 
 
 def test_machines_are_not_made_while_prune_removes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither is the other way round: the lock is held from the look to the removal."""
+    """The exclusive lease is held while prune reads which images are used, up to the removal. Ports are not locked."""
     make_image("a" * 64)
-    look = prune.unused
-    found = look()
+    found = prune.unused()
+    read = prune.used_images
     held: list[bool] = []
+    monkeypatch.setattr(lease, "WAIT_S", 0)
 
-    def note(*, packages: bool = False) -> list[prune.Unused]:
-        with pytest.raises(StateError), locked(paths.machines_dir() / ".ports.lock"):
+    def note() -> set[str]:
+        with pytest.raises(StateError), lease.shared("a" * 64):
             pass
-        held.append(True)
-        return look()
+        with locked(paths.machines_dir() / ".ports.lock"):
+            held.append(True)
+        return read()
 
-    monkeypatch.setattr(prune, "unused", note)
+    monkeypatch.setattr(prune, "used_images", note)
     assert found == prune.remove(found)
     assert [True] == held
+
+
+def test_an_image_that_a_process_uses_stays() -> None:
+    """Its machine or name may refer to it only later."""
+    spare = make_image("a" * 64)
+    with lease.shared(spare.name):
+        assert [] == prune.remove(prune.unused())
+    assert [spare] == [item.path for item in prune.remove(prune.unused())]
+
+
+def test_a_removal_that_was_interrupted_is_finished() -> None:
+    """An image that was taken out of the store is removed by the next prune, and is no obstacle to it."""
+    spare = make_image("a" * 64)
+    left = make_image(f"{images.GONE}{spare.name}")
+    other = make_image(f"{images.GONE}{'b' * 64}")
+    assert [spare] == [item.path for item in prune.remove(prune.unused())]
+    assert (False, False, False) == (spare.exists(), left.exists(), other.exists())
 
 
 def test_the_lock_of_an_image_stays_and_is_not_shown() -> None:

@@ -23,7 +23,7 @@ from kimbox.cli import target
 from kimbox.cli.app import run
 from kimbox.cli.logs import safe
 from kimbox.guest.endpoint import Endpoint, ssh_command
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.run import Completed
@@ -185,7 +185,7 @@ def test_logs(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
 
 def test_logs_of_a_build_that_failed_before_there_was_a_box(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is there to be looked at although the machine is not."""
-    monkeypatch.setattr(images, "key_of", lambda *_: "f" * 64)
+    monkeypatch.setattr(obtain, "key_of", lambda *_: "f" * 64)
     paths.images_dir().mkdir(parents=True)
     (paths.images_dir() / f"{'f' * 64}.failed.log").write_text("E: no such package\n")
     code, _, err = kimbox("logs", "--build", "minimal")

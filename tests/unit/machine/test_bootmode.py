@@ -16,7 +16,7 @@ from kimbox.actions.life import Up
 from kimbox.actions.observe import state
 from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, StateError
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Record
 from kimbox.machine.grubenv import NoEnvironment
@@ -49,7 +49,7 @@ def test_every_start_sets_the_mode(world: World) -> None:
 def test_a_change_of_the_mode_is_no_other_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key of the image does not hold it."""
     monkeypatch.undo()
-    keys = {images.key_of(attrs.evolve(world.box, boot=mode), LOCKED) for mode in BootMode}
+    keys = {obtain.key_of(attrs.evolve(world.box, boot=mode), LOCKED) for mode in BootMode}
     assert 1 == len(keys)
 
 

@@ -11,7 +11,7 @@ import tinyimage
 
 from kimbox import paths
 from kimbox.errors import KimboxError, SpecError
-from kimbox.image.store import images
+from kimbox.image import obtain
 from kimbox.lock.lockfile import read_lock
 from kimbox.project import pins
 from kimbox.spec.model import Box, Repository
@@ -20,7 +20,7 @@ from kimbox.spec.model import Box, Repository
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(images, "key_of", lambda *_: "e" * 64)
+    monkeypatch.setattr(obtain, "key_of", lambda *_: "e" * 64)
     monkeypatch.setattr(pins, "choose", tinyimage.choose)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ownhome
 import pytest
-from takenimage import CONTENT, MIB, digest_of, leftovers, refused
+from takenimage import CONTENT, MIB, digest_of, fetched, leftovers, refused
 
 from kimbox import files
 from kimbox.errors import ImageError
@@ -46,7 +46,7 @@ def test_a_gpt_disk_is_a_disk(tmp_path: Path) -> None:
     """A GUID partition table counts, with or without its protective MBR."""
     content = bytes(512) + b"EFI PART" + bytes(4096)
     (tmp_path / "file").write_bytes(content)
-    assert "raw" == remote.ensure(RemoteImage(str(tmp_path / "file"), digest_of(content))).format
+    assert "raw" == fetched(RemoteImage(str(tmp_path / "file"), digest_of(content))).format
 
 
 def qcow2(folder: Path, *options: str) -> Path:
@@ -59,7 +59,7 @@ def qcow2(folder: Path, *options: str) -> Path:
 def test_a_qcow2(tmp_path: Path) -> None:
     """It is taken as it is, with the size that the guest will see."""
     path = qcow2(tmp_path)
-    got = remote.ensure(RemoteImage(str(path), files.sha256_file(path)))
+    got = fetched(RemoteImage(str(path), files.sha256_file(path)))
     assert ("qcow2", "disk.qcow2", 64 * MIB) == (got.format, got.disk.name, got.facts["virtual_bytes"])
     assert "qcow2" == json.loads((got.disk.parent / images.FACTS).read_text())["format"]
 

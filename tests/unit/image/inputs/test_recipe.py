@@ -14,8 +14,8 @@ from makebox import make_box
 from tinyimage import LOCKED
 
 from kimbox import paths, run
+from kimbox.image import obtain
 from kimbox.image.inputs import provisioners, recipe
-from kimbox.image.store import images
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.spec.model import BootMode, Box, PackageImage, RemoteImage, Volume
 
@@ -159,7 +159,7 @@ def test_another_process_in_another_locale_gives_the_same(env: dict[str, str], t
 def test_a_remote_image_is_its_digest() -> None:
     """Nothing else goes into its key."""
     digest = "0123456789abcdef" * 4
-    assert digest == images.key_of(attrs.evolve(box_of(), image=RemoteImage("/x", f"sha256:{digest}")), None)
+    assert digest == obtain.key_of(attrs.evolve(box_of(), image=RemoteImage("/x", f"sha256:{digest}")), None)
 
 
 def test_the_recipe_holds_all_it_needs() -> None:

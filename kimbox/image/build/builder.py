@@ -1,0 +1,72 @@
+"""Builds an image from a recipe into a workspace of the store, and writes its log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from kimbox.errors import ImageError
+from kimbox.files import is_full
+from kimbox.image.build import disk, rootfs
+from kimbox.image.inputs.recipe import Recipe
+from kimbox.image.sanitize import secrets
+from kimbox.image.store import images
+from kimbox.log import log
+from kimbox.run import CommandError
+
+BUILD_LOG = "build.log"
+
+#: Hint for a package that creates a key at installation, if kimbox does not know how to remove that key.
+IN_EACH_BOX = "install the package that makes it in a step of `provision`, which runs in each box, not in the image"
+
+
+def build(recipe: Recipe, work: Path) -> dict[str, Any]:
+    """Fills a workspace, as `images.publish` expects it. The cache holds all packages. Returns the image's facts.
+
+    Raises ImageError if the build fails; its log is kept as `images.failed_log` then, and the hint names that file.
+    """
+    title = f"building the image ({recipe.distribution} {recipe.suite}, {len(recipe.locked.versions)} packages)"
+    try:
+        with log.step(title):
+            return _build(recipe, work)
+    except (CommandError, ImageError, OSError) as error:
+        kept = images.failed_log(recipe.key)
+        with contextlib.suppress(OSError):
+            (work / BUILD_LOG).replace(kept)
+        if isinstance(error, OSError):
+            if not is_full(error):
+                raise
+            raise images.no_space() from None
+        hint = f"the whole log: {kept}" if isinstance(error, CommandError) else error.hint
+        if "No space left on device" in error.message:
+            hint = images.ROOM_HINT
+        raise ImageError(f"the image could not be built: {error.message}", hint=hint) from None
+
+
+def _build(recipe: Recipe, work: Path) -> dict[str, Any]:
+    started = time.monotonic()
+    done = work / images.DONE
+    target = done / images.DISKS["raw"]
+    with (work / BUILD_LOG).open("w", encoding="utf-8") as build_log:
+        with log.step("installing packages"):
+            rootfs.build(recipe, work, on_line=log.now, log=build_log)
+        with log.step("writing the disk"):
+            unpacked_bytes = disk.assemble(recipe, work, target)
+        with log.step("looking for keys and identities"):
+            found = secrets.scan(target, on_part=log.now)
+        build_log.writelines(f"kept: {line}\n" for line in found.lines())
+        found.check("the image", hint=IN_EACH_BOX)
+    os.link(work / BUILD_LOG, done / BUILD_LOG)
+    return {
+        "format": "raw",
+        "virtual_bytes": recipe.layout.size_bytes,
+        "distribution": recipe.distribution,
+        "suite": recipe.suite,
+        "packages": recipe.packages,
+        "unpacked_bytes": unpacked_bytes,
+        "kept_keys": [finding.as_json() for finding in found.kept],
+        "build_s": round(time.monotonic() - started, 1),
+    }
