@@ -41,7 +41,7 @@ def add(
     is_vouched, is_by_http = digest is not None, location.startswith("http:")
     if boxcatalog.is_catalog(location):
         chosen = boxcatalog.choose(location, version)
-        log.info(f"version {chosen.version} is at {http.plain(chosen.location)}")
+        log.info(f"version {chosen.version} is at {http.without_query(chosen.location)}")
         location, version, digest = chosen.location, chosen.version, digest or chosen.digest
         is_by_http |= digest is None and location.startswith("http:")
     before = names.find(name) if not force else None
@@ -49,7 +49,7 @@ def add(
     if before and before.digest != image.digest:
         raise StateError(f"there is a box {name} already, and it is another one", hint="--force replaces it")
     with obtain.leased_file(image, keys) as stored:
-        plain = http.plain(image.location)
+        plain = http.without_query(image.location)
         added = AddedBox(name, stored.key, stored.facts.get("provider"), plain, bool(keys), version)
         names.write(added)
     if not keys and not is_vouched and is_by_http:
@@ -69,7 +69,7 @@ def _digest(location: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{hashlib.sha256(location.encode()).hexdigest()}-{os.getpid()}.part"
     try:
-        with log.step(f"fetching {http.plain(location)}"):
+        with log.step(f"fetching {http.without_query(location)}"):
             found = http.fetch(location, part, None)
         part.replace(folder / f"{found}.part")
     finally:

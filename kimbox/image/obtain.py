@@ -22,11 +22,11 @@ from kimbox.spec.model import Box, BoxImage, PackageImage, RemoteImage
 from kimbox.spec.urls import is_url
 
 
-def key_of(box: Box, packages: LockedPackages | None) -> str:
+def key_of(box: Box, packages: LockedPackages | Recipe | None) -> str:
     """The key of a box's image, whether the store has it or not.
 
-    `packages`: those of the box's lock; None for an image that is not built here. Raises ImageError if the box's lock
-    names no packages, or if the spec names a box that was not added.
+    `packages`: those of the box's lock, or the recipe that was made from them; None for an image that is not built
+    here. Raises ImageError if the box's lock names no packages, or if the spec names a box that was not added.
     """
     if isinstance(box.image, RemoteImage):
         return remote.key_of(box.image)
@@ -35,15 +35,17 @@ def key_of(box: Box, packages: LockedPackages | None) -> str:
     return recipe_of(box, packages).key
 
 
-def recipe_of(box: Box, packages: LockedPackages | None) -> Recipe:
+def recipe_of(box: Box, packages: LockedPackages | Recipe | None) -> Recipe:
     """The recipe of a box whose image is built here. Raises ImageError if its lock names no packages."""
+    if isinstance(packages, Recipe):
+        return packages
     if packages is None or not isinstance(box.image, PackageImage):
         raise ImageError(f"the lock of {box.name} names no packages", hint="`kimbox lock` chooses them")
     return recipe(box, box.image, packages)
 
 
 @contextmanager
-def leased(box: Box, packages: LockedPackages | None, *, offline: bool = False) -> Iterator[Image]:
+def leased(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool = False) -> Iterator[Image]:
     """The image of a box, which stays in the store while the block runs; it is built or fetched first if necessary.
 
     `packages` as for `key_of`. `offline`: no server is asked. Raises ImageError with the reason if there is no image.
@@ -79,7 +81,7 @@ def leased_file(image: RemoteImage, keys: tuple[str, ...] = ()) -> Iterator[Imag
         yield found
 
 
-def ensure(box: Box, packages: LockedPackages | None, *, offline: bool = False) -> Image:
+def ensure(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool = False) -> Image:
     """`leased`, for callers that need the image to be in the store now, and do not rely on it later."""
     with leased(box, packages, offline=offline) as image:
         return image

@@ -1,7 +1,7 @@
-"""Vagrant's catalogs of boxes, as anybody may have made them: which box is meant, where it is, and what it must be.
+"""Reads Vagrant's catalogs of boxes: finds the box of a version, its location and its checksum.
 
-Format: "Box Catalog Metadata" of Vagrant's documentation. A catalog from a server names boxes on servers alone: it gets
-at no file of this machine.
+Format: "Box Catalog Metadata" of Vagrant's documentation. A catalog is untrusted input. A catalog from a server may
+name boxes on servers only; it cannot make kimbox read a file of this machine.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from kimbox.spec import urls
 from kimbox.spec.nodes import Fault
 from kimbox.transfer import http
 
-#: No catalog is longer.
+#: Maximum size of a catalog.
 MAX_BYTES = 16 << 20
 
-#: Providers whose boxes are taken, the one that needs no conversion first.
+#: Providers whose boxes kimbox can use, in order of preference: boxes for libvirt need no conversion.
 PROVIDERS = (boxreader.LIBVIRT, boxreader.VIRTUALBOX)
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,99}")
@@ -35,8 +35,8 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @attrs.frozen
-class Choice:
-    """One box of a catalog."""
+class CatalogChoice:
+    """The box that was chosen from a catalog."""
 
     version: str
     location: str
@@ -45,32 +45,33 @@ class Choice:
 
 
 def is_catalog(location: str) -> bool:
-    """Whether a path or URL is that of a catalog, by its name."""
-    return http.plain(location).endswith(".json")
+    """Whether a path or URL names a catalog: its name ends in .json."""
+    return http.without_query(location).endswith(".json")
 
 
-def choose(location: str, version: str | None) -> Choice:
-    """The box of a version, or of the newest, in the catalog at a path or URL.
+def choose(location: str, version: str | None) -> CatalogChoice:
+    """Finds a box in the catalog at a path or URL. `version`: None for the newest.
 
-    Raises ImageError for what is no catalog, has no such version, or has it for none of PROVIDERS.
+    Raises ImageError if there is no catalog, no such version, or no box of that version for any of PROVIDERS.
     """
-    place = http.plain(location)
-    found = _versions(_read(location), place)
+    place = http.without_query(location)
+    versions = _versions(_read(location), place)
     if version is None:
-        version = max(found, key=_order, default=None)
-    if version is None or version not in found:
-        known = ", ".join(sorted(found, key=_order)[-10:])
+        version = max(versions, key=_order, default=None)
+    if version is None or version not in versions:
+        known = ", ".join(sorted(versions, key=_order)[-10:])
         hint = f"the newest that it has: {known}" if known else None
         raise ImageError(f"the catalog {place} has no version {version or 'at all'}", hint=hint)
-    offered = {str(one.get("name")): one for one in found[version]}
+    offered = {str(entry.get("name")): entry for entry in versions[version]}
     for provider in PROVIDERS:
         if provider in offered:
-            return _choice(offered[provider], version, location)
+            return _chosen(offered[provider], version, location)
     names = ", ".join(sorted(offered))[:100] or "nothing"
     raise ImageError(f"version {version} in the catalog {place} is for {names}; kimbox takes {' and '.join(PROVIDERS)}")
 
 
 def _read(location: str) -> dict[str, Any]:
+    """The catalog at a path or URL. Raises ImageError if it cannot be read or is not a JSON object."""
     try:
         if not urls.is_url(location):
             return read_json(Path(location), limit_bytes=MAX_BYTES)
@@ -78,7 +79,7 @@ def _read(location: str) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"catalog-{os.getpid()}.part"
         try:
-            with log.step(f"fetching {http.plain(location)}"):
+            with log.step(f"fetching {http.without_query(location)}"):
                 http.fetch(location, part, None, limit_bytes=MAX_BYTES)
             return read_json(part, limit_bytes=MAX_BYTES)
         finally:
@@ -88,50 +89,55 @@ def _read(location: str) -> dict[str, Any]:
     except ImageError:
         raise
     except KimboxError:
-        raise ImageError(f"{http.plain(location)} is no catalog: it holds no JSON object, or too much") from None
+        raise ImageError(
+            f"{http.without_query(location)} is no catalog: it holds no JSON object, or too much"
+        ) from None
 
 
 def _versions(catalog: dict[str, Any], place: str) -> dict[str, list[dict[str, Any]]]:
-    """Version -> what there is of it for each provider; what was revoked is left out."""
-    versions = catalog.get("versions")
-    if not isinstance(versions, list):
+    """The entries of each version, one for each provider; revoked versions are left out."""
+    listed = catalog.get("versions")
+    if not isinstance(listed, list):
         raise ImageError(f"{place} is no catalog: it has no list of versions")
-    found = {}
-    for one in versions:
-        version, providers = (one.get("version"), one.get("providers")) if isinstance(one, dict) else (None, None)
-        if isinstance(version, str) and _VERSION.fullmatch(version) and one.get("status") != "revoked":
-            listed = providers if isinstance(providers, list) else []
-            found[version] = [provider for provider in listed if isinstance(provider, dict)]
-    return found
+    versions = {}
+    for entry in filter(_is_object, listed):
+        version, providers = entry.get("version"), entry.get("providers")
+        if isinstance(version, str) and _VERSION.fullmatch(version) and entry.get("status") != "revoked":
+            versions[version] = list(filter(_is_object, providers if isinstance(providers, list) else []))
+    return versions
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _order(version: str) -> list[tuple[int, int, str]]:
-    """Sorts versions as Vagrant does (Gem::Version): numbers by value, and words, which announce one, before it."""
+    """A key that sorts versions as Vagrant does (Gem::Version): numbers by value, prereleases (1.0.beta) before 1.0."""
     parts = [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in _PART.findall(version)]
-    word = next((at for at, part in enumerate(parts) if part[2]), len(parts))
-    numbers = parts[:word]
-    while numbers and numbers[-1] == (1, 0, ""):
+    first_word = next((index for index, part in enumerate(parts) if part[2]), len(parts))
+    numbers = parts[:first_word]
+    while numbers and numbers[-1] == (1, 0, ""):  # 1.0 and 1.0.0 are equal
         numbers.pop()
-    return [*numbers, *parts[word:], (1, 0, "")]
+    return [*numbers, *parts[first_word:], (1, 0, "")]
 
 
-def _choice(offered: dict[str, Any], version: str, catalog: str) -> Choice:
-    """Where the box is, from where the catalog is, and what it must be."""
+def _chosen(offered: dict[str, Any], version: str, catalog: str) -> CatalogChoice:
+    """The box of one provider. Raises ImageError if kimbox cannot use its location or its checksum."""
     try:
-        return Choice(version, _location(offered.get("url"), catalog), _digest(offered))
+        return CatalogChoice(version, _location(offered.get("url"), catalog), _digest(offered))
     except Fault as fault:
         raise ImageError(
-            f"version {version} in the catalog {http.plain(catalog)} cannot be taken: {fault.message}",
+            f"version {version} in the catalog {http.without_query(catalog)} cannot be taken: {fault.message}",
             hint="take the box itself, by its own URL, with --digest",
         ) from None
 
 
 def _location(url: object, catalog: str) -> str:
-    """What a catalog says of a place, as seen from here. Raises Fault."""
+    """The path or URL of a box: `url` of its entry, relative to the location of the catalog. Raises Fault."""
     if not isinstance(url, str) or not url:
         raise Fault("it names no place")
     if urls.is_url(catalog):
-        place = urllib.parse.urljoin(http.plain(catalog), url)
+        place = urllib.parse.urljoin(http.without_query(catalog), url)
         if not place.startswith(("http://", "https://")):
             raise Fault("it is at no place on a server")
         return urls.image(place)
@@ -141,7 +147,7 @@ def _location(url: object, catalog: str) -> str:
 
 
 def _digest(offered: dict[str, Any]) -> str | None:
-    """The checksum of a box, if it has one. Raises Fault if kimbox cannot use it."""
+    """`sha256:` and the checksum of a box, or None. Raises Fault if the checksum is of another type."""
     checksum, kind = offered.get("checksum"), offered.get("checksum_type")
     if not checksum:
         return None

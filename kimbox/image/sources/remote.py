@@ -1,6 +1,7 @@
-"""An image made elsewhere, by path or http(s) URL, into the store: copied or fetched, its digest checked, then opened.
+"""Brings an image that was made elsewhere into the store, from a path or an http(s) URL: a disk, or a box with a disk.
 
-It is never used where it lies, and nothing reads its format before its digest is known to be right.
+The file is copied or downloaded first, and its digest is checked. Only then is its format read. kimbox uses the copy in
+the store, never the file itself.
 """
 
 from __future__ import annotations
@@ -25,26 +26,27 @@ from kimbox.spec.model import RemoteImage
 from kimbox.spec.urls import is_url
 from kimbox.transfer import http
 
-#: A download that nobody went on with for so long is removed.
+#: An unfinished download is removed if nothing was added to it for this time, in seconds.
 PARTIAL_KEPT_S = 14 * 86400
 
-#: The largest disk an image may claim to be: where the MBR ends.
+#: Maximum size of a disk: a partition table of the MBR type cannot describe a larger one.
 MAX_VIRTUAL_BYTES = 2 << 40
 
-#: What qemu-img may take to read a header: address space, processor time, time.
-LIMITS = ("--as=2147483648", "--cpu=30")
+#: Limits for qemu-img when it reads the header of an untrusted file: address space in bytes, processor time in seconds
+#: (prlimit(1)), and a timeout.
+INFO_LIMITS = ("--as=2147483648", "--cpu=30")
 INFO_TIMEOUT_S = 60.0
 
-#: Where the small files of a box are kept, beside its disk.
+#: Name of the folder, beside the disk, with the small files of the box that it came in.
 BOX = "box"
 
-#: How much of a file tells what it is.
+#: Number of bytes from the start of a file by which its format is recognized.
 HEAD_BYTES = 64 << 10
 
 _QCOW2 = b"QFI\xfb"
 
-#: What an image is sometimes mistaken for: where its mark stands, the mark, its name.
-_MARKS = (
+#: Formats that are not accepted, for a helpful message: offset and value of their magic number, description.
+_OTHER_FORMATS = (
     (0, b"\xfd7zXZ\0", "compressed with xz: unpack it first"),
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
     (0, b"BZh", "compressed with bzip2: unpack it first"),
@@ -73,7 +75,7 @@ def check_signature(image: Image, keys: tuple[str, ...]) -> None:
 
 
 def kept_file(image: Image, name: str) -> bytes | None:
-    """A small file of the box that an image came from, or None if there was none of that name."""
+    """A small file of the box that an image came in, or None if the box had no file of that name."""
     path = image.disk.parent / BOX / name
     return path.read_bytes() if path.is_file() else None
 
@@ -85,37 +87,40 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...]) -> dict[str, An
     fetched, has another digest, or holds no disk.
     """
     key = key_of(image)
-    with log.step(f"fetching the image {http.plain(image.location)}"):
+    with log.step(f"fetching the image {http.without_query(image.location)}"):
         if is_url(image.location):
-            taken = _fetch(image.location, key)
+            disk = _download(image.location, key)
         else:
-            taken = _copy(Path(image.location), key, work / "disk")
-        size_bytes = taken.stat().st_size
-        more: dict[str, str] = {}
+            disk = _copy(Path(image.location), key, work / "disk")
+        size_bytes = disk.stat().st_size
+        box_facts: dict[str, str] = {}
         try:
-            with taken.open("rb") as file:
+            with disk.open("rb") as file:
                 is_box = tarstream.is_archive(file.read(HEAD_BYTES))
             if is_box:
-                whole = taken
-                taken, more = _unpack(whole, work, keys)
-                http.discard(whole)
-            kind, virtual_bytes = inspect(taken)
+                archive = disk
+                disk, box_facts = _unpack(archive, work, keys)
+                http.discard(archive)
+            kind, virtual_bytes = inspect(disk)
         except ImageError as error:
-            http.discard(taken)
-            raise ImageError(f"{http.plain(image.location)}: {error.message}", hint=error.hint) from None
-        _move(taken, work / images.DONE / images.DISKS[kind])
-        http.discard(taken)
+            http.discard(disk)
+            raise ImageError(f"{http.without_query(image.location)}: {error.message}", hint=error.hint) from None
+        _move(disk, work / images.DONE / images.DISKS[kind])
+        http.discard(disk)
     return {
         "format": kind,
         "virtual_bytes": virtual_bytes,
         "size_bytes": size_bytes,
-        "location": http.plain(image.location),
-        **more,
+        "location": http.without_query(image.location),
+        **box_facts,
     }
 
 
 def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
-    """The disk of a box, which is removed then, and what it was made for; its small files are kept beside the disk."""
+    """Unpacks a box. Returns its disk, and the facts that are known of a box; its small files go beside the disk.
+
+    With `keys`, one of them has to have signed the box. Raises ImageError, and removes the archive, if it is not valid.
+    """
     try:
         contents = boxreader.read(archive, work, keys)
         disk = contents.disk
@@ -136,8 +141,8 @@ def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dic
     return disk, {"provider": contents.provider}
 
 
-def _fetch(url: str, key: str) -> Path:
-    """Downloads into a file that outlives a failure, so that the next try goes on from there."""
+def _download(url: str, key: str) -> Path:
+    """Downloads to a file that stays after a failure, so that the next attempt continues it."""
     folder = paths.downloads_dir()
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -147,7 +152,7 @@ def _fetch(url: str, key: str) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes downloads that were given up, unless somebody is at work on them."""
+    """Removes downloads to which nothing was added for PARTIAL_KEPT_S, unless a process is working on them."""
     for part in folder.glob("*.part"):
         with contextlib.suppress(OSError, StateError):
             if time.time() - part.stat().st_mtime > PARTIAL_KEPT_S:
@@ -156,6 +161,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _copy(source: Path, key: str, target: Path) -> Path:
+    """Copies a local file and returns the copy. Raises ImageError if it cannot be read or has another digest."""
     try:
         total = size_words(source.stat().st_size)
         digest = copy_sparse(source, target, on_bytes=_reporter(total))
@@ -174,6 +180,7 @@ def _copy(source: Path, key: str, target: Path) -> Path:
 
 
 def _reporter(total: str) -> Callable[[int], None]:
+    """A function that shows, at intervals, the number of bytes done; `total` is the size in words."""
     reported = time.monotonic()
 
     def report(done: int) -> None:
@@ -186,6 +193,7 @@ def _reporter(total: str) -> Callable[[int], None]:
 
 
 def _move(source: Path, target: Path) -> None:
+    """Moves a file, also from another file system."""
     try:
         source.rename(target)
     except OSError as error:
@@ -195,7 +203,10 @@ def _move(source: Path, target: Path) -> None:
 
 
 def inspect(disk: Path) -> tuple[str, int]:
-    """Format (`raw` or `qcow2`) and size, as the guest will see it, of a disk. Raises ImageError if it is neither."""
+    """The format of a disk (`raw` or `qcow2`), and its size in bytes as the guest sees it.
+
+    Raises ImageError if the file has another format, or is a qcow2 that is not safe to open.
+    """
     with disk.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(_QCOW2):
@@ -203,14 +214,15 @@ def inspect(disk: Path) -> tuple[str, int]:
     if head[510:512] == b"\x55\xaa" or head[512:520] == b"EFI PART" or head[4096:4104] == b"EFI PART":
         return "raw", disk.stat().st_size
     raise ImageError(
-        f"this is no disk image but {_what(head)}", hint="kimbox takes raw disks with a partition table, and qcow2"
+        f"this is no disk image but {_description(head)}",
+        hint="kimbox takes raw disks with a partition table, and qcow2",
     )
 
 
-def _what(head: bytes) -> str:
-    """What a file is that is no disk, in words."""
-    for offset, mark, name in _MARKS:
-        if head.startswith(mark, offset):
+def _description(head: bytes) -> str:
+    """What a file seems to be that is not a disk, in words, from its first bytes."""
+    for offset, magic, name in _OTHER_FORMATS:
+        if head.startswith(magic, offset):
             return name
     start = head[:512].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
@@ -223,9 +235,10 @@ def _what(head: bytes) -> str:
 
 
 def _qcow2_bytes(disk: Path, head: bytes) -> int:
-    """The virtual size of a qcow2. Raises ImageError if it reaches out of itself, is encrypted, damaged or absurd.
+    """The virtual size of a qcow2, in bytes.
 
-    QEMU opens what a qcow2 names, so its header is read here first (docs/interop/qcow2.txt in QEMU's sources).
+    QEMU opens every file that a qcow2 refers to, so its header is read here first (docs/interop/qcow2.txt in QEMU's
+    sources). Raises ImageError if it refers to another file, is encrypted or damaged, or has an impossible size.
     """
     if len(head) < 104:
         raise ImageError("this qcow2 is cut off in its header")
@@ -245,14 +258,14 @@ def _qcow2_bytes(disk: Path, head: bytes) -> int:
             raise ImageError(f"this qcow2 {fault}", hint="make a sound one of it with `qemu-img convert -O qcow2`")
     try:
         done = run.run(
-            ["prlimit", *LIMITS, "--", run.require("qemu-img"), "info", "--output=json", "-f", "qcow2", disk],
+            ["prlimit", *INFO_LIMITS, "--", run.require("qemu-img"), "info", "--output=json", "-f", "qcow2", disk],
             timeout_s=INFO_TIMEOUT_S,
         )
         info = json.loads(done.stdout)
-        foreign = [k for k in ("backing-filename", "full-backing-filename", "encrypted") if info.get(k)]
-        foreign += [k for k in ("data-file", "encrypt", "corrupt") if info["format-specific"]["data"].get(k)]
-        if foreign or info["virtual-size"] != virtual_bytes:
-            raise ImageError(f"this qcow2 is refused: qemu-img tells of {', '.join(foreign) or 'another size'}")
+        refused = [k for k in ("backing-filename", "full-backing-filename", "encrypted") if info.get(k)]
+        refused += [k for k in ("data-file", "encrypt", "corrupt") if info["format-specific"]["data"].get(k)]
+        if refused or info["virtual-size"] != virtual_bytes:
+            raise ImageError(f"this qcow2 is refused: qemu-img tells of {', '.join(refused) or 'another size'}")
     except run.CommandError as error:
         raise ImageError(f"this qcow2 cannot be read: qemu-img {error.status}: {error.tail}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

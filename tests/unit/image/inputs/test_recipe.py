@@ -156,6 +156,13 @@ def test_another_process_in_another_locale_gives_the_same(env: dict[str, str], t
     assert key(box_of()) == done.stdout.strip()
 
 
+def test_a_recipe_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that has it passes it in place of the packages: no provisioner is read a second time."""
+    made = recipe.recipe(box_of(), IMAGE, LOCKED)
+    monkeypatch.setattr(provisioners, "load", lambda _: pytest.fail("a provisioner is read"))
+    assert made.key == obtain.key_of(box_of(), made)
+
+
 def test_a_remote_image_is_its_digest() -> None:
     """Nothing else goes into its key."""
     digest = "0123456789abcdef" * 4
