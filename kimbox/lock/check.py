@@ -18,12 +18,12 @@ from kimbox.spec.nodes import Node
 
 
 @attrs.frozen
-class Verdict:
-    """What a check found."""
+class LockFaults:
+    """What a check of a lock found."""
 
-    #: Where the lock does not stand: `kimbox lock` would change it, or it cannot be honoured.
+    #: Faults: `kimbox lock` would change the lock, or a commit that it names is not available.
     wrong: list[Problem] = attrs.field(factory=list)
-    #: What somebody should know, while the lock stands.
+    #: Facts worth knowing that do not make the lock invalid.
     notes: list[str] = attrs.field(factory=list)
 
 
@@ -51,9 +51,9 @@ class LockText:
         return Problem(str(self.path), mark.line, mark.column, message)
 
 
-def check(box: Box, text: LockText, *, image: str | None) -> Verdict:
+def check(box: Box, text: LockText, *, image: str | None) -> LockFaults:
     """Compares spec, lock, folders and mirrors; asks no server. `image` is the key of the image that the spec means."""
-    lock, found = text.lock, Verdict()
+    lock, found = text.lock, LockFaults()
     if lock.spec_digest != box.digest:
         found.wrong.append(text.problem(f"the spec has changed: its digest is {box.digest} now", "spec"))
     if image is not None and lock.image != image:
@@ -66,13 +66,13 @@ def check(box: Box, text: LockText, *, image: str | None) -> Verdict:
     return found
 
 
-def check_remote(box: Box, text: LockText) -> Verdict:
+def check_remote(box: Box, text: LockText) -> LockFaults:
     """Asks the servers whether the locked commits are to be had, and what became of the refs.
 
     Only a commit that is nowhere is wrong. A moved tag, a force-pushed branch and a newer commit are told. Raises
     GitError where a server cannot be asked.
     """
-    found = Verdict()
+    found = LockFaults()
     apart = disagreements(box, text.lock)
     for repository in box.repositories:
         if repository.name in apart or repository.is_folder:
@@ -87,7 +87,7 @@ def check_remote(box: Box, text: LockText) -> Verdict:
     return found
 
 
-def _check_commit(repository: Repository, text: LockText, found: Verdict) -> None:
+def _check_commit(repository: Repository, text: LockText, found: LockFaults) -> None:
     """The locked commit against what this machine has: the folder, or the mirror."""
     name, mirror = repository.name, Mirror.of(repository, offline=True)
     old = text.lock.repositories[name]
@@ -107,7 +107,7 @@ def _check_commit(repository: Repository, text: LockText, found: Verdict) -> Non
         _check_submodules(mirror, old, text, found)
 
 
-def _check_signature(mirror: Mirror, old: PinnedRepository, text: LockText, found: Verdict) -> None:
+def _check_signature(mirror: Mirror, old: PinnedRepository, text: LockText, found: LockFaults) -> None:
     """A signature that is wanted; only a server knows whether a tag bears it that has not been fetched."""
     try:
         mirror.check_signature(old.commit)
@@ -118,7 +118,7 @@ def _check_signature(mirror: Mirror, old: PinnedRepository, text: LockText, foun
             found.notes.append(f"{error.message}; --remote asks for a signed tag")
 
 
-def _check_submodules(mirror: Mirror, old: PinnedRepository, text: LockText, found: Verdict) -> None:
+def _check_submodules(mirror: Mirror, old: PinnedRepository, text: LockText, found: LockFaults) -> None:
     """The submodules that the lock tells, against those of the commit."""
     try:
         inner = pinned_submodules(submodules.collect(mirror, old.commit))

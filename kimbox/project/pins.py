@@ -13,7 +13,7 @@ from kimbox.image import obtain
 from kimbox.image.inputs import recipe
 from kimbox.lock.apt.choose import choose
 from kimbox.lock.apt.packages import ALL_PACKAGES, LockedPackages
-from kimbox.lock.check import LockText, Verdict, check, check_remote
+from kimbox.lock.check import LockFaults, LockText, check, check_remote
 from kimbox.lock.diff import LockDiff, diff
 from kimbox.lock.git import submodules
 from kimbox.lock.git.mirror import Mirror
@@ -62,14 +62,14 @@ def lock_for(box: Box, *, shipped: bool, frozen: bool = False, offline: bool = F
     return lock, mirrors
 
 
-def check_lock_file(path: Path, box: Box) -> Verdict:
+def check_lock_file(path: Path, box: Box) -> LockFaults:
     """Compares the lock at `path` with its spec and with what this machine has. Raises SpecError if there is none."""
     if not path.exists():
         raise SpecError.at(path, "there is no lock", hint="`kimbox lock` makes it; keep it in git beside the spec")
     text = LockText.read(path)
     if wrong := check_packages(box, text.lock):
         found = check(box, text, image=None)
-        return Verdict([*found.wrong, *(text.problem(words, "packages", "request") for words in wrong)], found.notes)
+        return LockFaults([*found.wrong, *(text.problem(words, "packages", "request") for words in wrong)], found.notes)
     return check(box, text, image=obtain.key_of(box, text.lock.packages))
 
 
@@ -112,14 +112,14 @@ def verify_lock(box: Box, *, shipped: bool, remote: bool) -> tuple[Path, list[st
     notes = list(found.notes)
     if remote:
         asked = check_remote(box, LockText.read(path))
-        found, notes = Verdict(found.wrong + asked.wrong), asked.notes
+        found, notes = LockFaults(found.wrong + asked.wrong), asked.notes
     for note in notes if found.wrong else []:
         log.warn(note)
     _refuse(found, "`kimbox lock` brings it up to date; `kimbox lock --update NAME` takes a new commit")
     return path, notes
 
 
-def _refuse(found: Verdict, hint: str) -> None:
+def _refuse(found: LockFaults, hint: str) -> None:
     if found.wrong:
         raise SpecError(found.wrong, hint=hint)
 
