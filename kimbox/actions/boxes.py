@@ -1,4 +1,4 @@
-"""Adding boxes to this machine and removing them: names for images of the store."""
+"""Adds and removes boxes that were made elsewhere: names for images of the store."""
 
 from __future__ import annotations
 
@@ -32,33 +32,35 @@ def add(
     force: bool,
     version: str | None = None,
 ) -> AddedBox:
-    """Brings a box, or a disk, into the store and gives it a name; says so where nothing vouches for it.
+    """Brings a box, or a disk, into the store and gives it a name. Warns if it came over http and nothing confirms it.
 
-    `digest`: `sha256:` and 64 hex digits, which it must have; `keys`: public keys, one of which must have signed it.
-    `force`: a name that is taken may mean another box from now on. `version`: of a catalog, whose newest it is
-    otherwise. Raises ImageError for what is not taken, StateError for a name that is.
+    `location`: path or URL of a box, a disk or a catalog. `digest`: `sha256:` and 64 hex digits that the file must
+    have, or None. `keys`: ssh public keys, one of which must have signed the box; empty to accept it unsigned.
+    `force`: replaces another box of that name. `version`: the version of a catalog; None for the newest.
+
+    Raises ImageError if the file is missing or not acceptable, StateError if the name belongs to another box.
     """
-    is_vouched, is_by_http = digest is not None, location.startswith("http:")
+    has_digest, is_by_http = digest is not None, location.startswith("http:")
     if boxcatalog.is_catalog(location):
-        chosen = boxcatalog.choose(location, version)
-        log.info(f"version {chosen.version} is at {http.without_query(chosen.location)}")
-        location, version, digest = chosen.location, chosen.version, digest or chosen.digest
+        choice = boxcatalog.choose(location, version)
+        log.info(f"version {choice.version} is at {http.without_query(choice.location)}")
+        location, version, digest = choice.location, choice.version, digest or choice.digest
         is_by_http |= digest is None and location.startswith("http:")
-    before = names.find(name) if not force else None
+    existing = names.find(name) if not force else None
     image = RemoteImage(location if is_url(location) else os.path.abspath(location), digest or _digest(location))  # noqa: PTH100
-    if before and before.digest != image.digest:
+    if existing and existing.digest != image.digest:
         raise StateError(f"there is a box {name} already, and it is another one", hint="--force replaces it")
     with obtain.leased_file(image, keys) as stored:
         plain = http.without_query(image.location)
         added = AddedBox(name, stored.key, stored.facts.get("provider"), plain, bool(keys), version)
         names.write(added)
-    if not keys and not is_vouched and is_by_http:
+    if not keys and not has_digest and is_by_http:
         log.warn(f"nothing vouches for what came over http: compare its digest, {added.digest}")
     return added
 
 
 def _digest(location: str) -> str:
-    """The digest of what lies there now; what a server sends stays, for the step that takes it in."""
+    """The digest of the file at a path or URL. A downloaded file is kept, so that it is not downloaded twice."""
     if not is_url(location):
         try:
             with log.step(f"reading {location}"):
@@ -70,16 +72,16 @@ def _digest(location: str) -> str:
     part = folder / f"{hashlib.sha256(location.encode()).hexdigest()}-{os.getpid()}.part"
     try:
         with log.step(f"fetching {http.without_query(location)}"):
-            found = http.fetch(location, part, None)
-        part.replace(folder / f"{found}.part")
+            digest = http.fetch(location, part, None)
+        part.replace(folder / f"{digest}.part")
     finally:
         http.discard(part)
-    return f"sha256:{found}"
+    return f"sha256:{digest}"
 
 
 @attrs.frozen
 class Removed:
-    """A box that is no more, and the space that its disk took; 0 where something else needs that."""
+    """A box that was removed, and the space that its disk took; 0 if a machine or another box still needs the disk."""
 
     name: str
     freed_bytes: int
@@ -90,22 +92,22 @@ def remove(boxes: list[str]) -> list[Removed]:
 
     Raises StateError for a name that no box has.
     """
-    gone = []
+    removed = []
     for name in boxes:
         image = _image_of(name)
-        names.drop(name)
+        names.remove(name)
         freed = prune.remove([item for item in prune.unused() if item.path.name == image])
-        gone.append(Removed(name, sum(item.size_bytes for item in freed)))
-    return gone
+        removed.append(Removed(name, sum(item.size_bytes for item in freed)))
+    return removed
 
 
 def _image_of(name: str) -> str | None:
-    """What a box means; None for one that is damaged, which may be removed, too."""
+    """The key of a box's image; None if the record of the box is damaged. Such a box may be removed, too."""
     try:
-        found = names.find(name)
+        box = names.find(name)
     except KimboxError:
         return None
-    return found.image if found else None
+    return box.image if box else None
 
 
 def unused() -> list[AddedBox]:

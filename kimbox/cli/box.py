@@ -73,7 +73,7 @@ def box(
 
 
 def _add(words: list[str], digest: str | None, keys: list[str], version: str | None, *, force: bool) -> None:
-    from kimbox.actions import boxes as shelf
+    from kimbox.actions import boxes
     from kimbox.image.sources import boxcatalog
     from kimbox.spec import rules, signing
     from kimbox.spec.nodes import Fault
@@ -84,19 +84,19 @@ def _add(words: list[str], digest: str | None, keys: list[str], version: str | N
         raise UsageError("--version is of a catalog, whose name ends in .json")
     try:
         name = rules.vagrant_box(words[0])
-        wanted = rules.digest(digest) if digest else None
+        expected = rules.digest(digest) if digest else None
         public = tuple(k for text in keys for k in _keys(text))
-        if any(signing.is_gpg(one) for one in public):
+        if any(signing.is_gpg(key) for key in public):
             raise Fault("boxes are signed with keys of ssh", "name an ssh public key")
     except Fault as fault:
         raise UsageError(fault.message, hint=fault.hint) from None
-    added = shelf.add(name, words[1], digest=wanted, keys=public, force=force, version=version)
+    added = boxes.add(name, words[1], digest=expected, keys=public, force=force, version=version)
     signed = ", signed by one of the keys" if public else ""
     report("box", {"added": added.as_json()}, f"added {added.name} ({added.digest}{signed})")
 
 
 def _keys(text: str) -> tuple[str, ...]:
-    """The keys that one --key stands for: itself, or those of a file, wherever that is."""
+    """The keys of one --key: the key itself, or all keys of a file."""
     from kimbox.spec import signing
 
     file = Path(text).absolute()
@@ -106,16 +106,16 @@ def _keys(text: str) -> tuple[str, ...]:
 
 
 def _list() -> None:
-    from kimbox.image.store import names as boxes
+    from kimbox.image.store import names
 
-    found = list(boxes.every())
+    found = list(names.every())
     rows = [["NAME", "VERSION", "FOR", "DIGEST", "FROM"]]
     rows += [[b.name, b.version or "-", b.provider or "any", b.digest[:19], printable(b.location)] for b in found]
     report("box", {"boxes": [b.as_json() for b in found]}, table(rows) if found else "there are no added boxes")
 
 
 def _remove(names: list[str]) -> None:
-    from kimbox.actions import boxes as shelf
+    from kimbox.actions import boxes
     from kimbox.spec import rules
     from kimbox.spec.nodes import Fault
 
@@ -125,23 +125,23 @@ def _remove(names: list[str]) -> None:
         raise UsageError(fault.message, hint=fault.hint) from None
     if not checked:
         raise UsageError("which box?", hint="`kimbox box list` shows those there are")
-    gone = shelf.remove(checked)
-    result = [{"name": one.name, "freed_bytes": one.freed_bytes} for one in gone]
-    lines = [f"removed {one.name} ({one.freed_bytes / 1e6:.0f} MB)" for one in gone]
+    removed = boxes.remove(checked)
+    result = [{"name": box.name, "freed_bytes": box.freed_bytes} for box in removed]
+    lines = [f"removed {box.name} ({box.freed_bytes / 1e6:.0f} MB)" for box in removed]
     report("box", {"removed": result}, "\n".join(lines))
 
 
 def _prune(*, dry_run: bool, yes: bool) -> None:
-    from kimbox.actions import boxes as shelf
+    from kimbox.actions import boxes
 
-    names = [one.name for one in shelf.unused()]
-    wanted = bool(names) and not dry_run
-    if wanted and not yes:
+    names = [box.name for box in boxes.unused()]
+    is_confirmed = bool(names) and not dry_run
+    if is_confirmed and not yes:
         if not sys.stdin.isatty():
             raise UsageError("prune asks before it removes something, and there is no terminal", hint="add -y")
         typer.echo("\n".join(names), err=True)
-        wanted = typer.confirm("Remove these boxes?", err=True)
-    if wanted:
+        is_confirmed = typer.confirm("Remove these boxes?", err=True)
+    if is_confirmed:
         _remove(names)
     else:
         report("box", {"unused": names}, "\n".join(names) or "there is nothing to remove")

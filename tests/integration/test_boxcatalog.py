@@ -14,7 +14,7 @@ from makevagrant import archive, metadata
 from takenimage import digest_of
 from webfolder import serving
 
-from kimbox.actions import boxes as shelf
+from kimbox.actions import boxes as boxes
 from kimbox.errors import ImageError
 from kimbox.image.formats import catalog
 from kimbox.image.sources import boxcatalog
@@ -22,7 +22,7 @@ from kimbox.image.store import names
 from kimbox.log import log
 from kimbox.run import run, which
 
-add = functools.partial(shelf.add, digest=None, keys=(), force=False)
+add = functools.partial(boxes.add, digest=None, keys=(), force=False)
 
 
 home = ownhome.home  # a fixture
@@ -69,7 +69,7 @@ def test_from_a_server(public: Path) -> None:
             add("z", f"{url}/x.metadata.json", version="2")
         assert "1.9, 1.10" in str(refused.value.hint)
         (public / "1.9/l.box").write_bytes((public / "1.10/l.box").read_bytes() + bytes(512))
-        shelf.remove(["y"])
+        boxes.remove(["y"])
         with pytest.raises(ImageError, match="not the one"):
             add("y", f"{url}/x.metadata.json", version="1.9")
 

@@ -19,7 +19,7 @@ from makevagrant import archive, member, metadata
 from takenimage import digest_of, fetched, leftovers, refused
 
 from kimbox import run
-from kimbox.actions import boxes as shelf
+from kimbox.actions import boxes as boxes
 from kimbox.actions import prune
 from kimbox.cli import app
 from kimbox.errors import ImageError, StateError
@@ -45,7 +45,7 @@ def qcow2(raw: Path) -> bytes:
     return makevagrant.converted(raw, "qcow2")
 
 
-add = functools.partial(shelf.add, digest=None, keys=(), force=False)
+add = functools.partial(boxes.add, digest=None, keys=(), force=False)
 
 
 def put(folder: Path, content: bytes) -> str:
@@ -231,12 +231,12 @@ def test_names(tmp_path: Path, qcow2: bytes) -> None:
     two = add("x", put(tmp_path, second), force=True)
     add("z", put(tmp_path, second))
     assert [one.image] == [item.path.name for item in prune.unused()]
-    assert 0 == shelf.remove(["x"])[0].freed_bytes
+    assert 0 == boxes.remove(["x"])[0].freed_bytes
     assert images.find(two.image)
-    assert 0 < shelf.remove(["z"])[0].freed_bytes
+    assert 0 < boxes.remove(["z"])[0].freed_bytes
     assert images.find(two.image) is None
     with pytest.raises(StateError, match="no added box"):
-        shelf.remove(["z"])
+        boxes.remove(["z"])
 
 
 def test_from_a_server(tmp_path: Path, qcow2: bytes) -> None:

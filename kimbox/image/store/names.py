@@ -1,6 +1,6 @@
-"""The boxes that were added to this machine: a name each, and the image of the store that it means.
+"""The boxes that were added to this machine: each name refers to an image of the store.
 
-boxes/<name>.json    one box; a slash in its name is written %2F
+boxes/<name>.json    the record of one box; a slash in its name is written %2F
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kimbox import paths
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import read_json, sync_folder, write_json
 
-#: Version of the file.
+#: Version of the record's format.
 FORMAT = 1
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -25,17 +25,17 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @attrs.frozen
 class AddedBox:
-    """A box that was added: its image in the store is named by the digest of the file that came."""
+    """The record of an added box. The key of its image in the store is the digest of the file that was added."""
 
     name: str
     image: str
     #: `libvirt` or `virtualbox`; None for a plain disk.
     provider: str | None
-    #: Where it came from, without what may be secret.
+    #: Path or URL of the file, without the query, which may be secret.
     location: str
-    #: Whether keys were given, one of which had signed it.
+    #: Whether one of the keys that the user gave had signed it.
     verified: bool = False
-    #: Its version in the catalog that it came from.
+    #: Its version in the catalog, if it came from one.
     version: str | None = None
 
     @property
@@ -43,7 +43,7 @@ class AddedBox:
         return f"sha256:{self.image}"
 
     def as_json(self) -> dict[str, Any]:
-        """As in the file, and in the output of --json."""
+        """The box as it appears in the output of --json."""
         return attrs.asdict(self) | {"digest": self.digest}
 
 
@@ -52,16 +52,16 @@ def _path(name: str) -> Path:
 
 
 def find(name: str) -> AddedBox | None:
-    """The box of that name, if there is one. Raises KimboxError if what is there is damaged."""
+    """The box of that name, or None. Raises KimboxError if its record is damaged."""
     path = _path(name)
     try:
         value = read_json(path)
     except FileNotFoundError:
         return None
     fields: dict[str, Any] = {field.name: value.get(field.name) for field in attrs.fields(AddedBox)}
-    is_sound = _DIGEST.fullmatch(str(fields["image"])) and isinstance(fields["location"], str)
-    is_sound = is_sound and isinstance(fields["version"], str | None)
-    if value.get("format") != FORMAT or fields["name"] != name or not is_sound:
+    is_valid = _DIGEST.fullmatch(str(fields["image"])) and isinstance(fields["location"], str)
+    is_valid = is_valid and isinstance(fields["version"], str | None)
+    if value.get("format") != FORMAT or fields["name"] != name or not is_valid:
         raise KimboxError(f"{path} is damaged", hint=f"`kimbox box remove {name}` removes it")
     return AddedBox(**fields)
 
@@ -74,19 +74,19 @@ def require(name: str) -> AddedBox:
 
 
 def every() -> Iterator[AddedBox]:
-    """Every box, by name. Raises KimboxError for one that is damaged."""
+    """All added boxes, by name. Raises KimboxError if a record is damaged."""
     for path in sorted(paths.boxes_file("x").parent.glob("*.json")):
         if found := find(urllib.parse.unquote(path.stem)):
             yield found
 
 
 def write(box: AddedBox) -> None:
-    """Makes the name mean this box from now on."""
+    """Writes the record of a box, and replaces that of another box of this name."""
     write_json(_path(box.name), {"format": FORMAT, **attrs.asdict(box)})
 
 
-def drop(name: str) -> None:
-    """Forgets the name; its image stays in the store. Raises StateError if there is no such box."""
+def remove(name: str) -> None:
+    """Removes the name; the image stays in the store. Raises StateError if there is no such box."""
     path = _path(name)
     try:
         path.unlink()
