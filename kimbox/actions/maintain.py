@@ -125,19 +125,21 @@ def commit(
             raise ImageError(f"the image that {machine.name} was made from is not in the store")
         done = make_image(machine, former, name)
     stop.destroy(machine)
-    return attrs.evolve(done, packages=pack(wanted, whole, done, sign).files) if wanted and whole else done
+    if not wanted or not whole:
+        return done
+    with lease.shared(done.box.image):
+        return attrs.evolve(done, packages=pack(wanted, whole, done, sign).files)
 
 
 def pack(wanted: Wanted, whole: Whole, done: Committed, sign: Sign | None) -> Packaged:
     """Makes packages of the image that a commit made of the base of `whole`, with the record of what was changed."""
-    with lease.shared(done.box.image):
-        image = images.find(done.box.image)
-        if image is None:
-            raise ImageError(f"the image of {done.box.name} was removed", hint="is another `kimbox prune` running?")
-        about = {"former": done.former, "changes": done.changes.as_json()}
-        source = packaging.Source("base", image, image.disk, image.format, kept=done.kept, about=about)
-        base = attrs.evolve(whole, image=image.key, image_sha256=image.key, stale={})  # no step runs on the base
-        return packaging.write(wanted, base, source, sign)
+    image = images.find(done.box.image)
+    if image is None:
+        raise ImageError(f"the image of {done.box.name} is gone", hint="is another `kimbox prune` running?")
+    about = {"former": done.former, "changes": done.changes.as_json()}
+    source = packaging.Source("base", image, image.disk, image.format, kept=done.kept, about=about)
+    base = attrs.evolve(whole, image=image.key, image_sha256=image.key, stale={})  # no step runs on the base
+    return packaging.write(wanted, base, source, sign)
 
 
 def _reconfigure(box: Box, machine: Machine) -> None:

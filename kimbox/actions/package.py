@@ -14,12 +14,12 @@ from pathlib import Path
 
 import attrs
 
-from kimbox import __version__
+from kimbox import __version__, paths
 from kimbox.actions.observe import state
 from kimbox.actions.provenance import whole_of
 from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
-from kimbox.files import copy_sparse, remove_tree, sha256_file, write_atomic
+from kimbox.files import copy_sparse, locked, remove_tree, sha256_file, write_atomic
 from kimbox.image import obtain
 from kimbox.image.disk import changes
 from kimbox.image.formats import catalog, nbd, slim, sums
@@ -238,8 +238,17 @@ def _of_image(image: Image) -> Iterator[Source]:
         kept = look_through(image.disk, "the image")
         yield Source("image", image, image.disk, image.format, kept=kept)
         return
-    with images.workspace(f"package-{image.key}", busy="another kimbox packages this image") as work:
-        yield _cleaned_image(image, work)
+    name = f"package-{image.key}"
+    work = paths.images_dir() / f"{images.TEMPORARY}{name}"  # where this is killed, the next build removes it
+    with locked(
+        paths.images_dir() / f"{name}.lock", wait_s=images.BUILD_WAIT_S, busy="another kimbox packages this image"
+    ):
+        remove_tree(work)
+        work.mkdir(mode=0o700)
+        try:
+            yield _cleaned_image(image, work)
+        finally:
+            remove_tree(work)
 
 
 def _cleaned_image(image: Image, work: Path) -> Source:

@@ -1,8 +1,8 @@
-"""A private world for building: own mounts and processes, and, for an ordinary user, own user ids.
+"""Runs programs in namespaces of their own: mounts and processes, and user ids unless the user is root.
 
-Inside, the user is root: files of the new system get the owners they need without any privilege on the host. An
-ordinary user needs a range of subordinate ids (subuid(5)) for that. Everything inside ends when kimbox ends, however it
-ends.
+Inside, the user is root, so that files of a new system get their owners without any privilege on the host. An ordinary
+user needs a range of subordinate ids (subuid(5)) for that. All programs inside are killed when kimbox exits, even by
+kill -9.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import IO
 from kimbox import run
 from kimbox.errors import MissingToolError
 
-#: A Debian system uses ids up to 65534; id 0 is the user itself.
+#: Number of subordinate ids that a build needs: a Debian system uses ids up to 65534, and id 0 is the user.
 NEEDED_IDS = 65535
 
 
 def subordinate_ids(table: Path, user: str, uid: int) -> int:
-    """The largest range of subordinate ids that `table` (/etc/subuid or /etc/subgid) grants to a user."""
+    """The size of the largest range of ids that `table` (/etc/subuid or /etc/subgid) grants to a user; 0 for none."""
     try:
         lines = table.read_text().splitlines()
     except OSError:
@@ -32,7 +32,7 @@ def subordinate_ids(table: Path, user: str, uid: int) -> int:
 
 
 def check() -> None:
-    """Raises MissingToolError, with the command that mends it, if this user cannot build here."""
+    """Raises MissingToolError, with the command that helps, if this user cannot build images on this host."""
     run.require("unshare", "builds run in a namespace of their own")
     if os.geteuid() == 0:
         return
@@ -47,7 +47,7 @@ def check() -> None:
 
 
 def command(argv: Sequence[str | Path]) -> list[str | Path]:
-    """`argv`, to be run inside."""
+    """The command that runs `argv` in the namespaces."""
     flags = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if os.geteuid() != 0:
         flags += ["--user", "--map-root-user", "--map-auto"]
@@ -56,7 +56,7 @@ def command(argv: Sequence[str | Path]) -> list[str | Path]:
 
 @contextlib.contextmanager
 def _named(argv: Sequence[str | Path]) -> Iterator[None]:
-    """Lets an error name the program that failed inside, not the one that leads there."""
+    """Makes an error name the program that failed inside, not `unshare`."""
     try:
         yield
     except run.CommandError as error:
@@ -70,7 +70,7 @@ def call(
     cwd: Path | None = None,
     input: str | None = None,
 ) -> run.Completed:
-    """`run.run`, inside."""
+    """`run.run` in the namespaces."""
     with _named(argv):
         return run.run(command(argv), env=env, cwd=cwd, input=input)
 
@@ -83,18 +83,18 @@ def stream(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> None:
-    """`run.stream`, inside."""
+    """`run.stream` in the namespaces."""
     with _named(argv):
         run.stream(command(argv), on_line=on_line, log=log, env=env, cwd=cwd)
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder whose files may belong to ids of the namespace."""
+    """Removes a folder, if it exists. Its files may belong to subordinate ids."""
     if folder.is_symlink() or folder.is_file():
         folder.unlink()
         return
     delete: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", folder]
     if folder.exists():
         run.run(delete, check=False)
-    if folder.exists():  # what belongs to other ids, only root of the namespace can remove
+    if folder.exists():  # only root of the namespace can remove files of subordinate ids
         call(delete)

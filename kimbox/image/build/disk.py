@@ -1,7 +1,7 @@
-"""From a root file system in a folder to a bootable disk: /boot, the LVs and everything around them, written in place.
+"""Makes a bootable disk of a root file system in a folder: partition table, /boot, LVM2 and its volumes, GRUB.
 
-mke2fs(8) writes each file system straight to its offset in the sparse disk file; the rest is kimbox's own. It is the
-mke2fs of the new root: pinned by the lock like every package, so that the bytes do not depend on the host's.
+mke2fs(8) writes each file system directly to its offset in the sparse disk file; kimbox writes the rest. The mke2fs of
+the new root is used: the lock pins it like every package, so that the bytes do not depend on the host's version.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from kimbox.spec.layout import Extent
 
 BLOCK_BYTES = 4096
 
-#: Where a root has the loader of programs and its libraries (amd64, merged /usr).
+#: Path of the dynamic loader in a root; the libraries are in the same folder (amd64, merged /usr).
 LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 
-#: The first inode that is not the file system's own, and the inode of its root folder.
+#: Inode of the root folder, and the first inode that ext4 does not reserve.
 ROOT_INODE, FIRST_INODE = 2, 11
 
-#: From this version on, mke2fs gives no file a later time than that of the build; before, it took the host's.
+#: From this version on, mke2fs limits the times of files to SOURCE_DATE_EPOCH. Older versions use the host's clock.
 CLAMPING = (1, 47, 1)
 
-#: ext4 without the two features that GRUB or an older e2fsck does not know.
+#: mke2fs option that disables two features of ext4: GRUB or older versions of e2fsck do not support them.
 FEATURES = "^metadata_csum_seed,^orphan_file"
 
-#: Splits the tree that mmdebstrap made: /boot and the content of /persistent go to file systems of their own.
+#: Splits the tree that mmdebstrap made, because /boot and /persistent become separate file systems. Prints the size of
+#: the root's files in bytes.
 SPLIT = """
 set -eu
 rm -rf root/boot.img root/dev/* root/proc/* root/sys/* root/run/* root/tmp/*
@@ -58,7 +59,7 @@ _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 @attrs.frozen
 class FileSystem:
-    """An ext4 file system to be made on the disk from a folder."""
+    """An ext4 file system that is written to a place on the disk, with the content of a folder."""
 
     label: str
     folder: Path
@@ -66,15 +67,17 @@ class FileSystem:
 
 
 def assemble(recipe: Recipe, work: Path, disk: Path) -> int:
-    """Writes the disk of a recipe from `work`/root. Returns the size of the root file system's files, in bytes.
+    """Writes the disk of a recipe to the new file `disk`, from the tree in `work`/root, which is changed by that.
+
+    Returns the size of the root file system's files, in bytes.
 
     Raises CommandError if a file system does not fit into its volume, ImageError if GRUB is not as expected.
     """
     layout = recipe.layout
     provisioners.write_tar(list(recipe.persistent), work / "persistent.tar", EPOCH_S)
-    boot_img = _take(work / "root/boot/grub/boot.img")  # before the times of folders are set
+    boot_img = _take(work / "root/boot/grub/boot.img")  # this changes the times of folders, which are set afterwards
     core_img = _take(work / "root/boot/grub/core.img")
-    unpacked = int(namespace.call(["sh", "-c", SPLIT], env=environment(), cwd=work).stdout.split()[-1])
+    unpacked_bytes = int(namespace.call(["sh", "-c", SPLIT], env=environment(), cwd=work).stdout.split()[-1])
     tools = Tools.of(work / "root")
     with disk.open("xb") as file:
         file.truncate(layout.size_bytes)
@@ -96,11 +99,11 @@ def assemble(recipe: Recipe, work: Path, disk: Path) -> int:
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return unpacked
+    return unpacked_bytes
 
 
 def _take(path: Path) -> bytes:
-    """Reads a file that GRUB's tools made in the new root; it is removed, as nothing reads it there."""
+    """Reads and removes a file that GRUB's tools made in the new root. Nothing in the guest needs it."""
     data = path.read_bytes()
     namespace.call(["rm", "--", path])
     return data
@@ -108,20 +111,20 @@ def _take(path: Path) -> bytes:
 
 @attrs.frozen
 class Tools:
-    """e2fsprogs: as a new root has it, or, where that has none, as the host has."""
+    """The e2fsprogs of a new root, or of the host if the root has none."""
 
     prefix: tuple[str | Path, ...]
     folder: Path | None
 
     @classmethod
     def of(cls, root: Path) -> Tools:
-        """Those of a root file system, run without entering it."""
+        """The programs of a root file system. They are run with its loader and libraries, without chroot."""
         if not (root / LOADER).is_file() or not (root / "usr/sbin/mke2fs").is_file():
             return cls((), None)
         return cls((root / LOADER, "--library-path", (root / LOADER).parent), root / "usr/sbin")
 
     def call(self, program: str, *args: str | Path, **more: Any) -> run.Completed:
-        """Runs one of them in the namespace of builds. Raises CommandError if it fails."""
+        """Runs one of the programs in the namespaces of builds. Raises CommandError if it fails."""
         env = environment() | {"E2FSPROGS_FAKE_TIME": str(EPOCH_S)}
         if self.folder is None:
             return namespace.call([program, *args], env=env, **more)
@@ -129,14 +132,13 @@ class Tools:
         return namespace.call([*self.prefix, self.folder / program, *args], env=env, **more)
 
     def version(self) -> tuple[int, ...]:
-        """Of mke2fs."""
-        said = self.call("mke2fs", "-V").stderr
-        found = _VERSION.search(said)
-        return tuple(map(int, found.groups())) if found else ()
+        """The version of mke2fs; empty if it is not known."""
+        match = _VERSION.search(self.call("mke2fs", "-V").stderr)
+        return tuple(map(int, match.groups())) if match else ()
 
 
 def _make_ext4(tools: Tools, system: FileSystem, disk: Path, seed: str) -> None:
-    """Writes a file system to its place on the disk, the same bytes whenever and wherever."""
+    """Writes a file system to its place on the disk. Equal folders and seeds give equal bytes on every host."""
     extended = [
         f"offset={system.place.offset_bytes}",
         f"hash_seed={sectors.derived_uuid(f'{seed}/{system.label}/hash')}",

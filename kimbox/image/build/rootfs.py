@@ -1,4 +1,4 @@
-"""From locked packages to a root file system in a folder, by mmdebstrap, in a namespace and off the network."""
+"""Makes a root file system in a folder from locked packages: mmdebstrap, in a namespace, without the network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.lock.apt import cache
 from kimbox.lock.apt.archive import ARCHITECTURE
 
-#: What no box needs: translations and documents (licences stay).
+#: dpkg options that leave out translations and documents, which no box needs; licences stay.
 EXCLUDED = (
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/locale/*",
@@ -38,7 +38,7 @@ BUILD_HOOK = (
     'mv "$1/usr/lib/kimbox/extended_states" "$1/var/lib/apt/extended_states"'
 )
 
-#: What apt is told while it installs: from the cache alone, as it is.
+#: Options of apt for the installation: it takes packages from the cache only, and does not verify them again.
 APT_OPTIONS = (
     'Acquire::Languages "none"', 'APT::Install-Recommends "false"', 'APT::Sandbox::User "root"',
     'Acquire::AllowInsecureRepositories "true"',
@@ -48,14 +48,15 @@ _BASE = re.compile(r"^(Essential: yes|Priority: required)$", re.MULTILINE)
 
 
 def environment() -> dict[str, str]:
-    """What a build adds to the environment: a fixed time and time zone."""
+    """Variables of every program of a build: a fixed time and time zone, and no questions."""
     return {"SOURCE_DATE_EPOCH": str(EPOCH_S), "TZ": "UTC", "DEBIAN_FRONTEND": "noninteractive"}
 
 
 def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO[str]) -> Path:
-    """Makes the root file system of a recipe in `work`/root and returns that folder. The cache holds its packages.
+    """Makes the root file system of a recipe in `work`/root and returns that folder. The cache holds all packages.
 
-    Raises CommandError if mmdebstrap fails, ImageError if what it installed is not what the recipe names.
+    `on_line` gets each line of output, and `log` all of it. Raises CommandError if mmdebstrap fails, ImageError if the
+    installed packages are not those of the recipe.
     """
     run.require("mmdebstrap", "it installs the packages of an image")
     overlay, repository, root = work / "overlay.tar", work / "repository", work / "root"
@@ -83,17 +84,20 @@ def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO
 
 
 def _check(recipe: Recipe, root: Path) -> None:
-    """Raises ImageError unless just the packages of the recipe are installed."""
+    """Raises ImageError unless exactly the packages of the recipe are installed."""
     query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package} ${Version} ${Architecture}\\n"]
-    there = set(namespace.call(query).stdout.splitlines())
-    wanted = {f"{name} {package.version} {package.architecture}" for name, package in recipe.locked.versions.items()}
-    if there != wanted:
-        wrong = ", ".join(sorted(there ^ wanted)[:5])
+    installed = set(namespace.call(query).stdout.splitlines())
+    expected = {f"{name} {package.version} {package.architecture}" for name, package in recipe.locked.versions.items()}
+    if installed != expected:
+        wrong = ", ".join(sorted(installed ^ expected)[:5])
         raise ImageError(f"what was installed is not what the lock names: {wrong}")
 
 
 def extended_states(recipe: Recipe) -> str:
-    """apt's record of what nobody asked for, so that it may go when nothing needs it: /var/lib/apt/extended_states."""
+    """The content of /var/lib/apt/extended_states: packages that apt may remove when no other package needs them.
+
+    These are the packages that the recipe does not request by name, and that are not part of the base system.
+    """
     blocks = []
     for name, package in sorted(recipe.locked.versions.items()):
         control = cache.control_of(package)
