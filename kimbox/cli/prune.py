@@ -30,19 +30,19 @@ def prune(
     """
     from kimbox.actions import prune as pruning
 
-    found = pruning.unused(packages=packages)
-    lines = [f"{item.path}  {item.size_bytes / 1e6:.0f} MB" for item in found]
-    removed = bool(found) and not dry_run
-    if removed and not yes:
+    items = pruning.unused(packages=packages)
+    lines = [f"{item.path}  {item.size_bytes / 1e6:.0f} MB" for item in items]
+    is_confirmed = bool(items) and not dry_run
+    if is_confirmed and not yes:
         if not sys.stdin.isatty():
             raise UsageError("prune asks before it removes something, and there is no terminal", hint="add -y")
         typer.echo("\n".join(lines), err=True)
-        removed = typer.confirm("Remove these?", err=True)
-    if removed:
-        gone = pruning.remove(found)
-        lines += [f"{item.path} stays: it is in use now" for item in found if item not in gone]
-        found = gone
-    items = [{"path": str(item.path), "size_bytes": item.size_bytes} for item in found]
-    total = f"{sum(item.size_bytes for item in found) / 1e6:.0f} MB"
-    end = f"removed {total}" if removed else f"{total} could be removed" if found else "there is nothing to remove"
-    report("prune", {"unused": items, "removed": removed}, "\n".join([*lines, end]))
+        is_confirmed = typer.confirm("Remove these?", err=True)
+    if is_confirmed:
+        removed = pruning.remove(items)
+        lines += [f"{item.path} stays: it is in use now" for item in items if item not in removed]
+        items = removed
+    total = f"{sum(item.size_bytes for item in items) / 1e6:.0f} MB"
+    end = f"removed {total}" if is_confirmed else f"{total} could be removed" if items else "there is nothing to remove"
+    unused = [{"path": str(item.path), "size_bytes": item.size_bytes} for item in items]
+    report("prune", {"unused": unused, "removed": is_confirmed}, "\n".join([*lines, end]))
