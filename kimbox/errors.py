@@ -1,19 +1,25 @@
-"""Every error that kimbox means to show.
+"""The errors that kimbox reports to its users.
 
-    KimboxError                1   something went wrong, and the message says what
-    ├── UsageError             2   the command line itself is wrong
-    ├── SpecError              3   a spec, layer or lock is wrong: carries every Problem found
-    ├── ImageError             1   building or fetching an image failed
-    ├── GuestError             4   the guest did not boot, provision or answer as it should
-    ├── StateError             5   not found, or not in a state that allows the verb
-    ├── MissingToolError       6   a program that the host lacks
-    └── Interrupted          130   Ctrl-C
+    class                 exit  code of its own   when
+    KimboxError              1  failed            anything that no other class describes
+    ├── UsageError           2  usage             the command line is wrong
+    ├── SpecError            3  bad-spec          a spec, layer or lock is wrong; `problems` lists every fault
+    ├── ImageError           1  image-failed      an image could not be built, downloaded or read
+    ├── GuestError           4  guest-failed      the guest did not boot, provision or answer as expected
+    ├── StateError           5  wrong-state       not found, or in a state that does not allow the command
+    ├── MissingToolError     6  missing-tool      a program is missing on the host
+    └── Interrupted        130  interrupted       Ctrl-C
 
-Nothing below the entry point exits; it raises one of these. What is not one of these is a bug (exit code 70).
+The exit code tells a shell script which kind of error it was. The error code (`box-not-found`) tells a caller what
+failed: it is stable, and kimbox/codes.py lists every code. The message is for people, and its wording may change.
+
+Only kimbox/__main__.py and kimbox/cli/app.py end the process; every other module raises one of these classes. Any other
+exception is a bug in kimbox (exit code 70).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +27,57 @@ import attrs
 
 
 class KimboxError(Exception):
-    """An expected failure: one message in plain words, maybe a hint what to do, and the exit code it stands for."""
+    """An expected failure.
+
+    `message` says what failed and why; `hint` says what helps. `code` is a key of `kimbox.codes.CODES`; without one,
+    the code of the class is used. `fields` holds the names and values that the message is about, for callers and tests.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    #: The code of an error that is raised without one. A class that stands for a single failure needs no other.
+    code: str = "failed"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, hint: str | None = None, fields: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.fields: Mapping[str, str] = dict(fields or {})
+        if code is not None:
+            self.code = code
 
     def as_json(self) -> dict[str, Any]:
         """The error as it appears under `error` in the output of `--json`."""
-        return {"kind": type(self).__name__, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
+        return {
+            "kind": type(self).__name__,
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "fields": dict(self.fields),
+            "exit_code": self.exit_code,
+        }
 
 
 class UsageError(KimboxError):
     """The command line asks for something that cannot be meant."""
 
     exit_code = 2
+    code = "usage"
 
 
 @attrs.frozen(order=True)
 class Problem:
-    """One fault in a file a person wrote. Lines and columns count from 1, as editors do."""
+    """One fault in a file that a person wrote. Lines and columns count from 1, as editors do."""
 
     file: str
     line: int
     column: int
     message: str
     hint: str | None = None
+    #: A key of `kimbox.codes.CODES`.
+    code: str = attrs.field(default="bad-spec", kw_only=True)
 
     def __str__(self) -> str:
         text = f"{self.file}:{self.line}:{self.column}: {self.message}"
@@ -60,45 +88,68 @@ class SpecError(KimboxError):
     """A spec, layer or lock file does not hold; `problems` lists every fault, in order of file and position."""
 
     exit_code = 3
+    code = "bad-spec"
 
-    def __init__(self, problems: list[Problem], *, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        problems: list[Problem],
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> None:
         self.problems = sorted(set(problems), key=lambda p: (p.file, p.line, p.column, p.message))
-        super().__init__("\n".join(map(str, self.problems)), hint=hint)
+        super().__init__("\n".join(map(str, self.problems)), code=code, hint=hint, fields=fields)
 
     @classmethod
     def at(
-        cls, file: str | Path, message: str, *, line: int = 1, column: int = 1, hint: str | None = None
+        cls,
+        file: str | Path,
+        message: str,
+        *,
+        code: str | None = None,
+        line: int = 1,
+        column: int = 1,
+        hint: str | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> SpecError:
-        """One fault at one place."""
-        return cls([Problem(str(file), line, column, message, hint)])
+        """An error with one fault at one place; error and fault have the same code."""
+        code = code or cls.code
+        return cls([Problem(str(file), line, column, message, hint, code=code)], code=code, fields=fields)
 
     def as_json(self) -> dict[str, Any]:
         return super().as_json() | {"problems": [attrs.asdict(p) for p in self.problems]}
 
 
 class ImageError(KimboxError):
-    """An image could not be built, fetched or read."""
+    """An image could not be built, downloaded or read."""
+
+    code = "image-failed"
 
 
 class GuestError(KimboxError):
-    """The guest failed: it did not boot, its provisioning stopped, or it answered with nonsense."""
+    """The guest failed: it did not boot, its provisioning stopped, or its answer makes no sense."""
 
     exit_code = 4
+    code = "guest-failed"
 
 
 class StateError(KimboxError):
     """What was named does not exist, or its state does not allow the verb."""
 
     exit_code = 5
+    code = "wrong-state"
 
 
 class MissingToolError(KimboxError):
     """A program that the host needs is not there."""
 
     exit_code = 6
+    code = "missing-tool"
 
 
 class Interrupted(KimboxError):
     """The user stopped it."""
 
     exit_code = 130
+    code = "interrupted"

@@ -293,6 +293,7 @@ class Bug(KimboxError):
     """Something that is no error of the user, the guest or the host."""
 
     exit_code = 70
+    code = "bug"
 
 
 def _bug(error: Exception) -> Bug:

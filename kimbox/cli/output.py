@@ -1,7 +1,11 @@
 """How a verb's result reaches the user: words, or with --json one object of a documented shape.
 
 {"kimbox": 1, "verb": "status", "result": {...}}
-{"kimbox": 1, "verb": "up", "error": {"kind": ..., "message": ..., "hint": ..., "exit_code": ...}}
+{"kimbox": 1, "verb": "up", "error": {"kind": ..., "code": ..., "message": ..., "hint": ..., "fields": {...},
+                                       "exit_code": ...}}
+
+`code` is a key of kimbox.codes.CODES. Where a spec or lock is wrong, the error also has `problems`: each with file,
+line, column, code, message and hint.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import tinyimage
 
 from kimbox.cli import app
 from kimbox.cli.app import run
+from kimbox.codes import CODES
 from kimbox.log import log
 from kimbox.project import pins
 
@@ -59,7 +60,8 @@ def error(out: str, verb: str) -> dict[str, Any]:
     """The error in an answer with --json, whose shape is checked."""
     value = json.loads(out)
     assert (["error", "kimbox", "verb"], 1, verb) == (sorted(value), value["kimbox"], value["verb"])
-    assert {"kind", "message", "hint", "exit_code"} <= set(value["error"])
+    assert {"kind", "code", "message", "hint", "fields", "exit_code"} <= set(value["error"])
+    assert value["error"]["code"] in CODES
     found: dict[str, Any] = value["error"]
     return found
 

@@ -104,8 +104,16 @@ _OVERWRITTEN = re.compile(rb"^[^\n]*\r(?!\n)", re.MULTILINE)
 class GitError(KimboxError):
     """git failed, or a repository does not hold what it was said to. `said` is git's own last lines."""
 
-    def __init__(self, message: str, *, hint: str | None = None, said: str = "") -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        said: str = "",
+    ) -> None:
+        super().__init__(message, code=code, hint=hint, fields=fields)
         self.said = said
 
 

@@ -1,0 +1,210 @@
+"""Every error has a stable code, and the catalog lists exactly the codes that are used."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kimbox.codes import CODES
+from kimbox.errors import GuestError, Interrupted, KimboxError, Problem, SpecError, StateError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Classes whose code says only what kind of error it is: whoever raises one passes a code.
+GENERIC = {"KimboxError", "UsageError", "SpecError", "ImageError", "GuestError", "StateError", "Problem"}
+
+#: Packages and modules of kimbox/ that still raise errors without a code. The list only gets shorter.
+WITHOUT_CODES = {
+    "actions",
+    "cli",
+    "drivers",
+    "files.py",
+    "guest",
+    "image",
+    "lock",
+    "machine",
+    "project",
+    "render",
+    "run.py",
+    "spec",
+    "transfer",
+}
+
+CODE = re.compile(r"[a-z]+(-[a-z]+)*")
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    """Every module of kimbox/, by its path there."""
+    for module in sorted((ROOT / "kimbox").rglob("*.py")):
+        yield module.relative_to(ROOT / "kimbox"), ast.parse(module.read_text())
+
+
+def classes() -> dict[str, ast.ClassDef]:
+    """Every class of kimbox/ by its name; no two errors have the same."""
+    return {node.name: node for _, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def own_code(node: ast.ClassDef) -> str | None:
+    """The code that a class has for all that is raised of it."""
+    for line in node.body:
+        target = (
+            line.target
+            if isinstance(line, ast.AnnAssign)
+            else line.targets[0]
+            if isinstance(line, ast.Assign)
+            else None
+        )
+        if isinstance(target, ast.Name) and target.id == "code" and isinstance(line.value, ast.Constant):  # type: ignore[union-attr]
+            return str(line.value.value)  # type: ignore[union-attr]
+    return None
+
+
+def errors(known: dict[str, ast.ClassDef]) -> set[str]:
+    """The names of KimboxError and all classes that are derived from it."""
+    found = {"KimboxError"}
+    while more := {
+        name
+        for name, node in known.items()
+        if name not in found and any(isinstance(base, ast.Name) and base.id in found for base in node.bases)
+    }:
+        found |= more
+    return found
+
+
+def must_pass_a_code(known: dict[str, ast.ClassDef]) -> set[str]:
+    """Classes of which an instance needs a code: the generic ones, and those derived from them without a code."""
+    found = set(GENERIC)
+    for name in errors(known) - GENERIC:
+        body = {line.name: line for line in known[name].body if isinstance(line, ast.FunctionDef)}
+        makes_its_own = "__init__" in body and "code" not in [a.arg for a in body["__init__"].args.kwonlyargs]
+        if own_code(known[name]) is None and not makes_its_own:
+            found.add(name)
+    return found
+
+
+def made(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Every call that makes an object of a class, `Class(...)` or `Class.at(...)`, and the name of the class."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Attribute) and function.attr == "at":
+            function = function.value
+        if isinstance(function, ast.Name):
+            yield function.id, node
+
+
+def lacks_a_code(call: ast.Call) -> bool:
+    """Whether a call has no argument `code=`."""
+    return "code" not in [keyword.arg for keyword in call.keywords]
+
+
+def own_super_calls(node: ast.ClassDef) -> Iterator[ast.Call]:
+    """The calls of `super().__init__` in a class."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
+            yield call
+
+
+def used_codes() -> dict[str, list[str]]:
+    """Every code that is written down in kimbox/, and the modules that have it.
+
+    A code stands in an argument `code=` of a call, or in `code = ` of a class.
+    """
+    used: dict[str, list[str]] = {}
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            values: list[ast.expr] = []
+            if isinstance(node, ast.Call):
+                values = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            elif isinstance(node, ast.ClassDef) and (code := own_code(node)):
+                used.setdefault(code, []).append(str(path))
+            for value in values:
+                for part in _results(value):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        used.setdefault(part.value, []).append(str(path))
+    return used
+
+
+def _results(value: ast.expr) -> list[ast.expr]:
+    """What an expression may evaluate to: both branches of a conditional."""
+    return [*_results(value.body), *_results(value.orelse)] if isinstance(value, ast.IfExp) else [value]
+
+
+def test_every_code_that_is_used_is_in_the_catalog() -> None:
+    """Otherwise the documents would not have it."""
+    assert {} == {code: where for code, where in used_codes().items() if code not in CODES}
+
+
+def test_every_code_of_the_catalog_is_used() -> None:
+    """Otherwise a caller would wait for what never comes."""
+    assert [] == sorted(set(CODES) - set(used_codes()))
+
+
+def test_the_catalog_is_in_order() -> None:
+    """Codes are words with hyphens, sorted; each meaning is a sentence on one line that fits into a table."""
+    assert sorted(CODES) == list(CODES)
+    assert [] == [code for code in CODES if not CODE.fullmatch(code)]
+    wrong = [text for text in CODES.values() if not text[0].isupper() or text[-1] != "." or "|" in text or "\n" in text]
+    assert [] == wrong
+
+
+def test_errors_have_codes() -> None:
+    """A module that raises an error without a code is in `WITHOUT_CODES`, and nothing else is."""
+    known = classes()
+    generic = must_pass_a_code(known)
+    found = set()
+    for path, tree in trees():
+        calls = [call for name, call in made(tree) if name in generic]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name in errors(known) - {"KimboxError"}:
+                calls += own_super_calls(node)
+        found |= {path.parts[0] for call in calls if lacks_a_code(call)}
+    assert [] == sorted(found - WITHOUT_CODES), "raise without a code"
+    assert [] == sorted(WITHOUT_CODES - found), "have codes everywhere: take them off the list"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("raise KimboxError('x')", True),
+        ("error = StateError('x', hint='y')", True),
+        ("raise SpecError.at('f', 'x', line=2)", True),
+        ("raise KimboxError('x', code='failed')", False),
+        ("raise ValueError('x')", None),
+    ],
+)
+def test_the_search_finds_what_it_should(text: str, expected: bool | None) -> None:
+    """An error without a code, however it is made."""
+    calls = [lacks_a_code(call) for name, call in made(ast.parse(text)) if name in GENERIC]
+    assert ([] if expected is None else [expected]) == calls
+
+
+def test_code_and_fields_are_in_the_json() -> None:
+    """The code that was passed, else that of the class; `fields` is always there."""
+    error = StateError("no box x", code="box-not-found", fields={"name": "x"}, hint="see `kimbox list`")
+    assert error.as_json() == {
+        "kind": "StateError",
+        "code": "box-not-found",
+        "message": "no box x",
+        "hint": "see `kimbox list`",
+        "fields": {"name": "x"},
+        "exit_code": 5,
+    }
+    assert "guest-failed" == GuestError("x").as_json()["code"]
+    assert "interrupted" == Interrupted("x").as_json()["code"]
+    assert {} == KimboxError("x").as_json()["fields"]
+
+
+def test_problems_have_codes_of_their_own() -> None:
+    """An error with one fault has the code of that; the text does not show it."""
+    error = SpecError.at("a.yaml", "what is wrong", code="unknown-key", line=3, column=7, hint="try this")
+    problem = {"file": "a.yaml", "line": 3, "column": 7, "message": "what is wrong", "hint": "try this"}
+    assert ("unknown-key", [problem | {"code": "unknown-key"}]) == (error.code, error.as_json()["problems"])
+    assert "a.yaml:3:7: what is wrong (try this)" == str(error)
+    several = SpecError([Problem("a", 2, 1, "y", code="unknown-key"), Problem("a", 1, 1, "x")])
+    assert ("bad-spec", ["bad-spec", "unknown-key"]) == (several.code, [p.code for p in several.problems])
