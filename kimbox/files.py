@@ -107,10 +107,11 @@ def read_bounded(path: Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> bytes:
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not os.path.isfile(f"/proc/self/fd/{file.fileno()}"):  # noqa: PTH113
-            raise KimboxError(f"{path} is not a regular file")
+            raise KimboxError(f"{path} is not a regular file", code="not-a-regular-file")
         data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
-        raise KimboxError(f"{path} is larger than {limit_bytes} bytes, the most that is read of such a file")
+        message = f"{path} is larger than {limit_bytes} bytes, the most that is read of such a file"
+        raise KimboxError(message, code="file-too-large")
     return data
 
 

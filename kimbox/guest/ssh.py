@@ -237,6 +237,7 @@ def _connect(endpoint: Endpoint, timeout_s: float) -> Any:
         _close(connection)
         raise GuestError(
             f"what answers as {where} has another host key than the box: it is not the box, or its keys were lost",
+            code="host-key-mismatch",
             hint="`kimbox destroy` and `kimbox up` make a new one; do not go on if you did not expect this",
         ) from None
     except paramiko.AuthenticationException:

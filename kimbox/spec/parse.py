@@ -87,7 +87,7 @@ def read_text(path: Path) -> str:
         message = _UNREADABLE.get(code or 0, f"this file cannot be read: {error}")
         raise SpecError.at(path, message) from None
     except KimboxError as error:
-        if "larger" in error.message:
+        if error.code == "file-too-large":
             raise SpecError.at(path, "this file is larger than 1 MiB, so it is no spec") from None
         raise SpecError.at(path, "this is not a regular file") from None
     return _decode(data, str(path))

@@ -142,3 +142,14 @@ def test_a_temporary_file_that_is_taken_for_one_left_is_made_again(
     monkeypatch.setattr(fcntl, "flock", removed_first)
     files.write_atomic(tmp_path / "a.json", "one")
     assert ["a.json"] == [p.name for p in tmp_path.iterdir()]
+
+
+def test_a_bounded_read_says_by_its_code_why_it_refuses(tmp_path: Path) -> None:
+    """A file that is one byte too long, and a FIFO, have codes of their own."""
+    (tmp_path / "file").write_bytes(b"abc")
+    os.mkfifo(tmp_path / "fifo")
+    assert b"abc" == files.read_bounded(tmp_path / "file", limit_bytes=3)
+    for path, limit, code in ((tmp_path / "file", 2, "file-too-large"), (tmp_path / "fifo", 9, "not-a-regular-file")):
+        with pytest.raises(KimboxError) as caught:
+            files.read_bounded(path, limit_bytes=limit)
+        assert code == caught.value.code

@@ -79,7 +79,7 @@ class Fetcher:
                 write_json(file, places)
         except GuestError as error:
             self.close()
-            if "another host key" in error.message:
+            if error.code == "host-key-mismatch":
                 raise
             return False
         return True

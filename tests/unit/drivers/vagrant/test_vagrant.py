@@ -81,6 +81,28 @@ def test_what_is_new_is_added(machine: Machine) -> None:
     assert "c" == machine.events_file.read_text()
 
 
+@attrs.frozen
+class Failing:
+    """A connection that fails with an error of this code; its message says nothing about it."""
+
+    code: str
+
+    def run(self, *_: object, **__: object) -> Answer:
+        raise GuestError("x", code=self.code)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_another_machine_in_place_of_the_guest_is_an_error(machine: Machine) -> None:
+    """A guest that does not answer may do so later; another host key is reported at once."""
+    endpoint = machine.endpoint(machine.record())
+    assert not Fetcher(machine, endpoint, Failing("guest-failed")).fetch()  # type: ignore[arg-type]
+    with pytest.raises(GuestError) as caught:
+        Fetcher(machine, endpoint, Failing("host-key-mismatch")).fetch()  # type: ignore[arg-type]
+    assert "host-key-mismatch" == caught.value.code
+
+
 def test_what_works_on_the_disk_is_refused(machine: Machine) -> None:
     """The disk is libvirt's."""
     with pytest.raises(StateError, match="cannot shrink tiny: vagrant has its disk"):
