@@ -1,119 +1,176 @@
-"""What the user sees while kimbox works: nested, timed steps on stderr; results alone go to stdout.
+"""Progress on stderr: nested, timed steps. Results are printed on stdout by `kimbox.cli.output`.
 
-On a terminal a spinner shows the step and its time; elsewhere each step is a plain line, so that a log stays readable.
+On a terminal, a spinner shows the current step and its duration. Elsewhere each step is a plain line, so that a log
+file stays readable.
+
+Every method may be called from any thread. A thread has steps of its own; `attach` makes a function's steps part of the
+caller's step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, ParamSpec, TypeVar
+
+import attrs
+
+from kimbox.settings import settings
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Longest text beside the spinner: a longer one would wrap on a narrow terminal.
+MAX_SPINNER_TEXT = 100
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """A piece of work that has begun."""
+
+    name: str
+    #: time.monotonic() at its start.
+    started_s: float
+    #: Number of steps around it.
+    depth: int
+
+    @property
+    def duration_s(self) -> float:
+        return time.monotonic() - self.started_s
+
 
 class Log:
-    """Where progress goes. `quiet` leaves only warnings; `verbose` adds details and the output of programs."""
+    """Writes to one stream, stderr by default. --quiet, --verbose and --no-color are read from `settings`."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.quiet = False
-        self.verbose = False
-        self.color = True
         self._console: Console | None = None
         self._status: Status | None = None
-        self._steps: list[tuple[str, float]] = []
-        self._doing = ""
-
-    def configure(self, *, quiet: bool = False, verbose: bool = False, color: bool = True) -> None:
-        """Set once, from the command line."""
-        self.quiet, self.verbose, self.color = quiet, verbose, color
+        #: Guards the stream and all that follows. Reentrant, because a closing step prints while it holds the lock.
+        self._lock = threading.RLock()
+        #: The open steps of all threads, in the order in which they began; the spinner shows the last one.
+        self._open: list[Step] = []
+        self._last_activity = ""
+        #: The innermost step of this thread. A new thread starts without one.
+        self._current: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
 
     @property
-    def _live(self) -> bool:
+    def quiet(self) -> bool:
+        return settings.quiet
+
+    @property
+    def verbose(self) -> bool:
+        return settings.verbose
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether steps are shown by a spinner."""
         return self.stream.isatty() and not self.quiet and not self.verbose
 
-    def _print(self, text: str) -> None:
-        if self._status:
-            self._status.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=self.stream, flush=True)
-
     def info(self, text: str) -> None:
-        """Something worth a line."""
+        """A line that --quiet hides."""
         if not self.quiet:
-            self._print("  " * len(self._steps) + text)
+            self._print(self._indent() + text)
 
     def guest(self, line: str) -> None:
-        """A line that a program in the guest wrote."""
+        """A line that a program in the guest wrote. --quiet hides it."""
         if not self.quiet:
-            self._print("  " * len(self._steps) + "| " + line)
+            self._print(f"{self._indent()}| {line}")
 
     def detail(self, text: str) -> None:
-        """Something worth a line only with --verbose."""
+        """A line that only --verbose shows."""
         if self.verbose:
-            self._print("  " * len(self._steps) + text)
+            self._print(self._indent() + text)
 
     def warn(self, text: str) -> None:
-        """Something the user should know even when quiet."""
+        """A line that --quiet does not hide."""
         self._print(f"kimbox: warning: {text}")
 
     def now(self, text: str) -> None:
-        """What the current step is doing just now: shown beside the spinner, gone with the next."""
-        if self._status and self._steps:
-            name, started = self._steps[-1]
-            self._status.update(f"{name} [{time.monotonic() - started:.0f} s]: {text[:100]}")
-        elif text != self._doing:
-            self.detail(text)
-        self._doing = text
+        """The current activity of the current step: shown beside the spinner until the next one, or as a detail."""
+        with self._lock:
+            step = self._current.get()
+            if self._status and step:
+                self._status.update(f"{step.name} [{step.duration_s:.0f} s]: {text[:MAX_SPINNER_TEXT]}")
+            elif text != self._last_activity:
+                self.detail(text)
+            self._last_activity = text
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Names and times a piece of work; the line at its end tells how long it took."""
-        started = time.monotonic()
-        depth = len(self._steps)
-        outer = self._open_status(name)
-        if not self._status:
-            self.info(f"{name} ...")
-        self._steps.append((name, started))
+        """Names and times a piece of work. The line at its end says how long it took, and whether it failed."""
+        around = self._current.get()
+        step = Step(name, time.monotonic(), around.depth + 1 if around else 0)
+        self._begin(step)
+        token = self._current.set(step)
         try:
             yield
         except BaseException:
-            self._steps.pop()
-            self._close_status(outer)
-            if not self.quiet:
-                self._print("  " * depth + f"{name}: failed after {time.monotonic() - started:.1f} s")
+            self._current.reset(token)
+            self._end(step, "failed after ")
             raise
-        self._steps.pop()
-        self._close_status(outer)
-        if not self.quiet:
-            self._print("  " * depth + f"{name}: {time.monotonic() - started:.1f} s")
+        self._current.reset(token)
+        self._end(step, "")
 
-    def _open_status(self, name: str) -> bool:
-        """Starts the spinner if this is the outermost step on a terminal; True if it did."""
-        if not self._live:
-            return False
-        if self._status:
-            self._status.update(name)
-            return False
-        from rich.console import Console
+    def attach(self, function: Callable[P, T]) -> Callable[P, T]:
+        """The function, for another thread: its lines and steps belong to the step in which `attach` is called."""
+        around = self._current.get()
 
-        self._console = self._console or Console(file=self.stream, no_color=not self.color)
-        self._status = self._console.status(name)
-        self._status.start()
-        return True
+        def attached(*args: P.args, **kwargs: P.kwargs) -> T:
+            token = self._current.set(around)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._current.reset(token)
 
-    def _close_status(self, opened_here: bool) -> None:
-        if opened_here and self._status:
-            self._status.stop()
-            self._status = None
-        elif self._status and self._steps:
-            self._status.update(self._steps[-1][0])
+        return attached
+
+    def _indent(self) -> str:
+        step = self._current.get()
+        return "  " * (step.depth + 1) if step else ""
+
+    def _print(self, text: str) -> None:
+        with self._lock:
+            if self._status:
+                self._status.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, file=self.stream, flush=True)
+
+    def _begin(self, step: Step) -> None:
+        """Shows a step: in the spinner, or as a line."""
+        with self._lock:
+            self._open.append(step)
+            if self._status:
+                self._status.update(step.name)
+            elif self._is_live:
+                from rich.console import Console
+
+                self._console = self._console or Console(file=self.stream, no_color=not settings.color)
+                self._status = self._console.status(step.name)
+                self._status.start()
+            else:
+                self.info(f"{step.name} ...")
+
+    def _end(self, step: Step, outcome: str) -> None:
+        """Prints how long a step took. The spinner goes on with the step before, or stops after the last one."""
+        with self._lock:
+            self._open.remove(step)
+            if self._status and self._open:
+                self._status.update(self._open[-1].name)
+            elif self._status:
+                self._status.stop()
+                self._status = None
+            if not self.quiet:
+                self._print("  " * step.depth + f"{step.name}: {outcome}{step.duration_s:.1f} s")
 
 
-#: The one log of this process.
+#: The log of this process.
 log = Log()

@@ -1,4 +1,7 @@
-"""The command line as a whole. Each verb is a function in a module of its own, loaded when it is asked for."""
+"""The command line: its verbs, the global options, and what becomes of errors.
+
+Each verb is a function in a module of its own, which is loaded when the verb is used.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import importlib
 import io
 import itertools
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -15,44 +19,35 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kimbox.cli.output import STDOUT, report_error, settings
+from kimbox.cli.completers import COMPLETE_VARIABLE
+from kimbox.cli.output import STDOUT, report_error
+from kimbox.cli.verbs import GROUPS, VERBS
 from kimbox.errors import Interrupted, KimboxError, StateError, UsageError
 from kimbox.files import is_full
 from kimbox.log import log
+from kimbox.settings import Settings, settings
 
-#: Every verb, in the order of the help, and the module that has it as a function.
-VERBS = {
-    "init": "init", "validate": "validate", "schema": "schema", "lock": "lock", "diff": "diff", "verify": "verify",
-    "provenance": "provenance", "build": "build", "maintain": "maintain", "package": "package", "box": "box",
-    "render": "render",
-    "up": "up", "provision": "provision", "status": "status", "list": "list_", "ssh": "ssh", "exec": "exec_",
-    "logs": "logs", "halt": "halt", "reload": "reload", "suspend": "suspend", "resume": "resume",
-    "snapshot": "snapshot", "secure": "secure", "audit": "audit", "destroy": "destroy", "ssh-config": "ssh_config",
-    "shrink": "shrink", "doctor": "doctor",
-    "prune": "prune", "completion": "completion",
-}  # fmt: skip
-
-#: Options that are understood before and after the verb; the value tells whether one takes an argument.
+#: Options that are accepted before and after the verb. The value: whether the option takes an argument.
 GLOBAL_OPTIONS = {
     "--json": False, "--quiet": False, "-q": False, "--verbose": False, "-v": False, "--no-color": False,
     "--timeout": True,
 }  # fmt: skip
 
-#: What a shell sets when it asks for completions.
-COMPLETE_VARIABLE = "_KIMBOX_COMPLETE"
+#: The global flags that have a letter, which may be combined before the verb, as in `-qv`.
+_LETTERS = re.compile("-[qv]+")
 
 
 class Verbs(TyperGroup):
-    """A group that loads a verb's module only when that verb is wanted."""
+    """A group that loads a verb's module only when that verb is used."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the verb. What typer would swallow or take for something else leaves as what it is."""
+        """Runs the verb. Two exceptions that typer would replace are raised as Interrupted and as RuntimeError."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("interrupted", hint=_after_interrupt()) from None
         except EOFError as error:
-            raise RuntimeError("an end of file that nobody expected") from error
+            raise RuntimeError("unexpected end of file") from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb and what follows it. Raises UsageError with the nearest one if there is no such verb."""
@@ -67,6 +62,22 @@ class Verbs(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Every verb."""
         return list(VERBS)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the groups of the help, one line per verb."""
+        width = max(map(len, VERBS))
+        for title, verbs in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(verb.ljust(width), summary) for verb, (_, summary) in verbs.items()])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The verbs or the options that begin with `incomplete`."""
+        from kimbox.cli.completion import Candidate
+
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        summaries = {verb: summary for verbs in GROUPS.values() for verb, (_, summary) in verbs.items()}
+        return [Candidate(verb, text) for verb, text in summaries.items() if verb.startswith(incomplete)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of a verb, or None."""
@@ -122,15 +133,11 @@ def kimbox(
       kimbox init && kimbox up
       kimbox exec -- cat /etc/os-release
 
-    \b
     Exit codes: 0 done; 1 failed; 2 usage; 3 bad spec, lock or box; 4 the guest failed (exec passes the command's
     status through); 5 not found or wrong state; 6 a program is missing on the host; 70 a bug in kimbox;
     130 interrupted.
     """
-    settings.json = json
-    if timeout is not None:
-        settings.timeout_s = _duration(timeout)
-    log.configure(quiet=quiet, verbose=verbose, color=not (no_color or "NO_COLOR" in os.environ))
+    # The options are declared for the help and the parser's errors; `run` has read their values before.
 
 
 def _duration(text: str) -> float:
@@ -144,56 +151,84 @@ def _duration(text: str) -> float:
 
 
 def hoist(arguments: list[str]) -> list[str]:
-    """Puts global options that stand after the verb before it. What follows `--` is somebody else's.
+    """Moves global options to the front. Arguments after `--` belong to another program and stay where they are.
 
-    So is, without `--`, what follows the program of `exec`: an option there is refused, and not taken for ours.
+    So do, without `--`, the arguments after the program of `exec`: the parser refuses an option there.
     Raises UsageError if an option lacks its value.
     """
-    front: list[str] = []
-    rest: list[str] = []
-    names: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        option = word.split("=", 1)[0]
-        if word == "--" or (names[:1] == ["exec"] and len(names) == 3):
-            rest += [word, *words]
-        elif option in GLOBAL_OPTIONS:
-            front.append(word)
-            if GLOBAL_OPTIONS[option] and "=" not in word:
-                value = next(words, "-")
-                if value.startswith("-") or value in VERBS:
-                    raise UsageError(f"{option} lacks its value", hint=f"write it as {option} 5m or {option}=90s")
-                front.append(value)
-        else:
-            rest.append(word)
-            names += [] if word.startswith("-") else [word]
+    front, rest, incomplete = _split(arguments)
+    if incomplete:
+        raise UsageError(f"{incomplete} lacks its value", hint=f"write it as {incomplete} 5m or {incomplete}=90s")
     return front + rest
 
 
-def _take_note(arguments: list[str]) -> None:
-    """Settings that must be known before the parser is at work, and for its own errors."""
-    rest = list(arguments)
-    settings.json, settings.timeout_s = False, None
-    while rest and (option := rest[0].split("=", 1)[0]) in GLOBAL_OPTIONS:
-        settings.json |= option == "--json"
-        del rest[: 2 if GLOBAL_OPTIONS[option] and "=" not in rest[0] else 1]
+def _split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
+    """The global options with their values, the other arguments, and the option that lacks its value, if any."""
+    front: list[str] = []
+    rest: list[str] = []
+    names: list[str] = []
+    incomplete = None
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        option = word.split("=", 1)[0]
+        if word == "--" or (names[:1] == ["exec"] and len(names) == 3):
+            rest += [word, *words]
+            break
+        if option not in GLOBAL_OPTIONS:
+            rest.append(word)
+            names += [] if word.startswith("-") else [word]
+        elif not GLOBAL_OPTIONS[option] or "=" in word:
+            front.append(word)
+        elif words and not words[0].startswith("-") and words[0] not in VERBS:
+            front += [word, words.pop(0)]
+        else:
+            incomplete = option
+    return front, rest, incomplete
+
+
+def _configure(arguments: list[str]) -> None:
+    """Sets the settings of this run, before the parser runs, because its errors depend on them.
+
+    Raises UsageError, with the settings in place, if --timeout is not a duration.
+    """
+    front, rest, _ = _split(arguments)
+    while rest and _LETTERS.fullmatch(rest[0]):
+        front += [f"-{letter}" for letter in rest.pop(0)[1:]]
     if rest[:1] == ["--"]:
         del rest[0]
-    settings.verb = rest[0] if rest and not rest[0].startswith("-") else ""
-    settings.after = rest[rest.index("--") + 1 :] if "--" in rest else None
+    new = Settings(
+        json="--json" in front,
+        quiet=bool({"-q", "--quiet"} & {*front}),
+        verbose=bool({"-v", "--verbose"} & {*front}),
+        color="--no-color" not in front and "NO_COLOR" not in os.environ,
+        verb=rest[0] if rest and not rest[0].startswith("-") else "",
+        after=rest[rest.index("--") + 1 :] if "--" in rest else None,
+    )
+    try:
+        new.timeout_s = _timeout(front)
+    finally:
+        settings.replace(new)
+
+
+def _timeout(front: list[str]) -> float | None:
+    """The value of the last --timeout, in seconds. Raises UsageError if it is not a duration."""
+    found = None
+    for word, following in itertools.pairwise([*front, ""]):
+        option, equals, value = word.partition("=")
+        if option == "--timeout":
+            found = value if equals else following
+    return None if found is None else _duration(found)
 
 
 def run(arguments: list[str]) -> int:
-    """Runs kimbox with these arguments and returns the exit code; every error has been shown."""
-    _take_note(arguments)
+    """Runs kimbox with these arguments. Prints every error, and returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
     try:
-        settings.json |= "--json" in itertools.takewhile(lambda word: word != "--", arguments)  # for hoist's own error
-        arguments = hoist(arguments)
-        _take_note(arguments)
-        code = _call(arguments)
+        _configure(arguments)
+        code = _call(hoist(arguments))
         sys.stdout.flush()
     except KimboxError as error:
         return _report(error)
@@ -209,12 +244,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _call(arguments: list[str]) -> int:
-    """Has the parser call the verb."""
+    """Calls the verb, or answers a shell that asks for completions. Returns the exit code."""
     if COMPLETE_VARIABLE in os.environ:
-        from typer._completion_classes import completion_init
+        from kimbox.cli.completion import answer
 
-        completion_init()
-    elif not arguments:
+        return answer(app)
+    if not arguments:
         with contextlib.redirect_stdout(sys.stderr):
             app(["--help"], prog_name="kimbox", standalone_mode=False)
         return UsageError.exit_code
@@ -234,14 +269,14 @@ def _report(error: KimboxError) -> int:
 
 
 def _no_reader() -> int:
-    """Nobody reads what is printed any more, as in `kimbox list | head`: Python must not try again at its end."""
+    """stdout is closed, as in `kimbox list | head`: keeps Python from flushing it at exit. Returns the exit code."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 
 def _no_room(error: OSError) -> int:
-    """Where it was stdout that took nothing (a full disk behind `>file`): says so, and returns 1; else 0."""
+    """Reports an error of stdout itself (a full disk behind `>file`) and returns 1; returns 0 for any other error."""
     try:
         sys.stdout.flush()
         is_stdout = error.filename == STDOUT
@@ -254,7 +289,7 @@ def _no_room(error: OSError) -> int:
 
 
 def _usage(error: Exception) -> UsageError | None:
-    """The parser's own words, if it was the parser that raised the error."""
+    """The error as a UsageError if the parser raised it, else None."""
     if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
         return None
     context = getattr(error, "ctx", None)
@@ -271,7 +306,7 @@ def _after_interrupt() -> str | None:
 
 
 def _refused(error: OSError) -> KimboxError:
-    """What the operating system refuses (no space, no permission) is no bug."""
+    """The error for what the operating system refuses (no space, no permission), which is not a bug."""
     if log.verbose:
         traceback.print_exception(error)
     if isinstance(error, FileNotFoundError) and not _is_anywhere():
@@ -290,14 +325,14 @@ def _is_anywhere() -> bool:
 
 
 class Bug(KimboxError):
-    """Something that is no error of the user, the guest or the host."""
+    """An unexpected exception: neither the user, the guest nor the host caused it."""
 
     exit_code = 70
     code = "bug"
 
 
 def _bug(error: Exception) -> Bug:
-    """Writes the traceback to a file, for a report, and says where."""
+    """Writes the traceback to a file for a bug report. The hint names the file."""
     try:
         handle, path = tempfile.mkstemp(prefix="kimbox-bug-", suffix=".txt")
         with os.fdopen(handle, "w", errors="backslashreplace") as file:

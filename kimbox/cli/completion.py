@@ -1,17 +1,22 @@
-"""kimbox completion: for the shell."""
+"""kimbox completion: the completion script of a shell, and the answer to a shell that asks for completions."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
+import attrs
 import typer
+from typer._completion_classes import BashComplete, FishComplete, ZshComplete
 
 from kimbox.cli.output import report
 
 
 class Shell(StrEnum):
-    """Shells that can complete."""
+    """Shells that have completion."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -19,7 +24,7 @@ class Shell(StrEnum):
 
 
 def completion(shell: Annotated[Shell, typer.Argument(help="The shell")] = Shell.BASH) -> None:
-    """Print the script that makes a shell complete kimbox's verbs and options.
+    """Print the completion script of a shell. It completes verbs, options, names of boxes and snapshots, and files.
 
     \b
     Examples:
@@ -28,7 +33,77 @@ def completion(shell: Annotated[Shell, typer.Argument(help="The shell")] = Shell
     """
     from typer._completion_shared import get_completion_script
 
-    from kimbox.cli.app import COMPLETE_VARIABLE
+    from kimbox.cli.completers import COMPLETE_VARIABLE
 
     script = get_completion_script(prog_name="kimbox", complete_var=COMPLETE_VARIABLE, shell=str(shell))
     report("completion", {"shell": str(shell), "script": script}, script)
+
+
+@attrs.frozen
+class Candidate:
+    """A word that completes the command line, with the attributes that typer expects of one."""
+
+    value: str
+    help: str | None = None
+    type: str = "plain"
+
+
+class _GlobalOptions:
+    """Global options may follow the verb, so they are moved to its front before typer looks at the arguments."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The complete words after `kimbox`, and the beginning of the next one."""
+        from kimbox.cli.app import hoist
+        from kimbox.settings import settings
+
+        words, incomplete = super().get_completion_args()  # type: ignore[misc]
+        settings.after = words[words.index("--") + 1 :] if "--" in words else None
+        return hoist(words), incomplete
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[Any]:
+        """The candidates of the verb, and the global options with them."""
+        from kimbox.cli.app import GLOBAL_OPTIONS
+
+        found: list[Any] = list(super().get_completions(args, incomplete))  # type: ignore[misc]
+        if incomplete.startswith("-") and "--" not in args:
+            taken = {item.value for item in found} | set(args)
+            found += [Candidate(o) for o in GLOBAL_OPTIONS if o.startswith(incomplete) and o not in taken]
+        return found
+
+
+class _Bash(_GlobalOptions, BashComplete):
+    pass
+
+
+class _Zsh(_GlobalOptions, ZshComplete):
+    def format_completion(self, item: Any) -> str:
+        """As typer has it; typer loads rich for the description alone, which costs a tenth of a second."""
+        value = super().format_completion(Candidate(item.value))  # type: ignore[arg-type]
+        if not item.help:
+            return value
+        return f"{value}:{super().format_completion(Candidate(item.help))}"  # type: ignore[arg-type]
+
+
+class _Fish(_GlobalOptions, FishComplete):
+    def format_completion(self, item: Any) -> str:
+        """As typer has it, without rich."""
+        return f"{item.value}\t{' '.join(item.help.split())}" if item.help else str(item.value)
+
+
+def answer(app: typer.Typer) -> int:
+    """Prints the completions that a shell asks for through the environment. Returns the exit code.
+
+    Nothing is printed on an error: the user is in the middle of a command line.
+    """
+    from typer import _completion_classes as classes
+
+    for shell, kind in ((Shell.BASH, _Bash), (Shell.ZSH, _Zsh), (Shell.FISH, _Fish)):
+        classes.add_completion_class(kind, str(shell))  # type: ignore[attr-defined]
+    try:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+            app([], prog_name="kimbox", standalone_mode=False)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except Exception:
+        return 1
+    return 0

@@ -1,4 +1,4 @@
-"""How a verb's result reaches the user: words, or with --json one object of a documented shape.
+"""Prints the result of a verb: text, or with --json one object of a documented shape.
 
 {"kimbox": 1, "verb": "status", "result": {...}}
 {"kimbox": 1, "verb": "up", "error": {"kind": ..., "code": ..., "message": ..., "hint": ..., "fields": {...},
@@ -14,30 +14,14 @@ import json
 import sys
 from typing import Any
 
-import attrs
-
 from kimbox.errors import KimboxError
+from kimbox.settings import settings as settings  # verbs import it from here
 
-#: What stands for a file's name in an OSError of stdout.
+#: The file name in an OSError of stdout.
 STDOUT = "stdout"
 
-#: Version of that shape.
+#: Version of the JSON shape.
 SHAPE = 1
-
-
-@attrs.define
-class Settings:
-    """The global options of this run."""
-
-    json: bool = False
-    #: --timeout, in seconds.
-    timeout_s: float | None = None
-    verb: str = ""
-    #: What stands after `--`, which belongs to another program; None if there is no `--`.
-    after: list[str] | None = None
-
-
-settings = Settings()
 
 
 def report(verb: str, result: dict[str, Any], text: str) -> None:
@@ -49,7 +33,7 @@ def report(verb: str, result: dict[str, Any], text: str) -> None:
 
 
 def report_error(error: KimboxError) -> None:
-    """Prints an error: words on stderr, or the object on stdout."""
+    """Prints an error: text on stderr, or with --json the object on stdout."""
     if settings.json:
         _print_json({"kimbox": SHAPE, "verb": settings.verb, "error": error.as_json()})
         return
@@ -59,7 +43,7 @@ def report_error(error: KimboxError) -> None:
 
 
 def printable(text: str) -> str:
-    """A line that may repeat a stranger's words, without what could steer a terminal."""
+    """A line of text from elsewhere, without the characters that control a terminal."""
     from kimbox.guest.events import printable as safe
 
     return safe(text)
@@ -75,7 +59,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _print(text: str) -> None:
-    """Prints on stdout; an OSError names it, as one of a file does. What is refused once is not tried again later."""
+    """Prints on stdout at once. Raises OSError, with STDOUT as the file name, if it cannot be written."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -85,7 +69,7 @@ def _print(text: str) -> None:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows as columns; the first row is the head."""
+    """Rows as aligned columns. The first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -16,6 +16,7 @@ from kimbox.cli.app import run
 from kimbox.codes import CODES
 from kimbox.log import log
 from kimbox.project import pins
+from kimbox.settings import Settings, settings
 
 Out = tuple[int, str, str]
 Kimbox = Callable[..., Out]
@@ -30,9 +31,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(pins, "choose", tinyimage.choose)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    log.configure()
+    settings.replace(Settings())
     yield tmp_path
-    log.configure()
+    settings.replace(Settings())
 
 
 @pytest.fixture

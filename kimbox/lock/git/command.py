@@ -249,7 +249,7 @@ def _kill(pid: int) -> None:
 def _communicate(process: Any, on_progress: Callable[[str], None] | None) -> Answer:
     """Reads both streams while the process runs, each bounded, and hands on progress (lines that end in CR)."""
     said = bytearray()
-    reader = threading.Thread(target=_read_stderr, args=(process.stderr, said, on_progress), daemon=True)
+    reader = threading.Thread(target=log.attach(_read_stderr), args=(process.stderr, said, on_progress), daemon=True)
     reader.start()
     out = bytearray()
     while piece := process.stdout.read1(1 << 16):

@@ -17,8 +17,11 @@ from kimbox.actions import observe
 from kimbox.cli import app
 from kimbox.cli.app import GLOBAL_OPTIONS, VERBS, hoist
 from kimbox.cli.output import settings
+from kimbox.cli.verbs import GROUPS
 from kimbox.errors import GuestError, KimboxError, SpecError
+from kimbox.log import log
 from kimbox.run import run as run_program
+from kimbox.settings import Settings
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
@@ -50,9 +53,23 @@ def test_the_help_lists_every_verb(kimbox: Kimbox) -> None:
     """On stdout if asked for; on stderr, as a wrong usage, where nothing is said."""
     code, out, _ = kimbox("--help")
     assert 0 == code
-    assert list(VERBS) == re.findall(r"(?m)^  ([a-z-]+)  ", out.split("Commands:")[1])
+    assert list(VERBS) == re.findall(r"(?m)^  ([a-z-]+)  ", out.partition(f"\n{next(iter(GROUPS))}:\n")[2])
     assert (2, "", out) == kimbox()
     assert 0 == kimbox("--version")[0]
+
+
+def test_the_help_fits_a_terminal(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns each verb is one whole line of a group, with the summary as it was written."""
+    monkeypatch.setenv("COLUMNS", "80")
+    out = kimbox("--help")[1]
+    assert [] == [line for line in out.splitlines() if len(line) > 80]
+    groups = {title: out.partition(f"\n{title}:\n")[2].partition("\n\n")[0].splitlines() for title in GROUPS}
+    assert groups == {
+        title: [f"  {verb:<10}  {summary}" for verb, (_, summary) in verbs.items()] for title, verbs in GROUPS.items()
+    }
+    folder = Path(app.__file__).parent
+    modules = {file.stem for file in folder.glob("*.py") if re.search(rf"(?m)^def {file.stem}\(", file.read_text())}
+    assert modules == set(VERBS.values()), "every module with a verb is in a group"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +107,40 @@ def test_settings_of_one_run_do_not_reach_the_next(kimbox: Kimbox) -> None:
     assert (True, 90.0) == (settings.json, settings.timeout_s)
     kimbox("list")
     assert (False, None) == (settings.json, settings.timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["list"], Settings(verb="list")),
+        (["-qv", "list"], Settings(verb="list", quiet=True, verbose=True)),
+        (["list", "--quiet", "--no-color"], Settings(verb="list", quiet=True, color=False)),
+        (
+            ["-v", "exec", "a", "--timeout=5m", "--", "b", "-q"],
+            Settings(verb="exec", verbose=True, timeout_s=300.0, after=["b", "-q"]),
+        ),
+        (["up", "--timeout", "5m", "--timeout", "90s"], Settings(verb="up", timeout_s=90.0)),
+        (["--", "list", "--json"], Settings(verb="list")),
+        (["--version"], Settings()),
+    ],
+)
+def test_settings_are_set_once(
+    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, given: list[str], expected: Settings
+) -> None:
+    """All options and the verb, in one place, before the parser runs; the log reads the same object."""
+    replaced: list[Settings] = []
+    replace = Settings.replace
+
+    def note(self: Settings, new: Settings) -> None:
+        replaced.append(new)
+        replace(self, new)
+
+    monkeypatch.setattr(Settings, "replace", note)
+    monkeypatch.setattr(app, "_call", lambda _: 0)
+    kimbox(*given)
+    assert [expected] == replaced
+    assert expected == settings
+    assert (log.quiet, log.verbose) == (expected.quiet, expected.verbose)
 
 
 def test_json_after_the_dashes_is_the_programs_own(kimbox: Kimbox) -> None:
