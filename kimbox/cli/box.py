@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kimbox.cli import completers
 from kimbox.cli.output import printable, report, table
 from kimbox.errors import UsageError
 
@@ -24,7 +25,9 @@ class Action(StrEnum):
 
 def box(
     action: Annotated[Action, typer.Argument(metavar="add|list|remove|prune")],
-    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME [FILE|URL|CATALOG]]")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME [FILE|URL|CATALOG]]", autocompletion=completers.box_words)
+    ] = None,
     digest: Annotated[str | None, typer.Option("--digest", metavar="sha256:HEX", help="What the file must be.")] = None,
     key: Annotated[
         list[str] | None,

@@ -6,15 +6,25 @@ from typing import Annotated
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import completers, target
 from kimbox.cli.output import printable, report
 
 
 def diff(
     old: Annotated[
-        str | None, typer.Argument(metavar="[OLD]", help="Default: what the box of this folder runs")
+        str | None,
+        typer.Argument(
+            metavar="[OLD]",
+            help="Default: what the box of this folder runs",
+            autocompletion=completers.boxes_or_locks,
+        ),
     ] = None,
-    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="Default: the lock of this folder's spec")] = None,
+    new: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NEW]", help="Default: the lock of this folder's spec", autocompletion=completers.boxes_or_locks
+        ),
+    ] = None,
     file: target.File = None,
 ) -> None:
     """Show what differs from OLD to NEW: spec, image, repositories added, removed or moved, and the commits between.

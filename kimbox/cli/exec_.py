@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import completers, target
 from kimbox.cli.output import settings
 from kimbox.errors import GuestError, UsageError
 
@@ -23,7 +23,9 @@ ANSWER_S = 10
 
 
 def exec_(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[BOX] -- COMMAND [ARG]...")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[BOX] -- COMMAND [ARG]...", autocompletion=completers.first_box)
+    ] = None,
     file: target.File = None,
     start: Annotated[bool, typer.Option("--up", help="Bring the box up first.")] = False,
 ) -> None:

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from kimbox.cli import completers
 from kimbox.cli.output import report
 from kimbox.spec.start import start_spec
 
 
 def init(
-    box: Annotated[str, typer.Argument(help="The shipped box to start from")] = "minimal",
+    box: Annotated[
+        str, typer.Argument(help="The shipped box to start from", autocompletion=completers.shipped_boxes)
+    ] = "minimal",
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Name of the new box. Default: the name of this folder")
     ] = None,

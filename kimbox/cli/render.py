@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import completers, target
 from kimbox.cli.output import report
 from kimbox.errors import UsageError
 
@@ -15,7 +15,11 @@ from kimbox.errors import UsageError
 def render(
     boxes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[BOX]...", help="Boxes, or files of their specs. Default: the spec of this folder"),
+        typer.Argument(
+            metavar="[BOX]...",
+            help="Boxes, or files of their specs. Default: the spec of this folder",
+            autocompletion=completers.boxes_or_specs,
+        ),
     ] = None,
     file: target.File = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go.")] = Path(

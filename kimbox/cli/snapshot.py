@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import completers, target
 from kimbox.cli.output import report
 from kimbox.errors import UsageError
 
@@ -24,7 +24,12 @@ class Act(StrEnum):
 def snapshot(
     act: Annotated[Act, typer.Argument(metavar="save|restore|list|delete")],
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME] [BOX]", help="The snapshot (not for list), and the box")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME] [BOX]",
+            help="The snapshot (not for list), and the box",
+            autocompletion=completers.snapshot_words,
+        ),
     ] = None,
     file: target.File = None,
 ) -> None:

@@ -6,14 +6,19 @@ from typing import Annotated
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import completers, target
 from kimbox.cli.output import settings
 from kimbox.errors import UsageError
 
 
 def ssh(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[BOX] [-- SSH-ARGUMENT...]", help="The box, and what ssh(1) gets")
+        list[str] | None,
+        typer.Argument(
+            metavar="[BOX] [-- SSH-ARGUMENT...]",
+            help="The box, and what ssh(1) gets",
+            autocompletion=completers.first_box,
+        ),
     ] = None,
     file: target.File = None,
 ) -> None:

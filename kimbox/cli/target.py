@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kimbox.cli import completers
 from kimbox.errors import StateError, UsageError
 from kimbox.spec.model import BootMode
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 _FILE_HELP = "The spec, in place of ./kimbox.yaml"
 
 #: The argument and the option that every verb has.
-Name = Annotated[str | None, typer.Argument(metavar="[BOX]", help="Name of the box. Default: the spec of this folder")]
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[BOX]", help="Name of the box. Default: the spec of this folder", autocompletion=completers.boxes
+    ),
+]
 File = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help=_FILE_HELP)]
 #: The same where -f means something else.
 LongFile = Annotated[Path | None, typer.Option("--file", metavar="FILE", help=_FILE_HELP)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import completers, target
 from kimbox.cli.output import report
 from kimbox.errors import Problem, SpecError, StateError
 from kimbox.spec.load import find_box, load_box
@@ -16,7 +16,11 @@ from kimbox.spec.load import find_box, load_box
 def validate(
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILE]...", help="Specs to check, or names of shipped boxes. Default: ./kimbox.yaml"),
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Specs to check, or names of shipped boxes. Default: ./kimbox.yaml",
+            autocompletion=completers.specs_or_shipped,
+        ),
     ] = None,
     file: target.File = None,
 ) -> None:

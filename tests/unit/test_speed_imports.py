@@ -31,10 +31,10 @@ IMAGE = ["kimbox.image.store.images", "kimbox.image.obtain", "kimbox.render.mani
 REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "filelock", "cyclonedx", "packageurl"]
 
 
-def loaded(home: Path, arguments: list[str], names: list[str]) -> list[str]:
+def loaded(home: Path, arguments: list[str], names: list[str], **env: str) -> list[str]:
     """Which of the modules `names` a run of kimbox loads."""
     code = ASK.format(arguments=arguments, names=names)
-    env = {"KIMBOX_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    env |= {"KIMBOX_HOME": str(home), "PYTHONPATH": str(ROOT)}
     return run([sys.executable, "-c", code], env=env, cwd=home).stderr.split()
 
 
@@ -42,7 +42,7 @@ def loaded(home: Path, arguments: list[str], names: list[str]) -> list[str]:
     ("arguments", "unwanted"),
     [
         (["--version"], ["typer", "click", "attrs", "json", *SSH, *GIT, *SPEC, *IMAGE, *REST]),
-        (["--help"], [*SSH, *GIT, *IMAGE, "qemu", "cyclonedx", "packageurl"]),
+        (["--help"], [*SSH, *GIT, *SPEC, *IMAGE, *REST, "kimbox.cli.up"]),
         (["provenance", "--help"], [*SSH, *GIT, *IMAGE, "qemu", "cyclonedx", "packageurl"]),
         (["validate", "minimal"], [*SSH, *GIT, *IMAGE, *REST, "kimbox.drivers.qemu.process"]),
         (["schema"], [*SSH, *GIT, *IMAGE, *REST]),
@@ -62,6 +62,21 @@ def test_a_verb_loads_what_it_needs(
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
     makemachine.make_machine().provision_log.touch()
     assert [] == loaded(tmp_path, arguments, unwanted)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("line", ["kimbox ", "kimbox halt ", "kimbox snapshot restore "])
+def test_completion_loads_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str, line: str) -> None:
+    """The user waits for it at a key press: nothing that reads specs, and not rich, which typer would load."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
+    makemachine.make_machine()
+    (tmp_path / "kimbox.yaml").write_text("name: tiny\n")
+    asked = {
+        "_KIMBOX_COMPLETE": f"complete_{shell}", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split())),
+        "_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }  # fmt: skip
+    unwanted = [*SSH, *GIT, *SPEC, *IMAGE, *REST, "kimbox.actions.life", "kimbox.drivers.qemu.process"]
+    assert [] == loaded(tmp_path, [], unwanted, **asked)
 
 
 def test_the_question_is_a_good_one(tmp_path: Path) -> None:
