@@ -101,6 +101,10 @@ def test_up_stops_where_the_machine_cannot_be_set_up(checkout: Checkout) -> None
         ("all", "pytest tests/guest tests/integration tests/unit -n 2 --dist loadfile --no-loadscope-reorder -k x"),
         ("unit", "pytest tests/unit -n 2 -k x"),
         ("integration", "pytest tests/integration -n 2 -k x"),
+        (
+            "coverage",
+            "pytest tests/integration tests/unit -n 2 --cov --cov-report=term-missing:skip-covered -k x",
+        ),
         ("guest", "pytest tests/guest -n 2 --dist loadfile --no-loadscope-reorder -k x"),
     ],
 )
