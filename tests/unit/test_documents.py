@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,18 @@ from kimbox.cli.app import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: Code in a line of Markdown.
+CODE = re.compile(r"`([^`\n]+)`")
+
+#: A file or folder of the repository: a path from its top, or a document at its top.
+PATH = re.compile(r"\.?[A-Za-z0-9_][\w.*-]*/[\w./*-]*|[\w-]+\.(md|toml|txt|j2)")
+
+#: A word in a path that stands for any file or folder.
+PLACEHOLDER = re.compile(r"(?<=/)[A-Z]+(?=[./]|$)")
+
+#: Files that the recipes name and that the work on drivers and errors adds.
+COMING = {"kimbox/drivers/base.py", "kimbox/drivers/registry.py", "docs/errors.md"}
+
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_man_page_has_every_verb(verb: str) -> None:
@@ -17,3 +30,23 @@ def test_the_man_page_has_every_verb(verb: str) -> None:
     manual = (ROOT / "docs" / "kimbox.1").read_text()
     section = manual.partition(f"\n.SS \\fBkimbox {verb.replace('-', chr(92) + '-')}\\fR")[2]
     assert "Examples:" in section.partition("\n.SS ")[0]
+
+
+def paths_in(text: str) -> set[str]:
+    """Every path of the repository that a document names in code quotes; a placeholder in upper case becomes a `*`."""
+    words = {word for word in CODE.findall(text) if PATH.fullmatch(word)}
+    return {PLACEHOLDER.sub("*", word) for word in words}
+
+
+def test_every_file_of_the_recipes_exists() -> None:
+    """CONTRIBUTING.md sends nobody to a file that was moved."""
+    named = paths_in((ROOT / "CONTRIBUTING.md").read_text())
+    assert {"kimbox/cli/verbs.py", "schemas/box.schema.json", "kimbox/actions/*.py", "README.md"} <= named
+    assert [] == sorted(name for name in named - COMING if not list(ROOT.glob(name)))
+
+
+def test_a_file_that_is_not_there_is_found() -> None:
+    """Paths are told from commands, files in a guest and other code; a placeholder stands for any file."""
+    text = "`kimbox/cli/VERB.py` `kimbox/nowhere.py` `docs/` `GONE.md`"
+    text += " `/persistent/x` `$HOME/x` `kimbox up` `--json` `a.service` `x.py`"
+    assert {"kimbox/cli/*.py", "kimbox/nowhere.py", "docs/", "GONE.md"} == paths_in(text)
