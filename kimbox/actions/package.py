@@ -26,7 +26,7 @@ from kimbox.image.formats import catalog, nbd, slim, sums
 from kimbox.image.formats import export as formats
 from kimbox.image.formats.boxwriter import Sign, convert, json_bytes, refuse_existing
 from kimbox.image.formats.export import Content, Format
-from kimbox.image.sanitize import cleaned, renew, secrets
+from kimbox.image.sanitize import external, restore, secrets
 from kimbox.image.sanitize.secrets import Finding
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
@@ -256,21 +256,21 @@ def _cleaned_image(image: Image, work: Path) -> Source:
     disk = image.disk
     try:
         with nbd.opened(image.disk, image.format) as there:
-            cleaned.places_in(there.read, there.size_bytes)
+            restore.places_in(there.read, there.size_bytes)
         if image.format != "raw":
             disk = work / "image.raw"
             convert(image.disk, image.format, disk, ("-O", "raw"))
-        renew.check_layout(disk)
+        external.check_layout(disk)
     except ImageError as error:
         return Source("image", image, image.disk, image.format, opaque=error.message)
-    found = renew.traces(disk)
+    found = external.traces(disk)
     if found:
         with log.step("cleaning a copy of the image"):
             if disk == image.disk:
                 disk = work / "image.raw"
                 copy_sparse(image.disk, disk)
                 disk.chmod(0o600)
-            found = renew.renew(disk)
+            found = external.renew(disk)
     kept = look_through(disk, "the image")
     if not found:
         return Source("image", image, image.disk, image.format, kept=kept)
@@ -296,8 +296,8 @@ def clean(used: Path, image: Image, work: Path) -> list[str]:
     if image.format != "raw":
         base = work / "image.raw"
         slim.flatten(image.disk, image.format, base)
-    done = cleaned.restore(disk, base)
-    return done if _is_own(image) else sorted({*done, *renew.renew(disk)})
+    done = restore.restore(disk, base)
+    return done if _is_own(image) else sorted({*done, *external.renew(disk)})
 
 
 def _is_own(image: Image) -> bool:
@@ -308,7 +308,7 @@ def _is_own(image: Image) -> bool:
 def _knows_e1000(disk: Path, kind: str) -> bool:
     """Whether the guest can use VirtualBox's usual network card; False where the disk cannot be looked into."""
     with contextlib.suppress(ImageError):
-        return kind == "raw" and cleaned.has_module(disk, E1000)
+        return kind == "raw" and restore.has_module(disk, E1000)
     return False
 
 

@@ -10,7 +10,7 @@ from conftest import Kimbox
 from kimbox.image.disk import volumes
 from kimbox.image.disk.ext4.directories import find
 from kimbox.image.sanitize import secrets
-from kimbox.image.sanitize.secretforms import Kind
+from kimbox.image.sanitize.key_formats import Kind
 
 pytestmark = pytest.mark.guest
 

@@ -15,7 +15,7 @@ from tinypackage import Made, image_of, machine_of
 from kimbox import run
 from kimbox.image.disk.ext4 import inodes
 from kimbox.image.disk.ext4.directories import shown
-from kimbox.image.sanitize import cleaned
+from kimbox.image.sanitize import restore
 from kimbox.machine.folder import Machine
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
@@ -78,7 +78,7 @@ def changed(machine: Machine, script: str, *, boot: bool = False) -> None:
     """A debugfs script on the root of a machine's disk, or on its /boot."""
     raw = machine.folder / "raw"
     run.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", machine.disk, raw])
-    at = cleaned.places(raw)
+    at = restore.places(raw)
     device = f"raw?offset={(at.boot if boot else at.root)[0]}"
     done = run.run(["debugfs", "-w", "-f", "-", device], input=script, cwd=machine.folder)
     assert "rror" not in done.stderr
@@ -88,11 +88,11 @@ def changed(machine: Machine, script: str, *, boot: bool = False) -> None:
 
 def grubenv(disk: Path) -> bytes:
     """GRUB's environment on a raw disk."""
-    start = cleaned.places(disk).boot[0]
+    start = restore.places(disk).boot[0]
     with disk.open("rb") as file:
-        read = cleaned._from(file.fileno(), start)
-        at = inodes.locate(inodes.open_at(read), cleaned.GRUBENV, cleaned.GRUBENV_BYTES)
-        return read(at, cleaned.GRUBENV_BYTES)
+        read = restore._from(file.fileno(), start)
+        at = inodes.locate(inodes.open_at(read), restore.GRUBENV, restore.GRUBENV_BYTES)
+        return read(at, restore.GRUBENV_BYTES)
 
 
 def test_the_boot_mode_is_that_of_the_image(made: Made, box: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_e2fsck_mends_by_itself_is_mended(made: Made, box: Path, boot: bool
     machine = machine_of(box, image_of(box), "write mine /etc/changed")
     changed(machine, "set_super_value free_blocks_count 7\nset_super_value state 0\n", boot=boot)
     made("--format", "raw")
-    at = cleaned.places(box / "tiny.raw")
+    at = restore.places(box / "tiny.raw")
     for offset, _ in (at.boot, at.root):
         run.run(["e2fsck", "-f", "-n", f"tiny.raw?offset={offset}"], cwd=box)
     assert b"what the maintainer wants" in (box / "tiny.raw").read_bytes()

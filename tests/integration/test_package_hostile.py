@@ -23,7 +23,7 @@ from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.image.disk import changes, compare, debugfs
 from kimbox.image.disk.ext4.directories import Entry, shown
-from kimbox.image.sanitize import cleaned
+from kimbox.image.sanitize import restore
 
 box, made = tinypackage.box, tinypackage.made  # fixtures
 
@@ -82,7 +82,7 @@ def disk(image: Path, tmp_path: Path) -> Path:
 
 def restored(disk: Path, image: Path) -> tuple[list[str], dict[bytes, Entry]]:
     """What was removed or reset, and every path that stayed; all is sound, and no other file was written."""
-    told = cleaned.restore(disk, image)
+    told = restore.restore(disk, image)
     assert all(madedisk.is_sound(disk, place) for place in PLACES.values())
     assert ["clean.raw"] == [path.name for path in disk.parent.iterdir()]
     assert all(path.isprintable() for path in told)
@@ -254,7 +254,7 @@ def test_a_folder_in_place_of_a_file(disk: Path, image: Path, tmp_path: Path) ->
     assert [ETC[n] for n in ETC] == [tinypackage.content(disk, f"/etc/{n}".encode()) for n in ETC]
     rooted(disk, tmp_path / "other", lambda tree: shutil.move(tree / "etc", tree / "usr"))
     with pytest.raises(ImageError, match="no folder /etc"):
-        cleaned.restore(disk, image)
+        restore.restore(disk, image)
 
 
 def test_lost_and_found(disk: Path, image: Path, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_file_of_any_size(disk: Path, image: Path, tmp_path: Path) -> None:
     for path in ("/etc/hostname", "/etc/hosts", "/var/log/large"):
         run.run(["debugfs", "-w", "-R", f"set_inode_field {path} size 300000000", madedisk.device(disk, ROOT)])
     with frugal(100 << 20):
-        told = cleaned.restore(disk, image)
+        told = restore.restore(disk, image)
     assert ["/etc/hostname", "/etc/hosts", "/var/log/large"] == told
     assert ETC["hostname"] == tinypackage.content(disk, b"/etc/hostname")
 

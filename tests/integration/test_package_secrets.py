@@ -23,7 +23,7 @@ from kimbox.actions import package as packaging
 from kimbox.files import sha256_file
 from kimbox.image.disk import volumes
 from kimbox.image.disk.ext4 import directories
-from kimbox.image.sanitize import cleaned, renew
+from kimbox.image.sanitize import external, restore
 from kimbox.image.store import images
 from kimbox.machine.folder import Sealed
 
@@ -212,7 +212,7 @@ def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kin
     new = box / "one/again.raw"
     data = new.read_bytes()
     assert (False, False) == (b"SECRET" in data, b"PRIVATE KEY" in data)
-    assert [] == renew.traces(new)
+    assert [] == external.traces(new)
     with volumes.opened(new) as there:
         persistent = {entry.path for entry in directories.walk(there.systems["/persistent"])}
         assert bytes(1 << 16) == there.store.read(0, 1 << 16)
@@ -221,7 +221,7 @@ def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kin
     for path in (b"/etc/machine-id", b"/etc/hosts"):
         assert tinypackage.content(image, path) == tinypackage.content(new, path)
     assert b"kimbox\n" == tinypackage.content(new, b"/etc/hostname")
-    at = cleaned.places(new)
+    at = restore.places(new)
     for offset, _ in (at.boot, at.root):
         run.run(["e2fsck", "-f", "-n", f"{new}?offset={offset}"])
     made(*words, str(box / "two"))
@@ -247,7 +247,7 @@ def test_a_key_in_an_image_from_elsewhere_is_refused(added: Any, kimbox: Kimbox,
     raw = box / "with-key.raw"
     run.run(["cp", "--sparse=always", image_of(box).disk, raw])
     raw.chmod(0o600)
-    debugfs(raw, cleaned.places(raw).root[0], with_files("write KEY /etc/some.pem\n"))
+    debugfs(raw, restore.places(raw).root[0], with_files("write KEY /etc/some.pem\n"))
     folder = added(raw)
     code, out, _ = kimbox("--json", "package", "-f", str(folder / "kimbox.yaml"), "--format", "raw")
     assert (1, True) == (code, "/etc/some.pem: private key (PEM)" in error(out, "package")["message"])
@@ -270,7 +270,7 @@ def test_another_layout_is_handed_on_with_a_warning(added: Any, kimbox: Kimbox, 
 def test_a_damaged_image_that_has_run_is_refused(added: Any, kimbox: Kimbox, box: Path) -> None:
     """It has the layout, and traces that cannot be removed: it is not handed on with a warning alone."""
     raw = ran(image_of(box).disk, box)
-    debugfs(raw, cleaned.places(raw).root[0], "clri /etc\n")
+    debugfs(raw, restore.places(raw).root[0], "clri /etc\n")
     folder = added(raw)
     code, out, _ = kimbox("--json", "package", "-f", str(folder / "kimbox.yaml"), "--format", "raw")
     assert (1, True) == (code, "damaged" in error(out, "package")["message"])
@@ -287,7 +287,7 @@ def test_a_machine_of_an_image_that_had_run_is_cleaned_of_both(made: Made, box: 
     foreign = attrs.evolve(image, disk=raw, facts={"format": "raw"})
     done = packaging.clean(work / "used.qcow2", foreign, work)
     assert {"/persistent/ssh", "/etc/ssh/ssh_host_ed25519_key"} <= set(done)
-    assert [] == renew.traces(work / "clean.raw")
+    assert [] == external.traces(work / "clean.raw")
     assert b"PRIVATE KEY" not in (work / "clean.raw").read_bytes()
 
 
@@ -297,8 +297,8 @@ def test_what_counts_as_built_is_what_is_built() -> None:
     from kimbox.image.inputs import provisioners
 
     build = (paths.provisioners_dir() / "base/build").read_text()
-    hosts = (renew.HOSTS % renew.NO_NAME).decode().replace("\n", "\\n")
+    hosts = (external.HOSTS % external.NO_NAME).decode().replace("\n", "\\n")
     assert f"printf '{hosts}' >/etc/hosts\n" in build
-    assert f"echo {renew.NO_NAME.decode()} >/etc/hostname\n" in build
+    assert f"echo {external.NO_NAME.decode()} >/etc/hostname\n" in build
     files = {file.path.encode() for name in provisioners.BASE for file in provisioners.load(name).persistent}
-    assert set(renew.BUILT) == files
+    assert set(external.BUILT) == files

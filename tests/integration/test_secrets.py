@@ -14,7 +14,7 @@ from madedisk import PLACES
 from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.image.sanitize import secrets
-from kimbox.image.sanitize.secretforms import Kind
+from kimbox.image.sanitize.key_formats import Kind
 from kimbox.image.sanitize.secrets import Finding
 
 KEY = b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIEYlA2K1gPQPzV0nRXFUmqw1xQDlVBQQ0cRyXXyUbHpB\n"

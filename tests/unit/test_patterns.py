@@ -142,10 +142,10 @@ def test_every_expression_is_a_constant() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re.")
     ]
     assert [
-        "kimbox.image.sanitize.secretpaths: "
+        "kimbox.image.sanitize.secret_paths: "
         "re.compile(f\"(?:{'|'.join((f'({group})' for group in groups))})\\\\Z\".encode())",
-        "kimbox.image.sanitize.secretpaths: re.escape(path).replace('\\\\*', '[^/]*')",  # both for constants
-        "kimbox.image.sanitize.secretpaths: re.escape(path)",
+        "kimbox.image.sanitize.secret_paths: re.escape(path).replace('\\\\*', '[^/]*')",  # both for constants
+        "kimbox.image.sanitize.secret_paths: re.escape(path)",
         "kimbox.machine.console: re.compile(pattern)",  # for the constant SIGNS
         "kimbox.spec.schema: re.compile(end_of_text(pattern))",  # for the schemas
     ] == inside

@@ -19,7 +19,7 @@ from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories, inodes
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.image.disk.ext4.inodes import FileSystem, Inode
-from kimbox.image.sanitize import cleaned
+from kimbox.image.sanitize import restore
 
 #: Version of the record.
 FORMAT = 1
@@ -81,16 +81,16 @@ class Changes:
 
 def find(former: Path, disk: Path, *, on_part: Callable[[str], None] = lambda _: None) -> Changes:
     """What differs between two raw disks of kimbox's layout. Raises ImageError if one cannot be read."""
-    places = cleaned.places(former), cleaned.places(disk)
+    places = restore.places(former), restore.places(disk)
     with former.open("rb") as one, disk.open("rb") as two:
         handles = one.fileno(), two.fileno()
         on_part("/")
-        old, new = (cleaned.file_system(h, place.root[0]) for h, place in zip(handles, places, strict=True))
+        old, new = (restore.file_system(h, place.root[0]) for h, place in zip(handles, places, strict=True))
         moved = _moved(_packages_of(old), _packages_of(new))
         theirs = _files_of(old, moved) | _files_of(new, moved)
         parts = [_compare(old, new, b"")]
         on_part("/boot")
-        old, new = (cleaned.file_system(h, place.boot[0]) for h, place in zip(handles, places, strict=True))
+        old, new = (restore.file_system(h, place.boot[0]) for h, place in zip(handles, places, strict=True))
         parts.append(_compare(old, new, b"/boot"))
     paths = [set.union(*found) for found in zip(*parts, strict=True)]
     count = sum(plain(path) in theirs for found in paths for path in found)
@@ -106,7 +106,7 @@ def packages(disk: Path) -> dict[str, tuple[str, str]]:
 
     Raises ImageError if the disk cannot be read.
     """
-    with cleaned.root(disk) as system:
+    with restore.root(disk) as system:
         return _installed(system)
 
 

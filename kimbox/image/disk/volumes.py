@@ -19,7 +19,7 @@ from kimbox.image.disk.ext4.inodes import FileSystem
 from kimbox.image.disk.lvm import reader
 from kimbox.image.disk.lvm.reader import Snapshot
 from kimbox.image.disk.sectors import SWAP_PAGE_BYTES
-from kimbox.image.sanitize import cleaned
+from kimbox.image.sanitize import restore
 
 #: How the label of the file system begins whose content outlives a new root.
 PERSISTENT_LABEL = "kimbox-persist"
@@ -69,12 +69,12 @@ class Volumes:
 @contextmanager
 def opened(disk: Path) -> Iterator[Volumes]:
     """The volumes of a raw disk that nobody writes to meanwhile. Raises ImageError if it has another layout."""
-    at = cleaned.places(disk)
+    at = restore.places(disk)
     with disk.open("rb") as file:
         yield _find(file.fileno(), at)
 
 
-def _find(handle: int, at: cleaned.Places) -> Volumes:
+def _find(handle: int, at: restore.Places) -> Volumes:
     def read_from(base: int) -> inodes.Read:
         return lambda offset, size: os.pread(handle, size, base + offset)
 

@@ -19,8 +19,8 @@ from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.disk.ext4.inodes import FileSystem, Inode
-from kimbox.image.sanitize import secretforms, secretpaths
-from kimbox.image.sanitize.secretforms import Kind
+from kimbox.image.sanitize import key_formats, secret_paths
+from kimbox.image.sanitize.key_formats import Kind
 
 #: Content is read in pieces of this size.
 PIECE_BYTES = 1 << 20
@@ -105,10 +105,10 @@ def look(system: FileSystem, limit_bytes: int) -> Iterator[tuple[Entry, Kind]]:
         if not inode.is_file or not inode.size_bytes:
             continue
         try:
-            kind = secretpaths.of_path(entry.path, lambda inode=inode: _head(system, inode))  # type: ignore[misc]
+            kind = secret_paths.of_path(entry.path, lambda inode=inode: _head(system, inode))  # type: ignore[misc]
             if kind is None:
                 if inode.number not in seen:
-                    seen[inode.number] = secretforms.of_content(inode.size_bytes, _pieces(system, inode, left))
+                    seen[inode.number] = key_formats.of_content(inode.size_bytes, _pieces(system, inode, left))
                 kind = seen[inode.number]
         except ImageError as error:
             raise ImageError(f"{shown(entry.path)} cannot be read: {error.message}", hint=error.hint) from None
@@ -117,7 +117,7 @@ def look(system: FileSystem, limit_bytes: int) -> Iterator[tuple[Entry, Kind]]:
 
 
 def _head(system: FileSystem, inode: Inode) -> bytes:
-    return ext4data.head(system, inode, secretpaths.HEAD_BYTES)
+    return ext4data.head(system, inode, secret_paths.HEAD_BYTES)
 
 
 def _pieces(system: FileSystem, inode: Inode, left: list[int]) -> Iterator[bytes]:

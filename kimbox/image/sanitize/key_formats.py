@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from enum import StrEnum
 
-from kimbox.image.sanitize import derforms
+from kimbox.image.sanitize import der
 
 #: Formats with a structure are read whole up to this size; a larger one counts as a key.
 MAX_STORE_BYTES = 16 << 20
@@ -213,11 +213,11 @@ def is_store(head: bytes) -> bool:
     """Whether it begins like a Java store, or like PKCS#12."""
     if len(head) >= 12 and struct.unpack_from(">I", head)[0] in (_JKS, _JCEKS):
         return struct.unpack_from(">I", head, 4)[0] in (1, 2)
-    return derforms.is_pkcs12(head)
+    return der.is_pkcs12(head)
 
 
 def _of_store(size_bytes: int, first: bytes, pieces: Iterator[bytes]) -> Kind:
-    is_java = not derforms.is_pkcs12(first)
+    is_java = not der.is_pkcs12(first)
     kind = Kind.JAVA if is_java else Kind.PKCS12
     if size_bytes > MAX_STORE_BYTES:
         return kind
@@ -226,7 +226,7 @@ def _of_store(size_bytes: int, first: bytes, pieces: Iterator[bytes]) -> Kind:
         data += piece
         if len(data) > MAX_STORE_BYTES:
             return kind
-    holds_key = _java_holds_key if is_java else derforms.holds_key
+    holds_key = _java_holds_key if is_java else der.holds_key
     return kind if holds_key(bytes(data)) else Kind.CERTIFICATES
 
 

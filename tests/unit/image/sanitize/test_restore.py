@@ -9,7 +9,7 @@ import pytest
 from kimbox.errors import ImageError
 from kimbox.image.disk import volumes
 from kimbox.image.disk.lvm.reader import Group, Segment, Snapshot, Volume
-from kimbox.image.sanitize import cleaned
+from kimbox.image.sanitize import restore
 
 START, MIB = 1 << 20, 1 << 20
 
@@ -29,7 +29,7 @@ def group(snapshots: dict[str, str], *, pieces: int = 1) -> Group:
 )
 def test_root_is_what_has_a_snapshot_and_lies_first(snapshots: dict[str, str]) -> None:
     """More snapshots of root, and of other volumes, are no other layout."""
-    assert Segment(0, MIB, START) == cleaned._root(group(snapshots))
+    assert Segment(0, MIB, START) == restore._root(group(snapshots))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_root_is_what_has_a_snapshot_and_lies_first(snapshots: dict[str, str]) -
 def test_a_disk_without_root_in_one_piece_is_refused(words: str, snapshots: dict[str, str], pieces: int) -> None:
     """Its files cannot be changed by their place then."""
     with pytest.raises(ImageError, match=words):
-        cleaned._root(group(snapshots, pieces=pieces))
+        restore._root(group(snapshots, pieces=pieces))
 
 
 def test_the_volumes_of_a_disk_with_more_snapshots_are_refused_by_name(
@@ -53,4 +53,4 @@ def test_the_volumes_of_a_disk_with_more_snapshots_are_refused_by_name(
     monkeypatch.setattr(volumes.reader, "read_group", lambda *_: group({"snap": "root", "mine": "root"}))
     (tmp_path / "disk").touch()
     with (tmp_path / "disk").open("rb") as disk, pytest.raises(ImageError, match="more snapshots than the one of root"):
-        volumes._find(disk.fileno(), cleaned.Places((0, MIB), (START, MIB)))
+        volumes._find(disk.fileno(), restore.Places((0, MIB), (START, MIB)))

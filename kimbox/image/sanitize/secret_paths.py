@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from kimbox.image.sanitize.secretforms import Kind
+from kimbox.image.sanitize.key_formats import Kind
 
 #: So much of a file's beginning is looked at where its place alone does not tell.
 HEAD_BYTES = 4096

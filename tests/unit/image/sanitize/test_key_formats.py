@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from kimbox import run
-from kimbox.image.sanitize import derforms, secretforms
-from kimbox.image.sanitize.secretforms import Kind, Search
+from kimbox.image.sanitize import der, key_formats
+from kimbox.image.sanitize.key_formats import Kind, Search
 
 MIB = 1 << 20
 
@@ -21,7 +21,7 @@ MIB = 1 << 20
 def kind_of(data: bytes, piece_bytes: int = MIB) -> Kind | None:
     """What a file with this content is, read in pieces of this size."""
     pieces = (data[at : at + piece_bytes] for at in range(0, len(data), piece_bytes))
-    return secretforms.of_content(len(data), pieces)
+    return key_formats.of_content(len(data), pieces)
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -241,7 +241,7 @@ def test_a_store_that_is_too_large_counts_as_a_key() -> None:
         yield java(2)
         raise AssertionError("more is read than is needed")
 
-    assert Kind.JAVA == secretforms.of_content(secretforms.MAX_STORE_BYTES + 1, pieces())
+    assert Kind.JAVA == key_formats.of_content(key_formats.MAX_STORE_BYTES + 1, pieces())
 
 
 # --- bounds
@@ -252,7 +252,7 @@ def test_the_work_grows_with_the_size_alone() -> None:
     search = Search()
     for _ in range(64):
         assert search.feed(b"-----BEGIN PRIVATE KEY-----\nA:\n" * 512) is None
-        assert len(search._held) <= secretforms.WINDOW_BYTES + secretforms._LABEL_BYTES
+        assert len(search._held) <= key_formats.WINDOW_BYTES + key_formats._LABEL_BYTES
 
 
 def test_mutations_give_an_answer() -> None:
@@ -262,11 +262,11 @@ def test_mutations_give_an_answer() -> None:
     for data in (java(2, 1, 2), pfx, b"\x95\x03\x98\x03" + bytes(6) + b"\x01" + bytes(1000)):
         for length in range(200):
             kind_of(data[:length])
-            derforms.is_pkcs12(data[:length])
+            der.is_pkcs12(data[:length])
         for _ in range(2000):
             changed = bytearray(data)
             for _ in range(numbers.randrange(1, 4)):
                 changed[numbers.randrange(len(changed))] = numbers.randrange(256)
             kind_of(bytes(changed))
-            derforms.holds_key(bytes(changed))
-            secretforms.of_head(bytes(changed))
+            der.holds_key(bytes(changed))
+            key_formats.of_head(bytes(changed))

@@ -19,7 +19,7 @@ from kimbox.image.disk.ext4 import directories, inodes, removal
 from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.disk.ext4.inodes import FileSystem
 from kimbox.image.disk.volumes import BOOT, PERSISTENT, ROOT, Volumes
-from kimbox.image.sanitize import cleaned, secrets
+from kimbox.image.sanitize import restore, secrets
 
 #: What a built image has on /persistent.
 BUILT = (b"runsetup", b"runsecure")
@@ -65,7 +65,7 @@ def renew(disk: Path) -> list[str]:
         _check_layout(there)
         starts = {name: there.places[name].pieces[0][0] for name in (BOOT, ROOT, PERSISTENT)}
     for name, start in starts.items():
-        cleaned.check(disk, start, name or "root")  # replays journals: only then the rest can be seen
+        restore.check(disk, start, name or "root")  # replays journals: only then the rest can be seen
     found = traces(disk)
     with volumes.opened(disk) as there:
         gone, reset = _of_root(there.systems[ROOT])
@@ -73,15 +73,15 @@ def renew(disk: Path) -> list[str]:
         grubenv = _grubenv(there)
     if grubenv is not None:
         with disk.open("r+b") as file:
-            os.pwrite(file.fileno(), GRUBENV.ljust(cleaned.GRUBENV_BYTES, b"#"), grubenv)
-    cleaned.change(disk, starts[ROOT], gone, reset)
+            os.pwrite(file.fileno(), GRUBENV.ljust(restore.GRUBENV_BYTES, b"#"), grubenv)
+    restore.change(disk, starts[ROOT], gone, reset)
     with disk.open("r+b") as file:
         start, handle = starts[PERSISTENT], file.fileno()
-        system = cleaned.file_system(handle, start)
+        system = restore.file_system(handle, start)
         removal.remove(system, lambda offset, data: os.pwrite(handle, data, start + offset), persistent)
     for name in (ROOT, PERSISTENT):
-        cleaned.check(disk, starts[name], name or "root")
-    cleaned.drop_unused(disk)
+        restore.check(disk, starts[name], name or "root")
+    restore.drop_unused(disk)
     return found
 
 
@@ -107,7 +107,7 @@ def _is_open(system: FileSystem) -> bool:
 
 def _of_root(system: FileSystem) -> tuple[list[Entry], dict[str, bytes]]:
     """What is to be removed, and files of /etc with their new content; they are removed, too."""
-    gone, reset = cleaned.traces(system, None), {}
+    gone, reset = restore.traces(system, None), {}
     for name, new, is_own in (
         ("machine-id", b"", bool),
         ("hostname", NO_NAME + b"\n", lambda data: data != NO_NAME + b"\n"),
@@ -116,7 +116,7 @@ def _of_root(system: FileSystem) -> tuple[list[Entry], dict[str, bytes]]:
         entry = directories.find(system, f"/etc/{name}".encode())
         if entry is None or not entry.inode.is_file:
             continue
-        data = ext4data.content(system, entry.inode, cleaned.AS_BUILT_BYTES)
+        data = ext4data.content(system, entry.inode, restore.AS_BUILT_BYTES)
         if data is None or is_own(data):
             gone.append(entry)
             reset[name] = new
@@ -133,14 +133,14 @@ def _of_persistent(system: FileSystem) -> Iterator[Entry]:
 
 
 def _with_content(system: FileSystem) -> list[Entry]:
-    return [one for entry in _of_persistent(system) for one in (entry, *cleaned.tree(system, entry))]
+    return [one for entry in _of_persistent(system) for one in (entry, *restore.tree(system, entry))]
 
 
 def _grubenv(there: Volumes) -> int | None:
     """Where on the disk GRUB's environment lies, if it chooses another entry than the usual one."""
     system = there.systems[BOOT]
-    at = inodes.locate(system, cleaned.GRUBENV, cleaned.GRUBENV_BYTES)
-    lines = system.read(at, cleaned.GRUBENV_BYTES).split(b"\n")
+    at = inodes.locate(system, restore.GRUBENV, restore.GRUBENV_BYTES)
+    lines = system.read(at, restore.GRUBENV_BYTES).split(b"\n")
     usual = (b"saved_entry=keep", b"saved_entry=", b"next_entry=")
     chosen = [line for line in lines if line.startswith((b"saved_entry=", b"next_entry=")) and line not in usual]
     return there.places[BOOT].pieces[0][0] + at if chosen else None
