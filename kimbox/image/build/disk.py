@@ -160,7 +160,7 @@ def _make_ext4(tools: Tools, system: FileSystem, disk: Path, seed: str) -> None:
 
 
 def _set_times(tools: Tools, device: str) -> None:
-    """Sets the times of change and of access of every inode, which an old mke2fs takes from the host, with debugfs(8).
+    """Sets the times of change and of access of every inode, which an old mke2fs takes from the host.
 
     `device` is a file with `?offset=`, as e2fsprogs take it.
     """
@@ -171,10 +171,5 @@ def _set_times(tools: Tools, device: str) -> None:
     for first, last in _NUMBERS.findall(" ".join(free)):
         end = int(last or first) + 1
         is_used[int(first) : end] = bytes(end - int(first))
-    lines = [
-        f"set_inode_field <{number}> {field} @{EPOCH_S}"
-        for number in (ROOT_INODE, *range(FIRST_INODE, inodes + 1))
-        if is_used[number]
-        for field in ("ctime", "atime")
-    ]
-    tools.call("debugfs", "-w", "-f", "-", device, input=debugfs.script(lines))
+    used = (number for number in (ROOT_INODE, *range(FIRST_INODE, inodes + 1)) if is_used[number])
+    debugfs.set_times(tools.call, device, used, EPOCH_S)

@@ -1,18 +1,46 @@
-"""Lines for debugfs(8), which takes more from them than commands.
+"""The only module that runs debugfs(8) or writes its scripts.
 
-It reads in pieces of 8191 bytes, and hands a line or such a piece that begins with `!` to system(3). So a line holds
-constants and numbers of kimbox's own, and never a name or text of a guest.
+debugfs reads a script in pieces of 8191 bytes, and passes a line or such a piece that begins with `!` to system(3). A
+line therefore holds constants and numbers of kimbox's own, and never a name or text of a guest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+from kimbox import run
+from kimbox.errors import ImageError
+from kimbox.run import Completed
 
 #: The only commands in use; none of them runs a program.
 COMMANDS = ("cd", "write", "set_inode_field")
 
-#: Far below the piece that debugfs reads.
+#: Maximum length of a line, in characters: far below the piece that debugfs reads.
 MAX_LINE = 1024
+
+#: Time limit of debugfs, in seconds.
+TIMEOUT_S = 600.0
+
+#: Prefix of the files, beside the disk, from which debugfs copies.
+SOURCE_PREFIX = "reset-"
+
+
+class Call(Protocol):
+    """Runs a program with arguments and a text on its standard input."""
+
+    def __call__(self, program: str, *args: str | Path, input: str) -> Completed: ...
+
+
+@attrs.frozen
+class NewFile:
+    """Content and mode of a file that is owned by root. `mode` has the type of the file, too."""
+
+    data: bytes
+    mode: int
 
 
 def script(lines: Iterable[str]) -> str:
@@ -27,3 +55,35 @@ def script(lines: Iterable[str]) -> str:
             raise ValueError(f"no line for debugfs: {line[:100]!r}")
         checked.append(f"{line}\n")
     return "".join(checked)
+
+
+def write_files(
+    disk: Path, offset_bytes: int, folder_inode: int, files: Mapping[str, NewFile], env: Mapping[str, str]
+) -> None:
+    """Writes new files into a folder of the file system at an offset of a raw disk. `env` is added to the environment.
+
+    The names are kimbox's own, and do not exist in the folder. Raises ImageError if debugfs fails.
+    """
+    lines = [f"cd <{folder_inode}>"]
+    for name, new in files.items():
+        disk.with_name(f"{SOURCE_PREFIX}{name}").write_bytes(new.data)
+        lines += [f"write {SOURCE_PREFIX}{name} {name}", f"set_inode_field {name} mode 0{new.mode:o}"]
+        lines += [f"set_inode_field {name} {field} 0" for field in ("uid", "gid")]
+    done = run.run(
+        ["debugfs", "-w", "-f", "-", f"{disk.name}?offset={offset_bytes}"],
+        input=script(lines), cwd=disk.parent, env=dict(env), timeout_s=TIMEOUT_S,
+    )  # fmt: skip
+    for name in files:
+        disk.with_name(f"{SOURCE_PREFIX}{name}").unlink()
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1.")]
+    if complaints:
+        raise ImageError(f"the root cannot be cleaned: {run.tail(chr(10).join(complaints), 3)}")
+
+
+def set_times(call: Call, device: str, inodes: Iterable[int], time_s: int) -> None:
+    """Sets the times of change and of access of inodes, in Unix seconds.
+
+    `device` is a file with `?offset=`, as e2fsprogs take it; `call` runs debugfs, and raises what it raises.
+    """
+    lines = [f"set_inode_field <{number}> {field} @{time_s}" for number in inodes for field in ("ctime", "atime")]
+    call("debugfs", "-w", "-f", "-", device, input=script(lines))
