@@ -20,7 +20,7 @@ from kimbox.drivers import accelerator
 from kimbox.drivers.qemu import disk, process
 from kimbox.drivers.qemu.command import Invocation
 from kimbox.lock.apt.packages import LockedPackages
-from kimbox.machine import grubenv, keys
+from kimbox.machine import bootmode, keys
 from kimbox.machine.folder import Machine, Record
 from kimbox.project.pins import lock_for
 from kimbox.spec.load import load_box
@@ -90,7 +90,7 @@ def launch(
     machine.disk.unlink(missing_ok=True)
     disk.create(machine.disk, image, image_format, box.disk.size_bytes)
     if mode:
-        grubenv.choose(machine, mode)
+        bootmode.set_entries(machine, mode)
     record = Record("bench", "", None, "", "", "0" * 8 + "-0000-4000-8000-" + "0" * 12, "52:54:00:00:00:01", PORT, {})
     request = Invocation(machine, record, box.cpus, box.memory_bytes, accelerator.find())
     started = time.monotonic()

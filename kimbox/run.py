@@ -35,8 +35,7 @@ SYSTEM_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 #: Which Debian package brings a program, for the hint of a missing one.
 PACKAGE_OF = {
-    "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils",
-    "qemu-nbd": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils",
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "newuidmap": "uidmap",
     "unshare": "util-linux", "git": "git", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
     "ssh-keyscan": "openssh-client",

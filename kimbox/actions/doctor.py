@@ -16,7 +16,7 @@ LITTLE_SPACE_BYTES = 10 << 30
 #: Programs that kimbox calls with every driver, and what for.
 PROGRAMS = {
     "qemu-img": "makes the disks of boxes",
-    "qemu-io": "sets which root a box boots",
+    "qemu-nbd": "reads the disks of boxes, and sets which root they boot",
     "ssh": "opens shells in boxes",
     "ssh-keygen": "makes the keys of boxes",
     "git": "fetches repositories",

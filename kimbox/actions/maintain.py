@@ -21,7 +21,7 @@ from kimbox.drivers import registry
 from kimbox.errors import GuestError, ImageError, StateError, UsageError
 from kimbox.files import remove_tree, sync_file, write_json
 from kimbox.guest.ssh import Guest
-from kimbox.image.disk import changes
+from kimbox.image.disk import changes, rawdisk
 from kimbox.image.disk.changes import Changes
 from kimbox.image.disk.compare import sha256_disk
 from kimbox.image.formats.boxwriter import Sign
@@ -137,9 +137,10 @@ def pack(wanted: Wanted, whole: Whole, done: Committed, sign: Sign | None) -> Pa
     if image is None:
         raise ImageError(f"the image of {done.box.name} is gone", hint="is another `kimbox prune` running?")
     about = {"former": done.former, "changes": done.changes.as_json()}
-    source = packaging.Source("base", image, image.disk, image.format, kept=done.kept, about=about)
     base = attrs.evolve(whole, image=image.key, image_sha256=image.key, stale={})  # no step runs on the base
-    return packaging.write(wanted, base, source, sign)
+    with rawdisk.opened(image.disk) as view:
+        source = packaging.Source("base", image, image.disk, image.format, kept=done.kept, about=about, view=view)
+        return packaging.write(wanted, base, source, sign)
 
 
 def _reconfigure(box: Box, machine: Machine) -> None:
@@ -176,10 +177,11 @@ def make_image(machine: Machine, former: images.Image, name: str) -> Committed:
             packaging.clean(machine.disk, former, work)
         disk = work / "clean.raw"
         base = former.disk if former.format == "raw" else work / "image.raw"
-        kept = packaging.look_through(disk, f"the root of {machine.name}")
-        with log.step("comparing with the former image"):
-            found = changes.find(base, disk, on_part=log.now)
-            key = sha256_disk(disk)
+        with rawdisk.opened(base) as built, rawdisk.opened(disk) as view:
+            kept = packaging.look_through(view, f"the root of {machine.name}")
+            with log.step("comparing with the former image"):
+                found = changes.find(built, view, on_part=log.now)
+                key = sha256_disk(disk)
         size_bytes = disk.stat().st_blocks * 512
         image = _publish(key, disk, former, found, kept, name)
     finally:

@@ -21,7 +21,9 @@ from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
 from kimbox.files import copy_sparse, locked, remove_tree, sha256_file, write_atomic
 from kimbox.image import obtain
-from kimbox.image.disk import changes
+from kimbox.image.disk import changes, rawdisk
+from kimbox.image.disk.ext4 import directories
+from kimbox.image.disk.view import DiskView
 from kimbox.image.formats import catalog, nbd, slim, sums
 from kimbox.image.formats import export as formats
 from kimbox.image.formats.boxwriter import Sign, convert, json_bytes, refuse_existing
@@ -91,6 +93,8 @@ class Source:
     opaque: str | None = None
     #: More for the package's kimbox.json.
     about: Mapping[str, object] = attrs.field(factory=dict)
+    #: The open disk; None where it is not raw, or kimbox cannot look into it.
+    view: DiskView | None = None
 
 
 @attrs.frozen
@@ -150,7 +154,7 @@ def write(wanted: Wanted, whole: Whole, source: Source, sign: Sign | None) -> Pa
     """Makes the packages of a disk that nobody writes to; `whole` is what the box is made of."""
     box, disk = wanted.box, source.disk
     files = _files(wanted, whole, source)
-    knows_e1000 = bool({Format.OVA, Format.VIRTUALBOX} & set(wanted.formats)) and _knows_e1000(disk, source.format)
+    knows_e1000 = bool({Format.OVA, Format.VIRTUALBOX} & set(wanted.formats)) and _knows_e1000(source.view)
     guest = box.image.distribution if isinstance(box.image, PackageImage) else "linux"
     size_bytes = source.image.virtual_bytes
     content = Content(
@@ -187,9 +191,9 @@ def _files(wanted: Wanted, whole: Whole, source: Source) -> dict[str, bytes]:
 
 def _as_installed(whole: Whole, source: Source) -> Whole:
     """With the packages that a maintainer's root has, where its disk can be looked into."""
-    if source.kind == "image" or source.format != "raw":
+    if source.kind == "image" or source.view is None:
         return whole
-    found = changes.packages(source.disk)
+    found = changes.packages(source.view)
     return whole.with_installed(found) if found else whole
 
 
@@ -215,8 +219,10 @@ def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
         try:
             with log.step(f"cleaning a copy of {machine.name}"):
                 done = clean(registry.of(machine).readable_disk(found, work), found, work)
-            kept = look_through(work / "clean.raw", f"the disk of {machine.name}")
-            yield Source("machine", found, work / "clean.raw", "raw", tuple(done), kept)
+            disk = work / "clean.raw"
+            with rawdisk.opened(disk) as view:
+                kept = look_through(view, f"the disk of {machine.name}")
+                yield Source("machine", found, disk, "raw", tuple(done), kept, view=view)
         finally:
             remove_tree(work)
 
@@ -235,8 +241,9 @@ def _refuse_sealed(machine: Machine) -> None:
 def _of_image(image: Image) -> Iterator[Source]:
     """An image: one of kimbox's own as it is, one from elsewhere without what a run has left in it."""
     if _is_own(image):
-        kept = look_through(image.disk, "the image")
-        yield Source("image", image, image.disk, image.format, kept=kept)
+        with rawdisk.opened(image.disk) as view:
+            kept = look_through(view, "the image")
+            yield Source("image", image, image.disk, image.format, kept=kept, view=view)
         return
     name = f"package-{image.key}"
     work = paths.images_dir() / f"{images.TEMPORARY}{name}"  # where this is killed, the next build removes it
@@ -246,39 +253,52 @@ def _of_image(image: Image) -> Iterator[Source]:
         remove_tree(work)
         work.mkdir(mode=0o700)
         try:
-            yield _cleaned_image(image, work)
+            with _cleaned_image(image, work) as source:
+                yield source
         finally:
             remove_tree(work)
 
 
-def _cleaned_image(image: Image, work: Path) -> Source:
+@contextmanager
+def _cleaned_image(image: Image, work: Path) -> Iterator[Source]:
     """An image from elsewhere, or a clean copy of it in `work`. Raises ImageError if that is damaged or holds a key."""
-    disk = image.disk
-    try:
-        with nbd.opened(image.disk, image.format) as there:
-            restore.places_in(there.read, there.size_bytes)
-        if image.format != "raw":
-            disk = work / "image.raw"
-            convert(image.disk, image.format, disk, ("-O", "raw"))
-        external.check_layout(disk)
-    except ImageError as error:
-        return Source("image", image, image.disk, image.format, opaque=error.message)
-    found = external.traces(disk)
-    if found:
+    with contextlib.ExitStack() as stack:
+        try:
+            disk = _as_raw(image, work)
+            view = stack.enter_context(rawdisk.opened(disk))
+            external.check_layout(view)
+        except ImageError as error:
+            yield Source("image", image, image.disk, image.format, opaque=error.message)
+            return
+        if not external.traces(view):
+            kept = look_through(view, "the image")
+            readable = view if image.format == "raw" else None
+            yield Source("image", image, image.disk, image.format, kept=kept, view=readable)
+            return
         with log.step("cleaning a copy of the image"):
             if disk == image.disk:
                 disk = work / "image.raw"
                 copy_sparse(image.disk, disk)
                 disk.chmod(0o600)
-            found = external.renew(disk)
-    kept = look_through(disk, "the image")
-    if not found:
-        return Source("image", image, image.disk, image.format, kept=kept)
-    return Source("image", image, disk, "raw", tuple(found), kept)
+            found = external.clean(disk)
+        view = stack.enter_context(rawdisk.opened(disk))
+        kept = look_through(view, "the image")
+        yield Source("image", image, disk, "raw", tuple(found), kept, view=view)
 
 
-def look_through(disk: Path, what: str) -> tuple[Finding, ...]:
-    """Keys that may stay on a raw disk. Raises ImageError, naming them, where there are others; `what` holds them."""
+def _as_raw(image: Image, work: Path) -> Path:
+    """The disk of an image, or a raw copy of it in `work`. Raises ImageError, before it copies, for another layout."""
+    if image.format == "raw":
+        return image.disk
+    with nbd.opened(image.disk, image.format) as there:
+        DiskView.of(there.read, there.size_bytes).check_layout()
+    disk = work / "image.raw"
+    convert(image.disk, image.format, disk, ("-O", "raw"))
+    return disk
+
+
+def look_through(disk: DiskView, what: str) -> tuple[Finding, ...]:
+    """Keys that may stay on a disk. Raises ImageError, naming them, where there are others; `what` holds them."""
     with log.step("looking for keys and identities"):
         found = secrets.scan(disk, on_part=log.now)
     found.check(what)
@@ -297,7 +317,7 @@ def clean(used: Path, image: Image, work: Path) -> list[str]:
         base = work / "image.raw"
         slim.flatten(image.disk, image.format, base)
     done = restore.restore(disk, base)
-    return done if _is_own(image) else sorted({*done, *external.renew(disk)})
+    return done if _is_own(image) else sorted({*done, *external.clean(disk)})
 
 
 def _is_own(image: Image) -> bool:
@@ -305,10 +325,11 @@ def _is_own(image: Image) -> bool:
     return "packages" in image.facts or "former" in image.facts
 
 
-def _knows_e1000(disk: Path, kind: str) -> bool:
+def _knows_e1000(disk: DiskView | None) -> bool:
     """Whether the guest can use VirtualBox's usual network card; False where the disk cannot be looked into."""
     with contextlib.suppress(ImageError):
-        return kind == "raw" and restore.has_module(disk, E1000)
+        pattern = f"/usr/lib/modules/*/kernel/{E1000}"
+        return disk is not None and bool(directories.matching(disk.root.file_system, pattern))
     return False
 
 

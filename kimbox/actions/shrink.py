@@ -18,7 +18,7 @@ from kimbox.files import size_words, sync_folder
 from kimbox.image.formats import slim
 from kimbox.image.store import images
 from kimbox.log import log
-from kimbox.machine import grubenv
+from kimbox.machine import bootmode
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.run import run
@@ -114,8 +114,8 @@ def _check_disk(machine: Machine, image: Path) -> None:
 
 def _boots_resnap(machine: Machine) -> bool:
     """Whether the disk itself says that its next boot makes the snapshot anew."""
-    with contextlib.suppress(grubenv.NoEnvironment):
-        saved, once = grubenv.chosen(machine)
+    with contextlib.suppress(bootmode.NoEnvironment):
+        saved, once = bootmode.entries(machine)
         return (once or saved) == BootMode.RESNAP
     return False
 

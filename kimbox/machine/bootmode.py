@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import attrs
 
-from kimbox.errors import StateError
+from kimbox.errors import ImageError, StateError
+from kimbox.image.disk import grubenv
+from kimbox.image.disk.grubenv import BLOCK_BYTES, NEXT, SAVED
+from kimbox.image.disk.view import DiskView
+from kimbox.image.formats import nbd
 from kimbox.log import log
-from kimbox.machine import grubenv
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.render.guestfiles import DEFAULT
@@ -21,6 +24,10 @@ MAINTAINED = (
     "MAINTAIN MODE: {name} runs on the real root. What is changed there stays, and every later resnap boot starts from "
     "it. Nothing is provisioned. `kimbox reload {name}` leaves this mode."
 )
+
+
+class NoEnvironment(ImageError):
+    """The disk has no environment block where kimbox's boot loader would read one."""
 
 
 @attrs.frozen
@@ -86,12 +93,61 @@ def choose(machine: Machine, mode: BootMode, choice: Choice) -> None:
     """
     saved, once = (mode, choice.mode) if choice.once else (choice.mode or mode, None)
     try:
-        if grubenv.choose(machine, saved, once):
+        if set_entries(machine, saved, once):
             log.detail(f"the disk of {machine.name} boots {once or saved}" + (f", then {saved}" if once else ""))
-    except grubenv.NoEnvironment as error:
+    except NoEnvironment as error:
         if choice.mode or mode is not DEFAULT:
             raise
         log.detail(error.message)
+
+
+def set_entries(machine: Machine, saved: BootMode, once: BootMode | None = None) -> bool:
+    """Sets the mode of every boot from the next one on, and, with `once`, another for the next alone.
+
+    The machine does not run, and has no saved state. Returns whether the disk was written: it is not where the block
+    has these values already. Raises NoEnvironment if the disk has no block of kimbox's, ImageError if it cannot be
+    opened or written.
+    """
+    with nbd.opened(machine.disk, "qcow2") as disk:
+        offset, block = _find(disk, machine.name)
+    now = grubenv.values(block)
+    if now is None:
+        log.warn(f"GRUB's environment in the disk of {machine.name} was damaged: it is made anew")
+    elif (now.get(SAVED), now.get(NEXT, b"")) == (saved.encode(), once.encode() if once else b""):
+        return False
+    new = grubenv.changed(block, {SAVED: saved.encode(), NEXT: once.encode() if once else None})
+    with nbd.opened(machine.disk, "qcow2", writable=True) as disk:
+        disk.write(offset, new)
+        disk.flush()
+        if disk.read(offset, BLOCK_BYTES) != new:
+            raise ImageError(
+                f"the boot mode cannot be written into the disk of {machine.name}: it reads back otherwise"
+            )
+    return True
+
+
+def entries(machine: Machine) -> tuple[str, str]:
+    """The mode that the disk of a machine says for every boot, and that for the next alone; empty where it says none.
+
+    Raises NoEnvironment if the disk has no block of kimbox's, ImageError if it cannot be opened.
+    """
+    with nbd.opened(machine.disk, "qcow2") as disk:
+        _, block = _find(disk, machine.name)
+    found = grubenv.values(block) or {}
+    return found.get(SAVED, b"").decode("ascii", "replace"), found.get(NEXT, b"").decode("ascii", "replace")
+
+
+def _find(disk: nbd.Disk, name: str) -> tuple[int, bytes]:
+    """Offset and content of the environment block in the disk of the machine of that name. Raises NoEnvironment."""
+    try:
+        offset = grubenv.place_for_boot_loader(DiskView.of(disk.read, disk.size_bytes))
+        return offset, disk.read(offset, BLOCK_BYTES)
+    except ImageError as error:
+        raise NoEnvironment(
+            f"the disk of {name} has no environment of GRUB that kimbox can set: {error.message}",
+            hint="boot modes (`boot:` in the spec, --boot) need an image of kimbox's with a sound /boot; "
+            f"`kimbox destroy {name}` and `kimbox up` make the disk anew",
+        ) from None
 
 
 def refuse_to_provision(machine: Machine) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Kimbox
 
-from kimbox.image.disk import volumes
+from kimbox.image.disk import rawdisk
 from kimbox.image.disk.ext4.directories import find
 from kimbox.image.sanitize import secrets
 from kimbox.image.sanitize.key_formats import Kind
@@ -32,6 +32,12 @@ MADE = {
 }
 
 
+def scan(disk: Path) -> secrets.Findings:
+    """Keys and identities on a raw disk."""
+    with rawdisk.opened(disk) as view:
+        return secrets.scan(view)
+
+
 def image_of(kimbox: Kimbox) -> Path:
     """The disk of the image of the spec in this folder, built now."""
     return kimbox.home / "images" / str(kimbox.json("build")["key"]) / "disk.raw"
@@ -42,8 +48,8 @@ def test_small_ones(kimbox: Kimbox, tmp_path: Path) -> None:
     kimbox.spec("makers", f"image: {{packages: {SMALL}}}\n")
     image = image_of(kimbox)
     assert kimbox.json("verify")["same"]
-    with volumes.opened(image) as there:
-        assert [] == [path for path in MADE if find(there.systems[volumes.ROOT], path.encode())]
+    with rawdisk.opened(image) as disk:
+        assert [] == [path for path in MADE if find(disk.root.file_system, path.encode())]
     kimbox("up")
     listed = kimbox.sh("makers", f"sudo stat -c '%n %U %G %a' {' '.join(MADE)}")
     assert {f"{path} {owner}" for path, owner in MADE.items()} == set(listed.splitlines())
@@ -61,10 +67,10 @@ def test_small_ones(kimbox: Kimbox, tmp_path: Path) -> None:
     assert set() == set(first.splitlines()) & set(kimbox.sh("makers", digests).splitlines())
     kimbox("halt")
     kimbox("package", "--format", "raw", "--output", str(tmp_path / "out"))
-    found = secrets.scan(tmp_path / "out/makers.raw")
+    found = scan(tmp_path / "out/makers.raw")
     assert () == found.made
-    with volumes.opened(tmp_path / "out/makers.raw") as there:
-        assert [] == [path for path in MADE if find(there.systems[volumes.ROOT], path.encode())]
+    with rawdisk.opened(tmp_path / "out/makers.raw") as disk:
+        assert [] == [path for path in MADE if find(disk.root.file_system, path.encode())]
     kimbox("destroy", "-y")
 
 
@@ -81,7 +87,7 @@ def test_databases(kimbox: Kimbox, packages: str, check: str) -> None:
     kimbox.spec("data", f"image: {{packages: {packages}}}\ndisk: {{size: 8GiB, volumes: {{root: 3GiB}}}}\n")
     image = image_of(kimbox)
     assert kimbox.json("verify")["same"]
-    assert () == secrets.scan(image).made
+    assert () == scan(image).made
     kimbox("up")
     waiting = f"timeout 300 sh -c 'until {check}; do sleep 1; done' 2>/dev/null"
     assert "1\n" == kimbox.sh("data", waiting.replace("'select 1'", '"select 1"'))
@@ -94,7 +100,7 @@ def test_java(kimbox: Kimbox) -> None:
     kimbox.spec("java", "image: {packages: [openjdk-21-jre-headless]}\ndisk: {size: 8GiB, volumes: {root: 3GiB}}\n")
     image = image_of(kimbox)
     assert kimbox.json("verify")["same"]
-    kept = {finding.path: finding.kind for finding in secrets.scan(image).kept}
+    kept = {finding.path: finding.kind for finding in scan(image).kept}
     assert Kind.CERTIFICATES == kept["/etc/ssl/certs/java/cacerts"]
     kimbox("up")
     listed = kimbox.sh("java", "keytool -list -cacerts -storepass changeit | grep -c trustedCertEntry")

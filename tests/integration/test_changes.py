@@ -10,7 +10,7 @@ import pytest
 from madedisk import PLACES
 
 from kimbox import run
-from kimbox.image.disk import changes
+from kimbox.image.disk import changes, rawdisk
 
 ROOT, BOOT = PLACES["root"], PLACES["boot"]
 
@@ -83,7 +83,7 @@ def test_packages_and_files_are_told_apart(former: Path, tmp_path: Path) -> None
         run.run(["debugfs", "-w", "-R", "set_inode_field /usr/bin/tool mtime 20260101", madedisk.device(one, ROOT)])
     madedisk.remove(disk, ROOT, "/etc/gone")
     fill(disk, tmp_path, BOOT, {"/initrd.img-6": "initrd\n"})
-    found = changes.find(former, disk)
+    found = madedisk.differences(former, disk)
     assert {"coming": ("", "3"), "going": ("1:2", ""), "tool": ("1", "2")} == found.packages
     assert ("/boot/initrd.img-6", "/etc/new name") == found.added
     assert ("/etc/gone",) == found.removed
@@ -96,10 +96,11 @@ def test_packages_and_files_are_told_apart(former: Path, tmp_path: Path) -> None
 def test_the_packages_of_a_disk(former: Path) -> None:
     """Those that dpkg says are installed, each with version and architecture."""
     found = {"tool": ("1", "amd64"), "other": ("1", "amd64"), "going": ("1:2", "amd64")}
-    assert found == changes.packages(former)
+    with rawdisk.opened(former) as disk:
+        assert found == changes.packages(disk)
 
 
 def test_nothing_differs_from_itself(former: Path) -> None:
     """And that is said."""
-    found = changes.find(former, former)
+    found = madedisk.differences(former, former)
     assert ["nothing differs"] == found.lines()

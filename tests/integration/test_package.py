@@ -7,6 +7,7 @@ import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import madedisk
 import pytest
 import tinyimage
 import tinypackage
@@ -20,7 +21,6 @@ from webfolder import serving
 from kimbox import run
 from kimbox.files import sha256_file
 from kimbox.image.formats import export, sums
-from kimbox.image.sanitize import restore
 from kimbox.image.store import images, names
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
@@ -156,7 +156,7 @@ def test_a_halted_machine(made: Made, box: Path, tmp_path: Path) -> None:
     content = raw.read_bytes()
     assert b"SECRET" not in content
     assert b"what the maintainer wants" in content
-    at = restore.places(raw)
+    at = madedisk.places_of(raw)
     run.run(["e2fsck", "-f", "-n", f"tiny.raw?offset={at.root[0]}"], cwd=raw.parent)
     there = tinypackage.everything(raw)
     logs = [b"/var/log/btmp", b"/var/log/deep", b"/var/log/deep/er"]

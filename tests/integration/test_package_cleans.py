@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diskreads
+import madedisk
 import pytest
 import tinyimage
 import tinypackage
@@ -13,9 +15,9 @@ from clirun import world as world
 from tinypackage import Made, image_of, machine_of
 
 from kimbox import run
-from kimbox.image.disk.ext4 import inodes
+from kimbox.image.disk import grubenv as grub
+from kimbox.image.disk import rawdisk
 from kimbox.image.disk.ext4.directories import shown
-from kimbox.image.sanitize import restore
 from kimbox.machine.folder import Machine
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
@@ -78,7 +80,7 @@ def changed(machine: Machine, script: str, *, boot: bool = False) -> None:
     """A debugfs script on the root of a machine's disk, or on its /boot."""
     raw = machine.folder / "raw"
     run.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", machine.disk, raw])
-    at = restore.places(raw)
+    at = madedisk.places_of(raw)
     device = f"raw?offset={(at.boot if boot else at.root)[0]}"
     done = run.run(["debugfs", "-w", "-f", "-", device], input=script, cwd=machine.folder)
     assert "rror" not in done.stderr
@@ -88,11 +90,8 @@ def changed(machine: Machine, script: str, *, boot: bool = False) -> None:
 
 def grubenv(disk: Path) -> bytes:
     """GRUB's environment on a raw disk."""
-    start = restore.places(disk).boot[0]
-    with disk.open("rb") as file:
-        read = restore._from(file.fileno(), start)
-        at = inodes.locate(inodes.open_at(read), restore.GRUBENV, restore.GRUBENV_BYTES)
-        return read(at, restore.GRUBENV_BYTES)
+    with rawdisk.opened(disk) as view:
+        return view.read(grub.place(view.boot), grub.BLOCK_BYTES)
 
 
 def test_the_boot_mode_is_that_of_the_image(made: Made, box: Path) -> None:
@@ -112,7 +111,7 @@ def test_what_e2fsck_mends_by_itself_is_mended(made: Made, box: Path, boot: bool
     machine = machine_of(box, image_of(box), "write mine /etc/changed")
     changed(machine, "set_super_value free_blocks_count 7\nset_super_value state 0\n", boot=boot)
     made("--format", "raw")
-    at = restore.places(box / "tiny.raw")
+    at = madedisk.places_of(box / "tiny.raw")
     for offset, _ in (at.boot, at.root):
         run.run(["e2fsck", "-f", "-n", f"tiny.raw?offset={offset}"], cwd=box)
     assert b"what the maintainer wants" in (box / "tiny.raw").read_bytes()
@@ -130,3 +129,15 @@ def test_a_damaged_file_system_is_refused(made: Made, kimbox: Kimbox, box: Path,
     assert "e2fsck" in told["hint"]
     assert not (box / "tiny.raw").exists()
     assert held == machine.disk.read_bytes()
+
+
+def test_each_disk_is_parsed_once(made: Made, box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partition table and LVM metadata: of the machine's disk, of its image, and of the copy before it gets the image's
+    LVM metadata, after it, and when it is finished. An image alone is parsed once.
+    """
+    machine_of(box, image_of(box), "")
+    reads = diskreads.count(monkeypatch)
+    made("--format", "raw", "--format", "ova")
+    assert (5, 5) == (reads.tables, reads.groups)
+    made("--format", "raw", "--format", "ova", "--image", "-o", "image")
+    assert (6, 6) == (reads.tables, reads.groups)

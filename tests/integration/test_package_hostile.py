@@ -21,7 +21,7 @@ from tinypackage import Made, image_of, machine_of
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image.disk import changes, compare, debugfs
+from kimbox.image.disk import compare, debugfs
 from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.sanitize import restore
 
@@ -269,7 +269,7 @@ def test_lost_and_found(disk: Path, image: Path, tmp_path: Path) -> None:
     told, there = restored(disk, image)
     assert ["/tmp/lost+found", "/tmp/lost+found/file"] == told
     assert b"/lost+found" in there
-    assert ("/etc/lost+found", "/etc/lost+found/file") == changes.find(image, disk).added
+    assert ("/etc/lost+found", "/etc/lost+found/file") == madedisk.differences(image, disk).added
 
 
 def written(**files: bytes) -> Callable[[Path], None]:
@@ -323,12 +323,12 @@ def test_large_files_of_dpkg(disk: Path, image: Path, tmp_path: Path, name: str)
         (tree / "var/lib/dpkg/info/a.list").write_bytes(b"/etc\n")
 
     rooted(disk, tmp_path / "tree", large)
-    assert {"a": ("", "1")} == changes.find(image, disk).packages
+    assert {"a": ("", "1")} == madedisk.differences(image, disk).packages
     run.run(
         ["debugfs", "-w", "-R", f"set_inode_field /var/lib/dpkg/{name} size 3000000000", madedisk.device(disk, ROOT)]
     )
     with frugal(100 << 20), pytest.raises(ImageError, match="larger than"):
-        changes.find(image, disk)
+        madedisk.differences(image, disk)
 
 
 def test_changes_of_strange_names(disk: Path, image: Path, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_changes_of_strange_names(disk: Path, image: Path, tmp_path: Path) -> No
             (tree / "etc" / os.fsdecode(name)).touch()
 
     rooted(disk, tmp_path / "tree", strange)
-    found = changes.find(image, disk)
+    found = madedisk.differences(image, disk)
     assert tuple(sorted(shown(b"/etc/" + name) for name in NAMES)) == found.added
     assert all(line.isprintable() for line in found.lines())
 
@@ -358,7 +358,7 @@ def test_changes_of_links(disk: Path, image: Path, tmp_path: Path) -> None:
 
     rooted(image, tmp_path / "image", built)
     rooted(disk, tmp_path / "tree", other)
-    found = changes.find(image, disk)
+    found = madedisk.differences(image, disk)
     assert ((), (), ("/etc/link",)) == (found.added, found.removed, found.changed)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import madedisk
 import pytest
 import tinyimage
 import tinypackage
@@ -21,9 +22,9 @@ from tinypackage import Made, image_of, machine_of
 from kimbox import run
 from kimbox.actions import package as packaging
 from kimbox.files import sha256_file
-from kimbox.image.disk import volumes
+from kimbox.image.disk import rawdisk
 from kimbox.image.disk.ext4 import directories
-from kimbox.image.sanitize import external, restore
+from kimbox.image.sanitize import external
 from kimbox.image.store import images
 from kimbox.machine.folder import Sealed
 
@@ -161,9 +162,10 @@ def ran(image: Path, folder: Path) -> Path:
     raw.chmod(0o600)
     (folder / "name").write_text("other\n")
     names = with_files(RUN).replace("NAME", str(folder / "name"))
-    with volumes.opened(raw) as there:
-        starts = {name: place.pieces[0][0] for name, place in there.places.items()}
-        store_at, swap_at = there.store.pieces[0][0], there.swaps[0].pieces[0][0]
+    with rawdisk.opened(raw) as view:
+        there = view.contents
+        starts = {name: volume.start_bytes for name, volume in there.mounted.items()}
+        store_at, swap_at = there.store.start_bytes, there.swaps[0].start_bytes
     debugfs(raw, starts[""], f"write {folder}/name /deleted\nrm /deleted\n{names}")
     debugfs(raw, starts["/persistent"], with_files(RUN_PERSISTENT))
     (folder / "grubenv").write_bytes(b"# GRUB Environment Block\nsaved_entry=resnap\n".ljust(1024, b"#"))
@@ -212,16 +214,16 @@ def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kin
     new = box / "one/again.raw"
     data = new.read_bytes()
     assert (False, False) == (b"SECRET" in data, b"PRIVATE KEY" in data)
-    assert [] == external.traces(new)
-    with volumes.opened(new) as there:
-        persistent = {entry.path for entry in directories.walk(there.systems["/persistent"])}
-        assert bytes(1 << 16) == there.store.read(0, 1 << 16)
+    with rawdisk.opened(new) as view:
+        assert [] == external.traces(view)
+        persistent = {entry.path for entry in directories.walk(view.contents.mounted["/persistent"].file_system)}
+        assert bytes(1 << 16) == view.contents.store.read(0, 1 << 16)
     assert {b"/lost+found", b"/runsecure", b"/runsetup"} == persistent
     assert bytes(10_000) == tinypackage.content(new, b"/var/log/lastlog")
     for path in (b"/etc/machine-id", b"/etc/hosts"):
         assert tinypackage.content(image, path) == tinypackage.content(new, path)
     assert b"kimbox\n" == tinypackage.content(new, b"/etc/hostname")
-    at = restore.places(new)
+    at = madedisk.places_of(new)
     for offset, _ in (at.boot, at.root):
         run.run(["e2fsck", "-f", "-n", f"{new}?offset={offset}"])
     made(*words, str(box / "two"))
@@ -247,7 +249,7 @@ def test_a_key_in_an_image_from_elsewhere_is_refused(added: Any, kimbox: Kimbox,
     raw = box / "with-key.raw"
     run.run(["cp", "--sparse=always", image_of(box).disk, raw])
     raw.chmod(0o600)
-    debugfs(raw, restore.places(raw).root[0], with_files("write KEY /etc/some.pem\n"))
+    debugfs(raw, madedisk.places_of(raw).root[0], with_files("write KEY /etc/some.pem\n"))
     folder = added(raw)
     code, out, _ = kimbox("--json", "package", "-f", str(folder / "kimbox.yaml"), "--format", "raw")
     assert (1, True) == (code, "/etc/some.pem: private key (PEM)" in error(out, "package")["message"])
@@ -270,7 +272,7 @@ def test_another_layout_is_handed_on_with_a_warning(added: Any, kimbox: Kimbox, 
 def test_a_damaged_image_that_has_run_is_refused(added: Any, kimbox: Kimbox, box: Path) -> None:
     """It has the layout, and traces that cannot be removed: it is not handed on with a warning alone."""
     raw = ran(image_of(box).disk, box)
-    debugfs(raw, restore.places(raw).root[0], "clri /etc\n")
+    debugfs(raw, madedisk.places_of(raw).root[0], "clri /etc\n")
     folder = added(raw)
     code, out, _ = kimbox("--json", "package", "-f", str(folder / "kimbox.yaml"), "--format", "raw")
     assert (1, True) == (code, "damaged" in error(out, "package")["message"])
@@ -287,7 +289,8 @@ def test_a_machine_of_an_image_that_had_run_is_cleaned_of_both(made: Made, box: 
     foreign = attrs.evolve(image, disk=raw, facts={"format": "raw"})
     done = packaging.clean(work / "used.qcow2", foreign, work)
     assert {"/persistent/ssh", "/etc/ssh/ssh_host_ed25519_key"} <= set(done)
-    assert [] == external.traces(work / "clean.raw")
+    with rawdisk.opened(work / "clean.raw") as view:
+        assert [] == external.traces(view)
     assert b"PRIVATE KEY" not in (work / "clean.raw").read_bytes()
 
 

@@ -13,13 +13,20 @@ from madedisk import PLACES
 
 from kimbox import run
 from kimbox.errors import ImageError
+from kimbox.image.disk import rawdisk
 from kimbox.image.sanitize import secrets
 from kimbox.image.sanitize.key_formats import Kind
-from kimbox.image.sanitize.secrets import Finding
+from kimbox.image.sanitize.secrets import Finding, Findings
 
 KEY = b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIEYlA2K1gPQPzV0nRXFUmqw1xQDlVBQQ0cRyXXyUbHpB\n"
 
 Put = Callable[..., None]
+
+
+def scan(disk: Path) -> Findings:
+    """What a raw disk holds."""
+    with rawdisk.opened(disk) as view:
+        return secrets.scan(view)
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def test_every_file_system_is_looked_through(disk: Path, put: Put) -> None:
     put("/etc/munge/munge.key", b"\1" * 128)
     put("/var/lib/postgresql/17/main/global/pg_control", b"\1" * 100)
     put("/etc/nothing", b"x")
-    found = secrets.scan(disk)
+    found = scan(disk)
     assert (
         Finding("/boot/key", Kind.PEM),
         Finding("/etc/machine-id", Kind.IDENTITY),
@@ -96,7 +103,7 @@ def test_what_a_package_ships_is_kept(disk: Path, put: Put) -> None:
     put("/usr/lib/x/__pycache__/other.cpython-313.pyc", b"\0" * 16 + KEY)
     put("/usr/share/x/changed.pem", KEY + b"another\n")
     put("/etc/x/example.key", KEY)
-    found = secrets.scan(disk)
+    found = scan(disk)
     assert ["/etc/x/example.key", "/usr/lib/x/__pycache__/test_keys.cpython-313.pyc", "/usr/lib/x/test.pem",
             "/usr/lib/x/test_keys.py"] == [f.path for f in found.kept]  # fmt: skip
     assert {"x"} == {f.package for f in found.kept}
@@ -106,7 +113,7 @@ def test_what_a_package_ships_is_kept(disk: Path, put: Put) -> None:
 def test_certificates_alone_are_kept(disk: Path, put: Put) -> None:
     """Whoever made the store."""
     put("/etc/ssl/certs/java/cacerts", bytes.fromhex("feedfeed0000000200000000") + bytes(20))
-    found = secrets.scan(disk)
+    found = scan(disk)
     assert ((), (Finding("/etc/ssl/certs/java/cacerts", "certificates"),)) == (found.made, found.kept)
     found.check("the image")
 
@@ -126,7 +133,7 @@ def test_certificates_alone_are_kept(disk: Path, put: Put) -> None:
 def test_what_tells_nothing_of_a_machine(disk: Path, put: Put, path: str, data: bytes) -> None:
     """Empty files, those that ask for an identity, public halves."""
     put(path, data)
-    assert secrets.Findings() == secrets.scan(disk)
+    assert Findings() == scan(disk)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,7 @@ def test_what_tells_nothing_of_a_machine(disk: Path, put: Put, path: str, data: 
 def test_places_that_tell_by_themselves(disk: Path, put: Put, path: str, kind: Kind) -> None:
     """Whatever is in the file."""
     put(path, b"content")
-    assert (Finding(path, kind),) == secrets.scan(disk).made
+    assert (Finding(path, kind),) == scan(disk).made
 
 
 def test_names_are_escaped_and_many_are_counted(disk: Path, put: Put) -> None:
@@ -153,7 +160,7 @@ def test_names_are_escaped_and_many_are_counted(disk: Path, put: Put) -> None:
     for number in range(13):
         put(f"/keys/\x1b[31m{number:02}", KEY)
     with pytest.raises(ImageError) as caught:
-        secrets.scan(disk).check("the package")
+        scan(disk).check("the package")
     lines = caught.value.message.splitlines()
     assert (12, "  /keys/\\x1b[31m00: private key (PEM)", "  and 3 more") == (len(lines), lines[1], lines[-1])
     assert "provision" in (caught.value.hint or "")
@@ -165,7 +172,7 @@ def test_a_file_that_cannot_be_read_is_an_error_by_name(disk: Path, put: Put) ->
     lines = "set_inode_field /etc/broken block[0] 0\nset_inode_field /etc/broken block[3] 0xffffff\n"
     run.run(["debugfs", "-w", "-f", "-", madedisk.device(disk, PLACES["root"])], input=lines)
     with pytest.raises(ImageError, match="/etc/broken cannot be read"):
-        secrets.scan(disk)
+        scan(disk)
 
 
 @pytest.mark.parametrize("data", [KEY, b"x" * 100])
@@ -175,7 +182,7 @@ def test_a_large_sparse_file_is_not_read_to_its_end(disk: Path, put: Put, data: 
     put("/etc/sparse", data)
     device = madedisk.device(disk, PLACES["root"])
     run.run(["debugfs", "-w", "-R", "set_inode_field /etc/sparse size 0xffffffffff", device])
-    found = secrets.scan(disk)
+    found = scan(disk)
     assert (("/etc/sparse",) if data == KEY else (), ()) == (tuple(f.path for f in found.made), found.kept)
 
 
@@ -184,4 +191,4 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "disk").open("wb") as file:
         os.truncate(file.fileno(), 1 << 20)
     with pytest.raises(ImageError, match="layout"):
-        secrets.scan(tmp_path / "disk")
+        scan(tmp_path / "disk")

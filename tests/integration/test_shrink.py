@@ -21,7 +21,7 @@ from kimbox import paths
 from kimbox.actions import shrink
 from kimbox.drivers.qemu import disk
 from kimbox.files import sha256_file, write_json
-from kimbox.machine import grubenv
+from kimbox.machine import bootmode
 from kimbox.machine.folder import Ended, Machine
 from kimbox.run import run
 from kimbox.spec.model import BootMode
@@ -86,10 +86,10 @@ def test_the_snapshot_stays_unless_the_next_boot_empties_it(machine: Machine, wo
         (BootMode.RESNAP, BootMode.RESNAP, BootMode.KEEP),
         (None, BootMode.RESNAP, None),
     ):
-        grubenv.choose(machine, saved, once)
+        bootmode.set_entries(machine, saved, once)
         assert not shrink.shrink(machine, mode).dropped
         assert holds()
-    grubenv.choose(machine, BootMode.RESNAP)
+    bootmode.set_entries(machine, BootMode.RESNAP)
     assert shrink.shrink(machine, BootMode.RESNAP, dry_run=True).dropped
     assert holds()
     assert shrink.shrink(machine, None, drop=True).dropped

@@ -23,7 +23,7 @@ from kimbox.image.store import lease
 from kimbox.image.store.images import Image
 from kimbox.lock.lockfile import Lock
 from kimbox.log import log
-from kimbox.machine import grubenv
+from kimbox.machine import bootmode
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.render.manifest import manifest_digest, render_manifest
@@ -104,7 +104,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(obtain, "leased", leased)
     monkeypatch.setattr(obtain, "key_of", lambda *_: image.key)
     monkeypatch.setattr(life, "lock_for", lambda *_, **__: (world.lock, {}))
-    monkeypatch.setattr(grubenv, "choose", world.choose)
+    monkeypatch.setattr(bootmode, "set_entries", world.choose)
     monkeypatch.setattr(life, "deliver", world.deliver)
     monkeypatch.setattr(life, "Guest", FakeGuest)
     monkeypatch.setattr(life, "set_clock", world.note("clock"))

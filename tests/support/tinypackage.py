@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import madedisk
 import pytest
 import tinyimage
 from clirun import Kimbox, result
@@ -15,10 +16,10 @@ from makemachine import make_machine
 from kimbox import run
 from kimbox.image import namespace
 from kimbox.image.build import rootfs
+from kimbox.image.disk import rawdisk
 from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import Entry
-from kimbox.image.sanitize import restore
 from kimbox.image.store import images
 from kimbox.lock.lockfile import read_lock
 from kimbox.machine.folder import Ended, Machine
@@ -93,13 +94,14 @@ def members(path: Path) -> dict[str, bytes]:
 
 def everything(disk: Path) -> dict[bytes, Entry]:
     """Every path of the root on a raw disk."""
-    with restore.root(disk) as system:
-        return {entry.path: entry for entry in directories.walk(system)}
+    with rawdisk.opened(disk) as view:
+        return {entry.path: entry for entry in directories.walk(view.root.file_system)}
 
 
 def content(disk: Path, path: bytes) -> bytes | None:
     """The content of a small file of the root on a raw disk."""
-    with restore.root(disk) as system:
+    with rawdisk.opened(disk) as view:
+        system = view.root.file_system
         entry = directories.find(system, path)
         assert entry is not None
         return ext4data.content(system, entry.inode, 1 << 20)
@@ -118,7 +120,7 @@ def machine_of(folder: Path, image: images.Image, script: str, *, tree: Path | N
     (machine.folder / "mine").write_text("what the maintainer wants\n")
     status = "Package: one-more\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.1\n"
     (machine.folder / "status").write_text(status)
-    at = restore.places(raw)
+    at = madedisk.places_of(raw)
     if tree is not None:
         options = ["-b", "4096", "-E", f"offset={at.root[0]},root_owner=0:0", "-d", tree]
         run.run(["mke2fs", "-q", "-F", "-t", "ext4", *options, raw, f"{at.root[1] // 1024}k"])

@@ -28,7 +28,7 @@ METHODS = {
 
 #: Expressions whose texts are so short that their work does not matter, and the characters that a text has at most.
 BOUNDED = {
-    "kimbox.machine.grubenv._LINE": 1024,  # the block of GRUB's environment
+    "kimbox.image.disk.grubenv._LINE": 1024,  # the block of GRUB's environment
     "kimbox.machine.console.SIGNS": 400,  # LINE_CHARACTERS
 }
 

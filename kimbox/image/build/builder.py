@@ -11,6 +11,7 @@ from typing import Any
 from kimbox.errors import ImageError
 from kimbox.files import is_full
 from kimbox.image.build import disk, rootfs
+from kimbox.image.disk import rawdisk
 from kimbox.image.inputs.recipe import Recipe
 from kimbox.image.sanitize import secrets
 from kimbox.image.store import images
@@ -55,8 +56,8 @@ def _build(recipe: Recipe, work: Path) -> dict[str, Any]:
             rootfs.build(recipe, work, on_line=log.now, log=build_log)
         with log.step("writing the disk"):
             unpacked_bytes = disk.assemble(recipe, work, target)
-        with log.step("looking for keys and identities"):
-            found = secrets.scan(target, on_part=log.now)
+        with log.step("looking for keys and identities"), rawdisk.opened(target) as view:
+            found = secrets.scan(view, on_part=log.now)
         build_log.writelines(f"kept: {line}\n" for line in found.lines())
         found.check("the image", hint=IN_EACH_BOX)
     os.link(work / BUILD_LOG, done / BUILD_LOG)

@@ -1,6 +1,6 @@
 """What a maintainer changed: packages and files of one disk against those of the image that it was made from.
 
-Both are raw disks of kimbox's layout that nobody writes to, read by kimbox's own code. Paths are escaped by
+Both are disks of kimbox's layout that nobody writes to. Paths are escaped by
 `ext4dirs.shown` where they are shown or recorded, because a guest chose them.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,7 +18,7 @@ from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories, inodes
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.image.disk.ext4.inodes import FileSystem, Inode
-from kimbox.image.sanitize import restore
+from kimbox.image.disk.view import DiskView
 
 #: Version of the record.
 FORMAT = 1
@@ -79,19 +78,15 @@ class Changes:
         return told or ["nothing differs"]
 
 
-def find(former: Path, disk: Path, *, on_part: Callable[[str], None] = lambda _: None) -> Changes:
-    """What differs between two raw disks of kimbox's layout. Raises ImageError if one cannot be read."""
-    places = restore.places(former), restore.places(disk)
-    with former.open("rb") as one, disk.open("rb") as two:
-        handles = one.fileno(), two.fileno()
-        on_part("/")
-        old, new = (restore.file_system(h, place.root[0]) for h, place in zip(handles, places, strict=True))
-        moved = _moved(_packages_of(old), _packages_of(new))
-        theirs = _files_of(old, moved) | _files_of(new, moved)
-        parts = [_compare(old, new, b"")]
-        on_part("/boot")
-        old, new = (restore.file_system(h, place.boot[0]) for h, place in zip(handles, places, strict=True))
-        parts.append(_compare(old, new, b"/boot"))
+def find(former: DiskView, disk: DiskView, *, on_part: Callable[[str], None] = lambda _: None) -> Changes:
+    """What differs between two disks of kimbox's layout. Raises ImageError if one cannot be read."""
+    on_part("/")
+    old, new = former.root.file_system, disk.root.file_system
+    moved = _moved(_packages_of(old), _packages_of(new))
+    theirs = _files_of(old, moved) | _files_of(new, moved)
+    parts = [_compare(old, new, b"")]
+    on_part("/boot")
+    parts.append(_compare(former.boot.file_system, disk.boot.file_system, b"/boot"))
     paths = [set.union(*found) for found in zip(*parts, strict=True)]
     count = sum(plain(path) in theirs for found in paths for path in found)
     added, removed, changed = (
@@ -101,13 +96,12 @@ def find(former: Path, disk: Path, *, on_part: Callable[[str], None] = lambda _:
     return Changes(moved, added, removed, changed, count)
 
 
-def packages(disk: Path) -> dict[str, tuple[str, str]]:
-    """Installed packages of a raw disk of kimbox's layout: name -> version, architecture; none without dpkg.
+def packages(disk: DiskView) -> dict[str, tuple[str, str]]:
+    """Installed packages of a disk of kimbox's layout: name -> version, architecture; none without dpkg.
 
     Raises ImageError if the disk cannot be read.
     """
-    with restore.root(disk) as system:
-        return _installed(system)
+    return _installed(disk.root.file_system)
 
 
 def _moved(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str]]:

@@ -25,7 +25,9 @@ GRUB_DRIVE_CHECK = 0x66
 #: Cylinder/head/sector of a partition too far out to have one.
 CHS_BEYOND = b"\xfe\xff\xff"
 
+#: A swap header is a page long, and ends so.
 SWAP_PAGE_BYTES = 4096
+SWAP_MAGIC = b"SWAPSPACE2"
 
 #: Namespace of every UUID kimbox derives.
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:kimbox")
@@ -70,5 +72,5 @@ def swap_header(volume: LogicalVolume, seed: str) -> Iterator[tuple[int, bytes]]
     struct.pack_into("<III", page, 1024, 1, volume.place.size_bytes // SWAP_PAGE_BYTES - 1, 0)
     page[1036:1052] = derived_uuid(seed + "/swap").bytes
     page[1052:1068] = b"kimbox-swap".ljust(16, b"\0")
-    page[-10:] = b"SWAPSPACE2"
+    page[-10:] = SWAP_MAGIC
     yield volume.place.offset_bytes, bytes(page)

@@ -17,6 +17,7 @@ from kimbox.files import HOLE_BYTES, sync_file
 from kimbox.image.disk import inuse, ranges
 from kimbox.image.disk.inuse import InUse
 from kimbox.image.disk.ranges import Ranges
+from kimbox.image.disk.view import DiskView
 from kimbox.image.formats import nbd
 
 #: What QEMU allots at a time in a qcow2, unless told otherwise.
@@ -105,7 +106,7 @@ def flatten(
 
 def _find(source: nbd.Disk, *, drop_snapshots: bool) -> InUse:
     try:
-        return inuse.find(source.read, source.size_bytes, drop_snapshots=drop_snapshots)
+        return inuse.find(DiskView.of(source.read, source.size_bytes), drop_snapshots=drop_snapshots)
     except ImageError as error:
         hint = "boot the box and mend it there (`e2fsck`, `vgck`); the disk was not touched"
         raise ImageError(f"the disk cannot be read safely: {error.message}", hint=error.hint or hint) from None

@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.image.disk import changes, volumes
+from kimbox.image.disk import changes
 from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.disk.ext4.inodes import FileSystem, Inode
+from kimbox.image.disk.view import ROOT, DiskView
 from kimbox.image.sanitize import key_formats, secret_paths
 from kimbox.image.sanitize.key_formats import Kind
 
@@ -76,21 +76,21 @@ class Findings:
         raise ImageError(f"{what} holds what no other machine may have:\n{named}{more}", hint=hint)
 
 
-def scan(disk: Path, *, on_part: Callable[[str], None] = lambda _: None) -> Findings:
-    """Looks through a raw disk that nobody writes to. Raises ImageError if it cannot be read, or has another layout."""
+def scan(disk: DiskView, *, on_part: Callable[[str], None] = lambda _: None) -> Findings:
+    """Looks through a disk of kimbox's layout. Raises ImageError if it cannot be read, or has another layout."""
     found: list[tuple[Entry, str, Kind]] = []
-    with volumes.opened(disk) as there:
-        for name, system in there.systems.items():
-            on_part(name or "/")
-            for entry, kind in look(system, there.places[name].size_bytes):
-                found.append((entry, name, kind))
-                if len(found) > MAX_FINDINGS:
-                    raise ImageError(f"the disk holds more than {MAX_FINDINGS} keys, secrets and identities", hint=HINT)
-        shipped = _shipped(there.systems[volumes.ROOT], [entry for entry, name, _ in found if name == volumes.ROOT])
+    mounted = disk.contents.mounted
+    for name, volume in mounted.items():
+        on_part(name or "/")
+        for entry, kind in look(volume.file_system, volume.size_bytes):
+            found.append((entry, name, kind))
+            if len(found) > MAX_FINDINGS:
+                raise ImageError(f"the disk holds more than {MAX_FINDINGS} keys, secrets and identities", hint=HINT)
+    shipped = _shipped(mounted[ROOT].file_system, [entry for entry, name, _ in found if name == ROOT])
     made: list[Finding] = []
     kept: list[Finding] = []
     for entry, name, kind in found:
-        package = shipped.get(entry.path) if name == volumes.ROOT else None
+        package = shipped.get(entry.path) if name == ROOT else None
         finding = Finding(name + shown(entry.path), str(kind), package)
         (kept if package or kind.is_harmless else made).append(finding)
     return Findings(tuple(sorted(made)), tuple(sorted(kept)))

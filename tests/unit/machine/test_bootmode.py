@@ -17,9 +17,8 @@ from kimbox.actions.observe import state
 from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, StateError
 from kimbox.image import obtain
-from kimbox.machine.bootmode import Choice
+from kimbox.machine.bootmode import Choice, NoEnvironment
 from kimbox.machine.folder import Record
-from kimbox.machine.grubenv import NoEnvironment
 from kimbox.machine.state import State
 from kimbox.spec.model import BootMode
 

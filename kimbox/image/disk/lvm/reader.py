@@ -109,6 +109,23 @@ def read_group(read: Read, size_bytes: int) -> Group:
         raise ImageError(f"{_DAMAGED}: {error}") from None
 
 
+def through(read: Read, volume: Volume) -> Read:
+    """The bytes of an LV, where `read` returns those of its PV. Raises ImageError beyond its end."""
+
+    def read_volume(offset: int, size: int) -> bytes:
+        if offset + size > volume.size_bytes:
+            raise ImageError("it is shorter than what it says of itself")
+        found = [
+            read(segment.place + start - segment.offset, end - start)
+            for segment in volume.segments
+            for start, end in [(max(offset, segment.offset), min(offset + size, segment.offset + segment.size_bytes))]
+            if start < end
+        ]
+        return b"".join(found)
+
+    return read_volume
+
+
 class _Unsound(Exception):
     """A part of the metadata that LVM would not take; says which, in words."""
 

@@ -18,6 +18,7 @@ from kimbox.image.disk.cowstore import Store
 from kimbox.image.disk.ext4.usage import Opaque
 from kimbox.image.disk.lvm import reader, writer
 from kimbox.image.disk.ranges import Ranges
+from kimbox.image.disk.view import DiskView
 from kimbox.spec.layout import PE_START_BYTES, SECTOR_BYTES, plan
 
 LAYOUT = plan(DISK)
@@ -224,5 +225,5 @@ def test_a_store_without_an_end_is_refused() -> None:
 
 def test_what_is_not_understood_is_kept() -> None:
     """A disk without a partition table is in use from end to end."""
-    found = inuse.find(lambda offset, size: bytes(size), 1 << 20)
+    found = inuse.find(DiskView.of(lambda offset, size: bytes(size), 1 << 20))
     assert [(0, 1 << 20)] == found.used

@@ -1,4 +1,4 @@
-"""The boot mode set in a qcow2 that nobody boots: real mke2fs, qemu-img, qemu-io and debugfs."""
+"""The boot mode set in a qcow2 that nobody boots: real mke2fs, qemu-img, qemu-nbd and debugfs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 
 import makemachine
 import pytest
-from test_grubenv import CREATED
+from madedisk import CREATED
 
 from kimbox import run
 from kimbox.errors import KimboxError
+from kimbox.image.disk import grubenv
 from kimbox.image.disk.ext4 import inodes
+from kimbox.image.disk.grubenv import NEXT, SAVED, changed, values
 from kimbox.log import log
-from kimbox.machine import grubenv
+from kimbox.machine.bootmode import NoEnvironment, set_entries
 from kimbox.machine.folder import Machine
-from kimbox.machine.grubenv import NEXT, SAVED, NoEnvironment, changed, choose, values
 from kimbox.spec.model import BootMode
 
 MIB = 1 << 20
@@ -91,22 +92,23 @@ def test_the_mode_is_set_and_nothing_else_changes(machine: Machine) -> None:
     image = machine.folder.parents[2] / "image.raw"
     before = flattened(machine).read_bytes()
     digest = hashlib.sha256(image.read_bytes()).digest()
-    assert choose(machine, RESNAP)
+    files = sorted(machine.folder.iterdir())
+    assert set_entries(machine, RESNAP)
+    assert files == sorted(machine.folder.iterdir())
     assert (b"resnap", None) == modes(machine)
-    assert choose(machine, KEEP, MAINTAIN)
+    assert set_entries(machine, KEEP, MAINTAIN)
     assert (b"keep", b"maintain") == modes(machine)
-    assert choose(machine, RESNAP)
+    assert set_entries(machine, RESNAP)
     assert changed(CREATED, {SAVED: b"resnap"}) == block_of(machine)
     after = flattened(machine).read_bytes()
     at = after.index(grubenv.SIGNATURE)
     assert before[:at] + before[at + 1024 :] == after[:at] + after[at + 1024 :]
     assert digest == hashlib.sha256(image.read_bytes()).digest()
-    assert [] == list(machine.folder.glob("grubenv-*"))
 
 
 def test_what_is_set_already_is_not_written(machine: Machine) -> None:
     """Nor where GRUB has emptied next_entry by itself; the file of the disk is the same to the byte."""
-    choose(machine, KEEP)
+    set_entries(machine, KEEP)
     raw = flattened(machine)
     offset = raw.read_bytes().index(grubenv.SIGNATURE)
     emptied = machine.folder / "emptied"
@@ -114,14 +116,14 @@ def test_what_is_set_already_is_not_written(machine: Machine) -> None:
     run.run(["qemu-io", "-f", "qcow2", "-c", f"write -s emptied {offset} 1024", machine.disk], cwd=machine.folder)
     assert (b"keep", b"") == modes(machine)
     before = machine.disk.read_bytes()
-    assert not choose(machine, KEEP)
+    assert not set_entries(machine, KEEP)
     assert before == machine.disk.read_bytes()
-    assert choose(machine, KEEP, RESNAP)
+    assert set_entries(machine, KEEP, RESNAP)
 
 
 def test_another_file_of_that_name_is_found(machine: Machine) -> None:
     """A guest may write the file anew: the old block is no longer what GRUB reads, though it looks like it."""
-    choose(machine, RESNAP)
+    set_entries(machine, RESNAP)
     raw = flattened(machine)
     old = raw.read_bytes().index(grubenv.SIGNATURE)
     device = f"{raw}?offset={START}"
@@ -130,7 +132,7 @@ def test_another_file_of_that_name_is_found(machine: Machine) -> None:
     script.write_text("write new /grub/new\nunlink /grub/grubenv\nln /grub/new /grub/grubenv\nunlink /grub/new\n")
     run.run(["debugfs", "-w", "-f", script, device], cwd=machine.folder)
     run.run(["qemu-img", "convert", "-O", "qcow2", raw, machine.disk])
-    assert choose(machine, KEEP)
+    assert set_entries(machine, KEEP)
     run.run(["qemu-img", "convert", "-O", "raw", machine.disk, raw])
     data = raw.read_bytes()
     found = [at for at in range(START, START + SIZE, 1024) if data.startswith(grubenv.SIGNATURE, at)]
@@ -153,7 +155,7 @@ def test_another_file_of_that_name_is_found(machine: Machine) -> None:
 def test_other_forms_of_ext4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
     """An image from elsewhere may have been made with other settings; debugfs names the same block."""
     machine = machine_on(make_image(tmp_path, *options), monkeypatch)
-    choose(machine, RESNAP)
+    set_entries(machine, RESNAP)
     assert (b"resnap", None) == modes(machine)
     raw = flattened(machine).read_bytes()[START:]
     system = inodes.open_at(lambda offset, size: raw[offset : offset + size])
@@ -164,7 +166,7 @@ def test_other_forms_of_ext4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
 def test_a_damaged_block_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The place is known by its name, whatever is in it."""
     machine = machine_on(make_image(tmp_path, content=b"x" * 1024), monkeypatch)
-    assert choose(machine, RESNAP)
+    assert set_entries(machine, RESNAP)
     assert {SAVED: b"resnap"} == values(block_of(machine))
 
 
@@ -184,7 +186,7 @@ def test_a_disk_of_somebody_else(
     machine = machine_on(make_image(tmp_path, *options, content=content, label=label), monkeypatch)
     before = machine.disk.read_bytes()
     with pytest.raises(NoEnvironment, match=reason) as caught:
-        choose(machine, KEEP)
+        set_entries(machine, KEEP)
     assert "disk of tiny" in caught.value.message
     assert "kimbox destroy tiny" in str(caught.value.hint)
     assert before == machine.disk.read_bytes()
@@ -196,14 +198,14 @@ def test_a_disk_without_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     image = tmp_path / "image.raw"
     image.write_bytes(bytes(size))
     with pytest.raises(NoEnvironment):
-        choose(machine_on(image, monkeypatch), KEEP)
+        set_entries(machine_on(image, monkeypatch), KEEP)
 
 
 def test_a_disk_that_cannot_be_opened(tmp_path: Path, machine: Machine) -> None:
     """That is no disk of somebody else's: QEMU's own words are shown."""
     machine.disk.write_bytes(b"junk")
-    with pytest.raises(KimboxError, match="qemu-io") as caught:
-        choose(machine, KEEP)
+    with pytest.raises(KimboxError, match="qemu-nbd") as caught:
+        set_entries(machine, KEEP)
     assert not isinstance(caught.value, NoEnvironment)
 
 
@@ -250,15 +252,15 @@ def test_a_guest_cannot_keep_the_host_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine
 ) -> None:
     """However its directories look, only so much of the disk is looked at."""
-    monkeypatch.setattr(grubenv, "MAX_PIECES", 4)
+    monkeypatch.setattr(grubenv, "MAX_READ_BYTES", 4096)
     with pytest.raises(NoEnvironment, match="leads nowhere"):
-        choose(machine, KEEP)
+        set_entries(machine, KEEP)
 
 
 @pytest.mark.skipif(not run.which("grub-editenv"), reason="no grub here")
 def test_grub_reads_what_is_written(machine: Machine) -> None:
     """Its own tool lists and changes the block, and what it changed is kept."""
-    choose(machine, KEEP, MAINTAIN)
+    set_entries(machine, KEEP, MAINTAIN)
     taken = machine.folder / "taken"
     taken.write_bytes(block_of(machine))
     assert ["next_entry=maintain", "saved_entry=keep"] == sorted(
