@@ -13,9 +13,10 @@ from pathlib import Path
 from kimbox.errors import ImageError
 from kimbox.image.disk import grubenv, inuse, ranges, rawdisk
 from kimbox.image.disk.ext4 import content as ext4data
-from kimbox.image.disk.ext4 import directories, inodes
+from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.disk.ext4.inodes import FileSystem
+from kimbox.image.disk.ext4.superblock import RECOVER
 from kimbox.image.disk.view import BOOT, PERSISTENT, ROOT, DiskView
 from kimbox.image.sanitize import apply, secrets
 from kimbox.image.sanitize import traces as of_machine
@@ -27,9 +28,6 @@ BUILT = (b"runsetup", b"runsecure")
 NO_NAME = b"kimbox"
 HOSTS = b"127.0.0.1 localhost\n127.0.1.1 %s\n::1 localhost ip6-localhost\n"
 _NAMED = re.compile(rb"127\.0\.0\.1 localhost\n127\.0\.1\.1 [^\n]{0,300}\n::1 localhost ip6-localhost\n")
-
-#: `s_feature_incompat` of a file system that was not unmounted.
-_RECOVER = 0x4
 
 
 def traces(disk: DiskView) -> list[str]:
@@ -89,8 +87,8 @@ def check_layout(disk: DiskView) -> None:
 
 
 def _is_open(system: FileSystem) -> bool:
-    (features,) = (int.from_bytes(system.read(inodes.SUPERBLOCK_BYTES + 0x60, 4), "little"),)
-    return bool(features & _RECOVER)
+    """Whether it was not unmounted."""
+    return bool(system.superblock.incompat & RECOVER)
 
 
 def _of_root(system: FileSystem) -> tuple[list[Entry], dict[str, bytes]]:

@@ -16,19 +16,16 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from kimbox.errors import ImageError
+from kimbox.image.disk.ext4.superblock import SUPERBLOCK_BYTES, WIDE, Superblock
 
 #: Bytes of the file system, from an offset, so many.
 Read = Callable[[int, int], bytes]
-
-SUPERBLOCK_BYTES = 1024
-MAGIC = 0xEF53
 
 #: The inode of the root directory; and the first that is not the file system's own: `s_first_ino` is never lower.
 ROOT_INODE, FIRST_INODE = 2, 11
 
 #: Features that may stand in `s_feature_incompat`: filetype, recover, extents, 64bit, flex_bg, csum_seed.
 UNDERSTOOD = 0x0002 | 0x0004 | 0x0040 | 0x0080 | 0x0200 | 0x2000
-WIDE = 0x0080
 
 #: Flag of an inode whose content is found by extents, and how such a tree begins.
 EXTENTS_FLAG = 0x80000
@@ -47,7 +44,7 @@ MAX_PIECES = 256
 
 @attrs.frozen
 class FileSystem:
-    """What the superblock tells."""
+    """A file system whose superblock was checked, with its bytes. `superblock` has the other numbers."""
 
     label: str
     read: Read
@@ -58,6 +55,7 @@ class FileSystem:
     inodes: int
     inodes_per_group: int
     descriptor_bytes: int
+    superblock: Superblock
 
 
 @attrs.frozen
@@ -139,30 +137,21 @@ def _whole(read: Read) -> Read:
 def open_at(read: Read) -> FileSystem:
     """The file system whose bytes `read` gives. Raises ImageError if it is none, or not one that kimbox reads."""
     read = _whole(read)
-    block = read(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES)
-    inodes, blocks_low = struct.unpack_from("<II", block, 0)
-    first_block, log_block = struct.unpack_from("<II", block, 0x14)
-    (per_group,) = struct.unpack_from("<I", block, 0x28)
-    (magic,) = struct.unpack_from("<H", block, 0x38)
-    (inode_bytes,) = struct.unpack_from("<H", block, 0x58)
-    (features,) = struct.unpack_from("<I", block, 0x60)
-    (descriptor,) = struct.unpack_from("<H", block, 0xFE)
-    (blocks_high,) = struct.unpack_from("<I", block, 0x150)
-    wide = bool(features & WIDE)
-    if magic != MAGIC:
-        raise ImageError("it holds no ext4 file system")
-    if features & ~UNDERSTOOD or log_block > 2 or first_block > 1 or not per_group or not 128 <= inode_bytes <= 1024:
+    found = Superblock.parse(read(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES))
+    is_known = not found.incompat & ~UNDERSTOOD and found.log_block <= 2 and found.first_block <= 1
+    if not is_known or not found.inodes_per_group or not 128 <= found.inode_bytes <= 1024:
         raise ImageError("its file system is not one that kimbox reads")
     return FileSystem(
-        label=block[0x78:0x88].split(b"\0")[0].decode("ascii", "replace"),
+        label=found.label,
         read=read,
-        block_bytes=1024 << log_block,
-        blocks=blocks_low | (blocks_high << 32 if wide else 0),
-        first_block=first_block,
-        inode_bytes=inode_bytes,
-        inodes=inodes,
-        inodes_per_group=per_group,
-        descriptor_bytes=max(descriptor, 64) if wide else 32,
+        block_bytes=1024 << found.log_block,
+        blocks=found.blocks,
+        first_block=found.first_block,
+        inode_bytes=found.inode_bytes,
+        inodes=found.inodes,
+        inodes_per_group=found.inodes_per_group,
+        descriptor_bytes=max(found.descriptor_bytes, 64) if found.incompat & WIDE else 32,
+        superblock=found,
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from kimbox.image.disk.ext4 import inodes as ext4
 from kimbox.image.disk.ext4.directories import Entry
 from kimbox.image.disk.ext4.inodes import FileSystem, damaged
-from kimbox.image.disk.ext4.usage import CHECKSUM_SEED, METADATA_CHECKSUMS, crc32c
+from kimbox.image.disk.ext4.superblock import METADATA_CHECKSUMS, crc32c
 
 #: Puts bytes at an offset of the file system.
 Write = Callable[[int, bytes], object]
@@ -55,13 +55,8 @@ def remove(system: FileSystem, write: Write, entries: Iterable[Entry]) -> None:
 
 def _seed(system: FileSystem) -> int | None:
     """Where checksums of metadata begin, None where there are none."""
-    block = system.read(ext4.SUPERBLOCK_BYTES, 1024)
-    _, incompat, ro_compat = struct.unpack_from("<III", block, 0x5C)
-    if not ro_compat & METADATA_CHECKSUMS:
-        return None
-    if incompat & CHECKSUM_SEED:
-        return int.from_bytes(block[0x270:0x274], "little")
-    return crc32c(0xFFFFFFFF, block[0x68:0x78])
+    found = system.superblock
+    return found.checksum_seed if found.ro_compat & METADATA_CHECKSUMS else None
 
 
 def _without(system: FileSystem, number: int, gone: list[Entry], seed: int | None) -> tuple[int, bytes]:

@@ -16,29 +16,31 @@ import attrs
 from kimbox.errors import ImageError
 from kimbox.image.disk import ranges
 from kimbox.image.disk.ext4 import inodes as ext4
+from kimbox.image.disk.ext4 import superblock
 from kimbox.image.disk.ext4.inodes import Read
+from kimbox.image.disk.ext4.superblock import (
+    BIGALLOC,
+    ERROR_STATE,
+    GROUP_CHECKSUMS,
+    HAS_JOURNAL,
+    META_BG,
+    METADATA_CHECKSUMS,
+    RECOVER,
+    SUPERBLOCK_BYTES,
+    WIDE,
+    Superblock,
+    crc32c,
+)
 from kimbox.image.disk.ranges import Ranges
-
-#: `s_state`: errors were seen. `s_feature_incompat`: the journal has to be replayed first; block groups in groups.
-ERROR_STATE = 0x2
-RECOVER = 0x4
-META_BG = 0x10
 
 #: Features that change where data is, and that neither this module nor mke2fs's defaults for a box know: compression,
 #: a journal device, dirdata. The others of `s_feature_incompat` do not concern blocks in use.
 FOREIGN = 0x1 | 0x8 | 0x1000
 
-#: `s_feature_ro_compat`: bitmaps count clusters of blocks; descriptors have a CRC-16, or everything a CRC-32C.
-BIGALLOC = 0x200
-GROUP_CHECKSUMS = 0x10
-METADATA_CHECKSUMS = 0x400
-
-#: `s_feature_incompat`: the seed of checksums is stored. `bg_flags`: the bitmap was never written.
-CHECKSUM_SEED = 0x2000
+#: `bg_flags`: the bitmap was never written.
 BLOCK_UNINIT = 0x2
 
-#: `s_feature_compat`: there is a journal; and its inode, where mke2fs makes it.
-HAS_JOURNAL = 0x4
+#: The journal's inode, where mke2fs makes it.
 JOURNAL_INODE = 8
 
 #: A larger file system would take too much memory here.
@@ -49,27 +51,6 @@ JBD2_MAGIC = 0xC03B3998
 JBD2_SUPERBLOCKS = (3, 4)
 
 _RUN = re.compile("1+")
-
-
-def _crc32c_table() -> tuple[int, ...]:
-    """Castagnoli's polynomial, reflected."""
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return tuple(table)
-
-
-_TABLE = _crc32c_table()
-
-
-def crc32c(seed: int, data: bytes) -> int:
-    """CRC-32C as ext4 uses it: no inversion at either end."""
-    table = _TABLE
-    for byte in data:
-        seed = table[(seed ^ byte) & 0xFF] ^ seed >> 8
-    return seed
 
 
 class Opaque(ImageError):
@@ -99,7 +80,7 @@ class _Super:
 
 def is_ext4(read: Read) -> bool:
     """Whether the bytes begin as an ext2, ext3 or ext4 file system does."""
-    return read(ext4.SUPERBLOCK_BYTES, 0x40)[0x38:0x3A] == ext4.MAGIC.to_bytes(2, "little")
+    return superblock.has_magic(read(SUPERBLOCK_BYTES, 0x40))
 
 
 def used(read: Read, size_bytes: int) -> Ranges:
@@ -123,48 +104,37 @@ def used(read: Read, size_bytes: int) -> Ranges:
 
 
 def _open(read: Read, size_bytes: int) -> _Super:
-    block = read(ext4.SUPERBLOCK_BYTES, 1024)
-    (inodes, blocks_low), (first, log_block, log_cluster, per_group) = (
-        struct.unpack_from("<II", block, 0),
-        struct.unpack_from("<IIII", block, 0x14),
-    )
-    magic, state = struct.unpack_from("<HH", block, 0x38)
-    compat, incompat, ro_compat = struct.unpack_from("<III", block, 0x5C)
-    reserved, descriptor = struct.unpack_from("<H", block, 0xCE)[0], struct.unpack_from("<H", block, 0xFE)[0]
-    wide = bool(incompat & ext4.WIDE)
-    if magic != ext4.MAGIC:
-        raise ImageError("it holds no ext4 file system")
-    if incompat & RECOVER:
+    found = Superblock.parse(read(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES))
+    if found.incompat & RECOVER:
         raise Opaque("its file system was not unmounted, and its journal may know better than its bitmaps")
-    if incompat & (FOREIGN | META_BG):
+    if found.incompat & (FOREIGN | META_BG):
         raise Opaque("its file system has features that kimbox does not know")
-    if state & ERROR_STATE:
+    if found.state & ERROR_STATE:
         raise ImageError("its file system is marked as damaged")
-    clusters = 1 << (log_cluster - log_block) if ro_compat & BIGALLOC and log_block <= log_cluster <= 20 else 1
-    stored = struct.unpack_from("<I", block, 0x270)[0] if incompat & CHECKSUM_SEED else None
+    has_clusters = found.ro_compat & BIGALLOC and found.log_block <= found.log_cluster <= 20
     system = _Super(
-        block_bytes=1024 << min(log_block, 6),
-        ratio=clusters,
-        blocks=blocks_low | (struct.unpack_from("<I", block, 0x150)[0] << 32 if wide else 0),
-        first_block=first,
-        per_group=per_group,
-        descriptor_bytes=(descriptor or 32) if wide else 32,
-        reserved_blocks=reserved,
-        compat=compat,
-        ro_compat=ro_compat,
-        seed=crc32c(0xFFFFFFFF, block[0x68:0x78]) if stored is None else stored,
+        block_bytes=1024 << min(found.log_block, 6),
+        ratio=1 << (found.log_cluster - found.log_block) if has_clusters else 1,
+        blocks=found.blocks,
+        first_block=found.first_block,
+        per_group=found.blocks_per_group,
+        descriptor_bytes=(found.descriptor_bytes or 32) if found.incompat & WIDE else 32,
+        reserved_blocks=found.reserved_descriptor_blocks,
+        compat=found.compat,
+        ro_compat=found.ro_compat,
+        seed=found.checksum_seed,
     )
-    if ro_compat & METADATA_CHECKSUMS and crc32c(0xFFFFFFFF, block[:0x3FC]) != int.from_bytes(block[0x3FC:], "little"):
+    if not found.is_whole:
         raise ImageError("its file system is damaged: the superblock's checksum is wrong")
     sound = (
-        log_block <= 6
-        and first == (1 if log_block == 0 else 0)
-        and 0 < per_group <= system.block_bytes * 8 * clusters
-        and per_group % (8 * clusters) == 0
+        found.log_block <= 6
+        and system.first_block == (1 if found.log_block == 0 else 0)
+        and 0 < system.per_group <= system.block_bytes * 8 * system.ratio
+        and system.per_group % (8 * system.ratio) == 0
         and system.descriptor_bytes in (32, 64)
-        and first < system.blocks
+        and system.first_block < system.blocks
         and system.blocks * system.block_bytes <= min(size_bytes, MAX_BYTES)
-        and inodes > 0
+        and found.inodes > 0
     )
     if not sound:
         raise ImageError("its file system is damaged: a superblock that cannot be")
