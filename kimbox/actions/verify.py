@@ -46,29 +46,29 @@ def verify(box: Box, packages: LockedPackages | None, *, offline: bool = False) 
             f"the image of {box.name} comes from elsewhere: there is nothing to build",
             hint="its digest is in the spec, and is checked before the image is used",
         )
-    plan = obtain.recipe_of(box, packages)
-    with lease.shared(plan.key):
-        stored = images.find(plan.key)
+    recipe = obtain.recipe_of(box, packages)
+    with lease.shared(recipe.key):
+        stored = images.find(recipe.key)
         if stored is None:
-            raise ImageError(f"the image {plan.key[:12]} is not in the store", hint="`kimbox build` makes it")
+            raise ImageError(f"the image {recipe.key[:12]} is not in the store", hint="`kimbox build` makes it")
         namespace.check()
-        cache.ensure(image, plan.locked, offline=offline)
-        with images.workspace(AGAIN + plan.key, busy="another kimbox is verifying this image") as work:
+        cache.ensure(image, recipe.locked, offline=offline)
+        with images.workspace(AGAIN + recipe.key, busy="another kimbox is verifying this image") as work:
             (work / images.DONE).mkdir()
             started = time.monotonic()
-            builder.build(plan, work)
+            builder.build(recipe, work)
             build_s = time.monotonic() - started
             with log.step("comparing"):
-                return _compared(plan, stored.disk, work / images.DONE / images.DISKS["raw"], build_s)
+                return _compared(recipe, stored.disk, work / images.DONE / images.DISKS["raw"], build_s)
 
 
-def _compared(plan: Recipe, stored: Path, built: Path, build_s: float) -> Verified:
+def _compared(recipe: Recipe, stored: Path, built: Path, build_s: float) -> Verified:
     """Compares two disks of one recipe."""
 
     def report(done_bytes: int) -> None:
-        log.now(f"{size_words(done_bytes)} of {size_words(plan.layout.size_bytes)}")
+        log.now(f"{size_words(done_bytes)} of {size_words(recipe.layout.size_bytes)}")
 
-    found = compare.compare(stored, built, plan.layout, on_bytes=report)
+    found = compare.compare(stored, built, recipe.layout, on_bytes=report)
     stored_sha256 = compare.sha256_disk(stored, on_bytes=report)
     built_sha256 = compare.sha256_disk(built, on_bytes=report) if found else stored_sha256
-    return Verified(plan.key, stored_sha256, built_sha256, tuple(found), round(build_s, 1))
+    return Verified(recipe.key, stored_sha256, built_sha256, tuple(found), round(build_s, 1))

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from kimbox.errors import ImageError
 from kimbox.image import namespace
 from kimbox.image.build import builder
-from kimbox.image.inputs.recipe import Recipe, recipe
+from kimbox.image.inputs import recipe as recipes
+from kimbox.image.inputs.recipe import Recipe
 from kimbox.image.sources import remote
 from kimbox.image.store import images, lease, names
 from kimbox.image.store.images import Image
@@ -41,7 +42,7 @@ def recipe_of(box: Box, packages: LockedPackages | Recipe | None) -> Recipe:
         return packages
     if packages is None or not isinstance(box.image, PackageImage):
         raise ImageError(f"the lock of {box.name} names no packages", hint="`kimbox lock` chooses them")
-    return recipe(box, box.image, packages)
+    return recipes.recipe(box, box.image, packages)
 
 
 @contextmanager
@@ -61,9 +62,9 @@ def leased(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool 
         with lease.shared(added.image):
             yield _stored(added)
     else:
-        plan = recipe_of(box, packages)
-        with lease.shared(plan.key):
-            yield images.find(plan.key) or _build(box.image, plan, offline=offline)
+        recipe = recipe_of(box, packages)
+        with lease.shared(recipe.key):
+            yield images.find(recipe.key) or _build(box.image, recipe, offline=offline)
 
 
 @contextmanager
@@ -94,11 +95,11 @@ def _stored(added: names.AddedBox) -> Image:
     raise ImageError(f"the disk of the added box {added.name} is gone", hint="`kimbox box add --force` brings it again")
 
 
-def _build(image: PackageImage, plan: Recipe, *, offline: bool) -> Image:
-    """Fetches the packages of a recipe and builds its image."""
+def _build(image: PackageImage, recipe: Recipe, *, offline: bool) -> Image:
+    """Fetches the packages of a recipe, unless the cache has them, and builds its image."""
     namespace.check()
-    cache.ensure(image, plan.locked, offline=offline)
-    return images.publish(plan.key, lambda work: builder.build(plan, work))
+    cache.ensure(image, recipe.locked, offline=offline)
+    return images.publish(recipe.key, lambda work: builder.build(recipe, work))
 
 
 def _check_offline(image: RemoteImage) -> None:
