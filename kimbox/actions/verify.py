@@ -35,9 +35,10 @@ class Verified:
     build_s: float
 
 
-def verify(box: Box, packages: LockedPackages | None, *, offline: bool = False) -> Verified:
+def verify(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool = False) -> Verified:
     """Builds the image of a box once more, beside the one in the store, and removes it afterwards.
 
+    `packages`: those of its lock, or the recipe that was made from them.
     Raises ImageError if the image is not built here, is not in the store, or cannot be built again.
     """
     image = box.image
