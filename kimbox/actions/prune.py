@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import attrs
@@ -51,8 +52,13 @@ def used_images() -> set[str]:
 
 
 def _size_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(file.stat().st_blocks * 512 for file in files)
+    """The space that a file, or all files in a folder, take. Files that another process removes count as 0."""
+    files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    size_bytes = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            size_bytes += file.lstat().st_blocks * 512
+    return size_bytes
 
 
 def remove(items: list[Unused]) -> list[Unused]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import ownhome
@@ -78,6 +79,20 @@ def test_an_image_that_a_process_uses_stays() -> None:
     with lease.shared(spare.name):
         assert [] == prune.remove(prune.unused())
     assert [spare] == [item.path for item in prune.remove(prune.unused())]
+
+
+def test_another_prune_may_remove_files_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the list of a folder's files and their sizes."""
+    spare = make_image("a" * 64)
+    walk = os.walk
+
+    def walk_and_remove(path: Path) -> list[tuple[str, list[str], list[str]]]:
+        listed = list(walk(path))
+        (spare / "disk.raw").unlink()
+        return listed
+
+    monkeypatch.setattr(os, "walk", walk_and_remove)
+    assert [spare] == [item.path for item in prune.unused()]
 
 
 def test_a_removal_that_was_interrupted_is_finished() -> None:
