@@ -9,22 +9,23 @@ import typer
 from kimbox.cli import completers, target
 from kimbox.cli.output import printable, report
 
+Old = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[OLD]", help="Default: what the box of this folder runs", autocompletion=completers.boxes_or_locks
+    ),
+]
+New = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[NEW]", help="Default: the lock of this folder's spec", autocompletion=completers.boxes_or_locks
+    ),
+]
+
 
 def diff(
-    old: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[OLD]",
-            help="Default: what the box of this folder runs",
-            autocompletion=completers.boxes_or_locks,
-        ),
-    ] = None,
-    new: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[NEW]", help="Default: the lock of this folder's spec", autocompletion=completers.boxes_or_locks
-        ),
-    ] = None,
+    old: Old = None,
+    new: New = None,
     file: target.File = None,
 ) -> None:
     """Show what differs from OLD to NEW: spec, image, repositories added, removed or moved, and the commits between.

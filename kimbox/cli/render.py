@@ -11,16 +11,18 @@ from kimbox.cli import completers, target
 from kimbox.cli.output import report
 from kimbox.errors import UsageError
 
+Boxes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[BOX]...",
+        help="Boxes, or files of their specs. Default: the spec of this folder",
+        autocompletion=completers.boxes_or_specs,
+    ),
+]
+
 
 def render(
-    boxes: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[BOX]...",
-            help="Boxes, or files of their specs. Default: the spec of this folder",
-            autocompletion=completers.boxes_or_specs,
-        ),
-    ] = None,
+    boxes: Boxes = None,
     file: target.File = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go.")] = Path(
         "vagrant"

@@ -18,6 +18,7 @@ from kimbox.lock.apt.choose import choose
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.apt.sources import Source
 from kimbox.log import log
+from kimbox.settings import settings
 from kimbox.spec.model import PackageImage
 
 pytestmark = pytest.mark.skipif(not makearchive.usable(), reason="no apt, dpkg-deb or gpg here")
@@ -33,7 +34,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def there(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> makearchive.Archive:
     """An archive whose key is the distribution's."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(log, "quiet", True)
+    monkeypatch.setattr(settings, "quiet", True)
     made = makearchive.Archive(Path(shutil.copytree(template, tmp_path / "there", ignore=NO_SOCKETS)))
     monkeypatch.setitem(archive.KEYRINGS, "debian", str(made.keyring))
     monkeypatch.setattr(archive, "FRESH_S", 0.0)

@@ -22,11 +22,11 @@ from kimbox.image import obtain
 from kimbox.image.store import lease
 from kimbox.image.store.images import Image
 from kimbox.lock.lockfile import Lock
-from kimbox.log import log
 from kimbox.machine import bootmode
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.render.manifest import manifest_digest, render_manifest
+from kimbox.settings import settings
 from kimbox.spec.model import BootMode
 
 
@@ -89,7 +89,7 @@ class FakeGuest:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(log, "quiet", True)
+    monkeypatch.setattr(settings, "quiet", True)
     world = World(tmp_path, monkeypatch)
     image = Image("e" * 64, tmp_path / "image.raw", "raw", {"virtual_bytes": 1 << 20})
 

@@ -15,9 +15,9 @@ from kimbox.errors import KimboxError
 from kimbox.image.disk import grubenv
 from kimbox.image.disk.ext4 import inodes
 from kimbox.image.disk.grubenv import NEXT, SAVED, changed, values
-from kimbox.log import log
 from kimbox.machine.bootmode import NoEnvironment, set_entries
 from kimbox.machine.folder import Machine
+from kimbox.settings import settings
 from kimbox.spec.model import BootMode
 
 MIB = 1 << 20
@@ -51,7 +51,7 @@ def make_image(folder: Path, *options: str, content: bytes = CREATED, label: str
 def machine_on(image: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine whose disk is an overlay, in a folder whose name is no word of a shell."""
     monkeypatch.setenv("KIMBOX_HOME", str(image.parent / "a home, with 'blanks'"))
-    monkeypatch.setattr(log, "quiet", True)
+    monkeypatch.setattr(settings, "quiet", True)
     machine = makemachine.make_machine()
     machine.disk.unlink()
     run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", machine.disk])

@@ -80,6 +80,7 @@ def refused(path: Path) -> str:
     return str(caught.value).replace(f"{path.parent}/", "")
 
 
+@pytest.mark.cpu_time
 @pytest.mark.parametrize(("text", "expected"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
 def test_hostile_yaml(tmp_path: Path, text: str, expected: str) -> None:
     """It is refused in time, with few words."""
@@ -155,6 +156,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "kimbox.yaml") == "kimbox.yaml:1:1: this file may not be read by you"
 
 
+@pytest.mark.cpu_time
 def test_hostile_layers_share_one_budget(tmp_path: Path) -> None:
     """Layers that each are small enough are refused together."""
     for index in range(4):

@@ -23,10 +23,10 @@ from kimbox.drivers.qemu import disk, process
 from kimbox.drivers.qemu.command import Invocation
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import GuestError, KimboxError
-from kimbox.log import log
 from kimbox.machine.folder import Ended, Machine
 from kimbox.machine.state import State
 from kimbox.run import run
+from kimbox.settings import settings
 
 
 class Process:
@@ -71,7 +71,7 @@ class Process:
 def feigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     """The double in the place of the process of a machine that is halted."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(log, "quiet", True)
+    monkeypatch.setattr(settings, "quiet", True)
     monkeypatch.setattr(accelerator, "find", lambda: KVM_WORKS)
     feigned = Process(makemachine.make_machine(ended=Ended.HALTED))
     for name in ("start", "power_off", "kill"):
