@@ -103,8 +103,8 @@ def test_up_stops_where_the_machine_cannot_be_set_up(checkout: Checkout) -> None
         ("integration", "pytest tests/integration -n 2 -k x"),
         (
             "coverage",
-            "pytest tests/integration tests/unit -n 2 -m not soak and not cpu_time --cov "
-            "--cov-report=term-missing:skip-covered -k x",
+            "pytest tests/integration tests/unit -n 2 -m not soak and not cpu_time "
+            "-p coveredchildren --cov --cov-report=term-missing:skip-covered -k x",
         ),
         ("guest", "pytest tests/guest -n 2 --dist loadfile --no-loadscope-reorder -k x"),
     ],

@@ -1,0 +1,40 @@
+"""How ssh reaches a box: with the host key that the guest reported, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import makemachine
+import pytest
+from makemachine import HOST_KEY, OTHER_HOST_KEY, event, tell
+
+from kimbox.actions import observe
+from kimbox.errors import StateError
+from kimbox.machine.state import State
+
+
+@pytest.fixture(autouse=True)
+def _ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
+    monkeypatch.setattr(observe, "state", lambda _: State.READY)
+
+
+def test_a_box_without_a_host_key_is_not_reached() -> None:
+    """ssh never trusts a key on first use: without the event there is no connection."""
+    machine = makemachine.make_machine()
+    with pytest.raises(StateError):
+        observe.reach(machine)
+    assert not machine.known_hosts.exists()
+
+
+def test_the_reported_key_is_pinned_once() -> None:
+    """The last key of this boot is written; a key that is known already is not replaced."""
+    machine = makemachine.make_machine()
+    tell(machine, event("hostkey", key=HOST_KEY))
+    endpoint = observe.reach(machine)
+    assert ("127.0.0.1", 20022) == (endpoint.host, endpoint.port)
+    pinned = machine.known_hosts.read_text()
+    assert HOST_KEY in pinned
+    tell(machine, event("hostkey", key=OTHER_HOST_KEY))
+    observe.reach(machine)
+    assert pinned == machine.known_hosts.read_text()
