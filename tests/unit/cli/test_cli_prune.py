@@ -1,0 +1,56 @@
+"""kimbox prune: it shows what it would remove, asks, and says what it removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import clirun
+import pytest
+from clirun import Kimbox, result
+
+from kimbox import paths
+from kimbox.actions import prune
+
+kimbox, world = clirun.kimbox, clirun.world  # fixtures
+
+
+@pytest.fixture
+def failed_log(world: Path) -> Path:
+    """The log of a build that failed, which nothing needs."""
+    file = paths.images_dir() / f"{'a' * 64}.failed.log"
+    file.parent.mkdir(parents=True)
+    file.write_text("x" * 10_000)
+    return file
+
+
+def test_nothing_to_remove(kimbox: Kimbox) -> None:
+    """That is no error, and nothing is asked."""
+    assert (0, "there is nothing to remove\n", "") == kimbox("prune")
+
+
+def test_a_dry_run_removes_nothing(kimbox: Kimbox, failed_log: Path) -> None:
+    """It names each path and its size."""
+    code, out, _ = kimbox("prune", "--dry-run", "--json")
+    found = result(out, "prune")
+    assert (0, False, [str(failed_log)]) == (code, found["removed"], [item["path"] for item in found["unused"]])
+    assert found["unused"][0]["size_bytes"] >= 4096
+    assert kimbox("prune", "--dry-run")[1].startswith(f"{failed_log}  0 MB\n")
+    assert failed_log.exists()
+
+
+def test_without_a_terminal_it_needs_yes(kimbox: Kimbox, failed_log: Path) -> None:
+    """Nothing is removed without an answer."""
+    code, out, err = kimbox("prune")
+    assert (2, "", True) == (code, out, "-y" in err)
+    assert failed_log.exists()
+    code, out, _ = kimbox("prune", "-y", "--json")
+    assert (0, True) == (code, result(out, "prune")["removed"])
+    assert not failed_log.exists()
+
+
+def test_what_is_in_use_by_now_is_named(kimbox: Kimbox, failed_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays, and does not count as removed."""
+    monkeypatch.setattr(prune, "remove", lambda _: [])
+    code, out, _ = kimbox("prune", "-y")
+    assert (0, True) == (code, f"{failed_log} stays" in out)
+    assert "removed 0 MB" in out
