@@ -198,6 +198,27 @@ def test_a_suspend_that_did_nothing_is_an_error(host: Host, machine: Machine) ->
         Vagrant(machine).suspend(lambda: None)
 
 
+def test_a_guest_that_ends_by_itself_is_waited_for(
+    host: Host, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`vagrant status` is asked until it runs no more, or the time is over."""
+    monkeypatch.setattr("kimbox.drivers.vagrant.driver.STATUS_S", 0.01)
+    host.says(STATUS.format(state="running"))
+    assert not Vagrant(machine).wait_until_gone(0.0)
+    off = tmp_path / "off"
+    off.write_text(STATUS.format(state="shutoff"))
+    host.fake("vagrant", f'cat "{host.bin}/out"; cp "{off}" "{host.bin}/out"')
+    assert Vagrant(machine).wait_until_gone(60.0)
+
+
+def test_the_snapshots_of_a_machine(host: Host, machine: Machine) -> None:
+    """A line each; the sentence that there are none is no name."""
+    host.says("one\ntwo\n")
+    assert ["one", "two"] == Vagrant(machine).disk_snapshots()
+    host.says("==> tiny: No snapshots have been taken yet!\n")
+    assert [] == Vagrant(machine).disk_snapshots()
+
+
 def test_without_vagrant_the_package_is_named(host: Host, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing program is one, with what installs it, and no traceback."""
     (host.bin / "vagrant").unlink()
