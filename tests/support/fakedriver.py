@@ -63,10 +63,6 @@ class FakeDriver:
     name: str = registry.DEFAULT
     _run_lock: IO[str] | None = None
 
-    @staticmethod
-    def check_host() -> list[HostCheck]:
-        return []
-
     def note(self, what: str) -> None:
         self.script.did.append(what)
 
