@@ -8,13 +8,14 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import attrs
 import makebox
 import makemachine
 import pytest
 
+from kimbox import paths
 from kimbox.actions.observe import state
 from kimbox.drivers import accelerator
 from kimbox.drivers.accelerator import KVM_WORKS
@@ -23,6 +24,7 @@ from kimbox.drivers.qemu import disk, process
 from kimbox.drivers.qemu.command import Invocation
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import GuestError, KimboxError
+from kimbox.files import locked
 from kimbox.machine.folder import Ended, Machine
 from kimbox.machine.state import State
 from kimbox.run import run
@@ -116,6 +118,25 @@ def test_a_port_that_is_taken_before_qemu_has_it_is_replaced(
     with pytest.raises(GuestError, match="taken"):
         Qemu(machine).start(to_start)
     assert 3 == len(asked)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, KimboxError("no space"), OSError(28, "no space")])
+def test_a_start_that_fails_leaves_the_ports_unlocked(
+    feigned: Process, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    """However it ends, another machine can be given ports, and this one can be started."""
+
+    def fail(_: Invocation) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(process, "start", fail)
+        with pytest.raises((KeyboardInterrupt, KimboxError, OSError)):
+            Qemu(feigned.machine).start(launch(feigned.machine))
+    with locked(paths.machines_dir() / ".ports.lock"):
+        pass
+    Qemu(feigned.machine).start(launch(feigned.machine))
+    assert ["start"] == feigned.did
 
 
 def test_a_guest_that_does_not_shut_down_is_killed(feigned: Process, monkeypatch: pytest.MonkeyPatch) -> None:
