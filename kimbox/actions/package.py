@@ -21,7 +21,7 @@ from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
 from kimbox.files import copy_sparse, locked, remove_tree, sha256_file, write_atomic
 from kimbox.image import obtain
-from kimbox.image.disk import changes, rawdisk
+from kimbox.image.disk import dpkg, rawdisk
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.view import DiskView
 from kimbox.image.formats import catalog, nbd, slim, sums
@@ -193,7 +193,7 @@ def _as_installed(whole: Whole, source: Source) -> Whole:
     """With the packages that a maintainer's root has, where its disk can be looked into."""
     if source.kind == "image" or source.view is None:
         return whole
-    found = changes.packages(source.view)
+    found = dpkg.installed(source.view.root.file_system)
     return whole.with_installed(found) if found else whole
 
 

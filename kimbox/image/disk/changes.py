@@ -1,19 +1,20 @@
 """What a maintainer changed: packages and files of one disk against those of the image that it was made from.
 
-Both are disks of kimbox's layout that nobody writes to. Paths are escaped by
-`ext4dirs.shown` where they are shown or recorded, because a guest chose them.
+Both are disks of kimbox's layout. Files of dpkg's own database are left out: they say nothing that the packages do not.
+Paths are escaped by `directories.shown` where they are printed or recorded, because a guest chose them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
 import attrs
 
 from kimbox.errors import ImageError
+from kimbox.image.disk import dpkg
+from kimbox.image.disk.dpkg import merged_path
 from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories, inodes
 from kimbox.image.disk.ext4.directories import shown
@@ -29,22 +30,6 @@ MAX_ENTRIES = 2_000_000
 #: A file that is larger counts as changed where its time did: its content is not compared. That of others is, whatever
 #: their time: two versions may be of one second, and a guest may set any time.
 MAX_COMPARED_BYTES = 64 << 20
-
-#: How the status of a package ends that is there (dpkg-query(1)).
-INSTALLED = (" installed", " triggers-awaited", " triggers-pending")
-
-#: Where dpkg notes what is installed; its own files tell nothing that the packages do not.
-DPKG = b"/var/lib/dpkg"
-
-#: What dpkg's files may have, in bytes: its status, and its lists of packages' files together.
-MAX_STATUS_BYTES = 64 << 20
-MAX_LISTS_BYTES = 256 << 20
-
-#: Folders that a merged /usr has under two names; lists of packages may have either.
-MERGED = re.compile(rb"^/(bin|sbin|lib|lib64)/")
-
-_STATUS = re.compile(r"^(Package|Status|Architecture|Version): (.*)$", re.MULTILINE)
-_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 
 
 @attrs.frozen
@@ -82,29 +67,23 @@ def find(former: DiskView, disk: DiskView, *, on_part: Callable[[str], None] = l
     """What differs between two disks of kimbox's layout. Raises ImageError if one cannot be read."""
     on_part("/")
     old, new = former.root.file_system, disk.root.file_system
-    moved = _moved(_packages_of(old), _packages_of(new))
-    theirs = _files_of(old, moved) | _files_of(new, moved)
+    versions = _different(_versions(old), _versions(new))
+    of_packages = dpkg.files_of(old, versions) | dpkg.files_of(new, versions)
     parts = [_compare(old, new, b"")]
     on_part("/boot")
     parts.append(_compare(former.boot.file_system, disk.boot.file_system, b"/boot"))
-    paths = [set.union(*found) for found in zip(*parts, strict=True)]
-    count = sum(plain(path) in theirs for found in paths for path in found)
-    added, removed, changed = (
-        tuple(sorted(shown(path) for path in found if plain(path) not in theirs and not path.startswith(DPKG + b"/")))
-        for found in paths
-    )
-    return Changes(moved, added, removed, changed, count)
+    paths = [set.union(*sets) for sets in zip(*parts, strict=True)]
+    count = sum(merged_path(path) in of_packages for changed in paths for path in changed)
+
+    def named(changed: set[bytes]) -> tuple[str, ...]:
+        own = (path for path in changed if merged_path(path) not in of_packages)
+        return tuple(sorted(shown(path) for path in own if not path.startswith(dpkg.FOLDER + b"/")))
+
+    added, removed, changed = map(named, paths)
+    return Changes(versions, added, removed, changed, count)
 
 
-def packages(disk: DiskView) -> dict[str, tuple[str, str]]:
-    """Installed packages of a disk of kimbox's layout: name -> version, architecture; none without dpkg.
-
-    Raises ImageError if the disk cannot be read.
-    """
-    return _installed(disk.root.file_system)
-
-
-def _moved(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str]]:
+def _different(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str]]:
     """Packages whose version is not the same."""
     both = {name: (old.get(name, ""), new.get(name, "")) for name in sorted({*old, *new})}
     return {name: versions for name, versions in both.items() if versions[0] != versions[1]}
@@ -150,44 +129,6 @@ def _differs(old: FileSystem, one: Inode, new: FileSystem, two: Inode) -> bool:
     return any(piece != other for piece, other in zip_longest(*contents))
 
 
-def _packages_of(system: FileSystem) -> dict[str, str]:
+def _versions(system: FileSystem) -> dict[str, str]:
     """Installed packages and their versions."""
-    return {name: version for name, (version, _) in _installed(system).items()}
-
-
-def _installed(system: FileSystem) -> dict[str, tuple[str, str]]:
-    """Version and architecture of each package that dpkg says is installed."""
-    status = directories.find(system, DPKG + b"/status")
-    if status is None or not status.inode.is_file:
-        return {}
-    data = ext4data.content(system, status.inode, MAX_STATUS_BYTES)
-    if data is None:
-        raise ImageError(f"dpkg's status on the disk is larger than {MAX_STATUS_BYTES >> 20} MiB")
-    found = {}
-    for block in data.decode(errors="replace").split("\n\n"):
-        fields = dict(_STATUS.findall(block))
-        if fields.get("Status", "").endswith(INSTALLED) and "Package" in fields:
-            found[fields["Package"]] = fields.get("Version", ""), fields.get("Architecture", "")
-    return found
-
-
-def _files_of(system: FileSystem, packages: Iterable[str]) -> set[bytes]:
-    """Every path that these packages have, by dpkg's lists, each with the name that a merged /usr gives it."""
-    names = [name for name in packages if _PACKAGE.fullmatch(name)]
-    wanted = {f"{name}{suffix}.list".encode() for name in names for suffix in ("", ":amd64")}
-    folder = directories.find(system, DPKG + b"/info")
-    lists = [entry.inode for entry in directories.listed(system, folder) if entry.name in wanted] if folder else []
-    left = MAX_LISTS_BYTES
-    found: set[bytes] = set()
-    for inode in lists:
-        data = ext4data.content(system, inode, left) if inode.is_file else b""
-        if data is None:
-            raise ImageError(f"dpkg's lists of files on the disk are larger than {MAX_LISTS_BYTES >> 20} MiB")
-        left -= len(data)
-        found.update(plain(line) for line in data.split(b"\n") if line)
-    return found
-
-
-def plain(path: bytes) -> bytes:
-    """A path with the name that a merged /usr gives it."""
-    return MERGED.sub(rb"/usr/\1/", path)
+    return {name: version for name, (version, _) in dpkg.installed(system).items()}

@@ -1,4 +1,4 @@
-"""Where two disks of one layout differ, told in the terms of that layout: partition, LV, path of a file.
+"""Where two disks of one layout differ, in the terms of that layout: partition, LV, path of a file.
 
 The file systems are read by kimbox's own code, which mounts nothing.
 """
@@ -6,18 +6,18 @@ The file systems are read by kimbox's own code, which mounts nothing.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.files import data_ranges
+from kimbox.image.disk import ranges, rawdisk
 from kimbox.image.disk.ext4 import content, directories, inodes
 from kimbox.image.disk.ext4.directories import Entry, shown
-from kimbox.image.disk.ext4.inodes import FileSystem, Read
+from kimbox.image.disk.ext4.inodes import FileSystem
+from kimbox.image.disk.view import DiskView, Volume
 from kimbox.spec.layout import Extent, Layout
 
 #: Disks are compared in blocks of the file systems' own size.
@@ -48,17 +48,23 @@ def compare(
 ) -> list[Difference]:
     """Every part of two raw disks that differs. Holes count as zeros. Raises OSError if one cannot be read."""
     places = list(parts(layout))
-    found: dict[str, list[int]] = {place.name: [] for place in places}
-    for offset in differing(old, new, on_bytes=on_bytes):
-        place = next((p for p in places if p.offset_bytes <= offset < p.end_bytes), places[-1])
-        found[place.name].append(offset - place.offset_bytes)
-    told = []
-    for place in places:
-        if offsets := found[place.name]:
-            is_ext4 = place.name in ("/boot", f"LV {layout.root.name}", f"LV {layout.persistent.name}")
-            files = _files(old, new, place, offsets) if is_ext4 else ()
-            told.append(Difference(place.name, len(offsets), tuple(files)))
-    return told
+    offsets: dict[str, list[int]] = {place.name: [] for place in places}
+    with rawdisk.opened(old) as one, rawdisk.opened(new) as two:
+        for offset in differing(one, two, on_bytes=on_bytes):
+            place = next((p for p in places if p.offset_bytes <= offset < p.end_bytes), places[-1])
+            offsets[place.name].append(offset - place.offset_bytes)
+        differences = []
+        for place in places:
+            if inside := offsets[place.name]:
+                is_ext4 = place.name in ("/boot", f"LV {layout.root.name}", f"LV {layout.persistent.name}")
+                files = _files(_volume(one, place), _volume(two, place), inside) if is_ext4 else []
+                differences.append(Difference(place.name, len(inside), tuple(files)))
+    return differences
+
+
+def _volume(disk: DiskView, place: Extent) -> Volume:
+    """A part of a disk, by the layout that it was built with: its own tables may be what differs."""
+    return disk.volume_at(place.name, place.offset_bytes, place.size_bytes)
 
 
 def parts(layout: Layout) -> Iterator[Extent]:
@@ -73,43 +79,28 @@ def parts(layout: Layout) -> Iterator[Extent]:
     yield Extent("the rest of the disk", end, max(layout.size_bytes - end, 0))
 
 
-def differing(old: Path, new: Path, *, on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[int]:
-    """Offsets of the blocks in which two files differ, ascending; only what is no hole in one of them is read."""
-    with old.open("rb") as a, new.open("rb") as b:
-        size = max(os.fstat(a.fileno()).st_size, os.fstat(b.fileno()).st_size)
-        done = 0
-        for start, end in _merged([*data_ranges(a.fileno()), *data_ranges(b.fileno())]):
-            at = max(start // BLOCK_BYTES * BLOCK_BYTES, done)
-            while at < end:
-                count = min(BATCH_BYTES, end - at)
-                one, two = (os.pread(f.fileno(), count, at).ljust(count, b"\0") for f in (a, b))
-                if one != two:
-                    for step in range(0, count, BLOCK_BYTES):
-                        if one[step : step + BLOCK_BYTES] != two[step : step + BLOCK_BYTES]:
-                            yield at + step
-                at += count
-                on_bytes(at)
-            done = -(-at // BLOCK_BYTES) * BLOCK_BYTES
-        if os.fstat(a.fileno()).st_size != os.fstat(b.fileno()).st_size:
-            yield size - 1
-
-
-def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Ranges in order, those that touch as one."""
-    last: tuple[int, int] | None = None
-    for start, end in sorted(ranges):
-        if last and start <= last[1]:
-            last = last[0], max(last[1], end)
-            continue
-        if last:
-            yield last
-        last = start, end
-    if last:
-        yield last
+def differing(old: DiskView, new: DiskView, *, on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[int]:
+    """Offsets of the blocks in which two disks differ, ascending; only what is not a hole in both is read."""
+    size = max(old.size_bytes, new.size_bytes)
+    done = 0
+    for start, end in ranges.merged([*old.written(), *new.written()]):
+        at = max(start // BLOCK_BYTES * BLOCK_BYTES, done)
+        while at < end:
+            count = min(BATCH_BYTES, end - at)
+            one, two = (disk.read(at, count).ljust(count, b"\0") for disk in (old, new))
+            if one != two:
+                for step in range(0, count, BLOCK_BYTES):
+                    if one[step : step + BLOCK_BYTES] != two[step : step + BLOCK_BYTES]:
+                        yield at + step
+            at += count
+            on_bytes(at)
+        done = -(-at // BLOCK_BYTES) * BLOCK_BYTES
+    if old.size_bytes != new.size_bytes:
+        yield size - 1
 
 
 def sha256_disk(disk: Path, *, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-    """The hex digest that sha256sum(1) would tell; holes are not read."""
+    """The hex digest that sha256sum(1) prints; holes are not read."""
     zeros, digest, done = bytes(BATCH_BYTES), hashlib.sha256(), 0
 
     def skip(count: int) -> None:
@@ -117,45 +108,40 @@ def sha256_disk(disk: Path, *, on_bytes: Callable[[int], None] = lambda _: None)
             digest.update(zeros)
         digest.update(zeros[: count % BATCH_BYTES])
 
-    with disk.open("rb") as file:
-        for start, end in data_ranges(file.fileno()):
+    with rawdisk.opened(disk) as view:
+        for start, end in view.written():
             skip(start - done)
             for at in range(start, end, BATCH_BYTES):
-                digest.update(os.pread(file.fileno(), min(BATCH_BYTES, end - at), at))
+                digest.update(view.read(at, min(BATCH_BYTES, end - at)))
                 on_bytes(at)
             done = end
-        skip(os.fstat(file.fileno()).st_size - done)
+        skip(view.size_bytes - done)
     return digest.hexdigest()
 
 
-def _files(old: Path, new: Path, place: Extent, offsets: list[int]) -> list[str]:
+def _files(old: Volume, new: Volume, offsets: list[int]) -> list[str]:
     """The files that differing blocks of an ext4 file system belong to, in either disk, and what of them differs."""
-    told: dict[str, set[str]] = {}
+    parts_of: dict[str, set[str]] = {}
     traced = {offset // BLOCK_BYTES for offset in offsets[:MAX_TRACED]}
-    with old.open("rb") as one, new.open("rb") as two:
-        reads = [_read_from(file.fileno(), place.offset_bytes) for file in (one, two)]
-        for read, other in (reads, reads[::-1]):
-            for entry, what in _traced(read, other, traced):
-                told.setdefault(shown(entry.path) or "/", set()).add(what)
-    lines = [f"{path} ({' and '.join(sorted(what))})" for path, what in sorted(told.items())]
+    for volume, other in ((old, new), (new, old)):
+        for entry, part in _traced(volume, other, traced):
+            parts_of.setdefault(shown(entry.path) or "/", set()).add(part)
+    lines = [f"{path} ({' and '.join(sorted(parts))})" for path, parts in sorted(parts_of.items())]
     return lines + ([f"... {len(offsets) - MAX_TRACED} more blocks"] if len(offsets) > MAX_TRACED else [])
 
 
-def _read_from(handle: int, start: int) -> Read:
-    return inodes.cached(lambda offset, size: os.pread(handle, size, start + offset))
-
-
-def _traced(read: Read, other: Read, blocks: set[int]) -> Iterator[tuple[Entry, str]]:
+def _traced(volume: Volume, other: Volume, blocks: set[int]) -> Iterator[tuple[Entry, str]]:
     """Files with an inode that differs from the other disk's, or with content in one of these blocks.
 
     What a damaged file system has besides is left out.
     """
+    read_other = inodes.cached(other.read)
     try:
-        system = inodes.open_at(read)
+        system = volume.file_system
         for entry in chain([directories.top(system)], _own(system), directories.walk(system)):
             at = inodes.inode_place(system, entry.inode.number)
             size = system.inode_bytes
-            if at // BLOCK_BYTES in blocks and read(at, size) != other(at, size):
+            if at // BLOCK_BYTES in blocks and system.read(at, size) != read_other(at, size):
                 yield entry, "inode"
             if _holds(system, entry, blocks):
                 yield entry, "content"

@@ -186,6 +186,10 @@ class DiskView:
         """A view for after a write into file systems or swap: only partition table and LVM metadata are kept."""
         return attrs.evolve(self)
 
+    def volume_at(self, name: str, start_bytes: int, size_bytes: int) -> Volume:
+        """A byte range of the disk as a volume, whatever the tables of the disk say."""
+        return Volume(name, ((start_bytes, size_bytes),), _from(self.read, start_bytes))
+
     @property
     def partitions(self) -> tuple[Partition, ...]:
         """In the order of the disk; none where there is no table. Raises ImageError if the table is damaged."""

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.image.disk import changes
+from kimbox.image.disk import dpkg
+from kimbox.image.disk.dpkg import merged_path
 from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import Entry, shown
@@ -30,11 +31,6 @@ MAX_FINDINGS = 10_000
 
 #: A message names so many.
 MAX_NAMED = 10
-
-#: Where dpkg notes what its packages have, and how much of that is read at most.
-_INFO = b"/var/lib/dpkg/info"
-_STATUS = b"/var/lib/dpkg/status"
-MAX_SUMS_BYTES = 256 << 20
 
 #: What Python makes of a file, and of which (PEP 3147).
 _COMPILED = re.compile(rb"(.*/)__pycache__/([^/]+)\.cpython-[0-9]{1,4}(\.opt-[12])?\.pyc")
@@ -138,13 +134,13 @@ def _shipped(system: FileSystem, entries: Iterable[Entry]) -> dict[bytes, str]:
     sources = {path: _source(path) for path in wanted}
     if not wanted:
         return {}
-    sums = _sums(system, {changes.plain(path) for path in (*wanted, *filter(None, sources.values()))})
+    digests = dpkg.digests(system, {merged_path(path) for path in (*wanted, *filter(None, sources.values()))})
     found: dict[bytes, str] = {}
     left = system.blocks * system.block_bytes
     for path, entry in wanted.items():
         source = sources[path]
         origin = entry if source is None else directories.find(system, source)
-        known = sums.get(changes.plain(source or path))
+        known = digests.get(merged_path(source or path))
         if not known or not origin or not origin.inode.is_file:
             continue
         if origin.inode.size_bytes <= left:  # what packages ship has no holes, and fits
@@ -166,33 +162,3 @@ def _md5(system: FileSystem, inode: Inode) -> str:
     for piece in ext4data.chunks(system, inode, inode.size_bytes):
         digest.update(piece)
     return digest.hexdigest()
-
-
-def _sums(system: FileSystem, wanted: set[bytes]) -> dict[bytes, tuple[str, str]]:
-    """MD5 and package of these paths, by dpkg's lists of files and of configuration files."""
-    found: dict[bytes, tuple[str, str]] = {}
-    left = MAX_SUMS_BYTES
-    folder = directories.find(system, _INFO)
-    for entry in directories.listed(system, folder) if folder else ():
-        if not entry.name.endswith(b".md5sums") or not entry.inode.is_file:
-            continue
-        data = ext4data.content(system, entry.inode, left)
-        if data is None:
-            raise ImageError(f"dpkg's lists of files on the disk are larger than {MAX_SUMS_BYTES >> 20} MiB")
-        left -= len(data)
-        package = shown(entry.name.removesuffix(b".md5sums")).partition(":")[0]
-        for line in data.split(b"\n"):
-            path = changes.plain(b"/" + line[34:])
-            if path in wanted:
-                found[path] = line[:32].decode("ascii", "replace"), package
-    status = directories.find(system, _STATUS)
-    text = ext4data.content(system, status.inode, changes.MAX_STATUS_BYTES) if status and status.inode.is_file else b""
-    package = ""
-    for line in (text or b"").split(b"\n"):
-        if line.startswith(b"Package: "):
-            package = shown(line[9:])
-        elif line.startswith(b" /"):
-            fields = line[1:].split(b" ")
-            if len(fields) >= 2 and changes.plain(fields[0]) in wanted:
-                found[changes.plain(fields[0])] = fields[1].decode("ascii", "replace"), package
-    return found
