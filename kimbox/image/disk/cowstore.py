@@ -24,22 +24,22 @@ VERSION = 1
 
 @attrs.frozen
 class Store:
-    """What a snapshot's store holds: its own tables, and where the changed chunks of the origin lie in it."""
+    """A COW store: its own tables, and where the changed chunks of the origin lie in it."""
 
     chunk_bytes: int
     #: Header and tables, in bytes of the store.
     tables: Ranges
     #: Chunk of the origin -> chunk of the store, ascending.
     moved: dict[int, int]
-    #: False where the kernel has given the snapshot up: nothing in it can be read any more.
+    #: False if the kernel has invalidated the snapshot: it cannot be read any more.
     holds: bool = True
 
     @classmethod
     def parse(cls, read: Read, size_bytes: int, chunk_bytes: int, origin_bytes: int) -> Self:
-        """The store in an LV of that size, by LVM's word on its chunks. Raises ImageError if it is damaged."""
+        """Reads the store in an LV of that size; `chunk_bytes` is from LVM. Raises ImageError if it is damaged."""
         magic, valid, version, sectors = struct.unpack_from("<IIII", read(0, 16), 0)
         header = [(0, chunk_bytes)]
-        if magic == 0:  # never used, or wiped: the kernel begins it anew
+        if magic == 0:  # never used, or wiped: the kernel writes a new header
             return cls(chunk_bytes, header, {})
         if magic != MAGIC or version != VERSION or sectors * SECTOR_BYTES != chunk_bytes:
             raise ImageError("the store of its snapshot is damaged: a header that cannot be")
@@ -70,7 +70,7 @@ class Store:
 
     @property
     def changed(self) -> Ranges:
-        """The bytes of the origin that lie in the store."""
+        """Byte ranges of the origin whose content lies in the store."""
         return ranges.merged((old * self.chunk_bytes, (old + 1) * self.chunk_bytes) for old in self.moved)
 
     def view(self, origin: Read, store: Read) -> Read:
@@ -89,7 +89,7 @@ class Store:
         return read
 
     def used(self, seen: Ranges) -> Ranges:
-        """The bytes of the store that matter, where `seen` are those of the snapshot that do."""
+        """Byte ranges of the store that are in use; `seen` are those of the snapshot."""
         unit, found, at = self.chunk_bytes, list(self.tables), 0
         for old, new in self.moved.items():
             while at < len(seen) and seen[at][1] <= old * unit:

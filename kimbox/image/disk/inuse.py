@@ -1,7 +1,7 @@
-"""Which bytes of a whole disk hold anything: partitions, LVM, ext4, swap and snapshots, read without a kernel. Pure.
+"""Which bytes of a whole disk are in use: partitions, LVM, ext4, swap and snapshots, read without a kernel. Pure.
 
-What is not understood counts as used, and a note says so; what is damaged is an error. Free space of file systems, of
-the volume group and of a snapshot's store, swapped pages and idle journals are not used.
+A part of unknown form counts as in use, and a note names it. Damage is an error. Free space of file systems, of the
+volume group and of a snapshot's COW store, swapped pages and idle journals are not in use.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kimbox.image.disk.view import DiskView, Partition, PhysicalVolume, Volume
 
 @attrs.frozen
 class InUse:
-    """What of a disk has to be kept."""
+    """The bytes of a disk that a copy must keep."""
 
     size_bytes: int
     used: Ranges
     #: Bytes in use that are to read as zeros: the headers of snapshots that are dropped.
     zeros: Ranges
-    #: What counts as used because it could not be told, in words.
+    #: Parts that count as in use because their form is unknown, in words.
     notes: tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def find(disk: DiskView, *, drop_snapshots: bool = False) -> InUse:
 
 @attrs.define
 class _Finder:
-    """Looks into partitions and volumes, and notes what is not understood."""
+    """Reads partitions and volumes, and notes those of unknown form."""
 
     drop_snapshots: bool
     notes: list[str] = attrs.field(factory=list)
@@ -84,7 +84,7 @@ class _Finder:
         return [(0, size_bytes)]
 
     def note(self, name: str, error: ImageError) -> None:
-        """Something counts as used."""
+        """Records that a part counts as in use."""
         self.notes.append(f"{name}: {error.message}; all of it is kept")
 
     def lvm(self, pv: Volume, lvm: PhysicalVolume) -> tuple[Ranges, Ranges]:
@@ -113,7 +113,7 @@ class _Finder:
     def snapshot(self, lvm: PhysicalVolume, snapshot: Snapshot, of_origin: Ranges) -> tuple[Ranges, Ranges]:
         """Bytes in use of an origin and of its snapshot's store.
 
-        The snapshot shows what the origin has where it does not differ, be it in use there or not any more.
+        Where the snapshot does not differ, it shows the bytes of the origin, whether the origin still uses them or not.
         """
         origin, store = lvm.volumes[snapshot.origin], lvm.volumes[snapshot.store]
         held = lvm.store(snapshot)

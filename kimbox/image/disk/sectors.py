@@ -1,4 +1,4 @@
-"""The other formats that kimbox writes itself: MBR, GRUB's place in it, and the swap header. Pure."""
+"""Formats that kimbox writes beside LVM and ext4: MBR, GRUB's place in it, and the swap header. Pure."""
 
 from __future__ import annotations
 

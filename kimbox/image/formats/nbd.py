@@ -1,7 +1,7 @@
-"""A disk of any format as plain bytes: qemu-nbd(8) opens it, and speaks NBD over a private socket.
+"""A disk of any format as plain bytes: qemu-nbd(8) opens it and serves NBD over a private socket.
 
 Protocol: NetworkBlockDevice/nbd, doc/proto.md, fixed newstyle without structured replies. The server is a process of
-its own, so that no format of a disk is ever parsed here, and it dies with kimbox.
+its own, so that kimbox parses no disk format here. It is terminated when kimbox exits.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ READ, WRITE, DISCONNECT, FLUSH = 0, 1, 2, 3
 #: Flags of both sides: fixed newstyle, no zeros after the export's size.
 CLIENT_FLAGS = 3
 
-#: A request is no larger; servers take up to 32 MiB.
+#: Maximum size of a request, in bytes; servers accept up to 32 MiB.
 PIECE_BYTES = 2 << 20
 
-#: `qemu-img map` tells of so much of a disk at a time: its answer grows with the pieces.
+#: Size of the part of a disk that one `qemu-img map` describes, in bytes: its output grows with the pieces.
 WINDOW_BYTES = 64 << 30
 
-#: How long a server may take to open its disk, and to answer.
+#: Timeouts of a server to open its disk and to answer, and the interval of attempts to connect, in seconds.
 OPEN_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 120.0
 LOOK_S = 0.005
@@ -114,7 +114,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator[Disk]:
     """A disk of that format (`raw`, `qcow2`, ...), with its backing files, as bytes.
 
-    Raises ImageError with qemu-nbd's own words if it cannot be opened, MissingToolError without qemu-nbd.
+    Raises ImageError with the output of qemu-nbd if it cannot be opened, MissingToolError without qemu-nbd.
     """
     run.require("qemu-nbd", "it reads disks")
     with tempfile.TemporaryDirectory(prefix="kimbox-nbd-") as folder, contextlib.ExitStack() as stack:
@@ -124,7 +124,7 @@ def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator
         argv: list[str | Path] = ["qemu-nbd", *mode, *cache, f"--format={image_format}", f"--socket={address}", path]
         server = stack.enter_context(run.beside(argv))
         connection = stack.enter_context(_connect(address, server, path))
-        served = stack.pop_all()  # the folder goes at once: no kill leaves it behind
+        served = stack.pop_all()  # the folder is removed at once, so that no kill leaves it behind
     with served:
         connection.settimeout(ANSWER_TIMEOUT_S)
         try:
@@ -158,7 +158,7 @@ def _connect(address: Path, server: run.Beside, path: Path) -> socket.socket:
 
 
 def _greet(connection: socket.socket) -> int:
-    """Asks for the one export there is; returns its size in bytes."""
+    """Requests the only export; returns its size in bytes."""
     if _receive(connection, 16) != HELLO:
         raise ImageError("the server of a disk does not speak NBD")
     _receive(connection, 2)
@@ -171,9 +171,9 @@ def _greet(connection: socket.socket) -> int:
 class Content:
     """Where a disk holds what, as pieces (start, end), ascending."""
 
-    #: What lies in this file and not in the one below it; zeros that hide something below count.
+    #: Stored in this file and not in its backing file; zeros that hide data of the backing file count.
     own: Ranges
-    #: What is not known to read as zeros, wherever it lies.
+    #: May read as something else than zeros, in whichever file it is stored.
     data: Ranges
 
 
@@ -184,7 +184,7 @@ def content(path: Path, image_format: str) -> Content:
         window = ["--start-offset", str(at), "--max-length", str(WINDOW_BYTES)]
         told = run.run(["qemu-img", "map", "--output=json", *window, "-f", image_format, path]).stdout
         rows = json.loads(told)
-        if not rows or not rows[-1]["length"]:  # the end is told by an empty piece
+        if not rows or not rows[-1]["length"]:  # an empty piece marks the end
             return Content(ranges.merged(own), ranges.merged(data))
         for row in rows:
             piece = row["start"], row["start"] + row["length"]

@@ -1,7 +1,7 @@
 """Copies a disk without what is not in use: no guest, no root, no loop device, and no zeros written over free space.
 
-`overlay` makes a new overlay on the same image, `flatten` a whole disk that stands alone. Both read the disk of a
-machine that does not run, and write a new file; the old one stays as it is.
+`overlay` makes a new overlay on the same image, `flatten` a raw disk without a backing file. Both read the disk of a
+machine that does not run and write a new file. The old file is not changed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from kimbox.image.disk.ranges import Ranges
 from kimbox.image.disk.view import DiskView
 from kimbox.image.formats import nbd
 
-#: What QEMU allots at a time in a qcow2, unless told otherwise.
+#: Default size of a cluster of a qcow2, in bytes.
 CLUSTER_BYTES = 64 << 10
 
-#: So much is read, compared and written at a time; whole clusters.
+#: Size of the pieces that are read, compared and written, in bytes: whole clusters.
 PIECE_BYTES = nbd.PIECE_BYTES
 
 Report = Callable[[int], None]
@@ -48,9 +48,9 @@ def overlay(
 ) -> InUse:
     """Makes `target`, an overlay on `base` with all that is in use in the qcow2 overlay `disk`, and no more.
 
-    What is not in use reads as it does in `base`, or as zeros. With `drop_snapshots` every LVM snapshot in it is empty
-    afterwards. `on_bytes` is told how much of the disk is done. Raises ImageError, and leaves no `target`, where the
-    disk is damaged.
+    Bytes that are not in use read as they do in `base`, or as zeros. With `drop_snapshots` every LVM snapshot in it is
+    empty afterwards. `on_bytes` gets the number of bytes of the disk that are done. Raises ImageError, and leaves no
+    `target`, if the disk is damaged.
     """
     mine = nbd.content(disk, "qcow2").own
     with nbd.opened(disk, "qcow2") as source, nbd.opened(base, base_format) as below:
@@ -113,14 +113,14 @@ def _find(source: nbd.Disk, *, drop_snapshots: bool) -> InUse:
 
 
 def _pieces(wanted: Ranges, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """The set in pieces that are read at a time; none reaches beyond the disk."""
+    """The set in pieces of at most PIECE_BYTES; no piece extends beyond the disk."""
     for start, end in wanted:
         for at in range(start, min(end, size_bytes), PIECE_BYTES):
             yield at, min(at + PIECE_BYTES, end, size_bytes)
 
 
 def _blanked(data: bytes, start: int, kept: Ranges) -> bytes:
-    """What was read at `start`, with zeros for all that is not in the set."""
+    """The data that was read at `start`, with zeros for all bytes outside the set."""
     whole = [(start, start + len(data))]
     gone = ranges.without(whole, _near(kept, start, start + len(data)))
     if not gone:

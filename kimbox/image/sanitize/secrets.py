@@ -1,7 +1,7 @@
-"""Looks through a disk for what no image, package or commit may hold: keys, shared secrets, identities, databases.
+"""Scans a disk for what no image, package or commit may hold: keys, shared secrets, identities, databases.
 
-All file systems of a raw disk of kimbox's layout are read, every file once. What a package ships in its files
-(examples, tests) is the same on every machine: it is kept, and listed.
+All file systems of a disk of kimbox's layout are read, every file once. Files that a package ships (examples, tests)
+are the same on every machine: they are kept, and listed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from kimbox.image.disk.view import ROOT, DiskView
 from kimbox.image.sanitize import key_formats, secret_paths
 from kimbox.image.sanitize.key_formats import Kind
 
-#: Content is read in pieces of this size.
+#: Content is read in pieces of this size, in bytes.
 PIECE_BYTES = 1 << 20
 
-#: More findings are not listed.
+#: Maximum number of findings.
 MAX_FINDINGS = 10_000
 
-#: A message names so many.
+#: Maximum number of findings that a message names.
 MAX_NAMED = 10
 
-#: What Python makes of a file, and of which (PEP 3147).
+#: A file that Python compiled, and its source (PEP 3147).
 _COMPILED = re.compile(rb"(.*/)__pycache__/([^/]+)\.cpython-[0-9]{1,4}(\.opt-[12])?\.pyc")
 
 HINT = "remove it in the box; what a package makes when it is installed belongs into a step of `provision`"
@@ -40,7 +40,7 @@ HINT = "remove it in the box; what a package makes when it is installed belongs 
 
 @attrs.frozen(order=True)
 class Finding:
-    """A file: its path, escaped by `ext4dirs.shown`, what it is, and the package that ships it, if one does."""
+    """A file: its path, escaped by `directories.shown`, what it is, and the package that ships it, if any."""
 
     path: str
     kind: str
@@ -53,17 +53,17 @@ class Finding:
 
 @attrs.frozen
 class Findings:
-    """What a disk holds, sorted: what must not leave, and what may."""
+    """Findings on a disk, sorted: `made` must not leave this host, `kept` may."""
 
     made: tuple[Finding, ...] = ()
     kept: tuple[Finding, ...] = ()
 
     def lines(self) -> list[str]:
-        """What is kept, for people."""
+        """One line for each finding that is kept."""
         return [f"{f.path}: {f.kind}, " + (f"of the package {f.package}" if f.package else "kept") for f in self.kept]
 
     def check(self, what: str, hint: str = HINT) -> None:
-        """Raises ImageError, naming files and kinds, where there is anything that must not leave; `what` holds it."""
+        """Raises ImageError, with paths and kinds, if a finding must not leave this host; `what` names the disk."""
         if not self.made:
             return
         named = "\n".join(f"  {finding.path}: {finding.kind}" for finding in self.made[:MAX_NAMED])
@@ -73,7 +73,7 @@ class Findings:
 
 
 def scan(disk: DiskView, *, on_part: Callable[[str], None] = lambda _: None) -> Findings:
-    """Looks through a disk of kimbox's layout. Raises ImageError if it cannot be read, or has another layout."""
+    """Scans a disk of kimbox's layout. Raises ImageError if it cannot be read, or has another layout."""
     found: list[tuple[Entry, str, Kind]] = []
     mounted = disk.contents.mounted
     for name, volume in mounted.items():
@@ -93,7 +93,10 @@ def scan(disk: DiskView, *, on_part: Callable[[str], None] = lambda _: None) -> 
 
 
 def look(system: FileSystem, limit_bytes: int) -> Iterator[tuple[Entry, Kind]]:
-    """Each file that is a finding by its path or content. More than `limit_bytes` in all cannot be there."""
+    """Yields each file that is a finding by its path or content.
+
+    Raises ImageError if the files hold more than `limit_bytes` together: their blocks overlap then.
+    """
     seen: dict[int, Kind | None] = {}
     left = [limit_bytes]
     for entry in directories.walk(system):
@@ -117,7 +120,7 @@ def _head(system: FileSystem, inode: Inode) -> bytes:
 
 
 def _pieces(system: FileSystem, inode: Inode, left: list[int]) -> Iterator[bytes]:
-    """The written bytes of a file; holes are left out, as a sparse file may be larger than any disk."""
+    """The written bytes of a file. Holes are left out, because a sparse file may be larger than any disk."""
     unit = system.block_bytes
     for first, count, start in ext4data.runs(system, inode):
         end = min((first + count) * unit, inode.size_bytes) - first * unit
@@ -129,7 +132,7 @@ def _pieces(system: FileSystem, inode: Inode, left: list[int]) -> Iterator[bytes
 
 
 def _shipped(system: FileSystem, entries: Iterable[Entry]) -> dict[bytes, str]:
-    """Those of the entries that are as a package ships them, or compiled by Python from such a file: its name."""
+    """Path and package of the entries that are as a package ships them, or compiled by Python from such a file."""
     wanted = {entry.path: entry for entry in entries}
     sources = {path: _source(path) for path in wanted}
     if not wanted:
@@ -143,7 +146,7 @@ def _shipped(system: FileSystem, entries: Iterable[Entry]) -> dict[bytes, str]:
         known = digests.get(merged_path(source or path))
         if not known or not origin or not origin.inode.is_file:
             continue
-        if origin.inode.size_bytes <= left:  # what packages ship has no holes, and fits
+        if origin.inode.size_bytes <= left:  # files of packages have no holes, and fit
             left -= origin.inode.size_bytes
             if known[0] == _md5(system, origin.inode):
                 found[path] = known[1]
@@ -151,13 +154,13 @@ def _shipped(system: FileSystem, entries: Iterable[Entry]) -> dict[bytes, str]:
 
 
 def _source(path: bytes) -> bytes | None:
-    """The file that Python has compiled to this one."""
+    """The source of a file that Python compiled; None for any other file."""
     match = _COMPILED.fullmatch(path)
     return match[1] + match[2] + b".py" if match else None
 
 
 def _md5(system: FileSystem, inode: Inode) -> str:
-    """As dpkg notes it."""
+    """MD5 hex digest of a file, as dpkg records it."""
     digest = hashlib.md5(usedforsecurity=False)
     for piece in ext4data.chunks(system, inode, inode.size_bytes):
         digest.update(piece)

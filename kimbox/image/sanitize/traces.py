@@ -14,17 +14,17 @@ from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.disk.ext4.inodes import FileSystem
 from kimbox.image.inputs import identity
 
-#: Folders that become empty.
+#: Folders whose content is removed.
 EMPTIED = (
     "/tmp", "/var/tmp",  # noqa: S108 - of the guest
     "/var/crash", "/var/lib/kimbox", "/var/lib/systemd/coredump", "/var/lib/systemd/timers",
     *(f"{home}/{name}" for home in ("/root", "/home/*") for name in (".cache", ".gnupg", ".ssh")),
 )  # fmt: skip
 
-#: Folders whose files go, at any depth; programs expect the folders themselves.
+#: Folders whose files are removed, at any depth; programs expect the folders themselves.
 FILES_GO = ("/var/log", "/var/cache/apt", "/var/lib/apt/lists", "/var/lib/dhcp")
 
-#: Files that go.
+#: Files that are removed.
 GONE = (
     "/etc/ssh/ssh_host_*", "/etc/kimbox/box.*", "/etc/resolv.conf", "/var/lib/dbus/machine-id",
     "/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret", "/var/cache/ldconfig/aux-cache",
@@ -38,15 +38,15 @@ GONE = (
 AS_BUILT = {"machine-id": 0o100444, "hostname": 0o100644, "hosts": 0o100644}
 AS_BUILT_BYTES = 64 << 10
 
-#: A file in FILES_GO that the image has, too, stays as long as it is the same; a larger one is not compared, and goes.
+#: A file in FILES_GO that the image has, too, stays if it is the same. A larger file is removed without a comparison.
 SAME_BYTES = 1 << 20
 
-#: More entries are not looked at: a tree of that size is no leftover.
+#: Maximum number of entries of a folder that is emptied: a larger tree is not a leftover.
 MAX_ENTRIES = 200_000
 
 
 def find(system: FileSystem, built: FileSystem | None) -> list[Entry]:
-    """What belongs to one machine; `built` is the root of the image, None where that is not known to be of no machine.
+    """Entries that belong to one machine. `built` is the root of the image; None if that may have run, too.
 
     Without it, links and files of nothing but zeros in the folders of logs and caches count as the image's.
     """
@@ -70,7 +70,7 @@ def find(system: FileSystem, built: FileSystem | None) -> list[Entry]:
 
 
 def _is_blank(system: FileSystem, entry: Entry) -> bool:
-    """Whether a file has nothing but zeros, as the records of logins have in a new system."""
+    """Whether a file holds only zeros, like the records of logins in a new system."""
     if not entry.inode.is_file:
         return False
     for _, count, start in ext4data.runs(system, entry.inode):
@@ -81,7 +81,7 @@ def _is_blank(system: FileSystem, entry: Entry) -> bool:
 
 
 def _with_links(system: FileSystem, pattern: str) -> list[Entry]:
-    """What a pattern means, and links beside it that lead to it: OpenSSL finds a certificate by one."""
+    """Files that match a pattern, and links to them in the same folder: OpenSSL finds a certificate by one."""
     found = [entry for entry in directories.matching(system, pattern) if not entry.inode.is_folder]
     targets = {entry.name for entry in found}
     for folder in directories.matching(system, pattern.rpartition("/")[0]) if found else ():
@@ -91,7 +91,7 @@ def _with_links(system: FileSystem, pattern: str) -> list[Entry]:
 
 
 def tree(system: FileSystem, folder: Entry | None) -> list[Entry]:
-    """All below a folder; nothing where it is none, as a link is not followed."""
+    """All entries below a folder; empty if it is not a folder: links are not followed."""
     if folder is None or not folder.inode.is_folder:
         return []
     found = list(islice(directories.walk(system, folder), MAX_ENTRIES + 1))
@@ -102,7 +102,7 @@ def tree(system: FileSystem, folder: Entry | None) -> list[Entry]:
 
 
 def _is_as_built(system: FileSystem, entry: Entry, built: FileSystem, was: Entry | None) -> bool:
-    """Whether the image has a file of that name, kind, owner and content; `was` is what it has."""
+    """Whether the image has a file of the same name, kind, owner and content; `was` is its entry there."""
     if was is None:
         return False
     new, old = entry.inode, was.inode

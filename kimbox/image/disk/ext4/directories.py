@@ -66,8 +66,8 @@ def listed(system: FileSystem, folder: Entry, budget: Budget | None = None) -> I
 def walk(system: FileSystem, folder: Entry | None = None, budget: Budget | None = None) -> Iterator[Entry]:
     """All below a directory, the root by default: each directory before what is in it, the directory itself not.
 
-    Open the file system on `ext4.cached` bytes for this. Raises ImageError where it is damaged: no directory is in two
-    places.
+    Open the file system on `inodes.cached` bytes for this. Raises ImageError if it is damaged, for example a directory
+    in two places.
     """
     budget = Budget(MAX_STEPS) if budget is None else budget
     start = top(system) if folder is None else folder

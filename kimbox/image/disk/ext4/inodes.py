@@ -1,9 +1,9 @@
-"""Superblock, inodes and directory blocks of an ext4 file system that nobody mounts. Pure: bytes come from a function.
+"""Inodes and directory blocks of an ext4 file system that nobody mounts. Pure: bytes come from a function.
 
 A guest may have written every byte, so that each number is checked and each loop bounded (Linux,
 Documentation/filesystems/ext4). Features that change the format in a way that kimbox does not know are refused: inline
-data, large extended attributes, meta block groups, encryption. Content of files is read by `ext4data`, trees by
-`ext4dirs`; `locate` alone finds a file of the boot partition here, and reads no more than that needs.
+data, large extended attributes, meta block groups, encryption. Content of files is read by `content`, trees by
+`directories`. Only `locate` finds a file here: one of the boot partition, with few and small reads.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads LVM2's metadata from a physical volume that no LVM has activated. Pure: bytes come from a function.
 
-Format: as in lvm2.py, which writes it; the guest's LVM has gone on writing since. It is read as LVM reads it: label in
+Format: as in `writer`; the guest's LVM may have written it since. It is read as LVM reads it: label in
 one of the first four sectors, the text that the metadata area's header names, around the end of the area where it runs
 over. Sizes and depth are bounded, checksums checked.
 """
