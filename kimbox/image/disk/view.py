@@ -162,7 +162,7 @@ class Contents:
 
 @attrs.frozen
 class DiskView:
-    """A disk of `size_bytes` whose bytes `read` returns. `partitions` and `in use` (`inuse.find`) work for any layout.
+    """A disk of `size_bytes` whose bytes `read` returns. `partitions` and `inuse.find` work for any layout.
 
     `boot`, `root` and `contents` are for kimbox's layout: /boot and a PV, with root as the origin of a snapshot. They
     raise ImageError where the disk has another one.
