@@ -1,8 +1,7 @@
-"""What a box is made of, as /etc/kimbox/box.env and box.json in the guest tell it. Pure.
+"""Renders /etc/kimbox/box.env and box.json of the guest: what a box was made from. No input or output.
 
-The host writes what it knows into the manifest. The guest puts before it what only the guest knows (its role, the
-manifest, when and how this root was provisioned), each time it makes a root what the manifest says.
-schemas/boxfile.schema.json has the whole.
+The manifest has the host's part. After each provisioning, the guest puts its own part before that: its role, the
+manifest, and when and how this root was provisioned. schemas/boxfile.schema.json describes the result.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import kimbox
 from kimbox.render.quote import assignments
 from kimbox.spec.model import Box
 
-#: Version of box.json and box.env.
+#: Version of the format of box.json and box.env.
 FORMAT = 1
 
 
 class PinnedCommit(Protocol):
-    """What a manifest says of a locked submodule."""
+    """The part of a locked submodule that a manifest needs."""
 
     @property
     def commit(self) -> str: ...
 
 
 class Pinned(PinnedCommit, Protocol):
-    """What a manifest says of a locked repository."""
+    """The part of a locked repository that a manifest needs."""
 
     @property
     def url(self) -> str: ...
@@ -42,8 +41,8 @@ class Pinned(PinnedCommit, Protocol):
     def submodules(self) -> Mapping[str, PinnedCommit]: ...
 
 
-class Made(Protocol):
-    """What a manifest says of a lock."""
+class PinnedLock(Protocol):
+    """The part of a lock that a manifest needs."""
 
     @property
     def repositories(self) -> Mapping[str, Pinned]: ...
@@ -55,8 +54,8 @@ class Made(Protocol):
     def unpinned(self) -> tuple[str, ...]: ...
 
 
-def describe(box: Box, lock: Made, image: str | None) -> dict[str, Any]:
-    """What the host knows of what a box is made of. URLs in a lock bear no credentials."""
+def describe(box: Box, lock: PinnedLock, image: str | None) -> dict[str, Any]:
+    """Returns what a box is made from, as far as the host knows. The URLs of a lock contain no credentials."""
     pins = [(r, lock.repositories[r.name]) for r in box.repositories if r.name in lock.repositories]
     return {
         "format": FORMAT,
@@ -75,12 +74,12 @@ def describe(box: Box, lock: Made, image: str | None) -> dict[str, Any]:
 
 
 def box_json(described: Mapping[str, Any]) -> bytes:
-    """The host's part of box.json: its first line is the brace alone, so that the guest can put more behind it."""
+    """Returns the host's part of box.json. Its first line is only the brace, so that the guest can insert its part."""
     return (json.dumps(described, indent=2) + "\n").encode()
 
 
 def box_env(described: Mapping[str, Any]) -> bytes:
-    """The host's part of box.env. A repository `kim-api` has KIMBOX_REPOSITORY_KIM_API_COMMIT and so on."""
+    """Returns the host's part of box.env. A repository `kim-api` has KIMBOX_REPOSITORY_KIM_API_COMMIT and so on."""
     values: dict[str, str | int] = {
         "KIMBOX_BOX_FORMAT": described["format"],
         "KIMBOX_BOX": described["name"],

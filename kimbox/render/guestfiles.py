@@ -1,16 +1,16 @@
-"""The files of a guest that depend on its spec: grub.cfg, fstab, hostname. Pure; names are quoted, never logic."""
+"""Renders the files of a guest that depend on the layout of its disk: grub.cfg and fstab. No input or output."""
 
 from __future__ import annotations
 
 from kimbox.spec.layout import MIB, Layout, dm_name
 from kimbox.spec.model import BootMode
 
-#: File system labels, by which the guest finds what is no LV.
+#: Label of the file system of /boot, by which the guest finds it: it is not an LV.
 BOOT_LABEL = "kimbox-boot"
 
-#: Kernel words of every boot. `quiet` leaves errors on the console; plain interface names; a
-#: panic restarts the box after 5 s; the security modules of
-#: Debian's kernel but BPF, for which systemd would compile a program at every start (a second under emulation).
+#: Kernel parameters of every boot. `quiet` leaves errors on the console. Interfaces have the kernel's names (eth0). The
+#: box restarts 5 s after a panic. `lsm` has the security modules of Debian's kernel without BPF, for which systemd
+#: would compile a program at every start (1 s under emulation).
 COMMON = (
     "quiet",
     "console=tty0",
@@ -22,10 +22,10 @@ COMMON = (
 
 
 def kernel_command_line(layout: Layout, mode: BootMode) -> str:
-    """The words after the kernel for a boot mode: which root, and what the resnap script has to know."""
+    """Returns the kernel parameters of a boot mode: the root, and the arguments of the resnap script."""
     group = layout.volume_group
     root = layout.root.name if mode is BootMode.MAINTAIN else layout.snapshot.name
-    words = [
+    parameters = [
         f"root=/dev/mapper/{dm_name(group, root)}",
         "ro",
         f"volgroup={group}",
@@ -33,9 +33,10 @@ def kernel_command_line(layout: Layout, mode: BootMode) -> str:
         f"lvsnap={layout.snapshot.name}",
         f"lvsize={layout.snapshot.place.size_bytes // MIB}M",
     ]
-    return " ".join([*words, *(["resnap"] if mode is BootMode.RESNAP else []), *COMMON])
+    return " ".join([*parameters, *(["resnap"] if mode is BootMode.RESNAP else []), *COMMON])
 
 
+#: Titles in GRUB's menu.
 TITLES = {
     BootMode.RESNAP: "pristine: a new snapshot of root",
     BootMode.KEEP: "keep: the snapshot as it was left",
@@ -43,17 +44,17 @@ TITLES = {
 }
 
 
-#: What a box boots whose grubenv does not say: it loses nothing.
+#: The boot mode of a box whose grubenv is damaged or has none: no data is lost by it.
 DEFAULT = BootMode.KEEP
 
 
 def grub_cfg(layout: Layout) -> str:
-    """GRUB's menu: one entry a boot mode. grubenv's `saved_entry` chooses, `next_entry` does so once.
+    """Returns GRUB's menu: one entry for each boot mode. `saved_entry` of grubenv selects it, `next_entry` only once.
 
-    Where grubenv is damaged, or names no entry of the menu (GRUB then takes the first), the box boots `DEFAULT`.
+    If grubenv is damaged or has another entry, the box boots `DEFAULT`: it is the first entry, which GRUB then takes.
 
-    linux16 enters the kernel as a BIOS boot loader does, at 1 MiB: under emulation it is running a second and a half
-    sooner than after `linux`, which moves it to where it is unpacked to.
+    linux16 starts the kernel as a BIOS boot loader does, at 1 MiB. Under emulation that is 1.5 s faster than `linux`,
+    which first moves the kernel to the address to which it is unpacked.
     """
     lines = [
         "# Written by kimbox when the image was built; /boot/linux follows the kernel.",
@@ -81,7 +82,7 @@ def grub_cfg(layout: Layout) -> str:
 
 
 def fstab(layout: Layout) -> str:
-    """Mounts. The root's device is the kernel's business; the initramfs mounts /persistent and /boot."""
+    """Returns fstab. The kernel parameters select the device of root; the initramfs mounts /persistent and /boot."""
     group = layout.volume_group
     rows = [
         ("/dev/root", "/", "ext4", "noatime,errors=remount-ro", 0),
@@ -90,4 +91,6 @@ def fstab(layout: Layout) -> str:
     ]
     if layout.swap:
         rows.append((f"/dev/mapper/{dm_name(group, layout.swap.name)}", "none", "swap", "sw,noauto", 0))
-    return "".join(f"{device} {where} {kind} {options} 0 {order}\n" for device, where, kind, options, order in rows)
+    return "".join(
+        f"{device} {mount_point} {kind} {options} 0 {order}\n" for device, mount_point, kind, options, order in rows
+    )

@@ -1,14 +1,15 @@
-"""The manifest: all that a guest needs to provision itself, as a few small files. Pure.
+"""Renders the manifest: the files by which a guest provisions itself. No input or output.
 
     manifest.env             KIMBOX_* of the box as a whole
-    repositories             a line each: name, commit, path, separated by tabs; `setup` first
-    submodules               where there are any; a line each: name of the repository, commit, path in its checkout;
-                             each stands after the one that it lies in
+    repositories             one repository a line: name, commit, path, separated by tabs; `setup` first
+    submodules               only if there are any, one a line: name of the repository, commit, path in its checkout;
+                             a nested submodule comes after its parent
     steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout, digest and uses
     probes/NN/script         a probe, and probes/NN/env: its name, hint and timeout
-    box.env, box.json        what the box is made of: the part of /etc/kimbox/box.env and box.json that the host knows
+    box.env, box.json        what the box was made from: the host's part of /etc/kimbox/box.env and box.json
 
-The guest keeps a manifest in a folder named by its digest, and compares the digests of steps to know what it has run.
+The guest keeps a manifest in a folder named by its digest. It compares the digests of steps to find those that it has
+run.
 """
 
 from __future__ import annotations
@@ -17,33 +18,33 @@ import hashlib
 
 import kimbox
 from kimbox.errors import KimboxError
-from kimbox.render.boxfile import Made, box_env, box_json, describe
+from kimbox.render.boxfile import PinnedLock, box_env, box_json, describe
 from kimbox.render.quote import assignments
-from kimbox.render.uses import uses
+from kimbox.render.uses import used_repositories
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, Run
 
-#: Version of the format; the guest's scripts refuse another. A manifest with submodules is of the second one, so that
-#: an image that would pass over them says so. For the same reason one with a step that says which repositories it uses
-#: is of the third.
+#: Version of the format. The scripts of the guest refuse a newer one. A manifest with submodules has the second, one
+#: with a step that has `uses` the third, so that an older image reports an error and does not ignore them.
 FORMAT = 1
 SUBMODULES_FORMAT = 2
 USES_FORMAT = 3
 
-#: What a step uses that says that it uses no repository. One that does not say, and names the path of none, has "".
+#: KIMBOX_STEP_USES of a step with an empty `uses`. A step without `uses` whose script names no repository has "".
 NOTHING = "-"
 
-#: A script without a first line of its own stops at the first command that fails.
+#: First line of a script that has none: with -e it stops at the first command that fails.
 INTERPRETER = "#!/bin/sh -e\n"
 
-#: Relative path -> content and mode.
+#: Relative path of a file -> its content and mode.
 Manifest = dict[str, tuple[bytes, int]]
 
 
-def render_manifest(box: Box, lock: Made, image: str | None = None) -> Manifest:
-    """The files of the manifest, in a fixed order. Raises KimboxError if the lock lacks a repository of the box.
+def render_manifest(box: Box, lock: PinnedLock, image: str | None = None) -> Manifest:
+    """Returns the files of the manifest, in a fixed order.
 
-    `image` is the key of the image that the box was made from, where it is known. Nothing in a manifest tells of the
-    time or the place it was made at: equal input gives an equal digest.
+    `image` is the key of the image that the box was made from; None if it is not known. A manifest contains no time and
+    no path of the host, so that equal arguments give an equal digest. Raises KimboxError if the lock has no pin for a
+    repository of the box, and for a path that would break the format.
     """
     files: Manifest = {}
     submodules = _submodules(box, lock)
@@ -59,9 +60,9 @@ def render_manifest(box: Box, lock: Made, image: str | None = None) -> Manifest:
             "KIMBOX_STEP_MODE": step.mode,
             "KIMBOX_STEP_RUN": step.run,
             "KIMBOX_STEP_TIMEOUT": step.timeout_s,
-            # Of mode and text alone: records of older guests compare it. What the step uses is compared by commits.
+            # Only of mode and text, because records of older guests compare it. The guest compares commits for `uses`.
             "KIMBOX_STEP_DIGEST": hashlib.sha256(f"{step.mode}\n".encode() + script).hexdigest(),
-            "KIMBOX_STEP_USES": NOTHING if step.uses == () else " ".join(uses(step, box)),
+            "KIMBOX_STEP_USES": NOTHING if step.uses == () else " ".join(used_repositories(step, box)),
         }
         files[f"{folder}/script"] = (script, 0o755)
         files[f"{folder}/env"] = (assignments(values), 0o644)
@@ -80,11 +81,11 @@ def render_manifest(box: Box, lock: Made, image: str | None = None) -> Manifest:
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """sha256 hex digest over every path, mode and content."""
-    whole = hashlib.sha256()
+    """Returns the sha256 hex digest of every path, mode and content."""
+    digest = hashlib.sha256()
     for path, (data, mode) in sorted(manifest.items()):
-        whole.update(f"{hashlib.sha256(data).hexdigest()} {mode:04o} {path}\n".encode())
-    return whole.hexdigest()
+        digest.update(f"{hashlib.sha256(data).hexdigest()} {mode:04o} {path}\n".encode())
+    return digest.hexdigest()
 
 
 def _format(box: Box, submodules: bytes) -> int:
@@ -93,7 +94,7 @@ def _format(box: Box, submodules: bytes) -> int:
     return SUBMODULES_FORMAT if submodules else FORMAT
 
 
-def _environment(box: Box, lock: Made, version: int) -> bytes:
+def _environment(box: Box, lock: PinnedLock, version: int) -> bytes:
     setup = box.repository(SETUP)
     followed = setup if setup and setup.follow else None
     each_time = bool(followed) or bool(box.probes) or any(step.run is not Run.ONCE for step in box.provision)
@@ -103,11 +104,11 @@ def _environment(box: Box, lock: Made, version: int) -> bytes:
             "KIMBOX_BOX": box.name,
             "KIMBOX_SPEC_DIGEST": box.digest,
             "KIMBOX_VERSION": kimbox.__version__,
-            # Whether there is something to do even where everything has been done: the guest's shortest way to ready.
+            # `no`: a guest that has run this manifest reports ready without any other work.
             "KIMBOX_EACH_TIME": "yes" if each_time else "no",
             "KIMBOX_SETUP_TIMEOUT": setup.timeout_s if setup else SETUP_TIMEOUT_S,
             "KIMBOX_UNPINNED": " ".join(lock.unpinned),
-            # The branch of the setup repository that the box follows, and where it is.
+            # Branch and URL of the setup repository that the box follows.
             "KIMBOX_FOLLOW": followed.ref if followed else "",
             "KIMBOX_FOLLOW_URL": followed.url if followed else "",
             "KIMBOX_STEPS": len(box.repositories) + bool(setup) + len(box.provision) + len(box.probes),
@@ -115,31 +116,41 @@ def _environment(box: Box, lock: Made, version: int) -> bytes:
     )
 
 
-def _repositories(box: Box, lock: Made) -> bytes:
+def _repositories(box: Box, lock: PinnedLock) -> bytes:
     lines = []
     for repository in sorted(box.repositories, key=lambda r: r.name != SETUP):
         pinned = lock.repositories.get(repository.name)
         if pinned is None:
-            raise KimboxError(f"the lock does not hold the repository {repository.name}", hint="run `kimbox lock`")
+            raise KimboxError(
+                f"the lock has no pin for the repository {repository.name}",
+                code="lock-disagrees",
+                hint="`kimbox lock` adds it",
+                fields={"repository": repository.name},
+            )
         lines.append(_line(repository.name, pinned.commit, repository.path))
     return "".join(lines).encode()
 
 
-def _submodules(box: Box, lock: Made) -> bytes:
+def _submodules(box: Box, lock: PinnedLock) -> bytes:
     lines = []
     for repository in box.repositories:
         pinned = lock.repositories.get(repository.name)
         for path, submodule in sorted(pinned.submodules.items()) if pinned else ():
             if path.startswith("/") or {"", ".", "..", ".git"} & set(path.split("/")):
-                raise KimboxError(f"repository {repository.name}: the path of a submodule leads elsewhere: {path!r}")
+                raise KimboxError(
+                    f"repository {repository.name}: the path of a submodule is not inside of its checkout: {path!r}",
+                    code="bad-path",
+                    fields={"repository": repository.name, "path": path},
+                )
             lines.append(_line(repository.name, submodule.commit, path))
     return "".join(lines).encode()
 
 
 def _line(name: str, *fields: str) -> str:
-    """Fields of a line of the manifest."""
+    """Returns a line of fields. Raises KimboxError for a character that would end a field or a line."""
     if any(c in field for field in (name, *fields) for c in "\t\n\0"):
-        raise KimboxError(f"repository {name}: a tab, line break or NUL in its name or path")
+        message = f"repository {name}: its name or path contains a tab, line break or NUL"
+        raise KimboxError(message, code="forbidden-character", fields={"repository": name})
     return "\t".join((name, *fields)) + "\n"
 
 
@@ -149,10 +160,10 @@ def _script(text: str) -> bytes:
 
 
 def _one_line(text: str) -> str:
-    """Text for a message: the guest hands it on a line at a time."""
+    """Returns a text on one line, because the guest reads messages line by line."""
     return text.strip().replace("\n", " ")
 
 
 def _file_name(name: str) -> str:
-    """A step's name as a file name; the number before it keeps it unique."""
+    """Returns the name of a step as a part of a file name. It need not be unique: a number precedes it."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)[:60]

@@ -1,8 +1,8 @@
-"""Quoting for the shell that reads our files in the guest. The one place where text becomes shell, and is read back.
+"""Quotes text for the shell that reads kimbox's files in the guest, and reads such files.
 
-A file of assignments is UTF-8, and nothing but lines NAME='value', each name once. A name is of capital letters, digits
-and underscores. A value stands between single quotes and may hold anything but NUL; a single quote in it is written
-'"'"', which is to say: the quotes end, a quoted single quote follows, and they begin again.
+A file of assignments is UTF-8 and consists of lines NAME='value', each name once. A name has capital letters, digits
+and underscores. A value is in single quotes and may contain every character but NUL. A single quote in it is written
+'"'"': the quotes end, a quoted single quote follows, and the quotes start again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-#: A file of assignments is no larger.
+#: Maximum size of a file of assignments.
 MAX_BYTES = 1 << 20
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -19,7 +19,7 @@ _LINE = re.compile(r"""([A-Z][A-Z0-9_]*)='([^']*(?:'"'"'[^']*)*)'\n""")
 
 
 def assignments(values: Mapping[str, str | int]) -> bytes:
-    """Lines NAME='value' that a POSIX shell can source; a value may hold anything but NUL."""
+    """Returns lines NAME='value' that a POSIX shell can source. Raises ValueError for a bad name or a NUL."""
     lines = []
     for name, value in values.items():
         text = str(value)
@@ -31,9 +31,9 @@ def assignments(values: Mapping[str, str | int]) -> bytes:
 
 
 def parse_assignments(data: bytes) -> dict[str, str]:
-    """What a shell would have after sourcing a file that `assignments` wrote.
+    """Returns the variables of a file that `assignments` wrote: the same values that a shell reads from it.
 
-    Raises ValueError, naming the line, for anything else: what this takes, a shell reads as the same values.
+    Raises ValueError with the number of the line for every other content.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"a file of assignments is at most {MAX_BYTES >> 20} MiB")

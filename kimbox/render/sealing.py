@@ -1,12 +1,12 @@
-"""What a box is told when it takes a role: a few small files, which it keeps on /persistent. Pure; values, never logic.
+"""Renders the files that `kimbox secure` sends to a box, which keeps them on /persistent. No input or output.
 
     answers.env     KIMBOX_ROLE, KIMBOX_SITE, KIMBOX_USERNAME
-    policy.env      KIMBOX_* of what the spec says of the role
-    outbound        a line for each host that may be reached, the gateway first: host, port and protocol
+    policy.env      KIMBOX_* of the role in the spec
+    outbound        a line for each host that the box may connect to, the gateway first: host, port and protocol
     known_hosts     the gateway's host keys, under the name GATEWAY
     operator_keys   the keys that may log in as the operator
 
-provisioners/secure has the scripts that read them.
+The scripts in provisioners/secure read them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from kimbox.render.quote import assignments
 from kimbox.spec.model import Outbound, Role, Secure
 from kimbox.spec.sealing import is_address
 
-#: The name by which ssh in the box knows the gateway, wherever it is.
+#: The name of the gateway in known_hosts, whatever its address is.
 GATEWAY = "kimbox-gateway"
 
 
 def answers(role: Role, site: str, username: str) -> bytes:
-    """The file answers.env."""
+    """Returns the file answers.env."""
     return assignments({"KIMBOX_ROLE": role.name, "KIMBOX_SITE": site, "KIMBOX_USERNAME": username})
 
 
 def username(name: str) -> bytes:
-    """The file answers.env where new credentials are asked for: role and site stay."""
+    """Returns the file answers.env for new credentials: role and site do not change."""
     return assignments({"KIMBOX_USERNAME": name})
 
 
 def files(secure: Secure, role: Role) -> dict[str, bytes]:
-    """The files that follow from the spec, by name."""
+    """Returns the files that depend on the spec only: name -> content."""
     gateway = role.gateway
     allowed = [*([Outbound(gateway.host, gateway.port)] if gateway else []), *role.outbound]
     values = {
@@ -57,7 +57,7 @@ def files(secure: Secure, role: Role) -> dict[str, bytes]:
 
 
 def _as_nft(host: str) -> str:
-    """An address as nft(8) shows it, so that the two can be compared; a name as it is."""
+    """Returns an address as nft(8) prints it, because the audit compares the two; a name unchanged."""
     return str(ipaddress.ip_address(host)) if is_address(host) else host
 
 

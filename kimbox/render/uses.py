@@ -1,4 +1,4 @@
-"""Which repositories a provision step uses: those that it names, or those whose path its script names. Pure."""
+"""Finds the repositories that a provision step uses: those in its `uses`, or those whose path is in its script."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import re
 
 from kimbox.spec.model import Box, Mode, Step
 
-#: What `~` and $HOME mean in a script of each mode.
+#: Mode of a step -> the folder of `~` and $HOME in its script.
 HOMES = {Mode.SYSTEM: "/root", Mode.USER: "/home/vagrant"}
+#: The folder of `~vagrant`, in every mode.
 ACCOUNT_HOME = "/home/vagrant"
 
-#: Folders of a path that are looked at: a path of a repository has at most 255 characters.
+#: Maximum number of folders of a path that are compared: a path of a repository has at most 255 characters.
 MAX_FOLDERS = 128
 
-#: A path in a script, from its start on: absolute, in a file: URL, or below a home folder.
+#: A path in a script: absolute, in a file: URL, or below a home folder.
 _PATH = re.compile(
     r"(?:(?<![A-Za-z0-9_+@./-])|(?<=://))(?P<home>~vagrant|~|\$HOME|\$\{HOME\})?(?P<rest>(?:/[A-Za-z0-9_+@.-]+)+)"
 )
 
 
-def uses(step: Step, box: Box) -> tuple[str, ...]:
-    """The names of the repositories that a step uses, in the order of the spec."""
+def used_repositories(step: Step, box: Box) -> tuple[str, ...]:
+    """Returns the names of the repositories that a step uses, in the order of the spec."""
     if step.uses is not None:
         return tuple(repository.name for repository in box.repositories if repository.name in step.uses)
     named = named_paths(step)
@@ -28,13 +29,14 @@ def uses(step: Step, box: Box) -> tuple[str, ...]:
 
 
 def named_paths(step: Step) -> set[str]:
-    """Every path that the script of a step names, and all folders above it: /opt/tool/x stands for /opt/tool too, and
-    /opt/toolbox does not. A full stop after a path ends a sentence.
+    """Returns every path in the script of a step, and all folders above it: of /opt/tool/x also /opt/tool.
+
+    A full stop after a path is not a part of it.
     """
-    found = set()
+    paths = set()
     for match in _PATH.finditer(step.script):
         path = "" if match["home"] is None else ACCOUNT_HOME if match["home"] == "~vagrant" else HOMES[step.mode]
         for folder in match["rest"].split("/", MAX_FOLDERS)[1:MAX_FOLDERS]:
-            found.add(f"{path}/{folder.rstrip('.')}")
+            paths.add(f"{path}/{folder.rstrip('.')}")
             path += f"/{folder}"
-    return found
+    return paths

@@ -1,7 +1,7 @@
-"""Box -> Vagrantfile, for those who drive boxes with Vagrant.
+"""Renders the Vagrantfile of boxes that Vagrant runs.
 
-The template at the top of the repository has loops and quoted values only: whatever a spec says ends up inside a
-Ruby literal, so that no spec can put code into the file.
+The template at the top of the repository has only loops and quoted values: every value of a spec becomes a Ruby
+literal, so that no spec can put code into the file.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from kimbox.spec.model import Box, PackageImage
 
 _MIB = 1 << 20
 
-#: A host may refuse an ordinary user the ports below this one.
+#: The first port that every user of a host may listen on.
 FIRST_ORDINARY_PORT = 1024
 
-#: Added to a guest port below FIRST_ORDINARY_PORT where the spec leaves the host's port open.
+#: Added to a guest port below FIRST_ORDINARY_PORT if the spec does not choose the port of the host.
 PORT_SHIFT = 10000
 
-#: So many digits of an image's key tell it from others among Vagrant's boxes.
+#: Number of digits of the key of an image in the name of a Vagrant box.
 KEY_DIGITS = 12
 
-#: Where Vagrant keeps what belongs to a folder alone, and with it the key of its boxes.
+#: The private key of the boxes, in Vagrant's own folder beside the Vagrantfile.
 KEY = ".vagrant/kimbox/id_ed25519"
 
 
 @attrs.frozen
 class Delivery:
-    """What provisions a box: an archive beside the Vagrantfile, the digest of the manifest in it, and the boot mode."""
+    """How Vagrant provisions a box: an archive beside the Vagrantfile, the digest of its manifest, the boot mode."""
 
     archive: str
     digest: str
@@ -41,25 +41,25 @@ class Delivery:
 
 @attrs.frozen
 class VagrantMachine:
-    """One machine of a Vagrantfile."""
+    """A machine in a Vagrantfile."""
 
     box: Box
-    #: The name under which Vagrant knows the image.
+    #: The name of the image in Vagrant.
     vagrant_box: str
-    #: Where Vagrant finds it where it does not know it yet: a URL, or a path from the Vagrantfile's folder on.
+    #: From where Vagrant adds it if it is missing: a URL, or a path relative to the folder of the Vagrantfile.
     location: str | None = None
-    #: `sha256:` and the digest of the file there.
+    #: `sha256:` and the hex digest of that file.
     digest: str | None = None
-    #: None: somebody else provisions the box.
+    #: None: the Vagrantfile does not provision the box.
     delivery: Delivery | None = None
-    #: Ports already allotted: guest port -> host port.
+    #: Ports that are allocated already: guest port -> host port.
     host_ports: Mapping[int, int] = attrs.field(factory=dict)
 
 
 def ruby_literal(value: object) -> str:
-    """A text, whole number or boolean as a Ruby literal. Text is single-quoted, where Ruby reads only `\\` and `\\'`.
+    """Returns a text, whole number or boolean as a Ruby literal. In single quotes, Ruby reads only `\\` and `\\'`.
 
-    Raises KimboxError for text that Ruby would not read back as it is: control characters and lone surrogates.
+    Raises KimboxError for text that Ruby would change: control characters and lone surrogates.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -69,41 +69,42 @@ def ruby_literal(value: object) -> str:
         raise TypeError(f"{type(value).__name__} has no Ruby literal here")
     bad = next((c for c in value if (c < " " and c not in "\n\t") or c == "\x7f" or "\ud800" <= c <= "\udfff"), None)
     if bad is not None:
-        raise KimboxError(f"{value!r} holds the character {bad!r}, which a Vagrantfile cannot hold")
+        message = f"{value!r} contains the character {bad!r}, which a Vagrantfile cannot have"
+        raise KimboxError(message, code="forbidden-character")
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def as_file(path: str) -> str:
-    """A path as Ruby's File.expand_path takes it: `~x` is a file of that name, and nobody's home."""
+    """Returns a path for Ruby's File.expand_path, which would read a leading `~x` as the home folder of a user."""
     return f"./{path}" if path.startswith("~") else path
 
 
 def box_name(name: str, image: str, prefix: str = "kimbox-") -> str:
-    """The name that Vagrant has for the image of a box: another image has another name, and both may be there.
+    """Returns the name of the image of a box in Vagrant. Each image has a name of its own, so that both can exist.
 
-    The volume that Vagrant makes of it in libvirt bears that name, whichever user or home it is of: with a `prefix` of
-    its own, nobody else's is taken for it.
+    vagrant-libvirt gives that name to a volume of the host, which all users share: a `prefix` of its own keeps it apart
+    from volumes of others.
     """
     return f"{prefix}{name}-{image[:KEY_DIGITS]}"
 
 
 def is_url(location: str) -> bool:
-    """Whether a place is a URL, and not a path."""
+    """Whether a location is a URL, and not a path."""
     return "://" in location
 
 
 def render_vagrantfile(machines: Iterable[VagrantMachine], *, key: str = KEY, prefix: str | None = None) -> str:
-    """The Vagrantfile of these machines, for libvirt and VirtualBox; the same bytes whenever and wherever.
+    """Returns the Vagrantfile of these machines, for libvirt and VirtualBox. Equal arguments give equal bytes.
 
-    `key` is the private key that may log in, a path from the file's folder on; the file makes it where it is missing.
-    `prefix` stands before the names of domains, volumes and machines, in place of the folder's name. Where a forwarded
-    port is open, Vagrant starts from a likely one and moves on when it is taken.
+    `key` is the private key for logins, a path relative to the folder of the file; the Vagrantfile creates it if it is
+    missing. `prefix` is at the start of the names of domains, volumes and machines; None: the name of the folder. For a
+    forwarded port without a fixed port of the host, Vagrant tries a default and then the next free port.
     """
     import jinja2
 
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - this is Ruby: `ruby` does the quoting, and a test holds every value to it
+        autoescape=False,  # noqa: S701 - this is Ruby: the filter `ruby` quotes, and a test checks each expression
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -118,13 +119,13 @@ def render_vagrantfile(machines: Iterable[VagrantMachine], *, key: str = KEY, pr
 
 
 def _values(machine: VagrantMachine) -> dict[str, Any]:
-    """What the template asks of a machine; what may be missing is a list of one or none."""
-    box, place = machine.box, machine.location
+    """Returns the values of a machine for the template. An optional value is a list with at most one item."""
+    box, location = machine.box, machine.location
     return {
         "name": box.name,
         "vagrant_box": machine.vagrant_box,
-        "box_urls": [place] if place is not None and is_url(place) else [],
-        "box_files": [as_file(place)] if place is not None and not is_url(place) else [],
+        "box_urls": [location] if location is not None and is_url(location) else [],
+        "box_files": [as_file(location)] if location is not None and not is_url(location) else [],
         "box_digests": [machine.digest.removeprefix("sha256:")] if machine.digest is not None else [],
         "guest": box.image.distribution if isinstance(box.image, PackageImage) else "linux",
         "cpus": box.cpus,
@@ -143,6 +144,6 @@ def _forwards(box: Box, host_ports: Mapping[int, int]) -> list[dict[str, Any]]:
     forwards = []
     for forward in box.forwards:
         fixed = host_ports.get(forward.guest, forward.host)
-        likely = forward.guest if forward.guest >= FIRST_ORDINARY_PORT else forward.guest + PORT_SHIFT
-        forwards.append({"guest": forward.guest, "host": fixed or likely, "open": fixed is None})
+        default = forward.guest if forward.guest >= FIRST_ORDINARY_PORT else forward.guest + PORT_SHIFT
+        forwards.append({"guest": forward.guest, "host": fixed or default, "open": fixed is None})
     return forwards

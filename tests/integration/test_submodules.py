@@ -200,9 +200,9 @@ FAR, NEAR = "https://h.org/a/b.git", "file:///srv/a/b"
         ("ext::sh -c x", NEAR, "runs commands"),
         ("--upload-pack=x", FAR, "starts with a hyphen"),
         ("ssh://-oProxyCommand=x/y", FAR, "does not name a host"),
-        ("ftp://h/x", FAR, "is not a way"),
+        ("ftp://h/x", FAR, "is not supported"),
         ("https://me:hunter2@h.org/x", FAR, "user name or password"),
-        ("../c d", FAR, "no spaces"),
+        ("../c d", FAR, "cannot contain spaces"),
         ("", FAR, "cannot be empty"),
     ],
 )
@@ -391,5 +391,6 @@ def test_what_is_sent(world: Path, nested: dict[str, str]) -> None:
         ("setup", "setup"), ("code", "code:lib/x"), ("code", "code:lib/x/deep/y"), ("code", "code")
     ] == [(parcel.name, parcel.mirror) for parcel in parcels_of(box, lock)]  # fmt: skip
     bad = attrs.evolve(lock.repositories["code"], submodules={"../x": PinnedSubmodule("u", "a" * 40)})
-    with pytest.raises(KimboxError, match="the path of a submodule leads elsewhere"):
+    with pytest.raises(KimboxError) as outside:
         render_manifest(box, attrs.evolve(lock, repositories=dict(lock.repositories) | {"code": bad}))
+    assert ("bad-path", {"repository": "code", "path": "../x"}) == (outside.value.code, outside.value.fields)

@@ -28,7 +28,6 @@ WITHOUT_CODES = {
     "lock",
     "machine",
     "project",
-    "render",
     "run.py",
     "spec",
     "transfer",
