@@ -245,7 +245,7 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
             column=tree.mapping["lock"].mark.column,
             hint="use the kimbox that wrote it, or make a new one",
         )
-    found = problems.found or _schema_problems(path, tree)
+    found = problems.collected or _schema_problems(path, tree)
     if found:
         raise SpecError(found, hint="restore it from git; or delete it, and a new one is made")
     data = tree.plain()

@@ -1,4 +1,4 @@
-"""A spec and the layers below it -> one tree, in which every value still knows the file and line it came from."""
+"""Reads a spec and the layers below it, and merges them into one tree that keeps file and line of every value."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from kimbox.spec import schema
 from kimbox.spec.nodes import Fault, Node, Problems, shown
 from kimbox.spec.parse import Budget, read_tree
 
-#: How deep layers may stand on layers, and how many there may be in all.
+#: Maximum depth of layers on layers, and maximum number of layers of a spec.
 MAX_LAYER_DEPTH = 8
 MAX_LAYERS = 64
 
 
 @attrs.frozen
 class Merged:
-    """A spec and its layers in one. `files` in the order of merging, the spec last; `faulty` are ids of bad nodes.
-
-    `complete` says whether every layer could be read: if not, nothing can be said of what is missing.
-    """
+    """A spec merged with its layers."""
 
     tree: Node
+    #: In the order of merging, the spec last.
     files: tuple[Path, ...]
+    #: The ids of the nodes that a problem has been reported for.
     faulty: set[int]
+    #: Whether every layer was read. If not, a missing key is not reported: it may be in the layer that was not read.
     complete: bool
 
 
 def load_layers(spec: Path, problems: Problems) -> Merged | None:
-    """Reads a spec and all its layers and merges them. Faults go to `problems`; None if nothing could be read."""
+    """Reads a spec and all its layers and merges them. Adds faults to `problems`. Returns None if no file was read."""
     loader = _Loader(spec, problems)
     trees = loader.visit(spec, ())
     if not trees:
@@ -54,7 +54,7 @@ class _Loader:
         self.complete = True
 
     def visit(self, path: Path, above: tuple[str, ...]) -> list[tuple[Path, Node]]:
-        """This file and all below it, in the order of merging."""
+        """Returns this file and all layers below it, in the order of merging. `above` has the files that led here."""
         real = os.path.realpath(path)
         if real not in self.read:
             tree = self.read[real] = read_tree(path, self.problems, self.budget)
@@ -77,74 +77,79 @@ class _Loader:
         try:
             layer = find_beside(item.value, path.parent, self.roots, "layer")
             if os.path.realpath(layer) in above:
-                raise Fault(f"the layer {shown(item.value)} stands on itself")
+                raise Fault(f"the layer {shown(item.value)} includes itself", code="layer-cycle")
             if len(above) > MAX_LAYER_DEPTH:
-                raise Fault(f"layers stand on layers more than {MAX_LAYER_DEPTH} deep")
+                raise Fault(f"layers are nested more than {MAX_LAYER_DEPTH} levels deep", code="too-complex")
             if self.count > MAX_LAYERS:
-                raise Fault(f"a spec has at most {MAX_LAYERS} layers")
+                raise Fault(f"a spec has at most {MAX_LAYERS} layers", code="too-complex")
         except Fault as fault:
-            self.problems.add(item.mark, fault.message, fault.hint)
+            self.problems.add(item.mark, fault.message, fault.hint, code=fault.code)
             self.faulty.add(id(item))
             self.complete = False
             return []
         return self.visit(layer, above)
 
 
-def find_beside(text: str, beside: Path, roots: tuple[Path, ...], what: str) -> Path:
-    """A file or folder that a spec names: beside the file that names it, then among the shipped boxes.
+def find_beside(text: str, beside: Path, roots: tuple[Path, ...], kind: str) -> Path:
+    """Returns the path of a file or folder that a spec names: in the folder `beside`, else among the shipped boxes.
 
-    It never leaves `roots`, by `..` or by a symbolic link: a spec from elsewhere must not reach a user's other files.
+    `kind` is for messages. Raises Fault if it does not exist, or is outside of `roots`, by `..` or by a symbolic link:
+    a spec from elsewhere must not reach the user's other files.
     """
     if not text or "\0" in text or "\\" in text or text.startswith(("~", "-")):
-        raise Fault(f"{shown(text)} is not a path of a {what}")
+        raise Fault(f"{shown(text)} is not a path of a {kind}", code="bad-path")
     if text.startswith("/"):
-        raise Fault(f"{shown(text)} is an absolute path; a {what} is named relative to the file that names it")
+        message = f"{shown(text)} is an absolute path; the path of a {kind} is relative to the file that names it"
+        hint = f"for a git repository of this machine, write {shown('file://' + text)}" if kind == "folder" else None
+        raise Fault(message, hint, code="bad-path")
     inside = [os.path.realpath(root) for root in roots]
     candidates = [Path(os.path.normpath(folder / text)) for folder in dict.fromkeys((beside, paths.boxes_dir()))]
-    outside = False
+    is_outside = False
     for candidate in candidates:
         if not os.path.lexists(candidate):
             continue
         real = os.path.realpath(candidate)
         if any(real == root or real.startswith(root.rstrip("/") + "/") for root in inside):
             return candidate
-        outside = True
-    if outside or all(os.path.relpath(c, f).startswith("..") for c, f in zip(candidates, roots, strict=False)):
-        raise Fault(f"{shown(text)} leaves the folder of the spec", f"put the {what} beside the spec")
-    raise Fault(f"there is no {what} {shown(text)}", "it is looked up beside this file, then among the shipped boxes")
+        is_outside = True
+    if is_outside or all(os.path.relpath(c, f).startswith("..") for c, f in zip(candidates, roots, strict=False)):
+        message = f"{shown(text)} is outside of the folder of the spec"
+        raise Fault(message, f"move the {kind} into the folder of the spec", code="outside-spec-folder")
+    hint = "it is looked up beside this file, then among the shipped boxes"
+    raise Fault(f"there is no {kind} {shown(text)}", hint, code="file-not-found")
 
 
 # The merge order, from the bottom up:
 #   1. the defaults of the schema (kimbox.spec.schema.with_defaults)
 #   2. the layers of `base`, first to last, each on top of its own layers
 #   3. the spec itself
-# Later wins. What "wins" means for each kind of value:
+# A later value replaces an earlier one. How that works for each kind of value:
 #   mapping                          key by key
-#   provision, probes, forwards      by name, description, guest port: an item of the same name is merged in its
-#                                    place, a new one goes to the end
-#   image.packages                   what is new goes to the end
-#   image                            one form (box, location or distribution) replaces another as a whole; a change of
-#                                    distribution drops the suite below it
-#   base                             is not merged: each file has its own
-#   all else, other lists included   is replaced
+#   provision, probes, forwards      by name, description, guest port: an item with the same name is merged at its
+#                                    position, a new item is appended
+#   image.packages                   a new package is appended
+#   image                            another form (box, location or distribution) replaces all of it; another
+#                                    distribution removes the suite below it
+#   base                             not merged: each file has its own
+#   all others, also other lists     replaced
 
-#: Lists whose items have a name, and the key that holds it.
+#: Lists whose items have a name, and the key of the name.
 NAMED_LISTS = {("provision",): "name", ("probes",): "description", ("forwards",): "guest"}
 
-#: Lists that are joined.
+#: Lists that are joined, each item once.
 JOINED_LISTS = {("image", "packages")}
 
 
 def merge(below: Node, above: Node, path: tuple[str, ...] = ()) -> Node:
-    """One tree laid over another, by the order stated above."""
+    """Returns the tree `below` with the tree `above` merged into it, by the rules above. `path` is where both are."""
     if isinstance(below.value, dict) and isinstance(above.value, dict):
         return _merge_mappings(below, above, path)
     if isinstance(below.value, list) and isinstance(above.value, list):
         if path in NAMED_LISTS:
             return above.replace(_merge_named(below.value, above.value, NAMED_LISTS[path]))
         if path in JOINED_LISTS:
-            have = {item.value for item in below.value if isinstance(item.value, str)}
-            return above.replace(below.value + [i for i in above.value if _unhashable(i) or i.value not in have])
+            known = {item.value for item in below.value if isinstance(item.value, str)}
+            return above.replace(below.value + [i for i in above.value if _unhashable(i) or i.value not in known])
     return above
 
 
@@ -155,7 +160,7 @@ def _unhashable(node: Node) -> bool:
 def _merge_mappings(below: Node, above: Node, path: tuple[str, ...]) -> Node:
     children = dict(below.mapping)
     if path == ("image",):
-        children = _fitting_image(children, above)
+        children = _compatible_image(children, above)
     for key, child in above.mapping.items():
         if key == "base" and not path:
             children[key] = child
@@ -167,8 +172,8 @@ def _merge_mappings(below: Node, above: Node, path: tuple[str, ...]) -> Node:
     return above.replace(children, keys)
 
 
-def _fitting_image(below: dict[str, Node], above: Node) -> dict[str, Node]:
-    """What of the image below goes together with the one above."""
+def _compatible_image(below: dict[str, Node], above: Node) -> dict[str, Node]:
+    """Returns the keys of the image below that are compatible with the image above."""
     if above.mapping and schema.image_form(below) != schema.image_form(above.mapping):
         return {}
     old, new = below.get("distribution"), above.get("distribution")
@@ -179,18 +184,18 @@ def _fitting_image(below: dict[str, Node], above: Node) -> dict[str, Node]:
 
 def _merge_named(below: list[Node], above: list[Node], key: str) -> list[Node]:
     merged = list(below)
-    places: dict[str | int, int] = {}
+    positions: dict[str | int, int] = {}
     for index, item in enumerate(below):
         if (name := _name_of(item, key)) is not None:
-            places.setdefault(name, index)
+            positions.setdefault(name, index)
     for item in above:
         name = _name_of(item, key)
-        # Each place is taken once, so that a name that one file has twice stays twice, and is reported.
-        place = places.pop(name, None) if name is not None else None
-        if place is None:
+        # Each position is used once, so that a name that a file has twice is not merged away, but reported later.
+        position = positions.pop(name, None) if name is not None else None
+        if position is None:
             merged.append(item)
         else:
-            merged[place] = merge(merged[place], item, ("*",))
+            merged[position] = merge(merged[position], item, ("*",))
     return merged
 
 

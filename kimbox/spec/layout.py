@@ -1,12 +1,12 @@
-"""Where everything lies on the disk: pure arithmetic from a spec's Disk to byte offsets.
+"""The layout of the disk: from the Disk of a spec to byte offsets, without any input or output.
 
     sector 0            MBR: boot code, disk signature, two partitions
     sector 1 ..         GRUB's core image, in the gap before the first partition
     1 MiB               partition 1: /boot, ext4, active
     after it            partition 2: the PV (type 0x8e): label, metadata area, then extents of 4 MiB
-        extents         root, persistent, swap, snapshot, in this order, each in one piece
+        extents         root, persistent, swap, snapshot, in this order, each contiguous
 
-The layout depends on nothing but the spec, so the host can find grubenv, or an LV, without asking the guest.
+The layout depends only on the spec, so the host finds grubenv and every LV without help from the guest.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from kimbox.spec.model import Disk
 SECTOR_BYTES = 512
 MIB = 1 << 20
 
-#: Alignment of partitions, as every current partitioning tool has it.
+#: Alignment of partitions: the default of current partitioning tools.
 ALIGN_BYTES = MIB
 
 #: LVM's default physical extent size.
 EXTENT_BYTES = 4 * MIB
 
-#: From the start of the PV to its first extent: label and metadata area. LVM's default (`pe_start`).
+#: Offset of the first extent in the PV, after label and metadata area. LVM's default (`pe_start`).
 PE_START_BYTES = MIB
 
-#: Chunk of the root snapshot. First sequential writes are three times as fast as with the 4 KiB of lvcreate, and larger
-#: chunks gain little (bench.chunks; docs/resnap.md has the figures).
+#: Chunk size of the root snapshot. The first sequential write is three times as fast as with the 4 KiB of lvcreate;
+#: larger chunks gain little (bench.chunks; docs/resnap.md has the figures).
 SNAPSHOT_CHUNK_BYTES = 64 << 10
 
-#: Bytes an exception takes in a snapshot's metadata (Linux, drivers/md/dm-snap-persistent.c: struct disk_exception).
+#: Size of an exception in the metadata of a snapshot (Linux, drivers/md/dm-snap-persistent.c: struct disk_exception).
 EXCEPTION_BYTES = 16
 
 
 @attrs.frozen
 class Extent:
-    """A named, contiguous piece of the disk."""
+    """A named, contiguous range of the disk."""
 
     name: str
     offset_bytes: int
@@ -51,7 +51,7 @@ class Extent:
 
 @attrs.frozen
 class LogicalVolume:
-    """An LV of one segment: where in the PV it starts, how many extents it has, where on the disk that is."""
+    """An LV of one segment: its first extent in the PV, its number of extents, and its range of the disk."""
 
     name: str
     first_extent: int
@@ -61,7 +61,7 @@ class LogicalVolume:
 
 @attrs.frozen
 class Layout:
-    """The whole disk."""
+    """The partitions and volumes of a disk."""
 
     size_bytes: int
     boot: Extent
@@ -74,32 +74,32 @@ class Layout:
 
     @property
     def volumes(self) -> tuple[LogicalVolume, ...]:
-        """Every LV, in the order in which they lie on the PV."""
+        """Returns every LV, in their order on the PV."""
         return tuple(v for v in (self.root, self.persistent, self.swap, self.snapshot) if v)
 
     @property
     def pv_extents(self) -> int:
-        """How many whole extents the PV has."""
+        """Returns the number of whole extents of the PV."""
         return (self.pv.size_bytes - PE_START_BYTES) // EXTENT_BYTES
 
     @property
     def snapshot_may_fill(self) -> bool:
-        """Whether the snapshot is too small for a change of every chunk of root."""
+        """Whether the snapshot is too small to hold a change of every chunk of root."""
         return self.snapshot.place.size_bytes < full_snapshot_bytes(self.root.place.size_bytes)
 
 
 def round_up(value: int, unit: int) -> int:
-    """The next multiple of `unit`."""
+    """Returns the smallest multiple of `unit` that is not below `value`."""
     return -(-value // unit) * unit
 
 
 def dm_name(volume_group: str, volume: str) -> str:
-    """The device-mapper name of an LV: hyphens doubled (`vagrant--pipeline-root`)."""
+    """Returns the device-mapper name of an LV: each hyphen is doubled (`vagrant--pipeline-root`)."""
     return f"{volume_group.replace('-', '--')}-{volume.replace('-', '--')}"
 
 
 def full_snapshot_bytes(origin_bytes: int) -> int:
-    """The size at which a snapshot can hold a change of every chunk of its origin, so that it can never overflow.
+    """Returns the size of a snapshot that holds a change of every chunk of its origin, so that it never overflows.
 
     A persistent snapshot stores a header chunk, then metadata chunks each followed by the data chunks they describe
     (Linux, Documentation/admin-guide/device-mapper/snapshot.rst).
@@ -111,9 +111,9 @@ def full_snapshot_bytes(origin_bytes: int) -> int:
 
 
 def shares(disk: Disk) -> dict[str, int]:
-    """What each part takes of the disk, in bytes, by its key in the spec. The disk is large enough if it has their sum.
+    """Returns the size of each part of the disk in bytes, by its key in the spec. The disk needs at least their sum.
 
-    The snapshot gets no more than it can ever use.
+    The snapshot is limited to the size that it can use.
     """
     root = round_up(disk.root.size_bytes or 0, EXTENT_BYTES)
     full = full_snapshot_bytes(root)
@@ -128,12 +128,14 @@ def shares(disk: Disk) -> dict[str, int]:
 
 
 def plan(disk: Disk) -> Layout:
-    """Lays a disk out. Raises ImageError if it does not fit (the spec's own check has said so before, with a line)."""
+    """Returns the layout of a disk. Raises ImageError if it is too small (`load_box` reports that with its line)."""
     parts = shares(disk)
     if sum(parts.values()) > disk.size_bytes:
         need = round_up(sum(parts.values()), EXTENT_BYTES) // MIB
         raise ImageError(
-            f"the disk of {disk.size_bytes // MIB} MiB is too small for its volumes, which need {need} MiB"
+            f"the disk of {disk.size_bytes // MIB} MiB is too small for its volumes, which need {need} MiB",
+            code="disk-too-small",
+            hint=f"set `disk: {{size: {need}MiB}}` in the spec",
         )
     size = disk.size_bytes // SECTOR_BYTES * SECTOR_BYTES
     boot = Extent("boot", ALIGN_BYTES, parts["boot"])

@@ -1,4 +1,4 @@
-"""The way in: the file a verb means, and the Box it describes."""
+"""Finds the spec for a command, and loads it as a Box."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from kimbox.spec.parse import Budget, read_tree
 
 
 def load_box(path: Path) -> Box:
-    """Reads a spec with its layers and checks all of it. Raises SpecError with every fault there is."""
+    """Reads a spec with its layers and checks all of it. Raises SpecError with every problem."""
     problems = Problems()
     merged = load_layers(path, problems)
     if merged is None:
-        raise SpecError(problems.found)
+        raise SpecError(problems.collected, code="bad-spec")
     faulty = merged.faulty | schema.check(merged.tree, problems, whole=merged.complete)
     box = build(schema.with_defaults(merged.tree), path, merged.files, problems, faulty)
-    if problems.found:
-        raise SpecError(problems.found)
+    if problems.collected:
+        raise SpecError(problems.collected, code="bad-spec")
     return box
 
 
 def merged_spec(path: Path) -> dict[str, Any]:
-    """A sound spec as one mapping: with its layers, without what is a default."""
+    """Returns a valid spec with its layers as one mapping, without the defaults of the schema."""
     merged = load_layers(path, Problems())
     plain = merged.tree.plain() if merged else {}
     return {key: value for key, value in plain.items() if key != "base"}
@@ -47,7 +47,7 @@ class ShippedBox:
 
 
 def shipped_boxes() -> list[ShippedBox]:
-    """The boxes that come with kimbox, by name."""
+    """Returns the boxes that come with kimbox, sorted by name."""
     boxes = []
     for path in sorted(paths.boxes_dir().glob("*.yaml")):
         tree = read_tree(path, Problems(), Budget())
@@ -57,9 +57,9 @@ def shipped_boxes() -> list[ShippedBox]:
 
 
 def find_box(name_or_path: str | None, folder: Path, file: Path | None) -> Path:
-    """The spec a verb means: `file` (-f) if given; without a name the kimbox.yaml of `folder`; else a shipped box.
+    """Returns the path of a spec: `file` (-f) if given; without a name, kimbox.yaml in `folder`; else a shipped box.
 
-    A name with a slash or a .yaml at its end is a path. Raises StateError if there is no such spec.
+    A name with a slash, or with .yaml at its end, is a path. Raises StateError if the spec does not exist.
     """
     if file is not None:
         return _existing(file)
@@ -69,7 +69,9 @@ def find_box(name_or_path: str | None, folder: Path, file: Path | None) -> Path:
             return path
         raise StateError(
             f"there is no {paths.SPEC_NAME} in {folder.absolute()}",
+            code="spec-not-found",
             hint=f"`kimbox init` writes one; or name a shipped box: {', '.join(_names())}",
+            fields={"path": str(path.absolute())},
         )
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         return _existing(folder / name_or_path)
@@ -79,7 +81,9 @@ def find_box(name_or_path: str | None, folder: Path, file: Path | None) -> Path:
     guess = schema.guess(name_or_path, _names()) or "there are none"
     raise StateError(
         f"there is no shipped box {shown(name_or_path)}",
-        hint=f"{guess}{'' if guess.endswith('?') else '.'} A file is named with -f, and `kimbox init` writes one",
+        code="box-not-found",
+        hint=f"{guess}{'' if guess.endswith('?') else '.'} Use -f for a file; `kimbox init` writes one",
+        fields={"name": name_or_path},
     )
 
 
@@ -90,4 +94,9 @@ def _names() -> list[str]:
 def _existing(path: Path) -> Path:
     if path.exists() or path.is_symlink():
         return path
-    raise StateError(f"there is no file {path}", hint="`kimbox init` writes a kimbox.yaml to start from")
+    raise StateError(
+        f"there is no file {path}",
+        code="spec-not-found",
+        hint="`kimbox init` writes a kimbox.yaml to start from",
+        fields={"path": str(path)},
+    )

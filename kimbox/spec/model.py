@@ -1,6 +1,6 @@
-"""The typed, frozen form of a box spec: what every other part of kimbox works from.
+"""The typed, frozen form of a box spec, which every other part of kimbox uses.
 
-Sizes are bytes, durations seconds. Paths of the host are absolute; paths of the guest are text.
+Sizes are in bytes, durations in seconds. Paths of the host are absolute; paths of the guest are text.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ from pathlib import Path
 
 import attrs
 
-#: LV size that means: as large as the origin, with the room a snapshot needs to hold a change of every chunk.
+#: Size of a snapshot that can hold a change of every chunk of its origin.
 FULL_ORIGIN = "100%ORIGIN"
 
-#: Name of the repository whose scripts `setup` and `secure` are run.
+#: Name of the repository whose scripts `setup` and `secure` run in the guest.
 SETUP = "setup"
 
-#: What its `setup` may take in seconds, and its `secure`, unless the spec says otherwise.
+#: Default timeout of each of these scripts, in seconds.
 SETUP_TIMEOUT_S = 3600
 
 
 class BootMode(StrEnum):
-    """Which root the next boot gets."""
+    """The root of the next boot."""
 
-    RESNAP = "resnap"  #: a new snapshot of root: every change is gone
-    KEEP = "keep"  #: the snapshot as it was left
-    MAINTAIN = "maintain"  #: root itself, for its maintainer
+    RESNAP = "resnap"  #: a new snapshot of root: every change is discarded
+    KEEP = "keep"  #: the snapshot of the last boot, with its changes
+    MAINTAIN = "maintain"  #: root itself, for maintenance
 
 
 class Run(StrEnum):
-    """How often a provision step runs."""
+    """When a provision step runs."""
 
-    ONCE = "once"  #: once for each new root, and again when its script or what it uses changes
+    ONCE = "once"  #: once on each new root, and after its script or a repository that it uses has changed
     BOOT = "boot"  #: at every boot
     ALWAYS = "always"  #: every time the box is provisioned
 
 
 class Mode(StrEnum):
-    """Who a provision step runs as."""
+    """The user that a provision step runs as."""
 
     SYSTEM = "system"  #: root
     USER = "user"  #: the account `vagrant`
@@ -50,13 +50,13 @@ class PackageImage:
     distribution: str
     suite: str
     packages: tuple[str, ...]
-    #: URL of the package mirror; None: the machine's own apt configuration.
+    #: URL of the package mirror; None: the apt configuration of the host.
     mirror: str | None = None
 
 
 @attrs.frozen
 class RemoteImage:
-    """A disk image made elsewhere: a path, or an http(s) URL. `digest` is `sha256:` and 64 hex digits."""
+    """A disk image that kimbox did not build: a path, or an http(s) URL. `digest` is `sha256:` and 64 hex digits."""
 
     location: str
     digest: str
@@ -64,14 +64,14 @@ class RemoteImage:
 
 @attrs.frozen
 class BoxImage:
-    """The disk of a box that `kimbox box add` brought, by its name."""
+    """The disk of a box that `kimbox box add` added, by its name."""
 
     name: str
 
 
 @attrs.frozen
 class Volume:
-    """A logical volume. `size_bytes` None stands for FULL_ORIGIN (only for the snapshot)."""
+    """A logical volume. `size_bytes` None means FULL_ORIGIN (only for the snapshot)."""
 
     name: str
     size_bytes: int | None
@@ -79,7 +79,7 @@ class Volume:
 
 @attrs.frozen
 class Disk:
-    """The disk: an MBR partition for /boot, and one PV with the volume group in the rest."""
+    """The disk: an MBR partition for /boot, and a PV with the volume group in the second partition."""
 
     size_bytes: int
     boot_bytes: int
@@ -100,7 +100,7 @@ class Scratch:
 
 @attrs.frozen
 class Forward:
-    """A TCP port of the guest, reachable on 127.0.0.1 of the host. `host` None: one is chosen."""
+    """A TCP port of the guest, forwarded from a port on 127.0.0.1 of the host. `host` None: kimbox chooses the port."""
 
     guest: int
     host: int | None
@@ -110,8 +110,8 @@ class Forward:
 class Repository:
     """A git repository that the box holds at a pinned commit.
 
-    `url` is what git understands, or the absolute path of a folder where `is_folder` (no git repository: kimbox
-    commits it into a mirror of its own). `path` is where the guest checks it out.
+    `url` is a URL for git or, if `is_folder`, the absolute path of a folder (not a git repository: kimbox commits its
+    content into a mirror). `path` is the checkout in the guest.
     """
 
     name: str
@@ -119,30 +119,30 @@ class Repository:
     is_folder: bool
     ref: str
     path: str
-    #: For the repository SETUP: what each of its scripts may take.
+    #: For the repository SETUP: timeout of each of its scripts.
     timeout_s: int = SETUP_TIMEOUT_S
-    #: For the repository SETUP: whether the guest takes the newest commit of the branch `ref` at each boot.
+    #: For the repository SETUP: whether the guest fetches the newest commit of the branch `ref` at each boot.
     follow: bool = False
-    #: Public keys of which one must have signed the commit or its tag (see `signing`); none: nothing need be signed.
+    #: Public keys, one of which must have signed the commit or its tag (see `signing`). Empty: no signature is needed.
     keys: tuple[str, ...] = ()
 
 
 @attrs.frozen
 class Step:
-    """A provision step: a shell script of the spec."""
+    """A provision step: a shell script in the spec."""
 
     name: str
     script: str
     mode: Mode
     run: Run
     timeout_s: int
-    #: Names of the repositories that it uses; None: not said, and those whose path its script names count.
+    #: Names of the repositories that it uses; None: those whose path is in its script.
     uses: tuple[str, ...] | None = None
 
 
 @attrs.frozen
 class Probe:
-    """What must hold before the box is ready: a script that exits with 0 in the guest."""
+    """A check that must pass before the box is ready: a script that exits with 0 in the guest."""
 
     description: str
     script: str
@@ -152,7 +152,7 @@ class Probe:
 
 @attrs.frozen
 class Gateway:
-    """The ssh server of a site that hands out credentials; `host_keys` are those of which it must have one."""
+    """The ssh server of a site that issues credentials. It must have one of the `host_keys`."""
 
     host: str
     port: int
@@ -161,7 +161,7 @@ class Gateway:
 
 @attrs.frozen
 class Outbound:
-    """Whom a sealed box may reach: a name or an address, a port, and `tcp` or `udp`."""
+    """A host that a sealed box may connect to: a name or an address, a port, and `tcp` or `udp`."""
 
     host: str
     port: int
@@ -170,16 +170,16 @@ class Outbound:
 
 @attrs.frozen
 class Role:
-    """What a box becomes when it is secured, and what may then come in and go out."""
+    """A role that a box may get when it is secured, with the connections that it then allows."""
 
     name: str
-    #: None: nobody is asked for credentials; the box keeps user name and password hash itself.
+    #: None: there is no server for credentials; the box keeps user name and password hash itself.
     gateway: Gateway | None
-    #: TCP ports.
+    #: TCP ports that accept connections.
     inbound: tuple[int, ...]
-    #: The gateway is not among them.
+    #: Without the gateway.
     outbound: tuple[Outbound, ...]
-    #: Accounts and systemd services that the setup repository's `secure` makes: what the audit lets pass.
+    #: Accounts and systemd services that the setup repository's `secure` creates, and that the audit allows.
     accounts: tuple[str, ...]
     services: tuple[str, ...]
 
@@ -193,29 +193,29 @@ class Secure:
     roles: tuple[Role, ...]
     #: ssh public keys that may log in as the operator.
     keys: tuple[str, ...]
-    #: Whether the name servers may be asked.
+    #: Whether the box may connect to name servers.
     dns: bool
-    #: Packages that each new root loses, units that are stopped.
+    #: Packages that are removed from each new root, and units that are stopped.
     remove: tuple[str, ...]
     disable: tuple[str, ...]
     updates: bool
 
     def role(self, name: str) -> Role | None:
-        """The role of that name, if there is one."""
+        """Returns the role of that name; None if there is none."""
         return next((role for role in self.roles if role.name == name), None)
 
 
 @attrs.frozen
 class Box:
-    """A whole box spec, checked, with defaults and layers applied."""
+    """A box spec that was checked, with defaults and layers applied."""
 
     name: str
     description: str
-    #: The spec's own file (absolute); relative paths in it start from its folder.
+    #: Absolute path of the spec; relative paths in it start at its folder.
     source: Path
-    #: Every layer that went in, the spec itself last.
+    #: Every file that was merged, the spec itself last.
     layers: tuple[Path, ...]
-    #: sha256 hex digest of the merged spec in canonical form: what the lock and status refer to.
+    #: sha256 hex digest of the merged spec in canonical form. Lock and status refer to it.
     digest: str
     image: PackageImage | RemoteImage | BoxImage
     disk: Disk
@@ -230,5 +230,5 @@ class Box:
     secure: Secure | None = None
 
     def repository(self, name: str) -> Repository | None:
-        """The repository of that name, if the box has it."""
+        """Returns the repository of that name; None if there is none."""
         return next((r for r in self.repositories if r.name == name), None)

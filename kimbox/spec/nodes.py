@@ -1,4 +1,4 @@
-"""A YAML tree whose every key and value knows where it was written, and the list of faults found in it."""
+"""A YAML tree that has the file, line and column of every key and value, and the list of problems in it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Scalar = str | int | float | bool | None
 #: A path into a tree: keys of mappings and indices of lists.
 Path = tuple[str | int, ...]
 
-#: No more faults than this are reported; a file with more of them is no spec.
+#: Maximum number of problems that are reported: a file with more of them is not a spec.
 MAX_PROBLEMS = 200
 
-#: Characters of a user's own text that a message repeats.
+#: Maximum number of characters of a value that a message repeats.
 SHOWN_CHARACTERS = 60
 
 
@@ -32,29 +32,28 @@ class Mark:
 
 @attrs.frozen(eq=False)
 class Node:
-    """A value and its place.
-
-    `keys` are the places of a mapping's keys; `size` and `height` tell how far it expands.
-    """
+    """A value and its place in a file."""
 
     value: Scalar | dict[str, Node] | list[Node]
     mark: Mark
+    #: Of a mapping: the place of each key.
     keys: dict[str, Mark] = attrs.field(factory=dict)
+    #: Number of nodes in this tree, and number of levels, both with every alias expanded.
     size: int = 1
     height: int = 1
 
     @property
     def mapping(self) -> dict[str, Node]:
-        """The value as a mapping; empty if it is none."""
+        """Returns the value if it is a mapping, else an empty mapping."""
         return self.value if isinstance(self.value, dict) else {}
 
     @property
     def items(self) -> list[Node]:
-        """The value as a list; empty if it is none."""
+        """Returns the value if it is a list, else an empty list."""
         return self.value if isinstance(self.value, list) else []
 
     def get(self, *path: str | int) -> Node | None:
-        """The node below at that path, if there is one."""
+        """Returns the node at that path below this node; None if there is none."""
         node: Node | None = self
         for step in path:
             if node is None:
@@ -66,14 +65,14 @@ class Node:
         return node
 
     def replace(self, value: dict[str, Node] | list[Node], keys: dict[str, Mark] | None = None) -> Node:
-        """The same place with another content."""
+        """Returns a node at the same place with another content."""
         children = value.values() if isinstance(value, dict) else value
         size = 1 + sum(child.size for child in children)
         height = 1 + max((child.height for child in children), default=0)
         return Node(value, self.mark, self.keys if keys is None else keys, size, height)
 
     def plain(self) -> Any:
-        """The tree as ordinary Python data."""
+        """Returns the tree as dicts, lists and scalars."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -82,7 +81,7 @@ class Node:
 
 
 def from_plain(value: Any, mark: Mark) -> Node:
-    """Ordinary data as a tree, all of it at one place: how the schema's defaults enter a spec."""
+    """Returns a tree of dicts, lists and scalars, every node at the same place. The defaults of the schema need it."""
     if isinstance(value, dict):
         children = {str(key): from_plain(child, mark) for key, child in value.items()}
         return Node({}, mark).replace(children, dict.fromkeys(children, mark))
@@ -92,32 +91,32 @@ def from_plain(value: Any, mark: Mark) -> Node:
 
 
 class Problems:
-    """Collects faults, so that all of them are told at once."""
+    """Collects problems, so that one run reports all of them."""
 
     def __init__(self) -> None:
-        self.found: list[Problem] = []
+        self.collected: list[Problem] = []
 
-    def add(self, mark: Mark, message: str, hint: str | None = None) -> None:
-        """Notes one fault."""
+    def add(self, mark: Mark, message: str, hint: str | None = None, *, code: str) -> None:
+        """Adds a problem. Does nothing if the limit is reached."""
         if not self.full:
-            self.found.append(Problem(mark.file, mark.line, mark.column, message, hint))
+            self.collected.append(Problem(mark.file, mark.line, mark.column, message, hint, code=code))
 
     @property
     def full(self) -> bool:
-        """Whether so much is wrong that looking further helps nobody."""
-        return len(self.found) >= MAX_PROBLEMS
+        """Whether the limit of reported problems is reached."""
+        return len(self.collected) >= MAX_PROBLEMS
 
 
 def shown(value: Any) -> str:
-    """A value as a message repeats it: short, on one line, without control characters."""
+    """Returns a value as a message shows it: in backquotes, short, on one line, without control characters."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = json.dumps(text[: SHOWN_CHARACTERS + 1], ensure_ascii=False)[1:-1].replace('\\"', '"')
     text = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in text)
     return f"`{text[:SHOWN_CHARACTERS]}...`" if len(text) > SHOWN_CHARACTERS else f"`{text}`"
 
 
-def kind(value: Any) -> str:
-    """What a value is, in words."""
+def describe(value: Any) -> str:
+    """Returns the type of a value in words, and a scalar value itself."""
     if value is None:
         return "empty"
     if isinstance(value, bool):
@@ -130,9 +129,16 @@ def kind(value: Any) -> str:
 
 
 class Fault(Exception):
-    """What is wrong with one value, in words; whoever knows its place turns it into a Problem."""
+    """One value is invalid. The function that knows its place turns the fault into a Problem, or into a UsageError.
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    `code` is a key of `kimbox.codes.CODES`.
+    """
+
+    code = "bad-value"
+
+    def __init__(self, message: str, hint: str | None = None, *, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if code is not None:
+            self.code = code

@@ -1,7 +1,8 @@
-"""Bytes of a YAML file -> a tree of nodes with places. Hostile input is refused quickly and in bounded memory.
+"""Parses a YAML file into a tree of nodes with places. Hostile input is refused quickly and in bounded memory.
 
-Only what a spec needs is read: YAML 1.2, core types, one document, keys of text, each key once. No tags (they would
-build objects), no merge keys (`base:` does that, with a stated order), no aliases that recurse or multiply.
+Only the part of YAML that a spec needs is read: YAML 1.2, core types, one document, text as keys, each key once. There
+are no tags (they could create objects), no merge keys (`base:` merges files, in a defined order), and no aliases that
+contain themselves or expand to too many nodes.
 """
 
 from __future__ import annotations
@@ -23,36 +24,41 @@ from kimbox import files
 from kimbox.errors import KimboxError, SpecError
 from kimbox.spec.nodes import Mark, Node, Problems, Scalar, shown
 
-#: A spec is written by hand; a larger file is something else.
+#: Maximum size of a spec, layer or lock.
 MAX_BYTES = 1 << 20
 
-#: The YAML scanner is quadratic in the length of some tokens; a line of this length still costs it nothing.
+#: Maximum length of a line. The YAML scanner is quadratic in the length of some tokens; up to here it is quick.
 MAX_LINE_CHARACTERS = 1 << 16
 
-#: Nodes of a spec and all its layers, aliases expanded.
+#: Maximum number of nodes of a spec with all its layers, aliases expanded.
 MAX_NODES = 50_000
 
-#: Levels of nesting, aliases expanded.
+#: Maximum levels of nesting, aliases expanded.
 MAX_DEPTH = 50
 
-#: Digits of a number; no number of a spec comes near.
+#: Maximum number of digits of a number.
 MAX_DIGITS = 18
+
+#: Hint for a file without content.
+HINT_INIT = "`kimbox init` writes a spec to start from"
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-#: What no spec may hold: control characters (a terminal would obey them), and what YAML 1.1 took for line breaks.
+#: Refused characters: control characters, which could steer a terminal, and line breaks of YAML 1.1.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 _BYTE_ORDER_MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xef\xbb\xbf": "UTF-8 with a byte order mark",
 }  # fmt: skip
+
+#: Messages for a file that cannot be opened.
 _UNREADABLE = {
     errno.ENOENT: "there is no such file",
     errno.ENOTDIR: "there is no such file",
-    errno.EACCES: "this file may not be read by you",
-    errno.EPERM: "this file may not be read by you",
+    errno.EACCES: "you have no permission to read this file",
+    errno.EPERM: "you have no permission to read this file",
     errno.ELOOP: "this is a loop of symbolic links",
     errno.EISDIR: "this is a folder, not a file",
     errno.ENAMETOOLONG: "this file name is too long",
@@ -62,71 +68,85 @@ _UNREADABLE = {
 
 @attrs.define
 class Budget:
-    """How many nodes may still be read: one budget for a spec and all its layers."""
+    """The number of nodes that may still be read: one budget for a spec and all its layers."""
 
     nodes: int = MAX_NODES
 
 
 def read_tree(path: Path, problems: Problems, budget: Budget) -> Node | None:
-    """Reads a spec or layer. Faults go to `problems`; None if there is nothing to go on with."""
+    """Reads a spec or layer. Adds faults to `problems`. Returns None if the file cannot be parsed."""
     try:
         return parse(read_text(path), str(path), problems, budget)
     except SpecError as error:
-        problems.found.extend(error.problems)
+        problems.collected.extend(error.problems)
         return None
 
 
 def read_text(path: Path) -> str:
-    """The text of a spec or layer file. Raises SpecError, in words, for all that is not a small UTF-8 text file."""
+    """Returns the text of a spec, layer or lock. Raises SpecError if it is not a small regular file in UTF-8."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         data = files.read_bounded(path, limit_bytes=MAX_BYTES)
     except (OSError, ValueError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        message = _UNREADABLE.get(code or 0, f"this file cannot be read: {error}")
-        raise SpecError.at(path, message) from None
+        raise _unreadable(path, error) from None
     except KimboxError as error:
         if error.code == "file-too-large":
-            raise SpecError.at(path, "this file is larger than 1 MiB, so it is no spec") from None
-        raise SpecError.at(path, "this is not a regular file") from None
+            message = "this file is larger than 1 MiB, the maximum for a spec or lock"
+            raise SpecError.at(path, message, code="file-too-large") from None
+        raise SpecError.at(path, "this is not a regular file", code="file-unreadable") from None
     return _decode(data, str(path))
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> SpecError:
+    number = error.errno if isinstance(error, OSError) else None
+    message = _UNREADABLE.get(number or 0, f"this file cannot be read: {error}")
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return SpecError.at(path, message, code="file-not-found")
+    return SpecError.at(path, message, code="file-unreadable")
 
 
 def _decode(data: bytes, name: str) -> str:
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
-            raise SpecError.at(name, f"this file is written in {encoding}", hint="save it as plain UTF-8")
+            message = f"this file is written in {encoding}"
+            raise SpecError.at(name, message, code="bad-encoding", hint="save it as plain UTF-8")
     try:
         text = data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line, column = _place(data[: error.start].decode("utf-8"), error.start)
+        message = f"byte 0x{data[error.start]:02x} is not UTF-8"
         raise SpecError.at(
-            name, f"byte 0x{data[error.start]:02x} is not UTF-8", line=line, column=column, hint="save it as UTF-8"
+            name, message, code="bad-encoding", line=line, column=column, hint="save it as UTF-8"
         ) from None
     if bad := _FORBIDDEN.search(text):
         line, column = _place(text, bad.start())
-        what = "a NUL byte" if bad[0] == "\0" else f"the character U+{ord(bad[0]):04X}"
-        raise SpecError.at(name, f"{what} has no place in a spec", line=line, column=column)
+        character = "a NUL byte" if bad[0] == "\0" else f"the character U+{ord(bad[0]):04X}"
+        message = f"{character} is not allowed in this file"
+        raise SpecError.at(name, message, code="forbidden-character", line=line, column=column)
     for number, content in enumerate(text.split("\n"), 1):
         if len(content) > MAX_LINE_CHARACTERS:
             message = f"this line is longer than {MAX_LINE_CHARACTERS} characters"
-            raise SpecError.at(name, message, line=number)
+            raise SpecError.at(name, message, code="too-complex", line=number)
     return text
 
 
 def _place(text: str, index: int) -> tuple[int, int]:
+    """Returns line and column of the character at `index`, both from 1."""
     before = text[:index].replace("\r\n", "\n").replace("\r", "\n")
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
 def parse(text: str, name: str, problems: Problems, budget: Budget | None = None) -> Node:
-    """The tree of a YAML text. Raises SpecError where reading on makes no sense; lesser faults go to `problems`."""
+    """Returns the tree of a YAML text. `name` is the name of the file, for messages.
+
+    Raises SpecError if the rest of the text cannot be parsed; adds every other fault to `problems`.
+    """
     return _Builder(text, name, problems, budget or Budget()).document()
 
 
 class _Builder:
-    """Builds the tree from the parser's events, and stops as soon as a limit is passed."""
+    """Builds the tree from the events of the YAML parser, and stops at the first limit that is exceeded."""
 
     def __init__(self, text: str, name: str, problems: Problems, budget: Budget) -> None:
         self.name = name
@@ -146,54 +166,62 @@ class _Builder:
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             place = Mark(self.name, mark.line + 1, mark.column + 1) if mark else last
-            raise self._stop(place, f"not valid YAML: {_in_words(error)}", _hint_for(error)) from None
+            raise self._error(place, f"not valid YAML: {_explain(error)}", _hint_for(error), code="bad-yaml") from None
         except SpecError:
             raise
-        except Exception as error:  # the scanner is not ours: on some malformed escapes it raises what it likes
-            raise self._stop(last, f"not valid YAML near here: {shown(str(error))}") from None
+        except Exception as error:  # ruamel.yaml raises ValueError and others for some malformed escapes
+            message = f"not valid YAML near here: {shown(str(error))}"
+            raise self._error(last, message, code="bad-yaml") from None
 
     def _mark(self, event: Any) -> Mark:
         return Mark(self.name, event.start_mark.line + 1, event.start_mark.column + 1)
 
     @staticmethod
-    def _stop(mark: Mark, message: str, hint: str | None = None) -> SpecError:
-        return SpecError.at(mark.file, message, line=mark.line, column=mark.column, hint=hint)
+    def _error(mark: Mark, message: str, hint: str | None = None, *, code: str) -> SpecError:
+        return SpecError.at(mark.file, message, code=code, line=mark.line, column=mark.column, hint=hint)
 
     def document(self) -> Node:
-        """The one document of the text."""
+        """Returns the tree of the only document of the text."""
         next(self.events)
         start = next(self.events)
         if isinstance(start, ev.StreamEndEvent):
-            raise self._stop(Mark(self.name), "this file is empty", "`kimbox init` writes a spec to start from")
+            raise self._error(Mark(self.name), "this file is empty", HINT_INIT, code="not-a-mapping")
         if start.tags or start.version not in (None, (1, 2)):
-            raise self._stop(
-                Mark(self.name), "a spec is YAML 1.2 without directives", "remove the lines that start with %"
-            )
+            message, hint = "only YAML 1.2 without directives is supported", "remove the lines that start with %"
+            raise self._error(Mark(self.name), message, hint, code="unsupported-yaml")
         root = self._node(next(self.events), 1, None)
         next(self.events)
-        more = next(self.events)
-        if not isinstance(more, ev.StreamEndEvent):
-            raise self._stop(self._mark(more), "a second document starts here", "a spec is one document")
+        end = next(self.events)
+        if not isinstance(end, ev.StreamEndEvent):
+            message, hint = "a second document starts here", "keep one document in a file"
+            raise self._error(self._mark(end), message, hint, code="unsupported-yaml")
         if not isinstance(root.value, dict):
-            what = "a list" if isinstance(root.value, list) else "empty" if root.value is None else "a single value"
-            hint = "`kimbox init` writes a spec to start from"
-            raise self._stop(root.mark, f"a spec is a mapping of keys to values, and this file is {what}", hint)
+            content = "a list" if isinstance(root.value, list) else "empty" if root.value is None else "a single value"
+            message = f"a spec is a mapping of keys to values, and this file is {content}"
+            raise self._error(root.mark, message, HINT_INIT, code="not-a-mapping")
         return root
 
     def _spend(self, mark: Mark, nodes: int) -> None:
+        """Takes nodes from the budget. Raises SpecError if it is exceeded."""
         self.budget.nodes -= nodes
         if self.budget.nodes < 0:
-            raise self._stop(mark, f"the spec has more than {MAX_NODES} nodes here, layers and aliases counted")
+            message = f"the spec has more than {MAX_NODES} nodes here, with all layers and aliases"
+            raise self._error(mark, message, code="too-complex")
+
+    def _check_depth(self, mark: Mark, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise self._error(mark, f"nested more than {MAX_DEPTH} levels deep", code="too-complex")
 
     def _node(self, event: Any, depth: int, key: Mark | None) -> Node:
+        """Returns the node that starts with this event. An empty value has the place of its `key`."""
         mark = self._mark(event)
         if isinstance(event, ev.AliasEvent):
             return self._alias(event, mark, depth)
         self._spend(mark, 1)
-        if depth > MAX_DEPTH:
-            raise self._stop(mark, f"nested more than {MAX_DEPTH} levels deep")
+        self._check_depth(mark, depth)
         if event.tag is not None:
-            self.problems.add(mark, f"tags such as {shown(event.tag)} are not allowed", "write the plain value")
+            message, hint = f"tags such as {shown(event.tag)} are not allowed", "write the plain value"
+            self.problems.add(mark, message, hint, code="unsupported-yaml")
         if event.anchor:
             self.anchors[event.anchor] = None
         if isinstance(event, ev.ScalarEvent):
@@ -208,13 +236,13 @@ class _Builder:
 
     def _alias(self, event: Any, mark: Mark, depth: int) -> Node:
         if event.anchor not in self.anchors:
-            raise self._stop(mark, f"there is no anchor {shown('&' + event.anchor)} above")
+            raise self._error(mark, f"there is no anchor {shown('&' + event.anchor)} above", code="bad-yaml")
         node = self.anchors[event.anchor]
         if node is None:
-            raise self._stop(mark, f"the alias {shown('*' + event.anchor)} stands inside its own anchor")
+            message = f"the alias {shown('*' + event.anchor)} is inside its own anchor"
+            raise self._error(mark, message, code="bad-yaml")
         self._spend(mark, node.size)
-        if depth + node.height - 1 > MAX_DEPTH:
-            raise self._stop(mark, f"nested more than {MAX_DEPTH} levels deep")
+        self._check_depth(mark, depth + node.height - 1)
         return node
 
     def _sequence(self, mark: Mark, depth: int) -> Node:
@@ -232,16 +260,13 @@ class _Builder:
             value = self._node(next(self.events), depth + 1, place)
             key = key_node.value
             if key == "<<" and getattr(event, "style", None) is None:
-                self.problems.add(
-                    place, "merge keys (<<) are not part of a spec", "put what is shared in a layer: base:"
-                )
+                message, hint = "merge keys (<<) are not supported", "put the shared part into a layer: base:"
+                self.problems.add(place, message, hint, code="unsupported-yaml")
             elif not isinstance(key, str):
-                self.problems.add(place, "a key is text, and this is not", "put it in quotes")
+                self.problems.add(place, "a key must be text", "put it in quotes", code="unsupported-yaml")
             elif key in children:
-                first = keys[key]
-                self.problems.add(
-                    place, f"the key {shown(key)} is here for the second time", f"first in line {first.line}"
-                )
+                message, hint = f"duplicate key {shown(key)}", f"first in line {keys[key].line}"
+                self.problems.add(place, message, hint, code="duplicate")
             else:
                 children[key], keys[key] = value, place
         return Node({}, mark).replace(children, keys)
@@ -249,7 +274,8 @@ class _Builder:
     def _scalar(self, event: Any, mark: Mark) -> Scalar:
         text: str = event.value
         if bad := _FORBIDDEN.search(text):
-            self.problems.add(mark, f"the character U+{ord(bad[0]):04X} has no place in a spec")
+            message = f"the character U+{ord(bad[0]):04X} is not allowed in this file"
+            self.problems.add(mark, message, code="forbidden-character")
             text = _FORBIDDEN.sub("?", text)
         if event.style is not None:
             return text
@@ -259,7 +285,7 @@ class _Builder:
             return _BOOL[text]
         if _INT.fullmatch(text) or _FLOAT.fullmatch(text):
             if len(text) > MAX_DIGITS:
-                self.problems.add(mark, f"a number has at most {MAX_DIGITS} digits")
+                self.problems.add(mark, f"a number has at most {MAX_DIGITS} digits", code="too-complex")
                 return 0
             return _number(text)
         return text
@@ -271,7 +297,7 @@ def _number(text: str) -> int | float:
     return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
 
-def _in_words(error: MarkedYAMLError) -> str:
+def _explain(error: MarkedYAMLError) -> str:
     problem = (error.problem or error.context or "the structure is broken").strip().splitlines()[0]
     context = (error.context or "").strip()
     return shown(f"{problem}, {context}" if context and context != problem else problem).strip("`")

@@ -1,4 +1,7 @@
-"""What a name, a path, a package or a ref of a spec must look like. Each rule returns the value or raises a Fault."""
+"""The rules for names, paths, packages, refs and digests in a spec.
+
+Each rule takes a text and returns it unchanged, or raises a Fault.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,24 @@ import re
 
 from kimbox.spec.nodes import Fault, shown
 
-#: Longest ref: in a mirror it is a file name, with room for `.lock` after it.
-MAX_REF = 250
+#: Maximum length of a ref. In a mirror the ref is a file name, and git appends `.lock` to it.
+MAX_REF_CHARACTERS = 250
 
-#: Longest name that device-mapper takes (DM_NAME_LEN less its end), the prefix and a suffix such as -real included.
-MAX_DM_NAME = 127 - len("-real")
+#: Maximum length of a name in device-mapper (DM_NAME_LEN less the NUL at its end), less a suffix such as -real that LVM
+#: appends.
+MAX_DM_NAME_CHARACTERS = 127 - len("-real")
 
-#: Beginnings and parts of LV names that LVM keeps for itself (lvm(8), VALID NAMES).
+#: Prefixes and parts of LV names that LVM reserves (lvm(8), VALID NAMES).
 RESERVED_LV_PREFIXES = ("snapshot", "pvmove")
 RESERVED_LV_PARTS = (
     "_cdata", "_cmeta", "_corig", "_cpool", "_cvol", "_imeta", "_iorig", "_mimage", "_mlog", "_pmspare", "_rimage",
     "_rmeta", "_tdata", "_tmeta", "_tpool", "_vdata", "_vorigin", "_wcorig",
 )  # fmt: skip
 
-#: Entries of /dev that a volume group of the same name would collide with.
+#: Maximum length of a path in the guest.
+MAX_GUEST_PATH_CHARACTERS = 255
+
+#: Entries of /dev: LVM could not create the folder of a volume group that has the same name.
 DEV_NAMES = frozenset({
     "block", "bus", "char", "console", "core", "cpu", "disk", "dri", "fd", "full", "fuse", "hpet", "input", "kmsg",
     "kvm", "log", "loop-control", "mapper", "mem", "mqueue", "net", "null", "port", "ppp", "pts", "ptmx", "ram",
@@ -28,10 +35,10 @@ DEV_NAMES = frozenset({
     "vhost-net", "virtio-ports", "zero", "vda", "vdb", "sda", "sdb",
 })  # fmt: skip
 
-#: Guest folders that are no place for a checkout or a mount: what is there is not on root, or is not ours.
+#: Guest folders below which no checkout and no mount point may be: they are not on root, or the system owns them.
 FORBIDDEN_TREES = ("/proc", "/sys", "/dev", "/run", "/boot", "/persistent")
 
-#: Guest folders that hold other things than one checkout or mount: it may be inside, but not be them.
+#: Guest folders that may contain a checkout or a mount point, but cannot be one, because they have other contents.
 SYSTEM_FOLDERS = frozenset({
     "/", "/bin", "/etc", "/home", "/home/vagrant", "/lib", "/lib64", "/media", "/mnt", "/opt", "/root", "/sbin",
     "/srv", "/tmp", "/usr", "/usr/bin", "/usr/include", "/usr/lib", "/usr/local", "/usr/local/bin",  # noqa: S108
@@ -55,94 +62,106 @@ _LOOSE_DIGEST = re.compile(r"sha256:[0-9a-fA-F]{64}")
 
 
 def box_name(text: str) -> str:
-    """A label of RFC 1123, because it becomes the host name of the guest."""
+    """The name of a box: a label of RFC 1123, because it becomes the host name of the guest."""
     if _LABEL.fullmatch(text):
         return text
-    slug = _NOT_IN_A_LABEL.sub("-", text.lower()).strip("-")[:63].strip("-")
+    suggestion = _NOT_IN_A_LABEL.sub("-", text.lower()).strip("-")[:63].strip("-")
     raise Fault(
-        f"{shown(text)} cannot be the name of a box: lower-case letters, digits and hyphens, at most 63, with a letter "
-        "or digit at both ends",
-        f"for example {slug}" if slug else None,
+        f"{shown(text)} cannot be the name of a box: use lower-case letters, digits and hyphens, at most 63, with a "
+        "letter or digit at both ends",
+        f"for example {suggestion}" if suggestion else None,
+        code="bad-name",
     )
 
 
 def volume_group(text: str) -> str:
-    """The name of a volume group as lvm(8) allows it."""
-    _lvm_name(text, "a volume group")
+    """The name of a volume group, as lvm(8) allows it."""
+    _check_lvm_name(text, "a volume group")
     if text in DEV_NAMES:
-        raise Fault(f"{shown(text)} cannot be the name of a volume group: /dev/{text} is something else")
+        raise Fault(f"{shown(text)} cannot be the name of a volume group: /dev/{text} exists", code="bad-name")
     return text
 
 
 def volume_name(text: str) -> str:
-    """The name of a logical volume as lvm(8) allows it."""
-    _lvm_name(text, "a volume")
+    """The name of a logical volume, as lvm(8) allows it."""
+    _check_lvm_name(text, "a volume")
     for prefix in RESERVED_LV_PREFIXES:
         if text.startswith(prefix):
-            raise Fault(f"{shown(text)} cannot be the name of a volume: LVM keeps names that start with {prefix}")
+            reason = f"LVM reserves names that start with {prefix}"
+            raise Fault(f"{shown(text)} cannot be the name of a volume: {reason}", code="bad-name")
     for part in RESERVED_LV_PARTS:
         if part in text:
-            raise Fault(f"{shown(text)} cannot be the name of a volume: LVM keeps names that hold {part}")
+            reason = f"LVM reserves names that contain {part}"
+            raise Fault(f"{shown(text)} cannot be the name of a volume: {reason}", code="bad-name")
     return text
 
 
-def _lvm_name(text: str, what: str) -> None:
+def _check_lvm_name(text: str, kind: str) -> None:
     if text in (".", "..") or not _LVM_NAME.fullmatch(text):
         raise Fault(
-            f"{shown(text)} cannot be the name of {what}: letters, digits and + _ . - , not starting with a hyphen"
+            f"{shown(text)} cannot be the name of {kind}: use letters, digits and + _ . - , and no hyphen at the start",
+            code="bad-name",
         )
-    if len(text) > MAX_DM_NAME:
-        raise Fault(f"{shown(text)} is too long for the name of {what}: at most {MAX_DM_NAME} characters")
+    if len(text) > MAX_DM_NAME_CHARACTERS:
+        raise Fault(
+            f"{shown(text)} is too long for the name of {kind}: at most {MAX_DM_NAME_CHARACTERS} characters",
+            code="bad-name",
+        )
 
 
 def repository_name(text: str) -> str:
-    """Name of a repository: it becomes a folder, a mirror and a word in messages."""
+    """The name of a repository. It becomes the name of a folder and of a mirror, and messages show it."""
     if not _REPOSITORY.fullmatch(text):
         raise Fault(
-            f"{shown(text)} cannot be the name of a repository: lower-case letters, digits and hyphens, at most 63, "
-            "not starting with a hyphen"
+            f"{shown(text)} cannot be the name of a repository: use lower-case letters, digits and hyphens, at most "
+            "63, and no hyphen at the start",
+            code="bad-name",
         )
     return text
 
 
 def step_name(text: str) -> str:
-    """Name of a provision step: it becomes a file name in the guest."""
+    """The name of a provision step. It becomes a file name in the guest."""
     if not _STEP.fullmatch(text):
         raise Fault(
-            f"{shown(text)} cannot be the name of a step: lower-case letters, digits and . _ - , at most 63, starting "
-            "with a letter or digit"
+            f"{shown(text)} cannot be the name of a step: use lower-case letters, digits and . _ - , at most 63, with "
+            "a letter or digit at the start",
+            code="bad-name",
         )
     return text
 
 
 def package(text: str) -> str:
-    """Name of a package, per Debian policy 5.6.1; nothing that apt reads in another way."""
+    """The name of a package, as Debian policy 5.6.1 has it; apt must not read anything else in it."""
     if "=" in text:
         raise Fault(
             f"{shown(text)} names a version",
-            f"write {text.split('=')[0].strip()}: a version is what the mirror has when the image is built",
+            f"write {text.split('=')[0].strip()}: the lock has the version that the mirror offers",
+            code="bad-name",
         )
     if ":" in text:
-        raise Fault(f"{shown(text)} names an architecture", f"write {text.split(':')[0].strip()}")
+        name = text.split(":")[0].strip()
+        raise Fault(f"{shown(text)} names an architecture", f"write {name}", code="bad-name")
     if "/" in text:
-        raise Fault(f"{shown(text)} names a suite or a file", "write the name of the package alone")
+        raise Fault(f"{shown(text)} names a suite or a file", "write only the name of the package", code="bad-name")
     if not _PACKAGE.fullmatch(text):
         raise Fault(
-            f"{shown(text)} is not the name of a package: lower-case letters, digits and + . - , at least two, "
-            "starting with a letter or digit"
+            f"{shown(text)} is not the name of a package: use lower-case letters, digits and + . - , at least two, "
+            "with a letter or digit at the start",
+            code="bad-name",
         )
     if text.endswith("-"):
-        raise Fault(f"{shown(text)} ends in a hyphen, which apt reads as: remove it")
+        raise Fault(f"{shown(text)} ends with a hyphen: apt would remove the package", code="bad-name")
     return text
 
 
 def ref(text: str) -> str:
-    """A branch, a tag, or a whole commit: what git-check-ref-format(1) allows and no command takes for an option."""
+    """A branch, a tag, or a full commit hash: allowed by git-check-ref-format(1), and not an option of any command."""
     if _COMMIT.fullmatch(text):
         return text
-    bad = (
+    is_bad = (
         not text
-        or len(text) > MAX_REF
+        or len(text) > MAX_REF_CHARACTERS
         or text == "@"
         or text[0] in "-+/"
         or text[-1] in "/."
@@ -150,55 +169,58 @@ def ref(text: str) -> str:
         or _NOT_IN_A_REF.search(text)
         or any(part.startswith(".") or part.endswith(".lock") for part in text.split("/"))
     )
-    if bad:
-        raise Fault(f"{shown(text)} is not a branch, a tag or a commit", "git check-ref-format(1) has the rules")
+    if is_bad:
+        raise Fault(f"{shown(text)} is not a branch, a tag or a commit", "see git check-ref-format(1)", code="bad-ref")
     return text
 
 
-def guest_path(text: str, *, what: str = "repository") -> str:
-    """Where a checkout, or another thing that is `what`, may lie in the guest."""
+def guest_path(text: str, *, kind: str = "repository") -> str:
+    """A path of the guest where a checkout may be, or something else that `kind` names in messages."""
     if not text.startswith("/"):
-        raise Fault(
-            f"{shown(text)} is not an absolute path of the guest", f"for example /opt/{text.strip('./~') or 'x'}"
-        )
+        example = f"/opt/{text.strip('./~') or 'x'}"
+        raise Fault(f"{shown(text)} is not an absolute path of the guest", f"for example {example}", code="bad-path")
     if not _GUEST_PATH.fullmatch(text):
         raise Fault(
-            f"{shown(text)} holds characters that a path of the guest may not: only letters, digits and . _ + @ -"
+            f"{shown(text)} has characters that are not allowed in a path of the guest: use letters, digits and "
+            ". _ + @ -",
+            code="bad-path",
         )
     normal = "/" + posixpath.normpath(text).lstrip("/")
     if normal != text:
-        raise Fault(f"{shown(text)} is not in its simplest form", f"write {normal}")
-    if len(text) > 255:
-        raise Fault(f"{shown(text)} is longer than 255 characters")
+        raise Fault(f"{shown(text)} is not in its simplest form", f"write {normal}", code="bad-path")
+    if len(text) > MAX_GUEST_PATH_CHARACTERS:
+        raise Fault(f"{shown(text)} is longer than {MAX_GUEST_PATH_CHARACTERS} characters", code="bad-path")
     for tree in FORBIDDEN_TREES:
         if text == tree or text.startswith(f"{tree}/"):
-            raise Fault(f"{shown(text)} is on {tree}, where no {what} can be", "for example /opt/NAME")
+            message = f"{shown(text)} is on {tree}, where no {kind} can be"
+            raise Fault(message, "for example /opt/NAME", code="bad-path")
     if text in SYSTEM_FOLDERS:
-        raise Fault(
-            f"{shown(text)} is a folder of the system", f"choose a folder of its own, such as {text.rstrip('/')}/NAME"
-        )
+        example = f"{text.rstrip('/')}/NAME"
+        raise Fault(f"{shown(text)} is a folder of the system", f"use a folder of its own: {example}", code="bad-path")
     return text
 
 
 def mount_point(text: str) -> str:
-    """Where scratch space may be mounted in the guest: as a checkout, but nothing that is mounted later may hide it."""
+    """The mount point of scratch space in the guest: a path as for a checkout, and not below a later mount."""
     if text.startswith("/tmp/"):  # noqa: S108
-        raise Fault(f"{shown(text)} is on /tmp, which is mounted after it", "for example /staging")
-    return guest_path(text, what="scratch space")
+        message = f"{shown(text)} is on /tmp, which is mounted later and would hide it"
+        raise Fault(message, "for example /staging", code="bad-path")
+    return guest_path(text, kind="scratch space")
 
 
 def vagrant_box(text: str) -> str:
-    """Name of a box in the shelf, as Vagrant's users write them: NAME, or OWNER/NAME."""
+    """The name of an added box, as Vagrant has it: NAME, or OWNER/NAME."""
     if not _BOX.fullmatch(text):
         raise Fault(
-            f"{shown(text)} cannot be the name of an added box: letters, digits and . _ - , starting with a letter or "
-            "digit, at most 63, and at most one slash between two such parts"
+            f"{shown(text)} cannot be the name of an added box: use letters, digits and . _ - , with a letter or digit "
+            "at the start, at most 63; one slash may separate the owner from the name",
+            code="bad-name",
         )
     return text
 
 
 def digest(text: str) -> str:
-    """`sha256:` and 64 hex digits."""
+    """A digest: `sha256:` and 64 hex digits."""
     if _DIGEST.fullmatch(text):
         return text
     hint = None
@@ -206,4 +228,4 @@ def digest(text: str) -> str:
         hint = f"write sha256:{text.lower()}"
     elif _LOOSE_DIGEST.fullmatch(text):
         hint = f"write {text.lower()}"
-    raise Fault(f"{shown(text)} is not a digest: sha256: and 64 lower-case hex digits", hint)
+    raise Fault(f"{shown(text)} is not a digest: write sha256: and 64 lower-case hex digits", hint, code="bad-digest")

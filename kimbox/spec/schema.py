@@ -1,7 +1,7 @@
-"""The shape of a spec: schemas/box.schema.json, its defaults, and its errors in words at their places.
+"""The schema of a spec, schemas/box.schema.json: its defaults, and a check that reports each error at its place.
 
-`pattern`, `propertyNames` and such are for editors. What they say is checked by kimbox.spec.build, in better words;
-a test holds the two to each other.
+`pattern`, `propertyNames` and others in the schema are for editors. kimbox.spec.build checks the same rules with better
+messages; a test makes sure that both accept the same specs.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import jsonschema
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from kimbox import files, paths
-from kimbox.spec.nodes import Node, Path, Problems, from_plain, kind, shown
+from kimbox.spec.nodes import Node, Path, Problems, describe, from_plain, shown
 
-#: Keys longer than this get no "did you mean": comparing them costs the square of their length.
+#: Maximum length of a key that gets a "did you mean": the comparison takes time with the square of the length.
 MAX_GUESSED_CHARACTERS = 40
 
-_KINDS = {
+_TYPE_NAMES = {
     "object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number", "boolean": "true or false",
     "null": "null",
 }  # fmt: skip
 
-#: What YAML 1.1, and people, take for truth values. In YAML 1.2 they are text.
+#: Truth values of YAML 1.1. In YAML 1.2 they are text.
 _TRUTH_WORDS = {"yes": "true", "y": "true", "on": "true", "no": "false", "n": "false", "off": "false"}
 
 
 @functools.cache
 def box_schema() -> dict[str, Any]:
-    """The JSON Schema of a box spec."""
+    """Returns the JSON Schema of a box spec."""
     return files.read_json(paths.schemas_dir() / "box.schema.json")
 
 
 def resolve(schema: dict[str, Any]) -> dict[str, Any]:
-    """A part of the schema with its `$ref` followed; what stands beside the reference wins."""
+    """Returns a part of the schema with its `$ref` resolved. Keys beside the reference have precedence."""
     if "$ref" not in schema:
         return schema
     name = schema["$ref"].removeprefix("#/$defs/")
@@ -47,14 +48,14 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def image_form(keys: dict[str, Any]) -> str:
-    """Which of the forms of `image` its keys mean: the name of its definition in the schema."""
+    """Returns the form of `image` that has these keys, as the name of its definition in the schema."""
     if "box" in keys:
         return "box_image"
     return "remote_image" if {"location", "digest"} & keys.keys() else "package_image"
 
 
-def _part_for(schema: dict[str, Any], node: Node) -> dict[str, Any]:
-    """The schema that holds for a node; where there are several forms, the one that its keys mean."""
+def _schema_for(schema: dict[str, Any], node: Node) -> dict[str, Any]:
+    """Returns the schema for a node. If the schema has several forms, the keys of the node select one."""
     schema = resolve(schema)
     if "if" in schema:  # the forms of image
         schema = box_schema()["$defs"][image_form(node.mapping)]
@@ -62,8 +63,8 @@ def _part_for(schema: dict[str, Any], node: Node) -> dict[str, Any]:
 
 
 def with_defaults(node: Node, schema: dict[str, Any] | None = None) -> Node:
-    """The tree with the schema's defaults where it says nothing. They stand at the place of what they are a part of."""
-    schema = _part_for(schema if schema is not None else box_schema(), node)
+    """Returns the tree with the defaults of the schema for missing keys. A default has the place of its parent node."""
+    schema = _schema_for(schema if schema is not None else box_schema(), node)
     if isinstance(node.value, list) and "items" in schema:
         return node.replace([with_defaults(item, schema["items"]) for item in node.value])
     if not isinstance(node.value, dict):
@@ -87,16 +88,16 @@ def with_defaults(node: Node, schema: dict[str, Any] | None = None) -> Node:
 
 
 def end_of_text(pattern: str) -> str:
-    """A pattern of a JSON Schema for Python's `re`: `$` is the end of the text, and not also before a last line end.
+    """Translates a pattern of a JSON Schema for Python's `re`, where `$` also matches before a newline at the end.
 
-    ECMA 262, whose expressions JSON Schema takes, has no flag here that would make it more. No pattern of kimbox's
-    schemas has a `$` that is escaped or in a class.
+    JSON Schema uses the expressions of ECMA 262, where `$` matches only at the end. No pattern in kimbox's schemas has
+    a `$` that is escaped or in a class.
     """
     return pattern.replace("$", r"\Z")
 
 
 def strict_validator(schema: dict[str, Any]) -> Any:
-    """A validator for a schema of kimbox's own, in whose patterns `$` is the end of the text."""
+    """Returns a validator for a schema of kimbox, in which `$` matches only at the end of a text."""
     return extend(jsonschema.Draft202012Validator, validators={"pattern": _pattern})(schema)  # type: ignore[no-untyped-call]
 
 
@@ -110,7 +111,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(end_of_text(pattern))
 
 
-def _nothing(*_: object) -> Iterator[ValidationError]:
+def _no_errors(*_: object) -> Iterator[ValidationError]:
     return iter(())
 
 
@@ -118,17 +119,17 @@ def _nothing(*_: object) -> Iterator[ValidationError]:
 def _validator() -> Any:
     base = jsonschema.Draft202012Validator
     checker = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    #: Left to kimbox.spec.build; uniqueItems would also take the square of a list's length.
-    ours = dict.fromkeys(("pattern", "propertyNames", "uniqueItems", "format"), _nothing)
+    #: kimbox.spec.build checks these. uniqueItems would also take time with the square of the length of a list.
+    skipped = dict.fromkeys(("pattern", "propertyNames", "uniqueItems", "format"), _no_errors)
     return extend(  # type: ignore[no-untyped-call]
-        base, validators=ours, type_checker=checker
+        base, validators=skipped, type_checker=checker
     )(box_schema())
 
 
 def check(root: Node, problems: Problems, *, whole: bool) -> set[int]:
-    """Holds a tree against the schema; returns the ids of the nodes at fault.
+    """Checks a tree against the schema. Adds a problem for each error; returns the ids of the nodes that have one.
 
-    Without `whole` the tree is one file among several: what it leaves out may come from another.
+    Without `whole` the tree is one file of several: its missing keys may be in another file and are not reported.
     """
     faulty: set[int] = set()
     for error in _validator().iter_errors(root.plain()):
@@ -139,58 +140,60 @@ def check(root: Node, problems: Problems, *, whole: bool) -> set[int]:
             continue
         node = root.get(*path)
         assert node is not None  # noqa: S101 - the path comes from this very tree
-        faulty.update(_tell(error, path, root, node, problems))
+        faulty.update(_report(error, path, node, problems))
     return faulty
 
 
-def _tell(error: ValidationError, path: Path, root: Node, node: Node, problems: Problems) -> Iterator[int]:
-    """Puts one error of jsonschema into words at its place; gives the ids of the nodes at fault."""
+def _report(error: ValidationError, path: Path, node: Node, problems: Problems) -> Iterator[int]:
+    """Adds the problem of one error of jsonschema; yields the ids of the nodes that have it."""
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])  # type: ignore[index]
         for key in node.mapping:
             if key not in known:
-                where = f" in {where_text(path)}" if path else ""
-                problems.add(node.keys[key], f"unknown key {shown(key)}{where}", guess(key, known))
+                where = f" in {path_text(path)}" if path else ""
+                message = f"unknown key {shown(key)}{where}"
+                problems.add(node.keys[key], message, guess(key, known), code="unknown-key")
                 yield id(node.mapping[key])
         return
     rule: Any = error.validator_value
     if error.validator == "required":
         missing = next(key for key in rule if f"'{key}'" == error.message.split(" ")[0])
-        what = f"{where_text(path)} has no {shown(missing)}" if path else f"the key {shown(missing)} is missing"
+        message = f"{path_text(path)} has no {shown(missing)}" if path else f"the key {shown(missing)} is missing"
         title = resolve(error.schema["properties"][missing]).get("title")  # type: ignore[index]
-        problems.add(node.mark, what, f"{title[0].lower()}{title[1:]}" if title else None)
+        hint = f"{title[0].lower()}{title[1:]}" if title else None
+        problems.add(node.mark, message, hint, code="missing-key")
         return
     yield id(node)
-    words = _WORDS.get(str(error.validator), _fallback)
-    message, hint = words(error, node)
-    problems.add(node.mark, f"{where_text(path)} {message}", hint)
+    kind = _ERROR_KINDS.get(str(error.validator), _OTHER_ERROR)
+    message, hint = kind.describe(error, node)
+    problems.add(node.mark, f"{path_text(path)} {message}", hint, code=kind.code)
 
 
-def _fallback(error: ValidationError, node: Node) -> tuple[str, str | None]:
-    return f"cannot be {kind(node.value)}", None
+def _unexpected(error: ValidationError, node: Node) -> tuple[str, str | None]:
+    return f"cannot be {describe(node.value)}", None
 
 
 def _wrong_type(error: ValidationError, node: Node) -> tuple[str, str | None]:
     rule: Any = error.validator_value
-    wanted = rule if isinstance(rule, list) else [rule]
-    words = " or ".join(_KINDS[name] for name in wanted)
+    types = rule if isinstance(rule, list) else [rule]
+    names = " or ".join(_TYPE_NAMES[name] for name in types)
     schema: dict[str, Any] = dict(error.schema)  # type: ignore[arg-type]
     hint = schema.get("patternErrorMessage")
     if node.value is None:
-        hint = "give it a value, or leave the key out"
-    elif not hint and wanted == ["string"] and isinstance(node.value, bool | int | float):
+        hint = "give it a value, or remove the key"
+    elif not hint and types == ["string"] and isinstance(node.value, bool | int | float):
         hint = "put it in quotes"
-    elif isinstance(node.value, str) and wanted == ["boolean"] and (meant := _TRUTH_WORDS.get(node.value.lower())):
-        hint = f"write {meant}"
+    elif isinstance(node.value, str) and types == ["boolean"] and (value := _TRUTH_WORDS.get(node.value.lower())):
+        hint = f"write {value}"
     elif not hint and (examples := schema.get("examples")):
         hint = f"for example {json.dumps(examples[0], ensure_ascii=False)}"
-    return f"must be {words}, not {kind(node.value)}", hint
+    return f"must be {names}, not {describe(node.value)}", hint
 
 
-def _not_one_of(error: ValidationError, node: Node) -> tuple[str, str | None]:
+def _not_a_choice(error: ValidationError, node: Node) -> tuple[str, str | None]:
     choices: Any = error.validator_value
-    rule = ", ".join(choices[:-1]) + f" or {choices[-1]}"
-    return f"must be {rule}, not {shown(node.value)}", guess(str(node.value), choices, list_all=False)
+    listed = ", ".join(choices[:-1]) + f" or {choices[-1]}"
+    return f"must be {listed}, not {shown(node.value)}", guess(str(node.value), choices, list_all=False)
 
 
 def _wrong_version(error: ValidationError, node: Node) -> tuple[str, str | None]:
@@ -208,18 +211,30 @@ def _too_short(error: ValidationError, node: Node) -> tuple[str, str | None]:
     return "cannot be empty", None
 
 
-_WORDS: dict[str, Callable[[ValidationError, Node], tuple[str, str | None]]] = {
-    "type": _wrong_type,
-    "enum": _not_one_of,
-    "const": _wrong_version,
-    "minimum": _out_of_range,
-    "maximum": _out_of_range,
-    "minLength": _too_short,
+@attrs.frozen
+class _ErrorKind:
+    """The code of a problem, and the function that returns its message and hint."""
+
+    code: str
+    describe: Callable[[ValidationError, Node], tuple[str, str | None]]
+
+
+#: Keyword of the schema -> how its errors are reported.
+_ERROR_KINDS = {
+    "type": _ErrorKind(code="wrong-type", describe=_wrong_type),
+    "enum": _ErrorKind(code="bad-value", describe=_not_a_choice),
+    "const": _ErrorKind(code="unsupported-format", describe=_wrong_version),
+    "minimum": _ErrorKind(code="out-of-range", describe=_out_of_range),
+    "maximum": _ErrorKind(code="out-of-range", describe=_out_of_range),
+    "minLength": _ErrorKind(code="empty-value", describe=_too_short),
 }
 
+#: For every other keyword.
+_OTHER_ERROR = _ErrorKind(code="bad-value", describe=_unexpected)
 
-def where_text(path: Path) -> str:
-    """A path as people write it: disk.volumes.root, provision[0].script."""
+
+def path_text(path: Path) -> str:
+    """Returns a path as text: disk.volumes.root, provision[0].script."""
     text = ""
     for step in path:
         text += (
@@ -229,10 +244,10 @@ def where_text(path: Path) -> str:
 
 
 def guess(word: str, known: list[str], *, list_all: bool = True) -> str | None:
-    """`did you mean ...?`, or what there is."""
+    """Returns `did you mean ...?` for a similar name; else, if `list_all`, all known names; else None."""
     if len(word) <= MAX_GUESSED_CHARACTERS:
-        plain = {name.lower().replace("_", "").replace("-", ""): name for name in known}
-        close = difflib.get_close_matches(word.lower().replace("_", "").replace("-", ""), plain, n=1, cutoff=0.6)
-        if close:
-            return f"did you mean {plain[close[0]]}?"
+        by_letters = {name.lower().replace("_", "").replace("-", ""): name for name in known}
+        letters = word.lower().replace("_", "").replace("-", "")
+        if similar := difflib.get_close_matches(letters, by_letters, n=1, cutoff=0.6):
+            return f"did you mean {by_letters[similar[0]]}?"
     return f"there are: {', '.join(known)}" if list_all and known else None

@@ -1,4 +1,4 @@
-"""Public keys that a repository's commits or tags must be signed with, as a spec names them."""
+"""The public keys in a spec: those that sign commits and tags, and those of ssh servers and operators."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kimbox.errors import KimboxError
 from kimbox.spec.layers import find_beside
 from kimbox.spec.nodes import Fault, shown
 
-#: A file of keys is small.
+#: Maximum size of a file of public keys.
 MAX_KEYS_BYTES = 256 << 10
 
-#: How an armored public key of gpg starts and ends.
+#: The first and the last line of an armored public key of gpg.
 GPG_HEAD = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
 GPG_END = "-----END PGP PUBLIC KEY BLOCK-----"
 
@@ -26,41 +26,46 @@ _SSH_TYPES = (
 _SSH_KEY = re.compile(rf"({'|'.join(map(re.escape, _SSH_TYPES))}) +([A-Za-z0-9+/]+={{0,2}})( .*)?")
 _SSH_LIKE = re.compile(r"(ssh|ecdsa|sk)-")
 
-_FORMS = "write an ssh public key (ssh-ed25519 AAAA...), or name a file of public keys beside this one"
+_FORMS = "write an ssh public key (ssh-ed25519 AAAA...), or name a file of public keys beside this file"
 
 
 def keys(text: str, beside: Path, root: Path) -> tuple[str, ...]:
-    """The keys that one entry of `verify.keys` stands for: itself, or what the file holds that it names.
+    """Returns the public keys of one entry of a list of keys: the key itself, or every key in the file that it names.
 
-    Each is an ssh key without its comment (type and base64), or an armored block of gpg.
+    A file is looked up in the folder `beside`, and must not be outside of `root` or the shipped boxes. Each result is
+    an ssh key without its comment (type and base64), or an armored block of gpg. Raises Fault for everything else.
     """
     if "\n" in text.strip() or text.startswith(("-----", *_SSH_TYPES)):
         return _parse(text, "this")
     if " " in text or _SSH_LIKE.match(text):
-        raise Fault(f"{shown(text)} is no public key that can be verified with", _FORMS)
-    found = find_beside(text, beside, (root, paths.boxes_dir()), "file of keys")
+        raise Fault(f"{shown(text)} is not a supported public key", _FORMS, code="bad-public-key")
+    path = find_beside(text, beside, (root, paths.boxes_dir()), "file of keys")
     try:
-        data = files.read_bounded(found, limit_bytes=MAX_KEYS_BYTES)
+        data = files.read_bounded(path, limit_bytes=MAX_KEYS_BYTES)
         return _parse(data.decode(), shown(text))
     except (OSError, UnicodeDecodeError, KimboxError) as error:
-        raise Fault(f"{shown(text)} cannot be read as a file of public keys: {error}", _FORMS) from None
+        message = f"{shown(text)} cannot be read as a file of public keys: {error}"
+        raise Fault(message, _FORMS, code="bad-public-key") from None
 
 
 def is_gpg(key: str) -> bool:
-    """Whether a key is one of gpg; else it is one of ssh."""
+    """Whether a key is one of gpg, and not of ssh."""
     return key.startswith(GPG_HEAD)
 
 
 def _parse(text: str, name: str) -> tuple[str, ...]:
+    """Returns the keys in a text; `name` is the start of a message about it."""
     if "PRIVATE KEY" in text:
-        raise Fault(f"{name} holds a private key, which belongs to nobody but its owner", "name the public key")
+        message = f"{name} contains a private key, which must stay with its owner"
+        raise Fault(message, "name the public key", code="private-key-in-spec")
     if GPG_HEAD in text:
         if not (text.strip().startswith(GPG_HEAD) and text.strip().endswith(GPG_END)):
-            raise Fault(f"{name} holds more than an armored public key of gpg, or not all of one", _FORMS)
+            message = f"{name} is not exactly one armored public key of gpg"
+            raise Fault(message, _FORMS, code="bad-public-key")
         return (text.strip() + "\n",)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
-        raise Fault(f"{name} holds no public key", _FORMS)
+        raise Fault(f"{name} contains no public key", _FORMS, code="bad-public-key")
     return tuple(_ssh_key(line, name) for line in lines)
 
 
@@ -70,6 +75,6 @@ def _ssh_key(line: str, name: str) -> str:
         blob = base64.b64decode(match[2], validate=True) if match else b""
     except binascii.Error:
         blob = b""
-    if not match or blob[4 : 4 + int.from_bytes(blob[:4])] != match[1].encode():
-        raise Fault(f"{name} is no public key that can be verified with: {shown(line)}", _FORMS)
+    if not match or blob[4 : 4 + int.from_bytes(blob[:4])] != match[1].encode():  # the blob names its own type
+        raise Fault(f"{name} is not a supported public key: {shown(line)}", _FORMS, code="bad-public-key")
     return f"{match[1]} {match[2]}"

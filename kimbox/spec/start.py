@@ -1,4 +1,4 @@
-"""A spec to start from: a shipped box, rewritten so that it stands in a folder of its own."""
+"""Writes the first spec of a folder: a copy of a shipped box, with a name of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kimbox.spec import rules
 from kimbox.spec.load import find_box, load_box
 from kimbox.spec.nodes import Fault
 
-#: What an editor reads, and the line that tells a person where that file comes from.
+#: The first lines of a new spec: the schema for editors, and the command that writes the schema.
 MODELINE = (
     "# yaml-language-server: $schema=kimbox.schema.json\n"
     "# (for completion in your editor: kimbox schema >kimbox.schema.json)\n"
@@ -27,7 +27,7 @@ _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 
 @attrs.frozen
 class Started:
-    """What was written: the spec, and the folders that it names."""
+    """The files that `start_spec` has written: the spec, and the folders that it names."""
 
     spec: Path
     name: str
@@ -35,7 +35,11 @@ class Started:
 
 
 def start_spec(box_name: str, folder: Path, name: str | None = None) -> Started:
-    """Writes kimbox.yaml into `folder`, from a shipped box. Raises StateError before anything is overwritten."""
+    """Writes kimbox.yaml into `folder`, as a copy of the shipped box `box_name`, with the folders that it names.
+
+    The new box is called `name`; without one, after the folder. Raises StateError if any of these files exists, and
+    UsageError for an invalid name; both before anything is written.
+    """
     source = find_box(box_name, paths.boxes_dir(), None)
     box = load_box(source)
     target = folder / paths.SPEC_NAME
@@ -44,32 +48,38 @@ def start_spec(box_name: str, folder: Path, name: str | None = None) -> Started:
     copies = {folder / path: source.parent / path for path in inside}
     for path in (target, *copies):
         if path.exists() or path.is_symlink():
-            raise StateError(f"{path} exists, and init overwrites nothing", hint="move it away, or use another folder")
+            raise StateError(
+                f"{path} exists, and `kimbox init` does not overwrite files",
+                code="file-exists",
+                hint="move it, or use another folder",
+                fields={"path": str(path)},
+            )
     text = rewrite(files.read_bounded(source).decode(), name)
-    made = []
+    copied = []
     try:
         for copy, original in copies.items():
-            made.append(copy)
+            copied.append(copy)
             shutil.copytree(original, copy, symlinks=True)
         files.write_atomic(target, text)
     except BaseException:
-        for copy in made:
+        for copy in copied:
             files.remove_tree(copy)
         raise
     return Started(target, name, tuple(copies))
 
 
 def rewrite(text: str, name: str) -> str:
-    """The text of a shipped box as the spec of another: its own name, and a schema that any editor can find."""
+    """Returns the text of a shipped box as the spec of a box called `name`, with a schema that any editor finds."""
     text = _MODELINE.sub("", text)
     return MODELINE + _NAME.sub(f"name: {name}", text, count=1)
 
 
-def _name_for(wanted: str | None, folder: Path, otherwise: str) -> str:
-    if wanted is not None:
+def _name_for(given: str | None, folder: Path, default: str) -> str:
+    """Returns the name of the new box: `given`, else the name of the folder as a host name, else `default`."""
+    if given is not None:
         try:
-            return rules.box_name(wanted)
+            return rules.box_name(given)
         except Fault as fault:
-            raise UsageError(fault.message, hint=fault.hint) from None
-    slug = _NOT_IN_A_NAME.sub("-", folder.resolve().name.lower()).strip("-")[:63].strip("-")
-    return slug or otherwise
+            raise UsageError(fault.message, code=fault.code, hint=fault.hint) from None
+    from_folder = _NOT_IN_A_NAME.sub("-", folder.resolve().name.lower()).strip("-")[:63].strip("-")
+    return from_folder or default

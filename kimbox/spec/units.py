@@ -1,4 +1,4 @@
-"""Sizes and durations as a spec writes them, and how much disk its volumes need."""
+"""Sizes and durations as texts of a spec, in bytes and seconds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
-#: Units of a size. Only binary ones: 5GB and 5GiB differ by 7 %, and nobody can see which was meant.
+#: Units of a size, in bytes. Decimal units are refused: 5GB and 5GiB differ by 7 %, and GB is often used for both.
 SIZE_UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 
-#: No disk of a box is larger; beyond this a size is a slip of the hand (the MBR ends at 2 TiB).
+#: Maximum size: an MBR cannot describe a larger disk.
 MAX_SIZE_BYTES = 2 << 40
 
 #: Units of a duration, in seconds.
 DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-#: The longest time-out: one week.
+#: Maximum duration: one week.
 MAX_DURATION_S = 7 * 86400
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(KiB|MiB|GiB|TiB)")
@@ -31,36 +31,41 @@ _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 
 
 def size(text: str, *, unit: int = EXTENT_BYTES, least: int = 0) -> int:
-    """Bytes of a size such as 5GiB, rounded up to a multiple of `unit`."""
+    """Returns the bytes of a size such as 5GiB, rounded up to a multiple of `unit` bytes.
+
+    Raises Fault for another text, and for a size below `least` bytes or above MAX_SIZE_BYTES.
+    """
     match = _SIZE.fullmatch(text)
     if not match:
-        raise Fault(f"{shown(text)} is not a size: write a number and KiB, MiB, GiB or TiB", _meant(text))
+        message = f"{shown(text)} is not a size: write a number and KiB, MiB, GiB or TiB"
+        raise Fault(message, _size_hint(text), code="bad-size")
     exact = Fraction(match[1]) * SIZE_UNITS[match[2]]
     count = -(-exact // unit) * unit
     if count == 0 or count < least:
-        raise Fault(f"{shown(text)} is too small: at least {size_text(max(least, unit))}")
+        raise Fault(f"{shown(text)} is too small: at least {size_text(max(least, unit))}", code="out-of-range")
     if count > MAX_SIZE_BYTES:
-        raise Fault(f"{shown(text)} is too large: at most {size_text(MAX_SIZE_BYTES)}")
+        raise Fault(f"{shown(text)} is too large: at most {size_text(MAX_SIZE_BYTES)}", code="out-of-range")
     return count
 
 
-def _meant(text: str) -> str | None:
+def _size_hint(text: str) -> str | None:
     if not (match := _LOOSE_SIZE.fullmatch(text)) or not match[2]:
         return "give a unit: 5GiB" if match else None
     return f"did you mean {match[1]}{match[2].upper()}iB?"
 
 
 def snapshot_size(text: str) -> int | None:
-    """Bytes of the snapshot; None for 100%ORIGIN."""
+    """Returns the bytes of the snapshot; None for 100%ORIGIN. Raises Fault as `size` does."""
     if text == FULL_ORIGIN:
         return None
     if "%" in text:
-        raise Fault(f"{shown(text)} is not a size of the snapshot: write {FULL_ORIGIN} or a size such as 2GiB")
+        message = f"{shown(text)} is not a size of the snapshot: write {FULL_ORIGIN} or a size such as 2GiB"
+        raise Fault(message, code="bad-size")
     return size(text)
 
 
 def size_text(count: int) -> str:
-    """A size as a spec would write it, exactly: the largest unit that divides it."""
+    """Returns a size as a spec has it, without rounding: in the largest unit that divides it."""
     for name, unit in reversed(SIZE_UNITS.items()):
         if count and count % unit == 0:
             return f"{count // unit}{name}"
@@ -68,12 +73,13 @@ def size_text(count: int) -> str:
 
 
 def duration(text: str) -> int:
-    """Seconds of a duration such as 36h."""
+    """Returns the seconds of a duration such as 36h. Raises Fault for another text and above MAX_DURATION_S."""
     match = _DURATION.fullmatch(text)
     if not match:
         hint = f"give a unit: {text}s" if text.isascii() and text.isdigit() else None
-        raise Fault(f"{shown(text)} is not a duration: write a whole number and s, m, h or d", hint)
+        message = f"{shown(text)} is not a duration: write a whole number and s, m, h or d"
+        raise Fault(message, hint, code="bad-duration")
     seconds = int(match[1]) * DURATION_UNITS[match[2]]
     if not 1 <= seconds <= MAX_DURATION_S:
-        raise Fault(f"{shown(text)} is out of range: from 1s to 7d")
+        raise Fault(f"{shown(text)} is out of range: from 1s to 7d", code="out-of-range")
     return seconds

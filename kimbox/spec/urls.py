@@ -1,4 +1,4 @@
-"""Where repositories, mirrors and images may come from. No secret and no command may hide in such a text."""
+"""The rules for URLs of repositories, mirrors and images. URLs with credentials or commands are refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from urllib.parse import SplitResult, urlsplit
 from kimbox.spec.model import SETUP
 from kimbox.spec.nodes import Fault, shown
 
-#: Git transports that fetch and do nothing else. `ext::` and every helper on PATH would run what a URL says.
+#: Git transports that only fetch. Others (`ext::`, and each git-remote-* helper on PATH) run commands of the URL.
 GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
 
-#: How a package mirror may be reached.
+#: Allowed schemes in the URL of a package mirror.
 MIRROR_SCHEMES = ("https", "http", "file")
 
-#: How an image may be reached.
+#: Allowed schemes in the URL of an image.
 IMAGE_SCHEMES = ("https", "http")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -24,114 +24,129 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f.]*+:[0-9A-Fa-f:.]*+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NOT_PLAIN = re.compile(r"[\x00-\x20\x7f\\]")
+_REF_QUERY = re.compile(r"(ref|branch|tag|rev|commit)=[^&]*")
 _USER_PART = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
 
-_NO_SECRETS = "credentials belong in ~/.netrc or a git credential helper, never in a spec"
+#: Maximum length of a URL.
+MAX_URL_CHARACTERS = 2000
+
+_NO_SECRETS = "keep credentials in ~/.netrc or a git credential helper, and never in a spec"
 
 
 def is_folder(text: str) -> bool:
-    """Whether a repository's url means a folder beside the spec."""
+    """Whether the `url` of a repository is a folder beside the spec."""
     return not (_SCHEME.match(text) or _TRANSPORT.match(text) or _SCP.fullmatch(text))
 
 
 def repository(text: str) -> str:
-    """What git fetches from: a URL of a plain transport, the short form of ssh, or a folder (found by `paths`)."""
+    """The `url` of a repository: a URL with a safe transport, the short form of ssh, or a folder (not checked here)."""
     if _TRANSPORT.match(text):
-        raise Fault(f"{shown(text)} names a transport that runs commands", "use https, ssh or git")
-    _plain_text(text, "a repository's url")
+        raise Fault(f"{shown(text)} names a transport that runs commands", "use https, ssh or git", code="bad-url")
+    _check_characters(text, "a repository URL")
     if _SCHEME.match(text):
         return _git_url(text)
     if match := _SCP.fullmatch(text):
         if not _HOST.fullmatch(match["host"].strip("[]")) or not match["path"] or match["path"].startswith("-"):
-            raise Fault(f"{shown(text)} is not user@host:path")
+            raise Fault(f"{shown(text)} is not user@host:path", code="bad-url")
         if match["user"] is not None and not _USER.fullmatch(match["user"]):
-            raise Fault(f"{shown(text)} is not user@host:path")
+            raise Fault(f"{shown(text)} is not user@host:path", code="bad-url")
     return text
 
 
 def mirror(text: str) -> str:
-    """URL of a package mirror."""
-    _plain_text(text, "a mirror")
+    """The URL of a package mirror."""
+    _check_characters(text, "the URL of a mirror")
     parts = _split(text, MIRROR_SCHEMES)
     if any(character in text for character in "[]\"'#|"):
-        raise Fault(f"{shown(text)} is not a URL that apt can use")
+        raise Fault(f"{shown(text)} is not a URL that apt can use", code="bad-url")
     _refuse_user(text, parts)
     return text
 
 
 def image(text: str) -> str:
-    """Where an image is: an http(s) URL, or a path."""
-    _plain_text(text, "an image's location")
+    """The location of an image: an http(s) URL, or a path."""
+    _check_characters(text, "the location of an image")
     if _SCHEME.match(text):
         _refuse_user(text, _split(text, IMAGE_SCHEMES))
     return text
 
 
 def why_not_followed(name: str, url: str, ref: str, *, is_verified: bool) -> str | None:
-    """Why a box cannot take the newest commit of a repository's branch by itself, if so.
+    """Returns why a box cannot follow the branch of a repository; None if it can.
 
-    Whether the ref is a branch, and the URL needs no password, only its server knows: the box tells when it asks.
+    Only the server knows whether the ref is a branch and whether the URL needs a password: the box reports that later.
     """
     if name != SETUP:
-        return f"a box follows the repository {SETUP} alone"
+        return f"a box can only follow the repository {SETUP}"
     if not url.startswith(("https://", "http://", "git://")):
-        return "a box has no credentials, and none of this machine's folders: it follows https, http and git URLs alone"
+        return (
+            "a box has no credentials and none of this machine's folders: it can only follow https, http and git URLs"
+        )
     if _COMMIT.fullmatch(ref) or ref.startswith("refs/tags/"):
-        return "a box follows a branch: a commit or a tag does not move"
+        return "a box can only follow a branch: a commit or a tag does not move"
     if is_verified:
-        return "a box does not verify signatures: what it fetches by itself would go unverified"
+        return "a box does not verify signatures: the commits that it fetches would not be verified"
     return None
 
 
 def is_url(text: str) -> bool:
-    """Whether a location is a URL rather than a path."""
+    """Whether a location is a URL, and not a path."""
     return bool(_SCHEME.match(text))
 
 
-def _plain_text(text: str, what: str) -> None:
+def _check_characters(text: str, kind: str) -> None:
+    """Raises Fault for an empty text, for an option, and for characters that no URL has. `kind` is for messages."""
     if not text:
-        raise Fault(f"{what} cannot be empty")
+        raise Fault(f"{kind} cannot be empty", code="empty-value")
     if text.startswith("-"):
-        raise Fault(f"{shown(text)} starts with a hyphen, so programs would take it for an option")
-    if _NOT_PLAIN.search(text) or len(text) > 2000:
-        raise Fault(f"{what} holds no spaces, backslashes or control characters, and is at most 2000 long")
+        message = f"{shown(text)} starts with a hyphen, so that programs would read it as an option"
+        raise Fault(message, code="bad-url")
+    if _NOT_PLAIN.search(text) or len(text) > MAX_URL_CHARACTERS:
+        raise Fault(
+            f"{kind} cannot contain spaces, backslashes or control characters, and has at most {MAX_URL_CHARACTERS} "
+            "characters",
+            code="bad-url",
+        )
 
 
 def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
+    """Returns the parts of a URL. Raises Fault for a scheme that is not in `schemes`, and for a URL without a host."""
     names = ", ".join(schemes[:-1]) + f" or {schemes[-1]}"
     match = _SCHEME.match(text)
     if not match:
-        raise Fault(f"{shown(text)} is not a URL that starts with {names}")
+        raise Fault(f"{shown(text)} is not a URL that starts with {names}", code="bad-url")
     if match[1] not in schemes:
-        raise Fault(f"{match[1][:30]}:// is not a way kimbox fetches", f"use {names}")
+        raise Fault(f"{match[1][:30]}:// is not supported here", f"use {names}", code="bad-url")
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        raise Fault(f"{shown(_without_user(text))} is not a valid URL") from None
+        raise Fault(f"{shown(_without_user(text))} is not a valid URL", code="bad-url") from None
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise Fault(f"{shown(text)} does not name a folder of this machine", "write file:///absolute/path")
+            message = f"{shown(text)} does not name a folder of this machine"
+            raise Fault(message, "write file:///absolute/path", code="bad-url")
     elif not parts.hostname or not _HOST.fullmatch(parts.hostname) or port == 0:
-        raise Fault(f"{shown(_without_user(text))} does not name a host")
+        raise Fault(f"{shown(_without_user(text))} does not name a host", code="bad-url")
     return parts
 
 
 def _git_url(text: str) -> str:
     parts = _split(text, GIT_SCHEMES)
     if parts.path in ("", "/"):
-        raise Fault(f"{shown(_without_user(text))} names a host but no repository")
+        raise Fault(f"{shown(_without_user(text))} names a host but no repository", code="bad-url")
     if parts.query or parts.fragment:
-        raise Fault(
-            "a repository's url has no ? and no # part", _NO_SECRETS if parts.query else "use ref: for a branch"
-        )
+        is_ref = parts.fragment or _REF_QUERY.fullmatch(parts.query)
+        hint = "use ref: for a branch, a tag or a commit" if is_ref else _NO_SECRETS
+        raise Fault("a repository URL cannot have a query (?) or a fragment (#)", hint, code="bad-url")
     if parts.path.startswith("/-") or parts.path.startswith("-"):
-        raise Fault(f"{shown(_without_user(text))} has a path that programs would take for an option")
+        message = f"{shown(_without_user(text))} has a path that programs would read as an option"
+        raise Fault(message, code="bad-url")
     if parts.scheme == "ssh":
         if parts.password is not None:
-            raise Fault("this url holds a password", _NO_SECRETS)
+            raise Fault("this URL contains a password", _NO_SECRETS, code="secret-in-url")
         if "@" in parts.netloc and not _USER.fullmatch(parts.username or ""):
-            raise Fault(f"{shown(text)} does not name a valid user")
+            raise Fault(f"{shown(text)} does not name a valid user", code="bad-url")
     else:
         _refuse_user(text, parts)
     return text
@@ -139,9 +154,10 @@ def _git_url(text: str) -> str:
 
 def _refuse_user(text: str, parts: SplitResult) -> None:
     if "@" in parts.netloc:
-        raise Fault("this url holds a user name or password", f"write {_without_user(text)}: {_NO_SECRETS}")
+        hint = f"write {_without_user(text)}; {_NO_SECRETS}"
+        raise Fault("this URL contains a user name or password", hint, code="secret-in-url")
 
 
 def _without_user(text: str) -> str:
-    """The URL without what stands before the @ of its host, so that no message repeats a secret."""
+    """Returns a URL without its user, password and query, so that no message repeats a secret."""
     return _USER_PART.sub(r"\1", text)[:200].partition("?")[0]

@@ -233,21 +233,22 @@ def test_a_box_that_no_longer_follows_is_pinned(followed: Followed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("repositories", "why"),
+    ("repositories", "message"),
     [
-        ("tool: {url: 'https://example.org/x', follow: true}", "follows the repository setup alone"),
+        ("tool: {url: 'https://example.org/x', follow: true}", "can only follow the repository setup"),
         ("setup: {url: 'git@example.org:x', follow: true}", "has no credentials"),
         ("setup: {url: 'file:///x', follow: true}", "has no credentials"),
-        (f"setup: {{url: 'https://example.org/x', ref: {'a' * 40}, follow: true}}", "follows a branch"),
-        ("setup: {url: 'https://example.org/x', ref: refs/tags/v1, follow: true}", "follows a branch"),
+        (f"setup: {{url: 'https://example.org/x', ref: {'a' * 40}, follow: true}}", "can only follow a branch"),
+        ("setup: {url: 'https://example.org/x', ref: refs/tags/v1, follow: true}", "can only follow a branch"),
     ],
 )
-def test_a_spec_that_cannot_be_followed_is_refused(tmp_path: Path, repositories: str, why: str) -> None:
+def test_a_spec_that_cannot_be_followed_is_refused(tmp_path: Path, repositories: str, message: str) -> None:
     """With the reason, at its place."""
     spec = tmp_path / "kimbox.yaml"
     spec.write_text(f"kimbox: 1\nname: tiny\nrepositories:\n  {repositories}\n")
-    with pytest.raises(SpecError, match=why):
+    with pytest.raises(SpecError, match=message) as refused:
         load_box(spec)
+    assert [(4, "conflicting-settings")] == [(problem.line, problem.code) for problem in refused.value.problems]
 
 
 def test_follow_is_in_the_manifest(tmp_path: Path) -> None:

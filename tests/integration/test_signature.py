@@ -215,29 +215,30 @@ def test_bad_keys_are_faults_of_the_spec(people: dict[str, Signer], world: Path,
     (work / "binary").write_bytes(b"\xff\xfe\0")
     (work / "fifo").mkdir()
     ann = people["ann"].public
-    for keys, words in {
-        "[]": "without a key there is nothing to verify with",
-        "[private]": "`private` holds a private key",
-        "[empty]": "`empty` holds no public key",
-        "[half.asc]": "`half.asc` holds more than an armored public key of gpg, or not all of one",
-        "[binary]": "`binary` cannot be read as a file of public keys",
-        "[fifo]": "`fifo` cannot be read as a file of public keys",
-        "[missing.pub]": "there is no file of keys `missing.pub`",
-        "[../up.pub]": "leaves the folder of the spec",
-        "[/etc/passwd]": "is an absolute path",
-        "[kimbox.yaml]": "`kimbox.yaml` is no public key that can be verified with",
-        "['ssh-dss AAAA']": "is no public key that can be verified with",
-        "['ssh-ed25519 AAAA']": "this is no public key that can be verified with",
-        f"['{ann.replace('ssh-ed25519', 'ssh-rsa', 1)}']": "this is no public key that can be verified with",
-        f"['cert-authority {ann}']": "is no public key that can be verified with",
-        "[3]": "must be text",
+    for keys, (fault, text) in {
+        "[]": ("empty-value", "`verify.keys` is empty"),
+        "[private]": ("private-key-in-spec", "`private` contains a private key"),
+        "[empty]": ("bad-public-key", "`empty` contains no public key"),
+        "[half.asc]": ("bad-public-key", "`half.asc` is not exactly one armored public key of gpg"),
+        "[binary]": ("bad-public-key", "`binary` cannot be read as a file of public keys"),
+        "[fifo]": ("bad-public-key", "`fifo` cannot be read as a file of public keys"),
+        "[missing.pub]": ("file-not-found", "there is no file of keys `missing.pub`"),
+        "[../up.pub]": ("outside-spec-folder", "is outside of the folder of the spec"),
+        "[/etc/passwd]": ("bad-path", "is an absolute path"),
+        "[kimbox.yaml]": ("bad-public-key", "`kimbox.yaml` is not a supported public key"),
+        "['ssh-dss AAAA']": ("bad-public-key", "is not a supported public key"),
+        "['ssh-ed25519 AAAA']": ("bad-public-key", "this is not a supported public key"),
+        f"['{ann.replace('ssh-ed25519', 'ssh-rsa', 1)}']": ("bad-public-key", "this is not a supported public key"),
+        f"['cert-authority {ann}']": ("bad-public-key", "is not a supported public key"),
+        "[3]": ("wrong-type", "must be text"),
     }.items():
         with pytest.raises(SpecError) as wrong:
             load_box(write_spec(work, source, keys))
-        assert words in wrong.value.message, keys
+        assert [fault] == [problem.code for problem in wrong.value.problems], keys
+        assert text in wrong.value.message, keys
         assert "kimbox.yaml:5:" in wrong.value.message
         assert "hunter2" not in wrong.value.message
-    with pytest.raises(SpecError, match="a folder bears no signature"):
+    with pytest.raises(SpecError, match="a folder has no signature"):
         load_box(write_spec(work, source, f"['{ann}']", url="./keys/.."))
     spec = write_spec(work, source, "[]")
     spec.write_text(spec.read_text().replace("verify: {keys: []}", "verify: {}"))

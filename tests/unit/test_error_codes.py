@@ -15,7 +15,7 @@ from kimbox.errors import GuestError, Interrupted, KimboxError, Problem, SpecErr
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Classes whose code says only what kind of error it is: whoever raises one passes a code.
-GENERIC = {"KimboxError", "UsageError", "SpecError", "ImageError", "GuestError", "StateError", "Problem"}
+GENERIC = {"KimboxError", "UsageError", "SpecError", "ImageError", "GuestError", "StateError", "Problem", "Fault"}
 
 #: Packages and modules of kimbox/ that still raise errors without a code. The list only gets shorter.
 WITHOUT_CODES = {
@@ -29,7 +29,6 @@ WITHOUT_CODES = {
     "machine",
     "project",
     "run.py",
-    "spec",
     "transfer",
 }
 

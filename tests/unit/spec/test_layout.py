@@ -122,8 +122,9 @@ def test_a_disk_fits_exactly_from_the_sum_of_its_shares(disk: Disk, off_by: int)
     size = sum(parts.values()) + off_by
     exact = attrs.evolve(disk, size_bytes=size)
     if off_by < 0:
-        with pytest.raises(ImageError, match="too small"):
+        with pytest.raises(ImageError) as caught:
             plan(exact)
+        assert "disk-too-small" == caught.value.code
     else:
         assert parts["root"] == plan(exact).root.place.size_bytes
 

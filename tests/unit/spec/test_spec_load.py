@@ -195,30 +195,37 @@ def test_the_spec_a_verb_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "message", "hint"),
+    ("name", "file", "code", "message", "hint"),
     [
         (
             None,
             None,
+            "spec-not-found",
             "there is no kimbox.yaml in",
             "`kimbox init` writes one; or name a shipped box: minimal, openkim-dev",
         ),
-        ("minimla", None, "there is no shipped box `minimla`", "did you mean minimal?"),
+        ("minimla", None, "box-not-found", "there is no shipped box `minimla`", "did you mean minimal?"),
         (
             "zzz",
             None,
+            "box-not-found",
             "there is no shipped box `zzz`",
-            "there are: minimal, openkim-dev, openkim-director, openkim-worker. A file",
+            "there are: minimal, openkim-dev, openkim-director, openkim-worker. Use -f for a file",
         ),
-        (None, Path("/nowhere/x.yaml"), "there is no file /nowhere/x.yaml", "`kimbox init`"),
-        ("_defaults", None, "there is no shipped box", "there are"),
-        ("../boxes/minimal", None, "there is no file", "`kimbox init`"),
+        (None, Path("/nowhere/x.yaml"), "spec-not-found", "there is no file /nowhere/x.yaml", "`kimbox init`"),
+        ("_defaults", None, "box-not-found", "there is no shipped box", "there are"),
+        ("../boxes/minimal", None, "spec-not-found", "there is no file", "`kimbox init`"),
     ],
 )
-def test_a_spec_that_is_not_there(tmp_path: Path, name: str | None, file: Path | None, message: str, hint: str) -> None:
-    """The error says what was looked for and what there is."""
+def test_a_spec_that_does_not_exist(
+    tmp_path: Path, name: str | None, file: Path | None, code: str, message: str, hint: str
+) -> None:
+    """The error names what is missing, in its message and in its fields, and the boxes that exist."""
     with pytest.raises(StateError) as caught:
         find_box(name, tmp_path, file)
+    assert code == caught.value.code
+    expected = {"name": name} if code == "box-not-found" else {"path": str(file or tmp_path / (name or "kimbox.yaml"))}
+    assert expected == caught.value.fields
     assert caught.value.message.startswith(message)
     assert hint in str(caught.value.hint)
 
@@ -277,8 +284,10 @@ def test_init_brings_the_setup_folder(tmp_path: Path) -> None:
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     """What is there stays, a broken link included, and nothing else is written."""
     (tmp_path / "kimbox.yaml").symlink_to("nowhere")
-    with pytest.raises(StateError, match="exists, and init overwrites nothing"):
+    with pytest.raises(StateError) as exists:
         start_spec("minimal", tmp_path)
+    assert ("file-exists", {"path": str(tmp_path / "kimbox.yaml")}) == (exists.value.code, exists.value.fields)
     assert ["kimbox.yaml"] == [path.name for path in tmp_path.iterdir()]
-    with pytest.raises(UsageError, match="cannot be the name of a box"):
+    with pytest.raises(UsageError) as bad:
         start_spec("minimal", tmp_path / "sub", "No Name")
+    assert ("bad-name", "for example no-name") == (bad.value.code, bad.value.hint)
