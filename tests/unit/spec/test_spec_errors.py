@@ -239,7 +239,7 @@ MESSAGES = {
     "package-removal": "`gcc-` ends with a hyphen: apt would remove the package",
     "suite": "image.suite must be trixie, bookworm, noble or jammy, not `sid`",
     "suite-of-other": "debian has no suite `noble` (there are: trixie, bookworm)",
-    "no-digest": "image has no `digest` (what the image must be)",
+    "no-digest": "image has no `digest` (digest of the image)",
     "digest": (
         "`AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA...` is not a digest: "
         "write sha256: and 64 lower-case hex digits (write "
