@@ -10,8 +10,8 @@
     ├── MissingToolError     6  missing-tool      a program is missing on the host
     └── Interrupted        130  interrupted       Ctrl-C
 
-The exit code tells a shell script which kind of error it was. The error code (`box-not-found`) tells a caller what
-failed: it is stable, and kimbox/codes.py lists every code. The message is for people, and its wording may change.
+The exit code is the kind of error, for shell scripts. The error code (`box-not-found`) is what failed, for callers: it
+is stable, and kimbox/codes.py lists every code. The message is for people, and its wording may change.
 
 Only kimbox/__main__.py and kimbox/cli/app.py end the process; every other module raises one of these classes. Any other
 exception is a bug in kimbox (exit code 70).
@@ -61,7 +61,7 @@ class KimboxError(Exception):
 
 
 class UsageError(KimboxError):
-    """The command line asks for something that cannot be meant."""
+    """The command line is wrong."""
 
     exit_code = 2
     code = "usage"
@@ -85,7 +85,7 @@ class Problem:
 
 
 class SpecError(KimboxError):
-    """A spec, layer or lock file does not hold; `problems` lists every fault, in order of file and position."""
+    """A spec, layer or lock file is invalid; `problems` lists every fault, in order of file and position."""
 
     exit_code = 3
     code = "bad-spec"
@@ -128,28 +128,28 @@ class ImageError(KimboxError):
 
 
 class GuestError(KimboxError):
-    """The guest failed: it did not boot, its provisioning stopped, or its answer makes no sense."""
+    """The guest failed: it did not boot, its provisioning failed, or its answer is not as expected."""
 
     exit_code = 4
     code = "guest-failed"
 
 
 class StateError(KimboxError):
-    """What was named does not exist, or its state does not allow the verb."""
+    """A box, snapshot or file does not exist, or its state does not allow the command."""
 
     exit_code = 5
     code = "wrong-state"
 
 
 class MissingToolError(KimboxError):
-    """A program that the host needs is not there."""
+    """A program is missing on the host."""
 
     exit_code = 6
     code = "missing-tool"
 
 
 class Interrupted(KimboxError):
-    """The user stopped it."""
+    """Interrupted by the user."""
 
     exit_code = 130
     code = "interrupted"

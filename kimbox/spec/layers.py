@@ -116,7 +116,7 @@ def find_beside(text: str, beside: Path, roots: tuple[Path, ...], kind: str) -> 
         message = f"{shown(text)} is outside of the folder of the spec"
         raise Fault(message, f"move the {kind} into the folder of the spec", code="outside-spec-folder")
     hint = "it is looked up beside this file, then among the shipped boxes"
-    raise Fault(f"there is no {kind} {shown(text)}", hint, code="file-not-found")
+    raise Fault(f"{kind} {shown(text)} not found", hint, code="file-not-found")
 
 
 # The merge order, from the bottom up:

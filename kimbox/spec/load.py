@@ -68,7 +68,7 @@ def find_box(name_or_path: str | None, folder: Path, file: Path | None) -> Path:
         if path.exists() or path.is_symlink():
             return path
         raise StateError(
-            f"there is no {paths.SPEC_NAME} in {folder.absolute()}",
+            f"{paths.SPEC_NAME} not found in {folder.absolute()}",
             code="spec-not-found",
             hint=f"`kimbox init` writes one; or name a shipped box: {', '.join(_names())}",
             fields={"path": str(path.absolute())},
@@ -80,7 +80,7 @@ def find_box(name_or_path: str | None, folder: Path, file: Path | None) -> Path:
         return path
     guess = schema.guess(name_or_path, _names()) or "there are none"
     raise StateError(
-        f"there is no shipped box {shown(name_or_path)}",
+        f"shipped box {shown(name_or_path)} not found",
         code="box-not-found",
         hint=f"{guess}{'' if guess.endswith('?') else '.'} Use -f for a file; `kimbox init` writes one",
         fields={"name": name_or_path},
@@ -95,7 +95,7 @@ def _existing(path: Path) -> Path:
     if path.exists() or path.is_symlink():
         return path
     raise StateError(
-        f"there is no file {path}",
+        f"file {path} not found",
         code="spec-not-found",
         hint="`kimbox init` writes a kimbox.yaml to start from",
         fields={"path": str(path)},

@@ -236,7 +236,7 @@ class _Builder:
 
     def _alias(self, event: Any, mark: Mark, depth: int) -> Node:
         if event.anchor not in self.anchors:
-            raise self._error(mark, f"there is no anchor {shown('&' + event.anchor)} above", code="bad-yaml")
+            raise self._error(mark, f"the anchor {shown('&' + event.anchor)} is not defined above", code="bad-yaml")
         node = self.anchors[event.anchor]
         if node is None:
             message = f"the alias {shown('*' + event.anchor)} is inside its own anchor"

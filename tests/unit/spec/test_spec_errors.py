@@ -218,7 +218,7 @@ MESSAGES = {
         "`/etc` is an absolute path; the path of a folder is relative to the file that names it "
         "(for a git repository of this machine, write `file:///etc`)"
     ),
-    "no-folder": ("there is no folder `./nothing` (it is looked up beside this file, then among the shipped boxes)"),
+    "no-folder": ("folder `./nothing` not found (it is looked up beside this file, then among the shipped boxes)"),
     "file-as-folder": "`./kimbox.yaml` is not a folder (name a folder, or a git URL such as https://...)",
     "folder-ref": "a folder has no ref (remove it: the lock pins the content of the folder)",
     "ref-option": "`-x` is not a branch, a tag or a commit (see git check-ref-format(1))",
@@ -264,13 +264,13 @@ MESSAGES = {
     "tag": "tags such as `tag:yaml.org,2002:int` are not allowed (write the plain value)",
     "number-as-key": "a key must be text (put it in quotes)",
     "escape-sequence": "the character U+001B is not allowed in this file",
-    "no-anchor": "there is no anchor `&nothing` above",
+    "no-anchor": "the anchor `&nothing` is not defined above",
     "indentation": (
         "not valid YAML: found character '\\\\t' that cannot start any token, while sca... (indent "
         "with spaces, not tabs)"
     ),
     "unclosed": "not valid YAML: found unexpected end of stream, while scanning a quoted scal...",
-    "no-base": ("there is no layer `nothing.yaml` (it is looked up beside this file, then among the shipped boxes)"),
+    "no-base": ("layer `nothing.yaml` not found (it is looked up beside this file, then among the shipped boxes)"),
     "absolute-base": "`/etc/passwd` is an absolute path; the path of a layer is relative to the file that names it",
     "base-itself": "the layer `kimbox.yaml` includes itself",
 }
