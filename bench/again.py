@@ -24,12 +24,14 @@ from pathlib import Path
 
 from bench.common import locked, medians, note, options, said, show, until
 from kimbox import paths
-from kimbox.actions import life
+from kimbox.actions import stop
+from kimbox.actions.up import UpRequest, up
 from kimbox.drivers.qemu import qmp
 from kimbox.guest.ssh import Guest
 from kimbox.image import obtain
 from kimbox.lock.apt import sources as apt
 from kimbox.machine.folder import Machine
+from kimbox.project.project import Project
 from kimbox.run import run
 from kimbox.spec.load import load_box
 from kimbox.spec.model import Box, PackageImage
@@ -152,24 +154,24 @@ def measure(n: int, work: Path) -> tuple[dict[str, list[float]], int]:
             machine = Machine(NAME)
             obtain.ensure(box, locked(box))
             started = time.monotonic()
-            life.up(life.Up(box, provision=False))
+            up(UpRequest(Project(box), provision=False))
             boot_s = time.monotonic() - started
             try:
                 if not fetched and isinstance(box.image, PackageImage):
                     read_status(machine, work / "status")
                     fetched = fill(mirror, work, box.image, work / "status")
                 started = time.monotonic()
-                life.up(life.Up(box))
+                up(UpRequest(Project(box)))
                 times["first, provisioning alone"].append(time.monotonic() - started)
                 times["first"].append(boot_s + times["first, provisioning alone"][-1])
             except BaseException:
-                life.destroy(machine)
+                stop.destroy(machine)
                 raise
         try:
             times["again"].append(statistics.median(reset(machine) for _ in range(AGAIN)))
             note(str({name: row[-1] for name, row in times.items()}))
         finally:
-            life.destroy(machine)
+            stop.destroy(machine)
     return times, fetched
 
 

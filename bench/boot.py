@@ -20,10 +20,12 @@ from pathlib import Path
 from bench import stock
 from bench.common import banner, launch, locked, medians, options, said, shipped, show, until
 from kimbox import paths
-from kimbox.actions import life
+from kimbox.actions import stop
+from kimbox.actions.up import UpRequest, up
 from kimbox.drivers.qemu import process
 from kimbox.image import obtain
 from kimbox.machine.folder import Machine
+from kimbox.project.project import Project
 from kimbox.run import run
 from kimbox.spec.model import Box
 
@@ -58,9 +60,9 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
     image = obtain.ensure(box, packages)
     plain = stock.build(obtain.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
     plain = booted_once(plain, box, work / "stock")
-    life.up(life.Up(box, name))
+    up(UpRequest(Project(box, name)))
     real = Machine(box.name)
-    life.halt(real)
+    stop.halt(real)
     starts: dict[str, tuple[Path, str, Callable[[Machine], bool]]] = {
         STOCK: (plain, "qcow2", banner),
         FRESH: (image.disk, image.format, banner),
@@ -77,7 +79,7 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
         run([sys.executable, "-m", "kimbox", "--quiet", "up", name], env=dict(os.environ))
         up_at = time.monotonic()
         times[UP].append(up_at - before)
-        life.halt(real)
+        stop.halt(real)
         times[HALT].append(time.monotonic() - up_at)
     return times
 

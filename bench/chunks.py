@@ -20,9 +20,11 @@ from pathlib import Path
 
 from bench.common import note, options, show
 from kimbox import paths
-from kimbox.actions import life
+from kimbox.actions import stop
+from kimbox.actions.up import UpRequest, up
 from kimbox.guest.ssh import Guest
 from kimbox.machine.folder import Machine
+from kimbox.project.project import Project
 from kimbox.spec.layout import MIB, SECTOR_BYTES, dm_name
 from kimbox.spec.load import load_box
 
@@ -159,13 +161,13 @@ def main() -> None:
         spec = Path(work) / "kimbox.yaml"
         spec.write_text(SPEC)
         machine = Machine(NAME)
-        life.up(life.Up(load_box(spec)))
+        up(UpRequest(Project(load_box(spec))))
         try:
             with Guest(machine.endpoint(machine.record())) as guest:
                 group, size = ask(guest, PREPARE).split()
                 turns = [turn(guest, group, int(size)) for _ in range(asked.n)]
         finally:
-            life.destroy(machine)
+            stop.destroy(machine)
     show({"against the plain volume": against_plain(turns), "turns": turns})
 
 

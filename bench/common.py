@@ -21,8 +21,10 @@ from kimbox.drivers.qemu import disk, process
 from kimbox.drivers.qemu.command import Invocation
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.machine import bootmode, keys
-from kimbox.machine.folder import Machine, Record
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
 from kimbox.project.pins import lock_for
+from kimbox.project.project import Project
 from kimbox.spec.load import load_box
 from kimbox.spec.model import BootMode, Box
 
@@ -50,7 +52,8 @@ def shipped(name: str) -> Box:
 
 def locked(box: Box) -> LockedPackages | None:
     """The packages that the lock of a box names; a lock is made where there is none."""
-    return lock_for(box, shipped=box.source.parent == paths.boxes_dir())[0].packages
+    name = box.name if box.source.parent == paths.boxes_dir() else None
+    return lock_for(Project(box, name)).lock.packages
 
 
 def medians(values: Mapping[str, Iterable[float]], digits: int = 2) -> dict[str, float]:

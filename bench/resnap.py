@@ -14,9 +14,11 @@ from pathlib import Path
 
 from bench.common import cpu_s, launch, medians, note, options, ratio, said, shipped, show, until
 from kimbox import paths
-from kimbox.actions import life
+from kimbox.actions import stop
+from kimbox.actions.up import UpRequest, up
 from kimbox.drivers.qemu import process
 from kimbox.machine.folder import Machine
+from kimbox.project.project import Project
 from kimbox.spec.model import BootMode, Box
 
 #: What `resnap` may take against the root itself.
@@ -41,9 +43,9 @@ def boot(folder: Path, disk: Path, box: Box, mode: BootMode) -> tuple[float, flo
 
 def measure(box: Box, name: str, n: int, work: Path) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds to `ready`, and of processor time until then, of each mode."""
-    life.up(life.Up(box, name))
+    up(UpRequest(Project(box, name)))
     real = Machine(box.name)
-    life.halt(real)
+    stop.halt(real)
     wall: dict[str, list[float]] = {mode: [] for mode in MODES}
     cpu: dict[str, list[float]] = {mode: [] for mode in MODES}
     for turn in range(n):

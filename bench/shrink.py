@@ -16,11 +16,13 @@ from pathlib import Path
 
 from bench.common import medians, note, options, ratio, shipped, show
 from kimbox import paths
-from kimbox.actions import life, shrink
+from kimbox.actions import shrink, stop
+from kimbox.actions.up import UpRequest, up
 from kimbox.files import copy_sparse
 from kimbox.guest.ssh import Guest
 from kimbox.image.store import images
 from kimbox.machine.folder import Machine
+from kimbox.project.project import Project
 from kimbox.run import run
 from kimbox.spec.model import BootMode, Box
 
@@ -58,9 +60,9 @@ def inside(machine: Machine, script: str) -> float:
 
 def usual(box: Box, name: str, machine: Machine, image: images.Image, target: Path) -> tuple[float, int]:
     """Seconds and bytes of zeros and conversion."""
-    life.up(life.Up(box, name))
+    up(UpRequest(Project(box, name)))
     taken_s = inside(machine, ZERO)
-    life.halt(machine)
+    stop.halt(machine)
     started = time.monotonic()
     onto = ["-B", str(image.disk), "-F", image.format]
     run(["qemu-img", "convert", "-O", "qcow2", *onto, "-m", "16", "-W", machine.disk, target])
@@ -76,9 +78,9 @@ def main() -> None:
     sizes: dict[str, list[float]] = {"before": [], "kimbox shrink": [], "zeros and convert": []}
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
         used, target = Path(folder) / "used.qcow2", Path(folder) / "converted.qcow2"
-        life.up(life.Up(box, asked.box))
+        up(UpRequest(Project(box, asked.box)))
         inside(machine, USE)
-        life.halt(machine)
+        stop.halt(machine)
         image = images.find(machine.record().image)
         assert image
         copy_sparse(machine.disk, used)

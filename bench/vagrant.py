@@ -30,6 +30,7 @@ from kimbox.drivers.vagrant import libvirt
 from kimbox.image import obtain
 from kimbox.image.formats import boxwriter
 from kimbox.project.pins import lock_for
+from kimbox.project.project import Project
 from kimbox.render.vagrantfile import box_name
 from kimbox.run import run, which
 from kimbox.spec.load import load_box
@@ -90,9 +91,9 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
         folder = Path(name)
         (folder / "kimbox.yaml").write_text(SPEC)
         box = load_box(folder / "kimbox.yaml")
-        lock, _ = lock_for(box, shipped=False)
-        image = obtain.ensure(box, lock.packages)
-        vagrant_export.render([vagrant_export.Wanted(box)], folder / "vagrant")
+        project = Project(box)
+        image = obtain.ensure(box, lock_for(project).recipe)
+        vagrant_export.render([vagrant_export.ExportRequest(project)], folder / "vagrant")
         boxwriter.libvirt(image.disk, image.format, folder / f"vagrant/{NAME}.box")
         driver = "kvm" if accelerator.find().name == "kvm" else "qemu"
         env = {

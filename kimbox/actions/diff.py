@@ -1,4 +1,4 @@
-"""What two locks, or a lock and a box, differ in: each side found by the words of a user."""
+"""Compares two locks, or a lock and a box; finds each side from an argument of `kimbox diff`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from kimbox.lock.lockfile import MAX_LOCK_BYTES, Lock, parse_lock, read_lock
 from kimbox.log import log
 from kimbox.machine import ran
 from kimbox.machine.folder import Machine
-from kimbox.project.pins import lock_path
-from kimbox.spec.model import Box
+from kimbox.project.project import Project
 from kimbox.spec.nodes import Fault
 from kimbox.spec.rules import box_name
 
@@ -32,7 +31,7 @@ LIST_TIMEOUT_S = 60.0
 
 _LIST_PACKAGES = r"dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version} ${Architecture}\n'"
 
-#: One that is installed: name, version, architecture. What else a guest says is passed over.
+#: An installed package: name, version, architecture. Other lines of the guest's answer are ignored.
 _PACKAGE = re.compile(
     r"^[uihrp][iWt][ R] +([a-z0-9][a-z0-9+.-]{0,99}) ([0-9][0-9A-Za-z.+:~-]{0,99}) ([a-z0-9-]{1,20})$", re.MULTILINE
 )
@@ -44,9 +43,9 @@ class Side:
 
     name: str
     lock: Lock
-    #: What a box that could be asked has of packages besides what its lock says, or lacks.
+    #: Packages that a running box has in addition to its lock, or lacks; None where it does not answer.
     installed: PackageChanges | None = None
-    #: Steps of a box that ran under other commits than those of its lock; None where it does not tell.
+    #: Steps of a box that ran under other commits than those of its lock; None where the guest has not reported them.
     stale: Sequence[StaleStep] | None = None
 
 
@@ -66,7 +65,7 @@ class Compared:
 
 
 def compare(old: Side, new: Side) -> Compared:
-    """Compares two sides; the logs come from this machine's mirrors."""
+    """Compares two sides; the logs come from the mirrors on this host."""
     found = diff(old.lock, new.lock)
     return Compared(old, new, found, logs(found))
 
@@ -100,7 +99,7 @@ def named(word: str) -> Side:
 
 
 def of_box(machine: Machine) -> Side:
-    """What a box runs, and, where it is open and answers, what it has of packages."""
+    """The lock that a box runs, and, where it is open and answers, how its packages differ."""
     lock = ran.lock_of(machine)
     outdated = stale.steps(
         machine.name, provenance(machine, machine.boot_events()), sealed=machine.record().sealed is not None
@@ -109,7 +108,7 @@ def of_box(machine: Machine) -> Side:
 
 
 def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:
-    """What became of the packages of a box since its image was made; None where it cannot be asked."""
+    """How the packages of a box differ from its image; None where it does not answer."""
     if not lock.packages or not state(machine).reachable:
         return None
     from kimbox.guest.ssh import Guest
@@ -124,9 +123,9 @@ def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:
     return packages.compare(lock.packages.versions, lock.packages.as_installed(found).versions)
 
 
-def of_spec(box: Box, *, shipped: bool) -> Side:
+def of_spec(project: Project) -> Side:
     """The lock of a spec. Raises SpecError if there is none."""
-    path = lock_path(box, shipped=shipped)
+    path = project.lock_path
     if not path.exists():
         raise SpecError.at(path, "there is no lock", hint="`kimbox lock` makes it")
     return Side(str(path), read_lock(path))

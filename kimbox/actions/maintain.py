@@ -1,7 +1,7 @@
 """Changing the base of a box: a machine of its own on the real root, then a new image, or nothing.
 
-The machine of the box `name` is called `name-maintain`. Its disk is a new overlay on the image of the box, so that the
-box itself goes on undisturbed, and what was changed goes with one file.
+The machine has the purpose `maintenance`; that of the box `name` is called `name-maintain`. Its disk is a new overlay
+on the image of the box: the box itself is not affected, and what was changed is removed with one file.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths
-from kimbox.actions import life, stop
 from kimbox.actions import package as packaging
+from kimbox.actions import stop
+from kimbox.actions import up as starting
 from kimbox.actions.observe import check_owner, state
 from kimbox.actions.package import Packaged, Wanted
 from kimbox.actions.provenance import whole_of
+from kimbox.actions.up import UpRequest
 from kimbox.drivers import registry
-from kimbox.errors import GuestError, ImageError, StateError, UsageError
+from kimbox.errors import GuestError, ImageError, StateError
 from kimbox.files import remove_tree, sync_file, write_json
 from kimbox.guest.ssh import Guest
 from kimbox.image.disk import changes, rawdisk
@@ -32,16 +34,13 @@ from kimbox.lock.provenance import Whole
 from kimbox.log import log
 from kimbox.machine import bootmode
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.folder import Machine
+from kimbox.machine.folder import Machine, machine_of
+from kimbox.machine.record import Purpose
 from kimbox.machine.state import State
+from kimbox.project.project import Project
 from kimbox.render.guestfiles import grub_cfg
 from kimbox.spec.layout import plan
 from kimbox.spec.model import BootMode, Box
-from kimbox.spec.nodes import Fault
-from kimbox.spec.rules import box_name
-
-#: What follows the name of the box in that of the machine.
-SUFFIX = "-maintain"
 
 #: The record of what was changed, beside the image's disk.
 RECORD = "changes.json"
@@ -68,36 +67,26 @@ class Committed:
     kept: tuple[Finding, ...] = ()
 
 
-def machine_of(name: str) -> Machine:
-    """The machine in which the box of that name is maintained. Raises UsageError if the name is too long for one."""
-    try:
-        return Machine(box_name(name + SUFFIX))
-    except Fault:
-        raise UsageError(f"{name} is too long a name: a box is maintained as {name}{SUFFIX}") from None
-
-
-def begin(box: Box, shipped: str | None, timeout_s: float) -> State:
-    """Boots the real root of the box's image; a machine that is there goes on. Returns the state before.
+def begin(project: Project, timeout_s: float) -> State:
+    """Boots the real root of the box's image; a machine that is there continues. Returns the state before.
 
     Raises what `up` raises.
     """
-    apart = attrs.evolve(box, forwards=(), scratch=None)  # the ports and the space of the box are the box's
-    machine = machine_of(box.name)
+    box = attrs.evolve(project.box, forwards=(), scratch=None)  # these belong to the box's own machine
     boot = Choice(BootMode.MAINTAIN)
-    driver = registry.first_with(lambda features: features.own_disk)  # its disk is what `commit` reads
-    return life.up(life.Up(apart, shipped, timeout_s=timeout_s, boot=boot, driver=driver, name=machine.name))
+    driver = registry.first_with(lambda features: features.own_disk)  # `commit` reads its disk
+    apart = attrs.evolve(project, box=box)
+    return starting.up(UpRequest(apart, timeout_s=timeout_s, boot=boot, driver=driver, purpose=Purpose.MAINTENANCE))
 
 
-def discard(box: Box, shipped: str | None) -> bool:
-    """Throws the machine away, and with it all that was changed; False if there was none."""
-    machine = machine_of(box.name)
-    check_owner(machine, box.source, shipped)
+def discard(project: Project) -> bool:
+    """Removes the machine, and with it all that was changed; False if there was none."""
+    machine = machine_of(project.name, Purpose.MAINTENANCE)
+    check_owner(machine, project, Purpose.MAINTENANCE)
     return stop.destroy(machine)
 
 
-def commit(
-    box: Box, shipped: str | None, name: str, *, force: bool, timeout_s: float, wanted: Wanted | None = None
-) -> Committed:
+def commit(project: Project, name: str, *, force: bool, timeout_s: float, wanted: Wanted | None = None) -> Committed:
     """Makes an image of what was changed and gives it a name; the machine is removed then.
 
     A machine that does not run is booted first. `force`: a name that is taken may mean another image from now on.
@@ -105,15 +94,16 @@ def commit(
     package is there already, GuestError where the root is not fit to be a base, ImageError where its disk cannot be
     read; what was changed is still there then.
     """
-    machine = machine_of(box.name)
-    check_owner(machine, box.source, shipped)
+    box = project.box
+    machine = machine_of(box.name, Purpose.MAINTENANCE)
+    check_owner(machine, project, Purpose.MAINTENANCE)
     if not machine.exists:
         raise StateError(f"nothing of {box.name} is being maintained", hint=f"begin with `kimbox maintain {box.name}`")
     if names.find(name) and not force:
         raise StateError(f"there is a box {name} already", hint="choose another name; --force replaces it")
     sign = packaging.check(wanted) if wanted else None
-    whole = whole_of(box, shipped=shipped is not None, hashed=False)[0] if wanted else None
-    begin(box, shipped, timeout_s)
+    whole = whole_of(project, hashed=False)[0] if wanted else None
+    begin(project, timeout_s)
     with log.step("reconfiguring the root"):
         _reconfigure(box, machine)
     stop.halt(machine)

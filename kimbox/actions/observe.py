@@ -15,7 +15,9 @@ from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.events import Event
 from kimbox.machine import keys
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import Purpose, Record
 from kimbox.machine.state import INSTEAD, Observation, State, derive, require
+from kimbox.project.project import Project
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -62,18 +64,34 @@ def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | No
     }
 
 
-def check_owner(machine: Machine, source: Path, shipped: str | None) -> None:
-    """One name belongs to one spec. Raises StateError, saying whose the machine is, if it is not that spec's."""
+def check_owner(machine: Machine, project: Project, purpose: Purpose = Purpose.BOX) -> None:
+    """Checks that a machine, if it is there, was made from this spec and for this purpose.
+
+    Raises StateError, saying which spec owns the name, or what the machine is for.
+    """
     if not machine.exists:
         return
     record = machine.record()
-    if record.shipped and record.shipped == shipped:
+    refuse_purpose(record, purpose)
+    if record.shipped and record.shipped == project.shipped:
         return
-    if record.shipped or Path(record.source).resolve() != source.resolve():
+    if record.shipped or Path(record.source).resolve() != project.source.resolve():
         raise StateError(
-            f"the name {machine.name} belongs to the spec {record.source}, not to {source}",
+            f"the name {machine.name} belongs to the spec {record.source}, not to {project.source}",
             hint=f"give this spec another name, or remove the other box with `kimbox destroy {machine.name}`",
         )
+
+
+def refuse_purpose(record: Record, purpose: Purpose = Purpose.BOX) -> None:
+    """Raises StateError if a machine is for another purpose than this one."""
+    if record.purpose is purpose:
+        return
+    name, box = record.name, record.box
+    if record.purpose is Purpose.MAINTENANCE:
+        hint = f"`kimbox maintain {box}` starts it; halt, status, ssh and exec take its name"
+        raise StateError(f"{name} is the machine in which {box} is maintained", hint=hint)
+    hint = "halt, status, ssh and exec take its name"
+    raise StateError(f"{name} is a machine of the box {box} for another purpose: {record.purpose}", hint=hint)
 
 
 def refuse_sealed(machine: Machine, verb: str) -> None:

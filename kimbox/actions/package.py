@@ -35,8 +35,9 @@ from kimbox.image.store.images import Image
 from kimbox.lock.lockfile import format_lock
 from kimbox.lock.provenance import Whole, sbom, statement
 from kimbox.log import log
-from kimbox.machine.folder import USER, Machine
+from kimbox.machine.folder import USER, Machine, machine_of
 from kimbox.machine.state import State
+from kimbox.project.project import Project
 from kimbox.spec.load import merged_spec
 from kimbox.spec.model import Box, PackageImage
 
@@ -54,8 +55,7 @@ FILES = ("kimbox.json", "kimbox.yaml", "kimbox.lock", "sbom.cdx.json", "provenan
 class Wanted:
     """What `package` is asked for."""
 
-    box: Box
-    shipped: bool
+    project: Project
     formats: tuple[Format, ...]
     #: The folder that packages, or a catalog with a folder of packages for each version, go to.
     output: Path
@@ -66,6 +66,11 @@ class Wanted:
     #: URL of the folder that the packages will be served from, where a catalog is wanted; and their version in it.
     catalog_url: str | None = None
     version: str = "0"
+
+    @property
+    def box(self) -> Box:
+        """The spec."""
+        return self.project.box
 
     @property
     def folder(self) -> Path:
@@ -113,8 +118,8 @@ def package(wanted: Wanted) -> Packaged:
     package is there already; ImageError where its disk cannot be cleaned.
     """
     sign = check(wanted)
-    whole, _ = whole_of(wanted.box, shipped=wanted.shipped, hashed=False)
-    with _source(wanted, Machine(wanted.box.name), whole) as source:
+    whole, _ = whole_of(wanted.project, hashed=False)
+    with _source(wanted, machine_of(wanted.box.name), whole) as source:
         return write(wanted, whole, source, sign)
 
 

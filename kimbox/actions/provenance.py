@@ -1,4 +1,4 @@
-"""What a box, or what its lock says it will be, is made of: gathered for `kimbox provenance`."""
+"""Collects what a box is made of, or will be by its lock, for `kimbox provenance` and packages."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from kimbox.lock.lockfile import Lock
 from kimbox.lock.provenance import Whole
 from kimbox.log import log
 from kimbox.machine import ran
-from kimbox.machine.folder import Machine
-from kimbox.spec.model import SETUP, Box, PackageImage
+from kimbox.machine.folder import machine_of
+from kimbox.project.project import Project
+from kimbox.spec.model import SETUP, PackageImage
 
 
-def whole_of(box: Box, *, shipped: bool, hashed: bool = True) -> tuple[Whole, str]:
-    """All that went into a box, and whose lock told: that of the running box where it is known, else the spec's.
+def whole_of(project: Project, *, hashed: bool = True) -> tuple[Whole, str]:
+    """Everything that a box is made of, and the name of the lock that says so.
 
-    Without `hashed` the disk of an image that was built is not read, and its sha256 is not known.
-
-    Raises SpecError if there is no lock either, ImageError if the lock names no packages.
+    It is the lock that the box runs where that is known, else the lock of the spec. Without `hashed` the disk of a
+    built image is not read, and its sha256 is None. Raises SpecError if there is no lock, ImageError if the lock names
+    no packages.
     """
-    machine, side, told = Machine(box.name), None, None
+    box, side, reported = project.box, None, None
+    machine = machine_of(box.name)
     if machine.exists:
         with contextlib.suppress(StateError):
-            told = observe.provenance(machine, machine.boot_events())
-            side = diff.Side(f"the box {machine.name}", _as_told(told, ran.lock_of(machine)))
-    stale = (told["stale"] or {}) if side and told else {}
-    side = side or diff.of_spec(box, shipped=shipped)
+            reported = observe.provenance(machine, machine.boot_events())
+            side = diff.Side(f"the box {machine.name}", _as_reported(reported, ran.lock_of(machine)))
+    stale = (reported["stale"] or {}) if side and reported else {}
+    side = side or diff.of_spec(project)
     key = machine.record().image if machine.exists else obtain.key_of(box, side.lock.packages)
     built = box.image if isinstance(box.image, PackageImage) else None
     whole = Whole(
@@ -49,17 +51,17 @@ def whole_of(box: Box, *, shipped: bool, hashed: bool = True) -> tuple[Whole, st
     return whole, side.name
 
 
-def _as_told(told: dict[str, Any] | None, lock: Lock) -> Lock:
-    """The lock that a box runs, with what the box itself tells: what is unpinned, and at which commit its setup is."""
-    if told is None:
+def _as_reported(reported: dict[str, Any] | None, lock: Lock) -> Lock:
+    """The lock that a box runs, with the unpinned repositories and the commit of the setup that the guest reports."""
+    if reported is None:
         return lock
-    unpinned = tuple(name for name in told["unpinned"] if name in lock.repositories)
-    setup, commit = lock.repositories.get(SETUP), told["provisioned"]["setup_commit"]
+    unpinned = tuple(name for name in reported["unpinned"] if name in lock.repositories)
+    setup, commit = lock.repositories.get(SETUP), reported["provisioned"]["setup_commit"]
     repositories = dict(lock.repositories)
     if setup and commit and COMMIT.fullmatch(commit) and commit != setup.commit:
         repositories[SETUP] = attrs.evolve(setup, commit=commit, tree="", submodules={})
     return attrs.evolve(
-        lock, repositories=repositories, unpinned=unpinned, frozen_digest=told.get("lock_digest") or lock.digest
+        lock, repositories=repositories, unpinned=unpinned, frozen_digest=reported.get("lock_digest") or lock.digest
     )
 
 

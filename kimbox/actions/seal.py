@@ -1,8 +1,8 @@
-"""A box takes a role and seals itself; it gets new credentials; it is opened again without them.
+"""Seals a box in a role, gives a sealed box new credentials, and opens it again without them.
 
-The guest's own scripts do all of it (provisioners/secure). What the host keeps of a sealed box is the key that its
-credentials are locked with: the box gets it at each start, and without it they are lost. Secrets go through the ssh
-connection, or, to a sealed box, through a file that QEMU reads at its start; no argument or variable bears one.
+The work is done by scripts in the guest (provisioners/secure). The host keeps the key that encrypts the credentials of
+a sealed box, and hands it over at each start; without the key they are lost. Secrets are sent over ssh, or, to a sealed
+box, in a file that QEMU reads at its start. No argument and no environment variable holds a secret.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import tarfile
 
 import attrs
 
-from kimbox.actions import life
-from kimbox.actions.life import Up
+from kimbox.actions import stop
+from kimbox.actions import up as starting
 from kimbox.actions.observe import check_owner, endpoint, is_open_still, state
+from kimbox.actions.up import UpRequest
 from kimbox.drivers import registry
 from kimbox.errors import GuestError, StateError
 from kimbox.files import write_atomic
@@ -24,32 +25,33 @@ from kimbox.guest.events import printable
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice, refuse_to_provision
-from kimbox.machine.folder import Machine, Sealed
+from kimbox.machine.folder import Machine, machine_of
+from kimbox.machine.record import Sealed
 from kimbox.machine.state import require
 from kimbox.render import sealing
 from kimbox.render.quote import parse_assignments
 from kimbox.run import tail
-from kimbox.spec.model import BootMode, Role
+from kimbox.spec.model import BootMode, Box, Role
 
 #: The guest's side of it.
 SECURE = "/usr/lib/kimbox/secure"
 
-#: What the gateway, and locking what it gave, may take, in seconds.
+#: Time limit for the gateway's answer and the encryption of the credentials, in seconds.
 TIMEOUT_S = 240
 
-#: A password or a private key is no larger.
+#: Maximum size of a password or a private key.
 MAX_SECRET_BYTES = 64 << 10
 
-#: What a guest says of an earlier try is no longer.
+#: Maximum size of what a guest reports of an earlier attempt.
 MAX_ANSWERS_BYTES = 4096
 
-#: Status with which the guest's script says that the box has taken a role already, and that the gateway refuses.
+#: Exit status of the guest's script where the box has taken a role already, and where the gateway refuses.
 ALREADY, REFUSED = 4, 3
 
 
 @attrs.frozen
 class Secret:
-    """What a site knows a user by; never shown."""
+    """What authenticates a user at a site; it is never shown."""
 
     #: Name of the file in which the guest looks for it: `password`, or `id` for a private key of ssh.
     kind: str
@@ -66,14 +68,14 @@ class Answers:
     secret: Secret
 
 
-def secure(wanted: Up, answers: Answers) -> Sealed:
-    """Has a box that is ready take a role, and boots it as a sealed one. Returns what it is.
+def secure(request: UpRequest, answers: Answers) -> Sealed:
+    """Lets a box that is ready take a role, and restarts it as a sealed box. Returns its role.
 
-    Raises GuestError, in the guest's words, where the site refuses or cannot be reached: the box is then as it was.
+    Raises GuestError, with the guest's message, where the site refuses or cannot be reached: the box is unchanged then.
     """
-    machine = Machine(wanted.box.name)
+    machine = machine_of(request.project.name)
     with machine.locked():
-        check_owner(machine, wanted.box.source, wanted.shipped)
+        check_owner(machine, request.project)
         registry.need_sealing(machine, "secure")
         record = machine.record()
         if record.sealed:
@@ -81,30 +83,30 @@ def secure(wanted: Up, answers: Answers) -> Sealed:
         require("secure", machine.name, state(machine))
         refuse_to_provision(machine)
         with log.step(f"asking for the credentials of {answers.site}"):
-            sealed = _take_role(machine, wanted, answers)
+            sealed = _take_role(machine, request.project.box, answers)
         machine.write_record(attrs.evolve(record, sealed=sealed))
-    close(wanted)
+    close(request)
     return sealed
 
 
-def close(wanted: Up) -> None:
-    """Restarts a box that has taken its role and is open still; kimbox may have been interrupted between the two."""
-    machine = Machine(wanted.box.name)
+def close(request: UpRequest) -> None:
+    """Restarts a box that has taken its role and is still open, as after an interrupted `secure`."""
+    machine = machine_of(request.project.name)
     if is_open_still(machine, state(machine)):
-        life.halt(machine)
-        life.up(wanted)
+        stop.halt(machine)
+        starting.up(request)
 
 
-def _take_role(machine: Machine, wanted: Up, answers: Answers) -> Sealed:
-    """Sends the guest the answers; returns what it became.
+def _take_role(machine: Machine, box: Box, answers: Answers) -> Sealed:
+    """Sends the guest the answers; returns its role.
 
-    After a try that was cut short it may have become that before. The data key of that try is used again: the guest has
-    locked with it.
+    After an interrupted attempt the guest may have its role already. The data key of that attempt is used again, as the
+    guest has encrypted with it.
     """
-    assert wanted.box.secure is not None  # noqa: S101 - the role comes from there
+    assert box.secure is not None  # noqa: S101 - the role comes from there
     if not machine.data_key.exists():
         write_atomic(machine.data_key, secrets.token_hex(32) + "\n", mode=0o600)
-    files = sealing.files(wanted.box.secure, answers.role) | {
+    files = sealing.files(box.secure, answers.role) | {
         "answers.env": sealing.answers(answers.role, answers.site, answers.username),
         "data_key": machine.data_key.read_bytes(),
         answers.secret.kind: answers.secret.data,
@@ -122,7 +124,7 @@ def _take_role(machine: Machine, wanted: Up, answers: Answers) -> Sealed:
 
 
 def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
-    """What the guest became: by these answers, or by those of an earlier try (its answers.env), which then hold."""
+    """The role of the guest: from these answers, or from those of an earlier attempt (its answers.env), which win."""
     try:
         told = parse_assignments(earlier.encode()[:MAX_ANSWERS_BYTES])
     except ValueError as error:
@@ -138,22 +140,22 @@ def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
     return Sealed(role, site)
 
 
-def rotate(wanted: Up, username: str, secret: Secret) -> None:
-    """Restarts a sealed box, which then asks its gateway for new credentials, or hashes the new password.
+def rotate(request: UpRequest, username: str, secret: Secret) -> None:
+    """Restarts a sealed box, which then gets new credentials from its gateway, or hashes the new password.
 
-    Raises GuestError where that failed: the box runs on with those it had.
+    Raises GuestError where that failed: the box keeps its former credentials.
     """
-    machine = Machine(wanted.box.name)
-    check_owner(machine, wanted.box.source, wanted.shipped)
+    machine = machine_of(request.project.name)
+    check_owner(machine, request.project)
     if not machine.record().sealed:
         raise StateError(f"{machine.name} is not sealed: it has no credentials", hint="`kimbox secure` gives it some")
-    life.halt(machine)
+    stop.halt(machine)
     files = {
         "answers.env": sealing.username(username), "nonce": secrets.token_bytes(16), secret.kind: secret.data
     }  # fmt: skip
     try:
         write_atomic(machine.rotate_file, _tar(files), mode=0o600)
-        life.up(wanted)
+        starting.up(request)
     finally:
         machine.rotate_file.unlink(missing_ok=True)
     told = next((event for event in reversed(machine.boot_events()) if event.name == "rotated"), None)
@@ -162,20 +164,20 @@ def rotate(wanted: Up, username: str, secret: Secret) -> None:
         raise GuestError(f"{machine.name} keeps the credentials that it had: {reason}")
 
 
-def unseal(wanted: Up) -> None:
-    """Opens a sealed box: its data key is thrown away first, then it boots in maintain mode, where it drops the rest.
+def unseal(request: UpRequest) -> None:
+    """Opens a sealed box: removes its data key first, then boots maintain mode, where the guest removes the rest.
 
-    May be repeated until it has succeeded. Raises StateError if the box was never sealed.
+    It may be repeated until it has succeeded. Raises StateError if the box was never sealed.
     """
-    machine = Machine(wanted.box.name)
+    machine = machine_of(request.project.name)
     with machine.locked():
-        check_owner(machine, wanted.box.source, wanted.shipped)
+        check_owner(machine, request.project)
         if not machine.record().sealed and not machine.unseal_mark.exists():
             raise StateError(f"{machine.name} is not sealed", hint=f"it is open: `kimbox ssh {machine.name}`")
         write_atomic(machine.unseal_mark, "")
         machine.data_key.unlink(missing_ok=True)
-    life.halt(machine)
-    life.up(attrs.evolve(wanted, boot=Choice(BootMode.MAINTAIN, once=True)))
+    stop.halt(machine)
+    starting.up(attrs.evolve(request, boot=Choice(BootMode.MAINTAIN, once=True)))
     with machine.locked():
         if all(event.name != "unsealed" for event in machine.boot_events()):
             raise GuestError(
@@ -186,7 +188,7 @@ def unseal(wanted: Up) -> None:
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
-    """The files as a tar archive, root's alone to read."""
+    """The files as a tar archive; only root may read them."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in files.items():

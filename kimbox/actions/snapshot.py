@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from kimbox.actions.life import set_clock
+from kimbox.actions.lifecycle.start import set_clock
 from kimbox.actions.observe import refuse_sealed, state
 from kimbox.drivers import registry
 from kimbox.drivers.base import Launch
@@ -21,7 +21,8 @@ from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import read_json, remove_tree, write_json
 from kimbox.guest import shared
 from kimbox.log import log
-from kimbox.machine.folder import Ended, Machine, Record
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import State
 
 #: The record of that moment. It is written last: a folder without it is not a snapshot.

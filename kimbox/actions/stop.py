@@ -9,7 +9,8 @@ from kimbox.drivers import registry
 from kimbox.files import remove_tree
 from kimbox.guest import shared
 from kimbox.log import log
-from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended
 from kimbox.machine.state import State, require
 
 #: A guest that has not shut down within this time is powered off.

@@ -1,16 +1,16 @@
-"""What Vagrant needs to make boxes by itself, as a folder: no kimbox has to be where it is used.
+"""Writes a folder from which Vagrant makes boxes. Where the folder is used, kimbox need not be installed.
 
 Vagrantfile       one machine for each box
 deliver           what provisions a box, from the image's own provisioner
-NAME.tar          for each box the manifest and its commits as bundles, in the form in which kimbox sends them
-NAME.box          the image, where the Vagrantfile looks for it unless it was told another place
+NAME.tar          for each box the manifest and its commits as bundles, in the format that kimbox sends
+NAME.box          the image; the Vagrantfile looks for it there unless `--box` names another place
 """
 
 from __future__ import annotations
 
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -18,15 +18,12 @@ import attrs
 from kimbox import paths
 from kimbox.errors import SpecError, UsageError
 from kimbox.files import read_bounded, write_atomic
-from kimbox.guest.delivery import parcels_of, write_tar
-from kimbox.image import obtain
-from kimbox.lock.git.mirror import Mirror, write_bundle
-from kimbox.lock.lockfile import Lock
+from kimbox.guest.delivery import Payload, write_tar
+from kimbox.lock.git.mirror import write_bundle
 from kimbox.log import log
-from kimbox.project.pins import lock_for
-from kimbox.render.manifest import manifest_digest, render_manifest
+from kimbox.project.plan import make_plan
+from kimbox.project.project import Project
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, box_name, is_url, render_vagrantfile
-from kimbox.spec.model import Box
 
 VAGRANTFILE = "Vagrantfile"
 DELIVER = "deliver"
@@ -37,37 +34,38 @@ BUNDLE_HEAD_BYTES = 64 << 10
 
 
 @attrs.frozen
-class Wanted:
-    """A box to be rendered, and where Vagrant is to find its image: None for NAME.box in the folder."""
+class ExportRequest:
+    """A box to be rendered, and where Vagrant finds its image."""
 
-    box: Box
-    shipped: bool = False
+    project: Project
+    #: Path or URL of the image; None for NAME.box in the folder.
     location: str | None = None
+    #: `sha256:` and 64 hex digits, which Vagrant checks the image against.
     digest: str | None = None
 
 
-def render(wanted: Sequence[Wanted], folder: Path) -> list[Path]:
+def render(requests: Sequence[ExportRequest], folder: Path) -> list[Path]:
     """Writes the files of these boxes to `folder`; returns those that were made or changed.
 
     Where a box has no lock yet it is made. Raises UsageError if two of the boxes have one name.
     """
-    return _render(wanted, folder, check=False)
+    return _render(requests, folder, check=False)
 
 
-def check(wanted: Sequence[Wanted], folder: Path) -> None:
-    """Raises SpecError, naming each file in `folder` that `render` would write; writes nothing and asks no server."""
-    _render(wanted, folder, check=True)
+def check(requests: Sequence[ExportRequest], folder: Path) -> None:
+    """Raises SpecError, naming each file in `folder` that `render` would write; writes nothing, contacts no server."""
+    _render(requests, folder, check=True)
 
 
-def _render(wanted: Sequence[Wanted], folder: Path, *, check: bool) -> list[Path]:
-    names = [one.box.name for one in wanted]
+def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> list[Path]:
+    names = [request.project.name for request in requests]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(
             f"two of the boxes are named {twice[0]}", hint="each machine of a Vagrantfile has its own name"
         )
     with tempfile.TemporaryDirectory(prefix="kimbox-render-") as temporary:
         new = Path(temporary)
-        machines = [_machine(one, new, frozen=check) for one in wanted]
+        machines = [_machine(request, new, frozen=check) for request in requests]
         (new / VAGRANTFILE).write_text(render_vagrantfile(machines), encoding="utf-8")
         (new / DELIVER).write_bytes(read_bounded(paths.provisioners_dir() / "provision" / DELIVER))
         stale = [file for file in sorted(new.iterdir()) if not _is_same(file, folder / file.name)]
@@ -86,38 +84,37 @@ def _fault(file: Path) -> str:
     return "it is not what the spec and its lock render" if file.exists() else "it is not there"
 
 
-def _machine(one: Wanted, new: Path, *, frozen: bool) -> VagrantMachine:
-    """A machine of the Vagrantfile; its archive is written to `new`."""
-    box = one.box
-    lock, mirrors = lock_for(box, shipped=one.shipped, frozen=frozen, offline=frozen)
-    image = obtain.key_of(box, lock.packages)
+def _machine(request: ExportRequest, new: Path, *, frozen: bool) -> VagrantMachine:
+    """A machine of the Vagrantfile; its archive is written to `new`. `frozen`: from the lock as it is, offline."""
+    project = attrs.evolve(request.project, frozen=True, offline=True) if frozen else request.project
+    plan, box = make_plan(project), project.box
     archive = f"{box.name}.tar"
     with log.step(f"packing the repositories of {box.name}"):
-        digest = _write_archive(box, lock, mirrors, image, new / archive)
+        _write_archive(plan.payload, new / archive)
     return VagrantMachine(
         box,
-        box_name(box.name, image),
-        location=one.location or f"{box.name}.box",
-        digest=one.digest,
-        delivery=Delivery(archive, digest, box.boot),
+        box_name(box.name, plan.image_key),
+        location=request.location or f"{box.name}.box",
+        digest=request.digest,
+        delivery=Delivery(archive, plan.digest, box.boot),
     )
 
 
-def _write_archive(box: Box, lock: Lock, mirrors: Mapping[str, Mirror], image: str, target: Path) -> str:
-    """Writes what the guest's `receive` takes; returns the manifest's digest."""
-    manifest = render_manifest(box, lock, image)
+def _write_archive(payload: Payload, target: Path) -> None:
+    """Writes what the guest's `receive` takes."""
     with tempfile.TemporaryDirectory(prefix="kimbox-bundles-") as folder:
         bundles = []
-        for parcel in parcels_of(box, lock):
+        for parcel in payload.parcels:
             bundle = Path(folder) / parcel.file
-            write_bundle(mirrors[parcel.mirror], parcel.commit, bundle)
+            write_bundle(payload.mirrors[parcel.mirror], parcel.commit, bundle)
             bundles.append(bundle)
-        write_tar(manifest, bundles, target)
-    return manifest_digest(manifest)
+        write_tar(payload.manifest, bundles, target)
 
 
 def _is_same(new: Path, old: Path) -> bool:
-    """Whether a file is there as it would be written. Of a bundle only its head counts: another git packs otherwise."""
+    """Whether a file has the content that would be written. Of a bundle only the head is compared: git versions differ
+    in how they pack.
+    """
     if not old.is_file():
         return False
     if new.suffix != ".tar":
@@ -126,7 +123,7 @@ def _is_same(new: Path, old: Path) -> bool:
 
 
 def _content(archive: Path) -> dict[str, tuple[int, bytes]] | None:
-    """Names, modes and contents of an archive's members; None if it is none of ours."""
+    """Names, modes and contents of an archive's members; None if it is not a tar archive."""
     found = {}
     try:
         with tarfile.open(archive, "r:") as members:
@@ -142,7 +139,7 @@ def _content(archive: Path) -> dict[str, tuple[int, bytes]] | None:
 
 
 def checked_location(location: str | None, folder: Path) -> str | None:
-    """A place for the image as the Vagrantfile has it: a URL as it is, a path from `folder` on."""
+    """The location of the image for the Vagrantfile: a URL is unchanged, a path is made relative to `folder`."""
     if location is None or is_url(location):
         return location
     import os.path

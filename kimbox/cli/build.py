@@ -18,9 +18,9 @@ def build(box: target.Name = None, file: target.File = None) -> None:
     from kimbox.image.store import images
     from kimbox.project import pins
 
-    spec, shipped = target.spec(box, file)
-    lock, _ = pins.lock_for(spec, shipped=shipped is not None)
-    there = images.find(obtain.key_of(spec, lock.packages)) is not None
-    image = obtain.ensure(spec, lock.packages)
-    result = {"name": spec.name, "key": image.key, "disk": str(image.disk), "built": not there}
+    project = target.project(box, file)
+    locked = pins.lock_for(project)
+    there = images.find(locked.image_key) is not None
+    image = obtain.ensure(project.box, locked.recipe)
+    result = {"name": project.name, "key": image.key, "disk": str(image.disk), "built": not there}
     report("build", result, f"{image.disk}" + (" (as it was)" if there else ""))

@@ -46,13 +46,13 @@ def diff(
     from kimbox.actions import diff as compare
     from kimbox.guest.stale import words
     from kimbox.lock.diff import as_json, as_text
-    from kimbox.machine.folder import Machine
+    from kimbox.machine.folder import machine_of
 
     def of_this_folder(which: str) -> compare.Side:
-        box, shipped = target.spec(None, file)
+        project = target.project(None, file)
         if which == "old":
-            return compare.of_box(Machine(box.name))
-        return compare.of_spec(box, shipped=shipped is not None)
+            return compare.of_box(machine_of(project.name))
+        return compare.of_spec(project)
 
     sides = [compare.named(word) if word else of_this_folder(which) for which, word in (("old", old), ("new", new))]
     found = compare.compare(*sides)

@@ -48,11 +48,11 @@ def exec_(
     if not command:
         raise UsageError("exec needs a command", hint="kimbox exec [BOX] -- COMMAND [ARG]...")
     if start:
-        from kimbox.actions import life
+        from kimbox.actions import up as starting
         from kimbox.actions.watch import BOOT_TIMEOUT_S
 
-        box, shipped = target.spec(name, file)
-        life.up(life.Up(box, shipped, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S))
+        request = starting.UpRequest(target.project(name, file), timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
+        starting.up(request)
     machine = target.machine(name, file)
     endpoint = reach(machine, "exec")
     terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -11,7 +11,7 @@ from kimbox.cli.output import printable, report
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
-    from kimbox.spec.model import Box
+    from kimbox.project.project import Project
 
 
 def lock(
@@ -51,28 +51,28 @@ def lock(
         raise UsageError("--check changes nothing, and --update, --update-all and --dry-run are about changes")
     if remote and not check:
         raise UsageError("--remote belongs to --check", hint="write --check --remote")
-    spec, shipped = target.spec(box, file)
+    project = target.project(box, file)
     if check:
-        _check(spec, shipped is not None, remote)
+        _check(project, remote)
     else:
-        _lock(spec, shipped is not None, None if update_all else update or [], dry_run)
+        _lock(project, None if update_all else update or [], dry_run)
 
 
-def _check(spec: Box, shipped: bool, remote: bool) -> None:
-    from kimbox.project import pins
+def _check(project: Project, remote: bool) -> None:
+    from kimbox.project.check import verify_lock
 
-    path, notes = pins.verify_lock(spec, shipped=shipped, remote=remote)
+    path, notes = verify_lock(project, remote=remote)
     text = "\n".join([*(f"note: {printable(note)}" for note in notes), f"{path} stands"])
     report("lock", {"file": str(path), "stands": True, "notes": notes}, text)
 
 
-def _lock(spec: Box, shipped: bool, update: list[str] | None, dry_run: bool) -> None:
+def _lock(project: Project, update: list[str] | None, dry_run: bool) -> None:
     from kimbox.actions import diff as compare
     from kimbox.lock.diff import as_json, as_text
     from kimbox.log import log
     from kimbox.project import pins
 
-    done = pins.relock(spec, shipped=shipped, update=update, dry_run=dry_run)
+    done = pins.relock(project, update=update, dry_run=dry_run)
     for warning in done.warnings:
         log.warn(printable(warning))
     logs = compare.logs(done.diff) if done.diff else {}

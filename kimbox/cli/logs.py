@@ -85,10 +85,9 @@ def _build_log(machine: Machine, box: str | None, file: Path | None) -> Path:
     if machine.exists:
         key = machine.record().image
     else:
-        from kimbox.project import pins
+        from kimbox.project.check import image_key
 
-        spec, shipped = target.spec(box, file)
-        key = pins.image_key(spec, shipped=shipped is not None)
+        key = image_key(target.project(box, file))
     made, failed = paths.images_dir() / key / "build.log", paths.images_dir() / f"{key}.failed.log"
     return failed if failed.exists() and not made.exists() else made
 

@@ -15,7 +15,7 @@ from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
     from kimbox.actions.maintain import Committed
-    from kimbox.spec.model import Box
+    from kimbox.project.project import Project
 
 #: Lines about changes that are shown; --json and the record have all.
 MAX_LINES = 200
@@ -66,43 +66,49 @@ def maintain(
     from kimbox.actions import maintain as maintaining
     from kimbox.actions.package import Wanted
     from kimbox.actions.watch import BOOT_TIMEOUT_S
+    from kimbox.machine.folder import machine_of
+    from kimbox.machine.record import Purpose
 
     if discard and commit is not None:
         raise UsageError("--commit keeps what was changed, --discard does not", hint="give one of them")
     _need("--commit NAME", commit, {"--force": force, "--package": package})
     _need("--package FOLDER", package, {"--format": format, "--sign": sign})
-    spec, shipped = target.spec(box, file)
-    wanted = Wanted(spec, shipped is not None, formats_of(format), package, key=sign) if package else None
+    project = target.project(box, file)
+    wanted = Wanted(project, formats_of(format), package, key=sign) if package else None
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     if discard:
-        _discard(spec, shipped)
+        _discard(project)
     elif commit is None:
-        _begin(spec, shipped, limit)
+        _begin(project, limit)
     else:
         name = _checked(commit)
-        done = maintaining.commit(spec, shipped, name, force=force, timeout_s=limit, wanted=wanted)
-        _committed(done, maintaining.machine_of(spec.name).name)
+        done = maintaining.commit(project, name, force=force, timeout_s=limit, wanted=wanted)
+        _committed(done, machine_of(project.name, Purpose.MAINTENANCE).name)
 
 
-def _begin(spec: Box, shipped: str | None, limit_s: float) -> None:
+def _begin(project: Project, limit_s: float) -> None:
     from kimbox.actions import maintain as maintaining
     from kimbox.actions.observe import state
+    from kimbox.machine.folder import machine_of
+    from kimbox.machine.record import Purpose
 
-    maintaining.begin(spec, shipped, limit_s)
-    machine = maintaining.machine_of(spec.name)
+    maintaining.begin(project, limit_s)
+    machine = machine_of(project.name, Purpose.MAINTENANCE)
     text = (
-        f"{machine.name} runs on the real root of {spec.name}: change it with `kimbox ssh {machine.name}`;\n"
-        f"`kimbox maintain {spec.name} --commit NAME` makes an image of it, --discard throws it away"
+        f"{machine.name} runs on the real root of {project.name}: change it with `kimbox ssh {machine.name}`;\n"
+        f"`kimbox maintain {project.name} --commit NAME` makes an image of it, --discard throws it away"
     )
     report("maintain", {"name": machine.name, "state": str(state(machine))}, text)
 
 
-def _discard(spec: Box, shipped: str | None) -> None:
+def _discard(project: Project) -> None:
     from kimbox.actions import maintain as maintaining
+    from kimbox.machine.folder import machine_of
+    from kimbox.machine.record import Purpose
 
-    there = maintaining.discard(spec, shipped)
-    name = maintaining.machine_of(spec.name).name
-    text = f"what was changed in {name} is gone" if there else f"nothing of {spec.name} was being maintained"
+    there = maintaining.discard(project)
+    name = machine_of(project.name, Purpose.MAINTENANCE).name
+    text = f"what was changed in {name} is gone" if there else f"nothing of {project.name} was being maintained"
     report("maintain", {"name": name, "state": "absent"}, text)
 
 

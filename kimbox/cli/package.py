@@ -69,9 +69,9 @@ def package(
 
     kinds = formats_of(format)
     _check_catalog(catalog, version, kinds)
-    spec, shipped = target.spec(box, file)
-    made = packaging.package(packaging.Wanted(spec, shipped is not None, kinds, output, image, sign, catalog, version))
-    _packaged(spec.name, made)
+    project = target.project(box, file)
+    made = packaging.package(packaging.Wanted(project, kinds, output, image, sign, catalog, version))
+    _packaged(project.name, made)
 
 
 def _packaged(name: str, made: Packaged) -> None:

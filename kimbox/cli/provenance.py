@@ -39,9 +39,9 @@ def provenance(
     from kimbox.files import write_atomic
     from kimbox.lock.provenance import sbom, statement
 
-    spec, shipped = target.spec(box, file)
-    whole, told_by = whole_of(spec, shipped=shipped is not None)
-    files = {"sbom": output / f"{spec.name}.cdx.json", "statement": output / f"{spec.name}.intoto.json"}
+    project = target.project(box, file)
+    whole, told_by = whole_of(project)
+    files = {"sbom": output / f"{project.name}.cdx.json", "statement": output / f"{project.name}.intoto.json"}
     write_atomic(files["sbom"], sbom(whole))
     write_atomic(files["statement"], statement(whole))
     result = {kind: str(path) for kind, path in files.items()}

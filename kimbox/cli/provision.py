@@ -43,10 +43,10 @@ def provision(
       kimbox provision --repo setup@try-this
       kimbox provision --from python-packages
     """
-    from kimbox.actions import life
+    from kimbox.actions import provision as provisioning
     from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.guest.delivery import Part
-    from kimbox.machine.folder import Machine
+    from kimbox.machine.folder import machine_of
     from kimbox.project.unpinned import Instead
 
     if only is not None and start is not None:
@@ -54,10 +54,10 @@ def provision(
     how: Literal["only", "from"] = "only" if only is not None else "from"
     step = only if only is not None else start
     instead = tuple(Instead.parse(word) for word in repo or [])
-    spec, shipped = target.spec(box, file)
+    project = target.project(box, file)
     part = Part(how, step) if step is not None else None
     limit = settings.timeout_s or BOOT_TIMEOUT_S
-    life.provision(life.Up(spec, shipped, timeout_s=limit, instead=instead, part=part))
-    summary = summary_of(Machine(spec.name))
-    lines = [f"{spec.name} is {summary['state']}", *unusual_lines(summary["provenance"]), *stale_lines(summary)]
+    provisioning.provision(project, instead=instead, part=part, timeout_s=limit)
+    summary = summary_of(machine_of(project.name))
+    lines = [f"{project.name} is {summary['state']}", *unusual_lines(summary["provenance"]), *stale_lines(summary)]
     report("provision", summary, "\n".join(lines))

@@ -18,16 +18,17 @@ def reload(
       kimbox reload openkim-dev
       kimbox reload --boot maintain --once
     """
-    from kimbox.actions import life
+    from kimbox.actions import stop
     from kimbox.actions.observe import check_owner
+    from kimbox.actions.up import UpRequest
     from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.machine.bootmode import refuse_sealed
-    from kimbox.machine.folder import Machine
+    from kimbox.machine.folder import machine_of
 
     choice = target.choice(boot, once)
-    spec, shipped = target.spec(box, file)  # a spec that does not hold leaves the box running
-    machine = Machine(spec.name)
-    check_owner(machine, spec.source, shipped)  # nor does one whose name another spec has
+    project = target.project(box, file)  # a spec with faults leaves the box running
+    machine = machine_of(project.name)
+    check_owner(machine, project)  # so does a spec whose name another spec owns
     refuse_sealed(machine, choice)
-    life.halt(machine)
-    bring_up("reload", life.Up(spec, shipped, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice))
+    stop.halt(machine)
+    bring_up("reload", UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice))

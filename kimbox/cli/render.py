@@ -61,18 +61,18 @@ def render(
         raise UsageError("--box and --digest are about one box", hint="render the boxes one by one")
     if digest and not box:
         raise UsageError("--digest belongs to --box", hint="write --box FILE|URL --digest SHA256")
-    wanted, asked = [], [*(boxes or []), *([] if boxes else [None])]
-    for named in asked:
-        spec, shipped = target.spec(named, file)
+    requests, given = [], [*(boxes or []), *([] if boxes else [None])]
+    for named in given:
+        project = target.project(named, file)
         location = vagrant_export.checked_location(box, output)
-        wanted.append(vagrant_export.Wanted(spec, shipped is not None, location, _digest(digest)))
-    names = [one.box.name for one in wanted]
+        requests.append(vagrant_export.ExportRequest(project, location, _digest(digest)))
+    names = [request.project.name for request in requests]
     result = {"folder": str(output), "machines": names}
     if check:
-        vagrant_export.check(wanted, output)
+        vagrant_export.check(requests, output)
         report("render", result | {"written": []}, f"{output} stands")
         return
-    written = vagrant_export.render(wanted, output)
+    written = vagrant_export.render(requests, output)
     text = "\n".join(f"wrote {path}" for path in written) or f"{output} is up to date"
     report("render", result | {"written": [str(path) for path in written]}, text)
 

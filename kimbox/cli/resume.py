@@ -14,9 +14,10 @@ def resume(box: target.Name = None, file: target.File = None) -> None:
       kimbox resume
       kimbox resume openkim-dev
     """
-    from kimbox.actions import life
+    from kimbox.actions import resume as resuming
+    from kimbox.actions.observe import state
 
     machine = target.machine(box, file)
-    life.resume(machine)
-    state = str(life.state(machine))
-    report("resume", {"name": machine.name, "state": state}, f"{machine.name} is {state}")
+    resuming.resume(machine)
+    now = str(state(machine))
+    report("resume", {"name": machine.name, "state": now}, f"{machine.name} is {now}")

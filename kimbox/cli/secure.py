@@ -14,7 +14,7 @@ from kimbox.errors import StateError, UsageError
 
 if TYPE_CHECKING:
     from kimbox.actions.seal import Answers, Secret
-    from kimbox.machine.folder import Sealed
+    from kimbox.machine.record import Sealed
     from kimbox.spec.model import Box, Gateway, Role, Secure
 
 RoleName = Annotated[
@@ -66,34 +66,34 @@ def secure(
       kimbox secure worker --rotate --username alice
       kimbox secure worker --unseal
     """
-    from kimbox.actions import life
-    from kimbox.actions import seal as machines
+    from kimbox.actions import seal as sealing
+    from kimbox.actions.up import UpRequest
     from kimbox.actions.watch import BOOT_TIMEOUT_S
-    from kimbox.machine.folder import Machine
+    from kimbox.machine.folder import machine_of
 
     if rotate and unseal:
         raise UsageError("--rotate and --unseal exclude each other")
-    spec, shipped = target.spec(box, file)
-    policy = _policy(spec)
-    wanted = life.Up(spec, shipped, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
-    machine = Machine(spec.name)
+    project = target.project(box, file)
+    spec, policy = project.box, _policy(project.box)
+    request = UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
+    machine = machine_of(spec.name)
     sealed = machine.record().sealed
     if unseal:
         if not yes:
             _confirm(f"destroy the credentials of {spec.name} and open it?")
-        machines.unseal(wanted)
+        sealing.unseal(request)
         _report(spec.name, None, f"{spec.name} is open, in maintain mode, and has no role: `kimbox reload {spec.name}`")
     elif rotate:
         if sealed is None:
             raise StateError(f"{spec.name} is not sealed: it has no credentials", hint="`kimbox secure` gives it some")
         given = _given(policy, sealed.role, sealed.site, username, password_file, key_file, netrc)
-        machines.rotate(wanted, given.username, given.secret)
+        sealing.rotate(request, given.username, given.secret)
         _report(spec.name, sealed, f"{spec.name} has new credentials, as {given.username}")
     elif sealed:
-        machines.close(wanted)
+        sealing.close(request)
         _report(spec.name, sealed, f"{spec.name} is sealed already, as {sealed.role} of {sealed.site}")
     else:
-        sealed = machines.secure(wanted, _given(policy, role, site, username, password_file, key_file, netrc))
+        sealed = sealing.secure(request, _given(policy, role, site, username, password_file, key_file, netrc))
         _report(spec.name, sealed, f"{spec.name} is sealed, as {sealed.role} of {sealed.site}")
 
 

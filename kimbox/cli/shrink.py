@@ -43,7 +43,7 @@ def shrink(
     machine, boot = target.machine(box, file), None
     if machine.exists:
         with contextlib.suppress(KimboxError):  # without its spec the box keeps its snapshot
-            boot = target.spec(box, file)[0].boot
+            boot = target.project(box, file).box.boot
     done = shrinking.shrink(machine, boot, drop=resnap, dry_run=dry_run)
     result = {
         "name": machine.name,

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from kimbox.machine.folder import Machine
 
 
-#: Keys of a summary; an unknown value is None. From events of the last boot: `boot`, its mode; `snapshot_percent`, how
-#: full a snapshot smaller than root was when it last passed 70, 85 or 95 %; `died`, why the boot before it ended, where
-#: that was a full snapshot. `failure` and `reason`: what failed, and why. `wanted`: the manifest that failed, where the
-#: box fell back to `manifest`, the last one that was ready; then `reason` says why. `provenance`: what the box is made
-#: of and how it was provisioned, from /etc/kimbox/box.json in the box (schemas/boxfile.schema.json). `sealed`: role and
-#: site of a box that was secured. `jobs`: the last counts from the runner of its role. `stale`: the steps that ran
-#: under other commits than the box has now: each with both commits, and the command that runs it again.
+#: Keys of a summary; an unknown value is None. `box` and `purpose`: the box that the machine belongs to, and what it
+#: is for. From events of the last boot: `boot`, its mode; `snapshot_percent`, how full a snapshot smaller than root
+#: was when it last passed 70, 85 or 95 %; `died`, why the boot before it ended, if that was a full snapshot. `failure`
+#: and `reason`: what failed, and why. `wanted`: the manifest that failed, if the box fell back to `manifest`, the last
+#: one that was ready; then `reason` says why. `provenance`: what the box is made of and how it was provisioned, from
+#: /etc/kimbox/box.json in the box (schemas/boxfile.schema.json). `sealed`: role and site of a box that was secured.
+#: `jobs`: the last counts from the runner of its role. `stale`: the steps that ran under other commits than the box
+#: has now: each with both commits, and the command that runs it again.
 SUMMARY_KEYS = (
-    "name", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason", "provider", "pid",
-    "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "provenance",
-    "follow", "sealed", "jobs", "stale",
+    "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
+    "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes",
+    "scratch", "provenance", "follow", "sealed", "jobs", "stale",
 )  # fmt: skip
 
 
@@ -52,10 +53,11 @@ def status(box: target.Name = None, file: target.File = None) -> None:
       kimbox status openkim-dev --json
     """
     from kimbox.machine.bootmode import MAINTAINED
+    from kimbox.machine.record import Purpose
 
     summary = summary_of(target.machine(box, file))
     if summary["state"] == "absent":
-        summary["spec"] = str(target.spec(box, file)[0].source)  # or it says that there is no such box
+        summary["spec"] = str(target.project(box, file).source)  # or it says that there is no such box
     lines = [f"{summary['name']}: {summary['state']}"]
     if summary.get("failure"):
         lines.append(f"  failed at   {summary['failure']}")
@@ -64,6 +66,8 @@ def status(box: target.Name = None, file: target.File = None) -> None:
         lines.append(f"  died before {summary['died']}")
     if summary["state"] != "absent":
         percent = summary["snapshot_percent"]
+        if summary["purpose"] != Purpose.BOX:
+            lines.append(f"  purpose     {summary['purpose']}, of {summary['box']}")
         lines += [
             f"  boot        {summary['boot'] or 'unknown'}",
             *([MAINTAINED.format(name=summary["name"])] if summary["boot"] == BootMode.MAINTAIN else []),
@@ -115,6 +119,8 @@ def summary_of(machine: Machine) -> dict[str, Any]:
         reason = events["fallback"].text("reason")
     return {
         "name": machine.name,
+        "box": record.box,
+        "purpose": str(record.purpose),
         "state": str(state),
         "boot": events["booting"].text("mode") if "booting" in events else None,
         "snapshot_percent": events["snapshot"].number("percent") if "snapshot" in events else None,

@@ -14,7 +14,7 @@ from kimbox.spec.model import BootMode
 if TYPE_CHECKING:
     from kimbox.machine.bootmode import Choice
     from kimbox.machine.folder import Machine
-    from kimbox.spec.model import Box
+    from kimbox.project.project import Project
 
 _FILE_HELP = "The spec, in place of ./kimbox.yaml"
 
@@ -46,63 +46,64 @@ def choice(boot: BootMode | None, once: bool) -> Choice:
     return Choice(boot, once)
 
 
-def spec(name: str | None, file: Path | None) -> tuple[Box, str | None]:
-    """The spec that is meant, and its name if it is a shipped box.
+def project(name: str | None, file: Path | None, *, frozen: bool = False, offline: bool = False) -> Project:
+    """The project that is meant: by the name of a box or a machine, by `file`, or the spec of this folder.
 
-    A machine's name means the spec it was made from; else a name means this folder's spec if that has it, or the
-    shipped box. Raises StateError, with what there is, if it is none of them.
+    The name of a machine means the spec it was made from. Any other name means this folder's spec if that has it, or
+    the shipped box. Raises StateError, with what there is, if it is none of them, and for a machine that is not its
+    box's own.
     """
     from kimbox import paths
-    from kimbox.machine.folder import Machine
+    from kimbox.project.project import Project
     from kimbox.spec.load import find_box, load_box
 
-    if name is not None and file is not None:
-        raise UsageError(f"{name} and --file both say which box is meant", hint="give one of them")
-    if name is not None and not _is_path(name):
-        machine = Machine(_checked(name))
-        if machine.exists:
-            record = machine.record()
-            if record.shipped is None:
-                source = Path(record.source)
-                if not source.exists():
-                    hint = f"put it back; `kimbox destroy {name}` works without it"
-                    raise StateError(f"the spec of the box {name}, {source}, is gone", hint=hint)
-                found = load_box(source)
-                _refuse_maintained(name, found.name)
-                return found, None
-            _refuse_maintained(name, record.shipped)
-        elif _name_here() == name:
-            return load_box(Path(paths.SPEC_NAME)), None
-        else:
-            _check_shipped(name)
-    path = find_box(name, Path(), file)
-    shipped = path.stem if path.parent.resolve() == paths.boxes_dir().resolve() else None
-    return load_box(path), shipped
+    path, shipped = _spec_path(name, file), None
+    if path is None:
+        path = find_box(name, Path(), file)
+        shipped = path.stem if path.parent.resolve() == paths.boxes_dir().resolve() else None
+    return Project(load_box(path), shipped, frozen=frozen, offline=offline)
 
 
-def _refuse_maintained(machine: str, box: str) -> None:
-    """Raises StateError if the machine is the one in which the base of a box is changed: it has no spec of its own."""
-    from kimbox.actions.maintain import SUFFIX
+def _spec_path(name: str | None, file: Path | None) -> Path | None:
+    """The spec of the machine or the folder that has this name; None where `find_box` is to find the spec."""
+    from kimbox import paths
+    from kimbox.actions.observe import refuse_purpose
+    from kimbox.machine.folder import Machine
 
-    if machine == box + SUFFIX:
-        hint = f"`kimbox maintain {box}` starts it; halt, status, ssh and exec take its name"
-        raise StateError(f"{machine} is the machine in which {box} is maintained", hint=hint)
+    if name is None or file is not None or _is_path(name):
+        if name is not None and file is not None:
+            raise UsageError(f"{name} and --file both say which box is meant", hint="give one of them")
+        return None
+    machine = Machine(_checked(name))
+    if machine.exists:
+        record = machine.record()
+        source = Path(record.source)
+        if record.shipped is None and not source.exists():
+            hint = f"put it back; `kimbox destroy {name}` works without it"
+            raise StateError(f"the spec of the box {name}, {source}, is gone", hint=hint)
+        refuse_purpose(record)
+        return source if record.shipped is None else None
+    if _name_here() == name:
+        return Path(paths.SPEC_NAME)
+    _check_shipped(name)
+    return None
 
 
 def machine(name: str | None, file: Path | None) -> Machine:
     """The machine that is meant; it need not exist. Its spec is read only where no name is given.
 
-    Raises StateError if another spec owns the machine of the name that a spec has; named outright it is meant.
+    Raises StateError if another spec owns the machine of the name that a spec has; a machine that is named outright is
+    not checked.
     """
-    from kimbox.machine.folder import Machine
+    from kimbox.machine.folder import Machine, machine_of
 
     if name is not None and file is None and not _is_path(name):
         return Machine(_checked(name))
     from kimbox.actions.observe import check_owner
 
-    box, shipped = spec(name, file)
-    found = Machine(box.name)
-    check_owner(found, box.source, shipped)
+    meant = project(name, file)
+    found = machine_of(meant.name)
+    check_owner(found, meant)
     return found
 
 

@@ -12,7 +12,7 @@ from kimbox.cli.status import summary_of
 from kimbox.spec.model import BootMode
 
 if TYPE_CHECKING:
-    from kimbox.actions.life import Up
+    from kimbox.actions.up import UpRequest
 
 #: Options of `up` alone.
 Follow = Annotated[
@@ -72,30 +72,30 @@ def up(
       kimbox up --locked --offline
       kimbox up --provider vagrant
     """
-    from kimbox.actions import life
+    import attrs
+
+    from kimbox.actions.up import UpRequest, following
     from kimbox.actions.watch import BOOT_TIMEOUT_S
 
     choice = target.choice(boot, once)
-    spec, shipped = target.spec(box, file)
+    project = target.project(box, file, frozen=locked, offline=offline)
+    if follow:
+        project = attrs.evolve(project, box=following(project.box))
     limit = settings.timeout_s or BOOT_TIMEOUT_S
-    wanted = life.Up(
-        life.following(spec) if follow else spec, shipped, provision=not no_provision, timeout_s=limit, boot=choice,
-        driver=driver, locked=locked, offline=offline,
-    )  # fmt: skip
-    bring_up("up", wanted)
+    bring_up("up", UpRequest(project, provision=not no_provision, timeout_s=limit, boot=choice, driver=driver))
 
 
-def bring_up(verb: str, wanted: Up) -> None:
+def bring_up(verb: str, request: UpRequest) -> None:
     """Brings a box up and reports it, for `up` and `reload`."""
-    from kimbox.actions import life
+    from kimbox.actions import up as starting
     from kimbox.guest.stale import words
     from kimbox.machine.bootmode import MAINTAINED
-    from kimbox.machine.folder import Machine
+    from kimbox.machine.folder import machine_of
     from kimbox.machine.state import State
 
-    machine = Machine(wanted.box.name)
+    machine = machine_of(request.project.name)
     was = summary_of(machine)
-    before = life.up(wanted)
+    before = starting.up(request)
     summary = summary_of(machine)
     text = f"{summary['name']} is {summary['state']}"
     if summary["stale"]:

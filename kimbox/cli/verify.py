@@ -33,9 +33,9 @@ def verify(
     from kimbox.errors import KimboxError
     from kimbox.project import pins
 
-    spec, shipped = target.spec(box, file)
-    lock, _ = pins.lock_for(spec, shipped=shipped is not None, frozen=True, offline=offline)
-    found = verifying.verify(spec, lock.packages, offline=offline)
+    project = target.project(box, file, frozen=True, offline=offline)
+    locked = pins.lock_for(project)
+    found = verifying.verify(project.box, locked.recipe, offline=offline)
     lines = [line for difference in found.differences for line in difference.lines()]
     if len(lines) > MAX_LINES:
         lines = [*lines[:MAX_LINES], f"... {len(lines) - MAX_LINES} more lines; --json has all"]
@@ -43,7 +43,7 @@ def verify(
     report(
         "verify",
         {
-            "name": spec.name, "key": found.key, "same": not found.differences, "build_s": found.build_s,
+            "name": project.name, "key": found.key, "same": not found.differences, "build_s": found.build_s,
             "sha256": {"stored": found.stored_sha256, "built": found.built_sha256},
             "differences": [attrs.asdict(difference) for difference in found.differences],
         },

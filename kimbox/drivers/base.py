@@ -17,7 +17,8 @@ from kimbox.guest.endpoint import Endpoint
 from kimbox.log import log
 from kimbox.machine import ports
 from kimbox.machine.console import CONSOLE_BYTES, snapshot_is_full
-from kimbox.machine.folder import Ended, Machine, Record, read_end
+from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import Observation, State
 from kimbox.spec.model import BootMode, Box
 

@@ -9,21 +9,23 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
 from kimbox.errors import GuestError, UsageError
 from kimbox.files import remove_tree
-from kimbox.guest.ssh import Guest
 from kimbox.lock.git import submodules
 from kimbox.lock.git.mirror import Mirror, write_bundle
 from kimbox.lock.lockfile import Lock
 from kimbox.log import log
-from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
+from kimbox.render.manifest import Manifest
 from kimbox.run import tail
 from kimbox.spec.model import SETUP, Box
 from kimbox.spec.schema import guess
+
+if TYPE_CHECKING:
+    from kimbox.guest.ssh import Guest
 
 #: The guest's side of it.
 RECEIVE = "/usr/lib/kimbox/receive"
@@ -56,27 +58,15 @@ class Part:
             raise UsageError(f"the box {box.name} has no step {self.step[:100]}", hint=hint)
 
 
-def deliver(
-    guest: Guest,
-    box: Box,
-    lock: Lock,
-    mirrors: Mapping[str, Mirror],
-    workdir: Path,
-    image: str | None = None,
-    part: Part | None = None,
-) -> str:
+def deliver(guest: Guest, payload: Payload, workdir: Path, part: Part | None = None) -> None:
     """Sends the manifest and every pinned commit that the guest lacks, makes them current and starts provisiond.
 
-    With `part`, for that part of the manifest alone. `mirrors` has one for each repository of the box and each
-    submodule, holding the locked commit. Returns the manifest's digest, which the guest's events bear. Raises
-    GuestError with the guest's own words if it refuses. The caller holds the lock of the machine: what lies in
-    `workdir` of another delivery was left by one that was killed.
+    With `part`, for that part of the manifest alone. Raises GuestError with the guest's own words if it refuses. The
+    caller holds the lock of the machine: files of another delivery in `workdir` were left by a process that was killed.
     """
-    manifest = render_manifest(box, lock, image)
-    digest = manifest_digest(manifest)
-    parcels = parcels_of(box, lock)
+    parcels, mirrors = payload.parcels, payload.mirrors
     sudo = "" if guest.endpoint.user == "root" else SUDO
-    needed = parcels
+    needed: Sequence[Parcel] = parcels
     if sum(mirrors[parcel.mirror].size_bytes() for parcel in parcels) > SMALL_BYTES:
         needed = lacked(guest, sudo, parcels)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -90,18 +80,19 @@ def deliver(
             write_bundle(mirrors[parcel.mirror], parcel.commit, bundle)
             bundles.append(bundle)
         delivery = Path(folder) / "delivery.tar"
-        write_tar(manifest, bundles, delivery)
+        write_tar(payload.manifest, bundles, delivery)
         for bundle in bundles:
             bundle.unlink()
         log.now(f"sending {delivery.stat().st_size >> 10} KiB")
         words = f" {part.how} {shlex.quote(part.step)}" if part else ""
-        answer = guest.run(f"{sudo}{RECEIVE} {digest} --start{words}", timeout_s=RECEIVE_TIMEOUT_S, stdin=delivery)
+        answer = guest.run(
+            f"{sudo}{RECEIVE} {payload.digest} --start{words}", timeout_s=RECEIVE_TIMEOUT_S, stdin=delivery
+        )
     if answer.code != 0:
         raise GuestError(
             f"the guest did not take what it was sent (exit status {answer.code}):\n{tail(answer.stderr)}",
             hint="look inside: `kimbox ssh`",
         )
-    return digest
 
 
 @attrs.frozen
@@ -114,6 +105,19 @@ class Parcel:
     mirror: str
     #: The name of its bundle.
     file: str
+
+
+@attrs.frozen
+class Payload:
+    """What a guest is sent: a manifest, and the commits that it names."""
+
+    manifest: Manifest
+    #: sha256 hex digest of the manifest; the guest's events carry it.
+    digest: str
+    #: Every commit that the guest must have, each once.
+    parcels: tuple[Parcel, ...]
+    #: By the names that the parcels use.
+    mirrors: Mapping[str, Mirror]
 
 
 def parcels_of(box: Box, lock: Lock) -> list[Parcel]:

@@ -23,7 +23,7 @@ class LockFaults:
 
     #: Faults: `kimbox lock` would change the lock, or a commit that it names is not available.
     wrong: list[Problem] = attrs.field(factory=list)
-    #: Facts worth knowing that do not make the lock invalid.
+    #: Observation worth knowing that do not make the lock invalid.
     notes: list[str] = attrs.field(factory=list)
 
 

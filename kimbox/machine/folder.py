@@ -1,6 +1,6 @@
-"""The folder of a machine: what is on disk, and the facts it tells.
+"""The folder of a machine: the files in it, and which machines there are.
 
-machines/<name>/machine.json     what the machine was made from, its ids and ports
+machines/<name>/machine.json     the record: box, purpose, driver, plan, ids and ports (record.py)
 machines/<name>/disk.qcow2       its disk: an overlay on an image of the store
 machines/<name>/disk.qcow2.new   the disk that takes its place, while `kimbox shrink` makes it
 machines/<name>/scratch.qcow2    its scratch space, if the spec asks for one: made anew at every start, removed by halt
@@ -26,24 +26,20 @@ locks/<name>.lock                the kimbox.lock of a shipped box: its spec has 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
 
 import attrs
 
 from kimbox import paths
-from kimbox.errors import KimboxError, StateError
+from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import is_locked, locked, private_dir, read_json, remove_left, write_json
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.events import Event, Tail
-from kimbox.spec.model import Scratch
-
-#: Version of machine.json.
-FORMAT = 1
+from kimbox.machine.record import MAINTENANCE_SUFFIX, VAGRANTFILE, Purpose, Record
+from kimbox.spec.nodes import Fault
+from kimbox.spec.rules import box_name
 
 #: The account of a box that may log in.
 USER = "vagrant"
@@ -53,101 +49,6 @@ LOCK_WAIT_S = 5.0
 
 #: How much of the events file is looked at, from its end.
 EVENTS_TAIL_BYTES = 1 << 20
-
-
-class Ended(StrEnum):
-    """How kimbox left a machine that does not run."""
-
-    NEW = "new"  #: it has never run
-    HALTED = "halted"  #: it was halted
-    SUSPENDED = "suspended"  #: its state lies in the disk, as the snapshot SUSPENDED_TAG
-
-
-@attrs.frozen
-class Sealed:
-    """What a box became."""
-
-    role: str
-    site: str
-
-
-@attrs.frozen
-class Record:
-    """machine.json: what a machine was made from, and what was allotted to it."""
-
-    name: str
-    #: The spec's file; for a shipped box its path today.
-    source: str
-    #: Name of the shipped box, if it is one.
-    shipped: str | None
-    spec_digest: str
-    image: str
-    uuid: str
-    mac: str
-    ssh_port: int
-    #: Guest port -> port on 127.0.0.1 of the host.
-    forwards: dict[int, int]
-    #: How kimbox ended the last run; None while there is one, or if it ended by itself.
-    ended: Ended | None = Ended.NEW
-    #: What the last run was started with: a saved state wakes only in a machine of the same shape.
-    cpus: int | None = None
-    memory_bytes: int | None = None
-    scratch: Scratch | None = None
-    #: Where ssh reaches it, at `ssh_port`.
-    ssh_host: str = "127.0.0.1"
-    #: What it became when it was secured, as it says itself at each boot; None: it never was.
-    sealed: Sealed | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """As it stands in machine.json."""
-        plain = attrs.asdict(self)
-        plain["forwards"] = {str(guest): host for guest, host in self.forwards.items()}
-        return {"format": FORMAT} | plain
-
-    @classmethod
-    def parse(cls, value: dict[str, Any], path: Path) -> Self:
-        """From machine.json. Raises KimboxError naming the file if it is not one."""
-        try:
-            if value["format"] != FORMAT:
-                hint = "use the kimbox that made the machine, or remove it with `kimbox destroy`"
-                raise KimboxError(f"{path} has format {value['format']!r}; this kimbox reads {FORMAT}", hint=hint)
-            fields = {f.name: value[f.name] for f in attrs.fields(cls) if f.name in value}
-            for key in ("name", "source", "spec_digest", "image", "uuid", "mac"):
-                if not isinstance(fields[key], str):
-                    raise ValueError(f"{key} is no text")
-            fields["ssh_port"] = _port(fields["ssh_port"])
-            fields["forwards"] = {_port(int(guest)): _port(host) for guest, host in value["forwards"].items()}
-            fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
-            fields["scratch"] = _scratch(fields.get("scratch"))
-            fields["sealed"] = _sealed(fields.get("sealed"))
-            fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            hint = "`kimbox destroy` removes the machine"
-            raise KimboxError(f"{path} is damaged: {what}", hint=hint) from None
-
-
-def _port(value: object) -> int:
-    if isinstance(value, int) and 0 < value < 1 << 16:
-        return value
-    raise ValueError(f"{value!r} is no port")
-
-
-def _sealed(value: Any) -> Sealed | None:
-    if value is None:
-        return None
-    if all(isinstance(value[key], str) for key in ("role", "site")):
-        return Sealed(value["role"], value["site"])
-    raise ValueError(f"{value!r} is no role")
-
-
-def _scratch(value: Any) -> Scratch | None:
-    if value is None:
-        return None
-    if isinstance(value["size_bytes"], int) and isinstance(value["mount"], str):
-        return Scratch(value["size_bytes"], value["mount"])
-    raise ValueError(f"{value!r} is no scratch space")
 
 
 @attrs.frozen
@@ -250,7 +151,7 @@ class Machine:
 
     @property
     def vagrantfile(self) -> Path:
-        return self.folder / "Vagrantfile"
+        return self.folder / VAGRANTFILE
 
     @property
     def vagrant_log(self) -> Path:
@@ -329,3 +230,44 @@ def machines() -> list[Machine]:
         return []
     found = [Machine(path.name) for path in folder.iterdir() if not path.name.startswith(".")]  # not what is being made
     return sorted((machine for machine in found if machine.exists), key=lambda machine: machine.name)
+
+
+def machines_of(box: str) -> list[Machine]:
+    """Every machine of the box of that name, by the name of the machine. Damaged records are passed over."""
+    return [machine for machine, record in _records() if record.box == box]
+
+
+def machine_of(box: str, purpose: Purpose = Purpose.BOX) -> Machine:
+    """The machine that a box has for a purpose: the one whose record says so, or the place of a new one.
+
+    Raises StateError where there are several, none of them of the usual name, UsageError if the name of the box is too
+    long for a name of that purpose.
+    """
+    usual = Machine(_usual_name(box, purpose))
+    if usual.exists:
+        return usual
+    found = [machine for machine, record in _records() if (record.box, record.purpose) == (box, purpose)]
+    if len(found) > 1:
+        names = ", ".join(machine.name for machine in found)
+        raise StateError(f"{box} has several machines of the purpose {purpose}: {names}", hint="name one of them")
+    return found[0] if found else usual
+
+
+def _usual_name(box: str, purpose: Purpose) -> str:
+    """The name of a new machine."""
+    if purpose is Purpose.BOX:
+        return box
+    suffix = MAINTENANCE_SUFFIX if purpose is Purpose.MAINTENANCE else f"-{purpose}"
+    try:
+        return box_name(box + suffix)
+    except Fault:
+        raise UsageError(f"{box} is too long a name: a machine for {purpose} is named {box}{suffix}") from None
+
+
+def _records() -> list[tuple[Machine, Record]]:
+    """Every machine whose record can be read, with its record."""
+    found = []
+    for machine in machines():
+        with contextlib.suppress(KimboxError):
+            found.append((machine, machine.record()))
+    return found

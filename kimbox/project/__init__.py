@@ -1,1 +1,1 @@
-"""What follows from a spec and its lock."""
+"""A spec with its lock, and what follows from them: project.py, check.py, pins.py, unpinned.py, plan.py."""

@@ -1,4 +1,4 @@
-"""Repositories that run in a box in place of those of its lock: a working copy, or another ref. The lock stays."""
+"""Repositories that run in a box in place of locked ones: a working copy, or another ref. The lock is not changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kimbox.lock.lockfile import (
     read_lock,
 )
 from kimbox.log import log
-from kimbox.project.pins import lock_path
+from kimbox.project.project import Project
 from kimbox.spec.model import Box, Repository
 from kimbox.spec.schema import guess
 
@@ -30,7 +30,7 @@ _WORD = re.compile(r"([^=@]+)([=@])(.+)", re.DOTALL)
 
 @attrs.frozen
 class Instead:
-    """What runs in place of a locked repository: a folder, or a ref of the URL it has."""
+    """What runs in place of a locked repository: a folder, or another ref of the same URL."""
 
     name: str
     folder: Path | None
@@ -47,7 +47,7 @@ class Instead:
         return cls(name, Path(rest), None) if sign == "=" else cls(name, None, rest)
 
     def pin(self, box: Box, repository: Repository) -> tuple[PinnedRepository, dict[str, Mirror]]:
-        """The commit that it means now, and the mirrors that have it. Raises GitError if there is none."""
+        """Its present commit, and the mirrors that have it. Raises GitError if there is none."""
         if self.folder is not None:
             work = attrs.evolve(repository, url=str(self.folder.expanduser().absolute()), is_folder=True, ref="HEAD")
             mirror = Mirror.of(work)
@@ -70,19 +70,21 @@ def _with_submodules(mirror: Mirror, commit: str) -> tuple[dict[str, PinnedSubmo
     return pinned_submodules(inner), {mirror.name: mirror} | mirrors
 
 
-def unpinned(box: Box, instead: Sequence[Instead], *, shipped: bool) -> tuple[Lock, dict[str, Mirror]]:
-    """The lock of a box with other repositories in some places, and the mirrors; `Lock.unpinned` names those places.
+def unpinned(project: Project, instead: Sequence[Instead]) -> tuple[Lock, dict[str, Mirror]]:
+    """The lock of a project with other repositories in place of locked ones, and the mirrors.
 
-    Raises UsageError for a repository that the box does not have, SpecError if there is no lock, or if what stays of it
-    disagrees with the spec, GitError if a commit is nowhere to be had.
+    `Lock.unpinned` names these repositories.
+
+    Raises UsageError for a repository that the box does not have, SpecError if there is no lock, or if the rest of it
+    disagrees with the spec, GitError if a commit cannot be had.
     """
+    box, path = project.box, project.lock_path
     known = [repository.name for repository in box.repositories]
     for one in instead:
         if one.name not in known:
             hint = guess(one.name, known) or "its spec names no repository"
             raise UsageError(f"the box {box.name} has no repository {one.name[:100]}", hint=hint)
     others = {one.name: one for one in instead}
-    path = lock_path(box, shipped=shipped)
     if not path.exists():
         raise SpecError.at(path, "there is no lock", hint="`kimbox up` makes it")
     lock = read_lock(path)

@@ -19,8 +19,7 @@ from makevagrant import archive, member, metadata
 from takenimage import digest_of, fetched, leftovers, refused
 
 from kimbox import run
-from kimbox.actions import boxes as boxes
-from kimbox.actions import prune
+from kimbox.actions import boxes, prune
 from kimbox.cli import app
 from kimbox.errors import ImageError, StateError
 from kimbox.image import obtain

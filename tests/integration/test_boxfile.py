@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kimbox import __version__, paths
-from kimbox.actions import life
+from kimbox.actions import stop
 from kimbox.cli.status import summary_of
 from kimbox.lock.lockfile import format_lock, make_lock
 from kimbox.machine import ran
@@ -250,6 +250,6 @@ def test_status_tells_the_same(world: World) -> None:
         makemachine.tell(world.machine, makemachine.event("box", manifest=odd, unpinned="", at="", by="keep"))
         said = summary_of(world.machine)["provenance"]
         assert (said is None) == (len(odd) < 64)
-    life.halt(world.machine)
+    stop.halt(world.machine)
     ran.keep(world.machine, "a" * 64, world.lock, b"{}")
     assert {f.suffix for f in world.machine.locks.iterdir()} == {".lock", ".json"}

@@ -19,7 +19,7 @@ from fakeguest import FakeGuest, box_with, delivery, needs_namespace
 from feignedworld import World
 
 from kimbox import paths
-from kimbox.actions.life import following
+from kimbox.actions.up import following
 from kimbox.cli.status import summary_of
 from kimbox.errors import SpecError, UsageError
 from kimbox.lock.git.mirror import Mirror

@@ -21,6 +21,7 @@ from kimbox.lock.apt.packages import LockedPackage
 from kimbox.lock.git.command import GitError
 from kimbox.lock.lockfile import read_lock
 from kimbox.project import pins
+from kimbox.project.project import Project
 from kimbox.spec.load import load_box
 from kimbox.spec.model import RemoteImage
 
@@ -132,7 +133,7 @@ def test_a_commit_locked_by_its_name_stays_that(kimbox: Kimbox, work: Path) -> N
     code, _, err = kimbox("lock", "--check")
     assert (3, True) == (code, f"the spec asks for the commit {commit}, the lock holds {'2f' * 20}" in err)
     with pytest.raises(SpecError, match="asks for the commit"):
-        pins.lock_for(load_box(work / "kimbox.yaml"), shipped=False)
+        pins.lock_for(Project(load_box(work / "kimbox.yaml")))
 
 
 def test_a_check_asks_no_server_and_a_remote_one_does(kimbox: Kimbox, work: Path) -> None:
@@ -239,7 +240,8 @@ def test_locked_takes_the_lock_as_it_stands(work: Path) -> None:
     box = load_box(work / "kimbox.yaml")
     before = (work / "kimbox.lock").stat()
     paths.mirrors_dir().rename(work / "away")
-    lock, mirrors = pins.lock_for(box, shipped=False, frozen=True)
+    found = pins.lock_for(Project(box, frozen=True))
+    lock, mirrors = found.lock, found.mirrors
     assert lock == read_lock(work / "kimbox.lock")
     assert all(mirrors[name].holds(pin.commit) for name, pin in lock.repositories.items())
     after = (work / "kimbox.lock").stat()
@@ -249,14 +251,14 @@ def test_locked_takes_the_lock_as_it_stands(work: Path) -> None:
 def test_offline_takes_mirrors_alone(work: Path) -> None:
     """What they lack is named, though the server would have it; without a lock there is nothing to take."""
     box = load_box(work / "kimbox.yaml")
-    lock, _ = pins.lock_for(box, shipped=False, offline=True)
+    lock = pins.lock_for(Project(box, offline=True)).lock
     commit = lock.repositories["code"].commit
     paths.mirrors_dir().rename(work / "away")
     with pytest.raises(GitError, match=f"repository code .* lacks commit {commit}, and --offline"):
-        pins.lock_for(box, shipped=False, offline=True)
+        pins.lock_for(Project(box, offline=True))
     (work / "kimbox.lock").unlink()
     with pytest.raises(GitError, match=r"repository code .*has to be asked, and --offline asks no server"):
-        pins.lock_for(box, shipped=False, offline=True)
+        pins.lock_for(Project(box, offline=True))
     assert not (work / "kimbox.lock").exists()
 
 

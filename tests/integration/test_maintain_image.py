@@ -25,6 +25,7 @@ from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.lockfile import Lock
 from kimbox.lock.provenance import Whole
 from kimbox.machine.folder import Machine
+from kimbox.project.project import Project
 from kimbox.spec.load import load_box
 
 world = clirun.world  # a fixture
@@ -86,7 +87,7 @@ def test_a_package_of_it(machine: Machine, world: Path) -> None:
     done = maintain.make_image(machine, former, "new")
     (world / "kimbox.yaml").write_text("kimbox: 1\nname: tiny\nimage: {distribution: debian, packages: [aa]}\n")
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", world / "key"])
-    wanted = Wanted(load_box(world / "kimbox.yaml"), False, (Format.LIBVIRT,), world / "out", key=world / "key")
+    wanted = Wanted(Project(load_box(world / "kimbox.yaml")), (Format.LIBVIRT,), world / "out", key=world / "key")
     locked = LockedPackages("0" * 64, "2026-01-01T00:00:00Z", (), {"a": LockedPackage("1", "", "1" * 64)})
     whole = Whole("tiny", Lock("9" * 64, FORMER, {}, locked), FORMER)
     made = maintain.pack(wanted, whole, done, packaging.check(wanted))

@@ -26,7 +26,7 @@ from kimbox.image.disk import rawdisk
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.sanitize import external
 from kimbox.image.store import images
-from kimbox.machine.folder import Sealed
+from kimbox.machine.record import Sealed
 
 pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
 

@@ -22,7 +22,8 @@ from kimbox.actions import shrink
 from kimbox.drivers.qemu import disk
 from kimbox.files import sha256_file, write_json
 from kimbox.machine import bootmode
-from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended
 from kimbox.run import run
 from kimbox.spec.model import BootMode
 

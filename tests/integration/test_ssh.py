@@ -21,6 +21,7 @@ from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.ssh import Guest
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import make_lock
+from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.run import run
 from kimbox.spec.model import Repository
 
@@ -168,19 +169,22 @@ def test_a_delivery_reaches_the_guest_whole(
     repository = Repository("code", f"file://{tmp_path}/code", False, "main", "/opt/code")
     box = makebox.make_box(tmp_path, repositories=(repository,))
     lock = make_lock(box)
-    mirrors = {"code": Mirror.of(repository)}
+    manifest = render_manifest(box, lock)
+    digest, parcels = manifest_digest(manifest), tuple(delivery.parcels_of(box, lock))
+    payload = delivery.Payload(manifest, digest, parcels, {"code": Mirror.of(repository)})
     monkeypatch.setattr(delivery, "SUDO", "")
     (tmp_path / "work/deliver-killed").mkdir(parents=True)
     (tmp_path / "work/deliver-killed/delivery.tar").touch()
     with Guest(endpoint) as guest:
-        digest = delivery.deliver(guest, box, lock, mirrors, tmp_path / "work")
+        delivery.deliver(guest, payload, tmp_path / "work")
         assert (tmp_path / "arguments").read_text() == f"{digest} --start\n"
         assert (tmp_path / "got/manifest/repositories").read_text().startswith("code\t")
         assert (tmp_path / "got/bundles/code.bundle").exists()
         monkeypatch.setattr(delivery, "SMALL_BYTES", 0)
-        assert delivery.deliver(guest, box, lock, mirrors, tmp_path / "work") == digest
+        delivery.deliver(guest, payload, tmp_path / "work")
+        assert (tmp_path / "arguments").read_text() == f"{digest} --start\n"
         assert not (tmp_path / "got/bundles").exists()
         (tmp_path / "refuse").touch()
         with pytest.raises(GuestError, match=r"exit status 3\):\nno"):
-            delivery.deliver(guest, box, lock, mirrors, tmp_path / "work")
+            delivery.deliver(guest, payload, tmp_path / "work")
     assert list((tmp_path / "work").iterdir()) == []

@@ -24,6 +24,7 @@ from kimbox.lock.git.command import GitError
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import PinnedSubmodule, make_lock, read_lock
 from kimbox.project import pins
+from kimbox.project.project import Project
 from kimbox.render.manifest import render_manifest
 from kimbox.run import Completed
 from kimbox.spec.load import load_box
@@ -100,7 +101,7 @@ def test_they_are_in_the_lock(kimbox: Kimbox, world: Path, nested: dict[str, str
     } == lock.repositories["code"].submodules
     assert f"    submodules:\n      lib/x:\n        url: file://{world}/x\n" in path.read_text()
     assert 0 == kimbox("lock", "--check")[0]
-    _, mirrors = pins.lock_for(load_box(spec), shipped=False, frozen=True)
+    mirrors = pins.lock_for(Project(load_box(spec), frozen=True)).mirrors
     assert ["code", "code:lib/x", "code:lib/x/deep/y"] == sorted(mirrors)
     newer = makebox.commit(world / "x", {"x": "newer\n"})
     move(world / "code", "lib/x", newer)
@@ -125,7 +126,7 @@ def test_a_lock_that_tells_other_submodules_is_refused(kimbox: Kimbox, world: Pa
     assert 3 == code
     assert f"kimbox.lock:{line}:5: repository code: the submodules are not those of the commit" in err
     with pytest.raises(SpecError, match=r"submodules of code are not those of its commit .*lock --update code"):
-        pins.lock_for(load_box(spec), shipped=False)
+        pins.lock_for(Project(load_box(spec)))
     path.write_text(path.read_text().replace("lib/x/deep/y", "../../up"))
     assert 3 == kimbox("lock", "--check")[0]
 
@@ -138,7 +139,7 @@ def test_a_check_on_a_machine_that_lacks_them(kimbox: Kimbox, world: Path, neste
     code, out, _ = kimbox("lock", "--check")
     assert (0, True) == (code, f"lacks commit {nested['y']}" in out and "note: the submodule `lib/x/deep/y`" in out)
     with pytest.raises(GitError, match=f"the submodule `lib/x/deep/y` of .* lacks commit {nested['y']}"):
-        pins.lock_for(load_box(spec), shipped=False, offline=True)
+        pins.lock_for(Project(load_box(spec), offline=True))
 
 
 def test_without_gitmodules_there_are_none(world: Path) -> None:

@@ -16,10 +16,10 @@ import tinyimage
 from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision
 from feignedworld import World
 
-from kimbox.actions import life
-from kimbox.actions.life import Up
+from kimbox.actions.provision import provision as provision_machine
 from kimbox.cli import app
 from kimbox.errors import GuestError, KimboxError, SpecError, UsageError
+from kimbox.guest.delivery import Part
 from kimbox.image import obtain
 from kimbox.lock.git.command import GitError
 from kimbox.lock.git.mirror import Mirror
@@ -27,6 +27,7 @@ from kimbox.lock.lockfile import read_lock
 from kimbox.log import log
 from kimbox.machine.state import State
 from kimbox.project import pins
+from kimbox.project.project import Project
 from kimbox.project.unpinned import Instead, unpinned
 from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.spec.model import Box
@@ -42,7 +43,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
     monkeypatch.setattr(obtain, "key_of", lambda *_: "e" * 64)
     monkeypatch.setattr(pins, "choose", tinyimage.choose)
     box = box_with(tmp_path)
-    pins.lock_for(box, shipped=False)
+    pins.lock_for(Project(box))
     return box
 
 
@@ -55,7 +56,7 @@ def work(tmp_path: Path, box: Box) -> Path:
 
 def taken(box: Box, *words: str) -> dict[str, str]:
     """Path -> mode and content of what would run as `setup`."""
-    lock, mirrors = unpinned(box, [Instead.parse(word) for word in words], shipped=False)
+    lock, mirrors = unpinned(Project(box), [Instead.parse(word) for word in words])
     mirror, commit = mirrors["setup"].path, lock.repositories["setup"].commit
     listed = makebox.git(mirror, "ls-tree", "-r", commit).splitlines()
     return {
@@ -94,7 +95,7 @@ def test_the_same_work_tree_is_the_same_commit(box: Box, work: Path) -> None:
     """Its content alone decides, not its history; a change of it is another manifest."""
 
     def digest() -> tuple[str, str]:
-        lock, _ = unpinned(box, [Instead("setup", work, None)], shipped=False)
+        lock, _ = unpinned(Project(box), [Instead("setup", work, None)])
         return lock.repositories["setup"].commit, manifest_digest(render_manifest(box, lock))
 
     first = digest()
@@ -168,7 +169,7 @@ def test_the_lock_is_not_touched_and_what_is_unpinned_is_named(box: Box, work: P
     path = tmp_path / "kimbox.lock"
     before = path.stat()
     makebox.commit(tmp_path / "code", {"a": "moved on\n"})
-    lock, mirrors = unpinned(box, [Instead("setup", work, None)], shipped=False)
+    lock, mirrors = unpinned(Project(box), [Instead("setup", work, None)])
     frozen = read_lock(path)
     assert (lock.unpinned, lock.digest) == (("setup",), frozen.digest)
     assert lock.repositories["code"] == frozen.repositories["code"]
@@ -181,25 +182,25 @@ def test_the_lock_is_not_touched_and_what_is_unpinned_is_named(box: Box, work: P
 def test_what_is_not_there_is_named(box: Box, tmp_path: Path) -> None:
     """A repository, a folder or a lock; a word of another form."""
     with pytest.raises(UsageError, match="no repository setpu") as unknown:
-        unpinned(box, [Instead("setpu", tmp_path, None)], shipped=False)
+        unpinned(Project(box), [Instead("setpu", tmp_path, None)])
     assert unknown.value.hint == "did you mean setup?"
     with pytest.raises(GitError, match="no such folder"):
-        unpinned(box, [Instead.parse("setup=/nowhere/at/all")], shipped=False)
+        unpinned(Project(box), [Instead.parse("setup=/nowhere/at/all")])
     for word in ("setup", "setup=", "=x", "@main", ""):
         with pytest.raises(UsageError, match="neither NAME=FOLDER nor NAME@REF"):
             Instead.parse(word)
     for ref in ("--upload-pack=x", "a..b", "x:y"):
         with pytest.raises(GitError, match="not a branch"):
-            unpinned(box, [Instead.parse(f"setup@{ref}")], shipped=False)
+            unpinned(Project(box), [Instead.parse(f"setup@{ref}")])
     folder = attrs.evolve(box.repositories[0], url=str(tmp_path / "plain"), is_folder=True)
     with pytest.raises(UsageError, match="is a folder"):
         Instead("setup", None, "main").pin(box, folder)
     changed = attrs.evolve(box, repositories=(box.repositories[0], attrs.evolve(box.repositories[1], ref="v2")))
     with pytest.raises(SpecError, match="asks for v2"):
-        unpinned(changed, [Instead("setup", None, "main")], shipped=False)
+        unpinned(Project(changed), [Instead("setup", None, "main")])
     (tmp_path / "kimbox.lock").unlink()
     with pytest.raises(SpecError, match="there is no lock"):
-        unpinned(box, [Instead("setup", None, "main")], shipped=False)
+        unpinned(Project(box), [Instead("setup", None, "main")])
 
 
 def test_the_command_line(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,13 +221,13 @@ def test_provision_brings_it_and_up_takes_it_back(world: World, work: Path, box:
     world.after = [makemachine.event(kind, manifest=world.digest) for kind in ("provisioning", "ready")]
     feignedworld.up(world)
     locked = world.digest
-    lock, _ = unpinned(box, [Instead("setup", work, None)], shipped=False)
+    lock, _ = unpinned(Project(box), [Instead("setup", work, None)])
     assert lock.repositories["setup"].commit != world.lock.repositories["setup"].commit
     world.lock = lock
     world.after = [makemachine.event(kind, manifest=world.digest) for kind in ("provisioning", "ready")]
     assert world.digest != locked
     world.did.clear()
-    life.provision(Up(box, instead=(Instead("setup", work, None),)))
+    provision_machine(Project(box), instead=(Instead("setup", work, None),))
     assert world.did == ["deliver"]
     world.lock = read_lock(box.source.with_suffix(".lock"))
     world.after = [makemachine.event(kind, manifest=world.digest) for kind in ("provisioning", "ready")]
@@ -241,21 +242,21 @@ def test_after_a_part_up_runs_the_whole(world: World, box: Box) -> None:
     feignedworld.up(world)
     whole = world.after
     world.after = [whole[0], makemachine.event("ready", manifest=world.digest, part="only setup")]
-    life.provision(Up(box, part=life.Part("only", "setup")))
+    provision_machine(Project(box), part=Part("only", "setup"))
     world.after = whole
     world.did.clear()
     feignedworld.up(world)
     feignedworld.up(world)
     assert world.did == ["deliver"]
     with pytest.raises(UsageError, match="no step stup") as unknown:
-        life.provision(Up(box, part=life.Part("from", "stup")))
+        provision_machine(Project(box), part=Part("from", "stup"))
     assert unknown.value.hint == "did you mean setup?"
     world.after = [
         whole[0],
         makemachine.event("failed", manifest=world.digest, kind="setup", name="setup", exit=3, reason="no"),
     ]
     with pytest.raises(GuestError, match="setup"):
-        life.provision(Up(box, part=life.Part("only", "setup")))
+        provision_machine(Project(box), part=Part("only", "setup"))
 
 
 # --- the guest
@@ -289,7 +290,7 @@ def test_a_bad_working_copy_does_not_brick_the_box(guest: FakeGuest, tmp_path: P
 
 def deliver(guest: FakeGuest, folder: Path, box: Box, work: Path) -> str:
     """Brings a box with a working copy in place of its setup repository; returns the digest of the manifest."""
-    lock, mirrors = unpinned(box, [Instead("setup", work, None)], shipped=False)
+    lock, mirrors = unpinned(Project(box), [Instead("setup", work, None)])
     digest, tar = delivery(folder, box, lock, mirrors)
     assert guest.run("/usr/lib/kimbox/receive", digest, stdin=str(tar)).code == 0
     return digest

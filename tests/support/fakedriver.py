@@ -21,7 +21,8 @@ from kimbox.guest.endpoint import Endpoint
 from kimbox.image.store.images import Image
 from kimbox.machine import bootmode
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.folder import Machine, Record
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
 from kimbox.machine.state import Observation, State
 from kimbox.spec.model import BootMode, Box
 

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import fakedriver
 import makebox
 import pytest
 from fakedriver import Script
 from makemachine import event, tell
 
-from kimbox.actions import life, watch
-from kimbox.actions.life import Up
+from kimbox.actions import up as starting
+from kimbox.actions import watch
+from kimbox.actions.lifecycle import readiness, start
+from kimbox.actions.up import UpRequest
 from kimbox.errors import KimboxError
 from kimbox.guest.ssh import Answer
 from kimbox.image import obtain
@@ -25,6 +26,9 @@ from kimbox.lock.lockfile import Lock
 from kimbox.machine import bootmode
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
+from kimbox.project import plan
+from kimbox.project.pins import Locked
+from kimbox.project.project import Project
 from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.settings import settings
 from kimbox.spec.model import BootMode
@@ -103,17 +107,18 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     monkeypatch.setattr(obtain, "leased", leased)
     monkeypatch.setattr(obtain, "key_of", lambda *_: image.key)
-    monkeypatch.setattr(life, "lock_for", lambda *_, **__: (world.lock, {}))
     monkeypatch.setattr(bootmode, "set_entries", world.choose)
-    monkeypatch.setattr(life, "deliver", world.deliver)
-    monkeypatch.setattr(life, "Guest", FakeGuest)
-    monkeypatch.setattr(life, "set_clock", world.note("clock"))
     monkeypatch.setattr(watch, "POLL_INTERVAL_S", 0.001)
+    monkeypatch.setattr(plan, "lock_for", lambda _: Locked(world.lock, {}, None, image.key))
+    monkeypatch.setattr(readiness, "deliver", world.deliver)
+    monkeypatch.setattr(readiness, "Guest", FakeGuest)
+    monkeypatch.setattr(start, "Guest", FakeGuest)
+    monkeypatch.setattr(start, "set_clock", world.note("clock"))
     monkeypatch.setattr(watch, "LAST_WORDS_S", 0.05)
     monkeypatch.setattr(watch, "ENDS_S", 0.05)
     yield world
     world.end_process()
 
 
-def up(world: World, **changes: Any) -> State:
-    return life.up(attrs.evolve(Up(world.box, timeout_s=5), **changes))
+def up(world: World, *, shipped: str | None = None, **changes: Any) -> State:
+    return starting.up(UpRequest(**{"project": Project(world.box, shipped), "timeout_s": 5} | changes))

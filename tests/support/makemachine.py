@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from kimbox.machine.folder import Machine, Record
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
 
 BOOT = "11111111-2222-4333-8444-555555555555"
 NEXT_BOOT = "99999999-2222-4333-8444-555555555555"
@@ -37,7 +38,7 @@ def make_machine(name: str = "tiny", **changes: Any) -> Machine:
     machine.disk.touch()
     machine.key.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n")
     machine.key.with_suffix(".pub").write_text(f"ssh-ed25519 AAAA kimbox-{name}\n")
-    machine.write_record(attrs.evolve(RECORD, name=name, **changes))
+    machine.write_record(attrs.evolve(RECORD, **{"name": name, "box": name} | changes))
     return machine
 
 

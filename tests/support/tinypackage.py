@@ -22,7 +22,8 @@ from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import Entry
 from kimbox.image.store import images
 from kimbox.lock.lockfile import read_lock
-from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended
 from kimbox.spec.load import load_box
 
 Made = Callable[..., dict[str, Any]]

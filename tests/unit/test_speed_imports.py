@@ -75,7 +75,7 @@ def test_completion_loads_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "_KIMBOX_COMPLETE": f"complete_{shell}", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split())),
         "_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }  # fmt: skip
-    unwanted = [*SSH, *GIT, *SPEC, *IMAGE, *REST, "kimbox.actions.life", "kimbox.drivers.qemu.process"]
+    unwanted = [*SSH, *GIT, *SPEC, *IMAGE, *REST, "kimbox.actions.up", "kimbox.drivers.qemu.process"]
     assert [] == loaded(tmp_path, [], unwanted, **asked)
 
 

@@ -9,7 +9,8 @@ import attrs
 from kimbox.drivers.accelerator import Accelerator
 from kimbox.errors import GuestError
 from kimbox.files import read_bounded
-from kimbox.machine.folder import Machine, Record
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
 from kimbox.spec.model import Scratch
 
 #: QEMU's user network (docs: -netdev user): the guest's address, the gateway, the name server.

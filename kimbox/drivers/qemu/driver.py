@@ -17,7 +17,8 @@ from kimbox.drivers.qemu.command import Invocation
 from kimbox.errors import KimboxError
 from kimbox.guest.endpoint import Endpoint
 from kimbox.log import log
-from kimbox.machine.folder import Machine, Record
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
 from kimbox.machine.state import Observation, State
 from kimbox.run import which
 from kimbox.spec.model import BootMode, Box

@@ -31,7 +31,9 @@ from kimbox.guest.ssh import Guest
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import keys
-from kimbox.machine.folder import Ended, Machine, Record, read_end
+from kimbox.machine.bootmode import Choice
+from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import Observation, State
 from kimbox.render.vagrantfile import VagrantMachine, render_vagrantfile
 from kimbox.spec.model import BootMode, Box

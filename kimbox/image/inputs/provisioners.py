@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,11 @@ def load(name: str) -> Provisioner:
         raise ImageError(f"the provisioner {name} cannot be read: {error}", hint="install kimbox anew") from None
 
 
+def load_all() -> tuple[Provisioner, ...]:
+    """Reads every provisioner of an image, in the order of BASE. Raises what `load` raises."""
+    return tuple(load(name) for name in BASE)
+
+
 def _load(name: str, folder: Path) -> Provisioner:
     meta = _metadata(name, folder / "provisioner.yaml")
     script = folder / "build"
@@ -136,7 +141,7 @@ def _tree(folder: Path) -> Iterator[GuestFile]:
             yield GuestFile(str(path.relative_to(folder)), read_bounded(path, limit_bytes=MAX_FILE_BYTES), mode)
 
 
-def overlay(provisioners: list[Provisioner]) -> list[GuestFile]:
+def overlay(provisioners: Sequence[Provisioner]) -> list[GuestFile]:
     """Every file of these provisioners for the guest's /, its build scripts and masked units included."""
     files = [f for p in provisioners for f in p.files]
     for index, provisioner in enumerate(provisioners):

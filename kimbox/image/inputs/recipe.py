@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import attrs
 
 from kimbox.image.inputs import provisioners
-from kimbox.image.inputs.provisioners import GuestFile
+from kimbox.image.inputs.provisioners import GuestFile, Provisioner
 from kimbox.lock.apt.packages import LockedPackages, request_digest
 from kimbox.render import guestfiles
 from kimbox.spec.layout import Layout, plan
@@ -57,26 +58,27 @@ class Recipe:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def requested(image: PackageImage) -> tuple[str, ...]:
+def requested(image: PackageImage, parts: Sequence[Provisioner] | None = None) -> tuple[str, ...]:
     """The packages that an image asks for: those of the spec and those of every provisioner, sorted.
 
-    A kernel that the spec names takes the place of the usual one.
+    A kernel that the spec names takes the place of the usual one. `parts`: the provisioners, where the caller has them
+    already (`provisioners.load_all`); None: they are read from disk. It is the same for `request` and `recipe`.
     """
-    parts = [provisioners.load(name) for name in provisioners.BASE]
+    parts = provisioners.load_all() if parts is None else parts
     needed = {package for p in parts for package in p.packages_for(image.distribution)}
     if any(package.startswith(KERNEL) for package in image.packages):
         needed = {package for package in needed if not package.startswith(KERNEL)}
     return tuple(sorted(needed | set(image.packages)))
 
 
-def request(image: PackageImage) -> str:
+def request(image: PackageImage, parts: Sequence[Provisioner] | None = None) -> str:
     """The digest that a lock must have been made for."""
-    return request_digest(image.distribution, image.suite, image.mirror, requested(image))
+    return request_digest(image.distribution, image.suite, image.mirror, requested(image, parts))
 
 
-def recipe(box: Box, image: PackageImage, locked: LockedPackages) -> Recipe:
+def recipe(box: Box, image: PackageImage, locked: LockedPackages, parts: Sequence[Provisioner] | None = None) -> Recipe:
     """The recipe of a box whose image is built here, from the packages that its lock names."""
-    parts = [provisioners.load(name) for name in provisioners.BASE]
+    parts = provisioners.load_all() if parts is None else parts
     layout = plan(box.disk)
     watch = {SNAPWATCH} if layout.snapshot_may_fill else set()
     units = sorted({unit for p in parts for unit in p.enable} | watch)
@@ -89,7 +91,7 @@ def recipe(box: Box, image: PackageImage, locked: LockedPackages) -> Recipe:
     return Recipe(
         distribution=image.distribution,
         suite=image.suite,
-        packages=requested(image),
+        packages=requested(image, parts),
         locked=locked,
         layout=layout,
         files=tuple(provisioners.overlay(parts) + rendered),

@@ -20,7 +20,7 @@ from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, write_
 from kimbox.lock.provenance import Whole, sbom, statement
 from kimbox.machine import ran
 from kimbox.machine.folder import Machine
-from kimbox.project import pins
+from kimbox.project.project import Project
 
 world = feignedworld.world  # a fixture
 
@@ -131,20 +131,20 @@ def test_a_box_tells_before_its_lock(world: World, tmp_path: Path) -> None:
     """What runs; where that is not known, what the spec's lock says; without either an error with a way out."""
     box = attrs.evolve(world.box, repositories=box_with(tmp_path).repositories)
     with pytest.raises(SpecError, match="there is no lock"):
-        whole_of(box, shipped=False)
-    write_lock(pins.lock_path(box, shipped=False), LOCK)
-    whole, told_by = whole_of(box, shipped=False)
+        whole_of(Project(box))
+    write_lock(Project(box).lock_path, LOCK)
+    whole, told_by = whole_of(Project(box))
     assert (whole.lock, told_by) == (LOCK, str(tmp_path / "kimbox.lock"))
     machine = makemachine.make_machine()
-    assert whole_of(box, shipped=False)[1] == str(tmp_path / "kimbox.lock")
+    assert whole_of(Project(box))[1] == str(tmp_path / "kimbox.lock")
     ran.keep(machine, "a" * 64, attrs.evolve(LOCK, spec_digest="7" * 64))
     makemachine.tell(machine, makemachine.event("ready", manifest="a" * 64))
-    whole, told_by = whole_of(box, shipped=False)
+    whole, told_by = whole_of(Project(box))
     assert (whole.lock.spec_digest, whole.image, told_by) == ("7" * 64, "e" * 64, "the box tiny")
     assert Machine("tiny").exists
     about = {"manifest": "a" * 64, "mode": "keep", "role": "dev", "site": "", "by": "keep", "at": "", "part": ""}
     makemachine.tell(machine, makemachine.event("box", **about, unpinned="setup gone", commit="5" * 40))
-    whole, _ = whole_of(box, shipped=False)
+    whole, _ = whole_of(Project(box))
     assert (whole.lock.unpinned, whole.lock.repositories["setup"].commit) == (("setup",), "5" * 40)
     assert whole.lock.digest == attrs.evolve(LOCK, spec_digest="7" * 64, image="e" * 64).digest
     (setup,) = [part for part in json.loads(sbom(whole))["components"] if part["name"] == "setup"]

@@ -9,10 +9,11 @@ from fakedriver import FakeDriver
 from feignedworld import World, up
 from makemachine import event, tell
 
-from kimbox.actions import life, snapshot
+from kimbox.actions import snapshot, stop
 from kimbox.actions.observe import state
 from kimbox.errors import GuestError, StateError, UsageError
-from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended
 from kimbox.machine.state import State
 from kimbox.spec.model import Scratch
 
@@ -43,7 +44,7 @@ def test_a_box_that_runs_goes_on_where_it_stood(world: World) -> None:
 def test_a_halted_box_is_halted_again(world: World) -> None:
     """Whatever it does when it is told to go back: the disk is what it was, and nothing runs."""
     up(world)
-    life.halt(world.machine)
+    stop.halt(world.machine)
     assert State.HALTED is snapshot.save(world.machine, "off")
     up(world)
     world.did.clear()
@@ -56,7 +57,7 @@ def test_the_shape_is_that_of_the_snapshot(world: World) -> None:
     """A saved memory wakes only in a machine with as many processors."""
     up(world)
     snapshot.save(world.machine, "one")
-    life.halt(world.machine)
+    stop.halt(world.machine)
     world.box = attrs.evolve(world.box, cpus=4)
     up(world)
     snapshot.restore(world.machine, "one")

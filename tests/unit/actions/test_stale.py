@@ -16,13 +16,14 @@ import pytest
 from clirun import Kimbox, result
 from makemachine import event, tell
 
-from kimbox.actions import life
+from kimbox.actions import up as starting
 from kimbox.guest import stale
 from kimbox.guest.events import parse_line
 from kimbox.lock.lockfile import Lock, PinnedRepository, write_lock
 from kimbox.lock.provenance import Whole, sbom, statement
 from kimbox.machine import ran
-from kimbox.machine.folder import Machine, Sealed
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Sealed
 from kimbox.machine.state import State
 from kimbox.render.boxfile import box_json, describe
 from kimbox.spec.model import Repository
@@ -148,7 +149,7 @@ def test_as_it_was_is_what_nothing_was_done_to(
             box(after)
         return State.READY
 
-    monkeypatch.setattr(life, "up", up)
+    monkeypatch.setattr(starting, "up", up)
     with makemachine.running(machine):
         assert (0, expected) == kimbox("up")[:2]
 
@@ -157,7 +158,7 @@ def test_up_names_them_each_time(
     kimbox: Kimbox, box: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never says `as it was` then."""
-    monkeypatch.setattr(life, "up", lambda _: State.READY)
+    monkeypatch.setattr(starting, "up", lambda _: State.READY)
     with makemachine.running(box(f"install:tool@{OLD}")):
         for _ in range(2):
             code, out, _ = kimbox("up")

@@ -313,7 +313,7 @@ def test_interrupted(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(observe, "observe", interrupt)
-    monkeypatch.setattr("kimbox.actions.life.up", interrupt)
+    monkeypatch.setattr("kimbox.actions.up.up", interrupt)
     assert (130, "", "kimbox: error: interrupted\n") == kimbox("status", "tiny")
     code, _, err = kimbox("up", "minimal")
     assert 130 == code

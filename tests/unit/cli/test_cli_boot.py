@@ -12,8 +12,9 @@ import pytest
 from clirun import Kimbox, result
 from makemachine import NEXT_BOOT, event, tell
 
-from kimbox.actions import life
-from kimbox.actions.life import Up
+from kimbox.actions import stop
+from kimbox.actions import up as starting
+from kimbox.actions.up import UpRequest
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
@@ -43,17 +44,17 @@ def test_the_options_reach_the_start(
     kimbox: Kimbox, machine: Machine, monkeypatch: pytest.MonkeyPatch, verb: str, options: list[str], choice: Choice
 ) -> None:
     """Of `up` and of `reload`, which halts first."""
-    asked: list[Up] = []
+    asked: list[UpRequest] = []
     done: list[str] = []
 
-    def up(wanted: Up) -> State:
-        asked.append(wanted)
+    def up(request: UpRequest) -> State:
+        asked.append(request)
         return State.HALTED
 
-    monkeypatch.setattr(life, "up", up)
-    monkeypatch.setattr(life, "halt", lambda _: done.append("halt"))
+    monkeypatch.setattr(starting, "up", up)
+    monkeypatch.setattr(stop, "halt", lambda _: done.append("halt"))
     assert 0 == kimbox(verb, *options)[0]
-    assert [choice] == [wanted.boot for wanted in asked]
+    assert [choice] == [request.boot for request in asked]
     assert (["halt"] if verb == "reload" else []) == done
 
 
@@ -107,8 +108,8 @@ def test_status_tells_why_there_was_no_root(kimbox: Kimbox, machine: Machine) ->
 
 def test_maintain_mode_is_announced(kimbox: Kimbox, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `status`, `up` and `reload`; in no other mode."""
-    monkeypatch.setattr(life, "up", lambda _: State.READY)
-    monkeypatch.setattr(life, "halt", lambda _: None)
+    monkeypatch.setattr(starting, "up", lambda _: State.READY)
+    monkeypatch.setattr(stop, "halt", lambda _: None)
     tell(machine, event("booting", mode="maintain"), event("ready", manifest="", mode="maintain"))
     with makemachine.running(machine):
         for verb in ("status", "up", "reload"):

@@ -13,6 +13,7 @@ from clirun import Kimbox, error, result
 from kimbox.image.store import names
 from kimbox.image.store.names import AddedBox
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import Purpose
 from kimbox.machine.state import State
 from kimbox.spec.model import BootMode
 
@@ -27,24 +28,26 @@ def study(kimbox: Kimbox, world: Path) -> None:
 
 def maintained() -> Machine:
     """A halted machine in which it is maintained."""
-    return makemachine.make_machine("study-maintain", source=str(Path("kimbox.yaml").absolute()))
+    source = str(Path("kimbox.yaml").absolute())
+    return makemachine.make_machine("study-maintain", source=source, box="study", purpose=Purpose.MAINTENANCE)
 
 
 def test_it_boots_a_machine_of_its_own(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """In maintain mode, without the ports and the scratch space of the box."""
     asked: list[Any] = []
 
-    def note(wanted: Any) -> State:
-        asked.append(wanted)
+    def note(request: Any) -> State:
+        asked.append(request)
         maintained()
         return State.ABSENT
 
-    monkeypatch.setattr("kimbox.actions.life.up", note)
+    monkeypatch.setattr("kimbox.actions.up.up", note)
     told = result(kimbox("--json", "maintain")[1], "maintain")
     assert {"name": "study-maintain", "state": "halted"} == told
-    (wanted,) = asked
-    assert ("study-maintain", "study", BootMode.MAINTAIN) == (wanted.name, wanted.box.name, wanted.boot.mode)
-    assert ((), None) == (wanted.box.forwards, wanted.box.scratch)
+    (request,) = asked
+    assert (Purpose.MAINTENANCE, BootMode.MAINTAIN) == (request.purpose, request.boot.mode)
+    box = request.project.box
+    assert ("study", (), None) == (box.name, box.forwards, box.scratch)
 
 
 def test_its_name_is_no_box_to_bring_up(kimbox: Kimbox) -> None:

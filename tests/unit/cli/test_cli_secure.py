@@ -15,7 +15,8 @@ from clirun import Kimbox, error, result
 
 from kimbox.actions import seal
 from kimbox.actions.seal import Answers
-from kimbox.machine.folder import Machine, Sealed
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Sealed
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 

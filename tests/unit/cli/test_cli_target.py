@@ -21,12 +21,13 @@ def test_the_name_of_the_spec_in_this_folder_means_it(kimbox: Kimbox, monkeypatc
     assert "`kimbox up study`" in kimbox("ssh")[2]
     called: list[Any] = []
 
-    def note(wanted: Any) -> State:
-        called.append((wanted.box.source, wanted.shipped))
-        makemachine.make_machine("study", source=str(wanted.box.source))
+    def note(request: Any) -> State:
+        project = request.project
+        called.append((project.source, project.shipped))
+        makemachine.make_machine("study", source=str(project.source))
         return State.ABSENT
 
-    monkeypatch.setattr("kimbox.actions.life.up", note)
+    monkeypatch.setattr("kimbox.actions.up.up", note)
     assert 0 == kimbox("status", "study")[0]
     assert 0 == kimbox("up", "study")[0]
     assert [(Path("kimbox.yaml").absolute(), None)] == called
@@ -55,6 +56,6 @@ def test_reload_does_not_halt_the_box_of_another_spec(kimbox: Kimbox, monkeypatc
     kimbox("init", "--name", "study")
     makemachine.make_machine("study", source="/theirs/kimbox.yaml")
     halted: list[Any] = []
-    monkeypatch.setattr("kimbox.actions.life.halt", halted.append)
+    monkeypatch.setattr("kimbox.actions.stop.halt", halted.append)
     assert 5 == kimbox("reload")[0]
     assert [] == halted

@@ -55,8 +55,8 @@ def test_exec_knows_box_from_command(
         return code
 
     monkeypatch.setattr(target, "machine", lambda name, file: called.append(name))
-    monkeypatch.setattr(target, "spec", lambda *_: (None, None))
-    monkeypatch.setattr("kimbox.actions.life.up", lambda *_: called.append("up"))
+    monkeypatch.setattr(target, "project", lambda *_: None)
+    monkeypatch.setattr("kimbox.actions.up.up", lambda *_: called.append("up"))
     monkeypatch.setattr(observe, "reach", lambda *_: an_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.attached", lambda argv, **_: note(shlex.split(argv[-1]), 42))
     assert 42 == kimbox("exec", *arguments)[0]
@@ -340,7 +340,7 @@ def test_resume_needs_no_spec_and_the_others_say_which_is_gone(kimbox: Kimbox, m
     """The record says what to start; what needs the spec names it, and the way out."""
     makemachine.make_machine()
     called: list[Machine] = []
-    monkeypatch.setattr("kimbox.actions.life.resume", called.append)
+    monkeypatch.setattr("kimbox.actions.resume.resume", called.append)
     assert 0 == kimbox("resume", "tiny")[0]
     assert [Machine("tiny")] == called
     for verb in ("up", "reload", "provision", "lock", "build"):

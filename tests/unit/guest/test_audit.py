@@ -24,7 +24,7 @@ from kimbox.guest import ssh as guest_ssh
 from kimbox.guest.audit import MAX_CHECKS, Check, Report, Severity, Status
 from kimbox.guest.events import MAX_LINE_BYTES
 from kimbox.guest.ssh import Answer
-from kimbox.machine.folder import Sealed
+from kimbox.machine.record import Sealed
 from kimbox.machine.state import State
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures

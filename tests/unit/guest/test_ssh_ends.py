@@ -10,10 +10,11 @@ import feignedworld
 import pytest
 from feignedworld import World, up
 
-from kimbox.actions import life, snapshot
-from kimbox.actions.life import Up
+from kimbox.actions import snapshot, stop
+from kimbox.actions.provision import provision
 from kimbox.errors import KimboxError
 from kimbox.guest import shared
+from kimbox.project.project import Project
 
 world = feignedworld.world  # a fixture
 
@@ -29,11 +30,11 @@ def test_the_shared_ssh_connection_ends_with_the_run(world: World) -> None:
     """Each verb that ends or begins a run leaves none: the next guest would never answer on it."""
     up(world)
     for act in (
-        lambda: life.halt(world.machine),
+        lambda: stop.halt(world.machine),
         lambda: up(world),
-        lambda: life.suspend(world.machine),
+        lambda: stop.suspend(world.machine),
         lambda: up(world),
-        lambda: life.provision(Up(world.box)),
+        lambda: provision(Project(world.box)),
         lambda: snapshot.save(world.machine, "now"),
         lambda: snapshot.restore(world.machine, "now"),
     ):
@@ -48,5 +49,5 @@ def test_it_ends_where_provisioning_does_not(world: World) -> None:
     there = left(world)
     world.after = []
     with pytest.raises(KimboxError, match="did not speak"):
-        life.provision(Up(world.box, timeout_s=0.2))
+        provision(Project(world.box), timeout_s=0.2)
     assert not there.exists()

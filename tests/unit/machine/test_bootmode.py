@@ -11,15 +11,17 @@ from feignedworld import World, up
 from makemachine import event, tell
 from tinyimage import LOCKED
 
-from kimbox.actions import life
-from kimbox.actions.life import Up
+from kimbox.actions import provision as provisioning
+from kimbox.actions import stop
+from kimbox.actions.lifecycle import readiness
 from kimbox.actions.observe import state
 from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, StateError
 from kimbox.image import obtain
 from kimbox.machine.bootmode import Choice, NoEnvironment
-from kimbox.machine.folder import Record
+from kimbox.machine.record import Record
 from kimbox.machine.state import State
+from kimbox.project.project import Project
 from kimbox.spec.model import BootMode
 
 KEEP, RESNAP, MAINTAIN = BootMode.KEEP, BootMode.RESNAP, BootMode.MAINTAIN
@@ -39,7 +41,7 @@ def test_every_start_sets_the_mode(world: World) -> None:
     ):
         world.box = attrs.evolve(world.box, boot=spec)
         up(world, boot=choice)
-        life.halt(world.machine)
+        stop.halt(world.machine)
         assert expected == world.modes[-1]
     assert 6 == len(world.modes)
     assert [] == [key for key in world.machine.record().as_json() if "boot" in key or "mode" in key]
@@ -77,7 +79,7 @@ def test_a_box_that_stands_still_is_not_given_a_mode(world: World) -> None:
     with pytest.raises(StateError, match="the box is paused"):
         up(world, boot=Choice(KEEP))
     world.status = "running"
-    life.suspend(world.machine)
+    stop.suspend(world.machine)
     with pytest.raises(StateError, match="the box is suspended") as refused:
         up(world, boot=Choice(RESNAP))
     assert "`kimbox resume tiny`" in str(refused.value.hint)
@@ -89,7 +91,7 @@ def test_an_image_without_modes(world: World) -> None:
     """It boots as it does, unless another mode is asked for, by the spec or the command line."""
     world.no_modes = NoEnvironment("the disk of tiny has no environment")
     up(world)
-    life.halt(world.machine)
+    stop.halt(world.machine)
     with pytest.raises(NoEnvironment):
         up(world, boot=Choice(KEEP))
     world.box = attrs.evolve(world.box, boot=RESNAP)
@@ -115,7 +117,7 @@ def test_maintain_mode_brings_nothing(world: World) -> None:
     assert State.READY is up(world, boot=Choice(MAINTAIN))
     assert ["image", "disk", "start"] == world.did
     with pytest.raises(StateError, match="runs in maintain mode") as refused:
-        life.provision(Up(world.box))
+        provisioning.provision(Project(world.box))
     assert "`kimbox reload tiny`" in str(refused.value.hint)
 
 
@@ -173,7 +175,7 @@ def test_a_snapshot_that_fills_up(world: World) -> None:
         up(world)
     assert "kimbox reload --boot resnap" in str(failed.value.hint)
     with pytest.raises(GuestError, match="snapshot of root is full"):
-        life.provision(Up(world.box))
+        provisioning.provision(Project(world.box))
     assert [] == world.did
     with world.machine.serial_log.open("ab") as console:
         console.write(b"\x1b[1;1H  Booting `pristine: a new snapshot of root'\r\n")
@@ -192,6 +194,6 @@ def test_setup_that_fills_the_snapshot(world: World) -> None:
         return world.digest
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(life, "deliver", deliver)
+        patch.setattr(readiness, "deliver", deliver)
         with pytest.raises(GuestError, match="snapshot of root is full"):
             up(world, timeout_s=600)

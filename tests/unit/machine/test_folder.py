@@ -15,7 +15,8 @@ from makemachine import BOOT, NEXT_BOOT, RECORD, event, tell
 
 from kimbox.errors import KimboxError, StateError
 from kimbox.machine import folder
-from kimbox.machine.folder import Ended, Machine, Record, machines
+from kimbox.machine.folder import Machine, machines
+from kimbox.machine.record import Ended, Record
 from kimbox.spec.model import Scratch
 
 home = ownhome.home  # a fixture
@@ -36,7 +37,7 @@ def test_a_record_comes_back_as_it_was(ended: Ended | None) -> None:
     )
     machine.write_record(record)
     assert record == machine.record()
-    assert 1 == json.loads(machine.record_file.read_text())["format"]
+    assert 2 == json.loads(machine.record_file.read_text())["format"]
 
 
 def test_a_record_of_before_has_no_shape() -> None:
@@ -94,8 +95,8 @@ def test_a_file_that_is_no_record(text: str) -> None:
 
 def test_a_newer_format_says_so() -> None:
     """A record of a later kimbox is not damaged."""
-    value = RECORD.as_json() | {"format": 2}
-    with pytest.raises(KimboxError, match="has format 2; this kimbox reads 1") as newer:
+    value = RECORD.as_json() | {"format": 3}
+    with pytest.raises(KimboxError, match="has format 3; this kimbox reads 2") as newer:
         Record.parse(value, Path("machine.json"))
     assert newer.value.hint
 

@@ -12,7 +12,8 @@ from kimbox.actions.observe import observe, state
 from kimbox.drivers.qemu import process
 from kimbox.errors import StateError
 from kimbox.guest.events import Event, parse_line
-from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended
 from kimbox.machine.state import ALLOWED, INSTEAD, Observation, State, derive, require
 
 THERE = Observation(exists=True, running=False, paused=False, suspended=False, events=(), ended_by_us=False)

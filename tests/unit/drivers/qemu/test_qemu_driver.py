@@ -25,7 +25,8 @@ from kimbox.drivers.qemu.command import Invocation
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import GuestError, KimboxError
 from kimbox.files import locked
-from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended
 from kimbox.machine.state import State
 from kimbox.run import run
 from kimbox.settings import settings

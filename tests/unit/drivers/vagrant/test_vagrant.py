@@ -22,7 +22,8 @@ from kimbox.errors import GuestError, KimboxError, MissingToolError, StateError,
 from kimbox.guest.ssh import Answer
 from kimbox.image.store.images import Image
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.folder import Ended, Machine, Record
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import State, derive
 from kimbox.run import which
 from kimbox.spec.model import BootMode

@@ -17,7 +17,8 @@ from kimbox.drivers.vagrant import boxes, libvirt, names
 from kimbox.drivers.vagrant.driver import Vagrant
 from kimbox.errors import GuestError
 from kimbox.image.store.images import Image
-from kimbox.machine.folder import Ended, Machine
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Ended
 from kimbox.render.vagrantfile import box_name
 
 host, machine = feignedvagrant.host, feignedvagrant.machine  # fixtures

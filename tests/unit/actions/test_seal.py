@@ -15,11 +15,11 @@ from fakedriver import FakeDriver
 from feignedworld import World, up
 from makemachine import event, tell
 
-from kimbox.actions import life, snapshot, stop
+from kimbox.actions import observe, snapshot, stop
 from kimbox.actions import seal as secure
-from kimbox.actions.life import Up
 from kimbox.actions.observe import state
 from kimbox.actions.seal import Answers, Secret
+from kimbox.actions.up import UpRequest
 from kimbox.drivers.accelerator import KVM_WORKS
 from kimbox.drivers.base import Launch
 from kimbox.drivers.qemu.command import command
@@ -27,8 +27,9 @@ from kimbox.drivers.qemu.driver import invocation
 from kimbox.errors import GuestError, StateError
 from kimbox.guest.ssh import Answer
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.folder import Record, Sealed
+from kimbox.machine.record import Record, Sealed
 from kimbox.machine.state import State
+from kimbox.project.project import Project
 from kimbox.render import sealing
 from kimbox.render.quote import parse_assignments
 from kimbox.spec.model import BootMode, Role, Secure
@@ -85,7 +86,7 @@ def script(world: World, monkeypatch: pytest.MonkeyPatch) -> Script:
 
 def test_a_box_takes_its_role(world: World, script: Script) -> None:
     """It is sent answers, rules and a key of its own, restarts, and nothing is brought to it any more."""
-    assert SEALED == secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    assert SEALED == secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     (sent,) = script.sent
     assert b"hunter2\n" == sent.pop("password")
     assert world.machine.data_key.read_bytes() == sent.pop("data_key")
@@ -97,13 +98,13 @@ def test_a_box_takes_its_role(world: World, script: Script) -> None:
     assert (State.SEALED, SEALED) == (state(world.machine), world.machine.record().sealed)
     world.did.clear()
     assert State.SEALED is up(world)
-    assert SEALED == secure.secure(Up(world.box), ANSWERS)
+    assert SEALED == secure.secure(UpRequest(Project(world.box)), ANSWERS)
     assert [] == world.did
 
 
 def test_the_key_reaches_the_box_as_a_file(world: World, script: Script) -> None:
     """No word of QEMU's command line holds it, nor the password."""
-    secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     words = command_line(world)
     given = words[words.index("-fw_cfg") + 1]
     assert f"name=opt/io.systemd.credentials/kimbox.data_key,file={world.machine.data_key}" == given
@@ -116,7 +117,7 @@ def test_a_driver_that_cannot_seal(world: World, script: Script) -> None:
     """The box is sent nothing."""
     world.driver.features = attrs.evolve(world.driver.features, sealing=False)
     with pytest.raises(StateError, match="cannot secure tiny: qemu has its disk"):
-        secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+        secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert ([], [], State.READY) == (script.sent, world.did, state(world.machine))
 
 
@@ -125,7 +126,7 @@ def test_a_site_that_refuses(world: World, script: Script, code: int, what: str)
     """The box is as it was, and its own words are told."""
     script.answer = Answer(code, "", "secure: the gateway g does not accept me\n")
     with pytest.raises(GuestError) as caught:
-        secure.secure(Up(world.box), ANSWERS)
+        secure.secure(UpRequest(Project(world.box)), ANSWERS)
     assert f"tiny {what}: the gateway g does not accept me" == caught.value.message
     assert ([], None, State.READY) == (world.did, world.machine.record().sealed, state(world.machine))
 
@@ -134,7 +135,7 @@ def test_an_interrupted_try_is_gone_on_with(world: World, script: Script) -> Non
     """The guest had taken its role already: the key that it has locked with stays."""
     world.machine.data_key.write_text("the first\n")
     script.answer = Answer(secure.ALREADY, "", "secure: the box is secured already\n")
-    assert SEALED == secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    assert SEALED == secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert "the first\n" == world.machine.data_key.read_text()
 
 
@@ -143,10 +144,10 @@ def test_the_answers_of_an_interrupted_try_hold(world: World, script: Script) ->
     for said in ("KIMBOX_ROLE=$(id)\n", "\0"):
         script.answer = Answer(secure.ALREADY, said, "")
         with pytest.raises(GuestError, match="not which"):
-            secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+            secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     earlier = sealing.answers(attrs.evolve(WORKER, name="director"), "b.org", "you").decode()
     script.answer = Answer(secure.ALREADY, earlier, "")
-    assert Sealed("director", "b.org") == secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    assert Sealed("director", "b.org") == secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
 
 
 def test_a_box_that_was_not_restarted_is_open_and_says_so(
@@ -155,19 +156,19 @@ def test_a_box_that_was_not_restarted_is_open_and_says_so(
     """kimbox died between the two: `up` refuses, and `secure` goes on."""
     with monkeypatch.context() as patch:
         patch.setattr(secure, "close", lambda _: None)
-        secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+        secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert (State.READY, SEALED) == (state(world.machine), world.machine.record().sealed)
     with pytest.raises(StateError, match="is open until it restarts"):
         up(world)
-    secure.close(Up(world.box, timeout_s=5))
+    secure.close(UpRequest(Project(world.box), timeout_s=5))
     assert (["power button", "start"], State.SEALED) == (world.did, state(world.machine))
-    secure.close(Up(world.box, timeout_s=5))
+    secure.close(UpRequest(Project(world.box), timeout_s=5))
     assert ["power button", "start"] == world.did
 
 
 def test_its_memory_does_not_reach_the_disk(world: World, script: Script) -> None:
     """Whatever its state: a failed one has its credentials there as well. No snapshot opens it either."""
-    secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     tell(world.machine, event("failed", manifest=world.digest, kind="secure", name="secure", exit=3, reason="x"))
     assert State.FAILED is state(world.machine)
     for refused in (
@@ -181,7 +182,7 @@ def test_its_memory_does_not_reach_the_disk(world: World, script: Script) -> Non
 
 def test_a_record_that_was_not_written(world: World, script: Script) -> None:
     """kimbox died before it had noted the role: the box tells it."""
-    life.halt(world.machine)
+    stop.halt(world.machine)
     up(world)
     assert State.SEALED is up(world)
     assert SEALED == world.machine.record().sealed
@@ -192,11 +193,11 @@ def test_a_box_that_fails_to_seal_itself(world: World, script: Script) -> None:
     failed = event("failed", manifest=world.digest, kind="secure", name="secure", exit=3, reason="no gateway")
     world.boot[-1] = failed
     with pytest.raises(GuestError) as caught:
-        secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+        secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert "secure secure (exit status 3): no gateway" in caught.value.message
     assert "--unseal" in str(caught.value.hint)
     with pytest.raises(StateError, match="sealed as worker of"):
-        life.reach(world.machine)
+        observe.reach(world.machine)
 
 
 @pytest.mark.parametrize(("status", "reason"), [("done", ""), ("failed", "the gateway does not accept me")])
@@ -204,7 +205,7 @@ def test_new_credentials(
     world: World, script: Script, monkeypatch: pytest.MonkeyPatch, status: str, reason: str
 ) -> None:
     """They go through a file that is there for one start."""
-    secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     world.boot.insert(1, event("rotated", status=status, reason=reason))
     seen: list[Any] = []
     start = FakeDriver.start
@@ -215,7 +216,7 @@ def test_new_credentials(
         return start(driver, launch)
 
     monkeypatch.setattr(FakeDriver, "start", note)
-    wanted = Up(world.box, timeout_s=5)
+    wanted = UpRequest(Project(world.box), timeout_s=5)
     if reason:
         with pytest.raises(GuestError, match=reason):
             secure.rotate(wanted, "me", ANSWERS.secret)
@@ -227,29 +228,29 @@ def test_new_credentials(
 
 def test_unsealing(world: World, script: Script) -> None:
     """The key goes first; the box boots its real root and says that it is open; interrupted, it may be asked again."""
-    secure.secure(Up(world.box, timeout_s=5), ANSWERS)
+    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     with pytest.raises(StateError, match="no maintain mode"):
         up(world, boot=Choice(BootMode.MAINTAIN))
-    life.halt(world.machine)
+    stop.halt(world.machine)
     world.boot = [event("booting", mode="maintain"), event("ready", manifest="", mode="maintain")]
     with pytest.raises(GuestError, match="has not said that it is open"):
-        secure.unseal(Up(world.box, timeout_s=5))
+        secure.unseal(UpRequest(Project(world.box), timeout_s=5))
     assert (False, True) == (world.machine.data_key.exists(), world.machine.unseal_mark.exists())
     with pytest.raises(StateError, match="was being opened"):
         up(world)
     words = " ".join(command_line(world))
     assert ("kimbox.unseal=yes" in words, "kimbox.sealed" in words) == (True, False)
     world.boot.insert(1, event("unsealed"))
-    secure.unseal(Up(world.box, timeout_s=5))
+    secure.unseal(UpRequest(Project(world.box), timeout_s=5))
     assert (None, False) == (world.machine.record().sealed, world.machine.unseal_mark.exists())
     with pytest.raises(StateError, match="is not sealed"):
-        secure.unseal(Up(world.box))
+        secure.unseal(UpRequest(Project(world.box)))
 
 
 def test_another_manifest_does_not_reach_it(world: World, script: Script) -> None:
     """It is ready all the same, and the user is told."""
-    secure.secure(Up(world.box, timeout_s=5), ANSWERS)
-    life.halt(world.machine)
+    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    stop.halt(world.machine)
     world.boot[-1] = event("sealed", manifest="9" * 64, role="worker", site="a.org")
     assert State.HALTED is up(world)
     assert "deliver" not in world.did

@@ -18,16 +18,21 @@ from feignedworld import FakeGuest, World, up
 from makemachine import event
 
 from kimbox import paths
-from kimbox.actions import life, prune, stop
-from kimbox.actions.life import Up
+from kimbox.actions import prune, stop
+from kimbox.actions.lifecycle import readiness
+from kimbox.actions.lifecycle import start as starting
 from kimbox.actions.observe import state
+from kimbox.actions.provision import provision
+from kimbox.actions.resume import resume
 from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import locked
 from kimbox.image import obtain
 from kimbox.image.store import images
-from kimbox.machine.folder import Ended, Machine, machines
+from kimbox.machine.folder import Machine, machines
+from kimbox.machine.record import Ended, PlanDigests, Purpose
 from kimbox.machine.state import State
+from kimbox.project.project import Project
 from kimbox.spec.model import Mode, Run, Step
 
 world = feignedworld.world  # a fixture
@@ -41,6 +46,8 @@ def test_from_nothing_to_ready(world: World) -> None:
     record = world.machine.record()
     assert (None, str(world.box.source), "e" * 64) == (record.ended, record.source, record.image)
     assert (world.box.cpus, world.box.memory_bytes) == (record.cpus, record.memory_bytes)
+    assert ("tiny", Purpose.BOX, "qemu") == (record.box, record.purpose, record.driver)
+    assert PlanDigests(world.box.digest, world.lock.digest, world.digest) == record.plan
     assert "PRIVATE KEY" in world.machine.key.read_text()
     assert not world.machine.unfinished.exists()
 
@@ -60,7 +67,7 @@ def test_what_is_ready_is_left_alone(world: World) -> None:
 def test_a_halted_box_is_started_with_what_the_spec_says_now(world: World) -> None:
     """The box that is at its manifest already needs no second delivery."""
     up(world)
-    life.halt(world.machine)
+    stop.halt(world.machine)
     world.did.clear()
     world.boot = [*world.boot[:-1], *world.after]
     world.box = attrs.evolve(world.box, cpus=4)
@@ -93,10 +100,10 @@ def test_a_failed_box_is_tried_again(world: World) -> None:
 def test_provision_needs_a_running_box(world: World) -> None:
     """And brings the manifest even where nothing has changed."""
     with pytest.raises(StateError, match="cannot provision tiny"):
-        life.provision(Up(world.box))
+        provision(Project(world.box))
     up(world)
     world.did.clear()
-    life.provision(Up(world.box))
+    provision(Project(world.box))
     assert ["deliver"] == world.did
 
 
@@ -109,11 +116,11 @@ def test_a_name_belongs_to_one_spec(world: World, tmp_path: Path) -> None:
     world.box = same
     assert State.READY is up(world)
     world.box = attrs.evolve(same, source=tmp_path / "other.yaml")
-    for wanted in (Up(world.box), Up(world.box, shipped="tiny")):
+    for project in (Project(world.box), Project(world.box, "tiny")):
         with pytest.raises(
             StateError, match=rf"the name tiny belongs to the spec .*{ours.name}, not to .*other\.yaml"
         ) as e:
-            life.up(wanted)
+            up(world, project=project)
         assert "kimbox destroy tiny" in str(e.value.hint)
 
 
@@ -145,7 +152,7 @@ def test_nothing_stays_locked_or_half_made(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    owner = {"leased": obtain, "deliver": life}.get(where, FakeDriver)
+    owner = {"leased": obtain, "deliver": readiness}.get(where, FakeDriver)
     with monkeypatch.context() as broken:
         broken.setattr(owner, where, fail)
         with pytest.raises((KeyboardInterrupt, KimboxError, OSError)):
@@ -170,43 +177,43 @@ def test_halt(world: World) -> None:
     """The power button; the plug if that does not help, or is not wanted; a halted box stays halted."""
     up(world)
     world.did.clear()
-    assert State.READY is life.halt(world.machine)
-    assert State.HALTED is life.halt(world.machine)
+    assert State.READY is stop.halt(world.machine)
+    assert State.HALTED is stop.halt(world.machine)
     assert ["power button"] == world.did
     up(world)
     world.did.clear()
     world.on_power = False
-    life.halt(world.machine, timeout_s=0.01)
+    stop.halt(world.machine, timeout_s=0.01)
     assert ["power button", "kill"] == world.did
     up(world)
     world.did.clear()
-    life.halt(world.machine, force=True)
+    stop.halt(world.machine, force=True)
     assert ["kill"] == world.did
     up(world)
     world.status = "paused"
-    assert State.PAUSED is life.halt(world.machine)
+    assert State.PAUSED is stop.halt(world.machine)
     assert State.HALTED is state(world.machine)
     with pytest.raises(StateError, match="no box other"):
-        life.halt(Machine("other"))
+        stop.halt(Machine("other"))
 
 
 def test_suspend_and_resume_keep_the_events(world: World) -> None:
     """The guest goes on in its boot and tells nothing again: ready before is ready after, with the clock set right."""
     up(world)
     world.did.clear()
-    life.suspend(world.machine)
+    stop.suspend(world.machine)
     assert ["save", "kill"] == world.did
     assert State.SUSPENDED is state(world.machine)
     with pytest.raises(StateError, match="cannot suspend tiny: the box is suspended"):
-        life.suspend(world.machine)
+        stop.suspend(world.machine)
     world.did.clear()
-    life.resume(world.machine)
+    resume(world.machine)
     assert ["resume", "forget", "clock"] == world.did
     assert (1, world.box.memory_bytes) == (world.launches[-1].cpus, world.launches[-1].memory_bytes)
     assert State.READY is state(world.machine)
     assert world.machine.record().ended is None
     with pytest.raises(StateError, match="cannot resume tiny"):
-        life.resume(world.machine)
+        resume(world.machine)
 
 
 def test_a_box_resumes_without_its_spec(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +221,7 @@ def test_a_box_resumes_without_its_spec(world: World, monkeypatch: pytest.Monkey
     makemachine.make_machine(ended=Ended.SUSPENDED, cpus=3, memory_bytes=7)
     before = world.machine.record()
     monkeypatch.setattr("kimbox.machine.ports.is_free", lambda port: port != 20023)
-    life.resume(world.machine)
+    resume(world.machine)
     assert (3, 7) == (world.launches[-1].cpus, world.launches[-1].memory_bytes)
     record = world.machine.record()
     assert (before.ssh_port, {8888: 20024}, before.source) == (record.ssh_port, record.forwards, record.source)
@@ -223,7 +230,7 @@ def test_a_box_resumes_without_its_spec(world: World, monkeypatch: pytest.Monkey
 def test_up_wakes_a_suspended_box(world: World) -> None:
     """As `resume`; what it was ready with counts, so that nothing is delivered."""
     up(world)
-    life.suspend(world.machine)
+    stop.suspend(world.machine)
     world.did.clear()
     assert State.SUSPENDED is up(world)
     assert ["resume", "forget", "clock"] == world.did
@@ -232,7 +239,7 @@ def test_up_wakes_a_suspended_box(world: World) -> None:
 def test_a_resume_that_fails_forgets_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The saved state is there for the next try, and the hint says how to do without."""
     up(world)
-    life.suspend(world.machine)
+    stop.suspend(world.machine)
 
     def fail(*_: Launch) -> None:
         raise GuestError("QEMU did not start tiny")
@@ -240,12 +247,12 @@ def test_a_resume_that_fails_forgets_nothing(world: World, monkeypatch: pytest.M
     with monkeypatch.context() as broken:
         broken.setattr(FakeDriver, "start", fail)
         with pytest.raises(GuestError) as failed:
-            life.resume(world.machine)
+            resume(world.machine)
     assert "kimbox halt --force tiny" in str(failed.value.hint)
     assert State.SUSPENDED is state(world.machine)
-    assert State.SUSPENDED is life.halt(world.machine)
+    assert State.SUSPENDED is stop.halt(world.machine)
     assert State.SUSPENDED is state(world.machine)
-    life.halt(world.machine, force=True)
+    stop.halt(world.machine, force=True)
     assert ("drop", State.HALTED) == (world.did[-1], state(world.machine))
 
 
@@ -254,7 +261,7 @@ def test_a_paused_box_goes_on(world: World) -> None:
     up(world)
     world.status = "paused"
     world.did.clear()
-    life.resume(world.machine)
+    resume(world.machine)
     assert State.PAUSED is up(world)
     assert ["unpause", "clock"] * 2 == world.did
 
@@ -263,25 +270,25 @@ def test_the_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is set over ssh; if that fails the box goes on all the same."""
     monkeypatch.undo()
     monkeypatch.setenv("KIMBOX_HOME", str(world.box.source.parent / "home"))
-    monkeypatch.setattr(life, "Guest", FakeGuest)
+    monkeypatch.setattr(starting, "Guest", FakeGuest)
     machine = makemachine.make_machine()
-    life.set_clock(machine)
+    starting.set_clock(machine)
     monkeypatch.setattr(FakeGuest, "code", 1)
     with pytest.raises(GuestError, match="clock cannot be set: no"):
-        life.set_clock(machine)
+        starting.set_clock(machine)
 
 
 def test_destroy(world: World) -> None:
     """Running, half made, damaged or not there: nothing is left of it but the file of its lock."""
-    assert not life.destroy(world.machine)
+    assert not stop.destroy(world.machine)
     up(world)
     world.did.clear()
-    assert life.destroy(world.machine)
+    assert stop.destroy(world.machine)
     assert ["kill"] == world.did
     world.machine.folder.mkdir()
     (world.machine.folder / "machine.json").write_text("{")
     world.machine.unfinished.mkdir()
-    assert life.destroy(world.machine)
+    assert stop.destroy(world.machine)
     assert ["tiny.lock"] == [p.name for p in paths.machines_dir().iterdir() if not p.name.startswith(".ports")]
     assert [] == machines()
 
@@ -293,7 +300,7 @@ def test_who_waits_for_a_box_that_is_destroyed_holds_its_lock(world: World, monk
     with world.machine.locked():
         pass
     with world.machine.lock_file.open() as waiting:
-        life.destroy(world.machine)
+        stop.destroy(world.machine)
         fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(StateError, match="at work on the box tiny"), world.machine.locked():
             pass
@@ -315,7 +322,7 @@ def test_prune_leaves_the_image_of_a_machine_that_is_being_made(world: World, mo
     monkeypatch.setattr(FakeDriver, "create", create)
     up(world)
     assert ([], []) == (removed, prune.unused())
-    life.destroy(world.machine)
+    stop.destroy(world.machine)
     assert [stored] == [item.path for item in prune.remove(prune.unused())]
     assert not stored.exists()
 
@@ -331,7 +338,7 @@ def test_an_interrupted_destroy_leaves_no_machine(world: World, monkeypatch: pyt
     with monkeypatch.context() as broken:
         broken.setattr(shutil, "rmtree", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            life.destroy(world.machine)
+            stop.destroy(world.machine)
     assert State.ABSENT is state(world.machine)
     assert State.ABSENT is up(world)
 
@@ -349,13 +356,12 @@ def test_another_kimbox_is_told_to_wait(world: World, monkeypatch: pytest.Monkey
     monkeypatch.setattr("kimbox.machine.folder.locked", busy)
     for verb in (
         lambda: up(world),
-        lambda: life.provision(Up(world.box)),
-        lambda: life.halt(world.machine),
-        lambda: life.suspend(world.machine),
-        lambda: life.resume(world.machine),
-        lambda: life.destroy(world.machine),
+        lambda: provision(Project(world.box)),
+        lambda: stop.halt(world.machine),
+        lambda: stop.suspend(world.machine),
+        lambda: resume(world.machine),
+        lambda: stop.destroy(world.machine),
     ):
         with pytest.raises(StateError, match="busy"):
             verb()
     assert [] == world.did
-    assert stop.HALT_TIMEOUT_S == life.HALT_TIMEOUT_S

@@ -8,10 +8,12 @@ import feignedworld
 import pytest
 from feignedworld import World, up
 
-from kimbox.actions import life, stop
-from kimbox.actions.life import Up
+from kimbox.actions import stop
 from kimbox.image import obtain
 from kimbox.machine import ran
+from kimbox.project import plan
+from kimbox.project.pins import Locked
+from kimbox.project.project import Project
 
 world = feignedworld.world  # a fixture
 
@@ -27,11 +29,11 @@ def test_locked_and_offline_reach_lock_and_image(world: World, monkeypatch: pyte
     """Both are asked for where they matter, and only then."""
     asked: list[object] = []
 
-    def lock_for(*_: object, frozen: bool, offline: bool, **__: object) -> Any:
-        asked.append((frozen, offline))
-        return world.lock, {}
+    def lock_for(project: Project) -> Locked:
+        asked.append((project.frozen, project.offline))
+        return Locked(world.lock, {}, None, "e" * 64)
 
-    monkeypatch.setattr(life, "lock_for", lock_for)
+    monkeypatch.setattr(plan, "lock_for", lock_for)
     leased = obtain.leased
 
     def noting(*_: object, offline: bool) -> Any:
@@ -39,7 +41,7 @@ def test_locked_and_offline_reach_lock_and_image(world: World, monkeypatch: pyte
         return leased(world.box, None)
 
     monkeypatch.setattr(obtain, "leased", noting)
-    life.up(Up(world.box, locked=True))
+    up(world, project=Project(world.box, frozen=True))
     stop.destroy(world.machine)
-    life.up(Up(world.box, offline=True))
+    up(world, project=Project(world.box, offline=True))
     assert [(True, False), "image, offline: False", (False, True), "image, offline: True"] == asked

@@ -7,7 +7,9 @@ import feignedworld
 import pytest
 from feignedworld import World, up
 
-from kimbox.actions import life
+from kimbox.actions import stop
+from kimbox.actions import up as starting
+from kimbox.actions.resume import resume
 from kimbox.machine.state import State
 from kimbox.spec.model import Scratch
 
@@ -20,35 +22,35 @@ def test_scratch_space_lives_as_long_as_a_run(world: World) -> None:
     up(world)
     assert world.box.scratch == world.launches[-1].record.scratch == world.machine.record().scratch
     world.machine.scratch.touch()
-    life.suspend(world.machine)
-    life.halt(world.machine)
+    stop.suspend(world.machine)
+    stop.halt(world.machine)
     assert world.machine.scratch.exists()
-    life.resume(world.machine)
+    resume(world.machine)
     assert world.box.scratch == world.launches[-1].record.scratch
-    life.halt(world.machine)
+    stop.halt(world.machine)
     assert not world.machine.scratch.exists()
     up(world)
     world.machine.scratch.touch()
     world.end_process()
-    assert State.CRASHED is life.halt(world.machine)
+    assert State.CRASHED is stop.halt(world.machine)
     assert not world.machine.scratch.exists()
 
 
 def test_a_saved_state_wakes_with_its_own_scratch_space(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the spec says by now: that counts at the next start, and a box that runs is told so."""
     warned: list[str] = []
-    monkeypatch.setattr(life.log, "warn", warned.append)
+    monkeypatch.setattr(starting.log, "warn", warned.append)
     before = world.box
     world.box = attrs.evolve(before, scratch=Scratch(1 << 30, "/staging"))
     up(world)
     assert [] == warned
-    life.suspend(world.machine)
+    stop.suspend(world.machine)
     world.box = attrs.evolve(before, scratch=Scratch(2 << 30, "/mnt/scratch"))
     up(world)
     assert Scratch(1 << 30, "/staging") == world.launches[-1].record.scratch == world.machine.record().scratch
     up(world)
     assert ["the spec of tiny asks for another scratch space: `kimbox reload tiny` makes it"] == warned
-    life.halt(world.machine)
+    stop.halt(world.machine)
     world.boot = [*world.boot[:-1], *world.after]
     up(world)
     assert world.box.scratch == world.launches[-1].record.scratch == world.machine.record().scratch

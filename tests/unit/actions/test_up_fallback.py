@@ -9,12 +9,13 @@ import pytest
 from feignedworld import World, up
 from makemachine import BOOT, NEXT_BOOT, event
 
-from kimbox.actions import life
-from kimbox.actions.life import Up
+from kimbox.actions import stop
 from kimbox.actions.observe import state
+from kimbox.actions.provision import provision
 from kimbox.cli.status import summary_of
 from kimbox.errors import GuestError
 from kimbox.machine.state import State
+from kimbox.project.project import Project
 from kimbox.spec.model import Mode, Run, Step
 
 world = feignedworld.world  # a fixture
@@ -37,7 +38,7 @@ def test_what_the_box_has_gone_back_from_is_not_brought_again(world: World, verb
     up(world)
     world.did.clear()
     if verb == "reload":
-        life.halt(world.machine)
+        stop.halt(world.machine)
         world.boot = [*world.boot[:-1], *fall_back(world)]
     else:
         makemachine.tell(world.machine, *fall_back(world))
@@ -57,7 +58,7 @@ def test_after_a_fallback_the_user_decides(world: World) -> None:
     up(world)
     makemachine.tell(world.machine, *fall_back(world))
     world.did.clear()
-    life.provision(Up(world.box))
+    provision(Project(world.box))
     assert ["deliver"] == world.did
     assert State.READY is up(world)
     for told in (fall_back(world), [event("ready", manifest=world.digest, wanted=GOOD)]):

@@ -1,0 +1,123 @@
+"""The record of a machine: whose it is and what it is for, in this format and in the one before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import makemachine
+import ownhome
+import pytest
+from makemachine import RECORD
+
+from kimbox.errors import KimboxError, StateError, UsageError
+from kimbox.machine.folder import Machine, machine_of, machines_of
+from kimbox.machine.record import PlanDigests, Purpose, Record
+
+home = ownhome.home  # a fixture
+
+#: The fields that format 1 did not have.
+NEW = ("box", "purpose", "driver", "plan")
+
+
+def as_format_1(machine: Machine, **changes: Any) -> None:
+    """Writes the record of a machine as a kimbox of before wrote it."""
+    value = machine.record().as_json() | {"format": 1} | changes
+    machine.record_file.write_text(json.dumps({key: v for key, v in value.items() if key not in NEW}))
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_box_purpose_driver_and_plan_come_back(purpose: Purpose) -> None:
+    """Through the file, which names its format."""
+    plan = PlanDigests("a" * 64, "b" * 64, "c" * 64)
+    machine = makemachine.make_machine("other", box="tiny", purpose=purpose, driver="vagrant", plan=plan)
+    record = machine.record()
+    assert ("tiny", purpose, "vagrant", plan) == (record.box, record.purpose, record.driver, record.plan)
+    assert 2 == json.loads(machine.record_file.read_text())["format"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"box": None},
+        {"driver": 5},
+        {"purpose": "fun"},
+        {"purpose": None},
+        {"plan": "abc"},
+        {"plan": {"spec": "a", "lock": "b"}},
+        {"plan": {"spec": "a", "lock": "b", "manifest": 3}},
+    ],
+)
+def test_a_damaged_field_is_an_error(change: dict[str, Any]) -> None:
+    """Also one that is missing."""
+    (key,) = change
+    for value in (RECORD.as_json() | change, {k: v for k, v in RECORD.as_json().items() if k != key}):
+        with pytest.raises(KimboxError, match=r"machine\.json is damaged: "):
+            Record.parse(value, Path("machine.json"))
+
+
+def test_format_1_is_a_box_of_its_own_name() -> None:
+    """The next write is in this format, and says the same."""
+    machine = makemachine.make_machine()
+    as_format_1(machine)
+    record = machine.record()
+    assert attrs.evolve(RECORD, box="tiny", purpose=Purpose.BOX, driver="qemu", plan=None) == record
+    machine.write_record(record)
+    assert record == machine.record()
+
+
+def test_format_1_with_a_vagrantfile_is_run_by_vagrant() -> None:
+    """Nothing else told it."""
+    machine = makemachine.make_machine()
+    as_format_1(machine)
+    machine.vagrantfile.touch()
+    assert "vagrant" == machine.record().driver
+
+
+@pytest.mark.parametrize(
+    ("name", "shipped", "spec", "expected"),
+    [
+        ("tiny-maintain", None, "kimbox: 1\nname: tiny\n", ("tiny", Purpose.MAINTENANCE)),
+        ("tiny-maintain", None, None, ("tiny", Purpose.MAINTENANCE)),
+        ("tiny-maintain", "tiny", None, ("tiny", Purpose.MAINTENANCE)),
+        ("tiny-maintain", None, "kimbox: 1\nname: tiny-maintain\n", ("tiny-maintain", Purpose.BOX)),
+        ("tiny-maintain", None, "name: 'tiny-maintain'  # mine\n", ("tiny-maintain", Purpose.BOX)),
+        ("tiny-maintain", None, "steps: [{name: tiny-maintain}]\n", ("tiny", Purpose.MAINTENANCE)),
+        ("tiny-maintain", "tiny-maintain", None, ("tiny-maintain", Purpose.BOX)),
+        ("maintain", None, None, ("maintain", Purpose.BOX)),
+    ],
+)
+def test_format_1_and_the_name_of_a_maintained_machine(
+    tmp_path: Path, name: str, shipped: str | None, spec: str | None, expected: tuple[str, Purpose]
+) -> None:
+    """The suffix tells it, unless the spec itself has that name."""
+    source = tmp_path / "kimbox.yaml"
+    if spec is not None:
+        source.write_text(spec)
+    machine = makemachine.make_machine(name)
+    as_format_1(machine, source=str(source), shipped=shipped)
+    record = machine.record()
+    assert expected == (record.box, record.purpose)
+
+
+def test_a_box_may_have_several_machines() -> None:
+    """Each is found by its purpose; those of another box, and damaged ones, are not among them."""
+    assert Machine("tiny") == machine_of("tiny")
+    assert Machine("tiny-maintain") == machine_of("tiny", Purpose.MAINTENANCE)
+    made = {
+        name: makemachine.make_machine(name, box="tiny", purpose=purpose)
+        for name, purpose in {"tiny": Purpose.BOX, "tiny-maintain": Purpose.MAINTENANCE, "run-1": Purpose.JOB}.items()
+    }
+    makemachine.make_machine("other")
+    makemachine.make_machine("broken").record_file.write_text("{")
+    assert [made["run-1"], made["tiny"], made["tiny-maintain"]] == machines_of("tiny")
+    assert made["tiny"] == machine_of("tiny")
+    assert made["tiny-maintain"] == machine_of("tiny", Purpose.MAINTENANCE)
+    assert made["run-1"] == machine_of("tiny", Purpose.JOB)
+    makemachine.make_machine("run-2", box="tiny", purpose=Purpose.JOB)
+    with pytest.raises(StateError, match="run-1, run-2"):
+        machine_of("tiny", Purpose.JOB)
+    with pytest.raises(UsageError, match="too long a name"):
+        machine_of("x" * 60, Purpose.MAINTENANCE)
