@@ -6,11 +6,12 @@ line in DRIVERS.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from kimbox.drivers.base import Driver, DriverType, Features
 from kimbox.drivers.hostcheck import HostCheck
-from kimbox.errors import StateError, UsageError
+from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.machine.folder import Machine
 
 
@@ -35,7 +36,11 @@ DEFAULT = NAMES[0]
 
 
 def name_of(machine: Machine) -> str:
-    """Name of the driver that runs a machine. Reads no record: a damaged machine has a driver, too."""
+    """Name of the driver that runs a machine: of its record, or, where that is missing or damaged, by its folder."""
+    with contextlib.suppress(KimboxError):
+        name = machine.record().driver
+        if name in DRIVERS:
+            return name
     return "vagrant" if machine.vagrantfile.exists() else DEFAULT
 
 

@@ -55,7 +55,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 @pytest.fixture
 def machine(host: Host) -> Machine:
     """A machine that Vagrant runs, which it has made already."""
-    machine = makemachine.make_machine()
+    machine = makemachine.make_machine(driver="vagrant")
     machine.vagrantfile.touch()
     mark = machine.folder / ".vagrant/machines/tiny/libvirt/id"
     mark.parent.mkdir(parents=True)

@@ -117,3 +117,20 @@ def test_doctor_asks_every_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"qemu-system-x86_64", "vagrant"} <= set(checks)
     fakedriver.install(monkeypatch)
     assert "qemu-system-x86_64" not in [check.what for check in doctor.examine()]
+
+
+def test_the_record_names_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a machine without a readable record, or with a driver that is not known, the folder decides."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
+    machine = makemachine.make_machine()
+    assert "qemu" == registry.name_of(machine)
+    machine.vagrantfile.touch()
+    assert "qemu" == registry.name_of(machine)
+    machine.write_record(attrs.evolve(machine.record(), driver="vagrant"))
+    machine.vagrantfile.unlink()
+    assert "vagrant" == registry.name_of(machine)
+    machine.write_record(attrs.evolve(machine.record(), driver="another"))
+    assert "qemu" == registry.name_of(machine)
+    machine.record_file.write_text("{")
+    machine.vagrantfile.touch()
+    assert "vagrant" == registry.name_of(machine)
