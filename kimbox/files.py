@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new one, locks, bounded reads, and large files with holes."""
+"""File operations: atomic writes, locks, reads with a size limit, and large files with holes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from typing import IO, Any
 
 from kimbox.errors import KimboxError, StateError
 
-#: Read files in pieces of this size.
+#: Size of a read, in bytes.
 CHUNK_BYTES = 1 << 20
 
-#: No state file, lock or spec that kimbox reads is larger than this.
+#: Maximum size of a record, a lock or a spec, in bytes.
 MAX_TEXT_BYTES = 4 << 20
 
-#: Whole blocks of zeros of this size become holes.
+#: A block of zeros of this size, in bytes, is written as a hole.
 HOLE_BYTES = 64 << 10
 
-#: A lock is tried for this long even by those who do not want to wait: `is_locked` takes it for a moment.
+#: Minimum time to try to acquire a lock, in seconds. `is_locked` holds a lock for a moment, which must not count.
 LOCK_PATIENCE_S = 0.2
 
 _ZEROS = bytes(HOLE_BYTES)
 
-#: A temporary file of `_temporary`, as mkstemp names it; the group is the name of the file that was to be written.
+#: Name of a temporary file of `_temporary`; the group is the name of the target file.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 
 #: Linux, include/uapi/linux/fs.h: FICLONE, `_IOW(0x94, 9, int)`.
@@ -40,7 +40,10 @@ _FICLONE = 0x40049409
 
 
 def write_atomic(path: Path, data: bytes | str | Path, *, mode: int = 0o644) -> None:
-    """Puts `data`, or what is in that file, at `path`, whole or not at all: temporary file, fsync, rename, fsync."""
+    """Writes `data`, or the content of the file `data`, to `path`. After a crash, `path` has its old or new content.
+
+    The steps are: write a temporary file, fsync, rename, fsync of the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent, path.name)
     handle, temporary = _temporary(path)
@@ -62,22 +65,22 @@ def write_atomic(path: Path, data: bytes | str | Path, *, mode: int = 0o644) -> 
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
-    """A new file beside `path`, open and locked for as long as its writer lives."""
+    """Creates a temporary file in the folder of `path`. It is locked as long as its file descriptor is open."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
-        os.close(handle)  # `remove_left` was here between the two
+        os.close(handle)  # between the two calls, `remove_left` removed the file
 
 
 def remove_left(folder: Path, name: str | None = None) -> None:
-    """Removes temporary files that killed kimboxes left of writing to `folder`: of the file `name`, or of any."""
+    """Removes temporary files in `folder` whose writer was killed: those of the target file `name`, or all."""
     with os.scandir(folder) as entries:
         matches = [(entry.path, _TEMPORARY.fullmatch(entry.name)) for entry in entries]
-    found = [Path(path) for path, match in matches if match and name in (None, match[1])]
-    for path in found:
-        with contextlib.suppress(OSError):  # BlockingIOError: its writer lives
+    temporary_files = [Path(path) for path, match in matches if match and name in (None, match[1])]
+    for path in temporary_files:
+        with contextlib.suppress(OSError):  # BlockingIOError: its writer still runs
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,36 +95,58 @@ def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
 
 
 def read_json(path: Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
-    """A JSON object from a file of kimbox's own. Raises KimboxError naming the file if it is too large or not that."""
+    """Reads a JSON object from a file that kimbox wrote.
+
+    Raises KimboxError: `file-damaged` if it is not a JSON object, and the errors of `read_bounded`. OSError passes.
+    """
     try:
         value = json.loads(read_bounded(path, limit_bytes=limit_bytes))
     except (ValueError, RecursionError) as error:
-        raise KimboxError(f"{path} is not valid JSON: {error}", hint="it was changed by hand or damaged") from None
+        raise _damaged(path, f"is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise KimboxError(f"{path} does not hold a JSON object", hint="it was changed by hand or damaged")
+        raise _damaged(path, "does not hold a JSON object")
     return value
 
 
+def _damaged(path: Path, problem: str) -> KimboxError:
+    return KimboxError(
+        f"{path} {problem}",
+        code="file-damaged",
+        hint="it was edited by hand or damaged",
+        fields={"path": str(path)},
+    )
+
+
 def read_bounded(path: Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> bytes:
-    """A whole file, refused with KimboxError if it is longer than `limit_bytes`. Never blocks on a FIFO."""
+    """Reads a whole file. Never blocks on a FIFO.
+
+    Raises KimboxError: `file-too-large` if it is larger than `limit_bytes`, `not-a-regular-file`. OSError passes.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not os.path.isfile(f"/proc/self/fd/{file.fileno()}"):  # noqa: PTH113
-            raise KimboxError(f"{path} is not a regular file", code="not-a-regular-file")
+            raise _not_regular(path)
         data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
-        message = f"{path} is larger than {limit_bytes} bytes, the most that is read of such a file"
-        raise KimboxError(message, code="file-too-large")
+        raise KimboxError(
+            f"{path} is larger than {limit_bytes} bytes, the maximum for such a file",
+            code="file-too-large",
+            fields={"path": str(path)},
+        )
     return data
 
 
+def _not_regular(path: Path) -> KimboxError:
+    return KimboxError(f"{path} is not a regular file", code="not-a-regular-file", fields={"path": str(path)})
+
+
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` durable."""
+    """Makes a rename in `folder` durable (fsync)."""
     sync_file(folder, os.O_DIRECTORY)
 
 
 def sync_file(path: Path, flags: int = 0) -> None:
-    """Puts on disk what others have written to a file."""
+    """Flushes a file to disk (fsync), whichever process wrote it. `flags` are more flags of open(2)."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(handle)
@@ -130,7 +155,7 @@ def sync_file(path: Path, flags: int = 0) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """`sha256:` and the hex digest of a file, read in pieces."""
+    """`sha256:` and the hex digest of a file. The file is not read into memory as a whole."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(CHUNK_BYTES):
@@ -139,21 +164,29 @@ def sha256_file(path: Path) -> str:
 
 
 def private_dir(path: Path) -> Path:
-    """Makes a folder that only this user may enter. Raises StateError if it is a link or belongs to somebody else."""
+    """Creates a folder that only this user can enter, or restricts an existing one.
+
+    Raises StateError (`folder-not-private`) if it is a symbolic link, or belongs to another user.
+    """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     info = path.lstat()
     if path.is_symlink() or info.st_uid != os.getuid():
-        raise StateError(f"{path} belongs to somebody else", hint="remove it, or set XDG_RUNTIME_DIR")
+        raise StateError(
+            f"{path} is a symbolic link, or belongs to another user",
+            code="folder-not-private",
+            hint="remove it, or set XDG_RUNTIME_DIR",
+            fields={"path": str(path)},
+        )
     if info.st_mode & 0o077:
         path.chmod(0o700)
     return path
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait_s: float = 0, busy: str = "another kimbox is at work on it") -> Iterator[None]:
-    """Holds an exclusive lock on `path` (made if missing); the kernel drops it if kimbox dies.
+def locked(path: Path, *, wait_s: float = 0, busy: str = "another kimbox process uses it") -> Iterator[None]:
+    """Holds an exclusive lock on the file `path`, which is created if necessary. The kernel releases it if kimbox dies.
 
-    Waits up to `wait_s` seconds (negative: for ever), then raises StateError with `busy`.
+    Waits up to `wait_s` seconds (negative: without a limit), then raises StateError (`busy`) with the message `busy`.
     """
     import filelock
 
@@ -162,7 +195,8 @@ def locked(path: Path, *, wait_s: float = 0, busy: str = "another kimbox is at w
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise StateError(busy, hint="wait for it, or look with `kimbox status`") from None
+        hint = "wait until it ends; `kimbox status` shows what runs"
+        raise StateError(busy, code="busy", hint=hint, fields={"path": str(path)}) from None
     try:
         yield
     finally:
@@ -170,7 +204,7 @@ def locked(path: Path, *, wait_s: float = 0, busy: str = "another kimbox is at w
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the flock(2) of `path`. Takes no lasting lock."""
+    """Whether a process holds the lock (flock(2)) of `path`. Holds a shared lock itself for a moment."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -185,7 +219,7 @@ def is_locked(path: Path) -> bool:
 
 
 def size_words(count: float) -> str:
-    """Bytes as people read them: 1.4 GiB."""
+    """A size in bytes as text, with a binary unit: 1.4 GiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
@@ -194,22 +228,24 @@ def size_words(count: float) -> str:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether an operation failed for want of space."""
+    """Whether an operation failed because the disk or the quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def need_space(folder: Path, need_bytes: int, what: str) -> None:
-    """Raises KimboxError if `folder` has no room for `need_bytes` more."""
+    """Raises KimboxError (`no-space`) if less than `need_bytes` are free in `folder`. `what` is for the message."""
     free = shutil.disk_usage(folder).free
     if need_bytes > free:
         raise KimboxError(
             f"{what} needs {size_words(need_bytes)}, and {folder} has {size_words(free)} free",
-            hint="make room, or let $KIMBOX_HOME name a folder on a larger disk",
+            code="no-space",
+            hint="free some space, or set KIMBOX_HOME to a folder on a larger disk",
+            fields={"path": str(folder), "need_bytes": str(need_bytes), "free_bytes": str(free)},
         )
 
 
 def write_sparse(file: IO[bytes], data: bytes) -> None:
-    """Writes at the end of a new file; whole blocks of zeros become holes. Truncate the file to its size at the end."""
+    """Appends to a new file, blocks of zeros as holes. At the end, the caller truncates the file to its size."""
     for at in range(0, len(data), HOLE_BYTES):
         block = data[at : at + HOLE_BYTES]
         if block == _ZEROS[: len(block)]:
@@ -219,16 +255,16 @@ def write_sparse(file: IO[bytes], data: bytes) -> None:
 
 
 def copy_sparse(source: Path, target: Path, *, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-    """Copies a file to the new file `target`, holes as holes, sharing the storage where the file system can.
+    """Copies a file to the new file `target`, with its holes. Shares the storage if the file system can (reflink).
 
-    Returns `sha256:` and the hex digest of what the copy holds, whatever becomes of the source meanwhile. Calls
-    `on_bytes` with the number of bytes done so far. Raises KimboxError if there is no room or the source is no file.
+    Returns `sha256:` and the hex digest of the copy, which is right even if the source changes meanwhile. `on_bytes` is
+    called with the number of bytes done so far. Raises KimboxError: `no-space`, `not-a-regular-file`, `file-changed`.
     """
     handle = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
-            raise KimboxError(f"{source} is not a regular file")
+            raise _not_regular(source)
         with target.open("x+b") as new:
             is_clone = _clone(handle, new.fileno())
             if not is_clone:
@@ -243,7 +279,7 @@ def copy_sparse(source: Path, target: Path, *, on_bytes: Callable[[int], None] =
 
 
 def _copy_data(source: int, new: IO[bytes], size: int, *, is_clone: bool, on_bytes: Callable[[int], None]) -> str:
-    """Copies what is no hole (nothing, if `new` is a clone already); returns the hex digest of the whole."""
+    """Copies all data except holes (nothing, if `new` is a reflink already). Returns the hex digest of the file."""
     digest = hashlib.sha256()
     reader, done = (new.fileno() if is_clone else source), 0
     for start, end in data_ranges(reader):
@@ -252,7 +288,11 @@ def _copy_data(source: int, new: IO[bytes], size: int, *, is_clone: bool, on_byt
         while done < end:
             piece = os.pread(reader, min(CHUNK_BYTES, end - done), done)
             if not piece:
-                raise KimboxError("the file became shorter while it was copied")
+                raise KimboxError(
+                    "the file became shorter while it was copied",
+                    code="file-changed",
+                    hint="run the command again when no other program writes to the file",
+                )
             digest.update(piece)
             if not is_clone:
                 new.seek(done)
@@ -264,7 +304,7 @@ def _copy_data(source: int, new: IO[bytes], size: int, *, is_clone: bool, on_byt
 
 
 def _clone(source: int, target: int) -> bool:
-    """Makes `target` share the storage of `source` (FICLONE, ioctl_ficlone(2)); False where that is not possible."""
+    """Makes `target` a reflink of `source` (FICLONE, ioctl_ficlone(2)). False if the file system cannot do it."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
@@ -273,7 +313,7 @@ def _clone(source: int, target: int) -> bool:
 
 
 def data_ranges(handle: int) -> Iterator[tuple[int, int]]:
-    """Start and end of every piece of an open file that is not a hole."""
+    """Start and end offset of every range of an open file that is not a hole."""
     at, size = 0, os.fstat(handle).st_size
     while at < size:
         try:
@@ -294,7 +334,7 @@ def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder and all in it, if it is there."""
+    """Removes a folder and its content, if it exists."""
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         shutil.rmtree(path)

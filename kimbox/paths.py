@@ -1,6 +1,7 @@
-"""Every path kimbox uses, on disk and inside the wheel, is named here and nowhere else.
+"""All paths that kimbox uses, on disk and inside the wheel.
 
-What belongs to the user lives below one folder (`home()`): images, machines, git mirrors. `KIMBOX_HOME` moves it.
+The user's data (images, machines, git mirrors) is below one folder, `home()`. The environment variable KIMBOX_HOME
+selects another one.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-#: Name of the spec that a verb without an argument means, and of the lock beside it.
+#: File name of the spec that a command uses by default, and of its lock.
 SPEC_NAME = "kimbox.yaml"
 LOCK_NAME = "kimbox.lock"
 
@@ -21,22 +22,22 @@ def data_dir() -> Path:
 
 
 def boxes_dir() -> Path:
-    """Box specs that ship with kimbox."""
+    """The folder of the box specs that ship with kimbox."""
     return data_dir() / "boxes"
 
 
 def provisioners_dir() -> Path:
-    """What runs inside a guest."""
+    """The folder of the provisioners: the files that run inside a guest."""
     return data_dir() / "provisioners"
 
 
 def schemas_dir() -> Path:
-    """JSON Schemas of every file format kimbox reads or writes."""
+    """The folder of the JSON Schemas of all file formats that kimbox reads or writes."""
     return data_dir() / "schemas"
 
 
 def home() -> Path:
-    """Where everything of this user lives: $KIMBOX_HOME, or the platform's data folder (XDG base directories)."""
+    """The folder of this user's data: $KIMBOX_HOME, or the platform's data folder (XDG base directories)."""
     if override := os.environ.get("KIMBOX_HOME"):
         return Path(override).absolute()
     import platformdirs
@@ -45,7 +46,7 @@ def home() -> Path:
 
 
 def machines_dir() -> Path:
-    """One folder a machine."""
+    """The folder of the machines: a subfolder for each machine."""
     return home() / "machines"
 
 
@@ -55,40 +56,40 @@ def images_dir() -> Path:
 
 
 def mirrors_dir() -> Path:
-    """Bare git mirrors of every repository a spec names."""
+    """The folder of the git mirrors: a bare repository for each repository of a spec."""
     return home() / "mirrors"
 
 
 def archives_dir() -> Path:
-    """The package lists of every set of apt sources that was asked."""
+    """The folder of package lists: a subfolder for each set of apt sources."""
     return home() / "archives"
 
 
 def packages_dir() -> Path:
-    """The cache of .deb files, by their sha256; shared by all boxes."""
+    """The cache of .deb files. All boxes share it; a file's name is its sha256."""
     return home() / "packages"
 
 
 def locks_dir() -> Path:
-    """Locks of shipped boxes, whose own folder is not the user's to write to."""
+    """The folder of the locks of shipped boxes. The user cannot write to the folder of their specs."""
     return home() / "locks"
 
 
 def boxes_file(name: str) -> Path:
-    """What is known of a box that was added; `name` holds no slash."""
+    """The record of an added box. `name` contains no slash."""
     return home() / "boxes" / f"{name}.json"
 
 
 def downloads_dir() -> Path:
-    """Images taken from a `location`, complete and in progress."""
+    """The folder of images downloaded from a `location`, complete and incomplete."""
     return home() / "downloads"
 
 
 def vagrant_dir() -> Path:
-    """VAGRANT_HOME of the machines that Vagrant runs: its boxes, apart from those of the user."""
+    """VAGRANT_HOME for machines of the driver vagrant. It keeps their boxes apart from the user's own."""
     return home() / "vagrant"
 
 
 def host_facts_file() -> Path:
-    """What was found out about this host by trying it (acceleration)."""
+    """The cached result of the acceleration test of this host."""
     return home() / "host.json"

@@ -1,8 +1,8 @@
-"""The one place that starts processes.
+"""Starts processes. No other module of kimbox does.
 
-Every program gets an argument list (never a shell), stdin from /dev/null unless given, the C.UTF-8 locale, and an
-environment of a few known variables, so that nothing of the user's session leaks into a build. A program dies
-with kimbox (`die_with_parent`), so that kill -9 leaves nothing running.
+Every program gets an argument list (no shell), stdin from /dev/null by default, the locale C.UTF-8, and only a few
+environment variables, so that the user's session does not influence a build. The kernel kills a program when kimbox
+ends (`die_with_parent`), also after SIGKILL.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import attrs
 
 from kimbox.errors import KimboxError, MissingToolError
 
-#: Variables a child process may see. Proxies and certificates are how the machine reaches the network.
+#: Environment variables that a child process gets. Proxies and certificates are necessary to use the network.
 PASSED_ENV = (
     "HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
 )  # fmt: skip
 
-#: Folders of system programs that an ordinary user's PATH leaves out.
+#: Folders of system programs that are not on an ordinary user's PATH.
 SYSTEM_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
-#: Which Debian package brings a program, for the hint of a missing one.
+#: Program -> the Debian packages that provide it, for the hint if it is missing.
 PACKAGE_OF = {
     "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils",
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "newuidmap": "uidmap",
@@ -43,26 +43,36 @@ PACKAGE_OF = {
     "apt-get": "apt", "apt-config": "apt", "gpg": "gpg",
 }  # fmt: skip
 
-#: Lines of output kept for the message of a failure.
+#: Maximum number of output lines in an error message; the last ones are used.
 TAIL_LINES = 15
+
+#: Maximum size of the output of a background process that is read, in bytes.
+OUTPUT_BYTES = 1 << 16
 
 _PR_SET_PDEATHSIG = 1
 
 
 class CommandError(KimboxError):
-    """A program ended badly. Carries what was run, how it ended, and the last lines it said."""
+    """A program failed. `argv` is its command line, `status` how it ended, `tail` the last lines of its output."""
 
-    def __init__(self, argv: Sequence[str], status: str, tail: str) -> None:
+    code = "command-failed"
+
+    def __init__(self, argv: Sequence[str], status: str, tail: str, *, code: str | None = None) -> None:
         self.argv = list(argv)
         self.status = status
         self.tail = tail
-        said = f":\n{tail}" if tail else ""
-        super().__init__(f"{argv[0]} {status}{said}", hint=f"the command was: {shlex.join(argv)}")
+        output = f":\n{tail}" if tail else ""
+        super().__init__(
+            f"{argv[0]} {status}{output}",
+            code=code,
+            hint=f"the command was: {shlex.join(argv)}",
+            fields={"program": Path(argv[0]).name},
+        )
 
 
 @attrs.frozen
 class Completed:
-    """How a program ended: exit code (negative: minus the signal), and what it said, as text."""
+    """Exit code (negative: the number of the signal) and output of a program."""
 
     code: int
     stdout: str
@@ -74,7 +84,7 @@ class Completed:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child process: `PASSED_ENV`, a fixed locale, system folders on PATH, and `extra`."""
+    """The environment of a child process: `PASSED_ENV`, the locale C.UTF-8, system folders on PATH, and `extra`."""
     env = {name: os.environ[name] for name in PASSED_ENV if name in os.environ}
     path = [p for p in env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":") if p]
     env["PATH"] = ":".join(path + [p for p in SYSTEM_PATHS if p not in path])
@@ -84,21 +94,27 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def which(program: str) -> str | None:
-    """Full path of a program, or None."""
+    """The full path of a program, or None if it is not installed."""
     return shutil.which(program, path=environment()["PATH"])
 
 
 def require(program: str, why: str | None = None) -> str:
-    """Full path of a program. Raises MissingToolError, with the command that installs it."""
-    if found := which(program):
-        return found
+    """The full path of a program. Raises MissingToolError, with the command that installs it, if it is missing.
+
+    `why` is added to the message, in parentheses.
+    """
+    if path := which(program):
+        return path
     package = PACKAGE_OF.get(program)
-    hint = f"sudo apt-get install {package}" if package else "install it, or see `kimbox doctor`"
-    raise MissingToolError(f"the program {program} is not installed" + (f" ({why})" if why else ""), hint=hint)
+    raise MissingToolError(
+        f"the program {program} is not installed" + (f" ({why})" if why else ""),
+        hint=f"sudo apt-get install {package}" if package else "install it; `kimbox doctor` checks all programs",
+        fields={"program": program},
+    )
 
 
 def describe_status(code: int) -> str:
-    """Tells an exit status from a signal, in words."""
+    """An exit code, or the signal that killed a program, as text."""
     if code >= 0:
         return f"failed with exit status {code}"
     try:
@@ -107,18 +123,18 @@ def describe_status(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def dying_with_us() -> list[str]:
-    """What stands before the arguments of a program that a library starts, so that it ends with kimbox.
+def die_with_parent_prefix() -> list[str]:
+    """Arguments to put before the command line of a program that a library starts: the program dies with kimbox.
 
-    setpriv(1) asks for that; then it is looked whether kimbox has died before. A program of its own, because with a
-    preexec_fn every start copies the page tables of this process: 3 ms more each. Raises MissingToolError.
+    setpriv(1) sets the parent-death signal. The shell then exits if kimbox died before that. This is faster than a
+    preexec_fn, with which each start copies the page tables of this process (3 ms). Raises MissingToolError.
     """
-    setpriv = require("setpriv", "it ends with kimbox what kimbox has started")
+    setpriv = require("setpriv", "child processes are terminated with it when kimbox exits")
     return [setpriv, "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
 
 
 def _die_with(parent: int) -> None:
-    """In a child: ends with its parent, even if that has died already."""
+    """In a child process: sets the parent-death signal. Kills the process if its parent is dead already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -135,10 +151,11 @@ def run(
     pass_fds: Iterable[int] = (),
     die_with_parent: bool = True,
 ) -> Completed:
-    """Runs a program to its end and returns what it said.
+    """Runs a program, waits for its end, and returns its exit code and output.
 
-    Raises MissingToolError if there is no such program, and, with `check`, CommandError if it fails. A program over
-    `timeout_s` is killed and counts as failed either way.
+    `input` is written to its stdin. Raises MissingToolError if there is no such program, and, with `check`,
+    CommandError (`command-failed`) if its exit code is not 0. After `timeout_s` seconds it is killed, and CommandError
+    (`timeout`) is raised with and without `check`.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
@@ -157,7 +174,7 @@ def run(
             preexec_fn=functools.partial(_die_with, os.getpid()) if die_with_parent else None,
         )
     except subprocess.TimeoutExpired:
-        raise CommandError(args, f"did not end within {timeout_s:g} s", "") from None
+        raise CommandError(args, f"did not end within {timeout_s:g} s", "", code="timeout") from None
     if check and done.returncode != 0:
         raise CommandError(args, describe_status(done.returncode), tail(done.stderr or done.stdout))
     return Completed(done.returncode, done.stdout, done.stderr)
@@ -171,9 +188,9 @@ def stream(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> None:
-    """Runs a long program, handing each line of its merged output to `on_line` and to the file `log` as it comes.
+    """Runs a program. Passes each line of its stdout and stderr to `on_line`, and writes it to `log`, immediately.
 
-    Raises CommandError with the last lines if it fails.
+    Raises MissingToolError, and CommandError (`command-failed`) with the last lines of the output.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
@@ -205,9 +222,10 @@ def stream(
 
 
 def attached(argv: Sequence[str | Path], *, cwd: Path | None = None) -> int:
-    """Runs a program on kimbox's own stdin, stdout and stderr (ssh, an editor); returns its exit code.
+    """Runs a program (ssh, an editor) on kimbox's own stdin, stdout and stderr. Returns its exit code.
 
-    The program has the whole environment of the user. While it runs, Ctrl-C is its business alone.
+    A program killed by signal N returns 128 + N. The program gets the user's whole environment. While it runs, kimbox
+    ignores SIGINT.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
@@ -227,9 +245,9 @@ def _restore_sigint(parent: int) -> None:
 def detach(
     argv: Sequence[str | Path], *, log: Path, pass_fds: Iterable[int] = (), cwd: Path = Path("/")
 ) -> Callable[[], int | None]:
-    """Starts a program that outlives kimbox, in a session of its own, its output in the file `log`.
+    """Starts a program that continues after kimbox ends, in its own session. Its output is written to the file `log`.
 
-    Returns a function that tells its exit code, or None while it runs.
+    Returns a function that returns the exit code, or None while the program runs.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
@@ -247,32 +265,35 @@ def detach(
     return process.poll
 
 
-class Beside:
-    """A program that runs beside kimbox, and does not outlive it."""
+class BackgroundProcess:
+    """A program that `background` started."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self._process = process
         self._log = log
 
     def code(self) -> int | None:
-        """How it ended, or None while it runs."""
+        """Its exit code (negative: the number of the signal), or None while it runs."""
         return self._process.poll()
 
     def wait(self, timeout_s: float) -> int:
-        """Waits for its end. Raises KimboxError if that does not come."""
+        """Waits for its end, and returns its exit code. Raises KimboxError (`timeout`) after `timeout_s` seconds."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise KimboxError(f"{self._process.args!r:.60} does not end within {timeout_s:g} s") from None
+            program = f"{self._process.args!r:.60}"
+            raise KimboxError(f"{program} does not end within {timeout_s:g} s", code="timeout") from None
 
-    def said(self) -> str:
-        """What it has printed so far; no more than a message needs."""
-        return os.pread(self._log.fileno(), 1 << 16, 0).decode(errors="replace")  # its offset is the program's own
+    def output(self) -> str:
+        """The start of its stdout and stderr, at most OUTPUT_BYTES."""
+        return os.pread(self._log.fileno(), OUTPUT_BYTES, 0).decode(
+            errors="replace"
+        )  # the file offset belongs to the program
 
 
 @contextlib.contextmanager
-def beside(argv: Sequence[str | Path]) -> Iterator[Beside]:
-    """Runs a program that serves kimbox; it is ended with the block, if it has not by then."""
+def background(argv: Sequence[str | Path]) -> Iterator[BackgroundProcess]:
+    """Runs a program in the background of the block. It is killed at the end of the block, if it still runs."""
     args = [str(a) for a in argv]
     args[0] = require(args[0])
     with tempfile.TemporaryFile() as log:
@@ -285,7 +306,7 @@ def beside(argv: Sequence[str | Path]) -> Iterator[Beside]:
             preexec_fn=functools.partial(_die_with, os.getpid()),
         )
         try:
-            yield Beside(process, log)
+            yield BackgroundProcess(process, log)
         finally:
             process.kill()
             process.wait()

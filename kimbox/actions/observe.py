@@ -52,7 +52,7 @@ def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | No
         "site": told.text("site"),
         "username": told.text("username"),
         "unpinned": told.text("unpinned").split(),
-        "stale": stale.told_by(told),
+        "stale": stale.from_event(told),
         "provisioned": {
             "at": told.text("at") or None,
             "by": told.text("by"),

@@ -1,8 +1,8 @@
-"""What an audit of a box found: the report of its guest, read, judged, and compared with another one.
+"""Audit reports of a box: parses, evaluates and compares them. Pure.
 
-The guest writes lines of JSON (schemas/audit.schema.json): the box, a line for each check, the end. It may be broken
-or hostile: a report is whole and well-formed, or it is none; nothing in it is longer than it may be, or reaches a
-terminal as a control sequence. Pure.
+The guest writes lines of JSON (schemas/audit.schema.json): a header, a line for each check, and an end line. They are
+untrusted input: a report that is incomplete or malformed is ignored, texts are limited in length, and no control
+sequence reaches a terminal.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import attrs
 
 from kimbox.guest.events import parse_object, printable
 
-#: Version of the report.
+#: Version of the report's format.
 FORMAT = 1
 
-#: A report with more checks is none.
+#: Maximum number of checks in a report. A report with more checks is ignored.
 MAX_CHECKS = 500
 
-#: Characters of each text that are kept.
+#: Maximum length of a text, in characters. The rest is cut off.
 MAX_TEXT = 1000
 
 _ID = re.compile(r"[a-z][a-z0-9_.]{0,79}")
@@ -32,7 +32,7 @@ _BOOT = re.compile(r"([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?")
 
 
 class Severity(StrEnum):
-    """How bad it is where a check fails."""
+    """How serious the failure of a check is."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -40,7 +40,7 @@ class Severity(StrEnum):
 
 
 class Status(StrEnum):
-    """How a check ended. `info` judges nothing; `skip` says why there was nothing to look at."""
+    """The result of a check. `info` only reports a value; `skip` means that the check does not apply."""
 
     PASS = "pass"  # noqa: S105
     FAIL = "fail"
@@ -48,13 +48,13 @@ class Status(StrEnum):
     SKIP = "skip"
 
 
-#: A check that fails is a breach from here on.
+#: Severities at which a failed check is a breach.
 BREACHES = frozenset({Severity.HIGH, Severity.MEDIUM})
 
 
 @attrs.frozen
 class Check:
-    """One thing that was looked at. `cis`: its number in the CIS Debian Linux 12 Benchmark; empty where it has none."""
+    """The result of a check. `cis`: its number in the CIS Debian Linux 12 Benchmark, or empty."""
 
     id: str
     title: str
@@ -71,11 +71,11 @@ class Check:
 
     @classmethod
     def parse(cls, value: dict[str, Any]) -> Self:
-        """From its line; fields that are not known are dropped. Raises ValueError, KeyError or TypeError."""
+        """Parses the line of a check. Unknown fields are ignored. Raises ValueError, KeyError or TypeError."""
         return cls(
-            id=_shaped(value["id"], _ID),
+            id=_matching(value["id"], _ID),
             title=_text(value["title"]),
-            cis=_shaped(value["cis"], _CIS),
+            cis=_matching(value["cis"], _CIS),
             severity=Severity(value["severity"]),
             status=Status(value["status"]),
             expected=_text(value["expected"]),
@@ -86,7 +86,7 @@ class Check:
 
 @attrs.frozen
 class Report:
-    """An audit. `at` is the time by the guest's clock; `boot` tells the guest's boots apart."""
+    """The report of an audit. `at` is the time by the guest's clock; `boot` is the id of the guest's boot, or empty."""
 
     at: str
     boot: str
@@ -96,30 +96,30 @@ class Report:
 
     @property
     def breaches(self) -> tuple[Check, ...]:
-        """The failed checks that matter."""
+        """The failed checks of severity high or medium."""
         return tuple(check for check in self.checks if check.is_breach)
 
     def of(self, status: Status) -> tuple[Check, ...]:
-        """The checks that ended so."""
+        """The checks with a status."""
         return tuple(check for check in self.checks if check.status is status)
 
     def as_json(self) -> dict[str, Any]:
-        """As `--json` shows and `--save` writes it."""
+        """The report as JSON, for `--json` and `--save`."""
         return {"audit": FORMAT} | attrs.asdict(self)
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """From what `as_json` gives. Raises ValueError if it is none."""
+        """The inverse of `as_json`. Raises ValueError if the value is not a report."""
         try:
             checks = tuple(Check.parse(check) for check in value["checks"][: MAX_CHECKS + 1])
             return cls(**_header(value), checks=_distinct(checks))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is no report of an audit: {error}") from None
+            raise ValueError(f"not a report of an audit: {error}") from None
 
 
 @attrs.frozen
 class Comparison:
-    """What changed between two reports: checks that fail now, failed before, and still do."""
+    """The failed checks that differ between two reports (new, repaired), and those that failed both times."""
 
     appeared: tuple[Check, ...]
     mended: tuple[Check, ...]
@@ -127,19 +127,19 @@ class Comparison:
 
 
 def compare(before: Report, after: Report) -> Comparison:
-    """What changed. A failed check that was not made again is not known to be mended: it counts as the same."""
-    had = {check.id for check in before.of(Status.FAIL)}
-    has = {check.id for check in after.of(Status.FAIL)}
-    made = {check.id for check in after.checks}
+    """Compares the failed checks of two reports. A failed check that `after` does not contain counts as `same`."""
+    failed_before = {check.id for check in before.of(Status.FAIL)}
+    failed_after = {check.id for check in after.of(Status.FAIL)}
+    ids_after = {check.id for check in after.checks}
     return Comparison(
-        appeared=tuple(check for check in after.of(Status.FAIL) if check.id not in had),
-        mended=tuple(check for check in before.of(Status.FAIL) if check.id in made - has),
-        same=tuple(check for check in before.of(Status.FAIL) if check.id in has or check.id not in made),
+        appeared=tuple(check for check in after.of(Status.FAIL) if check.id not in failed_before),
+        mended=tuple(check for check in before.of(Status.FAIL) if check.id in ids_after - failed_after),
+        same=tuple(check for check in before.of(Status.FAIL) if check.id in failed_after or check.id not in ids_after),
     )
 
 
 def reports(data: bytes) -> Iterator[Report]:
-    """Every whole report in what a guest wrote, oldest first. A line that is none of one spoils the report it is in."""
+    """Every complete report in the output of a guest, oldest first. A malformed line makes its report invalid."""
     header: dict[str, str] | None = None
     checks: list[Check] = []
     for raw in data.split(b"\n"):
@@ -164,7 +164,7 @@ def reports(data: bytes) -> Iterator[Report]:
 
 
 def newest(data: bytes) -> Report | None:
-    """The last whole report, if there is one."""
+    """The last complete report, or None."""
     last = None
     for last in reports(data):  # noqa: B007
         pass
@@ -173,10 +173,10 @@ def newest(data: bytes) -> Report | None:
 
 def _header(line: dict[str, Any]) -> dict[str, str]:
     if type(line["audit"]) is not int or line["audit"] != FORMAT:
-        raise ValueError(f"it has another format than {FORMAT}")
+        raise ValueError(f"its format is not {FORMAT}")
     return {
-        "at": _shaped(line["at"], _AT),
-        "boot": _shaped(line["boot"], _BOOT),
+        "at": _matching(line["at"], _AT),
+        "boot": _matching(line["boot"], _BOOT),
         "role": _text(line["role"]),
         "site": _text(line["site"]),
     }
@@ -184,17 +184,17 @@ def _header(line: dict[str, Any]) -> dict[str, str]:
 
 def _distinct(checks: tuple[Check, ...]) -> tuple[Check, ...]:
     if not 0 < len(checks) <= MAX_CHECKS or len({check.id for check in checks}) < len(checks):
-        raise ValueError("its checks are none, too many, or there twice")
+        raise ValueError(f"it has no check, more than {MAX_CHECKS}, or the same check twice")
     return checks
 
 
-def _shaped(value: Any, shape: re.Pattern[str]) -> str:
-    if isinstance(value, str) and shape.fullmatch(value):
+def _matching(value: Any, pattern: re.Pattern[str]) -> str:
+    if isinstance(value, str) and pattern.fullmatch(value):
         return value
-    raise ValueError(f"{value!r:.80} is not of the shape that is expected")
+    raise ValueError(f"{value!r:.80} does not have the expected form")
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("a text is none")
+        raise TypeError(f"{value!r:.80} is not a text")
     return printable(value[:MAX_TEXT])

@@ -1,4 +1,4 @@
-"""Brings manifest and repositories to a running guest, and starts its provisioning there."""
+"""Sends the manifest and the repositories to a running guest, and starts its provisioning."""
 
 from __future__ import annotations
 
@@ -27,35 +27,39 @@ from kimbox.spec.schema import guess
 if TYPE_CHECKING:
     from kimbox.guest.ssh import Guest
 
-#: The guest's side of it.
+#: The program in the guest that receives a delivery.
 RECEIVE = "/usr/lib/kimbox/receive"
 
-#: How others than root become root there.
+#: Prefix of a command for users other than root.
 SUDO = "sudo -n "
 
-#: Prefix of the folder in which a delivery is put together.
+#: Prefix of the temporary folder in which a delivery is prepared.
 TEMPORARY = "deliver-"
 
-#: Unpacking and fetching in the guest, in seconds; an emulated guest is slow and a repository may be large.
+#: Timeout of `receive`, in seconds. An emulated guest is slow, and a repository may be large.
 RECEIVE_TIMEOUT_S = 1800
 
-#: Below this, sending what the guest has already costs less than asking it.
+#: If all mirrors together are smaller than this, in bytes, kimbox sends all commits: a query would take longer.
 SMALL_BYTES = 4 << 20
 
 
 @attrs.frozen
 class Part:
-    """A part of a manifest: `only` a step, or all `from` it on. `setup` is the script of the setup repository."""
+    """A part of a manifest: `only` a step, or all steps `from` it on. `setup` is the setup repository's script."""
 
     how: Literal["only", "from"]
     step: str
 
     def check(self, box: Box) -> None:
-        """Raises UsageError, with the name that may be meant, if the box has no such step."""
+        """Raises UsageError (`step-not-found`), with similar names in the hint, if the box has no such step."""
         known = [*([SETUP] if box.repository(SETUP) else []), *(step.name for step in box.provision)]
         if self.step not in known:
-            hint = guess(self.step, known) or "its spec has neither steps nor a setup repository"
-            raise UsageError(f"the box {box.name} has no step {self.step[:100]}", hint=hint)
+            raise UsageError(
+                f"the box {box.name} has no step {self.step[:100]}",
+                code="step-not-found",
+                hint=guess(self.step, known) or "its spec has neither steps nor a setup repository",
+                fields={"name": box.name, "step": self.step[:100]},
+            )
 
 
 def deliver(guest: Guest, payload: Payload, workdir: Path, part: Part | None = None) -> None:
@@ -90,20 +94,22 @@ def deliver(guest: Guest, payload: Payload, workdir: Path, part: Part | None = N
         )
     if answer.code != 0:
         raise GuestError(
-            f"the guest did not take what it was sent (exit status {answer.code}):\n{tail(answer.stderr)}",
-            hint="look inside: `kimbox ssh`",
+            f"the guest rejected the manifest or a repository (exit status {answer.code}):\n{tail(answer.stderr)}",
+            code="delivery-rejected",
+            hint="`kimbox ssh` opens a shell in the guest",
+            fields={"exit_status": str(answer.code)},
         )
 
 
 @attrs.frozen
 class Parcel:
-    """A commit on its way to the guest's mirror of the repository `name`; those of its submodules go there too."""
+    """A commit to send. The guest fetches it into its mirror of the repository `name`, also if it is a submodule's."""
 
     name: str
     commit: str
-    #: The name of the host's mirror that has it.
+    #: Key of the host's mirror that has the commit.
     mirror: str
-    #: The name of its bundle.
+    #: File name of the bundle.
     file: str
 
 
@@ -121,7 +127,7 @@ class Payload:
 
 
 def parcels_of(box: Box, lock: Lock) -> list[Parcel]:
-    """Every commit that the guest must have, each once."""
+    """Every commit that the guest needs, each one once."""
     parcels: dict[str, Parcel] = {}
     for name, pinned in lock.repositories.items():
         if not box.repository(name):
@@ -134,7 +140,7 @@ def parcels_of(box: Box, lock: Lock) -> list[Parcel]:
 
 
 def write_tar(manifest: Manifest, bundles: Iterable[Path], target: Path) -> None:
-    """Writes manifest/ and bundles/ as a tar archive: owned by root, all of one time. Bundles are streamed."""
+    """Writes manifest/ and bundles/ to a tar archive, with owner root and time 0. Bundles are not read into memory."""
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         folders = {str(parent) for path in manifest for parent in Path(path).parents if str(parent) != "."}
         for folder in ["", *sorted(folders)]:
@@ -146,7 +152,7 @@ def write_tar(manifest: Manifest, bundles: Iterable[Path], target: Path) -> None
         for bundle in bundles:
             with bundle.open("rb") as source:
                 archive.addfile(_info(f"bundles/{bundle.name}", 0o644, bundle.stat().st_size), source)
-        archive.addfile(_info("end", 0o644))  # without it the guest takes nothing: the connection may have broken
+        archive.addfile(_info("end", 0o644))  # the guest rejects an archive without it: the connection may have broken
 
 
 def _info(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
@@ -157,7 +163,10 @@ def _info(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
 
 
 def lacked(guest: Guest, sudo: str, parcels: Sequence[Parcel]) -> list[Parcel]:
-    """What the guest has not got. It answers with the name of a repository for each commit of it that it has."""
+    """The parcels that the guest lacks.
+
+    It is asked for all commits, and answers with the name of the repository once for each commit that it has.
+    """
     pairs = shlex.join(word for parcel in parcels for word in (parcel.name, parcel.commit))
     answer = guest.run(f"{sudo}{RECEIVE} --have {pairs}", timeout_s=60)
     has = Counter(answer.stdout.split() if answer.code == 0 else ())

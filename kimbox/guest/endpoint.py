@@ -1,4 +1,4 @@
-"""Where and how a guest is reached by ssh. Light: no ssh library is loaded by knowing this."""
+"""The ssh endpoint of a guest. Imports no ssh library, so that importing it is fast."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import attrs
 
 @attrs.frozen
 class Endpoint:
-    """An ssh endpoint: this key alone logs in; only the host key under `alias` in `known_hosts_path` is believed."""
+    """An ssh endpoint. The login uses only this key, and only the host key under `alias` in known_hosts is accepted."""
 
     host: str
     port: int
     user: str
     key_path: Path
     known_hosts_path: Path
-    #: The name under which known_hosts holds the box's host key, whatever port it has today.
+    #: The name of the box's host key in known_hosts. It does not depend on the port, which can change at each start.
     alias: str
 
 
 def ssh_settings(endpoint: Endpoint) -> dict[str, str]:
-    """What ssh_config(5) must say to reach the guest: our key, its pinned host key, nothing of the user's own."""
+    """Settings of ssh_config(5) for a guest: the box's key, its pinned host key, none of the user's keys and hosts."""
     return {
         "HostName": endpoint.host,
         "Port": str(endpoint.port),
@@ -36,13 +36,13 @@ def ssh_settings(endpoint: Endpoint) -> dict[str, str]:
         "StrictHostKeyChecking": "yes",
         "PasswordAuthentication": "no",
         "LogLevel": "ERROR",
-        # The cheapest of the strong ones: under emulation the usual choice takes a second longer.
+        # The fastest of the strong ones: in an emulated guest, OpenSSH's default takes a second longer.
         "KexAlgorithms": "curve25519-sha256",
     }
 
 
 def _quoted(path: Path) -> str:
-    """A path as ssh_config(5) reads it; a percent sign would be a token there."""
+    """A path, quoted for ssh_config(5), where `%` starts a token."""
     return f'"{str(path).replace("%", "%%")}"'
 
 
@@ -54,10 +54,9 @@ def ssh_command(
     terminal: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The ssh(1) command line: a shell, or `command` (shell text), with a terminal where asked for.
+    """The ssh(1) command line for a shell, or for `command` (shell text). `terminal`: `command` gets a terminal.
 
-    `options` stand after the host, where ssh takes options as well as a command of its own; `settings` are more of
-    ssh_config(5).
+    `options` come after the host name: options of ssh, or a command. `settings` are more settings of ssh_config(5).
     """
     values = ssh_settings(endpoint) | dict(settings or {})
     base = ["ssh", "-F", "none", *(f"-o{key}={value}" for key, value in values.items() if key != "HostName")]

@@ -1,7 +1,7 @@
-"""Events that a guest wrote to its virtio-serial port, read from the file they went to on the host.
+"""Events that a guest sends on its virtio-serial port. QEMU writes them to a file on the host, which is read here.
 
-A guest may be broken or hostile: nothing it writes gives a traceback, takes unbounded memory, or reaches a terminal as
-a control sequence. What is no event of the shape in schemas/events.schema.json is dropped. Pure but for reading.
+They are untrusted input: a guest may be broken or hostile. Whatever it sends, there is no exception, memory is bounded,
+and no control sequence reaches a terminal. A line that is not an event (schemas/events.schema.json) is ignored.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, NoReturn
 
 import attrs
 
-#: A longer line is no event; it is skipped without being kept.
+#: Maximum length of a line, in bytes. A longer line is ignored, and not kept in memory.
 MAX_LINE_BYTES = 64 << 10
 
-#: One call of `Tail.read` reads no more; the rest waits for the next call.
+#: Maximum number of bytes that a call of `Tail.read` reads. The next call reads on.
 MAX_READ_BYTES = 4 << 20
 
-#: An event has no more fields.
+#: Maximum number of fields of an event.
 MAX_FIELDS = 32
 
-#: The first bytes of a file, by which one that was truncated and has grown again is told from the old one.
+#: Number of bytes at the start of the file that are compared, to detect that it was truncated and has grown again.
 HEAD_BYTES = 256
 
 _NAME = re.compile(r"[a-z_]{1,32}")
@@ -35,7 +35,7 @@ _MAX_INT = 1 << 53
 
 @attrs.frozen
 class Event:
-    """One event. `boot` tells the guest's boots apart; `uptime_s` counts from the start of its kernel."""
+    """An event. `boot` is the id of the guest's boot (or empty); `uptime_s` is the time since its kernel started."""
 
     name: str
     boot: str
@@ -43,17 +43,17 @@ class Event:
     fields: dict[str, str | int]
 
     def text(self, key: str) -> str:
-        """A field as text; empty if it is not there."""
+        """A field as text; empty if the field is missing."""
         return str(self.fields.get(key, ""))
 
     def number(self, key: str) -> int | None:
-        """A field as a number, if it is one."""
+        """A field as a number; None if it is missing or not a number."""
         value = self.fields.get(key)
         return value if isinstance(value, int) else None
 
 
 def parse_object(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object in a line of a guest's, or None if there is none."""
+    """Parses a line of a guest as a JSON object. None if it is not one, or longer than MAX_LINE_BYTES."""
     if len(raw) > MAX_LINE_BYTES:
         return None
     try:
@@ -64,7 +64,7 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
 
 
 def parse_line(raw: bytes) -> Event | None:
-    """The event in a line, or None if it is not one."""
+    """Parses a line as an event. None if it is not one."""
     value = parse_object(raw)
     if value is None:
         return None
@@ -83,7 +83,7 @@ def parse_line(raw: bytes) -> Event | None:
 
 
 def printable(text: str) -> str:
-    """Text of a guest made safe for a terminal: line breaks and tabs become blanks, what cannot be printed U+FFFD."""
+    """Makes untrusted text safe for a terminal: line breaks and tabs become blanks, unprintable characters U+FFFD."""
     return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
 
 
@@ -106,11 +106,11 @@ def _field(value: Any) -> str | int | None:
 
 
 class Tail:
-    """Reads the events that were added to a growing file since the last look. Survives truncation and replacement."""
+    """Reads the events that were appended to a file since the last call. The file may be truncated or replaced."""
 
     def __init__(self, path: Path, *, offset: int = 0) -> None:
         self.path = path
-        #: How far the file has been read.
+        #: Number of bytes of the file that have been read.
         self.offset = offset
         self._rest = b""
         self._skipping = False
@@ -118,7 +118,7 @@ class Tail:
         self._inode: tuple[int, int] | None = None
 
     def read(self) -> list[Event]:
-        """The complete new lines that are events; reads at most MAX_READ_BYTES. No file is no event."""
+        """The events in the complete new lines. Reads at most MAX_READ_BYTES. Empty if the file is missing."""
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -126,22 +126,23 @@ class Tail:
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 return []
-            if self._is_another(handle):
+            if self._was_replaced(handle):
                 self.offset, self._rest, self._skipping = 0, b"", False
             self._head = os.pread(handle, HEAD_BYTES, 0)
-            return self._take(os.pread(handle, MAX_READ_BYTES, self.offset))
+            return self._parse(os.pread(handle, MAX_READ_BYTES, self.offset))
         finally:
             os.close(handle)
 
-    def _is_another(self, handle: int) -> bool:
-        """Whether the file is shorter than what was read, begins otherwise, or is another one."""
+    def _was_replaced(self, handle: int) -> bool:
+        """Whether the file is shorter than the offset, has another start, or is another file than at the last call."""
         info = os.fstat(handle)
         before, self._inode = self._inode, (info.st_dev, info.st_ino)
         if info.st_size < self.offset or (before is not None and before != self._inode):
             return True
         return os.pread(handle, len(self._head), 0) != self._head
 
-    def _take(self, data: bytes) -> list[Event]:
+    def _parse(self, data: bytes) -> list[Event]:
+        """The events in the complete lines of `data`. The start of an incomplete line is kept for the next call."""
         self.offset += len(data)
         *lines, rest = (self._rest + data).split(b"\n")
         if lines and self._skipping:

@@ -1,8 +1,8 @@
-"""ssh(1) on the user's terminal. What goes to one box shares a connection, so that only the first pays the handshake.
+"""ssh(1) on the user's terminal. All commands to a box share a connection, so that only the first needs a handshake.
 
-The connection is a ControlMaster of ssh_config(5). It lies in the folder of the box's key, which is its user's alone,
-and ends when nobody has used it for `PERSIST_S` seconds, or with the box. ssh runs in that folder and names the socket
-from there: the path of a socket must be short.
+The connection is a ControlMaster (ssh_config(5)). Its socket is in the folder of the box's key, which only the user can
+enter. The connection ends when the box stops, or when no command has used it for `PERSIST_S` seconds. ssh runs in that
+folder and gets a relative path, because the path of a socket must be short (unix(7)).
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from kimbox.errors import KimboxError
 from kimbox.guest.endpoint import Endpoint, ssh_command
 from kimbox.run import attached, run
 
-#: Where the shared connection listens, in the folder of the box's key.
+#: Name of the shared connection's socket, in the folder of the box's key.
 SOCKET = "ssh.sock"
 
-#: How long it stays when nobody uses it. What a login settles, the user's groups say, is settled for all that share it.
+#: How long an unused shared connection stays open, in seconds. What sshd sets at login, such as the user's groups, does
+#: not change for commands that share it.
 PERSIST_S = 60
 
-#: The guest is asked so often whether it is still there: one that restarted says no. It may stand still for long.
+#: Interval of ssh's keep-alive messages, in seconds: a guest that restarted rejects them, and the connection ends. The
+#: count is high, because a guest may be suspended or slow for a long time.
 _ALIVE = {"ServerAliveInterval": "15", "ServerAliveCountMax": "1000"}
 
-#: It answers at once, or not at all.
+#: Timeout of the shared connection's answer, in seconds.
 _ANSWER_S = 5.0
 
-#: So often it is looked whether the connection is there, until it is.
-_LOOK_S = 0.05
+#: Interval of checks of the socket, in seconds.
+_POLL_S = 0.05
 
-#: A shared connection is there within this time, or will not come.
-_COMES_S = 60.0
+#: Timeout until a new shared connection listens, in seconds.
+_START_S = 60.0
 
 
 def on_terminal(
     endpoint: Endpoint, *, command: str | None = None, words: Sequence[str] = (), terminal: bool = False
 ) -> int:
-    """Runs ssh on kimbox's own stdin, stdout and stderr; returns its exit status.
+    """Runs ssh on kimbox's own stdin, stdout and stderr. Returns its exit code.
 
-    That is a shell, `command` (shell text), or what `words` says: options of ssh, a command of its own. With options
-    it has a connection to itself: a forwarded port, say, ends with it.
+    ssh runs a shell, `command` (shell text), or the command in `words`. If `words` starts with an option of ssh, ssh
+    gets its own connection: a forwarded port, for example, must end with this ssh.
     """
     if words and words[0].startswith("-"):
         return attached(ssh_command(endpoint, options=words))
@@ -57,46 +59,48 @@ def on_terminal(
 
 @contextlib.contextmanager
 def _sharing(folder: int) -> Iterator[dict[str, str]]:
-    """What ssh must be told to use the shared connection, or to become it.
+    """ssh settings to use the shared connection of a folder, or to become its master.
 
-    Of those that find none, one becomes it, and the others do without: two that tried would complain. Where no socket
-    can be made, on a disk that is full say, each has a connection to itself.
+    If there is no shared connection, the process that gets the lock becomes the master; others get a connection of
+    their own until it listens, because ssh prints an error if there are two masters. If no socket can be created
+    (the disk is full, for example), every ssh gets its own connection.
     """
     join = {"ControlPath": SOCKET, "ControlMaster": "no"}
-    if _answers(folder) or not _take(folder):
+    if _answers(folder) or not _lock(folder):
         yield join
         return
-    if _answers(folder):  # another has just become it
+    if _answers(folder):  # another process became the master before the lock was acquired
         fcntl.flock(folder, fcntl.LOCK_UN)
         yield join
         return
     _unlink(folder)
-    if not _holds_sockets(folder):
+    if not _can_bind(folder):
         yield {"ControlPath": "none"}
         return
-    over = threading.Event()
-    release = threading.Thread(target=_release, args=(folder, over))
+    ssh_ended = threading.Event()
+    release = threading.Thread(target=_release, args=(folder, ssh_ended))
     release.start()
     try:
         yield {"ControlPath": SOCKET, "ControlMaster": "auto", "ControlPersist": str(PERSIST_S), **_ALIVE}
     finally:
-        over.set()
+        ssh_ended.set()
         release.join()
 
 
-def _release(folder: int, over: threading.Event) -> None:
-    """Lets others at the place of the shared connection, once it is there or will not come.
+def _release(folder: int, ssh_ended: threading.Event) -> None:
+    """Releases the lock of a folder when the new shared connection listens, its ssh ended, or _START_S have passed.
 
-    It may have come and been retired between two looks, while its ssh goes on for hours: hence the limit.
+    The timeout is necessary: the connection may have been retired between two checks, while its ssh runs for hours.
     """
-    deadline = time.monotonic() + _COMES_S
-    while not over.wait(_LOOK_S) and not _answers(folder) and time.monotonic() < deadline:
+    deadline = time.monotonic() + _START_S
+    while not ssh_ended.wait(_POLL_S) and not _answers(folder) and time.monotonic() < deadline:
         pass
     fcntl.flock(folder, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[int]:
+    """A file descriptor of a folder."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield handle
@@ -104,8 +108,8 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _take(folder: int) -> bool:
-    """Whether the place of the shared connection is ours now: others leave it alone until the lock is released."""
+def _lock(folder: int) -> bool:
+    """Locks a folder, so that no other process creates or removes its socket. False if another process has the lock."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -113,22 +117,22 @@ def _take(folder: int) -> bool:
     return True
 
 
-def _place(folder: int, name: str = SOCKET) -> str:
-    """The path of a socket in an open folder: it must be short (unix(7))."""
+def _socket_path(folder: int, name: str = SOCKET) -> str:
+    """A short path of a socket in an open folder (unix(7) limits the length)."""
     return f"/proc/self/fd/{folder}/{name}"
 
 
 def _answers(folder: int) -> bool:
-    """Whether somebody listens at the shared connection's socket."""
+    """Whether a process listens at the socket of the shared connection."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_ANSWER_S)
-        return probe.connect_ex(_place(folder)) == 0
+        return probe.connect_ex(_socket_path(folder)) == 0
 
 
-def _holds_sockets(folder: int) -> bool:
-    """Whether a socket can be made in a folder. ssh ends where it cannot."""
+def _can_bind(folder: int) -> bool:
+    """Whether a socket can be created in a folder. ssh exits with an error if it cannot."""
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-        probe.bind(_place(folder, f"{SOCKET}.probe"))
+        probe.bind(_socket_path(folder, f"{SOCKET}.probe"))
         os.unlink(f"{SOCKET}.probe", dir_fd=folder)
         return True
     return False
@@ -140,40 +144,40 @@ def _unlink(folder: int) -> None:
 
 
 def close(folder: Path) -> None:
-    """Ends the shared connection, and all that uses it. It is safe to close one that is not there."""
-    _tell(folder, "exit")
+    """Ends the shared connection and all commands that use it. Does nothing if there is none."""
+    _control(folder, "exit")
 
 
 def retire(folder: Path) -> None:
-    """Takes nobody any more into the shared connection; it ends with the last that uses it."""
-    _tell(folder, "stop")
+    """Makes the shared connection accept no new command. It ends when the last command that uses it ends."""
+    _control(folder, "stop")
 
 
-def _tell(folder: Path, word: str) -> None:
-    """Has the shared connection do something that makes it give up its socket, and waits until it has."""
+def _control(folder: Path, command: str) -> None:
+    """Sends a control command (`ssh -O`) after which the master removes its socket, and waits until it is removed."""
     if not (folder / SOCKET).is_socket():
         return
     with _opened(folder) as handle:
-        told = _which(handle)
+        old = _socket_id(handle)
         with contextlib.suppress(KimboxError):
-            argv = ["ssh", "-F", "none", f"-oControlPath={SOCKET}", "-O", word, "box"]
+            argv = ["ssh", "-F", "none", f"-oControlPath={SOCKET}", "-O", command, "box"]
             if run(argv, check=False, cwd=folder, timeout_s=_ANSWER_S).ok:
-                _await_gone(handle, told)
-        if _take(handle) and not _answers(handle):  # it is dead
+                _wait_until_removed(handle, old)
+        if _lock(handle) and not _answers(handle):  # the socket of a dead process
             _unlink(handle)
 
 
-def _which(folder: int) -> tuple[int, int] | None:
-    """Tells the shared connection's socket from another that comes after it; None where there is none."""
+def _socket_id(folder: int) -> tuple[int, int] | None:
+    """Identifies the socket: a later socket of the same name has another id. None if there is no socket."""
     try:
-        found = os.stat(SOCKET, dir_fd=folder, follow_symlinks=False)
+        info = os.stat(SOCKET, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return info.st_ino, info.st_mtime_ns
 
 
-def _await_gone(folder: int, told: tuple[int, int] | None) -> None:
-    """ssh says yes first, and then ends: who came between would be taken in, and cut off."""
+def _wait_until_removed(folder: int, old: tuple[int, int] | None) -> None:
+    """Waits until the socket `old` is removed. ssh answers before that; a command that joined then would be cut off."""
     deadline = time.monotonic() + _ANSWER_S
-    while told is not None and _which(folder) == told and time.monotonic() < deadline:
-        time.sleep(_LOOK_S)
+    while old is not None and _socket_id(folder) == old and time.monotonic() < deadline:
+        time.sleep(_POLL_S)

@@ -1,6 +1,7 @@
-"""ssh to a guest: the only module that knows fabric and paramiko.
+"""ssh connections to a guest. The only module that imports fabric and paramiko.
 
-Our key alone, the box's pinned host key alone, nothing of the user's ssh configuration, and every wait is bounded.
+A connection uses the box's own key, accepts only the box's pinned host key, and reads none of the user's ssh
+configuration. Every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -20,31 +21,33 @@ from typing import IO, Any, NamedTuple, Self
 from kimbox.errors import GuestError
 from kimbox.guest.endpoint import Endpoint
 
-#: Connecting, the banner and the login may each take this long. An emulated guest needs 1-2 s for the handshake, and
-#: many times that while the rest of it starts on a busy host; one that is not there refuses at once.
+#: Timeout of connecting, of the banner, and of the login, in seconds each. An emulated guest needs 1-2 s for the
+#: handshake, and much longer while it boots on a busy host. If nothing listens, the connection is refused at once.
 CONNECT_TIMEOUT_S = 60.0
 
-#: stdout kept in memory; what a program writes beyond it is read and dropped.
+#: Maximum size of the stdout that is kept, in bytes. The rest is read and discarded.
 MAX_STDOUT_BYTES = 16 << 20
 
-#: stderr kept: its end is what tells why.
+#: Maximum size of the stderr that is kept, in bytes. The end is kept, because it has the reason of a failure.
 MAX_STDERR_BYTES = 256 << 10
 
-#: A longer line is handed on in pieces.
+#: Maximum length of a line, in characters. A longer line is passed on in pieces.
 MAX_LINE_CHARACTERS = 64 << 10
 
-#: After the exit status, output is awaited for so long: a daemon left behind may hold the channel for ever.
+#: How long output is read after the exit status, in seconds. A daemon that the command started may keep the channel
+#: open without end.
 LINGER_S = 1.0
 
-#: Key exchanges and ciphers that cost an emulated guest the least, best first; the others remain as a way out.
+#: Key exchanges and ciphers that are fastest in an emulated guest, best first. The other ones are tried after them.
 LIGHT_KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 LIGHT_CIPHERS = ("aes128-gcm@openssh.com", "aes128-ctr", "aes256-gcm@openssh.com", "aes256-ctr")
 
+#: Size of a read or write, in bytes.
 _PIECE_BYTES = 1 << 16
 
 
 class Answer(NamedTuple):
-    """How a command in the guest ended, and what it said."""
+    """Exit code and output of a command in the guest."""
 
     code: int
     stdout: str
@@ -52,7 +55,10 @@ class Answer(NamedTuple):
 
 
 class Guest:
-    """An ssh connection to a guest, open inside `with`. Raises GuestError for all that can go wrong."""
+    """An ssh connection to a guest, open inside a `with` block. All failures are GuestErrors.
+
+    Codes when it opens: `guest-unreachable`, `host-key-missing`, `host-key-mismatch`, `login-refused`.
+    """
 
     def __init__(self, endpoint: Endpoint, *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self.endpoint = endpoint
@@ -69,10 +75,17 @@ class Guest:
         self._connection.close()
 
     def put(self, path: Path, remote: str, *, timeout_s: float = 600) -> None:
-        """Copies a file to a path that the user of the endpoint may write."""
+        """Copies a file to the path `remote` in the guest, as the user of the endpoint.
+
+        Raises GuestError: `guest-write-failed`, and the errors of `run`.
+        """
         answer = self.run(f"cat >{shlex.quote(remote)}", timeout_s=timeout_s, stdin=path)
         if answer.code != 0:
-            raise GuestError(f"cannot write {remote} in the guest: {answer.stderr.strip() or 'no reason given'}")
+            raise GuestError(
+                f"cannot write {remote} in the guest: {answer.stderr.strip() or 'no reason given'}",
+                code="guest-write-failed",
+                fields={"path": remote},
+            )
 
     def run(
         self,
@@ -82,12 +95,11 @@ class Guest:
         on_line: Callable[[str], None] | None = None,
         stdin: Path | bytes | None = None,
     ) -> Answer:
-        """Runs a shell command in the guest to its end; `stdin`, a file or what is to be sent, is sent as it is read.
+        """Runs a shell command in the guest and waits for its end. Any exit code is returned, none is an error.
 
-        `on_line` gets each line.
+        `stdin` is a file, or the bytes to send. `on_line` is called with each line of stdout and stderr.
 
-        Raises GuestError if the connection is lost or the command does not end within `timeout_s` seconds; the exit
-        status of the command is the caller's to judge.
+        Raises GuestError: `connection-lost`, or `timeout` if the command takes longer than `timeout_s` seconds.
         """
         import paramiko
 
@@ -99,23 +111,28 @@ class Guest:
                 channel.exec_command(command)
                 with _opened(stdin) as source:
                     session = _Session(channel, source, on_line)
-                    return session.to_the_end(time.monotonic() + timeout_s)
+                    return session.run_to_end(time.monotonic() + timeout_s)
         except TimeoutError:
-            raise GuestError(f"in the guest, `{shown}` did not end within {timeout_s:g} s") from None
+            raise GuestError(
+                f"in the guest, `{shown}` did not end within {timeout_s:g} s",
+                code="timeout",
+                hint="see `kimbox status` and `kimbox logs`",
+            ) from None
         except (paramiko.SSHException, EOFError, OSError, AttributeError) as error:
             raise GuestError(
                 f"the connection to the guest was lost during `{shown}`: {error or type(error).__name__}",
+                code="connection-lost",
                 hint="see `kimbox status` and `kimbox logs`",
             ) from None
 
 
 def _opened(stdin: Path | bytes | None) -> IO[bytes]:
-    """What is sent; a secret is never in a file."""
+    """The input as a binary stream. Bytes are not written to a file, because they may be a secret."""
     return io.BytesIO(stdin) if isinstance(stdin, bytes) else (stdin or Path("/dev/null")).open("rb")
 
 
 class _Session:
-    """One command on one channel: sends stdin and reads both streams while it runs, so that no window fills up."""
+    """A command on a channel. Sends stdin and reads stdout and stderr at the same time, so that no window fills up."""
 
     def __init__(self, channel: Any, source: IO[bytes], on_line: Callable[[str], None] | None) -> None:
         self.channel = channel
@@ -125,29 +142,30 @@ class _Session:
         self.err = bytearray()
         self.lines = [_Lines(on_line), _Lines(on_line)]
 
-    def to_the_end(self, deadline: float) -> Answer:
-        ended_at = None
+    def run_to_end(self, deadline: float) -> Answer:
+        """Runs until the command ends. Raises TimeoutError at `deadline` (time.monotonic), EOFError if it is lost."""
+        idle_since = None
         while True:
-            moved = self._send() | self._receive()
-            if moved:
-                ended_at = None
-            if self.channel.exit_status_ready() and not moved:
-                ended_at = ended_at or time.monotonic()
-                if self.channel.closed or self.channel.eof_received or time.monotonic() - ended_at > LINGER_S:
+            has_moved = self._send() | self._receive()
+            if has_moved:
+                idle_since = None
+            if self.channel.exit_status_ready() and not has_moved:
+                idle_since = idle_since or time.monotonic()
+                if self.channel.closed or self.channel.eof_received or time.monotonic() - idle_since > LINGER_S:
                     break
-            if self.channel.closed and not moved:
+            if self.channel.closed and not has_moved:
                 break
             if time.monotonic() > deadline:
                 raise TimeoutError
-            if not moved:
-                # While there is something to send, a look at the window now and then; else until something comes.
-                select.select([self.channel], [], [], 0.01 if self.source or ended_at else 0.25)
+            if not has_moved:
+                # select() does not report that the send window has space: poll it while there is something to send.
+                select.select([self.channel], [], [], 0.01 if self.source or idle_since else 0.25)
                 if self.channel.eof_received and not self.channel.exit_status_ready():
-                    self.channel.status_event.wait(0.02)  # select has nothing more to wait for
+                    self.channel.status_event.wait(0.02)  # after EOF, select() returns at once
         for lines in self.lines:
             lines.end()
         if self.channel.exit_status < 0:
-            raise EOFError("the guest closed it without an exit status")
+            raise EOFError("the guest closed the channel without an exit status")
         return Answer(self.channel.exit_status, self.out.decode(errors="replace"), self.err.decode(errors="replace"))
 
     def _send(self) -> bool:
@@ -162,28 +180,28 @@ class _Session:
             return False
         try:
             self.unsent = self.unsent[self.channel.send(self.unsent) :]
-        except OSError:  # the command has closed its stdin: its exit status says whether it minded
+        except OSError:  # the command closed its stdin; if that is an error, its exit code reports it
             self.source = None
         return True
 
     def _receive(self) -> bool:
-        moved = False
+        has_moved = False
         if self.channel.recv_ready():
             piece = self.channel.recv(_PIECE_BYTES)
             self.out += piece[: MAX_STDOUT_BYTES - len(self.out)]
             self.lines[0].feed(piece)
-            moved = bool(piece)
+            has_moved = bool(piece)
         if self.channel.recv_stderr_ready():
             piece = self.channel.recv_stderr(_PIECE_BYTES)
             self.err += piece
             del self.err[:-MAX_STDERR_BYTES]
             self.lines[1].feed(piece)
-            moved = moved or bool(piece)
-        return moved
+            has_moved = has_moved or bool(piece)
+        return has_moved
 
 
 class _Lines:
-    """Cuts a stream into lines of text."""
+    """Splits a byte stream into lines of text, and passes them to `on_line`."""
 
     def __init__(self, on_line: Callable[[str], None] | None) -> None:
         self.on_line = on_line
@@ -206,12 +224,12 @@ class _Lines:
 
 
 def _connect(endpoint: Endpoint, timeout_s: float) -> Any:
-    """An open fabric connection. Raises GuestError, in words, if the guest does not answer or is another one."""
+    """Opens a fabric connection. Raises GuestError, with the codes that `Guest` lists."""
     import fabric
     import paramiko
 
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # it prints tracebacks of what we handle
-    config = fabric.Config(lazy=True, ssh_config=paramiko.SSHConfig())  # no file of the system or the user
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # it prints tracebacks of errors that are handled here
+    config = fabric.Config(lazy=True, ssh_config=paramiko.SSHConfig())  # reads no ssh_config of the system or the user
     connection = fabric.Connection(
         endpoint.host,
         user=endpoint.user,
@@ -228,34 +246,44 @@ def _connect(endpoint: Endpoint, timeout_s: float) -> Any:
             "transport_factory": _light_transport,
         },
     )
-    connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())  # fabric has set AutoAddPolicy
-    _pin(connection.client, endpoint)
+    connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())  # fabric's default is AutoAddPolicy
+    _pin_host_key(connection.client, endpoint)
     where = f"{endpoint.alias} ({endpoint.user}@{endpoint.host} port {endpoint.port})"
+    fields = {"alias": endpoint.alias, "host": endpoint.host, "port": str(endpoint.port)}
     try:
         connection.open()
     except paramiko.BadHostKeyException:
         _close(connection)
         raise GuestError(
-            f"what answers as {where} has another host key than the box: it is not the box, or its keys were lost",
+            f"the ssh server at {where} has another host key than the box: it is another machine, or the box lost its "
+            "keys",
             code="host-key-mismatch",
-            hint="`kimbox destroy` and `kimbox up` make a new one; do not go on if you did not expect this",
+            hint="if you did not expect this, do not continue; `kimbox destroy` and `kimbox up` make a new box",
+            fields=fields,
         ) from None
     except paramiko.AuthenticationException:
         _close(connection)
-        raise GuestError(f"{where} does not accept the box's key {endpoint.key_path}") from None
+        raise GuestError(
+            f"{where} does not accept the box's key {endpoint.key_path}",
+            code="login-refused",
+            hint="see `kimbox logs`; `kimbox reload` restores the key of a box that booted without it",
+            fields=fields,
+        ) from None
     except (paramiko.SSHException, EOFError, OSError) as error:
         _close(connection)
-        what = "does not answer in time" if isinstance(error, TimeoutError) else f"cannot be reached: {error}"
-        raise GuestError(f"{where} {what}", hint="see `kimbox status` and `kimbox logs`") from None
+        reason = "does not answer in time" if isinstance(error, TimeoutError) else f"cannot be reached: {error}"
+        hint = "see `kimbox status` and `kimbox logs`"
+        raise GuestError(f"{where} {reason}", code="guest-unreachable", hint=hint, fields=fields) from None
     return connection
 
 
 def _close(connection: Any) -> None:
-    """Closes also what was only half open: paramiko leaves its thread and socket otherwise."""
+    """Closes a connection that may be half open. `connection.close()` would leave paramiko's thread and socket."""
     connection.client.close()
 
 
 def _light_transport(sock: socket.socket, **kwargs: Any) -> Any:
+    """A paramiko transport that prefers LIGHT_KEX and LIGHT_CIPHERS."""
     import paramiko
 
     transport = paramiko.Transport(sock, **kwargs)
@@ -269,21 +297,30 @@ def _preferring(first: tuple[str, ...], known: Any) -> tuple[str, ...]:
     return (*(x for x in first if x in known), *(x for x in known if x not in first))
 
 
-def _pin(client: Any, endpoint: Endpoint) -> None:
-    """Gives the client the host key that known_hosts holds under the alias, as that of this address; and no other."""
+def _pin_host_key(client: Any, endpoint: Endpoint) -> None:
+    """Makes the client accept only the host key that known_hosts has for the alias.
+
+    Raises GuestError (`host-key-missing`) if known_hosts has none.
+    """
     import paramiko
 
     known = paramiko.HostKeys()
     try:
         known.load(str(endpoint.known_hosts_path))
     except OSError as error:
-        raise GuestError(f"the box's host key is not known: {error}") from None
+        raise _missing_host_key(endpoint, str(error)) from None
     keys = known.lookup(endpoint.alias)
     if not keys:
-        raise GuestError(
-            f"the box's host key is not known: {endpoint.known_hosts_path} has none for {endpoint.alias}",
-            hint="the box tells it when it boots: `kimbox reload`",
-        )
+        raise _missing_host_key(endpoint, f"{endpoint.known_hosts_path} has none for {endpoint.alias}")
     name = endpoint.host if endpoint.port == paramiko.config.SSH_PORT else f"[{endpoint.host}]:{endpoint.port}"
     for kind in list(keys):
         client.get_host_keys().add(name, kind, keys[kind])
+
+
+def _missing_host_key(endpoint: Endpoint, reason: str) -> GuestError:
+    return GuestError(
+        f"the box's host key is not known: {reason}",
+        code="host-key-missing",
+        hint="the box reports it when it boots: run `kimbox reload`",
+        fields={"alias": endpoint.alias},
+    )

@@ -1,4 +1,4 @@
-"""What differs between two locks. Pure: the log between two commits is asked for elsewhere (`history`)."""
+"""The differences between two locks. Pure: `lock.git.history` reads the log between two commits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kimbox.spec import urls
 
 
 class Kind(StrEnum):
-    """What became of a thing that a lock names."""
+    """How an entry of a lock changed."""
 
     ADDED = "added"
     REMOVED = "removed"
-    MOVED = "moved"  #: it is there before and after, and differs
+    MOVED = "moved"  #: both locks have it, with different values
 
 
 @attrs.frozen
 class Change:
-    """One value that differs; None where a side has none."""
+    """A value that differs; None on the side that lacks it."""
 
     old: str | None
     new: str | None
@@ -33,7 +33,7 @@ class Change:
 
 @attrs.frozen
 class RepositoryChange:
-    """A repository that differs; `old` or `new` is None where only the other lock names it."""
+    """A repository that differs; `old` or `new` is None if that lock does not name it."""
 
     name: str
     old: PinnedRepository | None
@@ -45,12 +45,12 @@ class RepositoryChange:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder beside the spec: its commits have no history."""
+        """Whether it is a folder beside the spec. The commits of a folder have no history."""
         return any(urls.is_folder(side.url) for side in (self.old, self.new) if side)
 
     @property
     def fields(self) -> dict[str, Change]:
-        """The fields of a repository that differ, by name."""
+        """The fields that differ, by name."""
         sides = [attrs.asdict(side, recurse=False) if side else {} for side in (self.old, self.new)]
         names = list(sides[0] or sides[1])
         pairs = {name: (sides[0].get(name), sides[1].get(name)) for name in names}
@@ -59,7 +59,7 @@ class RepositoryChange:
 
 @attrs.frozen
 class LockDiff:
-    """All that differs between two locks; nothing where they are equal."""
+    """All differences between two locks. False if the locks are equal."""
 
     spec: Change | None
     image: Change | None
@@ -72,7 +72,7 @@ class LockDiff:
 
 
 def diff(old: Lock, new: Lock) -> LockDiff:
-    """What differs between two locks, repositories in the order of a lock."""
+    """Compares two locks. Repositories are in the order of a lock."""
     changed = [
         RepositoryChange(name, old.repositories.get(name), new.repositories.get(name))
         for name in in_order({*old.repositories, *new.repositories})
@@ -83,22 +83,22 @@ def diff(old: Lock, new: Lock) -> LockDiff:
     return LockDiff(spec, image, tuple(changed), packages)
 
 
-def as_text(found: LockDiff, logs: Mapping[str, Between | None]) -> list[str]:
-    """The difference as lines for people. `logs` has the commits between, by name, for repositories that moved."""
+def as_text(changes: LockDiff, logs: Mapping[str, Between | None]) -> list[str]:
+    """The differences as lines of text. `logs`: the commits between old and new, by the name of the repository."""
     lines = []
-    for what, change in (("spec", found.spec), ("image", found.image)):
+    for key, change in (("spec", changes.spec), ("image", changes.image)):
         if change:
-            lines.append(f"{what}: {_short(change.old)} -> {_short(change.new)}")
-    for repository in found.repositories:
+            lines.append(f"{key}: {_short(change.old)} -> {_short(change.new)}")
+    for repository in changes.repositories:
         lines += _repository_lines(repository, logs)
-    return lines + found.packages.lines()
+    return lines + changes.packages.lines()
 
 
-def as_json(found: LockDiff, logs: Mapping[str, Between | None]) -> dict[str, Any]:
-    """The same for --json: null where nothing differs, one entry for each repository that does."""
+def as_json(changes: LockDiff, logs: Mapping[str, Between | None]) -> dict[str, Any]:
+    """The differences for `--json`: null for a value that is equal, an entry for each repository that differs."""
     return {
-        "spec": attrs.asdict(found.spec) if found.spec else None,
-        "image": attrs.asdict(found.image) if found.image else None,
+        "spec": attrs.asdict(changes.spec) if changes.spec else None,
+        "image": attrs.asdict(changes.image) if changes.image else None,
         "repositories": {
             change.name: {
                 "kind": str(change.kind),
@@ -106,16 +106,16 @@ def as_json(found: LockDiff, logs: Mapping[str, Between | None]) -> dict[str, An
                 "new": attrs.asdict(change.new) if change.new else None,
                 "log": history.as_json(logs.get(change.name)),
             }
-            for change in found.repositories
+            for change in changes.repositories
         },
-        "packages": found.packages.as_json(),
+        "packages": changes.packages.as_json(),
     }
 
 
 def _repository_lines(change: RepositoryChange, logs: Mapping[str, Between | None]) -> list[str]:
-    there = change.new or change.old
-    if change.kind is not Kind.MOVED and there:
-        return [f"{change.name}: {change.kind}, {there.url} {there.ref} at {_short(there.commit)}"]
+    pin = change.new or change.old
+    if change.kind is not Kind.MOVED and pin:
+        return [f"{change.name}: {change.kind}, {pin.url} {pin.ref} at {_short(pin.commit)}"]
     lines: list[str] = []
     for name, field in change.fields.items():
         if name == "submodules" and change.old and change.new:
@@ -145,5 +145,5 @@ def _change(old: str | None, new: str | None) -> Change | None:
 
 
 def _short(value: str | None) -> str:
-    """A digest or commit as people compare it."""
+    """The first 12 digits of a digest or commit."""
     return value[:12] if value else "none"

@@ -1,7 +1,7 @@
-"""kimbox.lock: the frozen inputs of a box, written for people to review.
+"""kimbox.lock: the pinned inputs of a box, in a form that people can review.
 
-A commit of a URL stays as locked until somebody moves it on purpose. A folder beside the spec is part of the spec as it
-is being written, so its pin follows its content at each `up`, which says so.
+The pin of a URL moves only by `kimbox lock --update`. A folder beside the spec is edited together with the spec, so
+each `up` moves its pin to the current content and logs that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: Version of the format.
 FORMAT = 1
 
-#: A lock is small; this is far more than any needs.
+#: Maximum size of a lock file, in bytes.
 MAX_LOCK_BYTES = 1 << 20
 
 _HEADER = """\
@@ -54,7 +54,7 @@ _COMMENTS = {
 
 @attrs.frozen
 class PinnedSubmodule:
-    """A submodule, at the commit that the repository around it names."""
+    """A submodule, at the commit that its parent repository names."""
 
     url: str
     commit: str
@@ -62,39 +62,40 @@ class PinnedSubmodule:
 
 @attrs.frozen
 class PinnedRepository:
-    """One repository at one commit. `url` and `ref` are what the spec asked for (see `locked_url`)."""
+    """A repository at a commit. `url` (see `locked_url`) and `ref` are those of the spec."""
 
     url: str
     ref: str
     commit: str
     tree: str
-    #: By path in the checkout, those below others included. They follow from the commit, and are here to be read.
+    #: By path in the checkout, nested ones included. They follow from the commit; the lock lists them for review.
     submodules: Mapping[str, PinnedSubmodule] = attrs.field(factory=dict)
 
 
 @attrs.frozen
 class Lock:
-    """A lock file's content."""
+    """The content of a lock file."""
 
+    #: sha256 hex digest of the merged spec.
     spec_digest: str
-    #: Key of the image in the store, or None while it is not known.
+    #: Key of the image in the store; None if it is not known yet.
     image: str | None
     repositories: Mapping[str, PinnedRepository]
-    #: The packages of an image that is built here; None for one from elsewhere.
+    #: The packages of an image that kimbox builds; None for a downloaded image.
     packages: LockedPackages | None = None
-    #: Names of repositories that stand here at another commit than in the file; never written.
+    #: Names of repositories at another commit than in the file. Never written to a file.
     unpinned: tuple[str, ...] = ()
-    #: `digest` of the file that this lock was made from, where something in it is unpinned.
+    #: `digest` of the lock file, if `unpinned` or installed packages make this object differ from the file.
     frozen_digest: str | None = None
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 hex digest of the text that kimbox writes for this lock."""
+        """sha256 hex digest of the lock file's text."""
         return self.frozen_digest or hashlib.sha256(format_lock(self).encode()).hexdigest()
 
 
 def locked_url(box: Box, repository: Repository) -> str:
-    """How a lock writes where a repository comes from: without credentials; a folder relative to the spec's own."""
+    """The URL of a repository as a lock has it: without credentials; a folder relative to the spec's folder."""
     if repository.is_folder:
         relative = os.path.relpath(repository.url, box.source.parent)
         return relative if relative.startswith("..") else f"./{relative}"
@@ -113,77 +114,85 @@ def make_lock(
 ) -> Lock:
     """Pins every repository of the box.
 
-    What `previous` holds for the same url and ref stays, unless its name is in `update` (None: move all). Folders are
-    pinned to their present content, and a change of it is told. `image` None keeps the key of `previous`. `warn` gets
-    what is told of a moved tag, a force-pushed branch, and files that the box will lack (Git LFS). Where `offline`, no
-    server is asked.
-    `packages` are those of an image that is built here.
+    A pin of `previous` stays if url and ref are the same, unless its name is in `update` (None: move all pins). Folders
+    are pinned to their current content. `image` None keeps the key of `previous`. `packages` are those of an image that
+    kimbox builds. If `offline`, no server is contacted. `warn` is called with a text for each moved tag, force-pushed
+    branch, and repository with files that the box will lack (Git LFS).
+
+    Raises KimboxError (`repository-not-found`) if `update` names an unknown repository, and the errors of the mirrors.
     """
     moved = None if update is None else set(update)
     if unknown := (moved or set()) - {r.name for r in box.repositories}:
-        raise KimboxError(f"the box {box.name} has no repository {', '.join(sorted(unknown))}")
+        names = ", ".join(sorted(unknown))
+        known = ", ".join(in_order(r.name for r in box.repositories))
+        raise KimboxError(
+            f"the box {box.name} has no repository {names}",
+            code="repository-not-found",
+            hint=f"it has: {known}" if known else "its spec names no repository",
+            fields={"name": names},
+        )
     pinned: dict[str, PinnedRepository] = {}
     for repository in sorted(box.repositories, key=lambda r: (r.name != SETUP, r.name)):
         url = locked_url(box, repository)
         old = previous.repositories.get(repository.name) if previous else None
-        same = old is not None and (old.url, old.ref) == (url, repository.ref)
-        if same and old and not repository.is_folder and moved is not None and repository.name not in moved:
+        is_same = old is not None and (old.url, old.ref) == (url, repository.ref)
+        if is_same and old and not repository.is_folder and moved is not None and repository.name not in moved:
             pinned[repository.name] = old
             continue
         mirror = Mirror.of(repository, offline=offline)
         pin = mirror.resolve(repository.ref)
         modules = submodules.collect(mirror, pin.commit)
-        inner = pinned_submodules(modules)
         is_new = old is None or old.commit != pin.commit
         for text in contents.check(mirror, pin.commit, modules) if is_new else ():
             (warn or log.warn)(text)
+        inner = pinned_submodules(modules)
         pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree, inner)
-        if same and old and (what := rewritten(mirror, repository.ref, old.commit, pin)):
-            (warn or log.warn)(what)
+        if is_same and old and (warning := rewritten(mirror, repository.ref, old.commit, pin)):
+            (warn or log.warn)(warning)
         if repository.is_folder and old and old.commit != pin.commit:
             log.info(f"repository {repository.name}: the folder {url} has changed; pinned to {pin.commit[:12]}")
     return Lock(box.digest, image or (previous.image if previous else None), pinned, packages)
 
 
-def pinned_submodules(found: Mapping[str, Submodule]) -> dict[str, PinnedSubmodule]:
-    """Submodules as a lock has them."""
-    return {path: PinnedSubmodule(submodule.shown_url, submodule.commit) for path, submodule in found.items()}
+def pinned_submodules(modules: Mapping[str, Submodule]) -> dict[str, PinnedSubmodule]:
+    """Submodules in the form of a lock, by path."""
+    return {path: PinnedSubmodule(submodule.shown_url, submodule.commit) for path, submodule in modules.items()}
 
 
 def check_lock(box: Box, lock: Lock) -> list[str]:
-    """Where spec and lock disagree, in words; empty if they agree. Asks no network.
+    """What differs between the repositories of spec and lock, one text each; empty if nothing does. Uses no network.
 
-    A changed folder is no disagreement, and neither is a change of the spec outside of its repositories.
+    The content of a folder is not compared, and neither is the rest of the spec.
     """
     return list(disagreements(box, lock).values())
 
 
 def disagreements(box: Box, lock: Lock) -> dict[str, str]:
-    """`check_lock`, by the name of the repository."""
-    wrong = {}
-    wanted = {r.name: r for r in box.repositories}
-    for name in sorted(set(wanted) - set(lock.repositories)):
-        wrong[name] = f"repository {name} is in the spec but not in the lock"
-    for name in sorted(set(lock.repositories) - set(wanted)):
-        wrong[name] = f"repository {name} is in the lock but no longer in the spec"
-    for name in sorted(set(wanted) & set(lock.repositories)):
-        old, url = lock.repositories[name], locked_url(box, wanted[name])
+    """The texts of `check_lock`, by the name of the repository."""
+    texts = {}
+    in_spec = {r.name: r for r in box.repositories}
+    for name in sorted(set(in_spec) - set(lock.repositories)):
+        texts[name] = f"repository {name} is in the spec but not in the lock"
+    for name in sorted(set(lock.repositories) - set(in_spec)):
+        texts[name] = f"repository {name} is in the lock but no longer in the spec"
+    for name in sorted(set(in_spec) & set(lock.repositories)):
+        old, url = lock.repositories[name], locked_url(box, in_spec[name])
         if old.url != url:
-            wrong[name] = f"repository {name}: the spec takes it from {url}, the lock from {old.url}"
-        elif old.ref != wanted[name].ref:
-            wrong[name] = f"repository {name}: the spec asks for {wanted[name].ref}, the lock was made for {old.ref}"
+            texts[name] = f"repository {name}: the spec takes it from {url}, the lock from {old.url}"
+        elif old.ref != in_spec[name].ref:
+            texts[name] = f"repository {name}: the spec asks for {in_spec[name].ref}, the lock was made for {old.ref}"
         elif COMMIT.fullmatch(old.ref) and old.commit != old.ref:
-            wrong[name] = f"repository {name}: the spec asks for the commit {old.ref}, the lock holds {old.commit}"
-    return wrong
+            texts[name] = f"repository {name}: the spec asks for the commit {old.ref}, the lock holds {old.commit}"
+    return texts
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of repositories in the order of a lock: `setup` first."""
+    """Names of repositories, sorted as in a lock: `setup` first."""
     return sorted(names, key=lambda name: (name != SETUP, name))
 
 
 def write_lock(path: Path, lock: Lock) -> bool:
-    """Writes the lock whole or not at all. Returns whether its text changed; leaves an equal file untouched."""
+    """Writes the lock atomically, if its text differs from that of the file. Returns whether it was written."""
     if not differs(path, lock):
         return False
     write_atomic(path, format_lock(lock))
@@ -191,12 +200,12 @@ def write_lock(path: Path, lock: Lock) -> bool:
 
 
 def differs(path: Path, lock: Lock) -> bool:
-    """Whether the file is missing, or another text than the lock would be written as."""
+    """Whether the file is missing, or its text differs from that of the lock."""
     return not path.is_file() or read_bounded(path, limit_bytes=MAX_LOCK_BYTES) != format_lock(lock).encode()
 
 
 def format_lock(lock: Lock) -> str:
-    """The lock as YAML: fixed order, one value a line."""
+    """The lock as YAML: in a constant order, one value per line."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
 
@@ -216,7 +225,7 @@ def format_lock(lock: Lock) -> str:
         if key in body:
             body.yaml_add_eol_comment(comment, key)
     yaml = YAML()
-    yaml.width = 1 << 16  # a folded URL would be two changes a line
+    yaml.width = 1 << 16  # no folding: a long URL stays on one line, so that a diff shows one changed line
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     out = io.StringIO()
     yaml.dump(body, out)
@@ -224,14 +233,14 @@ def format_lock(lock: Lock) -> str:
 
 
 def read_lock(path: Path) -> Lock:
-    """Reads a lock. Raises SpecError with every fault at its line, for a file edited by hand or damaged."""
+    """Reads a lock file. Raises SpecError with every fault and its line, if it was edited or damaged."""
     from kimbox.spec.parse import read_text
 
     return parse_lock(read_text(path), path)[0]
 
 
 def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
-    """`read_lock` for a text that came from `path`; the lock, and the tree that knows the places of its values."""
+    """Parses the text of the lock file `path`. Returns the lock, and a tree with the line and column of each value."""
     from kimbox.spec.nodes import Problems
     from kimbox.spec.parse import parse
 
@@ -240,14 +249,16 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
     if tree.get("lock") and tree.mapping["lock"].value != FORMAT:
         raise SpecError.at(
             path,
-            f"this lock is of format {tree.mapping['lock'].value}, and this kimbox reads format {FORMAT}",
+            f"this lock has format {tree.mapping['lock'].value}, and this kimbox reads format {FORMAT}",
+            code="unsupported-format",
             line=tree.mapping["lock"].mark.line,
             column=tree.mapping["lock"].mark.column,
-            hint="use the kimbox that wrote it, or make a new one",
+            hint="use the version of kimbox that wrote it, or delete it and run `kimbox lock`",
         )
-    found = problems.collected or _schema_problems(path, tree)
-    if found:
-        raise SpecError(found, hint="restore it from git; or delete it, and a new one is made")
+    faults = problems.collected or _schema_problems(path, tree)
+    if faults:
+        hint = "restore it from git; or delete it, and `kimbox lock` makes a new one"
+        raise SpecError(faults, code="bad-lock", hint=hint, fields={"path": str(path)})
     data = tree.plain()
     pinned = {}
     for name, values in data["repositories"].items():
@@ -261,9 +272,10 @@ def _schema_problems(path: Path, tree: Node) -> list[Problem]:
     from kimbox.spec.schema import strict_validator
 
     schema = json.loads(read_bounded(paths.schemas_dir() / "lock.schema.json"))
-    found = []
+    faults = []
     for error in strict_validator(schema).iter_errors(tree.plain()):
         node = tree.get(*error.absolute_path) or tree
-        where = ".".join(map(str, error.absolute_path)) or "the lock"
-        found.append(Problem(str(path), node.mark.line, node.mark.column, f"{where}: {error.message[:200]}"))
-    return found
+        key = ".".join(map(str, error.absolute_path)) or "the lock"
+        text = f"{key}: {error.message[:200]}"
+        faults.append(Problem(str(path), node.mark.line, node.mark.column, text, code="bad-lock"))
+    return faults

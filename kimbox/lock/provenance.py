@@ -1,7 +1,7 @@
-"""What a box is made of, for others to read: an SBOM (CycloneDX 1.6) and an in-toto statement (SLSA provenance v1).
+"""The provenance of a box: an SBOM (CycloneDX 1.6) and an in-toto statement (SLSA provenance v1).
 
-Equal input gives equal bytes: neither bears a time, a random number or a place of this machine. What is not known, such
-as the URL of a folder, is left out; nothing is made up.
+Equal input gives equal bytes: the documents contain no time, no random number and no path of this machine. What is not
+known, such as the URL of a folder, is left out.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from kimbox.spec.urls import is_folder
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
 
-#: What the parameters of our statements mean: section "Provenance" of docs/how-it-works.md.
+#: URI of the build type. Section "Provenance" of docs/how-it-works.md documents its parameters.
 BUILD_TYPE = "https://kimbox.invalid/build/v1"
 
 BUILDER = "https://kimbox.invalid/kimbox"
 
-#: The key of an image in the store, in a set of digests: a digest of what it was made from, not of its bytes.
+#: Name of the image key among the digests of a statement. It is a digest of the image's inputs, not of its bytes.
 IMAGE_KEY = "kimboxImageKey"
 
-#: From which the serial number of an SBOM follows, with its content.
+#: UUID namespace for the serial number of an SBOM, which is derived from its content.
 _SERIAL = uuid.UUID("7f6a3c1e-7d0b-5b52-9d43-2b1f3f0f6a11")
 
 
 @attrs.frozen
 class Whole:
-    """A box with all that went in."""
+    """A box and all of its inputs."""
 
     name: str
     lock: Lock
-    #: Key of the image, and the sha256 of its bytes where that is known.
+    #: Key of the image, and the sha256 hex digest of its bytes; None if not known.
     image: str | None = None
     image_sha256: str | None = None
     distribution: str = ""
     suite: str = ""
-    #: Steps that ran under other commits than the lock's: step -> repository -> the commit under which it ran.
+    #: Steps that ran at other commits than those of the lock: step -> repository -> the commit at which it ran.
     stale: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict)
 
     @property
     def packages(self) -> Mapping[str, LockedPackage]:
-        """Every package of the image, by name; none of an image from elsewhere."""
+        """Every package of the image, by name; empty for a downloaded image."""
         return self.lock.packages.versions if self.lock.packages else {}
 
-    def with_installed(self, found: Mapping[str, tuple[str, str]]) -> Whole:
-        """The same with the packages that are really there: name -> version, architecture."""
-        packages = (self.lock.packages or LockedPackages("", "", (), {})).as_installed(found)
+    def with_installed(self, installed: Mapping[str, tuple[str, str]]) -> Whole:
+        """A copy with the packages that are installed on the disk: name -> version, architecture."""
+        packages = (self.lock.packages or LockedPackages("", "", (), {})).as_installed(installed)
         return attrs.evolve(self, lock=attrs.evolve(self.lock, packages=packages, frozen_digest=self.lock.digest))
 
     def purl(self, name: str) -> str:
-        """The package URL of a package, as purl-spec has it for .deb files."""
+        """The package URL of a package (purl-spec, type deb)."""
         from packageurl import PackageURL
 
         package = self.packages[name]
@@ -67,7 +67,7 @@ class Whole:
 
 
 def sbom(whole: Whole) -> str:
-    """The SBOM as JSON: each package, repository and submodule is a component of the box."""
+    """The SBOM as JSON. Each package, repository and submodule is a component of the box."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
@@ -95,7 +95,7 @@ def sbom(whole: Whole) -> str:
 
 
 def statement(whole: Whole) -> str:
-    """The statement as JSON: this image came of this lock, and so of these packages and commits."""
+    """The in-toto statement as JSON: which lock, packages and commits the image was built from."""
     digest = {IMAGE_KEY: whole.image} if whole.image else {}
     if whole.image_sha256:
         digest["sha256"] = whole.image_sha256
@@ -126,25 +126,25 @@ def _in_order(stale: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str
 
 
 def _dependencies(whole: Whole) -> Iterator[dict[str, Any]]:
-    """Packages by name, then repositories, each with its submodules behind it."""
+    """Packages, sorted by name; then repositories, each followed by its submodules; then commits of stale steps."""
     for name in sorted(whole.packages):
         sha256 = whole.packages[name].sha256
         yield {"name": name, "uri": whole.purl(name)} | ({"digest": {"sha256": sha256}} if sha256 else {})
     for name, url, commit, tree in _commits(whole.lock):
         digests = {"gitCommit": commit} | ({"gitTree": tree} if tree else {})
         yield {"name": name} | ({"uri": _git_uri(url, commit)} if not is_folder(url) else {}) | {"digest": digests}
-    former: dict[tuple[str, str], list[str]] = {}
+    stale_pins: dict[tuple[str, str], list[str]] = {}
     for step, pins in sorted(whole.stale.items()):
         for pin in pins.items():
-            former.setdefault(pin, []).append(step)
-    for (name, commit), steps in sorted(former.items()):  # its URL of that time is not known
+            stale_pins.setdefault(pin, []).append(step)
+    for (name, commit), steps in sorted(stale_pins.items()):  # the URL at the time of the step is not known
         yield {"name": name, "digest": {"gitCommit": commit}, "annotations": {"staleSteps": steps}}
 
 
 def _commits(lock: Lock) -> Iterator[tuple[str, str, str, str | None]]:
-    """Name, URL, commit and tree of each repository; a submodule is called NAME:PATH.
+    """Name, URL, commit and tree of each repository. The name of a submodule is NAME:PATH.
 
-    The tree of a submodule is not locked, and of a commit that a box took by itself it is not known.
+    The tree is None for a submodule (the lock does not have it), and for a commit that the box fetched itself.
     """
     for name in in_order(lock.repositories):
         pin = lock.repositories[name]
@@ -154,7 +154,7 @@ def _commits(lock: Lock) -> Iterator[tuple[str, str, str, str | None]]:
 
 
 def _git_uri(url: str, commit: str) -> str:
-    """A commit of a URL, as SPDX and pip write it; the short form of ssh is written out."""
+    """The URI of a commit in the form of SPDX and pip. `host:path` becomes `ssh://host/path`."""
     if "://" not in url:
         host, _, path = url.partition(":")
         url = f"ssh://{host}/{path.lstrip('/')}"
@@ -203,7 +203,7 @@ def _sha256(digest: str | None) -> list[Any]:
 
 
 def _stale_property(step: str, pins: Mapping[str, str]) -> Any:
-    """A step that ran under other commits: `STEP REPOSITORY@COMMIT ...`."""
+    """The property of a stale step: `STEP REPOSITORY@COMMIT ...`."""
     from cyclonedx.model import Property
 
     words = [step, *(f"{name}@{commit}" for name, commit in sorted(pins.items()))]

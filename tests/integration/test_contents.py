@@ -108,11 +108,11 @@ def test_a_pack_that_is_too_large_is_cut_off(world: Path, monkeypatch: pytest.Mo
 
 def test_a_lower_limit_of_the_user_stands(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ulimit -f`: an ordinary user could not raise it, and the fetch would fail."""
-    assert 8 << 30 == command._lowest(8 << 30)
+    assert 8 << 30 == command._lowest_file_limit(8 << 30)
     for soft, hard in ((resource.RLIM_INFINITY, 1 << 30), (1 << 30, resource.RLIM_INFINITY), (1 << 30, 2 << 30)):
         with monkeypatch.context() as patch:
             patch.setattr(resource, "getrlimit", lambda _, found=(soft, hard): found)
-            assert 1 << 30 == command._lowest(8 << 30)
+            assert 1 << 30 == command._lowest_file_limit(8 << 30)
 
 
 # --- names, links, hooks and refs

@@ -257,7 +257,7 @@ def test_offline_takes_mirrors_alone(work: Path) -> None:
     with pytest.raises(GitError, match=f"repository code .* lacks commit {commit}, and --offline"):
         pins.lock_for(Project(box, offline=True))
     (work / "kimbox.lock").unlink()
-    with pytest.raises(GitError, match=r"repository code .*has to be asked, and --offline asks no server"):
+    with pytest.raises(GitError, match=r"repository code .*must be contacted, and --offline asks no server"):
         pins.lock_for(Project(box, offline=True))
     assert not (work / "kimbox.lock").exists()
 
@@ -271,7 +271,7 @@ def test_offline_makes_no_image_from_the_network(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="No such file"):
         obtain.ensure(attrs.evolve(box, image=RemoteImage(f"{tmp_path}/disk.qcow2", digest)), None, offline=True)
     versions = {"one": LockedPackage("1.0", "all", "a" * 64)}
-    with pytest.raises(ImageError, match=r"cannot be had: one 1\.0; looked in the cache"):
+    with pytest.raises(ImageError, match=r"not available: one 1\.0; looked in the cache"):
         obtain.ensure(box, attrs.evolve(tinyimage.LOCKED, versions=versions), offline=True)
 
 

@@ -374,7 +374,7 @@ def test_what_must_not_be_in_a_folder_is_refused(tmp_path: Path, monkeypatch: py
     refuse("via", "leads out of the folder")
     loop = make_folder(tmp_path / "loop")
     (loop / "l").symlink_to("l")
-    refuse("loop", "goes round in circles")
+    refuse("loop", "leads back to itself")
     (make_folder(tmp_path / "nested") / "sub/.GIT").mkdir(parents=True)
     refuse("nested", "contains a git repository")
     os.mkfifo(make_folder(tmp_path / "fifo") / "f")

@@ -83,9 +83,9 @@ def test_no_signature_is_refused(people: dict[str, Signer], source: Path) -> Non
         "HEAD": "",
         commit: "",
         "light": "",
-        "annotated": "; the tag annotated bears no sig",
+        "annotated": "; the tag annotated has no sig",
     }.items():
-        with pytest.raises(SignatureError, match=f"the commit {commit} bears no signature{more}"):
+        with pytest.raises(SignatureError, match=f"the commit {commit} has no signature{more}"):
             of(source, people["ann"].public, ref=ref).resolve(ref)
 
 
@@ -97,7 +97,7 @@ def test_a_changed_commit_is_refused(people: dict[str, Signer], source: Path, wh
     (source / "forged").write_text(raw + "\n")
     forged = makebox.git(source, "hash-object", "-t", "commit", "-w", "forged")
     makebox.git(source, "update-ref", "refs/heads/forged", forged)
-    with pytest.raises(SignatureError, match=f"the commit {forged} bears a bad signature"):
+    with pytest.raises(SignatureError, match=f"the commit {forged} has a bad signature"):
         of(source, people[who].public, ref="forged").resolve("forged")
 
 
@@ -134,7 +134,7 @@ def test_a_tag_vouches_for_nothing_else(people: dict[str, Signer], source: Path)
         of(source, ann.public, ref="v1").resolve("v1")
     assert of(source, bob.public, ref="v1").resolve("v1")
     ann.tag(source, "v1", force=True)
-    with pytest.raises(SignatureError, match=f"the commit {old} bears no signature"):
+    with pytest.raises(SignatureError, match=f"the commit {old} has no signature"):
         of(source, bob.public, ref="v1").ensure(old)
 
 
@@ -176,7 +176,7 @@ def test_an_expired_key_is_called_so(source: Path, tmp_path: Path) -> None:
 
 def test_a_key_that_gpg_does_not_take(source: Path) -> None:
     """It looked like one."""
-    with pytest.raises(GitError, match="gpg does not take a public key of the spec"):
+    with pytest.raises(GitError, match="gpg does not accept a public key of the spec"):
         of(source, "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nnonsense\n-----END PGP PUBLIC KEY BLOCK-----\n").resolve(
             "main"
         )
@@ -254,7 +254,7 @@ def test_the_verbs_refuse_what_is_not_signed(
     ann, bob = people["ann"], people["bob"]
     write_spec(work, source, f"['{ann.public}']")
     code, _, err = kimbox("lock")
-    assert (1, True, False) == (code, "bears no signature" in err, (work / "kimbox.lock").exists())
+    assert (1, True, False) == (code, "has no signature" in err, (work / "kimbox.lock").exists())
     ann.commit(source, "signed\n")
     assert 0 == kimbox("lock")[0]
     assert 0 == kimbox("lock", "--check", "--remote")[0]
@@ -280,7 +280,7 @@ def test_a_check_cannot_know_of_tags_that_were_not_fetched(
     shutil.rmtree(paths.mirrors_dir())
     of(source, ref="v1").resolve("v1")
     code, out, _ = kimbox("lock", "--check")
-    assert (0, True) == (code, "bears no signature" in out and "--remote asks for a signed tag" in out)
+    assert (0, True) == (code, "has no signature" in out and "--remote asks for a signed tag" in out)
     assert 0 == kimbox("lock", "--check", "--remote")[0]
     assert (0, False) == ((done := kimbox("lock", "--check"))[0], "note" in done[1])
 

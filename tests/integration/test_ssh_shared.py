@@ -16,7 +16,7 @@ from waiting import until
 
 from kimbox.guest import shared
 from kimbox.guest.endpoint import Endpoint
-from kimbox.run import Completed, beside, run
+from kimbox.run import Completed, background, run
 
 _CLIENT = """
 import sys
@@ -163,7 +163,7 @@ def test_a_lost_connection_is_told(endpoint: Endpoint) -> None:
 def test_kimbox_that_is_killed_leaves_its_command_nobody_to_talk_to(endpoint: Endpoint, tmp_path: Path) -> None:
     """As over a connection to itself; that of the others stays."""
     script = f"trap '' PIPE; touch {tmp_path}/on; while echo on 2>/dev/null; do sleep 0.05; done; touch {tmp_path}/gone"
-    with beside(argv(endpoint, "exec", script)):
+    with background(argv(endpoint, "exec", script)):
         until("it is on", (tmp_path / "on").exists)
     until("it is gone", (tmp_path / "gone").exists)
     assert 0 == client(endpoint, "exec", "true").code

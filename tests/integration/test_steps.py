@@ -71,7 +71,7 @@ def stale_in(guest: FakeGuest) -> dict[str, dict[str, str]]:
     jsonschema.validate(whole, EVENT)
     event = parse_line(json.dumps(whole).encode())
     assert event
-    found = stale.told_by(event)
+    found = stale.from_event(event)
     said = json.loads(guest.path("/etc/kimbox/box.json").read_text())
     jsonschema.validate(said, BOXFILE)
     assert found == said["stale"]

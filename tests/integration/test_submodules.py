@@ -193,8 +193,8 @@ FAR, NEAR = "https://h.org/a/b.git", "file:///srv/a/b"
         ("/srv/c", NEAR, "file:///srv/c"),
         ("git@h.org:c", FAR, "git@h.org:c"),
         ("https://x.org/c", FAR, "https://x.org/c"),
-        ("/srv/c", FAR, "is no URL"),
-        ("c", FAR, "is no URL"),
+        ("/srv/c", FAR, "is not a URL"),
+        ("c", FAR, "is not a URL"),
         ("file:///home/me/secret", FAR, "is a folder of this machine"),
         ("file:///home/me/secret", "git@h.org:a/b", "is a folder of this machine"),
         ("ext::sh -c x", FAR, "runs commands"),
@@ -236,7 +236,7 @@ def test_a_gitmodules_that_is_none(world: Path) -> None:
     code = of(source)
     (source / ".gitmodules").write_text("#" * (submodules.MAX_GITMODULES_BYTES + 1))
     makebox.commit(source, {"a": "two\n"})
-    with pytest.raises(GitError, match="no small ordinary file"):
+    with pytest.raises(GitError, match="not a regular file, or larger than"):
         submodules.collect(code, code.resolve("main").commit)
     makebox.commit(source, {".gitmodules": '[submodule "y"]\n\tpath = y\n'})
     makebox.git(source, "update-index", "--add", "--cacheinfo", f"160000,{'a' * 40},x")
@@ -247,7 +247,7 @@ def test_a_gitmodules_that_is_none(world: Path) -> None:
     (source / ".gitmodules").symlink_to("/etc/passwd")
     makebox.git(source, "add", ".gitmodules")
     makebox.git(source, "commit", "-qm", "symlink")
-    with pytest.raises(GitError, match=r"gitmodulesSymlink|no small ordinary file"):
+    with pytest.raises(GitError, match=r"gitmodulesSymlink|not a regular file"):
         submodules.collect(code, code.resolve("main").commit)
 
 

@@ -119,7 +119,7 @@ def test_submodules_are_said(box: Box, work: Path, tmp_path: Path, monkeypatch: 
     got = taken(box, f"setup={work}")
     assert got["deep/lib/lib.sh"] == "100644 dirty"
     assert not [path for path in got if path.startswith("bare") or ".git/" in path]
-    assert "of the submodule deep/lib its files" in stream.getvalue()
+    assert "current files of the submodule deep/lib are used" in stream.getvalue()
     assert "the submodule bare is not checked out" in stream.getvalue()
 
 

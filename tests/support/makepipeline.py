@@ -24,7 +24,7 @@ from makeserver import free_port
 from waiting import until
 
 from kimbox import paths
-from kimbox.run import Beside, beside, run, which
+from kimbox.run import BackgroundProcess, background, run, which
 
 PIPELINE = paths.boxes_dir() / "openkim-pipeline"
 RUNNER = PIPELINE / "runner"
@@ -84,7 +84,7 @@ class Pipeline:
     def __init__(self, here: Path, drop: Path, entries: list[dict[str, Any]]) -> None:
         self.here, self.drop, self.entries = here, drop, entries
         self.queue_port, self.ssh_port, self.link_port = free_port(), free_port(), free_port()
-        self._running: dict[str, tuple[contextlib.ExitStack, Beside]] = {}
+        self._running: dict[str, tuple[contextlib.ExitStack, BackgroundProcess]] = {}
         for name in ("state", "results", "queue"):
             (here / name).mkdir()
         self.incoming = drop / "incoming"
@@ -120,10 +120,10 @@ class Pipeline:
 
     # ---- what runs
 
-    def start(self, name: str, *argv: str | Path) -> Beside:
+    def start(self, name: str, *argv: str | Path) -> BackgroundProcess:
         """Starts a program under a name."""
         stack = contextlib.ExitStack()
-        self._running[name] = stack, stack.enter_context(beside(argv))
+        self._running[name] = stack, stack.enter_context(background(argv))
         return self._running[name][1]
 
     def kill(self, name: str) -> None:
@@ -136,7 +136,7 @@ class Pipeline:
 
     def said(self, name: str) -> str:
         """What it has printed since it was started."""
-        return self._running[name][1].said()
+        return self._running[name][1].output()
 
     def stop(self) -> None:
         """Ends all of them."""

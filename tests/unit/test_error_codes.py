@@ -22,13 +22,10 @@ WITHOUT_CODES = {
     "actions",
     "cli",
     "drivers",
-    "files.py",
-    "guest",
     "image",
     "lock",
     "machine",
     "project",
-    "run.py",
     "transfer",
 }
 

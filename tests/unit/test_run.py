@@ -8,7 +8,7 @@ from pathlib import Path
 
 from waiting import until
 
-from kimbox.run import dying_with_us, run
+from kimbox.run import die_with_parent_prefix, run
 
 
 def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
     if not child:
         try:
             script = 'echo "$$ $1" >"$0.new"; mv "$0.new" "$0"; exec sleep 1000'
-            run([*dying_with_us(), "sh", "-c", script, noted, "$(a) 'b'"], die_with_parent=False)
+            run([*die_with_parent_prefix(), "sh", "-c", script, noted, "$(a) 'b'"], die_with_parent=False)
         finally:
             os._exit(0)
     until("it has started", noted.exists)
@@ -32,6 +32,6 @@ def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
 
 def test_where_kimbox_has_died_before_nothing_starts(tmp_path: Path) -> None:
     """Whoever has another parent by then does nothing."""
-    *before, _ = dying_with_us()
+    *before, _ = die_with_parent_prefix()
     done = run([*before, "1", "touch", tmp_path / "there"], check=False)
     assert (done.ok, (tmp_path / "there").exists()) == (False, False)

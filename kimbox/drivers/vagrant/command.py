@@ -70,7 +70,7 @@ def call(under: Hypervisor, folder: Path, output: Path, what: str, act: Callable
     vagrant = python_vagrant.Vagrant(str(folder), env=_environment(under), out_cm=appended, err_cm=appended)
     command = vagrant._make_vagrant_command
     if run.which("setpriv"):  # else Vagrant outlives a kimbox that is killed, and locks the machine against the next
-        vagrant._make_vagrant_command = lambda words: [*run.dying_with_us(), *command(words)]
+        vagrant._make_vagrant_command = lambda words: [*run.die_with_parent_prefix(), *command(words)]
     try:
         return act(vagrant)
     except python_vagrant.subprocess.CalledProcessError as error:

@@ -122,7 +122,7 @@ def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator
         mode = [] if writable else ["--read-only"]
         cache = ["--cache=writeback", "--discard=unmap"]
         argv: list[str | Path] = ["qemu-nbd", *mode, *cache, f"--format={image_format}", f"--socket={address}", path]
-        server = stack.enter_context(run.beside(argv))
+        server = stack.enter_context(run.background(argv))
         connection = stack.enter_context(_connect(address, server, path))
         served = stack.pop_all()  # the folder is removed at once, so that no kill leaves it behind
     with served:
@@ -131,17 +131,17 @@ def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator
             size_bytes = _greet(connection)
         except ImageError:  # it listens before it has looked at the disk
             server.wait(ANSWER_TIMEOUT_S)
-            raise ImageError(f"the disk {path} cannot be opened: {run.tail(server.said(), 3)}") from None
+            raise ImageError(f"the disk {path} cannot be opened: {run.tail(server.output(), 3)}") from None
         yield Disk(size_bytes, connection)
         with contextlib.suppress(OSError):
             connection.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
             connection.shutdown(socket.SHUT_RDWR)
         code = server.wait(ANSWER_TIMEOUT_S)
         if code:
-            raise ImageError(f"the disk {path} was not closed well: {run.tail(server.said())}")
+            raise ImageError(f"the disk {path} was not closed well: {run.tail(server.output())}")
 
 
-def _connect(address: Path, server: run.Beside, path: Path) -> socket.socket:
+def _connect(address: Path, server: run.BackgroundProcess, path: Path) -> socket.socket:
     """A connection to a server that is being started."""
     deadline = time.monotonic() + OPEN_TIMEOUT_S
     while True:
@@ -151,7 +151,7 @@ def _connect(address: Path, server: run.Beside, path: Path) -> socket.socket:
         except OSError:
             connection.close()
             if server.code() is not None or time.monotonic() > deadline:
-                raise ImageError(f"the disk {path} cannot be opened: {run.tail(server.said(), 3)}") from None
+                raise ImageError(f"the disk {path} cannot be opened: {run.tail(server.output(), 3)}") from None
             time.sleep(LOOK_S)
         else:
             return connection

@@ -1,7 +1,8 @@
-"""Asks the archives of a distribution, through an apt with folders of its own: what is there, and its .deb files.
+"""Uses apt to read a distribution's archives: package lists, versions, .deb files.
 
-apt checks signatures, chooses versions and fetches, with the machine's own keys, proxies and credentials; nothing of
-what is installed on this machine takes part. One folder for each set of sources keeps the lists between runs.
+apt checks signatures, chooses versions and downloads, with this machine's keys, proxies and credentials. It has its own
+folders, so the packages installed on this machine have no influence. There is a folder for each set of sources, which
+keeps the package lists between runs.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from kimbox.lock.apt.packages import LockedPackage
 from kimbox.lock.apt.sources import Source, access_options
 from kimbox.log import log
 
-#: Debian's name for what boxes run on.
+#: Debian architecture of all boxes.
 ARCHITECTURE = "amd64"
 
-#: Lists that were fetched within this many seconds are new enough to choose from.
+#: Package lists younger than this, in seconds, are used without fetching them again.
 FRESH_S = 3600.0
 
-#: What every system holds: mmdebstrap(1) calls this variant `minbase`.
+#: apt patterns of the packages that every system has: the variant `minbase` of mmdebstrap(1).
 BASE_PATTERNS = ("?essential", "?priority(required)", "apt")
 
-#: How long to wait for another kimbox that asks the same archives.
+#: How long to wait for another kimbox that uses the same archives, in seconds.
 BUSY_WAIT_S = 600.0
 
-#: Keys of the distributions, where their packages put them; those of /etc/apt/trusted.gpg.d count as well.
+#: Keyring files of the distributions' own packages. Keys in /etc/apt/trusted.gpg.d are accepted too.
 KEYRINGS = {
     "debian": "/usr/share/keyrings/debian-archive-keyring.gpg",
     "ubuntu": "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
@@ -49,7 +50,7 @@ _SKELETON = (
     "state/lists/partial", "cache/archives/partial", "incoming",
 )  # fmt: skip
 
-#: A line of `apt-get --print-uris`: the URI, the name of the file (escaped), its size, its digest.
+#: A line of `apt-get --print-uris`: URI, file name (escaped), size, digest.
 _URI_LINE = re.compile(
     r"'[^']*' (?P<name>[^_ ]+)_(?P<version>[^_ ]+)_(?P<arch>[^_ ]+)\.deb \d+ SHA256:(?P<sha>[0-9a-f]{64})"
 )
@@ -60,8 +61,8 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 @attrs.frozen
-class Found:
-    """A .deb that the archives have: its control fields, as they stand in their index."""
+class IndexEntry:
+    """A package in an archive's index. `stanza` is its control fields, without the empty line after them."""
 
     package: LockedPackage
     stanza: str
@@ -69,7 +70,7 @@ class Found:
 
 @attrs.frozen
 class Archive:
-    """The archives behind some sources. `is_snapshot`: of the past, so that they may be past their Valid-Until."""
+    """The archives of some sources. `is_snapshot`: they are of the past, so an expired Valid-Until is accepted."""
 
     distribution: str
     sources: tuple[Source, ...]
@@ -77,20 +78,23 @@ class Archive:
 
     @property
     def where(self) -> str:
-        """How messages name it."""
+        """URIs and suites, for messages."""
         return ", ".join(sorted({f"{bare(source.uri)} {source.suite}" for source in self.sources}))
 
     @property
     def folder(self) -> Path:
-        """Its lists, and what is on its way."""
+        """The folder with its package lists and incomplete downloads."""
         parts = json.dumps([self.distribution, [source.line() for source in self.sources], self.is_snapshot])
         return paths.archives_dir() / hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Holds its lock, with the folders and the configuration in place."""
+        """Holds the lock of `folder`, and writes apt's configuration. All other methods need it.
+
+        Raises StateError (`busy`) if another kimbox holds the lock for longer than BUSY_WAIT_S.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        busy = f"another kimbox has been asking {self.where} for too long"
+        busy = f"another kimbox has used {self.where} for more than {BUSY_WAIT_S:.0f} s"
         with locked(self.folder / "lock", wait_s=BUSY_WAIT_S, busy=busy):
             for name in _SKELETON:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -101,87 +105,109 @@ class Archive:
             yield
 
     def refresh(self, max_age_s: float = FRESH_S) -> None:
-        """Fetches the lists unless they are younger. Raises ImageError if an archive cannot be reached or trusted."""
+        """Fetches the package lists if they are older than `max_age_s`, in seconds.
+
+        Raises ImageError (`archive-unreachable`) if an archive cannot be reached, or its signature is not valid.
+        """
         stamp = self.folder / "state/fetched"
         if stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < max_age_s:
             return
-        with log.step(f"asking what packages there are ({len(self.sources)} archives)"):
+        with log.step(f"fetching package lists ({len(self.sources)} archives)"):
             try:
                 self._stream(["apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any"])
             except run.CommandError as error:
                 if self.is_snapshot and any((self.folder / "state/lists").glob("*Release")):
-                    return  # not every suite has updates, or had any then
+                    return  # at that time, not every suite had an updates or security suite
                 raise ImageError(
                     f"the package lists of {self.where} cannot be fetched:\n{bare(error.tail)}",
-                    hint="the network, a proxy or the archive is at fault; what is locked and cached needs none",
+                    code="archive-unreachable",
+                    hint="check the network, the proxy and the archive; packages that are locked and cached need none",
+                    fields={"archive": self.where},
                 ) from None
         stamp.touch()
 
     def choose(self, names: Iterable[str], keep: Mapping[str, LockedPackage]) -> dict[str, LockedPackage]:
-        """What `names`, and the base of every system, come to: by apt, from the lists that are there.
+        """The packages `names`, those of BASE_PATTERNS, and all dependencies. apt chooses them from the package lists.
 
-        Versions in `keep` are preferred to newer ones where the archives still have them. Raises ImageError in apt's
-        words if there is no such package, or no choice that fits.
+        A version in `keep` is preferred to a newer one if the archives still have it. Raises ImageError
+        (`package-not-found`), with apt's messages, if there is no such package or no choice without conflicts.
         """
-        wishes = [f"Package: {name}\nPin: version {old.version}\nPin-Priority: 1001\n" for name, old in keep.items()]
-        write_atomic(self.folder / "etc/preferences", "\n".join(wishes))
+        pins = [f"Package: {name}\nPin: version {old.version}\nPin-Priority: 1001\n" for name, old in keep.items()]
+        write_atomic(self.folder / "etc/preferences", "\n".join(pins))
         argv = ["apt-get", "install", "--print-uris", "-qq", "-y", "--", *BASE_PATTERNS, *sorted(set(names))]
         done = run.run(argv, check=False, env=self._env())
         if not done.ok:
-            said = "\n".join(line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: "))
+            errors = "\n".join(line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: "))
             raise ImageError(
-                f"the packages of the image cannot be chosen:\n{said or run.tail(done.stderr)}",
-                hint=f"image: packages: in the spec names them; looked in {self.where}",
+                f"the packages of the image cannot be chosen:\n{errors or run.tail(done.stderr)}",
+                code="package-not-found",
+                hint=f"check image: packages: in the spec; looked in {self.where}",
+                fields={"archive": self.where},
             )
-        found = {}
+        chosen = {}
         for line in done.stdout.split("\n"):
             if match := _URI_LINE.fullmatch(line):
                 version = match["version"].replace("%3a", ":").replace("%7e", "~").replace("%2b", "+")
-                found[match["name"]] = LockedPackage(version, match["arch"], match["sha"])
+                chosen[match["name"]] = LockedPackage(version, match["arch"], match["sha"])
             elif line.startswith("'"):
-                raise ImageError(f"apt answered with a line that kimbox does not know: {bare(line)[:200]}")
-        if not found:
-            raise ImageError(f"{self.where} has no package at all", hint="is the suite right?")
-        return found
+                raise ImageError(
+                    f"unexpected output of apt-get: {bare(line)[:200]}",
+                    code="unexpected-output",
+                    hint="report it with the version of apt; kimbox needs the sha256 of every package",
+                )
+        if not chosen:
+            raise ImageError(
+                f"{self.where} has no package at all",
+                code="package-not-found",
+                hint="check image: suite: in the spec",
+                fields={"archive": self.where},
+            )
+        return chosen
 
-    def find(self, wanted: Mapping[str, LockedPackage]) -> dict[str, Found]:
-        """Which of these the archives have just so, by name: the same version and digest."""
-        if not wanted:
+    def find(self, packages: Mapping[str, LockedPackage]) -> dict[str, IndexEntry]:
+        """The index entries of those packages that the archives have, by name. Version and digest must be the same."""
+        if not packages:
             return {}
-        asked = [f"{name}={package.version}" for name, package in wanted.items()]
-        done = run.run(["apt-cache", "show", "--no-all-versions", "--", *asked], check=False, env=self._env())
-        found = {}
+        queries = [f"{name}={package.version}" for name, package in packages.items()]
+        done = run.run(["apt-cache", "show", "--no-all-versions", "--", *queries], check=False, env=self._env())
+        entries = {}
         for stanza in done.stdout.split("\n\n"):
             fields = dict(line.split(": ", 1) for line in stanza.split("\n") if _FIELD.match(line))
             name = fields.get("Package", "")
-            if name in wanted and fields.get("SHA256") == wanted[name].sha256:
-                found[name] = Found(wanted[name], stanza.strip("\n"))
-        return found
+            if name in packages and fields.get("SHA256") == packages[name].sha256:
+                entries[name] = IndexEntry(packages[name], stanza.strip("\n"))
+        return entries
 
-    def fetch(self, found: Mapping[str, Found]) -> Iterator[tuple[str, Path]]:
-        """Fetches these .deb files; gives each with its name. They lie in a folder that is emptied by the next call.
+    def fetch(self, entries: Mapping[str, IndexEntry]) -> Iterator[tuple[str, Path]]:
+        """Downloads .deb files. Yields the name and the file of each package, not verified. The caller moves the files.
 
-        Raises ImageError if one cannot be had. What was fetched before an interruption is not fetched again.
+        Raises ImageError (`archive-unreachable`) if a download fails. Files of an interrupted call are kept, and used
+        by the next call.
         """
         incoming = self.folder / "incoming"
-        argv = ["apt-get", "download", "-q", "--", *(f"{n}={f.package.version}" for n, f in sorted(found.items()))]
+        argv = ["apt-get", "download", "-q", "--"]
+        argv += [f"{name}={entry.package.version}" for name, entry in sorted(entries.items())]
         try:
             self._stream(argv, cwd=incoming)
         except run.CommandError as error:
             raise ImageError(
                 f"packages cannot be fetched from {self.where}:\n{bare(error.tail)}",
-                hint="what has been fetched so far is kept: run the same command again",
+                code="archive-unreachable",
+                hint="run the same command again; the packages downloaded so far are kept",
+                fields={"archive": self.where},
             ) from None
-        names = {(n, f.package.version.replace(":", "%3a"), f.package.architecture): n for n, f in found.items()}
+        expected = {
+            f"{name}_{entry.package.version.replace(':', '%3a')}_{entry.package.architecture}.deb": name
+            for name, entry in entries.items()
+        }
         for file in sorted(incoming.iterdir()):
-            name, version, architecture = (*file.name.removesuffix(".deb").split("_"), "", "")[:3]
-            if (known := names.get((name, version, architecture))) is not None:
-                yield known, file
+            if file.name in expected:
+                yield expected[file.name], file
             else:
                 file.unlink()
 
     def as_of(self) -> str:
-        """When the newest of the Release files was made: ISO 8601, UTC."""
+        """The date of the newest Release file: ISO 8601, UTC."""
         dates = [0]
         for file in (self.folder / "state/lists").glob("*Release"):
             head = file.open(encoding="utf-8", errors="replace").read(1 << 16)
@@ -190,19 +216,19 @@ class Archive:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(dates)))
 
     def _trust(self) -> None:
-        """Which keys count: the machine's own, and those of the distribution."""
+        """Links the accepted keys into the folder: those of this machine, and those of the distribution."""
         keys = self.folder / "etc/keys"
         files = [*Path("/etc/apt/trusted.gpg.d").glob("*"), Path(KEYRINGS[self.distribution])]
-        wanted = {file.name: file for file in files if file.suffix in (".gpg", ".asc") and file.is_file()}
+        accepted = {file.name: file for file in files if file.suffix in (".gpg", ".asc") and file.is_file()}
         for link in keys.iterdir():
-            if link.name not in wanted:
+            if link.name not in accepted:
                 link.unlink()
-        for name, file in wanted.items():
+        for name, file in accepted.items():
             if not (keys / name).is_symlink():
                 (keys / name).symlink_to(file)
 
     def _options(self) -> list[str]:
-        """apt.conf(5): own folders for everything but keys and credentials."""
+        """Lines of apt.conf(5): apt uses the folders below `folder`, and this machine's credentials."""
         folder = json.dumps(os.fspath(self.folder))[1:-1]
         return [
             f'Dir::Etc "{folder}/etc"; Dir::Etc::sourcelist "{folder}/etc/sources.list"; Dir::Etc::main "/dev/null";',
@@ -227,5 +253,5 @@ class Archive:
 
 
 def bare(text: str) -> str:
-    """A text without the user names and passwords of its URIs."""
+    """Removes user names and passwords from the URIs in a text."""
     return _CREDENTIALS.sub("", text)

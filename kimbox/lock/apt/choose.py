@@ -1,4 +1,4 @@
-"""Which packages an image gets: those of the lock, or chosen now from the archives."""
+"""Chooses the packages of an image: those of the lock, or new ones from the archives."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ def choose(
     update: Collection[str] | None = (),
     offline: bool = False,
 ) -> LockedPackages:
-    """The packages that `names` come to, with all that they need.
+    """The packages `names` and all of their dependencies, each at a version.
 
-    What `previous` holds stays as long as the same is asked for. Where something else is asked for, what is in both
-    keeps its version if the archives still have it. `update` names packages that move to the newest version (None, or
-    ALL_PACKAGES among them: all). Raises ImageError if an archive cannot be reached, or has no such package.
+    `previous` is returned unchanged if the request is the same and nothing is to be updated. Otherwise a package of
+    `previous` keeps its version if the archives still have it. `update` names the packages that move to the newest
+    version; None, or ALL_PACKAGES among them, means all.
+
+    Raises ImageError: `offline` if packages must be chosen and the network is not allowed, `archive-unreachable`,
+    `package-not-found` if there is no such package or no choice without conflicts.
     """
     names = sorted(set(names))
     request = request_digest(image.distribution, image.suite, image.mirror, names)
@@ -31,7 +34,8 @@ def choose(
         return previous
     if offline:
         raise ImageError(
-            "the packages of the image have not been chosen yet, and that takes the network",
+            "the packages of the image are not locked yet, and choosing them takes the network",
+            code="offline",
             hint="run `kimbox lock` without --offline",
         )
     old = previous.versions if previous else {}

@@ -1,4 +1,4 @@
-"""The packages of an image, frozen: every one at a version, with the sha256 of its .deb. Pure."""
+"""The locked packages of an image: each with its version and the sha256 of its .deb. Pure."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any
 
 import attrs
 
-#: What `kimbox lock --update` calls all packages together.
+#: Argument of `kimbox lock --update` that means all packages.
 ALL_PACKAGES = "packages"
 
-#: deb-version(7), an architecture, and the digest: what follows a package's name in the lock.
+#: The value of a package in the lock: version (deb-version(7)), architecture, sha256 hex digest.
 _LINE = re.compile(r"([0-9][0-9A-Za-z.+:~-]*) ([a-z0-9-]+) ([0-9a-f]{64})")
 
 
 @attrs.frozen
 class LockedPackage:
-    """One binary package: Debian version, Debian architecture (or `all`), sha256 hex digest of its .deb."""
+    """A binary package: Debian version, Debian architecture (or `all`), sha256 hex digest of its .deb."""
 
     version: str
     architecture: str
     sha256: str
 
     def __str__(self) -> str:
-        """As the lock has it: one line."""
+        """The value in the lock."""
         return f"{self.version} {self.architecture} {self.sha256}"
 
     @classmethod
     def parse(cls, line: str) -> LockedPackage:
-        """From a line of the lock. Raises ValueError for another text."""
-        if not (found := _LINE.fullmatch(line)):
-            raise ValueError(f"{line!r} is no version, architecture and sha256")
-        return cls(*found.groups())
+        """Parses the value in the lock. Raises ValueError for any other text."""
+        if not (match := _LINE.fullmatch(line)):
+            raise ValueError(f"{line!r} is not a version, an architecture and a sha256 digest")
+        return cls(*match.groups())
 
 
 @attrs.frozen
 class LockedPackages:
-    """Every package of an image, and where they were found."""
+    """All packages of an image, and the archives that they come from."""
 
-    #: `request_digest` of what they were chosen for.
+    #: `request_digest` of the spec's request, for which they were chosen.
     request: str
-    #: When the newest of the archives was made, as ISO 8601 in UTC: what a snapshot archive is asked for.
+    #: Date of the newest Release file, ISO 8601, UTC. A snapshot archive has the same packages at this time.
     as_of: str
-    #: Lines of sources.list(5), without credentials: where they came from, and where the guest gets more.
+    #: Lines of sources.list(5), without credentials. The guest gets them as its sources.
     sources: tuple[str, ...]
-    #: By name.
+    #: By package name.
     versions: Mapping[str, LockedPackage]
 
     def as_tree(self) -> dict[str, Any]:
-        """As the lock has it, in its order."""
+        """The `packages` value of a lock."""
         return {
             "request": self.request,
             "as_of": self.as_of,
@@ -61,39 +61,39 @@ class LockedPackages:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> LockedPackages:
-        """The inverse of `as_tree`, of a tree that lock.schema.json has let pass."""
+        """The inverse of `as_tree`. The tree must be valid by lock.schema.json."""
         versions = {name: LockedPackage.parse(line) for name, line in tree["versions"].items()}
         return cls(tree["request"], tree["as_of"], tuple(tree["sources"]), versions)
 
-    def as_installed(self, found: Mapping[str, tuple[str, str]]) -> LockedPackages:
-        """The packages that are really there: name -> version, architecture.
+    def as_installed(self, installed: Mapping[str, tuple[str, str]]) -> LockedPackages:
+        """A copy with the packages that are installed: name -> version, architecture.
 
-        Those at another version than the lock's, or not in it, have no digest: nobody knows which .deb they came from.
+        A package that the lock lacks, or has at another version, gets an empty digest: its .deb is not known.
         """
         versions = {
             name: locked
             if (locked := self.versions.get(name)) and locked.version == version
             else LockedPackage(version, architecture, "")
-            for name, (version, architecture) in found.items()
+            for name, (version, architecture) in installed.items()
         }
         return attrs.evolve(self, versions=versions)
 
     @property
     def digest(self) -> str:
-        """sha256 hex digest of what an image is made of: packages and sources, not when they were looked up."""
+        """sha256 hex digest of packages and sources. It does not depend on `request` and `as_of`."""
         parts = [list(self.sources), {name: str(package) for name, package in self.versions.items()}]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def request_digest(distribution: str, suite: str, mirror: str | None, packages: Iterable[str]) -> str:
-    """sha256 hex digest of what is asked of the archives: where it changes, packages are chosen anew."""
+    """sha256 hex digest of what the spec requests. If it changes, packages are chosen again."""
     parts = [distribution, suite, mirror, sorted(set(packages))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @attrs.frozen
 class PackageChanges:
-    """What became of the packages between two locks: names, with old and new where both are there."""
+    """The packages that differ between two locks, by name; `moved` has old and new."""
 
     added: Mapping[str, LockedPackage]
     removed: Mapping[str, LockedPackage]
@@ -103,7 +103,7 @@ class PackageChanges:
         return bool(self.added or self.removed or self.moved)
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`: versions alone, and the digest where the version stayed."""
+        """For `--json`: versions; for moved packages also architecture and digest, which can differ alone."""
         return {
             "added": {name: package.version for name, package in self.added.items()},
             "removed": {name: package.version for name, package in self.removed.items()},
@@ -111,13 +111,13 @@ class PackageChanges:
         }
 
     def lines(self) -> list[str]:
-        """One line a package, by name."""
-        told = {name: f"package {name}: new, {package.version}" for name, package in self.added.items()}
-        told |= {name: f"package {name}: removed, was {package.version}" for name, package in self.removed.items()}
+        """One line for each package, sorted by name."""
+        texts = {name: f"package {name}: new, {package.version}" for name, package in self.added.items()}
+        texts |= {name: f"package {name}: removed, was {package.version}" for name, package in self.removed.items()}
         for name, (old, new) in self.moved.items():
-            same = old.version == new.version
-            told[name] = f"package {name}: {old.version} -> {new.version}" + (" (another build of it)" if same else "")
-        return [told[name] for name in sorted(told)]
+            rebuilt = " (another build of it)" if old.version == new.version else ""
+            texts[name] = f"package {name}: {old.version} -> {new.version}{rebuilt}"
+        return [texts[name] for name in sorted(texts)]
 
 
 def compare(old: Mapping[str, LockedPackage], new: Mapping[str, LockedPackage]) -> PackageChanges:

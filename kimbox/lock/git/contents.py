@@ -1,4 +1,4 @@
-"""What a commit would put into a box, looked at before it is pinned: its size, and files that are kept elsewhere."""
+"""Checks the content of a commit before it is pinned: its size, and files that Git LFS keeps elsewhere."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.git.submodules import Submodule
 from kimbox.spec.nodes import shown
 
-#: The files of a commit are no larger in all. A pack can be tiny and unpack to anything.
+#: Maximum size of all files of a commit, in bytes. The size of the pack limits nothing: it is compressed.
 MAX_TREE_BYTES = 16 << 30
 
-#: How a pointer of Git LFS starts, in place of a file's content, and the size of the largest one.
+#: First line of a Git LFS pointer, which a commit holds in place of a large file; and its maximum size, in bytes.
 LFS_HEAD = "version https://git-lfs.github.com/spec/v1"
 LFS_BYTES = 1024
 
-#: Looking through every file of a commit takes no longer.
+#: Timeout of a search through every file of a commit, in seconds.
 _SEARCH_TIMEOUT_S = 600
 
 
 def check(mirror: Mirror, commit: str, submodules: Mapping[str, Submodule]) -> list[str]:
-    """What should be told of a commit and its submodules before they are pinned, in words.
+    """Warnings about a commit and its submodules.
 
-    Raises GitError, naming the largest file, if it is too large for any box.
+    Raises GitError (`repository-too-large`), with the largest file, if the files are larger than MAX_TREE_BYTES.
     """
-    if mirror.is_folder:  # its size is bounded, and nothing is kept elsewhere
+    if mirror.is_folder:  # lock/git/folder.py limits its size, and it has no LFS pointers
         return []
-    told = _check(mirror, commit, "")
+    warnings = _check(mirror, commit, "")
     for path, submodule in submodules.items():
-        told += _check(submodule.mirror, submodule.commit, f"{path}/")
-    return told
+        warnings += _check(submodule.mirror, submodule.commit, f"{path}/")
+    return warnings
 
 
 def _check(mirror: Mirror, commit: str, prefix: str) -> list[str]:
@@ -59,12 +59,14 @@ def _check_size(mirror: Mirror, commit: str, prefix: str) -> None:
         raise GitError(
             f"{mirror.where}: the files of commit {commit} are {total >> 20} MiB, more than "
             f"{MAX_TREE_BYTES >> 20} MiB; the largest is {file} with {largest >> 20} MiB",
-            hint="data of this size belongs on another disk than root",
+            code="repository-too-large",
+            hint="remove large data from the repository; a provision step can download it to another disk than root",
+            fields={"repository": mirror.name, "commit": commit, "path": prefix + name.decode(errors="replace")},
         )
 
 
 def _lfs_pointer(mirror: Mirror, commit: str) -> str | None:
-    """The path of a file of which the commit holds only a pointer; None if there is none."""
+    """The path of the first file of which the commit holds only a Git LFS pointer; None if there is none."""
     if not _search(mirror, commit, "filter=lfs", ":(glob)**/.gitattributes"):
         return None
     for path in _search(mirror, commit, LFS_HEAD):
@@ -77,7 +79,7 @@ def _lfs_pointer(mirror: Mirror, commit: str) -> str | None:
 
 
 def _search(mirror: Mirror, commit: str, text: str, *paths: str) -> list[str]:
-    """Paths of the files of a commit that hold a text."""
+    """Paths of the files of a commit that contain `text`; `paths` limits the search (git pathspecs)."""
     args = ["grep", "-l", "-z", "--no-color", "--full-name", "-I", "-F", "-e", text, commit, "--", *paths]
     answer = git(args, git_dir=mirror.path, check=False, timeout_s=_SEARCH_TIMEOUT_S)
     names = answer.stdout.decode(errors="surrogateescape").split("\0")

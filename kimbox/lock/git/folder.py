@@ -1,10 +1,10 @@
-"""A plain folder as a repository: its files become a commit whose id depends on their content and nothing else.
+"""Commits a plain folder. The commit id depends on the content of the folder only.
 
-Files are stored byte for byte: no filter, no line-end conversion, no attribute and no ignore rule of the user applies;
-only the folder's own .gitignore files say what stays out. Author, date and message are fixed.
+Files are stored byte for byte: no filter, line-end conversion, attribute or ignore rule of the user applies. Only the
+folder's own .gitignore files exclude files. Author, date and message are constant.
 
-A git work tree is taken where somebody works on it: what it tracks, as it lies there now, and what is neither tracked
-nor ignored. Its .git is not taken, so neither are its history and filters; a submodule becomes plain files.
+A git work tree can be committed too: its tracked files, as they are on disk, and its untracked files that are not
+ignored. Its .git is left out, and with it the history and the filters. A submodule becomes plain files.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pathlib import Path
 from kimbox.lock.git.command import GitError, git
 from kimbox.log import log
 
-#: A folder repository holds scripts and small data; more belongs into a git repository or an image.
+#: Maximum number of files, and maximum size of all files in bytes. A folder is for scripts and small data; more belongs
+#: in a git repository or in an image.
 MAX_FILES = 20_000
 MAX_BYTES = 512 << 20
 
-#: What every such commit says, so that equal content is an equal commit.
+#: Message, author and date of every such commit. They are constant, so that equal content gives the same commit id.
 _MESSAGE = b"The content of a folder, committed by kimbox.\n"
 _IDENTITY = {
     "GIT_AUTHOR_NAME": "kimbox",
@@ -31,20 +32,25 @@ _IDENTITY = {
     "GIT_COMMITTER_DATE": "@0 +0000",
 }
 
-#: Here the user's configuration would change content (filters, autocrlf, excludes, signing): it is left out.
+#: Disables the user's git configuration, which could change content (filters, autocrlf, excludes, signing).
 _OWN_CONFIG = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": "0"}
 
 
 def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool = False) -> tuple[str, str]:
-    """Commits what `folder` holds into the bare repository `git_dir`, under refs/kimbox/<commit>.
+    """Commits the content of `folder` into the bare repository `git_dir`, under refs/kimbox/<commit>.
 
-    With `is_work_tree` the folder may be a work tree of git.
-
-    Returns commit and tree. Raises GitError for what cannot or must not be committed. The caller holds the lock.
+    With `is_work_tree`, the folder may be a git work tree. Returns the ids of commit and tree. The caller holds the
+    lock of `git_dir`. Raises GitError: `file-not-found`, `file-unreadable`, `folder-content` if it holds what
+    cannot be committed (nothing, a device, a link that leads out), `repository-too-large`.
     """
     where = f"repository {name} (folder {folder})"
     if not folder.is_dir():
-        raise GitError(f"{where}: there is no such folder")
+        raise GitError(
+            f"{where}: there is no such folder",
+            code="file-not-found",
+            hint="create it, or correct its path",
+            fields={"repository": name, "path": str(folder)},
+        )
     index = git_dir / "kimbox.index"
     env = {**_OWN_CONFIG, "GIT_INDEX_FILE": str(index)}
     index.unlink(missing_ok=True)
@@ -52,13 +58,18 @@ def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool 
         if is_work_tree and (folder / ".git").exists():
             files = _bounded(where, _work_files(where, folder))
         else:
-            _refuse_strange(where, folder)
+            _check_kinds(where, folder)
             files = _bounded(where, _files(folder, git_dir))
         entries = _store(where, folder, files, git_dir)
         git(["update-index", "-z", "--index-info"], git_dir=git_dir, env=env, stdin=entries)
         tree = git(["write-tree"], git_dir=git_dir, env=env).text
     except OSError as error:
-        raise GitError(f"{where} cannot be read: {error}") from None
+        raise GitError(
+            f"{where} cannot be read: {error}",
+            code="file-unreadable",
+            hint="check the permissions of its files",
+            fields={"repository": name, "path": str(folder)},
+        ) from None
     finally:
         index.unlink(missing_ok=True)
     commit = git(
@@ -71,24 +82,29 @@ def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool 
     return commit, tree
 
 
-def _refuse_strange(where: str, folder: Path) -> None:
-    """Raises GitError for what git would pass over in silence or read otherwise: .git, devices, sockets, FIFOs."""
+def _content_error(where: str, problem: str, hint: str | None = None) -> GitError:
+    return GitError(f"{where}: {problem}", code="folder-content", hint=hint)
+
+
+def _check_kinds(where: str, folder: Path) -> None:
+    """Raises GitError if the folder holds what git would silently ignore: a .git, devices, sockets, FIFOs."""
     for parent, folders, names in os.walk(folder):
         for entry in [*folders, *names]:
             path = Path(parent) / entry
             shown = path.relative_to(folder)
             if entry.lower() == ".git":
-                raise GitError(
-                    f"{where}: it holds {shown}, so it is or contains a git repository",
-                    hint="give its URL (file:///...) and a ref in place of the folder, or remove it",
+                raise _content_error(
+                    where,
+                    f"it holds {shown}, so it is or contains a git repository",
+                    "use its URL (file:///...) and a ref instead of the folder, or remove .git",
                 )
             mode = path.lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-                raise GitError(f"{where}: {shown} is neither a file, a folder nor a symbolic link")
+                raise _content_error(where, f"{shown} is neither a file, a folder nor a symbolic link", "remove it")
 
 
 def _files(folder: Path, git_dir: Path) -> list[bytes]:
-    """Every file that the folder's own .gitignore files do not leave out."""
+    """Paths of all files that the folder's own .gitignore files do not exclude, relative to the folder."""
     empty = {**_OWN_CONFIG, "GIT_INDEX_FILE": str(git_dir / "kimbox.empty-index")}
     listed = git(
         [f"--work-tree={folder}", "ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"],
@@ -99,9 +115,9 @@ def _files(folder: Path, git_dir: Path) -> list[bytes]:
 
 
 def _work_files(where: str, folder: Path, prefix: bytes = b"") -> list[bytes]:
-    """Every file of a work tree that is there and not ignored, tracked or not; those of its submodules too.
+    """Paths of all files of a work tree that are not ignored, tracked or not, and those of its submodules.
 
-    Tells of each submodule what comes of it. A link in a path is not followed: behind it may be anything.
+    Logs how each submodule is handled. Files behind a symbolic link to a folder are left out: it may lead anywhere.
     """
     inner = folder / os.fsdecode(prefix)
     listed = git(["-C", inner, "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
@@ -110,31 +126,35 @@ def _work_files(where: str, folder: Path, prefix: bytes = b"") -> list[bytes]:
         path = folder / os.fsdecode(name)
         shown = path.relative_to(folder)
         if not os.path.lexists(path) or any(folder / p != folder and (folder / p).is_symlink() for p in shown.parents):
-            continue  # deleted since
+            continue  # tracked, but deleted from the work tree
         if path.is_symlink() or not path.is_dir():
             if not (path.is_symlink() or path.is_file()):
-                raise GitError(f"{where}: {shown} is neither a file, a folder nor a symbolic link")
+                raise _content_error(where, f"{shown} is neither a file, a folder nor a symbolic link", "remove it")
             files.append(name)
         elif (path / ".git").exists():
-            log.info(f"{where}: of the submodule {shown} its files are taken as they are")
+            log.info(f"{where}: the current files of the submodule {shown} are used")
             files += _work_files(where, folder, name + b"/")
         else:
-            log.warn(f"{where}: the submodule {shown} is not checked out, and will be missing")
+            log.warn(f"{where}: the submodule {shown} is not checked out, so the box will not have it")
     return files
 
 
 def _bounded(where: str, files: list[bytes]) -> list[bytes]:
-    """The files, sorted. Raises GitError if they are none or too many."""
+    """The files, sorted. Raises GitError if there are none, or more than MAX_FILES."""
     files = sorted(files)
     if not files:
-        raise GitError(f"{where}: it holds no file")
+        raise _content_error(where, "it holds no file", "put a file into it, or remove the repository from the spec")
     if len(files) > MAX_FILES:
-        raise GitError(f"{where}: it holds {len(files)} files; {MAX_FILES} are the most", hint="use a git repository")
+        raise GitError(
+            f"{where}: it holds {len(files)} files, more than the maximum of {MAX_FILES}",
+            code="repository-too-large",
+            hint="use a git repository",
+        )
     return files
 
 
 def _store(where: str, folder: Path, files: list[bytes], git_dir: Path) -> bytes:
-    """Stores each file as a blob, byte for byte, and returns the lines of `git update-index --index-info`."""
+    """Stores each file as a blob, byte for byte. Returns the input of `git update-index --index-info`."""
     modes: dict[bytes, str] = {}
     links: dict[bytes, bytes] = {}
     total = 0
@@ -147,9 +167,13 @@ def _store(where: str, folder: Path, files: list[bytes], git_dir: Path) -> bytes
         else:
             modes[name] = "100755" if info.st_mode & 0o100 else "100644"
         if b"\n" in name:
-            raise GitError(f"{where}: the name {os.fsdecode(name)!r} holds a line break")
+            raise _content_error(where, f"the name {os.fsdecode(name)!r} holds a line break", "rename the file")
         if total > MAX_BYTES:
-            raise GitError(f"{where}: it holds more than {MAX_BYTES >> 20} MiB", hint="use a git repository")
+            raise GitError(
+                f"{where}: it holds more than {MAX_BYTES >> 20} MiB",
+                code="repository-too-large",
+                hint="use a git repository",
+            )
     plain = [name for name in files if name not in links]
     paths = b"".join(_quoted(os.fsencode(folder) + b"/" + name) + b"\n" for name in plain)
     hashed = git(["hash-object", "-w", "--no-filters", "--stdin-paths"], git_dir=git_dir, env=_OWN_CONFIG, stdin=paths)
@@ -162,22 +186,22 @@ def _store(where: str, folder: Path, files: list[bytes], git_dir: Path) -> bytes
 
 
 def _quoted(path: bytes) -> bytes:
-    """A path as `git hash-object --stdin-paths` takes it whole: unquoted, it ends at a line break or before a CR."""
+    """A path, quoted for `git hash-object --stdin-paths`: unquoted, git would cut it at a line break or a CR."""
     return b'"' + b"".join(b"\\%03o" % byte if byte < 0x20 or byte in b'"\\' else bytes([byte]) for byte in path) + b'"'
 
 
 def _link_target(where: str, folder: Path, path: Path) -> bytes:
-    """A symbolic link's target. Raises GitError if it leads out: in the guest it would mean another file."""
+    """The target of a symbolic link. Raises GitError if it leads out of the folder, or to itself."""
     target = path.readlink()
     shown = f"{path.relative_to(folder)} -> {target}"
     lexical = os.path.normpath(path.relative_to(folder).parent / target)
     root = folder.resolve()
     try:
-        inside = path.resolve().is_relative_to(root)
+        is_inside = path.resolve().is_relative_to(root)
     except (OSError, RuntimeError):
-        raise GitError(f"{where}: the symbolic link {shown} goes round in circles") from None
-    if target.is_absolute() or lexical == ".." or lexical.startswith("../") or not inside:
-        raise GitError(
-            f"{where}: the symbolic link {shown} leads out of the folder", hint="make it relative, or a file"
+        raise _content_error(where, f"the symbolic link {shown} leads back to itself", "remove it") from None
+    if target.is_absolute() or lexical == ".." or lexical.startswith("../") or not is_inside:
+        raise _content_error(
+            where, f"the symbolic link {shown} leads out of the folder", "replace it by a relative link, or by the file"
         )
     return os.fsencode(target)

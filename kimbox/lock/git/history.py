@@ -1,4 +1,4 @@
-"""What lies between two commits, from a mirror alone: no server is asked."""
+"""The commits between two others, read from a mirror. Uses no network."""
 
 from __future__ import annotations
 
@@ -12,40 +12,43 @@ from kimbox.lock.git.command import git
 from kimbox.lock.git.mirror import Mirror, Pin, slug
 from kimbox.lock.git.refs import COMMIT
 
-#: No more commits than this are listed between two others; the rest is a number.
+#: Maximum number of commits that are listed. The others are only counted.
 MAX_LINES = 40
 
-#: Characters of a commit's subject that are shown.
+#: Maximum length of a commit's subject, in characters; the rest is cut off.
 SUBJECT_CHARACTERS = 100
 
 
 @attrs.frozen
 class Between:
-    """The way from one commit to another: what came, and what went away (after a force-push, or on the way back)."""
+    """The commits that differ between an old and a new commit.
 
-    #: Abbreviated commit and subject, newest first; MAX_LINES of them at most, both together.
+    `came` are only in the history of the new one, `went` only in that of the old one (after a force-push, for example).
+    """
+
+    #: Abbreviated commit and subject, newest first; MAX_LINES at most, both lists together.
     came: tuple[str, ...]
     went: tuple[str, ...]
-    #: How many there are in all.
+    #: Number of commits, listed or not.
     came_count: int
     went_count: int
 
     @property
     def left_out(self) -> int:
-        """How many of them are not listed."""
+        """Number of commits that are not listed."""
         return self.came_count + self.went_count - len(self.came) - len(self.went)
 
 
 def between(url: str, old: str, new: str) -> Between | None:
-    """The commits between two others of a repository that a lock names; None where no mirror of it has both.
+    """The commits between two others of a repository. None if no mirror has both.
 
-    A lock's URL lacks the credentials that the mirror was made with, so mirrors of a like name are looked through: a
-    commit's name is its content, whichever mirror has it.
+    A lock's URL lacks the credentials of the mirror's URL, so the mirror's exact name is not known: all mirrors with
+    the same slug are tried. Any mirror that has the commits gives the same answer.
     """
     if not (COMMIT.fullmatch(old) and COMMIT.fullmatch(new)):
         return None
     candidates = sorted(paths.mirrors_dir().glob(f"{slug(url)}-*.git"))
-    return next((found for path in candidates if (found := _between(path, old, new))), None)
+    return next((commits for path in candidates if (commits := _between(path, old, new))), None)
 
 
 def _between(git_dir: Path, old: str, new: str) -> Between | None:
@@ -65,10 +68,7 @@ def _between(git_dir: Path, old: str, new: str) -> Between | None:
 
 
 def rewritten(mirror: Mirror, ref: str, old: str, new: Pin) -> str | None:
-    """What is not as it should be where `ref` meant `old` and now means `new`, in words; None for an ordinary move.
-
-    A tag is made to stay, and a branch to grow.
-    """
+    """A warning if a tag moved, or a branch was force-pushed, from `old` to `new`. None for any other move."""
     if old == new.commit or new.ref is None:
         return None
     where = f"repository {mirror.name}"
@@ -81,24 +81,24 @@ def rewritten(mirror: Mirror, ref: str, old: str, new: Pin) -> str | None:
 
 
 def contains(mirror: Mirror, commit: str, ancestor: str) -> bool:
-    """Whether `ancestor` is part of the history of `commit`, all of which the mirror holds."""
+    """Whether `ancestor` is in the history of `commit`. The mirror must have `commit`."""
     answer = git(["merge-base", "--is-ancestor", ancestor, commit], git_dir=mirror.path, check=False)
     return answer.code == 0
 
 
-def describe(found: Between | None) -> list[str]:
-    """The commits as lines of text: `+` for what came, `-` for what went away."""
-    if found is None:
+def describe(commits: Between | None) -> list[str]:
+    """The commits as lines of text: `+` before those that came, `-` before those that went."""
+    if commits is None:
         return ["(the log between them is not in this machine's mirror)"]
-    lines = [f"+ {line}" for line in found.came] + [f"- {line}" for line in found.went]
-    return lines + ([f"({found.left_out} more)"] if found.left_out else [])
+    lines = [f"+ {line}" for line in commits.came] + [f"- {line}" for line in commits.went]
+    return lines + ([f"({commits.left_out} more)"] if commits.left_out else [])
 
 
-def as_json(found: Between | None) -> Mapping[str, object] | None:
-    """The same for --json."""
-    return attrs.asdict(found) | {"left_out": found.left_out} if found else None
+def as_json(commits: Between | None) -> Mapping[str, object] | None:
+    """The commits for `--json`."""
+    return attrs.asdict(commits) | {"left_out": commits.left_out} if commits else None
 
 
 def _shown(text: str) -> str:
-    """One line of a stranger's text, short and without what could steer a terminal."""
+    """A line of untrusted text, shortened, without control characters."""
     return "".join(c if c.isprintable() else "�" for c in text.strip())[:SUBJECT_CHARACTERS]

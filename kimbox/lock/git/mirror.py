@@ -1,7 +1,7 @@
-"""Bare git mirrors on the host: where refs become commits, and bundles for the guest come from.
+"""Bare git mirrors on the host. They resolve refs to commits, and make the bundles that a guest receives.
 
-A mirror holds, under refs/kimbox/<commit>, every commit that was ever resolved or locked, so that nothing a lock names
-is dropped. Such a ref is written only after a whole fetch: it is the proof that the commit and its history are there.
+A mirror holds every resolved or locked commit under refs/kimbox/<commit>, so that git never deletes it. Such a ref is
+written only after a complete fetch: if it exists, the mirror has the commit and its whole history.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from kimbox.log import log
 from kimbox.run import tail
 from kimbox.spec.model import Repository
 
-#: The ref under which a bundle holds its one commit.
+#: The only ref of a bundle: it points to the commit that the bundle delivers.
 PIN_REF = "refs/kimbox/pin"
 
-#: Asking a server for its refs takes no longer.
+#: Timeout of `git ls-remote`, in seconds.
 ASK_TIMEOUT_S = 120
 
-#: The longest a fetch or a bundle may take.
+#: Timeout of a fetch, and of making a bundle, in seconds.
 TRANSFER_TIMEOUT_S = 3600
 
-#: A fetch brings one pack, and it is no larger: more is no source code, or is meant to fill the disk.
+#: Maximum size of the pack that a fetch writes, in bytes. A hostile server could fill the disk otherwise.
 MAX_PACK_BYTES = 8 << 30
 
-#: How long to wait for another kimbox that works on the same mirror.
+#: How long to wait for another kimbox that uses the same mirror, in seconds.
 BUSY_WAIT_S = 600
 
-#: Where a fetch puts its commit before it gets a ref of its own.
+#: The ref that a fetch writes, before the commit gets its own ref.
 _INCOMING = "refs/kimbox/incoming"
 
 _SEPARATOR = re.compile(r"[/:]")
@@ -50,32 +50,32 @@ _NOT_IN_A_SLUG = re.compile(r"[^A-Za-z0-9._-]")
 
 @attrs.frozen
 class Pin:
-    """A commit and its tree, both as 40 hex digits."""
+    """A commit and its tree, each as 40 hex digits."""
 
     commit: str
     tree: str
-    #: The full name (refs/tags/v1) of the ref that led there just now, if it was one.
+    #: Full name (such as refs/tags/v1) of the ref that was resolved to this commit; None for a commit or a folder.
     ref: str | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen
 class Mirror:
-    """The mirror of one repository. Nothing is made on disk before it is needed."""
+    """The mirror of one repository. The first method that needs it creates it on disk."""
 
     name: str
     url: str
     is_folder: bool
     #: The bare repository.
     path: Path
-    #: Whether no server may be asked: what the mirror lacks is an error.
+    #: Whether servers must not be contacted. What the mirror lacks is an error then.
     offline: bool = False
-    #: Public keys of which one must have signed each commit that is resolved or ensured, or the tag `ref` at it.
+    #: Public keys. If there are any, one of them must have signed each resolved commit, or the tag `ref` that names it.
     keys: tuple[str, ...] = ()
     ref: str = ""
 
     @classmethod
     def of(cls, repository: Repository, *, offline: bool = False) -> Mirror:
-        """The mirror that belongs to a repository of a spec; one mirror for each URL or folder."""
+        """The mirror of a repository in a spec. Repositories with the same URL or folder share a mirror."""
         digest = hashlib.sha256(repository.url.encode()).hexdigest()[:16]
         path = paths.mirrors_dir() / f"{slug(repository.url)}-{digest}.git"
         keys = () if repository.is_folder else repository.keys
@@ -83,13 +83,14 @@ class Mirror:
 
     @property
     def where(self) -> str:
-        """How messages name the repository."""
+        """The repository's name and URL, for error messages."""
         return f"repository {self.name} ({redact(self.url)})"
 
     def resolve(self, ref: str) -> Pin:
-        """The commit that `ref` (branch, tag, HEAD or 40-hex commit) means just now; it is in the mirror afterwards.
+        """Resolves `ref` (branch, tag, HEAD or 40-hex commit) to a commit, and fetches it into the mirror.
 
-        For a folder: the commit of what it holds now, whatever `ref` is.
+        For a folder: commits its current content; `ref` is ignored. Raises GitError, for example `ref-not-found` or
+        `repository-unreachable`.
         """
         if self.is_folder:
             with self._opened():
@@ -101,78 +102,90 @@ class Mirror:
         with self._opened():
             asked = self._remote(["ls-remote", "--", self.url, "HEAD", "refs/heads/*", "refs/tags/*"], ASK_TIMEOUT_S)
             full, target = full_name(self.name, self.url, ref, Offered.parse(asked.stdout.decode(errors="replace")))
-            return self._trusted(attrs.evolve(self._pin(target) or self._fetch(full, ref), ref=full))
+            return self._verified(attrs.evolve(self._pin(target) or self._fetch(full, ref), ref=full))
 
     def resolve_work_tree(self) -> Pin:
-        """`resolve` for a folder that may also be a work tree of git: what it holds now, committed or not."""
+        """`resolve` for a folder that may be a git work tree: its current files, committed or not."""
         with self._opened():
             return Pin(*commit_folder(self.name, Path(self.url), self.path, is_work_tree=True))
 
     def present(self) -> Pin:
-        """The pin that a folder would get just now; the mirror is left as it is."""
-        with tempfile.TemporaryDirectory(prefix="kimbox-folder-") as place:
-            apart = attrs.evolve(self, path=Path(place) / "folder.git")
-            with apart._opened():  # what the mirror has is not stored anew
-                (apart.path / "objects/info").mkdir(exist_ok=True)
-                (apart.path / "objects/info/alternates").write_text(f"{self.path / 'objects'}\n")
-            return apart.resolve("HEAD")
+        """The pin that a folder would get now. Does not change the mirror."""
+        with tempfile.TemporaryDirectory(prefix="kimbox-folder-") as temporary:
+            scratch = attrs.evolve(self, path=Path(temporary) / "folder.git")
+            with scratch._opened():  # objects that the mirror has are used from there, not copied
+                (scratch.path / "objects/info").mkdir(exist_ok=True)
+                (scratch.path / "objects/info/alternates").write_text(f"{self.path / 'objects'}\n")
+            return scratch.resolve("HEAD")
 
     def ensure(self, commit: str) -> Pin:
-        """Makes sure that the mirror holds a commit in full. Raises GitError naming it if the world has it no more."""
+        """Makes sure that the mirror has a commit and its history; fetches them if necessary.
+
+        Raises GitError: `commit-not-found` if neither the mirror nor the server has the commit, `offline` if a fetch
+        is necessary but not allowed.
+        """
         if not COMMIT.fullmatch(commit):
-            raise GitError(f"{self.where}: {commit!r} is no commit of 40 hex digits")
+            raise GitError(f"{self.where}: {commit!r} is not a commit of 40 hex digits", code="bad-ref")
         with self._opened():
             if pin := self._pin(commit):
-                return self._trusted(pin)
+                return self._verified(pin)
             if self.is_folder:
                 raise GitError(
                     f"{self.where}: this machine's mirror lacks commit {commit}, and a folder keeps no history",
-                    hint=f"take its present content with `kimbox lock --update {self.name}`",
+                    code="commit-not-found",
+                    hint=f"pin its current content with `kimbox lock --update {self.name}`",
+                    fields={"repository": self.name, "commit": commit},
                 )
             check_url(self.name, self.url)
             if self.offline:
                 raise GitError(
                     f"{self.where}: this machine's mirror lacks commit {commit}, and --offline asks no server",
-                    hint="without --offline it is fetched",
+                    code="offline",
+                    hint="run the command without --offline to fetch it",
+                    fields={"repository": self.name, "commit": commit},
                 )
-            return self._trusted(self._fetch_commit(commit))
+            return self._verified(self._fetch_commit(commit))
 
     def holds(self, commit: str) -> bool:
-        """Whether the mirror holds a commit in full; asks no network."""
+        """Whether the mirror has a commit and its history. Uses no network."""
         return self.held(commit) is not None
 
     def held(self, commit: str) -> Pin | None:
-        """A commit that the mirror holds in full, with its tree; None if it does not. Asks no network."""
+        """A commit of the mirror, with its tree; None if the mirror lacks it or its history. Uses no network."""
         return self._pin(commit) if self.path.is_dir() else None
 
     def check_signature(self, commit: str) -> None:
-        """Raises GitError unless a commit that the mirror holds is signed as it must be. Asks no network for a commit.
+        """Raises SignatureError unless a commit of the mirror is signed by one of `keys`.
 
-        Where the commit is not, a tag of the name `ref` that leads to it may be; one that is not here yet is fetched.
+        If the commit is not, the annotated tag `ref` may be signed instead. A tag that the mirror lacks is fetched.
         """
         if not self.keys:
             return
         with signature.verifier(self.path, self.keys) as verify:
-            flaws = [verify.commit(commit)]
-            if flaws[0] is None:
+            flaw = verify.commit(commit)
+            if flaw is None:
                 return
+            flaws = [flaw]
             for tag in self._tags(commit):
-                if (flaw := verify.tag(tag, commit, self.ref)) is None:
+                flaw = verify.tag(tag, commit, self.ref)
+                if flaw is None:
                     return
                 flaws.append(flaw)
         raise SignatureError(
-            f"{self.where}: {'; '.join(flaw for flaw in flaws if flaw)}; the spec wants a signature by "
+            f"{self.where}: {'; '.join(flaw.text for flaw in flaws)}; the spec requires a signature by "
             + ("its key" if len(self.keys) == 1 else f"one of its {len(self.keys)} keys"),
-            hint="ask whoever publishes it; the keys stand in the spec under `verify`",
+            code="signature-missing" if all(flaw.is_missing for flaw in flaws) else "signature-wrong",
+            hint="ask the publisher for a signed commit or tag; the keys are in the spec, under `verify`",
+            fields={"repository": self.name, "commit": commit},
         )
 
     def _tags(self, commit: str) -> list[str]:
-        """Annotated tags at a commit that are in the mirror, fetched there if there are none."""
+        """Annotated tags in the mirror that point to a commit. If there are none, the tag `ref` is fetched."""
         names = f"refs/kimbox-tags/{commit}"
         listing = ["for-each-ref", "--format=%(objectname)", f"{names}/"]
-        found = git(listing, git_dir=self.path).text.split()
-        if found or self.offline or not self._may_be_tag:
-            return found
+        tags = git(listing, git_dir=self.path).text.split()
+        if tags or self.offline or not self._may_be_tag:
+            return tags
         short = self.ref.removeprefix("refs/tags/")
         with contextlib.suppress(GitError):
             self._transfer([f"+refs/tags/{short}:{_INCOMING}"])
@@ -184,19 +197,19 @@ class Mirror:
         return git(listing, git_dir=self.path).text.split()
 
     def knows_tags(self, commit: str) -> bool:
-        """Whether no server can add to what is known of signed tags at a commit."""
+        """Whether the mirror has every tag that could vouch for a commit, so that asking the server is useless."""
         return not self._may_be_tag or bool(self._tags(commit))
 
     @property
     def _may_be_tag(self) -> bool:
         return not COMMIT.fullmatch(self.ref) and self.ref != "HEAD" and not self.ref.startswith("refs/heads/")
 
-    def _trusted(self, pin: Pin) -> Pin:
+    def _verified(self, pin: Pin) -> Pin:
         self.check_signature(pin.commit)
         return pin
 
     def size_bytes(self) -> int:
-        """Roughly how much a bundle of everything in the mirror would weigh."""
+        """Approximate size of a bundle of everything in the mirror, in bytes."""
         return sum(f.stat().st_size for f in (self.path / "objects").rglob("*") if f.is_file())
 
     def _pin(self, commit: str) -> Pin | None:
@@ -211,20 +224,29 @@ class Mirror:
         git(["update-ref", "--no-deref", f"refs/kimbox/{commit}", commit], git_dir=self.path)
         pin = self._pin(commit)
         if pin is None:
-            raise GitError(f"{self.where}: {commit} is in the mirror, but has no tree", hint=f"remove {self.path}")
+            raise GitError(
+                f"{self.where}: {commit} is in the mirror, but its tree is missing",
+                code="mirror-damaged",
+                hint=f"remove {self.path}; the next command fetches it again",
+            )
         return pin
 
     def _fetch(self, full: str, ref: str) -> Pin:
-        """Fetches one ref and keeps the commit it leads to (the one fetched, should the branch have moved just now)."""
+        """Fetches one ref and keeps its commit. If the branch moved since `ls-remote`, that is the newer commit."""
         self._transfer([f"+{full}:{_INCOMING}"])
         commit = self._commit_at(_INCOMING)
         git(["update-ref", "-d", _INCOMING], git_dir=self.path)
         if commit is None:
-            raise GitError(f"{self.where}: {ref} leads to no commit", hint="a tag may point to a file or a tree")
+            raise GitError(
+                f"{self.where}: {ref} does not point to a commit",
+                code="ref-not-found",
+                hint="a tag can also point to a file or a tree; use another ref in the spec",
+                fields={"repository": self.name, "ref": ref},
+            )
         return self._keep(commit)
 
     def _fetch_commit(self, commit: str) -> Pin:
-        """Fetches one commit: by its name where the server allows that, else with all branches and tags."""
+        """Fetches one commit: by its id if the server allows that, else by fetching all branches and tags."""
         with contextlib.suppress(GitError):
             self._transfer([f"+{commit}:{_INCOMING}"])
             git(["update-ref", "-d", _INCOMING], git_dir=self.path)
@@ -233,8 +255,10 @@ class Mirror:
         if self._commit_at(commit) != commit:
             raise GoneError(
                 f"{self.where} no longer has the commit {commit}",
-                hint="its branch was force-pushed or deleted, or the URL leads to another repository now; "
-                f"take a new commit with `kimbox lock --update {self.name}`",
+                code="commit-not-found",
+                hint="its branch was force-pushed or deleted, or the URL now belongs to another repository; "
+                f"pin a new commit with `kimbox lock --update {self.name}`",
+                fields={"repository": self.name, "commit": commit},
             )
         return self._keep(commit)
 
@@ -253,25 +277,39 @@ class Mirror:
     def _remote(self, args: list[str], timeout_s: float) -> Answer:
         if self.offline:
             raise GitError(
-                f"{self.where} has to be asked, and --offline asks no server", hint="do it without --offline"
+                f"{self.where} must be contacted, and --offline asks no server",
+                code="offline",
+                hint="run the command without --offline",
+                fields={"repository": self.name},
             )
-        log.now(f"{self.name}: asking {redact(self.url)}")
+        log.now(f"{self.name}: contacting {redact(self.url)}")
         try:
             return git(
                 args, git_dir=self.path, timeout_s=timeout_s, on_progress=show_progress, file_bytes=MAX_PACK_BYTES
             )
         except GitError as error:
-            if "File too large" in error.said:
-                hint = "a commit of its own, or a repository without its large files, may be smaller"
-                raise GitError(f"{self.where} is larger than {MAX_PACK_BYTES >> 20} MiB", hint=hint) from None
-            reason = tail(error.said, 5) or error.message
-            raise GitError(f"{self.where} cannot be read:\n{reason}", hint=_why(reason), said=error.said) from None
+            if "File too large" in error.stderr:  # strerror(EFBIG), in git's message
+                raise GitError(
+                    f"{self.where} is larger than {MAX_PACK_BYTES >> 20} MiB",
+                    code="repository-too-large",
+                    hint="pin a commit (40 hex digits) instead of a branch, or a repository without large files",
+                    fields={"repository": self.name},
+                ) from None
+            reason = tail(error.stderr, 5) or error.message
+            raise GitError(
+                f"{self.where} cannot be read:\n{reason}",
+                code="timeout" if error.code == "timeout" else "repository-unreachable",
+                hint=_hint_for(reason),
+                fields={"repository": self.name},
+                stderr=error.stderr,
+            ) from None
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[None]:
-        """Holds the mirror's lock; makes the mirror if there is none, and clears what a killed git left behind."""
+        """Holds the mirror's lock. Creates the mirror if it is missing, and removes files that a killed git left."""
         lock = self.path.with_suffix(".lock")
-        with locked(lock, wait_s=BUSY_WAIT_S, busy=f"another kimbox has been busy with {self.where} for too long"):
+        busy = f"another kimbox has been busy with {self.where} for more than {BUSY_WAIT_S:g} s"
+        with locked(lock, wait_s=BUSY_WAIT_S, busy=busy):
             if not all((self.path / part).exists() for part in ("HEAD", "config", "objects", "refs")):
                 _create(self.path)
             _sweep(self.path)
@@ -279,24 +317,29 @@ class Mirror:
 
 
 def slug(url: str) -> str:
-    """What the name of a mirror starts with: the last part of its URL, as a file name."""
+    """The first part of a mirror's file name: the last component of its URL."""
     last = _SEPARATOR.split(url.rstrip("/"))[-1].removesuffix(".git")
     return _NOT_IN_A_SLUG.sub("-", last).lstrip(".-")[:40] or "repository"
 
 
 def write_bundle(mirror: Mirror, commit: str, path: Path) -> None:
-    """Writes a git bundle with exactly the history of `commit`, under refs/kimbox/pin, whole or not at all."""
+    """Writes a git bundle of `commit` and its history, under refs/kimbox/pin. The file appears only when complete.
+
+    Raises GitError (`commit-not-found`) if the mirror lacks the commit.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with mirror._opened():
         if mirror._pin(commit) is None:
-            raise GitError(f"{mirror.where}: the mirror does not hold commit {commit}")
+            raise GitError(
+                f"{mirror.where}: the mirror does not hold commit {commit}",
+                code="commit-not-found",
+                hint="run `kimbox lock` to fetch it",
+                fields={"repository": mirror.name, "commit": commit},
+            )
         git(["update-ref", "--no-deref", PIN_REF, commit], git_dir=mirror.path)
         try:
-            git(
-                ["bundle", "create", "--quiet", temporary, PIN_REF],
-                git_dir=mirror.path,
-                timeout_s=TRANSFER_TIMEOUT_S,
-            )
+            args = ["bundle", "create", "--quiet", str(temporary), PIN_REF]
+            git(args, git_dir=mirror.path, timeout_s=TRANSFER_TIMEOUT_S)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -304,18 +347,18 @@ def write_bundle(mirror: Mirror, commit: str, path: Path) -> None:
 
 
 def sweep_mirrors() -> None:
-    """Removes what an interrupted creation of a mirror left; for `prune`."""
+    """Removes the files of mirrors whose creation was interrupted. For `prune`."""
     if paths.mirrors_dir().is_dir():
         for folder in paths.mirrors_dir().glob(".new-*"):
             remove_tree(folder)
 
 
 def _create(path: Path) -> None:
-    """Makes an empty bare repository at `path`, in one rename; the caller holds the lock of `path`."""
+    """Creates an empty bare repository at `path`, by one rename. The caller holds the lock of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".new-{path.name}-"
     for leftover in path.parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # its git may just be ending; `prune` takes what stays
+        with contextlib.suppress(OSError):  # its git process may still be ending; `prune` removes the rest
             remove_tree(leftover)
     remove_tree(path)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
@@ -329,7 +372,7 @@ def _create(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Removes git's own lock files and half-written packs: we hold the mirror's lock, so nobody can be using them."""
+    """Removes git's lock files and incomplete packs. No process uses them: the caller holds the mirror's lock."""
     stale = [*path.glob("*.lock"), *(path / "refs").rglob("*.lock")]
     stale += [*path.glob("objects/pack/tmp_*"), *path.glob("objects/pack/*.lock")]
     for file in stale:
@@ -337,17 +380,17 @@ def _sweep(path: Path) -> None:
             file.unlink()
 
 
-def _why(reason: str) -> str | None:
-    """What to do about the common failures of a transfer."""
+def _hint_for(reason: str) -> str | None:
+    """What helps with the common failures of a transfer. `reason` is the end of git's stderr."""
     low = reason.lower()
     if "could not read username" in low or "authentication failed" in low or "permission denied" in low:
-        return "try `git ls-remote` on it: kimbox uses the same credentials and configuration, but never asks"
+        return "try `git ls-remote URL`: kimbox uses the same credentials and configuration, but never prompts"
     if "could not resolve host" in low or "could not connect" in low or "timed out" in low:
-        return "the network, a proxy or the server is at fault; what is already locked needs no network"
+        return "check the network, the proxy and the server; repositories that are locked already need no network"
     if "host key verification failed" in low:
-        return "connect once with ssh by hand, to learn and check the server's key"
+        return "connect to the server once with ssh, check its host key and accept it"
     if "not found" in low or "does not exist" in low or "does not appear to be a git repository" in low:
-        return "check the URL"
+        return "check the URL in the spec"
     return None
 
 

@@ -1,7 +1,7 @@
-"""Signatures of commits and tags, checked against the keys that a spec names and nothing else.
+"""Checks signatures of commits and tags against the keys that a spec names, and no others.
 
-The user's own trust has no say: git gets no configuration but ours, ssh-keygen a list of signers made for the occasion,
-gpg a home folder of its own that holds just these keys.
+The user's own keys and trust settings have no effect: git gets only the configuration of this module, ssh-keygen a
+temporary list of signers, and gpg a temporary home folder with these keys alone.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from kimbox.lock.git.command import GitError, git
 from kimbox.run import require, run, tail
 from kimbox.spec.signing import is_gpg
 
-#: Whoever signs with a key of the spec is called so.
+#: Name of every signer in the list that ssh-keygen gets (ssh-keygen(1), ALLOWED SIGNERS).
 PRINCIPAL = "kimbox"
 
-#: What gpg does by itself otherwise: start an agent, ask key servers.
+#: Options of gpg: it starts no agent, and contacts no key server.
 _GPG_CONF = "batch\nno-tty\nno-autostart\nno-auto-key-retrieve\nno-auto-key-locate\ndisable-dirmngr\n"
 
 _IMPORT_TIMEOUT_S = 60
 
-#: What gpg says of a signature that is none of our keys', or no good; the first that is there counts.
+#: gpg's status words for a signature that is not accepted, and what is wrong. The first word found decides.
 _GPG_FLAWS = {
-    "BADSIG": "bears a bad signature: it was made for another content",
+    "BADSIG": "has a bad signature: it was made for other content",
     "REVKEYSIG": "is signed by a key that has been revoked",
     "EXPKEYSIG": "is signed by a key that has expired",
-    "EXPSIG": "bears a signature that has expired",
+    "EXPSIG": "has a signature that has expired",
     "ERRSIG": "is signed by a key that the spec does not name",
 }
 
@@ -45,46 +45,56 @@ _GOOD_SSH = re.compile(r'Good "git" signature with \S+ key (\S+)')
 
 
 @attrs.frozen
+class Flaw:
+    """Why a commit or tag does not count as signed."""
+
+    text: str
+    #: Whether it has no signature at all.
+    is_missing: bool = False
+
+
+@attrs.frozen
 class Verifier:
-    """Checks objects of one repository. Answers are None for a good signature, else what is wrong, in words."""
+    """Checks objects of one repository. The methods return None for a good signature, else what is wrong with it."""
 
     git_dir: Path
-    #: The options and the environment that git runs with.
+    #: The options and the environment of git.
     options: tuple[str, ...]
     env: dict[str, str]
 
-    def commit(self, commit: str) -> str | None:
-        """A commit, by its own signature."""
+    def commit(self, commit: str) -> Flaw | None:
+        """Checks the signature of a commit."""
         raw = self._raw("commit", commit)
         head, _, _ = raw.partition(b"\n\n")
-        signed = _GPGSIG.search(head)
-        return self._flaw("commit", commit, signed[1].decode(errors="replace") if signed else "")
+        signature = _GPGSIG.search(head)
+        armor = signature[1].decode(errors="replace") if signature else ""
+        return self._flaw("commit", commit, armor, f"the commit {commit}")
 
-    def tag(self, tag: str, commit: str, ref: str) -> str | None:
-        """An annotated tag, which must have the name `ref` and lead to `commit`: no other may vouch for it."""
+    def tag(self, tag: str, commit: str, ref: str) -> Flaw | None:
+        """Checks an annotated tag: its name (`ref`), its target (`commit`) and its signature."""
         raw = self._raw("tag", tag)
         head, _, body = raw.partition(b"\n\n")
-        named = _TAG.search(head)
-        name = named[1].decode(errors="replace") if named else ""
+        name_line = _TAG.search(head)
+        name = name_line[1].decode(errors="replace") if name_line else ""
         if name != ref.removeprefix("refs/tags/"):
-            return f"the tag object {tag} is that of another tag, {name!r}"
-        at = git(["rev-parse", "--verify", "--end-of-options", f"{tag}^{{commit}}"], git_dir=self.git_dir).text
-        if at != commit:
-            return f"the tag {name} leads to {at}"
-        heads = _ARMOR.findall(body)
-        return self._flaw("tag", tag, heads[-1].decode() if heads else "", f"the tag {name}")
+            return Flaw(f"the tag object {tag} is that of another tag, {name!r}")
+        target = git(["rev-parse", "--verify", "--end-of-options", f"{tag}^{{commit}}"], git_dir=self.git_dir).text
+        if target != commit:
+            return Flaw(f"the tag {name} points to {target}")
+        armors = _ARMOR.findall(body)
+        return self._flaw("tag", tag, armors[-1].decode() if armors else "", f"the tag {name}")
 
-    def _flaw(self, kind: str, name: str, head: str, called: str = "") -> str | None:
-        called = called or f"the commit {name}"
-        if not head:
-            return f"{called} bears no signature"
-        form = _HEADS.get(head.strip())
+    def _flaw(self, kind: str, object_id: str, armor: str, subject: str) -> Flaw | None:
+        """Checks the signature of an object. `armor` is the first line of the signature, `subject` is for messages."""
+        if not armor:
+            return Flaw(f"{subject} has no signature", is_missing=True)
+        form = _HEADS.get(armor.strip())
         if form is None:
-            return f"{called} bears a signature that is neither of ssh nor of gpg"
-        args = [*self.options, f"verify-{kind}", "--raw", name]
+            return Flaw(f"{subject} has a signature that is made neither by ssh nor by gpg")
+        args = [*self.options, f"verify-{kind}", "--raw", object_id]
         answer = git(args, git_dir=self.git_dir, env=self.env, check=False)
         flaw = (_ssh_flaw if form == "ssh" else _gpg_flaw)(answer.code, answer.stderr)
-        return f"{called} {flaw}" if flaw else None
+        return Flaw(f"{subject} {flaw}") if flaw else None
 
     def _raw(self, kind: str, name: str) -> bytes:
         return git(["cat-file", kind, name], git_dir=self.git_dir).stdout
@@ -92,18 +102,19 @@ class Verifier:
 
 @contextlib.contextmanager
 def verifier(git_dir: Path, keys: tuple[str, ...]) -> Iterator[Verifier]:
-    """A verifier for the repository `git_dir` that knows these keys, as long as the context lasts."""
-    ssh_keygen = require("ssh-keygen", "it checks signatures")
-    with tempfile.TemporaryDirectory(prefix="kimbox-keys-", ignore_cleanup_errors=True) as place:
-        folder = Path(place)
+    """A verifier for the repository `git_dir` that accepts these keys. It works inside the block only."""
+    ssh_keygen = require("ssh-keygen", "kimbox checks signatures with it")
+    with tempfile.TemporaryDirectory(prefix="kimbox-keys-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
         signers = [f'{PRINCIPAL} namespaces="git" {key}\n' for key in keys if not is_gpg(key)]
         (folder / "signers").write_text("".join(signers))
         env = {
-            "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": "0", "GNUPGHOME": place,
+            "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": "0",
+            "GNUPGHOME": temporary,
         }  # fmt: skip
         gpg = "/bin/false"
         if any(map(is_gpg, keys)):
-            gpg = require("gpg", "it checks signatures")
+            gpg = require("gpg", "kimbox checks signatures with it")
             _import(folder, [key for key in keys if is_gpg(key)])
         settings = {
             "gpg.program": gpg,
@@ -119,32 +130,36 @@ def verifier(git_dir: Path, keys: tuple[str, ...]) -> Iterator[Verifier]:
 
 
 def _import(folder: Path, keys: list[str]) -> None:
-    """Puts keys of gpg into a home folder of their own. Raises GitError for what gpg does not take."""
+    """Imports gpg keys into the home folder `folder`. Raises GitError (`bad-public-key`) if gpg refuses one."""
     (folder / "gpg.conf").write_text(_GPG_CONF)
     for key in keys:
         done = run(
             ["gpg", "--homedir", folder, "--quiet", "--import"], input=key, check=False, timeout_s=_IMPORT_TIMEOUT_S
         )
         if not done.ok:
-            raise GitError(f"gpg does not take a public key of the spec:\n{tail(done.stderr, 3)}")
+            raise GitError(
+                f"gpg does not accept a public key of the spec:\n{tail(done.stderr, 3)}",
+                code="bad-public-key",
+                hint="check the keys under `verify` in the spec, with `gpg --show-keys FILE`",
+            )
 
 
-def _ssh_flaw(code: int, said: str) -> str | None:
-    """What is wrong with a signature of ssh, by the words of ssh-keygen."""
-    if code == 0 and f'Good "git" signature for {PRINCIPAL} with ' in said:
+def _ssh_flaw(exit_code: int, stderr: str) -> str | None:
+    """What is wrong with an ssh signature, by the output of ssh-keygen; None if it is good."""
+    if exit_code == 0 and f'Good "git" signature for {PRINCIPAL} with ' in stderr:
         return None
-    if match := _GOOD_SSH.search(said):
+    if match := _GOOD_SSH.search(stderr):
         return f"is signed by a key that the spec does not name ({match[1]})"
-    return "bears a bad signature: it was made for another content"
+    return "has a bad signature: it was made for other content"
 
 
-def _gpg_flaw(code: int, said: str) -> str | None:
-    """What is wrong with a signature of gpg, by its status lines."""
-    words = {line.split(" ")[1]: line for line in said.split("\n") if line.startswith("[GNUPG:] ")}
+def _gpg_flaw(exit_code: int, stderr: str) -> str | None:
+    """What is wrong with a gpg signature, by gpg's status lines; None if it is good."""
+    status = {line.split(" ")[1]: line for line in stderr.split("\n") if line.startswith("[GNUPG:] ")}
     for word, flaw in _GPG_FLAWS.items():
-        if word in words:
-            key = words[word].split(" ")[2:3] if word != "BADSIG" else []
+        if word in status:
+            key = status[word].split(" ")[2:3] if word != "BADSIG" else []
             return flaw + (f" ({key[0]})" if key else "")
-    if code == 0 and "GOODSIG" in words and "VALIDSIG" in words:
+    if exit_code == 0 and "GOODSIG" in status and "VALIDSIG" in status:
         return None
     return "is signed by a key that the spec does not name"

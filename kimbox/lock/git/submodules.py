@@ -1,7 +1,7 @@
-"""Submodules of a pinned commit: which there are, where they come from, and their mirrors.
+"""Submodules of a pinned commit: their paths, URLs, commits and mirrors.
 
-All that a repository says of its submodules is a stranger's word: paths stay inside the checkout, URLs are those that a
-spec could name, and how deep and how many there are is bounded.
+A repository's .gitmodules is untrusted input: paths must stay inside the checkout, only URLs that a spec may name are
+accepted, and depth and number are limited.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from kimbox.spec import urls
 from kimbox.spec.model import Repository
 from kimbox.spec.nodes import Fault, shown
 
-#: Submodules of submodules are followed so deep.
+#: Maximum depth of submodules inside submodules.
 MAX_DEPTH = 5
 
-#: A repository has at most so many, those below others included.
+#: Maximum number of submodules of a repository, nested ones included.
 MAX_SUBMODULES = 100
 
-#: A .gitmodules is small.
+#: Maximum size of a .gitmodules file, in bytes.
 MAX_GITMODULES_BYTES = 256 << 10
 
+#: Maximum length of a submodule's path in the checkout, in characters.
 MAX_PATH = 300
 
 _URL = re.compile(r"(?P<host>[A-Za-z][A-Za-z0-9+.-]*://[^/]*/|[^/:]+:/?)(?P<path>.*)")
@@ -33,7 +34,7 @@ _URL = re.compile(r"(?P<host>[A-Za-z][A-Za-z0-9+.-]*://[^/]*/|[^/:]+:/?)(?P<path
 
 @attrs.frozen
 class Submodule:
-    """One submodule, at the commit that the repository around it names."""
+    """A submodule, at the commit that its parent repository names."""
 
     url: str
     commit: str
@@ -41,35 +42,45 @@ class Submodule:
 
     @property
     def shown_url(self) -> str:
-        """As a lock has it: without credentials."""
+        """The URL without credentials, as it is written to a lock."""
         return redact(self.url)
 
 
 def key(name: str, path: str) -> str:
-    """How the mirror of a submodule is called among those of repositories, whose names hold no colon."""
+    """The key of a submodule's mirror in a mapping of mirrors. Names of repositories contain no colon."""
     return f"{name}:{path}"
 
 
 def collect(mirror: Mirror, commit: str) -> dict[str, Submodule]:
-    """Every submodule of a commit that the mirror holds, by its path; each commit is in its own mirror afterwards.
+    """Every submodule of a commit, by its path in the checkout. Fetches each commit into the submodule's mirror.
 
-    Raises GitError, naming repository and submodule, for what is not to be had or must not be followed.
+    The mirror must have `commit`. Raises GitError, with the path of the submodule: `bad-submodule` if it must not be
+    followed, else the error of its mirror.
     """
     if mirror.is_folder:
         return {}
-    found: dict[str, Submodule] = {}
-    for path, submodule in _below(mirror, commit, "", 1):
-        if len(found) == MAX_SUBMODULES:
-            raise GitError(f"{mirror.where} has more than {MAX_SUBMODULES} submodules")
-        found[path] = submodule
-    return dict(sorted(found.items()))
+    submodules: dict[str, Submodule] = {}
+    for path, submodule in _nested(mirror, commit, "", 1):
+        if len(submodules) == MAX_SUBMODULES:
+            raise _error(mirror, f" has more than {MAX_SUBMODULES} submodules")
+        submodules[path] = submodule
+    return dict(sorted(submodules.items()))
 
 
-def _below(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tuple[str, Submodule]]:
-    """The submodules of a commit and those below them, each after its mirror holds it."""
+def _error(mirror: Mirror, problem: str) -> GitError:
+    return GitError(
+        f"{mirror.where}{problem}",
+        code="bad-submodule",
+        hint=f"pin another commit of {mirror.name}, or correct its submodules there",
+        fields={"repository": mirror.name},
+    )
+
+
+def _nested(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tuple[str, Submodule]]:
+    """The submodules of a commit, and those inside them. Each is yielded after its mirror has its commit."""
     links = _links(mirror, commit)
     if links and depth > MAX_DEPTH:
-        raise GitError(f"{mirror.where}: submodules are nested more than {MAX_DEPTH} deep, at {prefix}")
+        raise _error(mirror, f": submodules are nested more than {MAX_DEPTH} deep, at {prefix}")
     for path, (url, pinned) in links.items():
         where = f"the submodule {shown(prefix + path)} of the repository {mirror.name}"
         try:
@@ -78,32 +89,42 @@ def _below(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tup
                 raise Fault(f"its path is longer than {MAX_PATH} characters")
             url = absolute_url(url, mirror.url)
         except Fault as fault:
-            raise GitError(f"{where}: {redact(fault.message)}", hint=fault.hint and redact(fault.hint)) from None
-        below = Mirror.of(Repository(mirror.name, url, False, pinned, path), offline=mirror.offline)
+            raise GitError(
+                f"{where}: {redact(fault.message)}",
+                code="bad-submodule",
+                hint=fault.hint and redact(fault.hint),
+                fields={"repository": mirror.name, "path": prefix + path},
+            ) from None
+        inner = Mirror.of(Repository(mirror.name, url, False, pinned, path), offline=mirror.offline)
         try:
-            below.ensure(pinned)
+            inner.ensure(pinned)
         except GitError as error:
-            hint = f"the commit {commit[:12]} of {mirror.where} names it; another commit may not"
-            raise type(error)(f"{where}: {error.message}", hint=hint, said=error.said) from None
-        yield prefix + path, Submodule(url, pinned, below)
-        yield from _below(below, pinned, f"{prefix}{path}/", depth + 1)
+            raise type(error)(
+                f"{where}: {error.message}",
+                code=error.code,
+                hint=f"the commit {commit[:12]} of {mirror.where} names it; a commit without it may work",
+                fields={**error.fields, "repository": mirror.name, "path": prefix + path},
+                stderr=error.stderr,
+            ) from None
+        yield prefix + path, Submodule(url, pinned, inner)
+        yield from _nested(inner, pinned, f"{prefix}{path}/", depth + 1)
 
 
 def check_path(path: str) -> None:
-    """Raises Fault for a path that git would not check out, or that could lead out or be taken for something else."""
+    """Raises Fault for a path that git refuses, that leads out of the checkout, or that looks like an option."""
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise Fault("its path leads elsewhere")
+        raise Fault("its path leads out of the checkout")
     if any(part.startswith("-") for part in parts):
         raise Fault("its path looks like an option")
     if any(_is_dotgit(part) for part in parts):
         raise Fault("its path leads into a git folder")
     if not path.isprintable() or "\\" in path or '"' in path or "\ufffd" in path:
-        raise Fault("its path holds characters that no path of ours has")
+        raise Fault("its path contains a control character, a quote or a backslash")
 
 
 def absolute_url(url: str, parent: str) -> str:
-    """The URL of a submodule: one that a spec could name, or relative to its parent's. Raises Fault for any other."""
+    """The absolute URL of a submodule; `url` may be relative to `parent`. Raises Fault if no spec may name it."""
     is_local = parent.startswith("file:")
     if url.startswith(("./", "../")):
         url = _relative(url, parent)
@@ -111,7 +132,7 @@ def absolute_url(url: str, parent: str) -> str:
         url = f"file://{url}"
     urls.repository(url)
     if urls.is_folder(url):
-        raise Fault(f"{shown(url)} is no URL", "its .gitmodules names a folder of somebody's machine")
+        raise Fault(f"{shown(url)} is not a URL", "its .gitmodules names a folder on its author's machine")
     if url.startswith("file:") and not is_local:
         raise Fault(f"{shown(url)} is a folder of this machine, and the repository around it comes from elsewhere")
     return url
@@ -120,7 +141,7 @@ def absolute_url(url: str, parent: str) -> str:
 def _relative(url: str, parent: str) -> str:
     match = _URL.fullmatch(parent.rstrip("/"))
     if not match:
-        raise Fault(f"{shown(url)} is relative, and {shown(redact(parent))} is no URL that it could start from")
+        raise Fault(f"{shown(url)} is relative, and {shown(redact(parent))} is not a URL that it can be relative to")
     parts = match["path"].split("/")
     for part in url.split("/"):
         if part == "..":
@@ -133,13 +154,15 @@ def _relative(url: str, parent: str) -> str:
 
 
 def _links(mirror: Mirror, commit: str) -> dict[str, tuple[str, str]]:
-    """What a commit itself says of submodules: path -> url and commit."""
+    """The submodules of a commit, without nested ones: path -> URL (from .gitmodules) and commit (from the tree)."""
     listed = git(["ls-tree", "-z", "-l", commit, "--", ".gitmodules"], git_dir=mirror.path).stdout
     if not listed:
         return {}
     mode, kind, _, size = listed.split(b"\t")[0].split()
     if mode not in (b"100644", b"100755") or kind != b"blob" or int(size) > MAX_GITMODULES_BYTES:
-        raise GitError(f"{mirror.where}: its .gitmodules is no small ordinary file")
+        raise _error(
+            mirror, f": its .gitmodules is not a regular file, or larger than {MAX_GITMODULES_BYTES >> 10} KiB"
+        )
     sources = _sources(mirror, commit)
     links: dict[str, tuple[str, str]] = {}
     for entry in git(["ls-tree", "-r", "-z", "--full-tree", commit], git_dir=mirror.path).stdout.split(b"\0"):
@@ -148,21 +171,21 @@ def _links(mirror: Mirror, commit: str) -> dict[str, tuple[str, str]]:
         head, _, name = entry.partition(b"\t")
         path = name.decode(errors="replace")
         if path not in sources:
-            raise GitError(f"{mirror.where}: its .gitmodules has no url for the submodule {shown(path)}")
+            raise _error(mirror, f": its .gitmodules has no url for the submodule {shown(path)}")
         links[path] = (sources[path], head.split()[2].decode())
         if len(links) > MAX_SUBMODULES:
-            raise GitError(f"{mirror.where} has more than {MAX_SUBMODULES} submodules")
+            raise _error(mirror, f" has more than {MAX_SUBMODULES} submodules")
     return links
 
 
 def _sources(mirror: Mirror, commit: str) -> dict[str, str]:
-    """path -> url, as the .gitmodules of a commit has it; nothing else in it counts."""
+    """path -> URL, from the .gitmodules of a commit. Its other settings are ignored."""
     args = ["config", "--no-includes", f"--blob={commit}:.gitmodules", "--null", "--list"]
-    asked = git(args, git_dir=mirror.path, check=False)
-    if asked.code != 0:
-        raise GitError(f"{mirror.where}: its .gitmodules cannot be read: {asked.stderr.strip()[:200]}")
+    answer = git(args, git_dir=mirror.path, check=False)
+    if answer.code != 0:
+        raise _error(mirror, f": its .gitmodules cannot be read: {answer.stderr.strip()[:200]}")
     values: dict[str, dict[str, str]] = {}
-    for entry in asked.stdout.decode(errors="replace").split("\0"):
+    for entry in answer.stdout.decode(errors="replace").split("\0"):
         key, _, value = entry.partition("\n")
         section, _, rest = key.partition(".")
         name, _, variable = rest.rpartition(".")
@@ -172,6 +195,6 @@ def _sources(mirror: Mirror, commit: str) -> dict[str, str]:
 
 
 def _is_dotgit(part: str) -> bool:
-    """Whether a file system, of whatever kind, may take a name for .git."""
+    """Whether any file system could treat a name as .git (case-insensitive, short names, ignored characters)."""
     plain = "".join(c for c in part.lower() if c.isascii()).rstrip(". ").partition(":")[0]
     return plain == ".git" or plain.startswith("git~") or (not part.isascii() and plain.endswith(".git"))

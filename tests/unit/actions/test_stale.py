@@ -47,7 +47,7 @@ def told(**fields: str) -> stale.Stale | None:
     """What is made of an event `box` with these fields."""
     found = parse_line(event("box", **fields).encode())
     assert found
-    return stale.told_by(found)
+    return stale.from_event(found)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_words_name_commits_and_command() -> None:
     moves = "tool 1a2b3c41a2b3 -> 5d6e7f85d6e7, api 1a2b3c41a2b3 -> none"
     assert f"step x ({moves}): `kimbox this` runs it again" == stale.words(step.as_json())
     without = attrs.evolve(step, repositories={})
-    assert "step x (not all commits were told): `kimbox this` runs it again" == stale.words(without.as_json())
+    assert "step x (some commits are not known): `kimbox this` runs it again" == stale.words(without.as_json())
 
 
 @pytest.fixture

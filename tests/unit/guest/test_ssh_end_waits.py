@@ -35,7 +35,9 @@ def ssh(monkeypatch: pytest.MonkeyPatch, does: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("end", [shared.close, shared.retire])
-def test_it_is_over_when_it_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Path], None]) -> None:
+def test_its_socket_is_removed_when_it_is_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Path], None]
+) -> None:
     """Who comes next must not be taken in by one that is about to end."""
     ending = threading.Timer(0.3, (folder / shared.SOCKET).unlink)
     ssh(monkeypatch, ending.start)
