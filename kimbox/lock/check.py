@@ -1,4 +1,4 @@
-"""Whether a spec, its lock and the world agree. Nothing is written but what mirrors get from a server."""
+"""Compares a spec with its lock, and the lock with folders, mirrors and servers. Writes only to mirrors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from kimbox.spec.nodes import Node
 
 @attrs.frozen
 class LockFaults:
-    """What a check of a lock found."""
+    """The result of a check."""
 
-    #: Faults: `kimbox lock` would change the lock, or a commit that it names is not available.
+    #: Faults of the lock: `kimbox lock` would change it, or a commit is not available.
     wrong: list[Problem] = attrs.field(factory=list)
-    #: Observation worth knowing that do not make the lock invalid.
+    #: Texts about a lock without faults, for information.
     notes: list[str] = attrs.field(factory=list)
 
 
 @attrs.frozen
 class LockText:
-    """A lock as it was read, and where in its file the values are."""
+    """A lock, and the tree with the line and column of each of its values."""
 
     path: Path
     lock: Lock
@@ -42,17 +42,17 @@ class LockText:
 
         return cls(path, *parse_lock(read_text(path), path))
 
-    def problem(self, message: str, *keys: str) -> Problem:
-        """What is wrong, at the key that `keys` lead to; where there is none, at the start of the last one above it."""
+    def problem(self, message: str, *keys: str, code: str | None = None) -> Problem:
+        """A fault at the place of the key that `keys` lead to, or of the last existing key on the way there."""
         mark = self.tree.mark
         for depth, key in enumerate(keys):
             parent = self.tree.get(*keys[:depth])
             mark = parent.keys.get(key, mark) if parent else mark
-        return Problem(str(self.path), mark.line, mark.column, message)
+        return Problem(str(self.path), mark.line, mark.column, message, code="lock-disagrees" if code is None else code)
 
 
 def check(box: Box, text: LockText, *, image: str | None) -> LockFaults:
-    """Compares spec, lock, folders and mirrors; asks no server. `image` is the key of the image that the spec means."""
+    """Compares spec, lock, folders and mirrors. Uses no network. `image` is the key of the spec's image, if known."""
     lock, found = text.lock, LockFaults()
     if lock.spec_digest != box.digest:
         found.wrong.append(text.problem(f"the spec has changed: its digest is {box.digest} now", "spec"))
@@ -67,10 +67,10 @@ def check(box: Box, text: LockText, *, image: str | None) -> LockFaults:
 
 
 def check_remote(box: Box, text: LockText) -> LockFaults:
-    """Asks the servers whether the locked commits are to be had, and what became of the refs.
+    """Checks on the servers whether the locked commits are available, and whether the refs moved.
 
-    Only a commit that is nowhere is wrong. A moved tag, a force-pushed branch and a newer commit are told. Raises
-    GitError where a server cannot be asked.
+    Only a missing commit or signature is a fault. A moved tag, a force-pushed branch and a newer commit are notes.
+    Raises GitError (`repository-unreachable`) if a server cannot be reached.
     """
     found = LockFaults()
     apart = disagreements(box, text.lock)
@@ -81,14 +81,14 @@ def check_remote(box: Box, text: LockText) -> LockFaults:
         try:
             mirror.ensure(old.commit)
         except (GoneError, SignatureError) as error:
-            found.wrong.append(text.problem(error.message, "repositories", repository.name, "commit"))
+            found.wrong.append(text.problem(error.message, "repositories", repository.name, "commit", code=error.code))
         if not COMMIT.fullmatch(repository.ref):
             found.notes.extend(_compare_ref(mirror, repository, old))
     return found
 
 
 def _check_commit(repository: Repository, text: LockText, found: LockFaults) -> None:
-    """The locked commit against what this machine has: the folder, or the mirror."""
+    """Compares the locked commit with the folder, or with the mirror."""
     name, mirror = repository.name, Mirror.of(repository, offline=True)
     old = text.lock.repositories[name]
     if repository.is_folder:
@@ -108,18 +108,18 @@ def _check_commit(repository: Repository, text: LockText, found: LockFaults) -> 
 
 
 def _check_signature(mirror: Mirror, old: PinnedRepository, text: LockText, found: LockFaults) -> None:
-    """A signature that is wanted; only a server knows whether a tag bears it that has not been fetched."""
+    """Checks the required signature. If a tag may have it that is not in the mirror, this is a note, not a fault."""
     try:
         mirror.check_signature(old.commit)
     except SignatureError as error:
         if mirror.knows_tags(old.commit):
-            found.wrong.append(text.problem(error.message, "repositories", mirror.name, "commit"))
+            found.wrong.append(text.problem(error.message, "repositories", mirror.name, "commit", code=error.code))
         else:
             found.notes.append(f"{error.message}; --remote asks for a signed tag")
 
 
 def _check_submodules(mirror: Mirror, old: PinnedRepository, text: LockText, found: LockFaults) -> None:
-    """The submodules that the lock tells, against those of the commit."""
+    """Compares the submodules in the lock with those of the commit."""
     try:
         inner = pinned_submodules(submodules.collect(mirror, old.commit))
     except GitError as error:
@@ -131,7 +131,7 @@ def _check_submodules(mirror: Mirror, old: PinnedRepository, text: LockText, fou
 
 
 def _compare_ref(mirror: Mirror, repository: Repository, old: PinnedRepository) -> list[str]:
-    """What the ref of a repository means today, where that is no longer what is locked."""
+    """Notes about the ref of a repository: the server lacks it, it was rewritten, or it is ahead of the lock."""
     try:
         now = mirror.resolve(repository.ref)
     except (GoneError, SignatureError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import makearchive
 import pytest
+from refused import refused
 
 from kimbox.errors import ImageError
 from kimbox.lock.apt import archive, cache
@@ -83,7 +84,7 @@ def test_no_network_is_asked_for_what_is_chosen(there: makearchive.Archive, tmp_
     old = chosen(there, "tool")
     shutil.rmtree(tmp_path / "there/archive")
     assert old is choose(image_of(there), ["tool"], old, offline=True)
-    with pytest.raises(ImageError, match="takes the network"):
+    with refused(ImageError, "offline"):
         choose(image_of(there), ["other"], old, offline=True)
 
 
@@ -102,7 +103,7 @@ def test_nobody_else_can_offer_packages(
     if signed:
         monkeypatch.setitem(archive.KEYRINGS, "debian", str(tmp_path / "none.gpg"))
     there.publish(signed=signed)
-    with pytest.raises(ImageError, match="cannot be fetched"):
+    with refused(ImageError, "archive-unreachable"):
         chosen(there, "tool")
 
 
@@ -110,7 +111,7 @@ def test_an_index_that_was_changed_is_refused(there: makearchive.Archive, tmp_pa
     """The signature covers the digest of the index, which names that of every file."""
     index = tmp_path / "there/archive/dists/trixie/main/binary-amd64/Packages"
     index.write_text(index.read_text().replace("Version: 1.0", "Version: 9.9"))
-    with pytest.raises(ImageError, match="cannot be fetched"):
+    with refused(ImageError, "archive-unreachable"):
         chosen(there, "tool")
 
 
@@ -150,8 +151,9 @@ def test_a_file_with_another_content_is_refused(there: makearchive.Archive, tmp_
     locked = chosen(there, "tool")
     served = next((tmp_path / "there/archive/pool").glob("library*"))
     served.write_bytes(served.read_bytes()[:-1] + b"x")
-    with pytest.raises(ImageError, match="library 1:2"):
+    with refused(ImageError, "package-not-found") as caught:
         cache.ensure(image_of(there), locked)
+    assert "library" in caught.value.fields["packages"].split()
     assert not cache.deb_of(locked.versions["library"]).exists()
 
 
@@ -160,7 +162,7 @@ def test_the_same_version_of_another_build_is_not_taken(there: makearchive.Archi
     locked = chosen(there, "tool")
     other = LockedPackage("1:2.0-1", "all", "0" * 64)
     wrong = attrs.evolve(locked, versions={**locked.versions, "library": other})
-    with pytest.raises(ImageError, match=r"library 1:2\.0-1; looked in"):
+    with refused(ImageError, "package-not-found", packages="library"):
         cache.ensure(image_of(there), wrong)
 
 
@@ -173,7 +175,7 @@ def test_what_is_gone_comes_from_an_archive_of_the_past(
     next((tmp_path / "there/archive/pool").glob("library*")).unlink()
     there.add("library", "1:3.0-1")
     there.publish()
-    with pytest.raises(ImageError, match=r"not available: library 1:2\.0-1; looked in") as caught:
+    with refused(ImageError, "package-not-found", packages="library") as caught:
         cache.ensure(image_of(there), locked)
     assert re.search(rf"home/packages; {re.escape(there.uri)} trixie$", str(caught.value))
     assert cache.SNAPSHOT_SETTING in str(caught.value.hint)

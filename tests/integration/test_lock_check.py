@@ -13,6 +13,7 @@ import makebox
 import pytest
 import tinyimage
 from clirun import Kimbox
+from refused import refused
 
 from kimbox import paths
 from kimbox.errors import ImageError, KimboxError, SpecError
@@ -254,10 +255,10 @@ def test_offline_takes_mirrors_alone(work: Path) -> None:
     lock = pins.lock_for(Project(box, offline=True)).lock
     commit = lock.repositories["code"].commit
     paths.mirrors_dir().rename(work / "away")
-    with pytest.raises(GitError, match=f"repository code .* lacks commit {commit}, and --offline"):
+    with refused(GitError, "offline", repository="code", commit=commit):
         pins.lock_for(Project(box, offline=True))
     (work / "kimbox.lock").unlink()
-    with pytest.raises(GitError, match=r"repository code .*must be contacted, and --offline asks no server"):
+    with refused(GitError, "offline", repository="code"):
         pins.lock_for(Project(box, offline=True))
     assert not (work / "kimbox.lock").exists()
 
@@ -271,7 +272,7 @@ def test_offline_makes_no_image_from_the_network(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="No such file"):
         obtain.ensure(attrs.evolve(box, image=RemoteImage(f"{tmp_path}/disk.qcow2", digest)), None, offline=True)
     versions = {"one": LockedPackage("1.0", "all", "a" * 64)}
-    with pytest.raises(ImageError, match=r"not available: one 1\.0; looked in the cache"):
+    with refused(ImageError, "offline", packages="one"):
         obtain.ensure(box, attrs.evolve(tinyimage.LOCKED, versions=versions), offline=True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import makebox
 import ownhome
 import pytest
+from refused import refused
 
 from kimbox import paths
 from kimbox.errors import StateError
@@ -76,7 +77,7 @@ def test_a_missing_ref_is_named_with_what_there_is(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     makebox.git(empty, "init", "-q")
-    with pytest.raises(GitError, match="no default branch"):
+    with refused(GitError, "ref-not-found", ref="HEAD"):
         of(empty).resolve("HEAD")
 
 
@@ -87,7 +88,7 @@ def test_a_name_of_branch_and_tag_is_refused_if_they_differ(tmp_path: Path) -> N
     makebox.git(source, "tag", "v1")
     makebox.commit(source, {"a": "two\n"})
     makebox.git(source, "branch", "v1")
-    with pytest.raises(GitError, match="a branch and also a tag") as caught:
+    with refused(GitError, "ref-ambiguous") as caught:
         of(source).resolve("v1")
     assert caught.value.hint == "write refs/heads/v1 or refs/tags/v1"
 
@@ -99,7 +100,7 @@ def test_a_force_pushed_commit_that_is_gone_is_named(tmp_path: Path) -> None:
     makebox.git(source, "commit", "--amend", "-qm", "other")
     makebox.git(source, "reflog", "expire", "--expire=now", "--all")
     makebox.git(source, "gc", "-q", "--prune=now")
-    with pytest.raises(GitError, match=f"no longer has the commit {first}") as caught:
+    with refused(GitError, "commit-not-found", commit=first) as caught:
         of(source).ensure(first)
     assert "force-pushed" in str(caught.value.hint)
     assert "kimbox lock --update code" in str(caught.value.hint)
@@ -140,7 +141,7 @@ def test_ordinary_urls_pass(url: str) -> None:
 )  # fmt: skip
 def test_refs_like_options_or_expressions_are_refused(tmp_path: Path, ref: str) -> None:
     """A ref is a name."""
-    with pytest.raises(GitError, match="is not a branch, a tag or a commit"):
+    with refused(GitError, "bad-ref"):
         of(tmp_path / "nowhere").resolve(ref)
 
 
@@ -199,7 +200,7 @@ def test_a_mute_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"git://127.0.0.1:{mute.getsockname()[1]}/x"
         started = time.monotonic()
-        with pytest.raises(GitError, match=r"did not end within 0\.5 s"):
+        with refused(GitError, "timeout"):
             Mirror.of(Repository("code", url, False, "main", "/opt")).resolve("main")
     assert time.monotonic() - started < 60
 
@@ -262,7 +263,7 @@ def test_two_at_once_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.Mon
     thread.start()
     held.wait(10)
     try:
-        with pytest.raises(StateError, match="another kimbox has been busy with repository code"):
+        with refused(StateError, "busy"):
             code.resolve("main")
     finally:
         release.set()
@@ -285,7 +286,7 @@ def test_a_bundle_holds_one_commit_and_its_history(tmp_path: Path) -> None:
     makebox.git(target, "fetch", "-q", str(tmp_path / "x.bundle"), "refs/kimbox/pin:refs/kimbox/x")
     assert makebox.git(target, "rev-list", "--all").split() == [second, first]
     assert not run(["git", "cat-file", "-e", later], cwd=target, check=False).ok
-    with pytest.raises(GitError, match="does not hold commit"):
+    with refused(GitError, "commit-not-found"):
         write_bundle(code, "0" * 40, tmp_path / "y.bundle")
     assert [p.name for p in tmp_path.glob("*.bundle")] == ["x.bundle"]
 
@@ -335,7 +336,7 @@ def test_attributes_change_nothing_and_gitignore_keeps_out(tmp_path: Path) -> No
     assert held == [".gitattributes", ".gitignore", "bin/tool", "setup", "x.txt"]
     assert git(["cat-file", "blob", f"{pin.commit}:x.txt"], git_dir=code.path).stdout == b"$Id$\r\n\xff\n"
     assert code.ensure(pin.commit) == pin
-    with pytest.raises(GitError, match="a folder keeps no history"):
+    with refused(GitError, "commit-not-found"):
         code.ensure("0" * 40)
 
 

@@ -13,6 +13,7 @@ import makekeys
 import pytest
 from clirun import Kimbox
 from makekeys import Signer
+from refused import refused
 
 from kimbox import paths
 from kimbox.errors import SpecError
@@ -134,8 +135,9 @@ def test_a_tag_vouches_for_nothing_else(people: dict[str, Signer], source: Path)
         of(source, ann.public, ref="v1").resolve("v1")
     assert of(source, bob.public, ref="v1").resolve("v1")
     ann.tag(source, "v1", force=True)
-    with pytest.raises(SignatureError, match=f"the commit {old} has no signature"):
+    with refused(SignatureError, "signature-wrong", commit=old) as caught:
         of(source, bob.public, ref="v1").ensure(old)
+    assert f"the commit {old} has no signature" in caught.value.message
 
 
 def test_the_users_own_trust_has_no_say(
@@ -154,7 +156,7 @@ def test_the_users_own_trust_has_no_say(
     monkeypatch.setenv("GNUPGHOME", people["cat"].env["GNUPGHOME"])
     for who, other in (("ann", "bob"), ("cat", "dan"), ("cat", "ann")):
         people[who].commit(source, f"{who} {other}\n")
-        with pytest.raises(SignatureError, match="does not name"):
+        with refused(SignatureError, "signature-wrong"):
             of(source, people[other].public).resolve("main")
     assert not (tmp_path / "ran").exists()
 
@@ -176,7 +178,7 @@ def test_an_expired_key_is_called_so(source: Path, tmp_path: Path) -> None:
 
 def test_a_key_that_gpg_does_not_take(source: Path) -> None:
     """It looked like one."""
-    with pytest.raises(GitError, match="gpg does not accept a public key of the spec"):
+    with refused(GitError, "bad-public-key"):
         of(source, "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nnonsense\n-----END PGP PUBLIC KEY BLOCK-----\n").resolve(
             "main"
         )

@@ -63,7 +63,7 @@ def logins(endpoint: Endpoint) -> int:
 def settled(folder: Path) -> bool:
     """Whether the first has let others at the place of the shared connection."""
     with shared._opened(folder) as handle:
-        return shared._answers(handle) and shared._take(handle)
+        return shared._answers(handle) and shared._lock(handle)
 
 
 def test_only_the_first_logs_in(endpoint: Endpoint) -> None:

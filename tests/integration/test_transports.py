@@ -8,6 +8,7 @@ from pathlib import Path
 import makebox
 import makeserver
 import pytest
+from refused import refused
 
 from kimbox.lock.git import submodules
 from kimbox.lock.git.command import GitError, GoneError
@@ -78,9 +79,9 @@ def test_a_repository_is_pinned_and_followed(home: Path, served: str) -> None:
     makebox.git(source, "reflog", "expire", "--expire=now", "--all")
     makebox.git(source, "gc", "-q", "--prune=now")
     fresh = Mirror("code", code.url, False, code.path.with_name("fresh.git"))
-    with pytest.raises(GoneError, match=f"no longer has the commit {second}"):
+    with refused(GoneError, "commit-not-found", commit=second):
         fresh.ensure(second)
-    with pytest.raises(GoneError, match="has no branch, tag or commit v1"):
+    with refused(GoneError, "ref-not-found", ref="v1"):
         code.resolve("v1")
 
 
@@ -137,4 +138,4 @@ def test_a_host_key_that_changed_is_refused(home: Path) -> None:
         (home / "known").write_text("")
         with pytest.raises(GitError, match="Host key verification failed") as refused:
             of(f"{url}/code").resolve("main")
-        assert "connect once with ssh by hand" in str(refused.value.hint)
+        assert "once with ssh, check its host key" in str(refused.value.hint)

@@ -15,6 +15,7 @@ import pytest
 import tinyimage
 from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision
 from feignedworld import World
+from refused import refused
 
 from kimbox.actions.provision import provision as provision_machine
 from kimbox.cli import app
@@ -133,7 +134,7 @@ def test_nothing_outside_of_a_work_tree_is_read(box: Box, work: Path, tmp_path: 
     (work / "folder/secret").unlink()
     (work / "folder").rmdir()
     (work / "folder").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(GitError, match="leads out of the folder"):
+    with refused(GitError, "folder-content"):
         taken(box, f"setup={work}")
     (work / "folder").unlink()
     (work / "inside").mkdir()
@@ -147,7 +148,7 @@ def test_nothing_outside_of_a_work_tree_is_read(box: Box, work: Path, tmp_path: 
     assert not (tmp_path / "hook").exists()
     os.mkfifo(work / "setup2")
     makebox.git(work, "update-index", "--add", "--cacheinfo", f"100644,{'0' * 39}1,setup2")
-    with pytest.raises(GitError, match="neither a file"):
+    with refused(GitError, "folder-content"):
         taken(box, f"setup={work}")
 
 
@@ -160,7 +161,7 @@ def test_a_plain_folder_and_another_ref(box: Box, tmp_path: Path) -> None:
     commit = makebox.commit(tmp_path / "setup", {"setup": "#!/bin/sh\necho tried\n"})
     for ref in ("try/this", commit):
         assert "echo tried" in taken(box, f"setup@{ref}")["setup"]
-    with pytest.raises(KimboxError, match=r"has no branch, tag or commit try/that"):
+    with refused(KimboxError, "ref-not-found", ref="try/that"):
         taken(box, "setup@try/that")
 
 
@@ -184,13 +185,13 @@ def test_what_is_not_there_is_named(box: Box, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no repository setpu") as unknown:
         unpinned(Project(box), [Instead("setpu", tmp_path, None)])
     assert unknown.value.hint == "did you mean setup?"
-    with pytest.raises(GitError, match="no such folder"):
+    with refused(GitError, "file-not-found"):
         unpinned(Project(box), [Instead.parse("setup=/nowhere/at/all")])
     for word in ("setup", "setup=", "=x", "@main", ""):
         with pytest.raises(UsageError, match="neither NAME=FOLDER nor NAME@REF"):
             Instead.parse(word)
     for ref in ("--upload-pack=x", "a..b", "x:y"):
-        with pytest.raises(GitError, match="not a branch"):
+        with refused(GitError, "bad-ref"):
             unpinned(Project(box), [Instead.parse(f"setup@{ref}")])
     folder = attrs.evolve(box.repositories[0], url=str(tmp_path / "plain"), is_folder=True)
     with pytest.raises(UsageError, match="is a folder"):
@@ -248,7 +249,7 @@ def test_after_a_part_up_runs_the_whole(world: World, box: Box) -> None:
     feignedworld.up(world)
     feignedworld.up(world)
     assert world.did == ["deliver"]
-    with pytest.raises(UsageError, match="no step stup") as unknown:
+    with refused(UsageError, "step-not-found", step="stup") as unknown:
         provision_machine(Project(box), part=Part("from", "stup"))
     assert unknown.value.hint == "did you mean setup?"
     world.after = [

@@ -23,7 +23,6 @@ WITHOUT_CODES = {
     "cli",
     "drivers",
     "image",
-    "lock",
     "machine",
     "project",
     "transfer",

@@ -9,6 +9,7 @@ import makebox
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refused import refused
 
 from kimbox.errors import KimboxError, SpecError
 from kimbox.lock.lockfile import (
@@ -61,7 +62,7 @@ def test_a_commit_stays_until_it_is_moved(box: Box, tmp_path: Path) -> None:
     assert make_lock(box, previous=lock) == lock
     assert make_lock(box, previous=lock, update=["code"]).repositories["code"].commit == new
     assert make_lock(box, previous=lock, update=None).repositories["code"].commit == new
-    with pytest.raises(KimboxError, match="has no repository nosuch"):
+    with refused(KimboxError, "repository-not-found", name="nosuch"):
         make_lock(box, previous=lock, update=["nosuch"])
 
 
