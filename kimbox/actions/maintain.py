@@ -30,7 +30,7 @@ from kimbox.image.formats.boxwriter import Sign
 from kimbox.image.sanitize.secrets import Finding
 from kimbox.image.store import images, lease, names
 from kimbox.image.store.names import AddedBox
-from kimbox.lock.provenance import Whole
+from kimbox.lock.provenance import Provenance
 from kimbox.log import log
 from kimbox.machine import bootmode
 from kimbox.machine.bootmode import Choice
@@ -121,7 +121,7 @@ def commit(project: Project, name: str, *, force: bool, timeout_s: float, wanted
         return attrs.evolve(done, packages=pack(wanted, whole, done, sign).files)
 
 
-def pack(wanted: Wanted, whole: Whole, done: Committed, sign: Sign | None) -> Packaged:
+def pack(wanted: Wanted, whole: Provenance, done: Committed, sign: Sign | None) -> Packaged:
     """Makes packages of the image that a commit made of the base of `whole`, with the record of what was changed."""
     image = images.find(done.box.image)
     if image is None:

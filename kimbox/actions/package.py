@@ -33,7 +33,7 @@ from kimbox.image.sanitize.secrets import Finding
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.lock.lockfile import format_lock
-from kimbox.lock.provenance import Whole, sbom, statement
+from kimbox.lock.provenance import Provenance, sbom, statement
 from kimbox.log import log
 from kimbox.machine.folder import USER, Machine, machine_of
 from kimbox.machine.state import State
@@ -155,7 +155,7 @@ def _beside(wanted: Wanted) -> list[Path]:
     return [wanted.folder / f"{wanted.box.name}.{name}" for name in FILES]
 
 
-def write(wanted: Wanted, whole: Whole, source: Source, sign: Sign | None) -> Packaged:
+def write(wanted: Wanted, whole: Provenance, source: Source, sign: Sign | None) -> Packaged:
     """Makes the packages of a disk that nobody writes to; `whole` is what the box is made of."""
     box, disk = wanted.box, source.disk
     files = _files(wanted, whole, source)
@@ -179,7 +179,7 @@ def write(wanted: Wanted, whole: Whole, source: Source, sign: Sign | None) -> Pa
     return Packaged(tuple(made), source.kind, source.cleaned, source.kept, source.opaque)
 
 
-def _files(wanted: Wanted, whole: Whole, source: Source) -> dict[str, bytes]:
+def _files(wanted: Wanted, whole: Provenance, source: Source) -> dict[str, bytes]:
     """Spec, lock, SBOM and the like."""
     about: dict[str, object] = {"format": FORMAT, "from": source.kind, "image": source.image.key, "kimbox": __version__}
     about |= {"name": wanted.box.name, "lock": whole.lock.digest, "spec": whole.lock.spec_digest}
@@ -194,7 +194,7 @@ def _files(wanted: Wanted, whole: Whole, source: Source) -> dict[str, bytes]:
     }
 
 
-def _as_installed(whole: Whole, source: Source) -> Whole:
+def _as_installed(whole: Provenance, source: Source) -> Provenance:
     """With the packages that a maintainer's root has, where its disk can be looked into."""
     if source.kind == "image" or source.view is None:
         return whole
@@ -203,7 +203,7 @@ def _as_installed(whole: Whole, source: Source) -> Whole:
 
 
 @contextmanager
-def _source(wanted: Wanted, machine: Machine, whole: Whole) -> Iterator[Source]:
+def _source(wanted: Wanted, machine: Machine, whole: Provenance) -> Iterator[Source]:
     """The image, or the root of the halted machine, cleaned."""
     if wanted.image_only or not machine.exists:
         with obtain.leased(wanted.box, whole.lock.packages) as image, _of_image(image) as source:

@@ -14,7 +14,7 @@ from kimbox.image.disk.compare import sha256_disk
 from kimbox.image.store import images
 from kimbox.lock.git.refs import COMMIT
 from kimbox.lock.lockfile import Lock
-from kimbox.lock.provenance import Whole
+from kimbox.lock.provenance import Provenance
 from kimbox.log import log
 from kimbox.machine import ran
 from kimbox.machine.folder import machine_of
@@ -22,7 +22,7 @@ from kimbox.project.project import Project
 from kimbox.spec.model import SETUP, PackageImage
 
 
-def whole_of(project: Project, *, hashed: bool = True) -> tuple[Whole, str]:
+def whole_of(project: Project, *, hashed: bool = True) -> tuple[Provenance, str]:
     """Everything that a box is made of, and the name of the lock that says so.
 
     It is the lock that the box runs where that is known, else the lock of the spec. Without `hashed` the disk of a
@@ -39,7 +39,7 @@ def whole_of(project: Project, *, hashed: bool = True) -> tuple[Whole, str]:
     side = side or diff.of_spec(project)
     key = machine.record().image if machine.exists else obtain.key_of(box, side.lock.packages)
     built = box.image if isinstance(box.image, PackageImage) else None
-    whole = Whole(
+    whole = Provenance(
         box.name,
         side.lock,
         image=key,

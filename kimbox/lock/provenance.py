@@ -34,7 +34,7 @@ _SERIAL = uuid.UUID("7f6a3c1e-7d0b-5b52-9d43-2b1f3f0f6a11")
 
 
 @attrs.frozen
-class Whole:
+class Provenance:
     """A box and all of its inputs."""
 
     name: str
@@ -52,7 +52,7 @@ class Whole:
         """Every package of the image, by name; empty for a downloaded image."""
         return self.lock.packages.versions if self.lock.packages else {}
 
-    def with_installed(self, installed: Mapping[str, tuple[str, str]]) -> Whole:
+    def with_installed(self, installed: Mapping[str, tuple[str, str]]) -> Provenance:
         """A copy with the packages that are installed on the disk: name -> version, architecture."""
         packages = (self.lock.packages or LockedPackages("", "", (), {})).as_installed(installed)
         return attrs.evolve(self, lock=attrs.evolve(self.lock, packages=packages, frozen_digest=self.lock.digest))
@@ -66,7 +66,7 @@ class Whole:
         return str(PackageURL("deb", self.distribution or None, name, package.version, about).to_string())
 
 
-def sbom(whole: Whole) -> str:
+def sbom(whole: Provenance) -> str:
     """The SBOM as JSON. Each package, repository and submodule is a component of the box."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
@@ -94,7 +94,7 @@ def sbom(whole: Whole) -> str:
     return f"{JsonV1Dot6(bom).output_as_string(indent=2)}\n"
 
 
-def statement(whole: Whole) -> str:
+def statement(whole: Provenance) -> str:
     """The in-toto statement as JSON: which lock, packages and commits the image was built from."""
     digest = {IMAGE_KEY: whole.image} if whole.image else {}
     if whole.image_sha256:
@@ -125,7 +125,7 @@ def _in_order(stale: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str
     return {step: dict(sorted(pins.items())) for step, pins in sorted(stale.items())}
 
 
-def _dependencies(whole: Whole) -> Iterator[dict[str, Any]]:
+def _dependencies(whole: Provenance) -> Iterator[dict[str, Any]]:
     """Packages, sorted by name; then repositories, each followed by its submodules; then commits of stale steps."""
     for name in sorted(whole.packages):
         sha256 = whole.packages[name].sha256
@@ -161,7 +161,7 @@ def _git_uri(url: str, commit: str) -> str:
     return f"git+{url}@{commit}"
 
 
-def _packages(whole: Whole) -> Iterator[Component]:
+def _packages(whole: Provenance) -> Iterator[Component]:
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 

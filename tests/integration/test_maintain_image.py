@@ -23,7 +23,7 @@ from kimbox.image.formats.export import Format
 from kimbox.image.store import images, names
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.lockfile import Lock
-from kimbox.lock.provenance import Whole
+from kimbox.lock.provenance import Provenance
 from kimbox.machine.folder import Machine
 from kimbox.project.project import Project
 from kimbox.spec.load import load_box
@@ -89,7 +89,7 @@ def test_a_package_of_it(machine: Machine, world: Path) -> None:
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", world / "key"])
     wanted = Wanted(Project(load_box(world / "kimbox.yaml")), (Format.LIBVIRT,), world / "out", key=world / "key")
     locked = LockedPackages("0" * 64, "2026-01-01T00:00:00Z", (), {"a": LockedPackage("1", "", "1" * 64)})
-    whole = Whole("tiny", Lock("9" * 64, FORMER, {}, locked), FORMER)
+    whole = Provenance("tiny", Lock("9" * 64, FORMER, {}, locked), FORMER)
     made = maintain.pack(wanted, whole, done, packaging.check(wanted))
     sums_file, signature = world / "out/tiny.SHA256SUMS", world / "out/tiny.SHA256SUMS.sig"
     assert [world / "out/tiny-libvirt.box", sums_file, signature] == list(made.files)

@@ -17,7 +17,7 @@ from kimbox.cli import app
 from kimbox.errors import SpecError
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, write_lock
-from kimbox.lock.provenance import Whole, sbom, statement
+from kimbox.lock.provenance import Provenance, sbom, statement
 from kimbox.machine import ran
 from kimbox.machine.folder import Machine
 from kimbox.project.project import Project
@@ -37,7 +37,7 @@ REPOSITORIES = {
 }
 LOCKED = LockedPackages("3" * 64, "2026-01-01T00:00:00Z", ("deb https://example.org trixie main",), PACKAGES)
 LOCK = Lock("9" * 64, None, REPOSITORIES, LOCKED)
-WHOLE = Whole("tiny", LOCK, "8" * 64, None, "debian", "trixie")
+WHOLE = Provenance("tiny", LOCK, "8" * 64, None, "debian", "trixie")
 
 
 def test_what_is_installed_goes_before_what_was_locked() -> None:

@@ -20,7 +20,7 @@ from kimbox.actions import up as starting
 from kimbox.guest import stale
 from kimbox.guest.events import parse_line
 from kimbox.lock.lockfile import Lock, PinnedRepository, write_lock
-from kimbox.lock.provenance import Whole, sbom, statement
+from kimbox.lock.provenance import Provenance, sbom, statement
 from kimbox.machine import ran
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Sealed
@@ -201,6 +201,6 @@ def test_provenance_is_the_same_in_any_order() -> None:
     """Equal input gives equal bytes."""
     pairs = {"b": {"tool": OLD, "api": NEW}, "a": {"tool": OLD}}
     turned = {"a": {"tool": OLD}, "b": {"api": NEW, "tool": OLD}}
-    one, other = (Whole("tiny", LOCK, stale=each) for each in (pairs, turned))
+    one, other = (Provenance("tiny", LOCK, stale=each) for each in (pairs, turned))
     assert (sbom(one), statement(one)) == (sbom(other), statement(other))
-    assert "stale" not in sbom(Whole("tiny", LOCK)) + statement(Whole("tiny", LOCK))
+    assert "stale" not in sbom(Provenance("tiny", LOCK)) + statement(Provenance("tiny", LOCK))
