@@ -78,6 +78,8 @@ def test_no_copy_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     data = sparse(tmp_path / "data", (0, b"x" * 2 * MIB))
     with pytest.raises(KimboxError, match=r"needs 2\.0 MiB, and .* has 1\.0 MiB free"):
         files.copy_sparse(data, tmp_path / "other")
+    with refused(KimboxError, "no-space", need_bytes=str(2 * MIB), free_bytes=str(MIB)):
+        files.need_space(tmp_path, 2 * MIB, "a test")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+from refused import refused
 from waiting import until
 
-from kimbox.run import die_with_parent_prefix, run
+from kimbox.errors import MissingToolError
+from kimbox.run import CommandError, die_with_parent_prefix, run
 
 
 def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
@@ -35,3 +37,13 @@ def test_where_kimbox_has_died_before_nothing_starts(tmp_path: Path) -> None:
     *before, _ = die_with_parent_prefix()
     done = run([*before, "1", "touch", tmp_path / "there"], check=False)
     assert (done.ok, (tmp_path / "there").exists()) == (False, False)
+
+
+def test_how_a_program_failed_is_a_code() -> None:
+    """An exit status, a timeout and a missing program differ by their codes, and name the program."""
+    with refused(CommandError, "command-failed", program="false"):
+        run(["false"])
+    with refused(CommandError, "timeout", program="sleep"):
+        run(["sleep", "60"], check=False, timeout_s=0.1)
+    with refused(MissingToolError, "missing-tool", program="no-such-program"):
+        run(["no-such-program"])
