@@ -100,7 +100,7 @@ def _check_commit(repository: Repository, text: LockText, found: LockFaults) -> 
     if held is None:
         found.notes.append(f"repository {name}: this machine has not fetched the locked commit {old.commit} yet")
     elif held.tree != old.tree:
-        words = f"repository {name}: commit {old.commit} has the tree {held.tree}, and the lock says {old.tree}"
+        words = f"repository {name}: commit {old.commit} has the tree {held.tree}, and the lock has {old.tree}"
         found.wrong.append(text.problem(words, "repositories", name, "tree"))
     else:
         _check_signature(mirror, old, text, found)

@@ -9,9 +9,9 @@ from kimbox.lock.git import command
 
 def read(written: bytes) -> tuple[bytes, list[str]]:
     """What is kept of these bytes, and what was passed on as progress."""
-    said, progress = bytearray(), list[str]()
-    command._read_stderr(io.BytesIO(written), said, progress.append)
-    return bytes(said), progress
+    kept, progress = bytearray(), list[str]()
+    command._read_stderr(io.BytesIO(written), kept, progress.append)
+    return bytes(kept), progress
 
 
 def test_progress_is_passed_on_and_messages_are_kept() -> None:
