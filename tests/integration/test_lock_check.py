@@ -103,7 +103,7 @@ def edit_lock(work: Path, field: str) -> None:
         (change_folder, ["commit"], ["repository setup: the folder ./setup has changed"]),
         (change_ref, ["spec", "code"], ["the spec asks for v2, the lock was made for main"]),
         (change_disk, ["spec", "image"], ["the image is made from other inputs"]),
-        (lambda work: edit_lock(work, "tree"), ["tree"], ["and the lock says " + "1f" * 20]),
+        (lambda work: edit_lock(work, "tree"), ["tree"], ["and the lock has " + "1f" * 20]),
     ],
 )
 def test_each_disagreement_is_told_at_its_line(
