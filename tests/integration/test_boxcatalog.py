@@ -98,7 +98,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "another": (offer(name="hyperv"), "is for hyperv"),
     "revoked": ({"versions": [{"version": "1", "status": "revoked", "providers": []}]}, "no version at all"),
     "a file of this machine": (offer(url="file:///etc/passwd"), "no place on a server"),
-    "an option": (offer(url="http://h/-x y"), "holds no spaces"),
+    "an option": (offer(url="http://h/-x y"), "cannot contain spaces"),
     "a number": (offer(url=1 << 80), "names no place"),
     "md5": (offer(checksum_type="md5", checksum="a" * 32), "no sha256"),
     "checksum": (offer(checksum=["a"]), "no sha256"),

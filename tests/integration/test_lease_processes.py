@@ -18,7 +18,7 @@ from kimbox import paths
 from kimbox.actions import prune
 from kimbox.image.store import images, lease
 from kimbox.machine.folder import machines
-from kimbox.run import Beside, beside
+from kimbox.run import BackgroundProcess, background
 
 home = ownhome.home  # a fixture
 
@@ -40,20 +40,20 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def making_machine(disk: Path) -> Iterator[Beside]:
+def making_machine(disk: Path) -> Iterator[BackgroundProcess]:
     """A process that is making a machine, and has the image."""
     before = set(disk.parent.glob("leased-*"))
     argv = [sys.executable, SUPPORT / "leasechild.py", disk, digest_of(CONTENT), disk.parent]
-    with beside(["env", f"PYTHONPATH={PYTHONPATH}", f"KIMBOX_HOME={paths.home()}", *argv]) as child:
+    with background(["env", f"PYTHONPATH={PYTHONPATH}", f"KIMBOX_HOME={paths.home()}", *argv]) as child:
         while not set(disk.parent.glob("leased-*")) - before:
-            assert child.code() is None, child.said()
+            assert child.code() is None, child.output()
         yield child
 
 
-def finish(child: Beside, folder: Path) -> None:
+def finish(child: BackgroundProcess, folder: Path) -> None:
     """Lets the process write the machine's record."""
     (folder / "go").touch()
-    assert 0 == child.wait(leasechild.BOUND_S), child.said()
+    assert 0 == child.wait(leasechild.BOUND_S), child.output()
 
 
 def test_prune_leaves_an_image_of_which_a_machine_is_being_made(disk: Path) -> None:

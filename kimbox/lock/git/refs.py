@@ -53,7 +53,11 @@ def check_url(name: str, url: str) -> None:
     try:
         urls.repository(url)
         if urls.is_folder(url) and not url.startswith("/"):
-            raise Fault(f"{shown(url)} is neither a URL nor host:path", "a folder beside the spec starts with ./")
+            raise Fault(
+                f"{shown(url)} is neither a URL nor host:path",
+                "a folder beside the spec starts with ./",
+                code="bad-url",
+            )
     except Fault as fault:
         raise _error_of(fault, f"repository {name}", code="bad-url") from None
 

@@ -86,7 +86,7 @@ def _nested(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tu
         try:
             check_path(path)
             if len(prefix + path) > MAX_PATH:
-                raise Fault(f"its path is longer than {MAX_PATH} characters")
+                raise Fault(f"its path is longer than {MAX_PATH} characters", code="bad-path")
             url = absolute_url(url, mirror.url)
         except Fault as fault:
             raise GitError(
@@ -114,13 +114,13 @@ def check_path(path: str) -> None:
     """Raises Fault for a path that git refuses, that leads out of the checkout, or that looks like an option."""
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise Fault("its path leads out of the checkout")
+        raise Fault("its path leads out of the checkout", code="bad-path")
     if any(part.startswith("-") for part in parts):
-        raise Fault("its path looks like an option")
+        raise Fault("its path looks like an option", code="bad-path")
     if any(_is_dotgit(part) for part in parts):
-        raise Fault("its path leads into a git folder")
+        raise Fault("its path leads into a git folder", code="bad-path")
     if not path.isprintable() or "\\" in path or '"' in path or "\ufffd" in path:
-        raise Fault("its path contains a control character, a quote or a backslash")
+        raise Fault("its path contains a control character, a quote or a backslash", code="bad-path")
 
 
 def absolute_url(url: str, parent: str) -> str:
@@ -132,21 +132,29 @@ def absolute_url(url: str, parent: str) -> str:
         url = f"file://{url}"
     urls.repository(url)
     if urls.is_folder(url):
-        raise Fault(f"{shown(url)} is not a URL", "its .gitmodules names a folder on its author's machine")
+        raise Fault(
+            f"{shown(url)} is not a URL", "its .gitmodules names a folder on its author's machine", code="bad-url"
+        )
     if url.startswith("file:") and not is_local:
-        raise Fault(f"{shown(url)} is a folder of this machine, and the repository around it comes from elsewhere")
+        raise Fault(
+            f"{shown(url)} is a folder of this machine, and the repository around it comes from elsewhere",
+            code="bad-url",
+        )
     return url
 
 
 def _relative(url: str, parent: str) -> str:
     match = _URL.fullmatch(parent.rstrip("/"))
     if not match:
-        raise Fault(f"{shown(url)} is relative, and {shown(redact(parent))} is not a URL that it can be relative to")
+        raise Fault(
+            f"{shown(url)} is relative, and {shown(redact(parent))} is not a URL that it can be relative to",
+            code="bad-url",
+        )
     parts = match["path"].split("/")
     for part in url.split("/"):
         if part == "..":
             if not parts:
-                raise Fault(f"{shown(url)} leads out of {shown(redact(parent))}")
+                raise Fault(f"{shown(url)} leads out of {shown(redact(parent))}", code="bad-url")
             parts.pop()
         elif part not in ("", "."):
             parts.append(part)
