@@ -1,1 +1,1 @@
-"""Bytes by URL, within limits and verified."""
+"""Downloads by URL, with limits and verified digests."""

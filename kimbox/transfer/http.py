@@ -1,7 +1,7 @@
-"""Downloads a large file from an http(s) URL: resumed after a failure, limited in size, its sha256 computed meanwhile.
+"""Downloads a large file from an http(s) URL. Resumes after a failure, limits the size, and computes the sha256.
 
 PART          the bytes received so far, zeros as holes; the download continues at its end
-PART.json     where they are from: URL, validator (RFC 9110, 8.8) and full length
+PART.json     the URL, validator (RFC 9110, 8.8) and full length that belong to these bytes
 
 Only the digest decides whether a file is the expected one. Lengths and versions that a server sends are not trusted.
 """
@@ -27,13 +27,14 @@ from kimbox.errors import ImageError, KimboxError
 from kimbox.files import CHUNK_BYTES, is_full, need_space, read_json, size_words, write_json, write_sparse
 from kimbox.log import log
 
-#: Maximum size of a download without a limit of its own.
+#: Maximum size of a download for which the caller gives no limit, in bytes.
 MAX_BYTES = 1 << 40
 
-#: Timeout for connecting, and for any pause between received bytes.
+#: Timeout for connecting, and for a pause between received bytes, in seconds.
 STALL_S = 30.0
 
-#: Minimum progress in STALL_S, and in one attempt. Without it, a server that sends single bytes would block kimbox.
+#: Minimum progress in STALL_S, and in one attempt, in bytes. Without it, a server that sends single bytes would block
+#: kimbox.
 DRIP_BYTES = 16 << 10
 
 #: Maximum number of redirects for one request.
@@ -42,7 +43,7 @@ MAX_REDIRECTS = 5
 #: Pauses before the next attempts, in seconds. After an attempt that received DRIP_BYTES they start from the first.
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 
-#: Time between two reports of progress.
+#: Time between two reports of progress, in seconds.
 REPORT_S = 1.0
 
 #: Status codes after which another attempt may succeed.
@@ -56,7 +57,16 @@ _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
 class _RetryError(Exception):
-    """This attempt failed; another one may continue after the bytes received so far."""
+    """This attempt failed; another one may continue after the bytes received so far.
+
+    `reason` is `stalled` (no progress within STALL_S), `connection-lost`, `wrong-range` or `status`. `status` is the
+    HTTP status code, if the server sent an error.
+    """
+
+    def __init__(self, message: str, reason: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
 
 
 def fetch(url: str, part: Path, expected: str | None, *, limit_bytes: int | None = None) -> str:
@@ -66,7 +76,10 @@ def fetch(url: str, part: Path, expected: str | None, *, limit_bytes: int | None
     the bytes that an earlier call left in `part`. Without one it starts from the beginning, because nothing could show
     that the two pieces belong to one file. `limit_bytes`: maximum size; None for MAX_BYTES.
 
-    Raises ImageError. The bytes received so far stay for the next call, unless the digest of the whole is wrong.
+    The bytes received so far stay for the next call, unless the digest of the complete file is wrong.
+
+    Raises ImageError: `checksum-mismatch`, `file-too-large`, `bad-url`, `server-unreachable`, `download-failed`,
+    `no-space`. Raises KimboxError (`no-space`) before the download if the size is known and there is too little space.
     """
     if expected is None:
         discard(part)
@@ -80,17 +93,21 @@ def fetch(url: str, part: Path, expected: str | None, *, limit_bytes: int | None
             return actual
         discard(part)
         if is_last or not transfer.is_resumed:
-            raise ImageError(
-                f"the image at {without_query(url)} is not the one that the spec names:\n"
-                f"  the spec: sha256:{expected}\n  the image: sha256:{actual}",
-                hint="it was changed, or the digest in the spec is wrong",
+            raise _error(
+                url,
+                f"the image at {without_query(url)} has another digest than expected:\n"
+                f"  expected: sha256:{expected}\n  received: sha256:{actual}",
+                code="checksum-mismatch",
+                hint="the image was changed, or the expected digest is wrong",
+                expected=f"sha256:{expected}",
+                actual=f"sha256:{actual}",
             )
-        log.info("the pieces of two tries do not fit together: downloading the image anew")
-    raise AssertionError("the last try returns or raises")
+        log.info("the parts from two attempts do not match: downloading the image from the beginning")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def discard(part: Path) -> None:
-    """Removes a download and what is known about it."""
+    """Removes a download and its PART.json."""
     part.unlink(missing_ok=True)
     _state_file(part).unlink(missing_ok=True)
 
@@ -100,7 +117,13 @@ def without_query(url: str) -> str:
     return url.partition("?")[0]
 
 
+def _error(url: str, message: str, *, code: str, hint: str | None = None, **fields: str) -> ImageError:
+    """An ImageError about a URL: the field `url` has it without its query."""
+    return ImageError(message, code=code, hint=hint, fields={"url": without_query(url), **fields})
+
+
 def _state_file(part: Path) -> Path:
+    """PART.json of a download."""
     return part.with_name(f"{part.name}.json")
 
 
@@ -119,7 +142,7 @@ class _Transfer:
     def _load(self) -> None:
         """Reads the bytes that an earlier call left, and their PART.json."""
         if self.part.stat().st_size:
-            log.now("reading what came before")
+            log.now("reading the part that was downloaded before")
         while piece := self.file.read(CHUNK_BYTES):
             self.digest.update(piece)
             self.position += len(piece)
@@ -160,7 +183,7 @@ class _Transfer:
             total = int(match[2]) if match and match[2] != "*" else None
             if not match or match[1] != str(self.position) or (self.total and total and self.total != total):
                 self.restart()
-                raise _RetryError("the server went on with something else")
+                raise _RetryError("the server sent another part of the file than requested", "wrong-range")
             self.total = total or self.total
             self.is_resumed = True
         elif status == 200:
@@ -168,9 +191,10 @@ class _Transfer:
             length = headers.get("Content-Length", "")
             self.total = int(length) if _LENGTH.fullmatch(length) else None
         else:
-            raise ImageError(f"{without_query(self.url)}: the server answered with status {status}")
+            message = f"{without_query(self.url)}: the server answered with status {status}"
+            raise _error(self.url, message, code="download-failed", status=str(status))
         if self.total is not None and self.total > self.limit_bytes:
-            raise ImageError(f"what is at {without_query(self.url)} is too large: {size_words(self.total)}")
+            raise self._too_large(size_words(self.total))
         need_space(self.part.parent, (self.total or self.position) - self.position, "the image")
         tag = headers.get("ETag", "")
         self.validator = tag if tag.startswith('"') else headers.get("Last-Modified")
@@ -179,13 +203,17 @@ class _Transfer:
     def add(self, piece: bytes) -> None:
         """Appends received bytes. Raises ImageError if the file becomes larger than the limit."""
         if self.position + len(piece) > self.limit_bytes:
-            raise ImageError(
-                f"what is at {without_query(self.url)} has no end: more than {size_words(self.limit_bytes)}"
-            )
+            raise self._too_large(f"at least {size_words(self.position + len(piece))}")
         self.digest.update(piece)
         self.file.seek(self.position)
         write_sparse(self.file, piece)
         self.position += len(piece)
+
+    def _too_large(self, size: str) -> ImageError:
+        """The error of a file that exceeds the limit; `size` is its size as text."""
+        limit = size_words(self.limit_bytes)
+        message = f"the file at {without_query(self.url)} is too large: {size}, the limit is {limit}"
+        return _error(self.url, message, code="file-too-large", received_bytes=str(self.position))
 
     def finish(self) -> str:
         """Sets the length of the file, syncs it, and returns its hex digest."""
@@ -211,14 +239,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         """The request to the new URL. Raises ImageError for another scheme."""
         if urlsplit(newurl).scheme not in ("http", "https"):
-            raise ImageError(
-                f"{without_query(req.full_url)} leads to {without_query(newurl)[:200]}, which is no http or https URL"
-            )
+            target = without_query(newurl)[:200]
+            message = f"{without_query(req.full_url)} redirects to {target}, which is not an http or https URL"
+            raise _error(req.full_url, message, code="bad-url")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Opens http and https URLs only, with the proxies and certificates that the environment names."""
+    """An opener for http and https URLs only, with the proxies and certificates of the environment."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -246,15 +274,22 @@ def _download(transfer: _Transfer) -> None:
             if transfer.position - before >= DRIP_BYTES:
                 failures = 0
             if failures == len(PAUSES_S):
-                raise ImageError(
-                    f"the image at {without_query(transfer.url)} could not be fetched: {error}",
-                    hint=f"run the same command again: it goes on after {size_words(transfer.position)}"
-                    if transfer.position
-                    else None,
-                ) from None
-            log.now(f"{error}; trying again")
+                raise _download_error(transfer, error) from None
+            log.now(f"{error}; retrying")
             time.sleep(PAUSES_S[failures])
             failures += 1
+
+
+def _download_error(transfer: _Transfer, error: _RetryError) -> ImageError:
+    """The error of a download after the last attempt, which failed with `error`."""
+    fields = {"reason": error.reason, "received_bytes": str(transfer.position)}
+    if error.status is not None:
+        fields["status"] = str(error.status)
+    hint = None
+    if transfer.position:
+        hint = f"run the same command again: it goes on after {size_words(transfer.position)}"
+    message = f"the image at {without_query(transfer.url)} could not be fetched: {error}"
+    return _error(transfer.url, message, code="download-failed", hint=hint, **fields)
 
 
 def _receive(opener: urllib.request.OpenerDirector, transfer: _Transfer) -> None:
@@ -276,13 +311,14 @@ def _receive(opener: urllib.request.OpenerDirector, transfer: _Transfer) -> None
         transfer.begin(answer.status, answer.headers)
         _receive_body(answer, transfer)
     if transfer.total is not None and transfer.position < transfer.total and not transfer.is_complete:
-        raise _RetryError(f"the connection ended after {transfer.position} of {transfer.total} bytes")
+        message = f"the connection ended after {transfer.position} of {transfer.total} bytes"
+        raise _RetryError(message, "connection-lost")
 
 
 def _receive_body(answer: http.client.HTTPResponse, transfer: _Transfer) -> None:
     """Receives the body of a response. Raises _RetryError if the server sends fewer than DRIP_BYTES in STALL_S."""
-    started = reported = watched = time.monotonic()
-    first = at_watch = transfer.position
+    started = reported = checked = time.monotonic()
+    first_position = checked_position = transfer.position
     while piece := _read(answer):
         try:
             transfer.add(piece)
@@ -291,18 +327,21 @@ def _receive_body(answer: http.client.HTTPResponse, transfer: _Transfer) -> None
                 raise
             raise ImageError(
                 f"no space is left in {transfer.part.parent}",
-                hint="make room; the same command then goes on",
+                code="no-space",
+                hint="free some space, then run the same command again: it continues the download",
+                fields={"path": str(transfer.part.parent)},
             ) from None
         now = time.monotonic()
         if now - reported >= REPORT_S:
             reported = now
-            rate = size_words((transfer.position - first) / (now - started))
+            rate = size_words((transfer.position - first_position) / (now - started))
             total = f" of {size_words(transfer.total)}" if transfer.total else ""
             log.now(f"{size_words(transfer.position)}{total}, {rate}/s")
-        if now - watched >= STALL_S:
-            if transfer.position - at_watch < DRIP_BYTES:
-                raise _RetryError(f"the server sent {transfer.position - at_watch} bytes in {STALL_S:.0f} s")
-            watched, at_watch = now, transfer.position
+        if now - checked >= STALL_S:
+            received_bytes = transfer.position - checked_position
+            if received_bytes < DRIP_BYTES:
+                raise _RetryError(f"the server sent {received_bytes} bytes in {STALL_S:.0f} s", "stalled")
+            checked, checked_position = now, transfer.position
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
@@ -310,9 +349,9 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read1(CHUNK_BYTES)
     except TimeoutError:
-        raise _RetryError(f"the server sent nothing for {STALL_S:g} s") from None
+        raise _RetryError(f"the server sent nothing for {STALL_S:g} s", "stalled") from None
     except (OSError, http.client.HTTPException) as error:
-        raise _RetryError(f"the connection broke ({error or type(error).__name__})") from None
+        raise _RetryError(f"the connection was lost ({error or type(error).__name__})", "connection-lost") from None
 
 
 def _check_error_status(transfer: _Transfer, error: urllib.error.HTTPError) -> None:
@@ -324,25 +363,30 @@ def _check_error_status(transfer: _Transfer, error: urllib.error.HTTPError) -> N
             transfer.is_resumed = True
             return
         transfer.restart()
-        raise _RetryError("the server has fewer bytes than have come already")
+        raise _RetryError("the file on the server is shorter than the part that was downloaded", "wrong-range")
     if error.code in _TRANSIENT:
-        raise _RetryError(f"the server answered with {error.code} {error.reason}")
+        message = f"the server answered with {error.code} {error.reason}"
+        raise _RetryError(message, "status", status=error.code)
+    hint = None
     if 300 <= error.code < 400:
-        raise ImageError(f"{where} redirects without end, or to what is no http or https URL")
-    raise ImageError(
-        f"{where}: the server answered with {error.code} {error.reason}", hint="check image: location: in the spec"
-    )
+        message = f"{where} redirects more than {MAX_REDIRECTS} times, or to a URL that is not http or https"
+    else:
+        message = f"{where}: the server answered with {error.code} {error.reason}"
+        hint = "check the URL (in a spec: `image: location:`)"
+    raise _error(transfer.url, message, code="download-failed", hint=hint, status=str(error.code))
 
 
 def _error_for(transfer: _Transfer, reason: object) -> Exception:
     """The error for a request without a response: _RetryError, or an ImageError if another attempt would fail, too."""
     where = urlsplit(transfer.url).netloc
     if isinstance(reason, ssl.SSLCertVerificationError):
-        hint = "SSL_CERT_FILE names a file with further certificates"
-        return ImageError(f"the certificate of {where} is not valid: {reason.verify_message}", hint=hint)
+        message = f"the certificate of {where} is not valid: {reason.verify_message}"
+        hint = "to trust other certificates, set SSL_CERT_FILE to a file that contains them"
+        return _error(transfer.url, message, code="server-unreachable", hint=hint, server=where)
     if isinstance(reason, ConnectionRefusedError | socket.gaierror) and not transfer.position:
-        hint = "check image: location: in the spec, and the proxy settings (https_proxy)"
-        return ImageError(f"{where} cannot be reached: {reason.strerror}", hint=hint)
+        message = f"{where} cannot be reached: {reason.strerror}"
+        hint = "check the URL (in a spec: `image: location:`) and the proxy settings (https_proxy)"
+        return _error(transfer.url, message, code="server-unreachable", hint=hint, server=where)
     if isinstance(reason, TimeoutError):
-        return _RetryError(f"{where} did not answer within {STALL_S:g} s")
-    return _RetryError(f"the connection to {where} broke ({reason or type(reason).__name__})")
+        return _RetryError(f"{where} did not answer within {STALL_S:g} s", "stalled")
+    return _RetryError(f"the connection to {where} was lost ({reason or type(reason).__name__})", "connection-lost")

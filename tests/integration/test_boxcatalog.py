@@ -1,4 +1,4 @@
-"""Boxes from a catalog: the version that is meant, with its checksum; what a stranger's catalog may not say."""
+"""Boxes from a catalog: the requested version with its checksum, and catalogs that are hostile."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import makevagrant
 import ownhome
 import pytest
 from makevagrant import archive, metadata
+from refused import refused
 from takenimage import digest_of
 from webfolder import serving
 
@@ -55,7 +56,7 @@ def publish(folder: Path, url: str) -> Path:
 
 
 def test_from_a_server(public: Path) -> None:
-    """The newest version, or the one that is named; for libvirt where there is a choice; only with its checksum."""
+    """The newest version, or the requested one; for libvirt if there is a choice; only with its checksum."""
     with serving(public) as port:
         url = f"http://127.0.0.1:{port}"
         publish(public, url)
@@ -65,71 +66,88 @@ def test_from_a_server(public: Path) -> None:
         older = add("y", f"{url}/x.metadata.json", version="1.9")
         assert digest_of((public / "1.9/l.box").read_bytes()) == older.digest
         assert [newest, older] == list(names.every())
-        with pytest.raises(ImageError, match="no version 2") as refused:
+        with refused(ImageError, "version-not-found", version="2", known="1.9, 1.10") as caught:
             add("z", f"{url}/x.metadata.json", version="2")
-        assert "1.9, 1.10" in str(refused.value.hint)
+        assert "1.9, 1.10" in str(caught.value.hint)
         (public / "1.9/l.box").write_bytes((public / "1.10/l.box").read_bytes() + bytes(512))
         boxes.remove(["y"])
-        with pytest.raises(ImageError, match="not the one"):
+        with refused(ImageError, "checksum-mismatch", expected=older.digest):
             add("y", f"{url}/x.metadata.json", version="1.9")
 
 
 @pytest.mark.parametrize("url", ["", "file://{folder}", "."])
 def test_from_a_folder(public: Path, url: str) -> None:
-    """What lies beside a catalog may be named from there."""
+    """A catalog may refer to the boxes beside it with a relative path."""
     file = publish(public, url.format(folder=str(public).replace(" ", "%20")))
     if not url:
         file.write_text(file.read_text().replace('"/1', '"1'))
-    assert ("1.10", "libvirt") == ((one := add("x", str(file))).version, one.provider)
+    added = add("x", str(file))
+    assert ("1.10", "libvirt") == (added.version, added.provider)
 
 
 def offer(**more: object) -> dict[str, Any]:
-    """A catalog of one box."""
-    one = {"name": "libvirt", "url": "http://h/x.box", "checksum_type": "sha256", "checksum": "a" * 64}
-    return {"versions": [{"version": "1", "providers": [one | more]}]}
+    """A catalog of one box; `more` changes the entry of the box."""
+    entry = {"name": "libvirt", "url": "http://h/x.box", "checksum_type": "sha256", "checksum": "a" * 64}
+    return {"versions": [{"version": "1", "providers": [entry | more]}]}
 
 
-HOSTILE: dict[str, tuple[Any, str]] = {
-    "list": ([], "no JSON object"),
-    "deep": ("[" * 100_000, "no JSON object"),
-    "no versions": ({"name": "x"}, "no list of versions"),
-    "versions": ({"versions": ["1", {"version": 2}, {"version": "1\n", "providers": []}]}, "no version at all"),
-    "providers": ({"versions": [{"version": "1", "providers": "libvirt"}]}, "is for nothing"),
-    "another": (offer(name="hyperv"), "is for hyperv"),
-    "revoked": ({"versions": [{"version": "1", "status": "revoked", "providers": []}]}, "no version at all"),
-    "a file of this machine": (offer(url="file:///etc/passwd"), "no place on a server"),
-    "an option": (offer(url="http://h/-x y"), "cannot contain spaces"),
-    "a number": (offer(url=1 << 80), "names no place"),
-    "md5": (offer(checksum_type="md5", checksum="a" * 32), "no sha256"),
-    "checksum": (offer(checksum=["a"]), "no sha256"),
+#: Name -> a catalog, and the code and fields of the error.
+HOSTILE: dict[str, tuple[Any, str, dict[str, str]]] = {
+    "list": ([], "bad-catalog", {}),
+    "deep": ("[" * 100_000, "bad-catalog", {}),
+    "no versions": ({"name": "x"}, "bad-catalog", {"missing": "versions"}),
+    "versions": (
+        {"versions": ["1", {"version": 2}, {"version": "1\n", "providers": []}]}, "version-not-found", {"known": ""}
+    ),
+    "providers": ({"versions": [{"version": "1", "providers": "libvirt"}]}, "unsupported-provider", {"providers": ""}),
+    "another": (offer(name="hyperv"), "unsupported-provider", {"providers": "hyperv"}),
+    "revoked": (
+        {"versions": [{"version": "1", "status": "revoked", "providers": []}]}, "version-not-found", {"known": ""}
+    ),
+    "a file of this machine": (offer(url="file:///etc/passwd"), "bad-url", {}),
+    "an option": (offer(url="http://h/-x y"), "bad-url", {}),
+    "a number": (offer(url=1 << 80), "wrong-type", {}),
+    "md5": (offer(checksum_type="md5", checksum="a" * 32), "bad-digest", {}),
+    "checksum": (offer(checksum=["a"]), "bad-digest", {}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_catalogs(tmp_path: Path, name: str, home: Path) -> None:
-    """Each is refused with the reason; nothing is left."""
-    value, reason = HOSTILE[name]
+    """Each catalog is refused with its reason, and no file is left."""
+    value, code, fields = HOSTILE[name]
     (tmp_path / "web").mkdir()
     (tmp_path / "web/x.json").write_text(value if isinstance(value, str) else json.dumps(value))
-    with serving(tmp_path / "web") as port, pytest.raises(ImageError, match=reason):
+    with serving(tmp_path / "web") as port, refused(ImageError, code, **fields):
         add("x", f"http://127.0.0.1:{port}/x.json")
     assert [] == list((home / "downloads").iterdir())
 
 
-def test_one_without_end(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A catalog is small."""
+@pytest.mark.parametrize(
+    ("url", "words"), [("file:///etc/passwd", "not http or https"), ("http://h/-x y", "cannot contain spaces")]
+)
+def test_the_reason_for_refusing_a_url_is_in_the_message(tmp_path: Path, url: str, words: str) -> None:
+    """The code is the same for each invalid URL."""
+    (tmp_path / "x.json").write_text(json.dumps(offer(url=url)))
+    with serving(tmp_path) as port, refused(ImageError, "bad-url", version="1") as caught:
+        add("x", f"http://127.0.0.1:{port}/x.json")
+    assert words in caught.value.message
+
+
+def test_a_catalog_that_is_too_large(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a server and from a folder; a missing catalog is another error."""
     monkeypatch.setattr(boxcatalog, "MAX_BYTES", 1000)
     (tmp_path / "x.json").write_text(json.dumps(offer(more="x" * 1000)))
-    with serving(tmp_path) as port, pytest.raises(ImageError, match="too large"):
+    with serving(tmp_path) as port, refused(ImageError, "file-too-large", url=f"http://127.0.0.1:{port}/x.json"):
         add("x", f"http://127.0.0.1:{port}/x.json")
-    with pytest.raises(ImageError, match="or too much"):
+    with refused(ImageError, "file-too-large", catalog=str(tmp_path / "x.json")):
         add("x", str(tmp_path / "x.json"))
-    with pytest.raises(ImageError, match="cannot be read"):
+    with refused(ImageError, "file-not-found", catalog=str(tmp_path / "y.json")):
         add("x", str(tmp_path / "y.json"))
 
 
-def test_what_nothing_vouches_for(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checksum that came over http is no more than the box is; one that the user gives is."""
+def test_a_checksum_from_an_insecure_server_warns(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checksum received over http does not prove the box. A digest that the user passes does."""
     warned: list[str] = []
     monkeypatch.setattr(log, "warn", warned.append)
     with serving(public) as port:
@@ -143,10 +161,10 @@ def test_what_nothing_vouches_for(public: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not which("ruby"), reason="script/bootstrap test brings ruby")
 def test_the_order_is_that_of_vagrant() -> None:
-    """Of versions as people write them, the newest is the one that Gem::Version takes for it."""
+    """Versions of many forms are sorted as Gem::Version sorts them."""
     known = ["1", "1.0", "1.0.1", "1.10", "1.9", "2.0.rc1", "2.0.0", "2.0.beta2", "2.0.beta10", "2026.1", "2025.12.31"]
     known = known[::3] + known[1::3] + known[2::3]
     script = "require 'rubygems'; puts ARGV.map { |v| Gem::Version.new(v) }.sort"
-    wanted = run(["ruby", "-e", script, *known]).stdout.split()
-    ours = sorted(known, key=boxcatalog._order)
-    assert [boxcatalog._order(v) for v in wanted] == [boxcatalog._order(v) for v in ours]
+    expected = run(["ruby", "-e", script, *known]).stdout.split()
+    actual = sorted(known, key=boxcatalog._order)
+    assert [boxcatalog._order(v) for v in expected] == [boxcatalog._order(v) for v in actual]

@@ -47,8 +47,14 @@ def fetched(image: RemoteImage) -> Image:
         return found
 
 
-def refused(location: str | Path, content: bytes = CONTENT) -> str:
-    """Takes an image and returns why it was refused."""
+def refusal(location: str | Path, content: bytes = CONTENT) -> KimboxError:
+    """Adds an image to the store, with the digest of `content`, and returns the error that this raises."""
     with pytest.raises(KimboxError) as caught:
         fetched(RemoteImage(str(location), digest_of(content)))
-    return f"{caught.value.message} ({caught.value.hint})"
+    return caught.value
+
+
+def refused(location: str | Path, content: bytes = CONTENT) -> str:
+    """Message and hint of `refusal`."""
+    error = refusal(location, content)
+    return f"{error.message} ({error.hint})"

@@ -25,7 +25,6 @@ WITHOUT_CODES = {
     "image",
     "machine",
     "project",
-    "transfer",
 }
 
 CODE = re.compile(r"[a-z]+(-[a-z]+)*")

@@ -1,1 +1,1 @@
-"""Gets images that were made elsewhere."""
+"""Downloads or copies images that were not built by this kimbox."""

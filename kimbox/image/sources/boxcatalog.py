@@ -1,7 +1,7 @@
-"""Reads Vagrant's catalogs of boxes: finds the box of a version, its location and its checksum.
+"""Reads Vagrant's catalogs of boxes: the location and the checksum of the box of a version.
 
 Format: "Box Catalog Metadata" of Vagrant's documentation. A catalog is untrusted input. A catalog from a server may
-name boxes on servers only; it cannot make kimbox read a file of this machine.
+refer only to boxes on servers, so that it cannot make kimbox read a file of this machine.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import attrs
 
 from kimbox import paths
 from kimbox.errors import ImageError, KimboxError
-from kimbox.files import read_json
+from kimbox.files import read_json, size_words
 from kimbox.image.formats import boxreader
 from kimbox.log import log
 from kimbox.spec import urls
 from kimbox.spec.nodes import Fault
 from kimbox.transfer import http
 
-#: Maximum size of a catalog.
+#: Maximum size of a catalog, in bytes.
 MAX_BYTES = 16 << 20
 
 #: Providers whose boxes kimbox can use, in order of preference: boxes for libvirt need no conversion.
@@ -40,19 +40,20 @@ class CatalogChoice:
 
     version: str
     location: str
-    #: `sha256:` and 64 hex digits; None where the catalog has none.
+    #: `sha256:` and 64 hex digits; None if the catalog has no checksum.
     digest: str | None
 
 
 def is_catalog(location: str) -> bool:
-    """Whether a path or URL names a catalog: its name ends in .json."""
+    """Whether a path or URL is that of a catalog: its name ends in .json."""
     return http.without_query(location).endswith(".json")
 
 
 def choose(location: str, version: str | None) -> CatalogChoice:
     """Finds a box in the catalog at a path or URL. `version`: None for the newest.
 
-    Raises ImageError if there is no catalog, no such version, or no box of that version for any of PROVIDERS.
+    Raises ImageError: `bad-catalog`, `version-not-found`, `unsupported-provider` if the version has no box for any of
+    PROVIDERS, the errors of `_read`, and those of an entry (`bad-url`, `bad-digest` ...).
     """
     place = http.without_query(location)
     versions = _versions(_read(location), place)
@@ -60,18 +61,32 @@ def choose(location: str, version: str | None) -> CatalogChoice:
         version = max(versions, key=_order, default=None)
     if version is None or version not in versions:
         known = ", ".join(sorted(versions, key=_order)[-10:])
-        hint = f"the newest that it has: {known}" if known else None
-        raise ImageError(f"the catalog {place} has no version {version or 'at all'}", hint=hint)
+        raise ImageError(
+            f"the catalog {place} has {f'no version {version}' if version else 'no versions'}",
+            code="version-not-found",
+            hint=f"its newest versions: {known}" if known else None,
+            fields={"catalog": place, "version": version or "", "known": known},
+        )
     offered = {str(entry.get("name")): entry for entry in versions[version]}
     for provider in PROVIDERS:
         if provider in offered:
             return _chosen(offered[provider], version, location)
-    names = ", ".join(sorted(offered))[:100] or "nothing"
-    raise ImageError(f"version {version} in the catalog {place} is for {names}; kimbox takes {' and '.join(PROVIDERS)}")
+    names = ", ".join(sorted(offered))[:100]
+    raise ImageError(
+        f"version {version} in the catalog {place} is for {names or 'no provider'}; "
+        f"kimbox can use boxes for {' and '.join(PROVIDERS)}",
+        code="unsupported-provider",
+        fields={"catalog": place, "version": version, "providers": names},
+    )
 
 
 def _read(location: str) -> dict[str, Any]:
-    """The catalog at a path or URL. Raises ImageError if it cannot be read or is not a JSON object."""
+    """The catalog at a path or URL.
+
+    Raises ImageError: `file-not-found`, `file-unreadable`, `bad-catalog` if it is not a JSON object, `file-too-large`,
+    `not-a-regular-file`, and the errors of `http.fetch`.
+    """
+    place = http.without_query(location)
     try:
         if not urls.is_url(location):
             return read_json(Path(location), limit_bytes=MAX_BYTES)
@@ -79,18 +94,24 @@ def _read(location: str) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"catalog-{os.getpid()}.part"
         try:
-            with log.step(f"fetching {http.without_query(location)}"):
+            with log.step(f"fetching {place}"):
                 http.fetch(location, part, None, limit_bytes=MAX_BYTES)
             return read_json(part, limit_bytes=MAX_BYTES)
         finally:
             http.discard(part)
     except OSError as error:
-        raise ImageError(f"the catalog {location} cannot be read: {error.strerror}") from None
+        raise ImageError(
+            f"the catalog {location} cannot be read: {error.strerror}",
+            code="file-not-found" if isinstance(error, FileNotFoundError) else "file-unreadable",
+            fields={"catalog": place},
+        ) from None
     except ImageError:
         raise
-    except KimboxError:
+    except KimboxError as error:
         raise ImageError(
-            f"{http.without_query(location)} is no catalog: it holds no JSON object, or too much"
+            f"{place} is not a catalog of boxes: not a JSON object, or larger than {size_words(MAX_BYTES)}",
+            code="bad-catalog" if error.code == "file-damaged" else error.code,
+            fields={"catalog": place},
         ) from None
 
 
@@ -98,7 +119,11 @@ def _versions(catalog: dict[str, Any], place: str) -> dict[str, list[dict[str, A
     """The entries of each version, one for each provider; revoked versions are left out."""
     listed = catalog.get("versions")
     if not isinstance(listed, list):
-        raise ImageError(f"{place} is no catalog: it has no list of versions")
+        raise ImageError(
+            f"{place} is not a catalog of boxes: it has no list of versions",
+            code="bad-catalog",
+            fields={"catalog": place, "missing": "versions"},
+        )
     versions = {}
     for entry in filter(_is_object, listed):
         version, providers = entry.get("version"), entry.get("providers")
@@ -122,24 +147,27 @@ def _order(version: str) -> list[tuple[int, int, str]]:
 
 
 def _chosen(offered: dict[str, Any], version: str, catalog: str) -> CatalogChoice:
-    """The box of one provider. Raises ImageError if kimbox cannot use its location or its checksum."""
+    """The box of one provider. Raises ImageError, with the fault's code, if its location or checksum is invalid."""
     try:
         return CatalogChoice(version, _location(offered.get("url"), catalog), _digest(offered))
     except Fault as fault:
+        place = http.without_query(catalog)
         raise ImageError(
-            f"version {version} in the catalog {http.without_query(catalog)} cannot be taken: {fault.message}",
-            hint="take the box itself, by its own URL, with --digest",
+            f"version {version} in the catalog {place} cannot be used: {fault.message}",
+            code=fault.code,
+            hint="pass the URL of the box instead of the catalog, and its digest with --digest",
+            fields={"catalog": place, "version": version},
         ) from None
 
 
 def _location(url: object, catalog: str) -> str:
     """The path or URL of a box: `url` of its entry, relative to the location of the catalog. Raises Fault."""
     if not isinstance(url, str) or not url:
-        raise Fault("it names no place")
+        raise Fault("it has no URL", code="wrong-type")
     if urls.is_url(catalog):
         place = urllib.parse.urljoin(http.without_query(catalog), url)
         if not place.startswith(("http://", "https://")):
-            raise Fault("it is at no place on a server")
+            raise Fault("its URL is not http or https", code="bad-url")
         return urls.image(place)
     if not urls.is_url(url) or url.startswith("file://"):
         return str(Path(catalog).parent / urllib.parse.unquote(url.removeprefix("file://")))
@@ -152,5 +180,5 @@ def _digest(offered: dict[str, Any]) -> str | None:
     if not checksum:
         return None
     if kind != "sha256" or not _SHA256.fullmatch(str(checksum)):
-        raise Fault(f"its checksum is no sha256 but {str(kind)[:20]!r}")
+        raise Fault(f"its checksum is not a sha256; its type is {str(kind)[:20]!r}", code="bad-digest")
     return f"sha256:{str(checksum).lower()}"

@@ -1,7 +1,7 @@
-"""Brings an image that was made elsewhere into the store, from a path or an http(s) URL: a disk, or a box with a disk.
+"""Adds an image from a path or an http(s) URL to the store. The file is a disk, or a box that contains a disk.
 
-The file is copied or downloaded first, and its digest is checked. Only then is its format read. kimbox uses the copy in
-the store, never the file itself.
+kimbox first copies or downloads the file and checks its digest, then reads its format. Afterwards kimbox uses the copy
+in the store, never the original file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kimbox.transfer import http
 #: An unfinished download is removed if nothing was added to it for this time, in seconds.
 PARTIAL_KEPT_S = 14 * 86400
 
-#: Maximum size of a disk: a partition table of the MBR type cannot describe a larger one.
+#: Maximum size of a disk, in bytes: a partition table of the MBR type cannot describe a larger one.
 MAX_VIRTUAL_BYTES = 2 << 40
 
 #: Limits for qemu-img when it reads the header of an untrusted file: address space in bytes, processor time in seconds
@@ -37,54 +37,56 @@ MAX_VIRTUAL_BYTES = 2 << 40
 INFO_LIMITS = ("--as=2147483648", "--cpu=30")
 INFO_TIMEOUT_S = 60.0
 
-#: Name of the folder, beside the disk, with the small files of the box that it came in.
-BOX = "box"
+#: Name of the folder beside the disk that holds the small files of its box.
+BOX_FOLDER = "box"
 
 #: Number of bytes from the start of a file by which its format is recognized.
 HEAD_BYTES = 64 << 10
 
 _QCOW2 = b"QFI\xfb"
 
-#: Formats that are not accepted, for a helpful message: offset and value of their magic number, description.
+#: Formats that are not accepted: offset and value of the magic number, name for the field `content` of the error,
+#: description for its message.
 _OTHER_FORMATS = (
-    (0, b"\xfd7zXZ\0", "compressed with xz: unpack it first"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
-    (0, b"BZh", "compressed with bzip2: unpack it first"),
-    (0, b"PK\x03\x04", "a zip archive: unpack it first"),
-    (0, b"KDMV", "a VMDK disk: convert it with `qemu-img convert -O qcow2`"),
-    (0, b"# Disk DescriptorFile", "a VMDK description without its disk"),
-    (64, b"\x7f\x10\xda\xbe", "a VirtualBox disk: convert it with `qemu-img convert -O qcow2`"),
-    (0, b"vhdxfile", "a VHDX disk: convert it with `qemu-img convert -O qcow2`"),
-    (0, b"conectix", "a VHD disk: convert it with `qemu-img convert -O qcow2`"),
-    (0x8001, b"CD001", "a CD image that no disk boots from"),
-    (1080, b"\x53\xef", "an ext4 file system without a partition table"),
-    (0, b"hsqs", "a squashfs file system"),
-    (0, b"\x7fELF", "a program"),
+    (0, b"\xfd7zXZ\0", "xz", "compressed with xz: unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd", "compressed with zstd: unpack it first"),
+    (0, b"BZh", "bzip2", "compressed with bzip2: unpack it first"),
+    (0, b"PK\x03\x04", "zip", "a zip archive: unpack it first"),
+    (0, b"KDMV", "vmdk", "a VMDK disk: convert it with `qemu-img convert -O qcow2`"),
+    (0, b"# Disk DescriptorFile", "vmdk-descriptor", "a VMDK descriptor without its disk"),
+    (64, b"\x7f\x10\xda\xbe", "vdi", "a VirtualBox disk: convert it with `qemu-img convert -O qcow2`"),
+    (0, b"vhdxfile", "vhdx", "a VHDX disk: convert it with `qemu-img convert -O qcow2`"),
+    (0, b"conectix", "vhd", "a VHD disk: convert it with `qemu-img convert -O qcow2`"),
+    (0x8001, b"CD001", "iso", "a CD image, which cannot be booted as a disk"),
+    (1080, b"\x53\xef", "ext4", "an ext4 file system without a partition table"),
+    (0, b"hsqs", "squashfs", "a squashfs file system"),
+    (0, b"\x7fELF", "program", "a program"),
 )
 
 
 def key_of(image: RemoteImage) -> str:
-    """The key of the image in the store: the hex digest of the file that is fetched."""
+    """The key of the image in the store: the hex digest of its file."""
     return image.digest.removeprefix("sha256:")
 
 
 def check_signature(image: Image, keys: tuple[str, ...]) -> None:
-    """Raises ImageError unless the image is that of a box which one of these ssh keys has signed."""
+    """Raises ImageError unless the image is from a box that one of these ssh keys has signed."""
     checksums, signature = (kept_file(image, name) for name in (sums.NAME, sums.SIGNATURE_NAME))
     boxreader.verify(checksums, signature, keys)
 
 
 def kept_file(image: Image, name: str) -> bytes | None:
-    """A small file of the box that an image came in, or None if the box had no file of that name."""
-    path = image.disk.parent / BOX / name
+    """A small file of the box that contained the image, or None if the box had no file of that name."""
+    path = image.disk.parent / BOX_FOLDER / name
     return path.read_bytes() if path.is_file() else None
 
 
 def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """Fills a workspace, as `images.publish` expects it, with the disk of a file. Returns the image's facts.
 
-    With `keys`, the file has to be a box that one of these ssh keys has signed. Raises ImageError if the file cannot be
-    fetched, has another digest, or holds no disk.
+    With `keys`, the file must be a box that one of these ssh keys has signed.
+
+    Raises ImageError: the errors of `http.fetch` (URL) or `_copy` (path), of `boxreader.read` (box) and of `inspect`.
     """
     key = key_of(image)
     with log.step(f"fetching the image {http.without_query(image.location)}"):
@@ -104,7 +106,13 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...]) -> dict[str, An
             kind, virtual_bytes = inspect(disk)
         except ImageError as error:
             http.discard(disk)
-            raise ImageError(f"{http.without_query(image.location)}: {error.message}", hint=error.hint) from None
+            location = http.without_query(image.location)
+            raise ImageError(
+                f"{location}: {error.message}",
+                code=error.code,
+                hint=error.hint,
+                fields={**error.fields, "location": location},
+            ) from None
         _move(disk, work / images.DONE / images.DISKS[kind])
         http.discard(disk)
     return {
@@ -117,9 +125,9 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...]) -> dict[str, An
 
 
 def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
-    """Unpacks a box. Returns its disk, and the facts that are known of a box; its small files go beside the disk.
+    """Unpacks a box. Returns its disk and facts about the box. Writes its small files to BOX_FOLDER beside the disk.
 
-    With `keys`, one of them has to have signed the box. Raises ImageError, and removes the archive, if it is not valid.
+    With `keys`, one of them must have signed the box. Raises ImageError, and removes the archive, if it is not valid.
     """
     try:
         contents = boxreader.read(archive, work, keys)
@@ -132,7 +140,7 @@ def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dic
     except ImageError:
         http.discard(archive)
         raise
-    folder = work / images.DONE / BOX
+    folder = work / images.DONE / BOX_FOLDER
     folder.mkdir()
     for name, data in contents.files.items():
         (folder / name).write_bytes(data)
@@ -142,7 +150,7 @@ def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dic
 
 
 def _download(url: str, key: str) -> Path:
-    """Downloads to a file that stays after a failure, so that the next attempt continues it."""
+    """Downloads to a file that is kept after a failure, so that the next call continues the download."""
     folder = paths.downloads_dir()
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -152,7 +160,7 @@ def _download(url: str, key: str) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes downloads to which nothing was added for PARTIAL_KEPT_S, unless a process is working on them."""
+    """Removes downloads that are unchanged for PARTIAL_KEPT_S, unless a process holds their lock."""
     for part in folder.glob("*.part"):
         with contextlib.suppress(OSError, StateError):
             if time.time() - part.stat().st_mtime > PARTIAL_KEPT_S:
@@ -161,7 +169,10 @@ def _sweep(folder: Path) -> None:
 
 
 def _copy(source: Path, key: str, target: Path) -> Path:
-    """Copies a local file and returns the copy. Raises ImageError if it cannot be read or has another digest."""
+    """Copies a local file and returns the copy.
+
+    Raises ImageError: `file-not-found`, `file-unreadable`, `checksum-mismatch`. The errors of `copy_sparse` pass.
+    """
     try:
         total = size_words(source.stat().st_size)
         digest = copy_sparse(source, target, on_bytes=_reporter(total))
@@ -169,31 +180,36 @@ def _copy(source: Path, key: str, target: Path) -> Path:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ImageError(
-            f"the image {source} cannot be read: {error.strerror}", hint="check image: location: in the spec"
+            f"the image {source} cannot be read: {error.strerror}",
+            code="file-not-found" if isinstance(error, FileNotFoundError) else "file-unreadable",
+            hint="check the path (in a spec: `image: location:`)",
+            fields={"path": str(source)},
         ) from None
     if digest != f"sha256:{key}":
         raise ImageError(
-            f"the image {source} is not the one that the spec names:\n  the spec: sha256:{key}\n  the image: {digest}",
-            hint="it was changed, or the digest in the spec is wrong",
+            f"the image {source} has another digest than expected:\n  expected: sha256:{key}\n  the file: {digest}",
+            code="checksum-mismatch",
+            hint="the image was changed, or the expected digest is wrong",
+            fields={"path": str(source), "expected": f"sha256:{key}", "actual": digest},
         )
     return target
 
 
 def _reporter(total: str) -> Callable[[int], None]:
-    """A function that shows, at intervals, the number of bytes done; `total` is the size in words."""
+    """A function that shows the number of bytes done, at most every `http.REPORT_S` seconds; `total` is for display."""
     reported = time.monotonic()
 
-    def report(done: int) -> None:
+    def report(done_bytes: int) -> None:
         nonlocal reported
         if time.monotonic() - reported >= http.REPORT_S:
             reported = time.monotonic()
-            log.now(f"{size_words(done)} of {total}")
+            log.now(f"{size_words(done_bytes)} of {total}")
 
     return report
 
 
 def _move(source: Path, target: Path) -> None:
-    """Moves a file, also from another file system."""
+    """Moves a file, also to another file system."""
     try:
         source.rename(target)
     except OSError as error:
@@ -205,7 +221,8 @@ def _move(source: Path, target: Path) -> None:
 def inspect(disk: Path) -> tuple[str, int]:
     """The format of a disk (`raw` or `qcow2`), and its size in bytes as the guest sees it.
 
-    Raises ImageError if the file has another format, or is a qcow2 that is not safe to open.
+    Raises ImageError: `not-a-disk` if the file has another format (the field `content` names it), and the errors of
+    `_qcow2_bytes`.
     """
     with disk.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -213,49 +230,68 @@ def inspect(disk: Path) -> tuple[str, int]:
         return "qcow2", _qcow2_bytes(disk, head)
     if head[510:512] == b"\x55\xaa" or head[512:520] == b"EFI PART" or head[4096:4104] == b"EFI PART":
         return "raw", disk.stat().st_size
+    content, description = _describe(head)
     raise ImageError(
-        f"this is no disk image but {_description(head)}",
-        hint="kimbox takes raw disks with a partition table, and qcow2",
+        f"not a disk image: the file is {description}",
+        code="not-a-disk",
+        hint="kimbox reads raw disks with a partition table, and qcow2",
+        fields={"content": content},
     )
 
 
-def _description(head: bytes) -> str:
-    """What a file seems to be that is not a disk, in words, from its first bytes."""
-    for offset, magic, name in _OTHER_FORMATS:
+def _describe(head: bytes) -> tuple[str, str]:
+    """The content of a file that is not a disk, from its first bytes: a name and a description for a message."""
+    for offset, magic, name, description in _OTHER_FORMATS:
         if head.startswith(magic, offset):
-            return name
+            return name, description
     start = head[:512].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
-        return "a web page (is it the address of a page about the image?)"
+        return "html", "a web page; the URL may be that of a page about the image"
+    if not head:
+        return "empty", "empty"
     if not head.strip(b"\0"):
-        return "nothing but zeros" if head else "an empty file"
+        return "zeros", "full of zeros, at least at its start"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
-        return f"a text that starts with {start[:40].decode(errors='replace')!r}"
-    return f"something without a partition table (it starts with {head[:8].hex(' ')})"
+        return "text", f"a text that starts with {start[:40].decode(errors='replace')!r}"
+    return "unknown", f"of an unknown format without a partition table (it starts with {head[:8].hex(' ')})"
 
 
 def _qcow2_bytes(disk: Path, head: bytes) -> int:
     """The virtual size of a qcow2, in bytes.
 
-    QEMU opens every file that a qcow2 refers to, so its header is read here first (docs/interop/qcow2.txt in QEMU's
-    sources). Raises ImageError if it refers to another file, is encrypted or damaged, or has an impossible size.
+    QEMU opens every file that a qcow2 refers to. Therefore kimbox reads the header first (docs/interop/qcow2.txt in
+    QEMU's sources).
+
+    Raises ImageError: `unsafe-disk` if it refers to another file, is encrypted or damaged, or has an impossible size
+    (the field `fault` says which); `unexpected-output` if the output of qemu-img cannot be read.
     """
     if len(head) < 104:
-        raise ImageError("this qcow2 is cut off in its header")
+        raise ImageError("the qcow2 ends within its header", code="unsafe-disk", fields={"fault": "truncated"})
     virtual_bytes: int
-    version, backing_at, _, _, virtual_bytes, encryption = struct.unpack_from(">IQIIQI", head, 4)
+    version, backing_offset, _, _, virtual_bytes, encryption = struct.unpack_from(">IQIIQI", head, 4)
     features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 else 0
-    faults = {
-        f"is of version {version}": version not in (2, 3),
-        "has a backing file, and could show the guest any file of this machine": backing_at != 0,
-        "keeps its data in another file": features & 4,
-        "is encrypted": encryption != 0,
-        "is marked as damaged": features & 2,
-        f"claims to be a disk of {size_words(virtual_bytes)}": not 0 < virtual_bytes <= MAX_VIRTUAL_BYTES,
-    }
-    for fault, is_so in faults.items():
-        if is_so:
-            raise ImageError(f"this qcow2 {fault}", hint="make a sound one of it with `qemu-img convert -O qcow2`")
+    size = f"has a size of {size_words(virtual_bytes)}, the limit is {size_words(MAX_VIRTUAL_BYTES)}"
+    for is_faulty, fault, description in (
+        (version not in (2, 3), "version", f"has the unknown version {version}"),
+        (backing_offset != 0, "backing-file", "has a backing file, which could be any file of this machine"),
+        (features & 4, "data-file", "stores its data in another file"),
+        (encryption != 0, "encrypted", "is encrypted"),
+        (features & 2, "damaged", "is marked as damaged"),
+        (not 0 < virtual_bytes <= MAX_VIRTUAL_BYTES, "size", size),
+    ):
+        if is_faulty:
+            raise ImageError(
+                f"the qcow2 {description}",
+                code="unsafe-disk",
+                hint="convert the original disk with `qemu-img convert -O qcow2`",
+                fields={"fault": fault},
+            )
+    _check_with_qemu(disk, virtual_bytes)
+    return virtual_bytes
+
+
+def _check_with_qemu(disk: Path, virtual_bytes: int) -> None:
+    """Compares qemu-img's description of a qcow2 with the header that kimbox read. Raises as `_qcow2_bytes` does."""
     try:
         done = run.run(
             ["prlimit", *INFO_LIMITS, "--", run.require("qemu-img"), "info", "--output=json", "-f", "qcow2", disk],
@@ -265,9 +301,15 @@ def _qcow2_bytes(disk: Path, head: bytes) -> int:
         refused = [k for k in ("backing-filename", "full-backing-filename", "encrypted") if info.get(k)]
         refused += [k for k in ("data-file", "encrypt", "corrupt") if info["format-specific"]["data"].get(k)]
         if refused or info["virtual-size"] != virtual_bytes:
-            raise ImageError(f"this qcow2 is refused: qemu-img tells of {', '.join(refused) or 'another size'}")
+            faults = ", ".join(refused) or "another size"
+            raise ImageError(
+                f"the qcow2 is refused: `qemu-img info` reports {faults}", code="unsafe-disk", fields={"fault": faults}
+            )
     except run.CommandError as error:
-        raise ImageError(f"this qcow2 cannot be read: qemu-img {error.status}: {error.tail}") from None
+        raise ImageError(
+            f"the qcow2 cannot be read: qemu-img {error.status}: {error.tail}",
+            code="unsafe-disk",
+            fields={"fault": "unreadable"},
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ImageError(f"qemu-img info answered with nonsense ({error})") from None
-    return virtual_bytes
+        raise ImageError(f"unexpected output of `qemu-img info` ({error})", code="unexpected-output") from None

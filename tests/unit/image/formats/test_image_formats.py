@@ -1,4 +1,4 @@
-"""What a remote image may be: a raw disk or a qcow2 of itself alone; all else is refused with what it is."""
+"""The formats of a remote image: a raw disk, or a qcow2 without other files. Any other file is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import ownhome
 import pytest
-from takenimage import CONTENT, MIB, digest_of, fetched, leftovers, refused
+from refused import refused
+from takenimage import CONTENT, MIB, digest_of, fetched, leftovers, refusal
 
 from kimbox import files
 from kimbox.errors import ImageError
@@ -24,21 +25,40 @@ home = ownhome.home  # a fixture
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        (gzip.compress(CONTENT), "gzip"),
-        (b"\xfd7zXZ\0" + bytes(600), "xz"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), "zstd"),
-        (b"<!DOCTYPE html><title>Sign in</title>", "web page"),
-        (b"Not found\n", "text that starts with 'not found"),
-        (b"", "empty file"),
-        (bytes(2048), "nothing but zeros"),
-        (bytes(1080) + b"\x53\xef" + bytes(2000), "ext4 file system"),
-        (b"\x01\x02\x03" + bytes(2000), "01 02 03"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "html"),
+        (b"Not found\n", "text"),
+        (b"", "empty"),
+        (bytes(2048), "zeros"),
+        (bytes(1080) + b"\x53\xef" + bytes(2000), "ext4"),
+        (b"\x01\x02\x03" + bytes(2000), "unknown"),
     ],
 )
-def test_what_is_no_disk(tmp_path: Path, home: Path, content: bytes, name: str) -> None:
-    """It is refused although its digest is right, with what it is."""
+def test_a_file_that_is_not_a_disk_is_refused(tmp_path: Path, home: Path, content: bytes, name: str) -> None:
+    """The digest is right, and the error names the content."""
     (tmp_path / "file").write_bytes(content)
-    assert name in refused(tmp_path / "file", content)
+    error = refusal(tmp_path / "file", content)
+    assert ("not-a-disk", name) == (error.code, error.fields.get("content")), error.message
+    assert [] == leftovers(home)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"Not found\n", "a text that starts with 'not found"), (b"\x01\x02\x03" * 700, "01 02 03")]
+)
+def test_the_message_shows_the_start_of_an_unknown_file(tmp_path: Path, content: bytes, words: str) -> None:
+    """A user recognizes an error page, for example."""
+    (tmp_path / "file").write_bytes(content)
+    assert words in refusal(tmp_path / "file", content).message
+
+
+@pytest.mark.parametrize(
+    ("content", "name"), [(gzip.compress(CONTENT), "gzip"), (b"\xfd7zXZ\0" + bytes(600), "xz")], ids=["gzip", "xz"]
+)
+def test_a_compressed_file_that_is_not_a_box_is_refused(tmp_path: Path, home: Path, content: bytes, name: str) -> None:
+    """kimbox reads a file with this compression as a box. Message or hint name the compression."""
+    (tmp_path / "file").write_bytes(content)
+    error = refusal(tmp_path / "file", content)
+    assert name in f"{error.message} ({error.hint})"
     assert [] == leftovers(home)
 
 
@@ -57,7 +77,7 @@ def qcow2(folder: Path, *options: str) -> Path:
 
 
 def test_a_qcow2(tmp_path: Path) -> None:
-    """It is taken as it is, with the size that the guest will see."""
+    """The store has it unchanged, with the size that the guest sees."""
     path = qcow2(tmp_path)
     got = fetched(RemoteImage(str(path), files.sha256_file(path)))
     assert ("qcow2", "disk.qcow2", 64 * MIB) == (got.format, got.disk.name, got.facts["virtual_bytes"])
@@ -65,7 +85,7 @@ def test_a_qcow2(tmp_path: Path) -> None:
 
 
 def patched(path: Path, offset: int, form: str, value: int) -> Path:
-    """The file with one number of its header changed."""
+    """Changes one number in the header of a file."""
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(struct.pack(form, value))
@@ -73,37 +93,39 @@ def patched(path: Path, offset: int, form: str, value: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("offset", "form", "value", "reason"),
+    ("offset", "form", "value", "fault"),
     [
-        (4, ">I", 9, "version 9"),
+        (4, ">I", 9, "version"),
         (32, ">I", 1, "encrypted"),
-        (24, ">Q", 1 << 60, "claims to be a disk of"),
-        (24, ">Q", 0, "claims to be a disk of"),
-        (72, ">Q", 4, "another file"),
+        (24, ">Q", 1 << 60, "size"),
+        (24, ">Q", 0, "size"),
+        (72, ">Q", 4, "data-file"),
         (72, ">Q", 2, "damaged"),
-        (72, ">Q", 1 << 40, "cannot be read"),
-        (20, ">I", 60, "cannot be read"),
+        (72, ">Q", 1 << 40, "unreadable"),
+        (20, ">I", 60, "unreadable"),
     ],
 )
-def test_hostile_qcow2(tmp_path: Path, home: Path, offset: int, form: str, value: int, reason: str) -> None:
-    """A header that is absurd, or reaches out of the file, is refused with the reason."""
+def test_hostile_qcow2(tmp_path: Path, home: Path, offset: int, form: str, value: int, fault: str) -> None:
+    """A header with an impossible number, or that refers to another file, is refused. The error names the fault."""
     path = patched(qcow2(tmp_path), offset, form, value)
-    assert reason in refused(path, path.read_bytes())
+    error = refusal(path, path.read_bytes())
+    assert ("unsafe-disk", fault) == (error.code, error.fields.get("fault")), error.message
     assert [] == leftovers(home)
 
 
-def test_a_qcow2_that_reaches_out_of_itself(tmp_path: Path) -> None:
-    """Neither a backing file nor a data file is followed, wherever it leads."""
+def test_a_qcow2_that_refers_to_another_file(tmp_path: Path) -> None:
+    """kimbox opens neither a backing file nor a data file."""
     (tmp_path / "secret").write_bytes(bytes(MIB))
     options = [("-b", str(tmp_path / "secret"), "-F", "raw"), ("-o", f"data_file={tmp_path}/data,data_file_raw=on")]
-    for option, reason in zip(options, ("backing file", "another file"), strict=True):
+    for option, fault in zip(options, ("backing-file", "data-file"), strict=True):
         path = qcow2(tmp_path, *option)
-        assert reason in refused(path, path.read_bytes())
+        error = refusal(path, path.read_bytes())
+        assert ("unsafe-disk", fault) == (error.code, error.fields.get("fault")), error.message
         path.unlink()
 
 
-def test_a_cut_qcow2(tmp_path: Path) -> None:
-    """A header that ends too early is refused."""
+def test_a_truncated_qcow2(tmp_path: Path) -> None:
+    """A qcow2 that ends within its header is refused."""
     (tmp_path / "file").write_bytes(b"QFI\xfb\0\0\0\3")
-    with pytest.raises(ImageError, match="cut off"):
+    with refused(ImageError, "unsafe-disk", fault="truncated"):
         remote.inspect(tmp_path / "file")
