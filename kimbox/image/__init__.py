@@ -1,1 +1,1 @@
-"""Images: built or fetched, kept in the store, read and changed as disks, exported as packages."""
+"""Images: builds or downloads them, stores them, reads and changes their disks, and exports them as packages."""

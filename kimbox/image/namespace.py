@@ -1,8 +1,8 @@
-"""Runs programs in namespaces of their own: mounts and processes, and user ids unless the user is root.
+"""Runs programs in new mount and pid namespaces, and in a user namespace unless the user is root.
 
-Inside, the user is root, so that files of a new system get their owners without any privilege on the host. An ordinary
-user needs a range of subordinate ids (subuid(5)) for that. All programs inside are killed when kimbox exits, even by
-kill -9.
+In the user namespace the user is root, so that the files of a new system get their owners without privileges on the
+host. An ordinary user needs a range of subordinate ids (subuid(5)) for that. When kimbox exits, also after SIGKILL,
+the kernel kills all programs in the namespaces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NEEDED_IDS = 65535
 
 
 def subordinate_ids(table: Path, user: str, uid: int) -> int:
-    """The size of the largest range of ids that `table` (/etc/subuid or /etc/subgid) grants to a user; 0 for none."""
+    """The size of the largest range that `table` (/etc/subuid or /etc/subgid) grants to a user; 0 without a range."""
     try:
         lines = table.read_text().splitlines()
     except OSError:
@@ -32,17 +32,22 @@ def subordinate_ids(table: Path, user: str, uid: int) -> int:
 
 
 def check() -> None:
-    """Raises MissingToolError, with the command that helps, if this user cannot build images on this host."""
-    run.require("unshare", "builds run in a namespace of their own")
+    """Raises MissingToolError if this user cannot build images on this host. The hint has the command that helps.
+
+    Its code is `missing-tool`, or `missing-subordinate-ids`.
+    """
+    run.require("unshare", "images are built in namespaces")
     if os.geteuid() == 0:
         return
-    run.require("newuidmap", "an ordinary user builds in a user namespace")
+    run.require("newuidmap", "an ordinary user builds images in a user namespace")
     user = pwd.getpwuid(os.getuid()).pw_name
     for table in (Path("/etc/subuid"), Path("/etc/subgid")):
         if subordinate_ids(table, user, os.getuid()) < NEEDED_IDS:
             raise MissingToolError(
                 f"{table} grants {user} fewer than {NEEDED_IDS} subordinate ids",
+                code="missing-subordinate-ids",
                 hint=f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+                fields={"path": str(table), "user": user},
             )
 
 
@@ -56,11 +61,11 @@ def command(argv: Sequence[str | Path]) -> list[str | Path]:
 
 @contextlib.contextmanager
 def _named(argv: Sequence[str | Path]) -> Iterator[None]:
-    """Makes an error name the program that failed inside, not `unshare`."""
+    """Replaces a CommandError of `unshare` by an error that names the program in the namespaces."""
     try:
         yield
     except run.CommandError as error:
-        raise run.CommandError([str(a) for a in argv], error.status, error.tail) from None
+        raise run.CommandError([str(a) for a in argv], error.status, error.tail, code=error.code) from None
 
 
 def call(
@@ -89,12 +94,12 @@ def stream(
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder, if it exists. Its files may belong to subordinate ids."""
+    """Removes a folder with all files, also those of subordinate ids; a file or symbolic link; or nothing."""
     if folder.is_symlink() or folder.is_file():
         folder.unlink()
         return
     delete: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", folder]
     if folder.exists():
         run.run(delete, check=False)
-    if folder.exists():  # only root of the namespace can remove files of subordinate ids
+    if folder.exists():  # only root in the namespace can remove files of subordinate ids
         call(delete)

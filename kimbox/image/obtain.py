@@ -1,7 +1,7 @@
-"""The image that a box asks for: its key, and the image itself from the store, built, or fetched.
+"""The image of a box: its key, and the image itself, which is taken from the store, built, or downloaded.
 
-A block `with leased(...) as image:` may rely on the image: `prune` does not remove it while the block runs. At its end
-a machine's record or the name of an added box has to refer to the image, or nothing needs it any more.
+While a block `with leased(...) as image:` runs, `prune` does not remove the image. After the block, `prune` keeps the
+image only if the record of a machine or of an added box refers to it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from kimbox.errors import ImageError
 from kimbox.image import namespace
 from kimbox.image.build import builder
-from kimbox.image.inputs import recipe as recipes
+from kimbox.image.inputs import recipe
 from kimbox.image.inputs.recipe import Recipe
 from kimbox.image.sources import remote
 from kimbox.image.store import images, lease, names
@@ -24,10 +24,11 @@ from kimbox.spec.urls import is_url
 
 
 def key_of(box: Box, packages: LockedPackages | Recipe | None) -> str:
-    """The key of a box's image, whether the store has it or not.
+    """The key of a box's image. The image need not be in the store.
 
-    `packages`: those of the box's lock, or the recipe that was made from them; None for an image that is not built
-    here. Raises ImageError if the box's lock names no packages, or if the spec names a box that was not added.
+    `packages`: the packages of the box's lock, or the recipe made from them; None for an image that kimbox does not
+    build. Raises ImageError: `lock-disagrees` if the lock has no packages, `box-not-found` if the spec uses a box that
+    was not added.
     """
     if isinstance(box.image, RemoteImage):
         return remote.key_of(box.image)
@@ -37,19 +38,27 @@ def key_of(box: Box, packages: LockedPackages | Recipe | None) -> str:
 
 
 def recipe_of(box: Box, packages: LockedPackages | Recipe | None) -> Recipe:
-    """The recipe of a box whose image is built here. Raises ImageError if its lock names no packages."""
+    """The recipe of an image that kimbox builds. Raises ImageError (`lock-disagrees`) if the lock has no packages."""
     if isinstance(packages, Recipe):
         return packages
     if packages is None or not isinstance(box.image, PackageImage):
-        raise ImageError(f"the lock of {box.name} names no packages", hint="`kimbox lock` chooses them")
-    return recipes.recipe(box, box.image, packages)
+        raise ImageError(
+            f"the lock of {box.name} has no packages",
+            code="lock-disagrees",
+            hint="`kimbox lock` chooses the packages and writes them to the lock",
+            fields={"name": box.name},
+        )
+    return recipe.recipe(box, box.image, packages)
 
 
 @contextmanager
 def leased(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool = False) -> Iterator[Image]:
-    """The image of a box, which stays in the store while the block runs; it is built or fetched first if necessary.
+    """The image of a box. It is built or downloaded first if necessary, and stays in the store while the block runs.
 
-    `packages` as for `key_of`. `offline`: no server is asked. Raises ImageError with the reason if there is no image.
+    `packages` as for `key_of`. `offline`: do not contact a server.
+
+    Raises ImageError: the errors of `key_of` and `leased_file`, `offline`, `image-not-found` if the image of an added
+    box was removed, and those of `builder.build`. Raises the errors of `namespace.check` if the image must be built.
     """
     images.sweep()
     if isinstance(box.image, RemoteImage):
@@ -62,51 +71,59 @@ def leased(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool 
         with lease.shared(added.image):
             yield _stored(added)
     else:
-        recipe = recipe_of(box, packages)
-        with lease.shared(recipe.key):
-            yield images.find(recipe.key) or _build(box.image, recipe, offline=offline)
+        build_recipe = recipe_of(box, packages)
+        with lease.shared(build_recipe.key):
+            yield images.find(build_recipe.key) or _build(box.image, build_recipe, offline=offline)
 
 
 @contextmanager
 def leased_file(image: RemoteImage, keys: tuple[str, ...] = ()) -> Iterator[Image]:
-    """The image in a file or at a URL, which stays in the store while the block runs; it is fetched first if necessary.
+    """The image in a file or at a URL. It is fetched first if necessary, and stays in the store while the block runs.
 
-    With `keys`, it has to be a box that one of these ssh keys has signed. Raises ImageError if the file is missing, or
-    is not what its digest or its signature says.
+    With `keys`, it must be a box that one of these ssh keys has signed. Raises the errors of `remote.fetch` and
+    `remote.check_signature`.
     """
     key = remote.key_of(image)
     with lease.shared(key):
-        found = images.find(key) or images.publish(key, lambda work: remote.fetch(image, work, keys))
+        stored_image = images.find(key) or images.publish(key, lambda work: remote.fetch(image, work, keys))
         if keys:
-            remote.check_signature(found, keys)
-        yield found
+            remote.check_signature(stored_image, keys)
+        yield stored_image
 
 
 def ensure(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool = False) -> Image:
-    """`leased`, for callers that need the image to be in the store now, and do not rely on it later."""
+    """The image of a box, as for `leased`, but without a lease: `prune` may remove it after the call."""
     with leased(box, packages, offline=offline) as image:
         return image
 
 
 def _stored(added: names.AddedBox) -> Image:
-    """The image of an added box. Raises ImageError if it was removed."""
-    if found := images.find(added.image):
-        return found
-    raise ImageError(f"the disk of the added box {added.name} is gone", hint="`kimbox box add --force` brings it again")
+    """The image of an added box. Raises ImageError (`image-not-found`) if it is not in the store."""
+    if image := images.find(added.image):
+        return image
+    raise ImageError(
+        f"the disk of the added box {added.name} is not in the store",
+        code="image-not-found",
+        hint=f"`kimbox box add --force {added.name} FILE|URL` adds it again",
+        fields={"name": added.name, "image": added.image},
+    )
 
 
-def _build(image: PackageImage, recipe: Recipe, *, offline: bool) -> Image:
-    """Fetches the packages of a recipe, unless the cache has them, and builds its image."""
+def _build(image: PackageImage, build_recipe: Recipe, *, offline: bool) -> Image:
+    """Downloads the packages of a recipe that are not in the cache, and builds its image."""
     namespace.check()
-    cache.ensure(image, recipe.locked, offline=offline)
-    return images.publish(recipe.key, lambda work: builder.build(recipe, work))
+    cache.ensure(image, build_recipe.locked, offline=offline)
+    return images.publish(build_recipe.key, lambda work: builder.build(build_recipe, work))
 
 
 def _check_offline(image: RemoteImage) -> None:
-    """Raises ImageError, naming the image, if the store does not have it and a server would have to be asked."""
-    is_here = not is_url(image.location) or image.location.startswith("file:")
-    if not is_here and images.find(remote.key_of(image)) is None:
+    """Raises ImageError (`offline`) if the image is not in the store and would have to be downloaded."""
+    is_local = not is_url(image.location) or image.location.startswith("file:")
+    key = remote.key_of(image)
+    if not is_local and images.find(key) is None:
         raise ImageError(
-            f"the image {image.digest[7:19]} is not in the store, and --offline asks no server",
-            hint="without --offline it is fetched; `kimbox build` does only that",
+            f"the image {key[:12]} is not in the store, and `--offline` does not allow a download",
+            code="offline",
+            hint="`kimbox build` without `--offline` downloads it",
+            fields={"image": key},
         )

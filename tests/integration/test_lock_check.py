@@ -267,9 +267,9 @@ def test_offline_makes_no_image_from_the_network(tmp_path: Path) -> None:
     """What is fetched from elsewhere is named, and so are packages that the cache lacks; what is here is taken."""
     box, digest = makebox.make_box(tmp_path), "sha256:" + "a" * 64
     far = attrs.evolve(box, image=RemoteImage("https://images.invalid/x.box", digest))
-    with pytest.raises(ImageError, match=r"the image [0-9a-f]{12} is not in the store, and --offline"):
+    with refused(ImageError, "offline", image="a" * 64):
         obtain.ensure(far, None, offline=True)
-    with pytest.raises(ImageError, match="No such file"):
+    with refused(ImageError, "file-not-found", path=f"{tmp_path}/disk.qcow2"):
         obtain.ensure(attrs.evolve(box, image=RemoteImage(f"{tmp_path}/disk.qcow2", digest)), None, offline=True)
     versions = {"one": LockedPackage("1.0", "all", "a" * 64)}
     with refused(ImageError, "offline", packages="one"):

@@ -1,4 +1,4 @@
-"""The private world of a build: who may make one, whose its files are, and that it ends with kimbox."""
+"""The namespaces of a build: who may create them, who owns the files, and that they end with kimbox."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from refused import refused
 
 from kimbox import run
 from kimbox.errors import MissingToolError
 from kimbox.image import namespace
 
-#: How another Python finds kimbox and what it needs.
+#: Module search path for another Python process, which needs kimbox and its libraries.
 PYTHONPATH = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
 
-#: Nothing here takes longer.
+#: Timeout of a program in these tests, in seconds.
 BOUND_S = 120.0
 
 
 def usable() -> bool:
-    """Whether this user can build here."""
+    """Whether this user can build images on this host."""
     try:
         namespace.check()
     except MissingToolError:
@@ -46,18 +47,18 @@ needs_namespace = pytest.mark.skipif(not usable(), reason="this user cannot buil
     ],
 )
 def test_subordinate_ids(tmp_path: Path, text: str, expected: int) -> None:
-    """By name or number, the largest range; what is no entry is passed over."""
+    """The largest range of the user's name or number. Invalid lines are ignored."""
     (tmp_path / "subuid").write_text(text)
     assert expected == namespace.subordinate_ids(tmp_path / "subuid", "ann", 1000)
 
 
 def test_no_table_grants_nothing(tmp_path: Path) -> None:
-    """As on a machine where shadow was never set up."""
+    """As on a host without the package that creates the tables."""
     assert 0 == namespace.subordinate_ids(tmp_path / "none", "ann", 1000)
 
 
 def test_root_needs_no_user_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ordinary user gets one, with all ids of its range; both get mounts and processes of their own."""
+    """An ordinary user gets one with all ids of the range. Both get mount and pid namespaces."""
     for uid, has_users in ((0, False), (1000, True)):
         monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
         made = namespace.command(["sh", "-c", "true"])
@@ -66,19 +67,19 @@ def test_root_needs_no_user_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
         assert has_users == ({"--user", "--map-root-user", "--map-auto"} < set(made))
 
 
-def test_too_few_ids_are_an_error_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gives the command that mends it."""
+def test_too_few_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hint has the command that adds ids."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(run, "require", lambda *_: "")
     monkeypatch.setattr(namespace, "subordinate_ids", lambda *_: 1000)
-    with pytest.raises(MissingToolError) as caught:
+    with refused(MissingToolError, "missing-subordinate-ids", path="/etc/subuid") as caught:
         namespace.check()
     assert "usermod --add-subuids" in (caught.value.hint or "")
 
 
 @needs_namespace
-def test_whose_files_are(tmp_path: Path) -> None:
-    """What root makes inside belongs to the user; what goes to another id, to another one; and remove() takes both."""
+def test_owners_of_files(tmp_path: Path) -> None:
+    """On the host a file of root belongs to the user, one of another id to a subordinate id. remove() removes both."""
     work = tmp_path / "work"
     work.mkdir()
     namespace.call(["sh", "-c", "touch mine; mkdir other; touch other/file; chown -R 65534 other; id -u"], cwd=work)
@@ -89,8 +90,8 @@ def test_whose_files_are(tmp_path: Path) -> None:
     assert not work.exists()
 
 
-def test_remove_spares_what_a_link_leads_to(tmp_path: Path) -> None:
-    """A link goes, its target stays; what is not there is no error."""
+def test_remove_keeps_the_target_of_a_link(tmp_path: Path) -> None:
+    """It removes the link. A path that does not exist is not an error."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     namespace.remove(tmp_path / "link")
@@ -99,21 +100,22 @@ def test_remove_spares_what_a_link_leads_to(tmp_path: Path) -> None:
 
 
 @needs_namespace
-def test_an_error_names_the_program_inside() -> None:
-    """Not unshare, which leads there."""
-    with pytest.raises(run.CommandError, match=r"^sh failed with exit status 3:\nno luck"):
+def test_an_error_names_the_program_in_the_namespace() -> None:
+    """And not unshare, which starts it."""
+    with refused(run.CommandError, "command-failed", program="sh") as caught:
         namespace.call(["sh", "-c", "echo no luck >&2; exit 3"])
+    assert caught.value.message.startswith("sh failed with exit status 3:\nno luck")
 
 
 @needs_namespace
 def test_mounts_stay_inside(tmp_path: Path) -> None:
-    """The host sees nothing of them."""
+    """They are not visible on the host."""
     (tmp_path / "m").mkdir()
     namespace.call(["sh", "-c", 'mount -t tmpfs none "$0" && touch "$0/x"', tmp_path / "m"])
     assert [] == list((tmp_path / "m").iterdir())
 
 
-#: A kimbox that is killed as soon as something runs inside. All that does holds the FIFO of its argument open.
+#: A kimbox process that is killed as soon as a program runs in the namespaces. All programs there have the FIFO open.
 KILLED = """
 import os, signal, sys
 from kimbox.image import namespace
@@ -126,7 +128,7 @@ with open(os.devnull, "w") as log:
 
 @needs_namespace
 def test_everything_inside_dies_with_kimbox(tmp_path: Path) -> None:
-    """kill -9 of kimbox ends every process of the namespace: the FIFO that all of them hold comes to its end."""
+    """SIGKILL of kimbox ends every process in the namespaces: then no process has the FIFO open for writing."""
     os.mkfifo(tmp_path / "fifo")
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     try:

@@ -1,1 +1,1 @@
-"""The image store, by content, and the names of added boxes."""
+"""The image store, in which each image has a key, and the names of added boxes."""

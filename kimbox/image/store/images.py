@@ -1,12 +1,12 @@
-"""The image store: one folder for each image, named by its key. An image is there completely or not at all.
+"""The image store: one folder for each image, named by its key. The store has an image completely or not at all.
 
-images/<key>/disk.raw      the disk (or disk.qcow2), sparse, never written again
-images/<key>/image.json    what it is
-images/<key>/build.log     how it was made, if it was made here
-images/<key>.lease         locked by the processes that use the image, or by the one that removes it: see `lease`
-images/<key>.lock          locked by the process that makes the image
-images/<key>.failed.log    the log of the last build, if that failed
-images/.tmp-<key>/         an image that is being made, readable by this user alone; see `sweep`
+images/<key>/disk.raw      the disk (or disk.qcow2), sparse, read-only
+images/<key>/image.json    facts about the image: format, sizes, origin
+images/<key>/build.log     the log of the build, if kimbox built the image
+images/<key>.lease         locked by processes that use the image, or by the process that removes it: see `lease`
+images/<key>.lock          locked by the process that creates the image
+images/<key>.failed.log    the log of the last build, if it failed
+images/.tmp-<key>/         an image that is being created, readable only by this user; see `sweep`
 images/.tmp-gone-<key>/    an image that is being removed
 """
 
@@ -30,18 +30,18 @@ FACTS = "image.json"
 #: File name of the disk for each format, as QEMU names formats.
 DISKS = {"raw": "disk.raw", "qcow2": "disk.qcow2"}
 
-#: Prefix of the folders that work is done in, and the subfolder that becomes the image.
+#: Prefix of the names of workspaces, and the subfolder of a workspace that becomes the image.
 TEMPORARY = ".tmp-"
 DONE = "done"
 
-#: Prefix of images that were taken out of the store, and whose files are being removed.
+#: Prefix of the folders of images that are removed from the store and whose files are being deleted.
 GONE = f"{TEMPORARY}gone-"
 
-#: Maximum wait for another process that makes the same image.
+#: Maximum time to wait for another process that creates the same image, in seconds.
 BUILD_WAIT_S = 3600.0
 
 #: Hint of errors about a full file system.
-ROOM_HINT = "make room, or let $KIMBOX_HOME name a folder on a larger disk; then run the same command again"
+ROOM_HINT = "free some space, or set KIMBOX_HOME to a folder on a larger disk; then run the same command again"
 
 
 @attrs.frozen
@@ -56,7 +56,7 @@ class Image:
 
     @property
     def virtual_bytes(self) -> int:
-        """The size of the disk that a guest sees; no overlay may be smaller."""
+        """The size of the disk as the guest sees it, in bytes; an overlay must not be smaller."""
         return int(self.facts.get("virtual_bytes", 0))
 
 
@@ -66,12 +66,12 @@ def folder(key: str) -> Path:
 
 
 def failed_log(key: str) -> Path:
-    """The log of the last build of an image, if that build failed."""
+    """The path of the log of the last build of an image. The file exists if that build failed."""
     return paths.images_dir() / f"{key}.failed.log"
 
 
 def find(key: str) -> Image | None:
-    """The image with that key, or None if the store does not have it. Raises ImageError if it is damaged."""
+    """The image with that key, or None if it is not in the store. Raises ImageError (`image-damaged`)."""
     place = folder(key)
     if not place.exists():
         return None
@@ -79,12 +79,14 @@ def find(key: str) -> Image | None:
         facts = read_json(place / FACTS)
         kind = facts.get("format")
         if kind not in DISKS or facts.get("key") != key:
-            raise KimboxError(f"{FACTS} does not describe this image")
+            raise KimboxError(f"{FACTS} describes another image", code="file-damaged")
         (place / DISKS[kind]).stat()
     except (OSError, KimboxError) as error:
         raise ImageError(
             f"the image {key[:12]} in the store is damaged: {error}",
-            hint=f"destroy the boxes made from it, then remove the folder {place}",
+            code="image-damaged",
+            hint=f"destroy the boxes that use it (`kimbox destroy NAME`), then remove the folder {place}",
+            fields={"image": key, "path": str(place)},
         ) from None
     return Image(key, place / DISKS[kind], kind, facts)
 
@@ -97,15 +99,15 @@ def stored() -> list[str]:
 
 @contextlib.contextmanager
 def workspace(name: str, *, busy: str) -> Iterator[Path]:
-    """An empty folder in the store for work on an image, readable by this user alone; removed at the end of the block.
+    """An empty folder in the store, readable only by this user. It is removed at the end of the block.
 
-    One process at a time has the workspace `name`. Another waits for it, up to BUILD_WAIT_S, then raises StateError
-    with the message `busy`. `sweep` removes the folder of a process that was killed.
+    Only one process at a time has the workspace `name`. Another process waits up to BUILD_WAIT_S, then raises
+    StateError (`busy`) with the message `busy`. `sweep` removes the workspace of a process that was killed.
     """
     work = paths.images_dir() / f"{TEMPORARY}{name}"
     with locked(_lock_file(name), wait_s=BUILD_WAIT_S, busy=busy):
         namespace.remove(work)
-        work.mkdir(mode=0o700)  # files in it may hold the passwords of proxies and mirrors
+        work.mkdir(mode=0o700)  # its files may contain the passwords of proxies and mirrors
         try:
             yield work
         finally:
@@ -113,36 +115,47 @@ def workspace(name: str, *, busy: str) -> Iterator[Path]:
 
 
 def publish(key: str, fill: Callable[[Path], dict[str, Any]]) -> Image:
-    """Makes an image and puts it into the store, unless another process has done so meanwhile. Returns the image.
+    """Creates an image in the store, unless another process created it meanwhile. Returns the image.
 
-    `fill` gets a workspace. It puts the finished disk, synced, into the subfolder DONE under a name of DISKS, and
-    returns the image's facts, `format` among them. The image appears in the store completely or not at all.
+    `fill` gets a workspace. It writes the disk, synced, to the subfolder DONE under a name of DISKS. It returns the
+    facts of the image, which include `format`. The image appears in the store completely or not at all.
 
-    The caller holds a shared lease if it uses the image afterwards. Raises ImageError if the file system is full.
+    A caller that uses the image afterwards holds a shared lease.
+
+    Raises ImageError: `no-space`; `image-not-found` if another program removes the image at once. Raises StateError
+    (`busy`) as `workspace` does. The errors of `fill` pass.
     """
     try:
-        with workspace(key, busy="another kimbox is making this image") as work:
-            if found := find(key):
-                return found
+        with workspace(key, busy="another kimbox process is creating this image") as work:
+            if image := find(key):
+                return image
             (work / DONE).mkdir()
             _move_in(key, work / DONE, fill(work))
-            made = find(key)
+            image = find(key)
     except OSError as error:
         if not is_full(error):
             raise
         raise no_space() from None
-    if not made:
-        raise ImageError("the image was made and is not in the store", hint="was it removed by another program?")
-    return made
+    if not image:
+        raise ImageError(
+            f"the image {key[:12]} was created, but another program removed it from the store",
+            code="image-not-found",
+            hint="run the same command again",
+            fields={"image": key},
+        )
+    return image
 
 
 def no_space() -> ImageError:
-    """The error of a store whose file system is full."""
-    return ImageError(f"no space is left for the image in {paths.images_dir()}", hint=ROOM_HINT)
+    """The error for a store whose file system is full."""
+    folder = str(paths.images_dir())
+    return ImageError(
+        f"no space is left for the image in {folder}", code="no-space", hint=ROOM_HINT, fields={"path": folder}
+    )
 
 
 def _move_in(key: str, done: Path, facts: dict[str, Any]) -> None:
-    """Makes a finished folder the image `key`, in one rename."""
+    """Renames a finished folder to that of the image `key`."""
     write_json(done / FACTS, facts | {"kimbox": __version__, "key": key})
     (done / DISKS[facts["format"]]).chmod(0o444)
     sync_folder(done)
@@ -152,35 +165,35 @@ def _move_in(key: str, done: Path, facts: dict[str, Any]) -> None:
 
 
 def remove(key: str, *, is_unused: Callable[[], bool]) -> bool:
-    """Removes an image from the store. Returns False, and removes nothing, if it is in use or not there.
+    """Removes an image from the store. Returns False, and removes nothing, if the image is in use or does not exist.
 
-    `is_unused` is called while no other process can begin to use the image, and returns whether it may be removed.
+    `is_unused` returns whether the image may be removed. While it runs, no other process can start to use the image.
     """
-    gone = paths.images_dir() / f"{GONE}{key}"
-    with contextlib.ExitStack() as held:
+    removed_folder = paths.images_dir() / f"{GONE}{key}"
+    with contextlib.ExitStack() as locks:
         try:
-            held.enter_context(lease.exclusive(key))
-            held.enter_context(locked(_lock_file(key)))
+            locks.enter_context(lease.exclusive(key))
+            locks.enter_context(locked(_lock_file(key)))
         except StateError:
             return False
         if not folder(key).is_dir() or not is_unused():
             return False
-        namespace.remove(gone)  # of a removal that was interrupted
-        folder(key).rename(gone)
-    namespace.remove(gone)
+        namespace.remove(removed_folder)  # an earlier removal was interrupted
+        folder(key).rename(removed_folder)
+    namespace.remove(removed_folder)
     return True
 
 
 def sweep() -> None:
-    """Removes the folders that killed processes left: workspaces that no process has locked, and removed images."""
-    for left in paths.images_dir().glob(f"{TEMPORARY}*"):
-        if left.name.startswith(GONE):
-            namespace.remove(left)
+    """Deletes folders that killed processes left: workspaces that no process has locked, and removed images."""
+    for leftover in paths.images_dir().glob(f"{TEMPORARY}*"):
+        if leftover.name.startswith(GONE):
+            namespace.remove(leftover)
             continue
-        with contextlib.suppress(StateError), locked(_lock_file(left.name.removeprefix(TEMPORARY))):
-            namespace.remove(left)
+        with contextlib.suppress(StateError), locked(_lock_file(leftover.name.removeprefix(TEMPORARY))):
+            namespace.remove(leftover)
 
 
 def _lock_file(name: str) -> Path:
-    """The file that is locked while the image, or the workspace, `name` is being made."""
+    """The lock file of the image or workspace `name`, locked while a process works on it."""
     return paths.images_dir() / f"{name}.lock"

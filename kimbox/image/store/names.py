@@ -1,6 +1,6 @@
-"""The boxes that were added to this machine: each name refers to an image of the store.
+"""The boxes that were added to this host: each name refers to an image in the store.
 
-boxes/<name>.json    the record of one box; a slash in its name is written %2F
+boxes/<name>.json    the record of one box; a slash in its name is written as %2F
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @attrs.frozen
 class AddedBox:
-    """The record of an added box. The key of its image in the store is the digest of the file that was added."""
+    """The record of an added box. The key `image` is the hex digest of the file that was added."""
 
     name: str
     image: str
     #: `libvirt` or `virtualbox`; None for a plain disk.
     provider: str | None
-    #: Path or URL of the file, without the query, which may be secret.
+    #: Path or URL of the file, without its query, which may contain a secret.
     location: str
-    #: Whether one of the keys that the user gave had signed it.
+    #: Whether one of the user's keys has signed the box.
     verified: bool = False
-    #: Its version in the catalog, if it came from one.
+    #: Its version in the catalog; None if it is not from a catalog.
     version: str | None = None
 
     @property
@@ -48,11 +48,12 @@ class AddedBox:
 
 
 def _path(name: str) -> Path:
+    """The file of the record of a box."""
     return paths.boxes_file(urllib.parse.quote(name, safe=""))
 
 
 def find(name: str) -> AddedBox | None:
-    """The box of that name, or None. Raises KimboxError if its record is damaged."""
+    """The box of that name, or None. Raises KimboxError (`file-damaged`) if its record is damaged."""
     path = _path(name)
     try:
         value = read_json(path)
@@ -62,34 +63,49 @@ def find(name: str) -> AddedBox | None:
     is_valid = _DIGEST.fullmatch(str(fields["image"])) and isinstance(fields["location"], str)
     is_valid = is_valid and isinstance(fields["version"], str | None)
     if value.get("format") != FORMAT or fields["name"] != name or not is_valid:
-        raise KimboxError(f"{path} is damaged", hint=f"`kimbox box remove {name}` removes it")
+        raise KimboxError(
+            f"{path} is damaged",
+            code="file-damaged",
+            hint=f"`kimbox box remove {name}` removes it",
+            fields={"path": str(path), "name": name},
+        )
     return AddedBox(**fields)
 
 
 def require(name: str) -> AddedBox:
-    """The box of that name. Raises ImageError if it was not added."""
-    if found := find(name):
-        return found
-    raise ImageError(f"there is no added box {name}", hint=f"`kimbox box add {name} FILE|URL` adds it")
+    """The box of that name. Raises ImageError (`box-not-found`) if it was not added, and the errors of `find`."""
+    if box := find(name):
+        return box
+    raise ImageError(
+        f"added box {name} not found",
+        code="box-not-found",
+        hint=f"`kimbox box add {name} FILE|URL` adds it",
+        fields={"name": name},
+    )
 
 
 def every() -> Iterator[AddedBox]:
-    """All added boxes, by name. Raises KimboxError if a record is damaged."""
+    """All added boxes, sorted by name. Raises KimboxError (`file-damaged`) if a record is damaged."""
     for path in sorted(paths.boxes_file("x").parent.glob("*.json")):
-        if found := find(urllib.parse.unquote(path.stem)):
-            yield found
+        if box := find(urllib.parse.unquote(path.stem)):
+            yield box
 
 
 def write(box: AddedBox) -> None:
-    """Writes the record of a box, and replaces that of another box of this name."""
+    """Writes the record of a box. Replaces the record of a box with the same name."""
     write_json(_path(box.name), {"format": FORMAT, **attrs.asdict(box)})
 
 
 def remove(name: str) -> None:
-    """Removes the name; the image stays in the store. Raises StateError if there is no such box."""
+    """Removes the record of a box; its image stays in the store. Raises StateError (`box-not-found`)."""
     path = _path(name)
     try:
         path.unlink()
     except FileNotFoundError:
-        raise StateError(f"there is no added box {name}", hint="`kimbox box list` shows those there are") from None
+        raise StateError(
+            f"added box {name} not found",
+            code="box-not-found",
+            hint="`kimbox box list` shows the added boxes",
+            fields={"name": name},
+        ) from None
     sync_folder(path.parent)

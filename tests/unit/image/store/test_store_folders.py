@@ -1,4 +1,4 @@
-"""The folders of the image store: how an image gets in, is found, and is removed."""
+"""The folders of the image store: how an image is added, found and removed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import ownhome
 import pytest
+from refused import refused
 
 from kimbox import paths
 from kimbox.errors import ImageError, StateError
@@ -20,7 +21,7 @@ KEY = "a" * 64
 
 
 def fill(work: Path) -> dict[str, Any]:
-    """The content of an image."""
+    """Writes the disk of an image to a workspace and returns the facts."""
     (work / images.DONE / images.DISKS["raw"]).write_bytes(b"disk")
     return {"format": "raw", "virtual_bytes": 4}
 
@@ -30,17 +31,17 @@ def folders() -> list[str]:
     return sorted(p.name for p in paths.images_dir().iterdir() if p.is_dir())
 
 
-def test_an_image_is_made_once() -> None:
-    """The second call finds the image of the first; nothing but the image stays."""
-    made = images.publish(KEY, fill)
-    assert (KEY, b"disk", 4) == (made.key, made.disk.read_bytes(), made.virtual_bytes)
-    assert made == images.publish(KEY, lambda _: pytest.fail("made a second time")) == images.find(KEY)
+def test_an_image_is_created_once() -> None:
+    """The second call returns the image of the first. The store has no other folder."""
+    image = images.publish(KEY, fill)
+    assert (KEY, b"disk", 4) == (image.key, image.disk.read_bytes(), image.virtual_bytes)
+    assert image == images.publish(KEY, lambda _: pytest.fail("created a second time")) == images.find(KEY)
     assert [KEY] == folders() == images.stored()
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x")])
 def test_an_error_leaves_no_folder(error: BaseException) -> None:
-    """And the next attempt makes the image."""
+    """The next call creates the image."""
 
     def fail(work: Path) -> dict[str, Any]:
         fill(work)
@@ -53,33 +54,34 @@ def test_an_error_leaves_no_folder(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_file_system_is_named(number: int) -> None:
-    """With the store's folder and a hint."""
+def test_a_full_file_system_has_a_code(number: int) -> None:
+    """The message names the store's folder, and the hint helps."""
 
     def fail(work: Path) -> dict[str, Any]:
         raise OSError(number, "x")
 
-    with pytest.raises(ImageError) as caught:
+    with refused(ImageError, "no-space", path=str(paths.images_dir())) as caught:
         images.publish(KEY, fail)
     assert (str(paths.images_dir()) in caught.value.message, images.ROOM_HINT) == (True, caught.value.hint)
 
 
 def test_one_process_at_a_time_has_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is empty and private, whatever an earlier process left in it."""
-    left = paths.images_dir() / f"{images.TEMPORARY}x" / "left"
-    left.mkdir(parents=True)
+    """It is empty and private, also if an earlier process left files in it."""
+    leftover = paths.images_dir() / f"{images.TEMPORARY}x" / "leftover"
+    leftover.mkdir(parents=True)
     monkeypatch.setattr(images, "BUILD_WAIT_S", 0.0)
     with images.workspace("x", busy="no") as work:
-        assert (left.parent, [], 0o700) == (work, list(work.iterdir()), work.stat().st_mode & 0o777)
-        with pytest.raises(StateError, match="no"), images.workspace("x", busy="no"):
+        assert (leftover.parent, [], 0o700) == (work, list(work.iterdir()), work.stat().st_mode & 0o777)
+        with refused(StateError, "busy") as caught, images.workspace("x", busy="no"):
             pass
+        assert "no" == caught.value.message
         images.sweep()
         assert work.is_dir()
     assert [] == folders()
 
 
 def test_sweep_removes_what_killed_processes_left() -> None:
-    """Workspaces that no process has locked, and removed images; a locked one and the images stay."""
+    """It removes workspaces that no process has locked, and removed images. It keeps locked workspaces and images."""
     images.publish(KEY, fill)
     for name in ("b" * 64, "c" * 64, f"gone-{'d' * 64}"):
         (paths.images_dir() / f"{images.TEMPORARY}{name}" / images.DONE).mkdir(parents=True)
@@ -90,24 +92,27 @@ def test_sweep_removes_what_killed_processes_left() -> None:
 
 
 def test_an_image_is_removed_only_if_nothing_needs_it() -> None:
-    """Neither a process that uses or makes it, nor what the caller finds while no process can begin to."""
+    """It is kept while a process uses or creates it, and if the caller's check finds a use of it.
+
+    During this check no other process can start to use the image.
+    """
     images.publish(KEY, fill)
-    asked: list[bool] = []
+    checks: list[bool] = []
 
     def is_unused() -> bool:
-        with pytest.raises(StateError), lease.exclusive(KEY):
+        with refused(StateError, "busy", image=KEY), lease.exclusive(KEY):
             pass
-        asked.append(True)
-        return len(asked) > 1
+        checks.append(True)
+        return len(checks) > 1
 
     with lease.shared(KEY):
         assert not images.remove(KEY, is_unused=is_unused)
     with locked(paths.images_dir() / f"{KEY}.lock"):
         assert not images.remove(KEY, is_unused=is_unused)
-    assert ([], [KEY]) == (asked, folders())
+    assert ([], [KEY]) == (checks, folders())
     assert not images.remove(KEY, is_unused=is_unused)
     assert [KEY] == folders()
     assert images.remove(KEY, is_unused=is_unused)
     assert [] == folders()
     assert not images.remove(KEY, is_unused=is_unused)
-    assert 2 == len(asked)
+    assert 2 == len(checks)
