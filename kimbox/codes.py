@@ -18,6 +18,7 @@ CODES: dict[str, str] = {
     "bad-lock": "A lock file was edited or damaged: a key or value is not valid.",
     "bad-name": "A name has characters that are not allowed, is too long, or is reserved.",
     "bad-path": "A path is not valid, or no file or folder of the box may be there.",
+    "bad-provisioner": "A file of a provisioner, which is part of kimbox, is missing or not valid: reinstall kimbox.",
     "bad-public-key": "A public key is not valid, or not of a supported kind.",
     "bad-ref": "A text is not a branch, a tag or a commit.",
     "bad-size": "A size is not a number with the unit KiB, MiB, GiB or TiB.",

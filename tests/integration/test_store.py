@@ -1,4 +1,4 @@
-"""The image store: built once, whole or not there, whatever ends a build."""
+"""The image store: an image is built once, and is in the store completely or not at all, however a build ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import storechild
 import tinyimage
+from refused import refused
 
 from kimbox import files, run
 from kimbox.errors import ImageError
@@ -22,7 +23,7 @@ from kimbox.image.store import images as store
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
-#: How another Python finds kimbox, what it needs, and the helpers of the tests.
+#: Module search path for another Python process, which needs kimbox, its libraries and the helpers of the tests.
 PYTHONPATH = os.pathsep.join([str(SUPPORT.parents[1]), str(SUPPORT), *filter(None, sys.path)])
 
 
@@ -31,14 +32,14 @@ pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot
 
 @pytest.fixture(autouse=True)
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The store of a home of its own."""
+    """The store in an empty home."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     return tmp_path / "home/images"
 
 
 @pytest.fixture
 def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tiny builds, noted in this file."""
+    """Makes builds tiny. The file has one line for each build."""
     notes = tmp_path / "builds"
     notes.touch()
     monkeypatch.setattr(rootfs, "build", storechild.noting(notes, 0))
@@ -46,19 +47,19 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def another(tmp_path: Path, point: str = "none", kimboxes: int = 0) -> run.Completed:
-    """Another kimbox that wants the tiny image."""
+    """Runs another kimbox process that needs the tiny image."""
     env = {"PYTHONPATH": PYTHONPATH, "KIMBOX_HOME": str(tmp_path / "home")}
     argv = [sys.executable, SUPPORT / "storechild.py", point, tmp_path / "builds", str(kimboxes)]
     return run.run(argv, env=env, check=False, timeout_s=60)
 
 
 def contents(images: Path) -> list[str]:
-    """What is in the store, but locks."""
+    """The names of all files and folders in the store except locks."""
     return sorted(p.name for p in images.iterdir() if p.suffix not in (".lock", ".lease"))
 
 
 def test_the_second_call_builds_nothing(tmp_path: Path, images: Path, builds: Path) -> None:
-    """The image is there with its facts and its log, read-only, and nothing else is."""
+    """The store has only the image, with its facts and its log, read-only."""
     box = tinyimage.tiny_box(tmp_path)
     made = obtain.ensure(box, tinyimage.LOCKED)
     assert made == obtain.ensure(box, tinyimage.LOCKED) == store.find(made.key)
@@ -86,7 +87,7 @@ def test_two_at_once_build_once(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.parametrize("point", list(storechild.POINTS))
 def test_a_build_that_is_killed(tmp_path: Path, images: Path, point: str) -> None:
-    """Wherever it is cut, the next one succeeds, and nothing is left of the first."""
+    """At each point, the next build succeeds, and nothing is left of the killed one."""
     assert -9 == another(tmp_path, point).code
     done = another(tmp_path)
     assert 0 == done.code, done.stderr
@@ -95,7 +96,7 @@ def test_a_build_that_is_killed(tmp_path: Path, images: Path, point: str) -> Non
 
 
 def failing(error: Exception) -> Any:
-    """A build that says something and fails."""
+    """A build that writes to its log and fails."""
 
     def build(*_: Any, log: Any, **__: Any) -> Path:
         log.write("E: Unable to locate package nonsense\n")
@@ -105,14 +106,16 @@ def failing(error: Exception) -> Any:
 
 
 def test_a_failing_build_keeps_its_log(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error has the last lines and says where the rest is; the next build that works removes the log."""
+    """The error has the last lines and the path of the log. The next successful build removes the log."""
     box = tinyimage.tiny_box(tmp_path)
     error = run.CommandError(["mmdebstrap"], "failed with exit status 25", "E: Unable to locate package nonsense")
     monkeypatch.setattr(rootfs, "build", failing(error))
-    with pytest.raises(ImageError, match=r"mmdebstrap failed with exit status 25:\nE: Unable to locate") as caught:
+    with refused(ImageError, "command-failed", program="mmdebstrap") as caught:
         obtain.ensure(box, tinyimage.LOCKED)
+    assert "mmdebstrap failed with exit status 25:\nE: Unable to locate" in caught.value.message
     [name] = contents(images)
-    assert f"the whole log: {images / name}" == caught.value.hint
+    assert str(images / name) == caught.value.fields["log"]
+    assert f"the complete log: {images / name}" == caught.value.hint
     assert "E: Unable to locate package nonsense\n" == (images / name).read_text()
     assert not files.is_locked(images / f"{obtain.key_of(box, tinyimage.LOCKED)}.lock")
     monkeypatch.setattr(rootfs, "build", tinyimage.fill)
@@ -126,10 +129,12 @@ def test_a_failing_build_keeps_its_log(tmp_path: Path, images: Path, monkeypatch
         run.CommandError(["mmdebstrap"], "failed", "dpkg: error: cannot write: No space left on device"),
     ],
 )
-def test_a_full_disk_is_said(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Whoever met it, the hint is how to get room."""
+def test_a_full_disk_has_a_code(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whether kimbox or a program failed; the hint is how to get more space."""
     monkeypatch.setattr(rootfs, "build", failing(error))
-    with pytest.raises(ImageError, match=r"(?i)no space") as caught:
+    with refused(ImageError, "no-space") as caught:
         obtain.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     assert "KIMBOX_HOME" in (caught.value.hint or "")
     assert [] == [n for n in contents(images) if not n.endswith(".failed.log")]
@@ -149,8 +154,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     assert "KIMBOX_HOME" in done.stderr
 
 
-def test_leftovers_of_others_are_swept(tmp_path: Path, images: Path, builds: Path) -> None:
-    """What an interrupted build of another image left is removed, unless somebody is at work there."""
+def test_leftovers_of_other_builds_are_removed(tmp_path: Path, images: Path, builds: Path) -> None:
+    """The workspace of an interrupted build of another image is removed, unless a process has locked it."""
     for key in ("a" * 64, "b" * 64):
         (images / f".tmp-{key}/done").mkdir(parents=True)
     with files.locked(images / f"{'b' * 64}.lock"):
@@ -159,8 +164,8 @@ def test_leftovers_of_others_are_swept(tmp_path: Path, images: Path, builds: Pat
 
 
 @pytest.mark.parametrize("damage", ["no facts", "no JSON", "other facts", "other format", "no disk"])
-def test_a_damaged_image_is_said(tmp_path: Path, builds: Path, damage: str) -> None:
-    """It is neither used nor built anew under the boxes that are made from it: the hint says what to do."""
+def test_a_damaged_image_is_refused(tmp_path: Path, builds: Path, damage: str) -> None:
+    """It is neither used nor built again, because boxes use it. The hint names the folder to remove."""
     box = tinyimage.tiny_box(tmp_path)
     folder = obtain.ensure(box, tinyimage.LOCKED).disk.parent
     facts = folder / store.FACTS
@@ -175,14 +180,14 @@ def test_a_damaged_image_is_said(tmp_path: Path, builds: Path, damage: str) -> N
             files.write_json(facts, json.loads(facts.read_text()) | {"format": "../../x"})
         case "no disk":
             (folder / "disk.raw").unlink()
-    with pytest.raises(ImageError, match="damaged") as caught:
+    with refused(ImageError, "image-damaged", path=str(folder)) as caught:
         obtain.ensure(box, tinyimage.LOCKED)
     assert str(folder) in (caught.value.hint or "")
     assert "built\n" == builds.read_text()
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted build cleans up and goes on as an interrupt."""
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during a build: the workspace is removed, and KeyboardInterrupt passes."""
 
     def interrupted(*args: Any, **options: Any) -> Path:
         tinyimage.fill(*args, **options)
@@ -194,8 +199,8 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, images: Path, monkeypatch: pytest
     assert [] == contents(images)
 
 
-def test_nobody_else_looks_into_a_build(images: Path) -> None:
-    """The folder of a build holds passwords of mirrors: it is this user's alone; the finished image is everybody's."""
+def test_other_users_cannot_read_a_build(images: Path) -> None:
+    """Only this user can read a workspace, which may contain passwords of mirrors. All users can read the image."""
     modes = []
 
     def fill(work: Path) -> dict[str, Any]:

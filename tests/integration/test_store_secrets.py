@@ -1,4 +1,4 @@
-"""What the end of a build looks for: no image holds a key that was made while it was built."""
+"""The scan at the end of a build: no image contains a key that was created during the build."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ KEY = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIEYlA2K1gPQPzV0nRXFUmqw1
 
 @pytest.fixture(autouse=True)
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The store of a home of its own."""
+    """The store in an empty home."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     return tmp_path / "home/images"
 
 
 def building(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Builds are tiny, with what a script adds."""
+    """Makes builds tiny. A script adds files to the root."""
 
     def fill(*args: Any, **options: Any) -> Path:
         root = tinyimage.fill(*args, **options)
@@ -37,10 +37,10 @@ def building(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(rootfs, "build", fill)
 
 
-def test_a_key_that_the_build_has_made_is_refused(
+def test_a_key_that_the_build_has_created_is_refused(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By name, with what helps; the log is kept, and no image is there."""
+    """The message names the key, the hint helps, the log is kept, and the store has no image."""
     building(monkeypatch, 'printf %s "$1" >root/etc/made.key')
     with pytest.raises(
         ImageError, match=r"could not be built: the image holds.*\n  /etc/made.key: private key"
@@ -48,6 +48,7 @@ def test_a_key_that_the_build_has_made_is_refused(
         obtain.ensure(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
     assert "`provision`" in (caught.value.hint or "")
     key = obtain.key_of(tinyimage.tiny_box(tmp_path), tinyimage.LOCKED)
+    assert str(images / f"{key}.failed.log") == caught.value.fields["log"]
     assert (None, True) == (store.find(key), (images / f"{key}.failed.log").exists())
 
 

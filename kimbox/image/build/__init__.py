@@ -1,1 +1,1 @@
-"""Builds an image: locked packages become a root file system, and that becomes a bootable disk."""
+"""Builds an image: installs locked packages in a root file system, and writes it to a bootable disk."""

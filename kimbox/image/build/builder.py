@@ -21,33 +21,42 @@ from kimbox.run import CommandError
 BUILD_LOG = "build.log"
 
 #: Hint for a package that creates a key at installation, if kimbox does not know how to remove that key.
-IN_EACH_BOX = "install the package that makes it in a step of `provision`, which runs in each box, not in the image"
+IN_EACH_BOX = "install the package that creates it in a step of `provision`: steps run in each box, not in the image"
 
 
 def build(recipe: Recipe, work: Path) -> dict[str, Any]:
-    """Fills a workspace, as `images.publish` expects it. The cache holds all packages. Returns the image's facts.
+    """Fills a workspace, as `images.publish` expects it. Returns the facts of the image.
 
-    Raises ImageError if the build fails; its log is kept as `images.failed_log` then, and the hint names that file.
+    All packages must be in the cache.
+
+    Raises ImageError if the build fails: `no-space`, else the code and fields of the error that ended it, for example
+    `command-failed` with the field `program`. The log of the build is kept as `images.failed_log`. The field `log` has
+    its path.
     """
     title = f"building the image ({recipe.distribution} {recipe.suite}, {len(recipe.locked.versions)} packages)"
     try:
         with log.step(title):
             return _build(recipe, work)
     except (CommandError, ImageError, OSError) as error:
-        kept = images.failed_log(recipe.key)
+        log_path = images.failed_log(recipe.key)
         with contextlib.suppress(OSError):
-            (work / BUILD_LOG).replace(kept)
+            (work / BUILD_LOG).replace(log_path)
         if isinstance(error, OSError):
             if not is_full(error):
                 raise
             raise images.no_space() from None
-        hint = f"the whole log: {kept}" if isinstance(error, CommandError) else error.hint
-        if "No space left on device" in error.message:
-            hint = images.ROOM_HINT
-        raise ImageError(f"the image could not be built: {error.message}", hint=hint) from None
+        is_no_space = "No space left on device" in error.message
+        hint = f"the complete log: {log_path}" if isinstance(error, CommandError) else error.hint
+        raise ImageError(
+            f"the image could not be built: {error.message}",
+            code="no-space" if is_no_space else error.code,
+            hint=images.ROOM_HINT if is_no_space else hint,
+            fields={**error.fields, "log": str(log_path)},
+        ) from None
 
 
 def _build(recipe: Recipe, work: Path) -> dict[str, Any]:
+    """`build`, without the treatment of errors."""
     started = time.monotonic()
     done = work / images.DONE
     target = done / images.DISKS["raw"]
@@ -56,10 +65,10 @@ def _build(recipe: Recipe, work: Path) -> dict[str, Any]:
             rootfs.build(recipe, work, on_line=log.now, log=build_log)
         with log.step("writing the disk"):
             unpacked_bytes = disk.assemble(recipe, work, target)
-        with log.step("looking for keys and identities"), rawdisk.opened(target) as view:
-            found = secrets.scan(view, on_part=log.now)
-        build_log.writelines(f"kept: {line}\n" for line in found.lines())
-        found.check("the image", hint=IN_EACH_BOX)
+        with log.step("scanning for keys and identities"), rawdisk.opened(target) as view:
+            scan = secrets.scan(view, on_part=log.now)
+        build_log.writelines(f"kept: {line}\n" for line in scan.lines())
+        scan.check("the image", hint=IN_EACH_BOX)
     os.link(work / BUILD_LOG, done / BUILD_LOG)
     return {
         "format": "raw",
@@ -68,6 +77,6 @@ def _build(recipe: Recipe, work: Path) -> dict[str, Any]:
         "suite": recipe.suite,
         "packages": recipe.packages,
         "unpacked_bytes": unpacked_bytes,
-        "kept_keys": [finding.as_json() for finding in found.kept],
+        "kept_keys": [finding.as_json() for finding in scan.kept],
         "build_s": round(time.monotonic() - started, 1),
     }

@@ -1,7 +1,8 @@
-"""Makes a bootable disk of a root file system in a folder: partition table, /boot, LVM2 and its volumes, GRUB.
+"""Writes a bootable disk from a root file system in a folder: partition table, /boot, LVM2 volumes, GRUB.
 
-mke2fs(8) writes each file system directly to its offset in the sparse disk file; kimbox writes the rest. The mke2fs of
-the new root is used: the lock pins it like every package, so that the bytes do not depend on the host's version.
+mke2fs(8) writes each file system directly to its offset in the sparse disk file; kimbox writes all other data. kimbox
+runs the mke2fs of the new root: the lock pins it like every package, so that the bytes do not depend on the version of
+the host.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.render.guestfiles import BOOT_LABEL
 from kimbox.spec.layout import Extent
 
+#: Block size of the file systems, in bytes.
 BLOCK_BYTES = 4096
 
 #: Path of the dynamic loader in a root; the libraries are in the same folder (amd64, merged /usr).
@@ -37,8 +39,8 @@ CLAMPING = (1, 47, 1)
 #: mke2fs option that disables two features of ext4: GRUB or older versions of e2fsck do not support them.
 FEATURES = "^metadata_csum_seed,^orphan_file"
 
-#: Splits the tree that mmdebstrap made, because /boot and /persistent become separate file systems. Prints the size of
-#: the root's files in bytes.
+#: Splits the tree of mmdebstrap, because /boot and /persistent become separate file systems. Prints the size of the
+#: root's files in bytes.
 SPLIT = """
 set -eu
 rm -rf root/boot.img root/dev/* root/proc/* root/sys/* root/run/* root/tmp/*
@@ -59,7 +61,7 @@ _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 @attrs.frozen
 class FileSystem:
-    """An ext4 file system that is written to a place on the disk, with the content of a folder."""
+    """An ext4 file system with the content of a folder, and its place on the disk."""
 
     label: str
     folder: Path
@@ -67,15 +69,14 @@ class FileSystem:
 
 
 def assemble(recipe: Recipe, work: Path, disk: Path) -> int:
-    """Writes the disk of a recipe to the new file `disk`, from the tree in `work`/root, which is changed by that.
+    """Writes the disk of a recipe to the new file `disk`, from the tree in `work`/root. Changes that tree.
 
-    Returns the size of the root file system's files, in bytes.
-
-    Raises CommandError if a file system does not fit into its volume, ImageError if GRUB is not as expected.
+    Returns the size of the root file system's files, in bytes. Raises CommandError if a file system does not fit into
+    its volume, and ImageError if the files of GRUB do not have the expected form.
     """
     layout = recipe.layout
     provisioners.write_tar(list(recipe.persistent), work / "persistent.tar", EPOCH_S)
-    boot_img = _take(work / "root/boot/grub/boot.img")  # this changes the times of folders, which are set afterwards
+    boot_img = _take(work / "root/boot/grub/boot.img")  # this changes the times of folders; SPLIT sets them
     core_img = _take(work / "root/boot/grub/core.img")
     unpacked_bytes = int(namespace.call(["sh", "-c", SPLIT], env=environment(), cwd=work).stdout.split()[-1])
     tools = Tools.of(work / "root")
@@ -103,7 +104,7 @@ def assemble(recipe: Recipe, work: Path, disk: Path) -> int:
 
 
 def _take(path: Path) -> bytes:
-    """Reads and removes a file that GRUB's tools made in the new root. Nothing in the guest needs it."""
+    """Reads and removes a file that GRUB's tools wrote to the new root. The guest does not need it."""
     data = path.read_bytes()
     namespace.call(["rm", "--", path])
     return data
@@ -111,20 +112,20 @@ def _take(path: Path) -> bytes:
 
 @attrs.frozen
 class Tools:
-    """The e2fsprogs of a new root, or of the host if the root has none."""
+    """The e2fsprogs of a new root, or of the host if the root does not contain them."""
 
     prefix: tuple[str | Path, ...]
     folder: Path | None
 
     @classmethod
     def of(cls, root: Path) -> Tools:
-        """The programs of a root file system. They are run with its loader and libraries, without chroot."""
+        """The programs of a root file system. They run with its loader and libraries, without chroot."""
         if not (root / LOADER).is_file() or not (root / "usr/sbin/mke2fs").is_file():
             return cls((), None)
         return cls((root / LOADER, "--library-path", (root / LOADER).parent), root / "usr/sbin")
 
     def call(self, program: str, *args: str | Path, **more: Any) -> run.Completed:
-        """Runs one of the programs in the namespaces of builds. Raises CommandError if it fails."""
+        """Runs a program in the namespaces of builds. Raises CommandError if it fails."""
         env = environment() | {"E2FSPROGS_FAKE_TIME": str(EPOCH_S)}
         if self.folder is None:
             return namespace.call([program, *args], env=env, **more)
@@ -132,13 +133,13 @@ class Tools:
         return namespace.call([*self.prefix, self.folder / program, *args], env=env, **more)
 
     def version(self) -> tuple[int, ...]:
-        """The version of mke2fs; empty if it is not known."""
+        """The version of mke2fs; empty if its output has an unknown form."""
         match = _VERSION.search(self.call("mke2fs", "-V").stderr)
         return tuple(map(int, match.groups())) if match else ()
 
 
 def _make_ext4(tools: Tools, system: FileSystem, disk: Path, seed: str) -> None:
-    """Writes a file system to its place on the disk. Equal folders and seeds give equal bytes on every host."""
+    """Writes a file system to its place on the disk. Equal folders and seeds result in equal bytes on every host."""
     extended = [
         f"offset={system.place.offset_bytes}",
         f"hash_seed={sectors.derived_uuid(f'{seed}/{system.label}/hash')}",
@@ -160,13 +161,13 @@ def _make_ext4(tools: Tools, system: FileSystem, disk: Path, seed: str) -> None:
 
 
 def _set_times(tools: Tools, device: str) -> None:
-    """Sets the times of change and of access of every inode, which an old mke2fs takes from the host.
+    """Sets the times of change and access of every used inode. An old mke2fs copies these times from the host.
 
-    `device` is a file with `?offset=`, as e2fsprogs take it.
+    `device`: a file with `?offset=`, a notation of e2fsprogs.
     """
-    told = tools.call("dumpe2fs", device).stdout
-    inodes = int(_INODE_COUNT.search(told)[1])  # type: ignore[index]
-    free = _FREE_INODES.findall(told)
+    output = tools.call("dumpe2fs", device).stdout
+    inodes = int(_INODE_COUNT.search(output)[1])  # type: ignore[index]
+    free = _FREE_INODES.findall(output)
     is_used = bytearray(b"\1") * (inodes + 1)
     for first, last in _NUMBERS.findall(" ".join(free)):
         end = int(last or first) + 1

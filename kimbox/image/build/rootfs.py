@@ -1,4 +1,4 @@
-"""Makes a root file system in a folder from locked packages: mmdebstrap, in a namespace, without the network."""
+"""Creates a root file system in a folder from locked packages, with mmdebstrap in a namespace, without the network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.lock.apt import cache
 from kimbox.lock.apt.archive import ARCHITECTURE
 
-#: dpkg options that leave out translations and documents, which no box needs; licences stay.
+#: dpkg options that exclude translations and documents, which no box needs. Licences are not excluded.
 EXCLUDED = (
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/locale/*",
@@ -28,7 +28,7 @@ EXCLUDED = (
     "path-include=/usr/share/doc/*/copyright",
 )
 
-#: Runs the build scripts inside the new root, then removes them.
+#: Runs the build scripts in the new root, enables units, removes these scripts, and moves apt's files into place.
 BUILD_HOOK = (
     'for script in "$1"/usr/lib/kimbox/build.d/*; do '
     'chroot "$1" "/usr/lib/kimbox/build.d/${script##*/}" || exit 1; done; '
@@ -48,15 +48,16 @@ _BASE = re.compile(r"^(Essential: yes|Priority: required)$", re.MULTILINE)
 
 
 def environment() -> dict[str, str]:
-    """Variables of every program of a build: a fixed time and time zone, and no questions."""
+    """Environment variables of every program of a build: a fixed time and time zone, and no prompts of debconf."""
     return {"SOURCE_DATE_EPOCH": str(EPOCH_S), "TZ": "UTC", "DEBIAN_FRONTEND": "noninteractive"}
 
 
 def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO[str]) -> Path:
-    """Makes the root file system of a recipe in `work`/root and returns that folder. The cache holds all packages.
+    """Creates the root file system of a recipe in `work`/root and returns that folder.
 
-    `on_line` gets each line of output, and `log` all of it. Raises CommandError if mmdebstrap fails, ImageError if the
-    installed packages are not those of the recipe.
+    All packages must be in the cache. `on_line` is called with each line of output; `log` gets the complete output.
+    Raises CommandError if mmdebstrap fails, and ImageError (`image-failed`) if the installed packages are not those of
+    the recipe.
     """
     run.require("mmdebstrap", "it installs the packages of an image")
     overlay, repository, root = work / "overlay.tar", work / "repository", work / "root"
@@ -70,7 +71,8 @@ def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO
         "--format=directory",
         f"--include={','.join(sorted(recipe.locked.versions))}",
         *(f"--aptopt={option}" for option in APT_OPTIONS),
-        "--skip=cleanup/apt",  # build scripts do that: this apt would follow the guest's settings out of the new root
+        # Build scripts do this cleanup: with the guest's settings, this apt would delete files outside the new root.
+        "--skip=cleanup/apt",
         *(f"--dpkgopt={option}" for option in (*EXCLUDED, "force-unsafe-io", "force-confold")),
         f"--essential-hook=tar-in {shlex.quote(os.fspath(overlay))} /",
         f"--customize-hook={BUILD_HOOK}",
@@ -84,19 +86,23 @@ def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO
 
 
 def _check(recipe: Recipe, root: Path) -> None:
-    """Raises ImageError unless exactly the packages of the recipe are installed."""
+    """Raises ImageError (`image-failed`) unless exactly the packages of the recipe are installed."""
     query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package} ${Version} ${Architecture}\\n"]
     installed = set(namespace.call(query).stdout.splitlines())
     expected = {f"{name} {package.version} {package.architecture}" for name, package in recipe.locked.versions.items()}
     if installed != expected:
-        wrong = ", ".join(sorted(installed ^ expected)[:5])
-        raise ImageError(f"what was installed is not what the lock names: {wrong}")
+        difference = ", ".join(sorted(installed ^ expected)[:5])
+        raise ImageError(
+            f"the installed packages are not those of the lock: {difference}",
+            code="image-failed",
+            fields={"packages": difference},
+        )
 
 
 def extended_states(recipe: Recipe) -> str:
-    """The content of /var/lib/apt/extended_states: packages that apt may remove when no other package needs them.
+    """The content of /var/lib/apt/extended_states: the packages that apt may remove if no other package needs them.
 
-    These are the packages that the recipe does not request by name, and that are not part of the base system.
+    These are the packages that the recipe does not request by name and that are not part of the base system.
     """
     blocks = []
     for name, package in sorted(recipe.locked.versions.items()):

@@ -1,1 +1,1 @@
-"""What an image is made of when it is built here: the folders of provisioners/, and the recipe with its key."""
+"""The inputs of an image that kimbox builds: the folders of provisioners/, and the recipe with its key."""

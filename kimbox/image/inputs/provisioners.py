@@ -1,12 +1,13 @@
-"""Reads the folders of provisioners/: what each brings into a guest at build time. All have one shape:
+"""Reads the folders of provisioners/: the files and settings that kimbox adds to an image. All have the same structure:
 
-    provisioner.yaml     what schemas/provisioner.schema.json says: packages, units to enable, what to mask
-    root/                files copied onto the guest's /
+    provisioner.yaml     packages, units to enable and to mask, ... (schemas/provisioner.schema.json)
+    root/                files that are copied to the guest's /
     persistent/          the first content of the persistent volume
-    build                optional: runs in the new root file system once every package is there
-    deliver              optional, of `provision` alone: what Vagrant runs in a box; no part of an image
+    build                optional: a script that runs in the new root file system after all packages are installed
+    deliver              optional, only in `provision`: a script that Vagrant runs in a box; not part of an image
 
-A file has mode 0755 if it is executable here, else 0644; owner root; the same time in every build.
+In the guest, a file has mode 0755 if it is executable on the host, else 0644. Its owner is root, and its time is the
+same in every build.
 """
 
 from __future__ import annotations
@@ -27,26 +28,27 @@ from kimbox.files import read_bounded, read_json
 #: The provisioners of every image, in the order in which their build scripts run.
 BASE = ("boot", "ssh", "provision", "scratch", "secure", "identity", "base")
 
-#: No file of a provisioner is larger.
+#: Maximum size of a file of a provisioner, in bytes.
 MAX_FILE_BYTES = 1 << 20
 
-#: Keys of provisioner.yaml that mask something of a package, and where a link to /dev/null does so.
+#: Keys of provisioner.yaml that mask files of packages -> the folder in which a link to /dev/null masks such a file.
 MASKS = {
     "mask": "etc/systemd/system",
     "mask_generators": "etc/systemd/system-generators",
     "mask_tmpfiles": "etc/tmpfiles.d",
 }
 
-#: A unit named under `later` in provisioner.yaml waits until the box is ready, or its provisioning begins.
+#: Drop-in for a unit under `later` in provisioner.yaml: the unit starts when the box is ready, or when its provisioning
+#: starts.
 LATER = b"# A ready box does not need it.\n[Unit]\nAfter=kimbox-ready.service\n"
 
-#: Where build scripts lie in the new root while it is built.
+#: Folder of the build scripts in the new root during the build.
 BUILD_DIR = "usr/lib/kimbox/build.d"
 
 
 @attrs.frozen
 class GuestFile:
-    """A file (or, with `link`, a symbolic link) for the guest; `path` is relative to its /."""
+    """A file for the guest, or a symbolic link with the target `link`. `path` is relative to the guest's /."""
 
     path: str
     data: bytes
@@ -56,11 +58,11 @@ class GuestFile:
 
 @attrs.frozen
 class Provisioner:
-    """One folder of provisioners/, read."""
+    """The content of one folder of provisioners/."""
 
     name: str
     packages: tuple[str, ...]
-    #: Packages whose names differ: distribution -> names.
+    #: Packages for one distribution only: distribution -> names.
     packages_of: dict[str, tuple[str, ...]]
     enable: tuple[str, ...]
     units: tuple[GuestFile, ...]
@@ -69,22 +71,28 @@ class Provisioner:
     build: bytes | None
 
     def packages_for(self, distribution: str) -> tuple[str, ...]:
-        """Every package it needs in a distribution."""
+        """All packages that it needs in a distribution."""
         return self.packages + self.packages_of.get(distribution, ())
 
 
 def load(name: str) -> Provisioner:
-    """Reads one provisioner. Raises ImageError if it is not there or not of the shape."""
+    """Reads one provisioner. Raises ImageError (`bad-provisioner`) if it is missing or its structure is not valid."""
     folder = paths.provisioners_dir() / name
     try:
         return _load(name, folder)
     except OSError as error:
-        raise ImageError(f"the provisioner {name} cannot be read: {error}", hint="install kimbox anew") from None
+        raise _invalid(name, folder, f"the provisioner {name} cannot be read: {error}") from None
 
 
 def load_all() -> tuple[Provisioner, ...]:
-    """Reads every provisioner of an image, in the order of BASE. Raises what `load` raises."""
+    """Reads all provisioners of an image, in the order of BASE. Raises the errors of `load`."""
     return tuple(load(name) for name in BASE)
+
+
+def _invalid(name: str, path: Path, message: str) -> ImageError:
+    """The error of a provisioner that cannot be used; `path` is its folder or file."""
+    fields = {"name": name, "path": str(path)}
+    return ImageError(message, code="bad-provisioner", hint="reinstall kimbox", fields=fields)
 
 
 def _load(name: str, folder: Path) -> Provisioner:
@@ -103,7 +111,7 @@ def _load(name: str, folder: Path) -> Provisioner:
 
 
 def _metadata(name: str, file: Path) -> dict[str, Any]:
-    """provisioner.yaml, checked. Raises ImageError with every fault."""
+    """The content of a provisioner.yaml. Raises ImageError (`bad-provisioner`) that lists every fault."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -112,27 +120,30 @@ def _metadata(name: str, file: Path) -> dict[str, Any]:
     try:
         meta = YAML(typ="safe", pure=True).load(read_bounded(file).decode())
     except (YAMLError, ValueError) as error:
-        raise ImageError(f"the provisioner {name} cannot be read: {error}") from None
+        raise _invalid(name, file, f"the provisioner {name} cannot be read: {error}") from None
     schema = read_json(paths.schemas_dir() / "provisioner.schema.json")
     faults = sorted(f"{error.json_path}: {error.message}" for error in strict_validator(schema).iter_errors(meta))
     if faults:
-        raise ImageError("\n  ".join([f"{file} is not as provisioner.schema.json has it:", *faults]))
+        raise _invalid(name, file, "\n  ".join([f"{file} does not match provisioner.schema.json:", *faults]))
     checked: dict[str, Any] = meta
     return checked
 
 
 def _masks(meta: dict[str, list[str]]) -> Iterator[GuestFile]:
+    """The links to /dev/null that mask units, generators and tmpfiles.d(5) files of packages."""
     for key, folder in MASKS.items():
         for entry in meta.get(key, ()):
             yield GuestFile(f"{folder}/{entry}", b"", link="/dev/null")
 
 
 def _later(meta: dict[str, list[str]]) -> Iterator[GuestFile]:
+    """The drop-ins of the units under `later`."""
     for unit in meta.get("later", ()):
         yield GuestFile(f"etc/systemd/system/{unit}.d/kimbox-later.conf", LATER)
 
 
 def _tree(folder: Path) -> Iterator[GuestFile]:
+    """All files in a folder, by path; none if the folder does not exist."""
     if not folder.is_dir():
         return
     for path in sorted(folder.rglob("*")):
@@ -142,7 +153,7 @@ def _tree(folder: Path) -> Iterator[GuestFile]:
 
 
 def overlay(provisioners: Sequence[Provisioner]) -> list[GuestFile]:
-    """Every file of these provisioners for the guest's /, its build scripts and masked units included."""
+    """All files of these provisioners for the guest's /, with build scripts and masks, by path."""
     files = [f for p in provisioners for f in p.files]
     for index, provisioner in enumerate(provisioners):
         if provisioner.build is not None:
@@ -152,16 +163,16 @@ def overlay(provisioners: Sequence[Provisioner]) -> list[GuestFile]:
 
 
 def digest(files: list[GuestFile]) -> str:
-    """sha256 hex digest over names, modes and contents."""
-    whole = hashlib.sha256()
+    """The sha256, as hex digest, of paths, modes, link targets and contents."""
+    total = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.path):
-        body = hashlib.sha256(file.data).hexdigest()
-        whole.update(f"{file.path}\0{file.mode:o}\0{file.link or ''}\0{body}\n".encode())
-    return whole.hexdigest()
+        content_digest = hashlib.sha256(file.data).hexdigest()
+        total.update(f"{file.path}\0{file.mode:o}\0{file.link or ''}\0{content_digest}\n".encode())
+    return total.hexdigest()
 
 
 def write_tar(files: list[GuestFile], target: Path, epoch_s: int) -> None:
-    """Writes the files as a tar archive: owned by root, sorted, all of the time `epoch_s` (Unix seconds)."""
+    """Writes a tar archive of the files: sorted by path, owner root, modification time `epoch_s` (Unix seconds)."""
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for file in sorted(files, key=lambda f: f.path):
             info = tarfile.TarInfo(file.path)

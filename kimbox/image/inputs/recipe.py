@@ -1,4 +1,4 @@
-"""What an image is made of, and the key that names it in the store: equal recipes have equal keys, on every host."""
+"""The recipe of an image: all its inputs, and its key in the store. Equal recipes have equal keys on every host."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from kimbox.render import guestfiles
 from kimbox.spec.layout import Layout, plan
 from kimbox.spec.model import Box, PackageImage
 
-#: Raised whenever the same recipe would give another image: layout, file systems, the way packages are installed.
+#: Version of the build. Increase it if a change of kimbox builds another image from the same inputs.
 FORMAT = 1
 
-#: The time of everything in an image, in Unix seconds: 2025-01-01. Nothing in it tells when it was built.
+#: The time of all files in an image, in Unix seconds (2025-01-01), so that images do not depend on the build time.
 EPOCH_S = 1735689600
 
-#: How the names of packages with a kernel begin.
+#: Prefix of the names of kernel packages.
 KERNEL = "linux-image-"
 
-#: The unit that watches a snapshot which may fill up; no other box needs it.
+#: The unit that monitors a snapshot that may fill up. It is enabled only in a box with such a snapshot.
 SNAPWATCH = "kimbox-snapwatch.service"
 
 
 @attrs.frozen
 class Recipe:
-    """Everything that goes into an image built from packages."""
+    """All inputs of an image that is built from packages."""
 
     distribution: str
     suite: str
-    #: What was asked for; `locked` has what that came to.
+    #: The requested packages; `locked` also has all their dependencies.
     packages: tuple[str, ...]
     locked: LockedPackages
     layout: Layout
@@ -43,7 +43,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """sha256 hex digest of all of it: the image's name in the store."""
+        """The sha256 of all inputs, as hex digest: the key of the image in the store."""
         parts = {
             "format": FORMAT,
             "epoch_s": EPOCH_S,
@@ -59,10 +59,10 @@ class Recipe:
 
 
 def requested(image: PackageImage, parts: Sequence[Provisioner] | None = None) -> tuple[str, ...]:
-    """The packages that an image asks for: those of the spec and those of every provisioner, sorted.
+    """The packages that an image requests, sorted: those of the spec and of every provisioner.
 
-    A kernel that the spec names takes the place of the usual one. `parts`: the provisioners, where the caller has them
-    already (`provisioners.load_all`); None: they are read from disk. It is the same for `request` and `recipe`.
+    A kernel package in the spec replaces the default kernel. `parts`: the provisioners, from `provisioners.load_all`;
+    None to read them from disk. `request` and `recipe` have the same argument.
     """
     parts = provisioners.load_all() if parts is None else parts
     needed = {package for p in parts for package in p.packages_for(image.distribution)}
@@ -72,12 +72,12 @@ def requested(image: PackageImage, parts: Sequence[Provisioner] | None = None) -
 
 
 def request(image: PackageImage, parts: Sequence[Provisioner] | None = None) -> str:
-    """The digest that a lock must have been made for."""
+    """The digest of the requested packages, which must be equal to that in the lock."""
     return request_digest(image.distribution, image.suite, image.mirror, requested(image, parts))
 
 
 def recipe(box: Box, image: PackageImage, locked: LockedPackages, parts: Sequence[Provisioner] | None = None) -> Recipe:
-    """The recipe of a box whose image is built here, from the packages that its lock names."""
+    """The recipe of a box whose image kimbox builds from the packages of its lock."""
     parts = provisioners.load_all() if parts is None else parts
     layout = plan(box.disk)
     watch = {SNAPWATCH} if layout.snapshot_may_fill else set()

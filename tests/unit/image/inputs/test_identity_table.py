@@ -1,10 +1,11 @@
-"""The table of what packages make at installation: one form, read by the guest's scripts and by kimbox alike."""
+"""The table of keys that packages create at installation. The guest's scripts and kimbox read the same form."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
+from refused import refused
 
 from kimbox.errors import ImageError
 from kimbox.image.inputs import identity, provisioners
@@ -15,7 +16,7 @@ GOOD = "#!/bin/sh\n# needs: /usr/bin/x\n# removes: /etc/x/key\n# data: /var/lib/
 
 
 def test_every_file_is_of_the_form() -> None:
-    """The makers that are known, with what they make."""
+    """The table has the known packages, with the files that they create."""
     makers = {maker.package: maker for maker in identity.makers()}
     assert ("/etc/munge/munge.key",) == makers["munge"].removes
     assert ("/var/lib/postgresql/*/main", "/etc/postgresql/*/main") == makers["postgresql"].data
@@ -33,16 +34,16 @@ def test_every_file_is_of_the_form() -> None:
 
 
 def test_the_unit_waits_for_the_same_files_as_the_table() -> None:
-    """A box without any of these packages runs nothing; one with any of them runs it."""
+    """The unit runs in a box that has one of these packages, and in no other box."""
     unit = next(file.data.decode() for file in provisioners.load("identity").files if file.path == UNIT)
     conditions = re.findall(r"^ConditionPathExists=\|(.*)$", unit, re.M)
     assert sorted({maker.needs for maker in identity.makers()}) == sorted(conditions)
 
 
 def test_the_table_is_read() -> None:
-    """Each line under its key."""
-    found = identity.parse("x/20-some-thing", GOOD)
-    assert identity.Maker("some-thing", "/usr/bin/x", ("/etc/x/key",), ("/var/lib/x/*",)) == found
+    """Each line is in the attribute of its key."""
+    maker = identity.parse("x/20-some-thing", GOOD)
+    assert identity.Maker("some-thing", "/usr/bin/x", ("/etc/x/key",), ("/var/lib/x/*",)) == maker
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,6 @@ def test_the_table_is_read() -> None:
     ],
 )
 def test_another_form_is_refused(path: str, text: str) -> None:
-    """By the name of the file: a line that only one of the two readers took would leave a key behind."""
-    with pytest.raises(ImageError, match=path):
+    """The error names the file. If only one of the two readers accepted a line, a key would stay in an image."""
+    with refused(ImageError, "bad-provisioner", path=path):
         identity.parse(path, text)

@@ -1,4 +1,4 @@
-"""Every folder of provisioners/ is of one shape, and what is not is refused by name."""
+"""All folders of provisioners/ have the same structure. A folder with another structure is refused by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
+from refused import refused
 
 from kimbox import files, paths
 from kimbox.errors import ImageError
@@ -17,7 +18,7 @@ from kimbox.image.inputs.provisioners import GuestFile
 
 SHIPPED = sorted(p.name for p in paths.provisioners_dir().iterdir() if p.is_dir())
 
-#: Units of Debian's that those of kimbox name.
+#: Units of Debian to which units of kimbox refer.
 FOREIGN = {
     "dbus.service", "local-fs.target", "shutdown.target", "sockets.target", "ssh.service", "sysinit.target",
     "systemd-logind.service", "systemd-networkd.service", "systemd-udevd.service",
@@ -28,7 +29,7 @@ GOOD = {"summary": "a thing", "description": "does it", "packages": "[git]", "en
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of provisioners that holds one, `thing`."""
+    """A provisioner `thing`, the only one. Returns its folder."""
     folder = tmp_path / "provisioners" / "thing"
     folder.mkdir(parents=True)
     monkeypatch.setattr(paths, "provisioners_dir", lambda: tmp_path / "provisioners")
@@ -37,23 +38,23 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(folder: Path, meta: dict[str, str]) -> None:
-    """Its provisioner.yaml."""
+    """Writes a provisioner.yaml."""
     (folder / "provisioner.yaml").write_text("".join(f"{key}: {value}\n" for key, value in meta.items()))
 
 
-def test_the_schema_is_one() -> None:
-    """It is valid by its own standard."""
+def test_the_schema_is_valid() -> None:
+    """It is a JSON Schema 2020-12."""
     Draft202012Validator.check_schema(files.read_json(paths.schemas_dir() / "provisioner.schema.json"))
 
 
 def test_every_image_has_all_that_ship() -> None:
-    """None lies about without being used."""
+    """No folder is unused."""
     assert sorted(provisioners.BASE) == SHIPPED
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_what_ships_loads(name: str) -> None:
-    """It has the shape; its folder holds nothing that nobody reads; programs are executable, units are not."""
+def test_a_shipped_provisioner_is_valid(name: str) -> None:
+    """Its folder has no file that kimbox does not read. Programs are executable, units are not."""
     loaded = provisioners.load(name)
     assert loaded.files
     known = {"provisioner.yaml", "root", "persistent", "build", "deliver"}
@@ -63,8 +64,8 @@ def test_what_ships_loads(name: str) -> None:
         assert (0o755 if is_program else 0o644) == file.mode, file.path
 
 
-def test_units_name_units_that_are_there() -> None:
-    """What a unit of ours is ordered by or asks for is shipped, too, or one of Debian's."""
+def test_units_refer_to_existing_units() -> None:
+    """A unit on which a unit of kimbox depends is shipped by kimbox or Debian."""
     files = [file for name in SHIPPED for file in provisioners.load(name).files]
     units = {Path(file.path).name: file.data.decode() for file in files if "systemd/system/" in file.path}
     lines = re.findall(r"^(?:After|Before|Wants|Requires|PartOf|Conflicts)=(.*)$", "\n".join(units.values()), re.M)
@@ -73,23 +74,23 @@ def test_units_name_units_that_are_there() -> None:
     assert {"provisiond.service", "kimbox-early.service"} <= named
 
 
-def test_units_that_are_enabled_are_there_or_of_a_package() -> None:
-    """A unit of kimbox's own that is enabled is among the files."""
+def test_enabled_units_exist() -> None:
+    """An enabled unit is among the files of a provisioner, or from a package."""
     loaded = [provisioners.load(name) for name in provisioners.BASE]
     units = {Path(f.path).name for p in loaded for f in p.files if "systemd/system/" in f.path}
     enabled = {unit for p in loaded for unit in p.enable}
     assert enabled - units <= {"systemd-networkd.service"}
 
 
-def test_no_two_bring_the_same_file() -> None:
-    """Otherwise the order would decide."""
+def test_no_two_provisioners_have_the_same_file() -> None:
+    """Otherwise the result would depend on their order."""
     overlay = provisioners.overlay([provisioners.load(name) for name in provisioners.BASE])
     names = [f.path for f in overlay]
     assert len(names) == len(set(names))
 
 
-def test_a_good_one(own: Path) -> None:
-    """Files, masks, units that come later and the build script are where the guest has them."""
+def test_a_valid_provisioner(own: Path) -> None:
+    """Files, masks, drop-ins and the build script have their paths in the guest."""
     write(
         own,
         GOOD | {"mask": "[b.timer]", "mask_generators": "[gen]", "mask_tmpfiles": "[x.conf]", "later": "[c.service]"},
@@ -111,7 +112,7 @@ def test_a_good_one(own: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         ({"packages": "git"}, "$.packages"),
         ({"packages": "[git=1]"}, "$.packages[0]"),
@@ -124,47 +125,47 @@ def test_a_good_one(own: Path) -> None:
         ({"summary": "\0"}, "cannot be read"),
     ],
 )
-def test_another_shape_is_refused(own: Path, change: dict[str, str], said: str) -> None:
-    """The error names the file and the place in it."""
+def test_another_structure_is_refused(own: Path, change: dict[str, str], words: str) -> None:
+    """The error names the provisioner, the file, and the place in it."""
     write(own, GOOD | change)
-    with pytest.raises(ImageError) as caught:
+    with refused(ImageError, "bad-provisioner", name="thing", path=str(own / "provisioner.yaml")) as caught:
         provisioners.load("thing")
     assert "thing" in caught.value.message
-    assert said in caught.value.message
+    assert words in caught.value.message
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"a: *b"])
-def test_what_is_no_mapping_is_refused(own: Path, content: bytes) -> None:
-    """Neither nothing nor noise gives a traceback."""
+def test_a_file_that_is_not_a_mapping_is_refused(own: Path, content: bytes) -> None:
+    """Also an empty file, and a file that is not YAML."""
     (own / "provisioner.yaml").write_bytes(content)
-    with pytest.raises(ImageError):
+    with refused(ImageError, "bad-provisioner", name="thing"):
         provisioners.load("thing")
 
 
-def test_a_missing_one_is_refused(own: Path) -> None:
-    """Without its folder there is no provisioner."""
+def test_a_missing_provisioner_is_refused(own: Path) -> None:
+    """The error names its folder."""
     shutil.rmtree(own)
-    with pytest.raises(ImageError, match="thing cannot be read"):
+    with refused(ImageError, "bad-provisioner", name="thing", path=str(own)):
         provisioners.load("thing")
 
 
-def test_the_archive_is_the_same_whatever_the_order(tmp_path: Path) -> None:
-    """Owned by root, sorted, of one time: equal files give equal bytes."""
-    one = [GuestFile("b", b"2", 0o755), GuestFile("a", b"1"), GuestFile("c", b"", link="/dev/null")]
-    for name, order in (("1", one), ("2", one[::-1])):
+def test_the_archive_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    """Owner root, sorted, all of the same time: equal files result in equal bytes."""
+    guest_files = [GuestFile("b", b"2", 0o755), GuestFile("a", b"1"), GuestFile("c", b"", link="/dev/null")]
+    for name, order in (("1", guest_files), ("2", guest_files[::-1])):
         provisioners.write_tar(order, tmp_path / name, 1735689600)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
     with tarfile.open(tmp_path / "1") as archive:
-        found = [(m.name, m.mode, m.uid, m.mtime, m.linkname) for m in archive]
+        members = [(m.name, m.mode, m.uid, m.mtime, m.linkname) for m in archive]
     assert [
         ("a", 0o644, 0, 1735689600, ""),
         ("b", 0o755, 0, 1735689600, ""),
         ("c", 0o777, 0, 1735689600, "/dev/null"),
-    ] == found
+    ] == members
 
 
-def test_the_digest_tells_every_difference() -> None:
-    """Name, content, mode and link each count; order does not."""
+def test_every_difference_changes_the_digest() -> None:
+    """Name, content, mode and link each change it; the order does not."""
     files_of = [
         [GuestFile("a", b"1")],
         [GuestFile("b", b"1")],
@@ -178,7 +179,7 @@ def test_the_digest_tells_every_difference() -> None:
 
 
 def test_modes_do_not_depend_on_the_umask(own: Path) -> None:
-    """A checkout under a strict umask gives the same files."""
+    """A checkout with a strict umask results in the same files."""
     (own / "root").mkdir()
     (own / "root/program").write_text("#!/bin/sh\n")
     (own / "root/text").write_text("x")

@@ -1,4 +1,4 @@
-"""The key of an image: another for every difference that counts, and the same wherever and however it is computed."""
+"""The key of an image: it differs for each relevant difference, and does not depend on host, user or process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kimbox.spec.model import BootMode, Box, PackageImage, RemoteImage, Volume
 
 MIB = 1 << 20
 
-#: How another Python finds kimbox and what it needs.
+#: Module search path for another Python process, which needs kimbox and its libraries.
 PYTHONPATH = os.pathsep.join([str(Path(__file__).resolve().parents[4]), *filter(None, sys.path)])
 
 IMAGE = PackageImage("debian", "trixie", ("gcc", "gfortran"))
@@ -33,13 +33,13 @@ def box_of(image: PackageImage = IMAGE) -> Box:
 
 
 def key(box: Box, locked: LockedPackages = LOCKED) -> str:
-    """The key of its image."""
+    """The key of a box's image."""
     assert isinstance(box.image, PackageImage)
     return recipe.recipe(box, box.image, locked).key
 
 
 def disk(box: Box, **change: object) -> Box:
-    """The box with another disk."""
+    """The box with a changed disk."""
     return attrs.evolve(box, disk=attrs.evolve(box.disk, **change))
 
 
@@ -58,8 +58,8 @@ CHANGES: dict[str, Callable[[Box], Box]] = {
 }
 
 
-def test_every_input_changes_it() -> None:
-    """No two of these share an image."""
+def test_every_input_changes_the_key() -> None:
+    """No two of these recipes have the same key."""
     keys = {name: key(change(box_of())) for name, change in CHANGES.items()} | {"none": key(box_of())}
     one = LockedPackage("1", "all", "1" * 64)
     for name, change in {
@@ -73,8 +73,8 @@ def test_every_input_changes_it() -> None:
     assert keys["none"] == key(box_of(), attrs.evolve(LOCKED, as_of="2027-01-01T00:00:00Z", request="1" * 64))
 
 
-def test_what_an_image_does_not_hold_leaves_it_alone() -> None:
-    """Machines of many specs share one image."""
+def test_settings_of_the_machine_do_not_change_the_key() -> None:
+    """Boxes that differ only in them share one image."""
     box = box_of()
     other = attrs.evolve(
         box,
@@ -85,13 +85,13 @@ def test_what_an_image_does_not_hold_leaves_it_alone() -> None:
 
 
 def test_the_order_of_packages_does_not_matter() -> None:
-    """Nor does it if a provisioner brings one of them anyway."""
+    """Nor does it matter if the spec requests a package that a provisioner needs anyway."""
     assert key(box_of()) == key(box_of(attrs.evolve(IMAGE, packages=("gfortran", "gcc"))))
     assert key(box_of()) == key(box_of(attrs.evolve(IMAGE, packages=(*IMAGE.packages, "git"))))
 
 
-def test_the_format_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kimbox that builds in another way never takes the images of this one."""
+def test_the_format_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of kimbox that builds other images does not use the images of this version."""
     before = key(box_of())
     monkeypatch.setattr(recipe, "FORMAT", recipe.FORMAT + 1)
     assert before != key(box_of())
@@ -99,15 +99,15 @@ def test_the_format_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the provisioners, to be changed."""
+    """A copy of the provisioners, which the test changes."""
     shutil.copytree(paths.provisioners_dir(), tmp_path / "provisioners")
     monkeypatch.setattr(paths, "provisioners_dir", lambda: tmp_path / "provisioners")
     return tmp_path / "provisioners"
 
 
 @pytest.mark.parametrize("change", ["content", "mode", "build", "new", "gone", "packages", "persistent"])
-def test_every_file_of_a_provisioner_changes_it(own: Path, change: str) -> None:
-    """Whatever a provisioner brings is in the key."""
+def test_every_file_of_a_provisioner_changes_the_key(own: Path, change: str) -> None:
+    """Contents, modes, new and missing files, and packages."""
     before = key(box_of())
     unit = own / "ssh/root/etc/systemd/system/ssh.service"
     match change:
@@ -130,8 +130,8 @@ def test_every_file_of_a_provisioner_changes_it(own: Path, change: str) -> None:
     assert before != key(box_of())
 
 
-def test_a_copy_under_another_umask_gives_the_same(own: Path) -> None:
-    """Where the checkout is, when it was made and under which umask, does not matter."""
+def test_a_copy_with_another_umask_has_the_same_key(own: Path) -> None:
+    """The folder, the times and the umask of the checkout do not matter."""
     before = key(box_of())
     for path in own.rglob("*"):
         path.chmod(path.stat().st_mode & 0o700)
@@ -139,6 +139,7 @@ def test_a_copy_under_another_umask_gives_the_same(own: Path) -> None:
     assert before == key(box_of())
 
 
+#: Prints the key, in another process.
 COMPUTE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -148,32 +149,32 @@ print(key(box_of()))
 
 
 @pytest.mark.parametrize("env", [{"LC_ALL": "C", "PYTHONHASHSEED": "1"}, {"LANG": "tr_TR.UTF-8", "TZ": "Asia/Tokyo"}])
-def test_another_process_in_another_locale_gives_the_same(env: dict[str, str], tmp_path: Path) -> None:
-    """Hash seed, locale, time zone and folder leave it alone."""
+def test_a_process_in_another_locale_computes_the_same_key(env: dict[str, str], tmp_path: Path) -> None:
+    """Hash seed, locale, time zone and working folder do not matter."""
     done = run.run(
         [sys.executable, "-c", COMPUTE, Path(__file__).parent], env={"PYTHONPATH": PYTHONPATH} | env, cwd=tmp_path
     )
     assert key(box_of()) == done.stdout.strip()
 
 
-def test_a_recipe_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller that has it passes it in place of the packages: no provisioner is read a second time."""
-    made = recipe.recipe(box_of(), IMAGE, LOCKED)
+def test_a_recipe_is_not_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that has the recipe passes it instead of the packages. Then no provisioner is read a second time."""
+    known_recipe = recipe.recipe(box_of(), IMAGE, LOCKED)
     monkeypatch.setattr(provisioners, "load", lambda _: pytest.fail("a provisioner is read"))
-    assert made.key == obtain.key_of(box_of(), made)
+    assert known_recipe.key == obtain.key_of(box_of(), known_recipe)
 
 
-def test_a_remote_image_is_its_digest() -> None:
-    """Nothing else goes into its key."""
+def test_the_key_of_a_remote_image_is_its_digest() -> None:
+    """The location does not matter."""
     digest = "0123456789abcdef" * 4
     assert digest == obtain.key_of(attrs.evolve(box_of(), image=RemoteImage("/x", f"sha256:{digest}")), None)
 
 
-def test_the_recipe_holds_all_it_needs() -> None:
+def test_the_recipe_has_all_inputs() -> None:
     """Packages of provisioners and spec, units to enable, GRUB's menu and fstab."""
-    made = recipe.recipe(box_of(), IMAGE, LOCKED)
-    assert {"gcc", "gfortran", "lvm2", "openssh-server"} < set(made.packages)
-    files = {f.path: f.data for f in made.files}
+    complete = recipe.recipe(box_of(), IMAGE, LOCKED)
+    assert {"gcc", "gfortran", "lvm2", "openssh-server"} < set(complete.packages)
+    files = {f.path: f.data for f in complete.files}
     assert {"boot/grub/grub.cfg", "etc/fstab"} < set(files)
     enabled = {unit for name in provisioners.BASE for unit in provisioners.load(name).enable}
     assert enabled == set(files["usr/lib/kimbox/enabled-units"].decode().split())
