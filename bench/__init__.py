@@ -1,1 +1,1 @@
-"""Measurements against peers, as ratios. Each module is a program: `python -m bench.boot`."""
+"""Benchmarks: ratios to other programs, or to limits. Each module is a program, for example `python -m bench.boot`."""

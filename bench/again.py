@@ -1,11 +1,14 @@
-"""How long a box that lost its root takes to be what it was: reset to re-provisioned `ready`, against the first time.
+"""Time from a reset to `ready` with a new root and a new provisioning, compared with the first boot.
 
     python -m bench.again [-n 3]
 
-A box with `boot: resnap` whose setup installs ten packages and which checks out three repositories besides. First: `up`
-of a machine that is not there yet, its image built: boot, delivery, provisioning. Again: QEMU's reset, twice, with the
-caches of /persistent warm and the package mirror gone. The packages come from an HTTP server on this host, which is
-quicker than a mirror far away: it makes the first time short, and the ratio the worse.
+The box has `boot: resnap`. Its setup installs ten packages, and it checks out three more repositories.
+
+first: `up` of a new machine whose image exists: boot, delivery, provisioning.
+again: two resets of QEMU, with warm caches in /persistent and without the package mirror.
+
+The packages come from an HTTP server on this host, which is faster than a remote mirror. Therefore `first` is shorter,
+and the ratio higher, than for a user.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.common import locked, medians, note, options, said, show, until
+from bench.common import has_event, locked, medians, options, progress, show, wait_until
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
@@ -36,13 +39,13 @@ from kimbox.run import run
 from kimbox.spec.load import load_box
 from kimbox.spec.model import Box, PackageImage
 
-#: What `again` may take against the first time.
+#: Maximum ratio of `again` to `first`.
 LIMIT = 0.35
 
 PACKAGES = ("bc", "file", "gawk", "jq", "make", "patch", "rsync", "sqlite3", "unzip", "zip")
 
-#: Resets after each first time.
-AGAIN = 2
+#: Number of resets after each first boot.
+RESETS = 2
 
 NAME = "bench-again"
 SPEC = f"""kimbox: 1
@@ -68,11 +71,11 @@ apt-get -q -y --no-install-recommends install {packages}
 
 @contextmanager
 def served(folder: Path, port: int = 0) -> Iterator[int]:
-    """The files of a folder by HTTP; the port."""
+    """Serves the files of a folder by HTTP; yields the port."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Prints nothing."""
 
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
@@ -86,7 +89,10 @@ def served(folder: Path, port: int = 0) -> Iterator[int]:
 
 
 def fill(mirror: Path, work: Path, image: PackageImage, status: Path) -> int:
-    """A flat apt repository of PACKAGES and what they need beyond `status`, a guest's; returns how many those are."""
+    """Writes a flat apt repository with PACKAGES and their dependencies. Returns the number of packages.
+
+    `status`: the dpkg status file of a guest. Packages that are installed there are left out.
+    """
     sources = apt.sources(image.distribution, image.suite, image.mirror)
     lines = [source.line().replace("deb ", "deb [trusted=yes] ", 1) for source in sources]
     (work / "sources.list").write_text("\n".join(lines) + "\n")
@@ -118,7 +124,7 @@ def fill(mirror: Path, work: Path, image: PackageImage, status: Path) -> int:
 
 
 def write_box(folder: Path, port: int) -> Box:
-    """The spec and its repositories; three of them hold this checkout's own sources."""
+    """Writes the spec and its repositories. Three of them contain sources of this checkout."""
     top = Path(__file__).resolve().parents[1]
     for name, source in {"one": "kimbox", "two": "tests", "three": "provisioners"}.items():
         shutil.copytree(top / source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -132,18 +138,18 @@ def write_box(folder: Path, port: int) -> Box:
 
 
 def last_boot(machine: Machine) -> str:
-    """The boot that the guest is in."""
+    """The id of the guest's current boot."""
     return machine.boot_events()[-1].boot
 
 
 def read_status(machine: Machine, path: Path) -> None:
-    """Which packages the guest's image has."""
+    """Copies the dpkg status file of the guest to `path`."""
     with Guest(machine.endpoint(machine.record())) as guest:
         path.write_text(guest.run("cat /var/lib/dpkg/status", timeout_s=60).stdout)
 
 
 def measure(n: int, work: Path) -> tuple[dict[str, list[float]], int]:
-    """Seconds of the first time, of its provisioning alone, and of each time again; how many packages were fetched."""
+    """The durations in seconds (first boot, its provisioning alone, boots after resets), and the number of packages."""
     mirror = work / "mirror"
     mirror.mkdir()
     times: dict[str, list[float]] = {"first": [], "first, provisioning alone": [], "again": []}
@@ -168,26 +174,26 @@ def measure(n: int, work: Path) -> tuple[dict[str, list[float]], int]:
                 stop.destroy(machine)
                 raise
         try:
-            times["again"].append(statistics.median(reset(machine) for _ in range(AGAIN)))
-            note(str({name: row[-1] for name, row in times.items()}))
+            times["again"].append(statistics.median(reset(machine) for _ in range(RESETS)))
+            progress(str({name: row[-1] for name, row in times.items()}))
         finally:
             stop.destroy(machine)
     return times, fetched
 
 
 def reset(machine: Machine) -> float:
-    """Seconds from QEMU's reset to the ready event of the boot that follows."""
+    """The time from the reset of QEMU to the event `ready` of the following boot, in seconds."""
     before = last_boot(machine)
     started = time.monotonic()
     qmp.execute(machine.qmp_socket, "system_reset")
-    return until(machine, started, said("ready", but_boot=before))
+    return wait_until(machine, started, has_event("ready", but_boot=before))
 
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    asked = options(__doc__, n=3)
+    arguments = options(__doc__, n=3)
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        times, fetched = measure(asked.n, Path(work))
+        times, fetched = measure(arguments.n, Path(work))
     median = medians(times, 3)
     ratios = {name: round(median["again"] / median[name], 2) for name in ("first", "first, provisioning alone")}
     show({"median_s": median, "again against": ratios, "limit": LIMIT, "packages": fetched, "all_s": times})

@@ -1,11 +1,10 @@
-"""How long boots take, as ratios, all measured in one run: medians, taken in turns so that a busy host hits all alike.
+"""Boot times, as ratios of medians. Each round measures every system, so that host load affects all of them equally.
 
     python -m bench.boot [-n 5] [--box minimal]
 
-Every system is timed by the same probe, the greeting of its sshd as the host sees it: a stock minimal system with the
-same packages at its second boot, a fresh kimbox image, and the disk of a provisioned kimbox box, each started by a bare
-QEMU. Besides, that disk to the box's own `ready` event, `kimbox up` of the halted box, which ends with that event, and
-`kimbox halt` right after it. KIMBOX_HOME decides where images lie.
+Bare QEMU boots three systems until the host receives the banner of sshd: a stock minimal system with the same packages
+(second boot), a new kimbox image, and the disk of a provisioned kimbox box. Other measurements: the boot of that disk
+until the event `ready`, `kimbox up` of the halted box, and `kimbox halt` after it. Images are in KIMBOX_HOME.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import stock
-from bench.common import banner, launch, locked, medians, options, said, shipped, show, until
+from bench.common import banner, has_event, launch, locked, medians, options, shipped, show, wait_until
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
@@ -36,26 +35,27 @@ READY = "bare QEMU, disk of the box, to its ready event"
 UP = "kimbox up of the halted box, to its end"
 HALT = "kimbox halt right after it, to its end"
 
-#: How long a stock system may take to shut down, in seconds.
+#: Timeout of the shutdown of a stock system, in seconds.
 SHUTDOWN_TIMEOUT_S = 300.0
 
-#: `up`, beside the same disk in a bare QEMU; and that, to a ready that keeps its promise, beside a stock system.
+#: Maximum ratios: `up` to the same disk in bare QEMU, and that disk until `ready` to a stock system.
 LIMITS = {(UP, READY): 1.15, (READY, STOCK): 0.45}
 
 RATIOS = ((FRESH, STOCK), (BOX, STOCK), (READY, STOCK), (UP, READY), (HALT, STOCK))
 
 
 def booted_once(plain: Path, box: Box, folder: Path) -> Path:
-    """The disk of a stock system that was booted and shut down: the first boot makes what every later one finds."""
+    """Boots a stock system once and shuts it down. Returns its disk, which has the files that a first boot creates."""
     machine, started = launch(folder, plain, "raw", box)
-    until(machine, started, banner)
+    wait_until(machine, started, banner)
     if not process.power_off(machine, SHUTDOWN_TIMEOUT_S):
-        raise SystemExit(f"the stock system does not shut down: see {machine.serial_log}")
+        message = f"the stock system did not shut down within {SHUTDOWN_TIMEOUT_S:.0f} s: see {machine.serial_log}"
+        raise SystemExit(message)
     return machine.disk
 
 
 def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
-    """All times, in seconds, taken in turns."""
+    """The duration of each boot in seconds, by title."""
     packages = locked(box)
     image = obtain.ensure(box, packages)
     plain = stock.build(obtain.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
@@ -67,13 +67,13 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
         STOCK: (plain, "qcow2", banner),
         FRESH: (image.disk, image.format, banner),
         BOX: (real.disk, "qcow2", banner),
-        READY: (real.disk, "qcow2", said("ready")),
+        READY: (real.disk, "qcow2", has_event("ready")),
     }
     times: dict[str, list[float]] = {title: [] for title in (*starts, UP, HALT)}
     for _ in range(n):
         for title, (disk, disk_format, done) in starts.items():
             machine, started = launch(work / "m", disk, disk_format, box)
-            times[title].append(until(machine, started, done))
+            times[title].append(wait_until(machine, started, done))
             process.kill(machine)
         before = time.monotonic()
         run([sys.executable, "-m", "kimbox", "--quiet", "up", name], env=dict(os.environ))
@@ -86,11 +86,11 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    asked = options(__doc__, box="minimal")
-    box = shipped(asked.box)
+    arguments = options(__doc__, box="minimal")
+    box = shipped(arguments.box)
     paths.home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        times = measure(box, asked.box, asked.n, Path(work))
+        times = measure(box, arguments.box, arguments.n, Path(work))
     median = medians(times, 3)
     ratios = {f"{above} / {below}": round(median[above] / median[below], 2) for above, below in RATIOS}
     ok = all(median[above] <= limit * median[below] for (above, below), limit in LIMITS.items())

@@ -1,9 +1,9 @@
-"""How long an image takes against mmdebstrap alone with the same packages: medians, taken in turns, caches warm.
+"""Time to build an image, compared with mmdebstrap alone with the same packages: medians, with warm caches.
 
     python -m bench.build [-n 5] [--box minimal]
 
-Both have every .deb: kimbox in its cache, mmdebstrap in the apt cache of the new root, where it need not fetch them. It
-still asks the archives for their lists, which kimbox does when it locks.
+Neither program downloads packages: kimbox has them in its cache, mmdebstrap in the apt cache of the new root. But
+mmdebstrap downloads the package lists of the archives, which kimbox does in `kimbox lock`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kimbox.lock.apt import sources as apt
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.spec.model import PackageImage
 
-#: What the image may take against mmdebstrap alone.
+#: Maximum ratio of the build to mmdebstrap alone.
 LIMIT = 1.3
 
 
 def apt_cache(packages: LockedPackages, folder: Path) -> None:
-    """Every .deb under the name that apt gives it."""
+    """Links every .deb to a new folder, with the file name that apt expects."""
     folder.mkdir()
     for name, package in packages.versions.items():
         version = package.version.replace(":", "%3a")
@@ -36,10 +36,10 @@ def apt_cache(packages: LockedPackages, folder: Path) -> None:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    asked = options(__doc__, box="minimal")
-    box = shipped(asked.box)
+    arguments = options(__doc__, box="minimal")
+    box = shipped(arguments.box)
     if not isinstance(box.image, PackageImage):
-        raise SystemExit(f"{asked.box} is not built from packages")
+        raise SystemExit(f"{arguments.box} is not built from packages")
     packages = locked(box)
     plan = obtain.recipe_of(box, packages)
     cache.ensure(box.image, plan.locked)
@@ -52,7 +52,7 @@ def main() -> None:
         apt_cache(plan.locked, work / "debs")
         fill = f'mkdir -p "$1/var/cache/apt/archives" && cp {work}/debs/*.deb "$1/var/cache/apt/archives/"'
         image = obtain.ensure(box, packages)
-        for _ in range(asked.n):
+        for _ in range(arguments.n):
             started = time.monotonic()
             stock.install(box.image.suite, plan.packages, work / "root", sources, [f"--setup-hook={fill}"])
             times["mmdebstrap alone"].append(time.monotonic() - started)

@@ -1,12 +1,12 @@
-"""What a snapshot costs who writes to it, by its chunk size: fio in a box, against a plain volume of the same size.
+"""Speed of an LVM snapshot for each chunk size, measured with fio in a box, compared with a plain volume.
 
     python -m bench.chunks [-n 3]
 
-A box is made with a small volume beside its own, which holds a piece of `root` and then a file system. In turns and in
-changing order every chunk size gets a snapshot of it. All of them, and the plain volume that fio is run on, lie in the
-same extents, written before, so that none pays for growth of the host's file. `unpack` is a tar of /usr/share and
-/usr/bin onto ext4, with its sync; `stored` is what that takes in the snapshot against the size of the tar. Ratios are
-medians over the turns, against the plain volume; SNAPSHOT_CHUNK_BYTES was chosen by them.
+The box gets another small volume with data of `root` and a file system. Each round measures a snapshot of this volume
+with every chunk size, in random order, and a plain volume of the same size. All of them use the same extents, which
+were written before, so that no measurement includes the growth of the host's file. `unpack` extracts a tar archive of
+/usr/share and /usr/bin to ext4 and syncs. `stored` is the space that this needs in the snapshot, relative to the size
+of the archive. Ratios are medians of all rounds, relative to the plain volume. They determined SNAPSHOT_CHUNK_BYTES.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from bench.common import note, options, show
+from bench.common import options, progress, show
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
@@ -28,7 +28,10 @@ from kimbox.project.project import Project
 from kimbox.spec.layout import MIB, SECTOR_BYTES, dm_name
 from kimbox.spec.load import load_box
 
+#: Measured chunk sizes, as lvcreate(8) reads them.
 CHUNKS = ("4k", "16k", "64k", "256k")
+
+#: Name of the plain volume.
 PLAIN = "plain"
 
 NAME = "bench-chunks"
@@ -40,11 +43,12 @@ boot: resnap
 disk: {{size: 7GiB}}
 """
 
-#: Of the volume, and of a snapshot that can hold a change of all of it.
+#: Sizes of the volume, and of a snapshot that has space for a change of the complete volume, in MiB.
 VOLUME_MIB = 384
 SNAPSHOT_MIB = 416
 
-#: One after another on one device; later ones find what the earlier ones left. First writes go to regions of their own.
+#: Jobs of fio, run in this order on one device: a job sees the writes of earlier jobs. Each job of first writes has its
+#: own region.
 JOBS = {
     "first random 4k writes": "--rw=randwrite --bs=4k --size=128M --io_size=4M",
     "first random 4k writes, 16 deep": "--rw=randwrite --bs=4k --size=128M --offset=128M --io_size=8M "
@@ -55,7 +59,7 @@ JOBS = {
 }
 FIO = "fio --name=job --filename=%s --direct=1 --ioengine=psync --randseed=7 --output-format=json %s"
 
-#: Two volumes with the same file system over the same old data, and extents for a third that have been written.
+#: Creates two volumes with the same old data and file system, and writes the extents of a third volume.
 PREPARE = f"""
 set -e
 vg=$(sed 's/.*volgroup=\\([^ ]*\\).*/\\1/' /proc/cmdline)
@@ -90,73 +94,73 @@ umount /mnt
 """
 
 
-def ask(guest: Guest, script: str) -> str:
-    """What a script prints that root runs in the guest."""
+def run_script(guest: Guest, script: str) -> str:
+    """Runs a script as root in the guest and returns its output."""
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script)
         file.flush()
-        answer = guest.run("sudo sh -s", timeout_s=600, stdin=Path(file.name))
-    if answer.code != 0:
-        raise SystemExit(f"in the guest: {answer.stderr or answer.stdout}\n{script}")
-    return answer.stdout
+        done = guest.run("sudo sh -s", timeout_s=600, stdin=Path(file.name))
+    if done.code != 0:
+        raise SystemExit(f"a script failed in the guest:\n{script}\n{done.stderr or done.stdout}")
+    return done.stdout
 
 
 def jobs(guest: Guest, device: str) -> dict[str, dict[str, float]]:
-    """Throughput, mean latency and its 99th percentile, of each job on a device."""
-    found = {}
+    """Throughput, mean latency and 99th percentile of the latency of each job on a device."""
+    results = {}
     for title, words in JOBS.items():
-        (job,) = json.loads(ask(guest, FIO % (device, words)))["jobs"]
+        (job,) = json.loads(run_script(guest, FIO % (device, words)))["jobs"]
         side = job["read"] if "read" in words else job["write"]
-        found[title] = {
+        results[title] = {
             "MiB/s": side["bw_bytes"] / MIB,
             "mean_ms": side["clat_ns"]["mean"] / 1e6,
             "p99_ms": side["clat_ns"]["percentile"]["99.000000"] / 1e6,
         }
-    return found
+    return results
 
 
 def turn(guest: Guest, group: str, size_bytes: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Every chunk size, and plain volumes, once: first a file system, then a bare device."""
+    """Measures every chunk size and the plain volume once: first with a file system, then as a device."""
     result = {}
     for name in random.sample((*CHUNKS, PLAIN), len(CHUNKS) + 1):
-        made = f"-s -c {name} {group}/origin" if name != PLAIN else group
-        make = f"lvcreate -qq -y -L {SNAPSHOT_MIB}M -n work {made}"
+        kind = f"-s -c {name} {group}/origin" if name != PLAIN else group
+        create = f"lvcreate -qq -y -L {SNAPSHOT_MIB}M -n work {kind}"
         remove = f"lvremove -qq -y {group}/work"
         if name != PLAIN:
-            ask(guest, make)
+            run_script(guest, create)
         device = dm_name(group, "work" if name != PLAIN else PLAIN)
-        start, end, sectors = map(float, ask(guest, UNPACK % {"device": device}).split())
+        start, end, sectors = map(float, run_script(guest, UNPACK % {"device": device}).split())
         result[name] = {"unpack": {"MiB/s": size_bytes / MIB / (end - start)}}
         if name != PLAIN:
             result[name]["unpack"]["stored"] = sectors * SECTOR_BYTES / size_bytes
-            ask(guest, remove)
-        ask(guest, make)
+            run_script(guest, remove)
+        run_script(guest, create)
         result[name] |= jobs(guest, f"/dev/mapper/{dm_name(group, 'work')}")
-        ask(guest, remove)
-        note(f"{name}: {result[name]}")
+        run_script(guest, remove)
+        progress(f"{name}: {result[name]}")
     return result
 
 
 def against_plain(turns: list[dict[str, dict[str, dict[str, float]]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Medians of each turn's ratios to its plain volume; of `stored` itself."""
+    """Medians of the ratios of each round to its plain volume. `stored` is not divided, but a median, too."""
     rows: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for found in turns:
+    for results in turns:
         for chunk in CHUNKS:
-            for title, values in found[chunk].items():
-                for what, value in values.items():
-                    rows[title][what][chunk].append(value / found[PLAIN][title].get(what, 1.0))
+            for title, values in results[chunk].items():
+                for unit, value in values.items():
+                    rows[title][unit][chunk].append(value / results[PLAIN][title].get(unit, 1.0))
     return {
         title: {
-            what: {chunk: round(statistics.median(row), 2) for chunk, row in by_chunk.items()}
-            for what, by_chunk in kinds.items()
+            unit: {chunk: round(statistics.median(row), 2) for chunk, row in by_chunk.items()}
+            for unit, by_chunk in units.items()
         }
-        for title, kinds in rows.items()
+        for title, units in rows.items()
     }
 
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    asked = options(__doc__, n=3)
+    arguments = options(__doc__, n=3)
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
         spec = Path(work) / "kimbox.yaml"
         spec.write_text(SPEC)
@@ -164,8 +168,8 @@ def main() -> None:
         up(UpRequest(Project(load_box(spec))))
         try:
             with Guest(machine.endpoint(machine.record())) as guest:
-                group, size = ask(guest, PREPARE).split()
-                turns = [turn(guest, group, int(size)) for _ in range(asked.n)]
+                group, size = run_script(guest, PREPARE).split()
+                turns = [turn(guest, group, int(size)) for _ in range(arguments.n)]
         finally:
             stop.destroy(machine)
     show({"against the plain volume": against_plain(turns), "turns": turns})

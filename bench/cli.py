@@ -1,8 +1,8 @@
-"""How long short verbs take as whole processes: medians beside their limits, and against a bare start of Python.
+"""Duration of short commands, each as a process: medians, their limits, and ratios to the start of Python.
 
     python -m bench.cli [-n 15]
 
-`status` asks the box minimal as it is: bring it up first, and QEMU and the events of the guest are asked, too.
+`status` shows the box minimal. Run `kimbox up minimal` first to include the queries of QEMU and of the guest's events.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ VERBS = {
     "kimbox list": ["-m", "kimbox", "list"],
 }
 
-#: What each may take on an idle machine, in seconds.
+#: Maximum duration of each command on an idle host, in seconds.
 LIMITS_S = {"kimbox --version": 0.15, "kimbox validate minimal": 0.35, "kimbox status minimal": 0.4}
 
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    asked = options(__doc__, n=15)
+    arguments = options(__doc__, n=15)
     commands = {"python": ["-c", "pass"], **VERBS}
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(asked.n):
+    for _ in range(arguments.n):
         for name, words in commands.items():
             started = time.monotonic()
             run([sys.executable, *words])

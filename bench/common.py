@@ -1,4 +1,4 @@
-"""What the measurements share: their arguments, how a disk is started by a bare QEMU, medians and ratios."""
+"""Functions of all benchmarks: arguments, the start of a disk with bare QEMU, medians and ratios."""
 
 from __future__ import annotations
 
@@ -28,20 +28,23 @@ from kimbox.project.project import Project
 from kimbox.spec.load import load_box
 from kimbox.spec.model import BootMode, Box
 
+#: Port on the host that is forwarded to the sshd of a guest.
 PORT = 20999
-LIMIT_S = 300.0
 
-#: How often a guest is looked at, in seconds.
-LOOK_S = 0.02
+#: Timeout of a boot, in seconds.
+BOOT_TIMEOUT_S = 300.0
+
+#: Time between two checks of a guest, in seconds.
+POLL_S = 0.02
 
 
 def options(doc: str | None, *, n: int = 5, box: str | None = None) -> argparse.Namespace:
-    """The command line of a measurement: `n`, how often everything is measured; and, where it is of one box, `box`."""
+    """The parsed command line of a benchmark: `n`, the number of repetitions, and `box`, if it has a default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=n, help=f"how often everything is measured (default: {n})")
+    parser.add_argument("-n", type=int, default=n, help=f"number of repetitions (default: {n})")
     if box is not None:
-        parser.add_argument("--box", default=box, help=f"a box that ships with kimbox (default: {box})")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that what is cleaned up is
+        parser.add_argument("--box", default=box, help=f"name of a box that ships with kimbox (default: {box})")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # an exception, so that `finally` blocks run
     return parser.parse_args()
 
 
@@ -51,23 +54,23 @@ def shipped(name: str) -> Box:
 
 
 def locked(box: Box) -> LockedPackages | None:
-    """The packages that the lock of a box names; a lock is made where there is none."""
+    """The packages of the lock of a box. The lock is written first if it does not exist."""
     name = box.name if box.source.parent == paths.boxes_dir() else None
     return lock_for(Project(box, name)).lock.packages
 
 
 def medians(values: Mapping[str, Iterable[float]], digits: int = 2) -> dict[str, float]:
-    """The median of each row."""
+    """The median of each list of values."""
     return {name: round(statistics.median(row), digits) for name, row in values.items()}
 
 
 def ratio(above: Iterable[float], below: Iterable[float]) -> float:
-    """The median of what each turn's pair gives: a host that is busy for a while hits both of a pair."""
+    """The median of the ratios of pairs. A pair was measured in one round, so that host load affects both values."""
     return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
 
 
-def note(text: str) -> None:
-    """One figure on its way to the result."""
+def progress(text: str) -> None:
+    """Prints an intermediate result to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -79,14 +82,17 @@ def show(result: Mapping[str, Any]) -> None:
 def launch(
     folder: Path, image: Path, image_format: str, box: Box, mode: BootMode | None = None
 ) -> tuple[Machine, float]:
-    """Starts a bare QEMU on an overlay of an image, in that boot mode; returns the machine and the time."""
+    """Starts bare QEMU with an overlay of an image. `mode`: the boot mode; None for that of the image.
 
-    class There(Machine):
+    Returns the machine, whose files are in `folder`, and the time of the start (time.monotonic()).
+    """
+
+    class MachineInFolder(Machine):
         @property
         def folder(self) -> Path:
             return folder
 
-    machine = There("bench")
+    machine = MachineInFolder("bench")
     machine.folder.mkdir(exist_ok=True)
     if not machine.key.exists():
         keys.make_pair(machine.key, "bench")
@@ -101,35 +107,38 @@ def launch(
     return machine, started
 
 
-#: How long the probe waits for the greeting of an sshd that has taken the connection, in seconds. Each new connection
-#: starts one more sshd in the guest, so that an impatient probe slows down what it measures.
+#: Timeout for the banner of an sshd that has accepted the connection, in seconds. Each new connection starts another
+#: sshd in the guest, so that a probe with a short timeout would slow down the boot that it measures.
 BANNER_TIMEOUT_S = 15.0
 
 
 def banner(machine: Machine) -> bool:
-    """Whether sshd greets. A closed port answers at once."""
+    """Whether the sshd of the machine sends its banner. Returns immediately if the port is closed."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT), 1) as connection:
         connection.settimeout(BANNER_TIMEOUT_S)
         return connection.recv(4) == b"SSH-"
     return False
 
 
-def said(name: str, *, but_boot: str = "") -> Callable[[Machine], bool]:
-    """Whether the guest has told an event; `but_boot` is an earlier boot, whose events do not count."""
+def has_event(name: str, *, but_boot: str = "") -> Callable[[Machine], bool]:
+    """A condition for `wait_until`: the guest has sent the event `name`. Events of the boot `but_boot` do not count."""
     return lambda machine: any(event.name == name and event.boot != but_boot for event in machine.boot_events())
 
 
-def until(machine: Machine, started: float, done: Callable[[Machine], bool]) -> float:
-    """Seconds from the start until `done`."""
+def wait_until(machine: Machine, started: float, done: Callable[[Machine], bool]) -> float:
+    """The time from `started` until the condition `done` is true, in seconds.
+
+    Ends the program if the machine stops, or after BOOT_TIMEOUT_S.
+    """
     while not done(machine):
-        if time.monotonic() - started > LIMIT_S or not machine.running:
-            raise SystemExit(f"the guest did not come: see {machine.serial_log}")
-        time.sleep(LOOK_S)
+        if time.monotonic() - started > BOOT_TIMEOUT_S or not machine.running:
+            raise SystemExit(f"the guest did not boot within {BOOT_TIMEOUT_S:.0f} s: see {machine.serial_log}")
+        time.sleep(POLL_S)
     return time.monotonic() - started
 
 
 def cpu_s(machine: Machine) -> float:
-    """Seconds of processor time that the machine's QEMU has taken: other work on the host makes no difference to it."""
-    number = process.pid(machine)
-    fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    """The processor time of the machine's QEMU, in seconds. Other processes on the host do not affect it."""
+    pid = process.pid(machine)
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

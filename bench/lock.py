@@ -1,7 +1,8 @@
-"""How long it takes to move five repositories of this machine with warm mirrors, and to check their lock, as whole
-processes: medians beside their limits. The packages of the image are locked before, and stay.
+"""Time to update the pins of five local repositories with warm mirrors, and to check the lock: medians and limits.
 
-python -m bench.lock [-n 7]
+    python -m bench.lock [-n 7]
+
+Each measurement is a process of kimbox. The packages of the image are locked before, and not updated.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from kimbox.run import run
 
 REPOSITORIES = 5
 
-#: Commits and files of each.
+#: Number of commits and files of each repository.
 COMMITS, FILES = 20, 200
 
 MOVE = [word for number in range(REPOSITORIES) for word in ("--update", f"source{number}")]
 VERBS = {"kimbox lock --update NAME...": ["lock", *MOVE], "kimbox lock --check": ["lock", "--check"]}
 
-#: What each may take on an idle machine, in seconds.
+#: Maximum duration of each command on an idle host, in seconds.
 LIMITS_S = {"kimbox lock --update NAME...": 1.0, "kimbox lock --check": 0.5}
 
 
 def make(folder: Path) -> None:
-    """A spec with its repositories beside it."""
+    """Writes a spec and its repositories to a folder."""
     lines = ["kimbox: 1", "name: measured", "base: [_defaults/debian.yaml]", "repositories:"]
     for number in range(REPOSITORIES):
         source = folder / f"source{number}"
@@ -45,14 +46,14 @@ def make(folder: Path) -> None:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    asked = options(__doc__, n=7)
+    arguments = options(__doc__, n=7)
     times: dict[str, list[float]] = {name: [] for name in VERBS}
     with tempfile.TemporaryDirectory(prefix="kimbox-bench-") as place:
         folder = Path(place)
         make(folder)
         env = {"KIMBOX_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}
         run([sys.executable, "-m", "kimbox", "lock"], cwd=folder, env=env)
-        for _ in range(asked.n):
+        for _ in range(arguments.n):
             for name, words in VERBS.items():
                 started = time.monotonic()
                 run([sys.executable, "-m", "kimbox", *words], cwd=folder, env=env)

@@ -1,10 +1,10 @@
-"""`kimbox shrink` against the usual way: a guest that fills its file systems with zeros, then `qemu-img convert`.
+"""`kimbox shrink`, compared with the usual method: fill the guest's file systems with zeros, then `qemu-img convert`.
 
     python -m bench.shrink [-n 3] [--box minimal]
 
-The same used disk each time: files of 300 MB on the root and 100 MB on /persistent were written and removed. The usual
-way is given its boot and its halt: only the zeros and the conversion, onto the same image, are timed. `bytes` is what
-the result takes on this host. KIMBOX_HOME decides where images lie.
+Both start from the same used disk: a file of 300 MB on the root and one of 100 MB on /persistent were written and
+removed. The time of the usual method includes the zeros and the conversion (with the same backing file), but not the
+boot and the halt of the guest. `bytes` is the size of the result on the host. Images are in KIMBOX_HOME.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.common import medians, note, options, ratio, shipped, show
+from bench.common import medians, options, progress, ratio, shipped, show
 from kimbox import paths
 from kimbox.actions import shrink, stop
 from kimbox.actions.up import UpRequest, up
@@ -26,7 +26,7 @@ from kimbox.project.project import Project
 from kimbox.run import run
 from kimbox.spec.model import BootMode, Box
 
-#: What `shrink` may take against the usual way, in time, and what its result may take, in space.
+#: Maximum ratios of `shrink` to the usual method: duration, and size of the result.
 LIMIT, LIMIT_BYTES = 0.2, 1.0
 
 USE = """
@@ -49,42 +49,42 @@ sync
 
 
 def inside(machine: Machine, script: str) -> float:
-    """Seconds that a script takes in the box, as root."""
+    """Runs a script as root in the box. Returns its duration in seconds."""
     with Guest(machine.endpoint(machine.record())) as guest:
         started = time.monotonic()
-        answer = guest.run(f"sudo -n sh -c {shlex.quote(script)}", timeout_s=1800)
-        if answer.code:
-            raise SystemExit(f"the guest failed: {answer.stderr}")
+        done = guest.run(f"sudo -n sh -c {shlex.quote(script)}", timeout_s=1800)
+        if done.code:
+            raise SystemExit(f"a script failed in the guest: {done.stderr}")
         return time.monotonic() - started
 
 
 def usual(box: Box, name: str, machine: Machine, image: images.Image, target: Path) -> tuple[float, int]:
-    """Seconds and bytes of zeros and conversion."""
+    """The duration of the usual method in seconds, and the size of its result in bytes."""
     up(UpRequest(Project(box, name)))
-    taken_s = inside(machine, ZERO)
+    duration_s = inside(machine, ZERO)
     stop.halt(machine)
     started = time.monotonic()
     onto = ["-B", str(image.disk), "-F", image.format]
     run(["qemu-img", "convert", "-O", "qcow2", *onto, "-m", "16", "-W", machine.disk, target])
-    return taken_s + time.monotonic() - started, target.stat().st_blocks * 512
+    return duration_s + time.monotonic() - started, target.stat().st_blocks * 512
 
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    asked = options(__doc__, n=3, box="minimal")
-    box, machine = shipped(asked.box), Machine(asked.box)
+    arguments = options(__doc__, n=3, box="minimal")
+    box, machine = shipped(arguments.box), Machine(arguments.box)
     paths.home().mkdir(parents=True, exist_ok=True)
     times: dict[str, list[float]] = {"kimbox shrink": [], "zeros and convert": []}
     sizes: dict[str, list[float]] = {"before": [], "kimbox shrink": [], "zeros and convert": []}
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
         used, target = Path(folder) / "used.qcow2", Path(folder) / "converted.qcow2"
-        up(UpRequest(Project(box, asked.box)))
+        up(UpRequest(Project(box, arguments.box)))
         inside(machine, USE)
         stop.halt(machine)
         image = images.find(machine.record().image)
         assert image
         copy_sparse(machine.disk, used)
-        for _ in range(asked.n):
+        for _ in range(arguments.n):
             started = time.monotonic()
             done = shrink.shrink(machine, BootMode.KEEP)
             times["kimbox shrink"].append(time.monotonic() - started)
@@ -92,10 +92,11 @@ def main() -> None:
             sizes["kimbox shrink"].append(done.after_bytes)
             machine.disk.unlink()
             copy_sparse(used, machine.disk)
-            taken_s, size = usual(box, asked.box, machine, image, target)
-            times["zeros and convert"].append(taken_s)
+            duration_s, size = usual(box, arguments.box, machine, image, target)
+            times["zeros and convert"].append(duration_s)
             sizes["zeros and convert"].append(size)
-            note(f"{times['kimbox shrink'][-1]:.2f} s against {taken_s:.2f} s; {done.after_bytes} bytes against {size}")
+            shrink_s = times["kimbox shrink"][-1]
+            progress(f"{shrink_s:.2f} s and {duration_s:.2f} s; {done.after_bytes} bytes and {size} bytes")
             for path in (target, machine.disk):
                 path.unlink()
             copy_sparse(used, machine.disk)

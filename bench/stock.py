@@ -1,7 +1,7 @@
-"""A stock minimal system, to compare with: the same packages, everything else as the packages leave it.
+"""A stock minimal system for comparison: the same packages as the box, with their default configuration.
 
-One partition with ext4, GRUB's usual `linux` entry, the initramfs as initramfs-tools makes it by default, systemd with
-every unit that the packages enable, DHCP by systemd-networkd, sshd with its own host keys.
+It has one ext4 partition, a usual `linux` entry of GRUB, the default initramfs of initramfs-tools, systemd with all
+units that the packages enable, DHCP by systemd-networkd, and sshd with its own host keys.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ END
 
 
 def build(plan: Recipe, image: PackageImage, work: Path) -> Path:
-    """Builds the disk of a recipe's distribution and packages in `work` and returns it."""
+    """Builds a disk with the distribution and packages of a recipe in `work`, unless it exists. Returns its path."""
     disk = work / "stock.raw"
     if disk.exists():
         return disk
     root = work / "stock-root"
     sources = work / "sources.list"
-    found = apt.sources(plan.distribution, plan.suite, image.mirror)
-    sources.write_text("\n".join(source.line() for source in found) + "\n")
+    apt_sources = apt.sources(plan.distribution, plan.suite, image.mirror)
+    sources.write_text("\n".join(source.line() for source in apt_sources) + "\n")
     hook = work / "customize"
     hook.write_text("#!/bin/sh\n" + CUSTOMIZE)
     hook.chmod(0o755)
@@ -74,7 +74,7 @@ def build(plan: Recipe, image: PackageImage, work: Path) -> Path:
 
 
 def install(suite: str, packages: tuple[str, ...], root: Path, sources: Path, extra: list[str]) -> None:
-    """mmdebstrap alone, with the options that kimbox gives it."""
+    """Runs mmdebstrap with the options that kimbox uses."""
     namespace.call(
         [
             "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory",

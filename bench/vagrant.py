@@ -1,13 +1,14 @@
-"""kimbox against real Vagrant on the same disk: from nothing to ready, `status`, a command over ssh, and `package`.
+"""kimbox compared with Vagrant, with the same disk: `up` of a new machine, `status`, a command over ssh, and `package`.
 
     python -m bench.vagrant [-n 3]
 
-The box is `minimal`. kimbox runs it by its provider qemu; Vagrant under libvirt, in a folder that `kimbox render`
-wrote, from a .box made of the very image that kimbox boots. Both have the image at hand before the clock starts: kimbox
-in its store, Vagrant among its boxes and in libvirt's pool. Each turn makes a new machine with either, measures, and
-removes it; a ratio is the median of what the turns give. libvirt must answer. The domain type is qemu where KVM does
-not work. `vagrant package` needs virt-sysprep and virt-sparsify (Debian's guestfs-tools); without them it is left out,
-and `ok` is false.
+The box is `minimal`. kimbox runs it with its driver qemu. Vagrant runs it with libvirt, in a folder that
+`kimbox render` wrote, from a .box with the same image. Before the measurement, both have the image: kimbox in its
+store, Vagrant among its boxes and in the pool of libvirt. Each round creates a new machine with both programs,
+measures, and removes it. A ratio is the median of the ratios of all rounds. libvirt must be running. The domain type is
+qemu if KVM does not work.
+`vagrant package` needs virt-sysprep and virt-sparsify (guestfs-tools in Debian). Without them it is not measured, and
+`ok` is false.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.common import medians, note, options, ratio, show
+from bench.common import medians, options, progress, ratio, show
 from kimbox import paths
 from kimbox.actions import vagrant_export
 from kimbox.drivers import accelerator
@@ -35,33 +36,33 @@ from kimbox.render.vagrantfile import box_name
 from kimbox.run import run, which
 from kimbox.spec.load import load_box
 
-#: What kimbox may take of Vagrant's time. The first command over ssh, right after `up`, is also shown by itself: those
-#: after it use the same connection.
+#: Maximum ratios of kimbox to Vagrant. The result also shows the first command over ssh separately, because later
+#: commands use the same connection.
 LIMITS = {"up": 0.7, "status": 0.35, "ssh": 0.35, "package": 0.25, "package size": 0.9}
 
 NAME = "bench-vagrant"
 SPEC = f"kimbox: 1\nname: {NAME}\nbase: [minimal.yaml]\n"
 
-#: The quick ones are done so often in a turn.
-AGAIN = 3
+#: Repetitions of `status` and `ssh` in a round.
+REPETITIONS = 3
 
 Row = dict[str, list[float]]
 
 
 def timed(row: Row, what: str, argv: list[str], folder: Path, env: dict[str, str]) -> None:
-    """Runs a program to its end, and notes how long it took."""
+    """Runs a program and adds its duration, in seconds, to the row `what`."""
     started = time.monotonic()
     run(argv, cwd=folder, env=env, timeout_s=600)
     row.setdefault(what, []).append(time.monotonic() - started)
-    note(f"{argv[0].rpartition('/')[2]} {what}: {row[what][-1]:.2f} s")
+    progress(f"{argv[0].rpartition('/')[2]} {what}: {row[what][-1]:.2f} s")
 
 
 def turn(row: Row, program: list[str], folder: Path, env: dict[str, str]) -> None:
-    """One machine, from nothing to nothing, with kimbox or Vagrant."""
+    """Creates, measures and removes one machine, with kimbox or Vagrant."""
     is_vagrant = program == ["vagrant"]
     try:
         timed(row, "up", [*program, "up", *(["--provider=libvirt"] if is_vagrant else [])], folder, env)
-        for count in range(AGAIN):
+        for count in range(REPETITIONS):
             timed(row, "status", [*program, "status"], folder, env)
             timed(row, "ssh", [*program, "ssh", *(["-c", "true"] if is_vagrant else ["--", "true"])], folder, env)
             if count == 0:
@@ -73,7 +74,7 @@ def turn(row: Row, program: list[str], folder: Path, env: dict[str, str]) -> Non
 
 
 def packaged(row: Row, program: list[str], folder: Path, env: dict[str, str]) -> None:
-    """Halts the machine and packages it: how long, and how large."""
+    """Halts and packages the machine. Adds the duration and the size of the package to the row."""
     run([*program, "halt"], cwd=folder, env=env, timeout_s=600)
     out = folder / "package"
     out.mkdir(exist_ok=True)
@@ -86,7 +87,10 @@ def packaged(row: Row, program: list[str], folder: Path, env: dict[str, str]) ->
 
 @contextmanager
 def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
-    """A folder with the spec, and in it one that Vagrant can use, its box known to Vagrant and libvirt."""
+    """Yields a folder with the spec, and the environment of both programs.
+
+    Its subfolder `vagrant` has the Vagrantfile. Vagrant and libvirt have the box.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-", dir=paths.home()) as name:
         folder = Path(name)
         (folder / "kimbox.yaml").write_text(SPEC)
@@ -100,7 +104,7 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
             "VAGRANT_HOME": str(folder / "home"), "VAGRANT_CHECKPOINT_DISABLE": "1", "KIMBOX_LIBVIRT_DRIVER": driver,
             "KIMBOX_HOME": str(paths.home()), "PYTHONPATH": os.pathsep.join(sys.path),
         }  # fmt: skip
-        if driver != "kvm":  # libguestfs would try KVM wherever /dev/kvm opens
+        if driver != "kvm":  # libguestfs tries KVM if it can open /dev/kvm
             env |= {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
         try:
             turn({}, ["vagrant"], folder / "vagrant", env)  # uploads the image
@@ -110,10 +114,10 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
 
 
 def main() -> None:
-    """Measures, and prints the result."""
+    """Measures and prints one JSON object."""
     n = options(__doc__, n=3).n
     if not libvirt.virsh("version", check=False).ok:
-        raise SystemExit("libvirt does not answer: see `kimbox doctor`")
+        raise SystemExit("libvirt does not answer (`kimbox doctor` checks it)")
     paths.home().mkdir(parents=True, exist_ok=True)
     kimbox: Row = {}
     vagrant: Row = {}
