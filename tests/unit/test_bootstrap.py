@@ -1,4 +1,4 @@
-"""script/bootstrap says what it lacks and why, and installs that and nothing else."""
+"""script/bootstrap prints which packages are missing and why, and installs only these."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kimbox import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What the script may count on being there, whatever else is missing.
+#: Programs that the script can use on every host.
 BASICS = ["awk", "bash", "cat", "cut", "dirname", "env", "flock", "id", "ls", "mktemp", "rm", "sha256sum", "tail"]
 
-#: Programs it looks for that a machine may have; those in system folders are not hidden by a short PATH.
+#: Other programs that the script checks. A short PATH does not hide programs in system folders.
 PROGRAMS = [
     "qemu-system-x86_64", "qemu-img", "mmdebstrap", "newuidmap", "mke2fs", "git", "ssh", "shellcheck", "sshd",
     "beanstalkd", "gpg-agent", "openssl", "pvck", "sfdisk", "grub-script-check", "grub-editenv",
@@ -24,7 +24,7 @@ PROGRAMS = [
 
 
 class Machine:
-    """A PATH with the basics, and fake programs that record how they were called."""
+    """A PATH with the basic programs, and fake programs that record their arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,20 +35,20 @@ class Machine:
             (self.bin / name).symlink_to(shutil.which(name) or name)
 
     def fake(self, name: str, script: str = "") -> None:
-        """Puts a program there, which notes its arguments and then runs `script`."""
+        """Adds a program that records its arguments and then runs `script`."""
         program = self.bin / name
         program.write_text(f'#!/bin/bash\necho "{name} $*" >>"{self.calls_file}"\n{script}\n')
         program.chmod(0o755)
 
     def fake_all(self, *, but: str = "") -> None:
-        """Puts every program there that the script looks for, and a real Python."""
+        """Adds every program that the script checks, except `but`, and a real Python."""
         for name in PROGRAMS:
             if name != but:
                 self.fake(name)
         self.fake("python3", f'exec "{sys.executable}" "$@"')
 
     def bootstrap(self, *args: str) -> run.Completed:
-        """Runs the script with this PATH and no other."""
+        """Runs the script with only this PATH."""
         env = {"PATH": str(self.bin), "KIMBOX_VENV": str(self.folder / "venv"), "CI": "true"}
         return run.run([ROOT / "script/bootstrap", *args], env=env, check=False)
 
@@ -59,20 +59,20 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """A machine on which sudo works and apt-get installs nothing, so that the script stops there."""
-    made = Machine(tmp_path)
-    made.fake("sudo", '[[ $1 == -n ]] && shift\nexec "$@"')
-    made.fake("apt-get", "[[ $* != *install* ]]")
-    return made
+    """A host on which sudo works and the installation with apt-get fails, so that the script ends there."""
+    host = Machine(tmp_path)
+    host.fake("sudo", '[[ $1 == -n ]] && shift\nexec "$@"')
+    host.fake("apt-get", "[[ $* != *install* ]]")
+    return host
 
 
 def installs(calls: list[str]) -> list[str]:
-    """The packages of each call of apt-get install."""
+    """The packages of each `apt-get install`."""
     return [c.split("--no-install-recommends ")[1] for c in calls if c.startswith("apt-get") and " install " in c]
 
 
-def test_a_bare_machine_is_told_each_package_and_why(machine: Machine) -> None:
-    """Every missing program is named with its package and reason, and apt-get installs these after one update."""
+def test_each_missing_package_is_printed_with_its_reason(machine: Machine) -> None:
+    """apt-get installs all missing packages after one update."""
     done = machine.bootstrap("up")
     assert 6 == done.code
     packages = installs(machine.calls)[0].split()
@@ -83,23 +83,23 @@ def test_a_bare_machine_is_told_each_package_and_why(machine: Machine) -> None:
 
 
 def test_only_what_is_missing_is_installed(machine: Machine) -> None:
-    """With every other program there, the one that is missing is all that is asked of apt-get."""
+    """If only one program is missing, apt-get installs only its package."""
     machine.fake_all(but="qemu-img")
     machine.bootstrap("test")
     assert {"qemu-utils"} == set(installs(machine.calls)[0].split()) - {"debian-archive-keyring", "vagrant-libvirt"}
 
 
-def test_without_apt_the_needs_are_named(machine: Machine) -> None:
-    """A machine of another kind is told what to install, and nothing is tried."""
+def test_without_apt_the_missing_packages_are_printed(machine: Machine) -> None:
+    """On a host without apt-get, the user must install them; the script installs nothing."""
     (machine.bin / "apt-get").unlink()
     done = machine.bootstrap("up")
     assert 6 == done.code
-    assert "no apt-get here" in done.stderr
+    assert "apt-get not found" in done.stderr
     assert "qemu-system-x86" in done.stderr.splitlines()[-1]
 
 
-def test_a_folder_that_is_no_environment_is_left_alone(machine: Machine) -> None:
-    """A KIMBOX_VENV that holds something else is refused, not cleared."""
+def test_a_folder_that_is_not_an_environment_is_not_changed(machine: Machine) -> None:
+    """A KIMBOX_VENV with other files is refused."""
     machine.fake_all()
     machine.fake("apt-get")
     precious = machine.folder / "venv" / "precious"
@@ -107,20 +107,20 @@ def test_a_folder_that_is_no_environment_is_left_alone(machine: Machine) -> None
     precious.write_text("mine")
     done = machine.bootstrap("up")
     assert 6 == done.code
-    assert "no virtual environment" in done.stderr
+    assert "is not a virtual environment" in done.stderr
     assert "mine" == precious.read_text()
 
 
 @pytest.mark.parametrize("script", ["script/bootstrap", "script/up", "script/test"])
 def test_help_needs_nothing(machine: Machine, script: str) -> None:
-    """--help answers on the barest machine, and touches nothing."""
+    """--help works on a host without any of the programs, and changes nothing."""
     done = run.run([ROOT / script, "--help"], env={"PATH": str(machine.bin)})
     assert done.stdout.startswith(f"usage: {script}")
     assert [] == machine.calls
 
 
-def test_a_wrong_word_is_a_usage_error(machine: Machine) -> None:
-    """An unknown mode ends with exit code 2 and the usage."""
+def test_an_unknown_mode_is_a_usage_error(machine: Machine) -> None:
+    """Exit code 2, and the usage on stderr."""
     done = machine.bootstrap("everything")
     assert 2 == done.code
     assert done.stderr.startswith("usage:")

@@ -1,4 +1,4 @@
-"""The README's two commands: what they call, in which order, and how they end."""
+"""script/up and script/test: the programs that they call, the order, and the exit status."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from kimbox import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What script/test calls, by the name of the program.
+#: Programs that script/test runs.
 CHECKS = ["ruff", "mypy", "shellcheck", "lint-imports", "pytest"]
 
 
 class Checkout:
-    """A checkout with the two real scripts, and everything they call replaced by programs that note their arguments."""
+    """A checkout with the two real scripts. All programs that they run are fakes that record their arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,14 +30,14 @@ class Checkout:
         run.run(["git", "init", "--quiet", folder])
 
     def fake(self, place: str, status: int = 0) -> None:
-        """Puts a program at `place` that notes how it was called and ends with `status`."""
+        """Creates a program at `place` that records its arguments and ends with `status`."""
         program = self.folder / place
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(f'#!/bin/sh\necho "{program.name} $*" >>"{self.calls_file}"\nexit {status}\n')
         program.chmod(0o755)
 
     def run(self, *argv: str) -> run.Completed:
-        """Runs a script of the checkout from somewhere else."""
+        """Runs a script of the checkout, with another working folder."""
         return run.run([self.folder / argv[0], *argv[1:]], cwd=Path("/"), check=False)
 
     @property
@@ -60,8 +60,8 @@ def checkout(tmp_path: Path) -> Checkout:
         (["--no-provision"], "kimbox up openkim-dev --no-provision"),
     ],
 )
-def test_up_sets_up_and_then_brings_up_the_box(checkout: Checkout, args: list[str], called: str) -> None:
-    """script/up sets the machine up, passes its arguments on, and names the box in all that it advises."""
+def test_up_installs_and_then_starts_the_box(checkout: Checkout, args: list[str], called: str) -> None:
+    """script/up runs script/bootstrap, passes its arguments to `kimbox up`, and prints commands for this box."""
     done = checkout.run("script/up", *args)
     assert ["bootstrap up", called] == checkout.calls
     box = called.split()[2]
@@ -72,24 +72,24 @@ def test_up_sets_up_and_then_brings_up_the_box(checkout: Checkout, args: list[st
 @pytest.mark.parametrize(
     "args", [["-f", "my.yaml"], ["--no-provision", "--file", "my.yaml"], ["--file=my.yaml"], ["-fmy.yaml"]]
 )
-def test_up_names_no_box_where_a_file_says_which(checkout: Checkout, args: list[str]) -> None:
-    """kimbox takes one of the two; what script/up advises names the file."""
+def test_up_passes_no_box_if_it_has_a_file(checkout: Checkout, args: list[str]) -> None:
+    """`kimbox up` accepts either a box or a file. The printed commands contain the file."""
     done = checkout.run("script/up", *args)
     assert ["bootstrap up", f"kimbox up {' '.join(args)}"] == checkout.calls
     assert f"{checkout.folder}/.venv/bin/kimbox ssh -f my.yaml " in done.stdout
     assert "openkim-dev" not in done.stdout
 
 
-def test_up_ends_as_kimbox_ends(checkout: Checkout) -> None:
-    """Where `kimbox up` fails, script/up fails with its status and advises nothing."""
+def test_up_has_the_exit_status_of_kimbox(checkout: Checkout) -> None:
+    """If `kimbox up` fails, script/up fails with the same status and prints no commands."""
     checkout.fake(".venv/bin/kimbox", status=4)
     done = checkout.run("script/up", "minimal")
     assert (4, "") == (done.code, done.stdout)
     assert (4, "") == ((done := checkout.run("script/up", "-f", "x.yaml")).code, done.stdout)
 
 
-def test_up_stops_where_the_machine_cannot_be_set_up(checkout: Checkout) -> None:
-    """No box is tried on a machine that lacks what it needs."""
+def test_up_ends_if_the_installation_fails(checkout: Checkout) -> None:
+    """Without its programs, kimbox is not started."""
     checkout.fake("script/bootstrap", status=6)
     assert 6 == checkout.run("script/up").code
     assert ["bootstrap up"] == checkout.calls
@@ -110,14 +110,14 @@ def test_up_stops_where_the_machine_cannot_be_set_up(checkout: Checkout) -> None
     ],
 )
 def test_pytest_is_one_run_and_the_last(checkout: Checkout, what: str, expected: str) -> None:
-    """Every kind of run ends in one call of pytest, which gets the arguments that follow."""
+    """In every mode, pytest runs once and last, with the remaining arguments."""
     checkout.run("script/test", what, "-k", "x")
     assert expected == checkout.calls[-1]
     assert 1 == sum(call.startswith("pytest") for call in checkout.calls)
 
 
-def test_every_check_is_made(checkout: Checkout) -> None:
-    """`lint` runs each check once, tests nothing, and finds shell scripts by their first line."""
+def test_lint_runs_every_check(checkout: Checkout) -> None:
+    """It runs each check once and no tests. It finds shell scripts by their first line."""
     (checkout.folder / "sourced").write_text("# shellcheck shell=sh\n")
     (checkout.folder / "other").write_text("#!/usr/bin/env python3\n")
     assert checkout.run("script/test", "lint").ok
@@ -129,8 +129,8 @@ def test_every_check_is_made(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("broken", CHECKS)
-def test_one_failed_check_fails_the_whole(checkout: Checkout, broken: str) -> None:
-    """Whichever check fails, the rest still runs, and the run as a whole has failed."""
+def test_one_failed_check_fails_the_run(checkout: Checkout, broken: str) -> None:
+    """The other checks and the tests still run, and the exit status is 1."""
     checkout.fake(f".venv/bin/{broken}", status=1)
     done = checkout.run("script/test", "unit")
     assert 1 == done.code
