@@ -68,7 +68,7 @@ def test_small_ones(kimbox: Kimbox, tmp_path: Path) -> None:
     kimbox("halt")
     kimbox("package", "--format", "raw", "--output", str(tmp_path / "out"))
     found = scan(tmp_path / "out/makers.raw")
-    assert () == found.made
+    assert () == found.forbidden
     with rawdisk.opened(tmp_path / "out/makers.raw") as disk:
         assert [] == [path for path in MADE if find(disk.root.file_system, path.encode())]
     kimbox("destroy", "-y")
@@ -87,7 +87,7 @@ def test_databases(kimbox: Kimbox, packages: str, check: str) -> None:
     kimbox.spec("data", f"image: {{packages: {packages}}}\ndisk: {{size: 8GiB, volumes: {{root: 3GiB}}}}\n")
     image = image_of(kimbox)
     assert kimbox.json("verify")["same"]
-    assert () == scan(image).made
+    assert () == scan(image).forbidden
     kimbox("up")
     waiting = f"timeout 300 sh -c 'until {check}; do sleep 1; done' 2>/dev/null"
     assert "1\n" == kimbox.sh("data", waiting.replace("'select 1'", '"select 1"'))

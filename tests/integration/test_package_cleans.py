@@ -1,4 +1,4 @@
-"""What a package of a halted machine does not have: traces of that machine, its boot mode, damage."""
+"""A package of a halted machine has no traces of that machine, not its boot mode, and no damage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot
 
 box, made = tinypackage.box, tinypackage.made  # fixtures
 
-#: Files that tell of one machine, and that no other must get.
+#: Files of one machine that no other machine may get.
 OF_ALL = (
     "/etc/kimbox/box.env", "/etc/kimbox/box.json", "/etc/resolv.conf", "/etc/ssh/ssh_host_ed25519_key",
     "/etc/ssh/ssh_host_rsa_key.pub", "/tmp/left", "/var/cache/apt/pkgcache.bin", "/var/cache/apt/archives/x.deb",
@@ -45,7 +45,7 @@ TRACES = sorted([*OF_ALL, *(f"{home}/{name}" for home in ("/root", "/home/user")
 
 
 def written(paths: list[str], there: set[str]) -> str:
-    """A debugfs script that writes secrets to these paths; folders that are not `there` are made."""
+    """A debugfs script that writes secrets to these paths, and creates folders that are not in `there`."""
     made, lines = set(there), []
     for path in paths:
         for parent in reversed([str(p) for p in Path(path).parents]):
@@ -57,7 +57,7 @@ def written(paths: list[str], there: set[str]) -> str:
 
 
 def test_no_trace_of_the_machine_stays(made: Made, box: Path) -> None:
-    """Each of them is removed, and said to be; names of the host are those of the image again."""
+    """Each file is removed and listed. Files with the host name are those of the image again."""
     image = image_of(box)
     there = {
         "/",
@@ -67,8 +67,8 @@ def test_no_trace_of_the_machine_stays(made: Made, box: Path) -> None:
         f"rm {path}\nwrite secret {path}\n" for path in ("/etc/hosts", "/etc/hostname")
     )
     machine_of(box, image, script)
-    told = made("--format", "raw")["cleaned"]
-    assert [] == sorted({*TRACES, "/etc/hosts", "/etc/hostname"} - set(told))
+    cleaned = made("--format", "raw")["cleaned"]
+    assert [] == sorted({*TRACES, "/etc/hosts", "/etc/hostname"} - set(cleaned))
     after = tinypackage.everything(box / "tiny.raw")
     assert [] == [path for path in TRACES if path.encode() in after]
     for path in (b"/etc/hosts", b"/etc/hostname"):
@@ -77,13 +77,13 @@ def test_no_trace_of_the_machine_stays(made: Made, box: Path) -> None:
 
 
 def changed(machine: Machine, script: str, *, boot: bool = False) -> None:
-    """A debugfs script on the root of a machine's disk, or on its /boot."""
+    """Runs a debugfs script on the root of a machine's disk, or on its /boot."""
     raw = machine.folder / "raw"
     run.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", machine.disk, raw])
     at = madedisk.places_of(raw)
     device = f"raw?offset={(at.boot if boot else at.root)[0]}"
-    done = run.run(["debugfs", "-w", "-f", "-", device], input=script, cwd=machine.folder)
-    assert "rror" not in done.stderr
+    result = run.run(["debugfs", "-w", "-f", "-", device], input=script, cwd=machine.folder)
+    assert "rror" not in result.stderr
     run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, machine.disk])
     raw.unlink()
 
@@ -95,7 +95,7 @@ def grubenv(disk: Path) -> bytes:
 
 
 def test_the_boot_mode_is_that_of_the_image(made: Made, box: Path) -> None:
-    """Whatever the machine would have booted next."""
+    """The next boot of the machine would have been a resnap."""
     image = image_of(box)
     machine = machine_of(box, image, "")
     (machine.folder / "environment").write_bytes(b"# GRUB Environment Block\nsaved_entry=resnap\n".ljust(1024, b"#"))
@@ -106,8 +106,8 @@ def test_the_boot_mode_is_that_of_the_image(made: Made, box: Path) -> None:
 
 
 @pytest.mark.parametrize("boot", [True, False])
-def test_what_e2fsck_mends_by_itself_is_mended(made: Made, box: Path, boot: bool) -> None:
-    """A machine that lost its power leaves counts that are not right."""
+def test_what_e2fsck_repairs_by_itself_is_repaired(made: Made, box: Path, boot: bool) -> None:
+    """A machine that lost its power leaves wrong counts in the superblock."""
     machine = machine_of(box, image_of(box), "write mine /etc/changed")
     changed(machine, "set_super_value free_blocks_count 7\nset_super_value state 0\n", boot=boot)
     made("--format", "raw")
@@ -119,16 +119,17 @@ def test_what_e2fsck_mends_by_itself_is_mended(made: Made, box: Path, boot: bool
 
 @pytest.mark.parametrize("boot", [True, False])
 def test_a_damaged_file_system_is_refused(made: Made, kimbox: Kimbox, box: Path, boot: bool) -> None:
-    """One that needs a person's decision is not handed on; the machine stays as it is."""
+    """A disk that `e2fsck -p` cannot repair is not packaged. The disk of the machine does not change."""
     machine = machine_of(box, image_of(box), "")
     changed(machine, f"clri {'/grub' if boot else '/etc'}\n", boot=boot)
-    held = machine.disk.read_bytes()
+    before = machine.disk.read_bytes()
     code, out, _ = kimbox("--json", "package", "--format", "raw")
-    told = error(out, "package")
-    assert (1, True) == (code, f"the file system of {'/boot' if boot else 'root'} is damaged" in told["message"]), told
-    assert "e2fsck" in told["hint"]
+    damaged = error(out, "package")
+    assert (1, "disk-damaged", "/boot" if boot else "root") == (code, damaged["code"], damaged["fields"]["name"])
+    assert f"the file system of {'/boot' if boot else 'root'} is damaged" in damaged["message"], damaged
+    assert "e2fsck" in damaged["hint"]
     assert not (box / "tiny.raw").exists()
-    assert held == machine.disk.read_bytes()
+    assert before == machine.disk.read_bytes()
 
 
 def test_each_disk_is_parsed_once(made: Made, box: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Packages and changes of a hostile root: names that steer other programs, very deep trees, files of any size."""
+"""Packages and changes of a hostile root: names with control characters, very deep trees, files of any size."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ box, made = tinypackage.box, tinypackage.made  # fixtures
 
 ROOT = PLACES["root"]
 
-#: Names that are no words, no lines and no text.
+#: Names with quotes, control characters, line separators, options and bytes that are not UTF-8.
 NAMES = (
     b"a\nb", b'a"b', b"a\\b", b"\x1b[2J", b"\xff\xfe", b"!touch ran", b"!id", b" ", b"-f", b"\t", b"x" * 255,
     b"a\ndebugfs: x", b"[red]", "a\u2028b".encode(), "a\u0085b".encode(),
 )  # fmt: skip
 
-#: What every root has here.
+#: Files of /etc in every root of this module.
 ETC = {
     "machine-id": b"",
     "hostname": b"tiny\n",
@@ -45,7 +45,7 @@ ETC = {
 
 
 def common(tree: Path) -> None:
-    """The files of a root that nobody changed."""
+    """Writes the files of an unchanged root."""
     for name in ("etc", "tmp", "var/log", "var/tmp", "root", "home/user"):
         (tree / name).mkdir(parents=True)
     for name, data in ETC.items():
@@ -54,7 +54,7 @@ def common(tree: Path) -> None:
 
 
 def rooted(disk: Path, tree: Path, fill: Callable[[Path], None]) -> None:
-    """Makes the root of a disk anew, with what `fill` puts into a folder."""
+    """Creates a new root file system on a disk, with the files that `fill` writes to a folder."""
     tree.mkdir()
     common(tree)
     fill(tree)
@@ -66,7 +66,7 @@ def rooted(disk: Path, tree: Path, fill: Callable[[Path], None]) -> None:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """The image that the machine is from."""
+    """The raw image of the machine."""
     disk = tmp_path / "image.raw"
     madedisk.make(disk)
     rooted(disk, tmp_path / "built", lambda tree: None)
@@ -75,22 +75,25 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def disk(image: Path, tmp_path: Path) -> Path:
-    """A raw copy of the machine's disk; its root is for each test to make."""
+    """A raw copy of the machine's disk. Each test creates its root."""
     (tmp_path / "machine").mkdir()
     return Path(shutil.copy(image, tmp_path / "machine/clean.raw"))
 
 
 def restored(disk: Path, image: Path) -> tuple[list[str], dict[bytes, Entry]]:
-    """What was removed or reset, and every path that stayed; all is sound, and no other file was written."""
-    told = restore.restore(disk, image)
+    """The paths that were removed or reset, and every path that stayed.
+
+    All file systems must be sound, and no other file may be written.
+    """
+    cleaned = restore.restore(disk, image)
     assert all(madedisk.is_sound(disk, place) for place in PLACES.values())
     assert ["clean.raw"] == [path.name for path in disk.parent.iterdir()]
-    assert all(path.isprintable() for path in told)
-    return told, tinypackage.everything(disk)
+    assert all(path.isprintable() for path in cleaned)
+    return cleaned, tinypackage.everything(disk)
 
 
 def deep(payload: str) -> str:
-    """A debugfs script: folders with so long a path that debugfs cuts `ls -p "PATH"` right before the payload."""
+    """A debugfs script that creates folders with so long a path that debugfs cuts `ls -p "PATH"` before the payload."""
     room = 8191 - len('ls -p "/tmp')
     names = []
     while room > 150:
@@ -102,20 +105,20 @@ def deep(payload: str) -> str:
 
 @pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
 def test_a_path_of_a_guest_runs_nothing(made: Made, box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders of 8 KiB of names, of which the last is a command of debugfs for the shell, are removed like others."""
+    """Folders with a path of 8 KiB are removed like others. Its end would be a shell command for debugfs."""
     home = box / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     machine_of(box, image_of(box), deep("!cd;id >RAN #"))
-    told = made("--format", "raw")["cleaned"]
-    assert max(map(len, told)) > 8000
+    cleaned = made("--format", "raw")["cleaned"]
+    assert max(map(len, cleaned)) > 8000
     assert [] == list(home.iterdir())
     assert [] == [path for path in tinypackage.everything(box / "tiny.raw") if path.startswith(b"/tmp/")]
 
 
 @pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot build images here")
 def test_a_package_of_a_root_with_strange_names(made: Made, kimbox: Kimbox, box: Path, tmp_path: Path) -> None:
-    """It is made, in JSON and in words, and the names stay where nothing is to be removed."""
+    """The package is made, with and without --json. Names stay in folders that are not cleaned."""
 
     def strange(tree: Path) -> None:
         for folder in ("tmp", "home/user", "var/log"):
@@ -128,16 +131,16 @@ def test_a_package_of_a_root_with_strange_names(made: Made, kimbox: Kimbox, box:
     strange(tree)
     machine_of(box, image_of(box), "", tree=tree)
     assert {shown(b"/tmp/" + name) for name in NAMES} < set(made("--format", "raw", "-o", "a")["cleaned"])
-    there = tinypackage.everything(box / "a/tiny.raw")
-    assert sorted(b"/home/user/" + name for name in NAMES) == sorted(p for p in there if p.startswith(b"/home/user/"))
+    entries = tinypackage.everything(box / "a/tiny.raw")
+    assert sorted(b"/home/user/" + name for name in NAMES) == sorted(p for p in entries if p.startswith(b"/home/user/"))
     assert b"SECRET" not in (box / "a/tiny.raw").read_bytes()
     code, out, err = kimbox("package", "--format", "raw", "-o", "b")
     assert (0, False) == (code, "\x1b[2J" in out + err)
     assert (box / "a/tiny.raw").read_bytes() == (box / "b/tiny.raw").read_bytes()
 
 
-def test_names_that_steer(disk: Path, image: Path, tmp_path: Path) -> None:
-    """They are removed and told like others, at any depth, and stay in the homes of people."""
+def test_strange_names(disk: Path, image: Path, tmp_path: Path) -> None:
+    """They are removed and listed like others, at any depth, and stay in the homes of users."""
 
     def strange(tree: Path) -> None:
         for folder in ("tmp", "var/log", "home/user"):
@@ -147,16 +150,16 @@ def test_names_that_steer(disk: Path, image: Path, tmp_path: Path) -> None:
                 (tree / folder / os.fsdecode(b"y" + name[:254])).symlink_to(os.fsdecode(name))
 
     rooted(disk, tmp_path / "tree", strange)
-    told, there = restored(disk, image)
-    assert {shown(b"/tmp/" + name) for name in NAMES} < set(told)
-    assert {shown(b"/var/log/%s/%s" % (name, name)) for name in NAMES} < set(told)
-    assert {b"/home/user/%s/%s" % (name, name) for name in NAMES} < there.keys()
-    assert {b"/var/log/" + name for name in NAMES} == {path for path in there if path.startswith(b"/var/log/")}
-    assert [] == [path for path in there if path.startswith(b"/tmp/")]
+    cleaned, entries = restored(disk, image)
+    assert {shown(b"/tmp/" + name) for name in NAMES} < set(cleaned)
+    assert {shown(b"/var/log/%s/%s" % (name, name)) for name in NAMES} < set(cleaned)
+    assert {b"/home/user/%s/%s" % (name, name) for name in NAMES} < entries.keys()
+    assert {b"/var/log/" + name for name in NAMES} == {path for path in entries if path.startswith(b"/var/log/")}
+    assert [] == [path for path in entries if path.startswith(b"/tmp/")]
 
 
 def test_a_tree_of_hundreds_of_levels(disk: Path, image: Path, tmp_path: Path) -> None:
-    """Its paths are longer than any program takes."""
+    """Its paths exceed PATH_MAX and the maximum length of a command line."""
 
     def levels(tree: Path) -> None:
         folder = os.open(tree / "tmp", os.O_RDONLY)
@@ -169,14 +172,14 @@ def test_a_tree_of_hundreds_of_levels(disk: Path, image: Path, tmp_path: Path) -
         os.close(folder)
 
     rooted(disk, tmp_path / "tree", levels)
-    told, there = restored(disk, image)
-    assert 400 == len(told)
-    assert max(map(len, told)) > 80_000
-    assert [] == [path for path in there if path.startswith(b"/tmp/")]
+    cleaned, entries = restored(disk, image)
+    assert 400 == len(cleaned)
+    assert max(map(len, cleaned)) > 80_000
+    assert [] == [path for path in entries if path.startswith(b"/tmp/")]
 
 
 def test_another_name_of_a_file_that_stays(disk: Path, image: Path, tmp_path: Path) -> None:
-    """A name in /tmp goes; the file, and the names of it elsewhere, stay."""
+    """The name in /tmp is removed. The file and its other names stay."""
 
     def linked(tree: Path) -> None:
         for name in ("tmp/x", "tmp/y", "etc/passwd-"):
@@ -187,9 +190,9 @@ def test_another_name_of_a_file_that_stays(disk: Path, image: Path, tmp_path: Pa
         (tree / "etc/hosts").write_bytes(b"10.0.0.1 mine\n")
 
     rooted(disk, tmp_path / "tree", linked)
-    told, there = restored(disk, image)
-    assert ["/etc/hosts", "/tmp/two", "/tmp/x", "/tmp/y", "/var/log/two"] == told
-    assert [2, 2] == [there[path].inode.links for path in (b"/etc/passwd", b"/etc/passwd-")]
+    cleaned, entries = restored(disk, image)
+    assert ["/etc/hosts", "/tmp/two", "/tmp/x", "/tmp/y", "/var/log/two"] == cleaned
+    assert [2, 2] == [entries[path].inode.links for path in (b"/etc/passwd", b"/etc/passwd-")]
     assert ETC["passwd"] == tinypackage.content(disk, b"/etc/passwd")
     assert b"10.0.0.1 mine\n" == tinypackage.content(disk, b"/etc/hosts.mine")
     assert ETC["hosts"] == tinypackage.content(disk, b"/etc/hosts")
@@ -197,7 +200,7 @@ def test_another_name_of_a_file_that_stays(disk: Path, image: Path, tmp_path: Pa
 
 
 def test_directories_with_a_hash_tree(disk: Path, image: Path, tmp_path: Path) -> None:
-    """5,000 files go, or one of 2,000 does; what stays is found by its hash."""
+    """5,000 files are removed, or one of 2,000. The other files are still found by their hash."""
 
     def many(tree: Path) -> None:
         for number in range(5000):
@@ -211,16 +214,16 @@ def test_directories_with_a_hash_tree(disk: Path, image: Path, tmp_path: Path) -
     run.run(["e2fsck", "-f", "-y", "-D", device], check=False)
     for folder in ("/tmp", "/root"):
         assert "Root node dump" in run.run(["debugfs", "-R", f"htree {folder}", device]).stdout
-    told, there = restored(disk, image)
-    assert 5001 == len(told)
-    assert "/root/.netrc" in told
-    assert 2000 == len([path for path in there if path.startswith(b"/root/")])
+    cleaned, entries = restored(disk, image)
+    assert 5001 == len(cleaned)
+    assert "/root/.netrc" in cleaned
+    assert 2000 == len([path for path in entries if path.startswith(b"/root/")])
     assert b"name of some length" not in disk.read_bytes()
     assert "Type: symlink" in run.run(["debugfs", "-R", 'stat "/root/file 1234"', device]).stdout
 
 
 def test_links_are_not_followed(disk: Path, image: Path, tmp_path: Path) -> None:
-    """A folder that became a link to /etc empties nothing there."""
+    """A link to /etc in place of a cleaned folder removes nothing in /etc."""
 
     def links(tree: Path) -> None:
         for name in ("tmp", "var/tmp", "var/log"):
@@ -231,13 +234,13 @@ def test_links_are_not_followed(disk: Path, image: Path, tmp_path: Path) -> None
         (tree / "etc/.netrc").write_bytes(b"of nobody's home")
 
     rooted(disk, tmp_path / "tree", links)
-    told, there = restored(disk, image)
-    assert [] == told
-    assert sorted([*ETC, ".netrc"]) == sorted(shown(p)[len("/etc/") :] for p in there if p.startswith(b"/etc/"))
+    cleaned, entries = restored(disk, image)
+    assert [] == cleaned
+    assert sorted([*ETC, ".netrc"]) == sorted(shown(p)[len("/etc/") :] for p in entries if p.startswith(b"/etc/"))
 
 
 def test_a_folder_in_place_of_a_file(disk: Path, image: Path, tmp_path: Path) -> None:
-    """Names of the host become files again, whatever they were; a root without /etc is refused."""
+    """Files with the host name are restored. A root without /etc is refused."""
 
     def replaced(tree: Path) -> None:
         for name in ("hosts", "machine-id", "hostname"):
@@ -246,19 +249,20 @@ def test_a_folder_in_place_of_a_file(disk: Path, image: Path, tmp_path: Path) ->
         (tree / "etc/machine-id").symlink_to("/etc/passwd")
 
     rooted(disk, tmp_path / "tree", replaced)
-    told, there = restored(disk, image)
-    assert ["/etc/hostname", "/etc/hosts", "/etc/hosts/below", "/etc/machine-id"] == told
+    cleaned, entries = restored(disk, image)
+    assert ["/etc/hostname", "/etc/hosts", "/etc/hosts/below", "/etc/machine-id"] == cleaned
     assert [0o100444, 0o100644, 0o100644] == [
-        there[f"/etc/{name}".encode()].inode.mode for name in ("machine-id", "hostname", "hosts")
+        entries[f"/etc/{name}".encode()].inode.mode for name in ("machine-id", "hostname", "hosts")
     ]
     assert [ETC[n] for n in ETC] == [tinypackage.content(disk, f"/etc/{n}".encode()) for n in ETC]
     rooted(disk, tmp_path / "other", lambda tree: shutil.move(tree / "etc", tree / "usr"))
-    with pytest.raises(ImageError, match="no folder /etc"):
+    with pytest.raises(ImageError) as caught:
         restore.restore(disk, image)
+    assert ("file-not-found", "/etc") == (caught.value.code, caught.value.fields["path"])
 
 
 def test_lost_and_found(disk: Path, image: Path, tmp_path: Path) -> None:
-    """That of the file system stays; a folder of that name in /tmp goes, and one elsewhere hides nothing."""
+    """/lost+found stays. A folder of that name in /tmp is removed, and in another folder its files are compared."""
 
     def named(tree: Path) -> None:
         for folder in ("tmp/lost+found", "etc/lost+found"):
@@ -266,9 +270,9 @@ def test_lost_and_found(disk: Path, image: Path, tmp_path: Path) -> None:
             (tree / folder / "file").write_bytes(b"x")
 
     rooted(disk, tmp_path / "tree", named)
-    told, there = restored(disk, image)
-    assert ["/tmp/lost+found", "/tmp/lost+found/file"] == told
-    assert b"/lost+found" in there
+    cleaned, entries = restored(disk, image)
+    assert ["/tmp/lost+found", "/tmp/lost+found/file"] == cleaned
+    assert b"/lost+found" in entries
     assert ("/etc/lost+found", "/etc/lost+found/file") == madedisk.differences(image, disk).added
 
 
@@ -283,17 +287,17 @@ def written(**files: bytes) -> Callable[[Path], None]:
 
 
 def test_a_log_of_the_same_size(disk: Path, image: Path, tmp_path: Path) -> None:
-    """A file of the image stays in /var/log only as long as its content is the image's."""
+    """A file of the image stays in /var/log only if its content is that of the image."""
     rooted(image, tmp_path / "image", written(a=b"built!", b=b"built!"))
     rooted(disk, tmp_path / "tree", written(a=b"built!", b=b"SECRET"))
-    told, there = restored(disk, image)
-    assert ["/var/log/b"] == told
-    assert b"/var/log/a" in there
+    cleaned, entries = restored(disk, image)
+    assert ["/var/log/b"] == cleaned
+    assert b"/var/log/a" in entries
 
 
 @contextmanager
 def frugal(limit: int) -> Iterator[None]:
-    """What is done within takes no more memory than that."""
+    """Asserts that the block allocates less memory than `limit` bytes."""
     tracemalloc.start()
     try:
         yield
@@ -303,19 +307,19 @@ def frugal(limit: int) -> Iterator[None]:
 
 
 def test_a_file_of_any_size(disk: Path, image: Path, tmp_path: Path) -> None:
-    """A name of the host that is a large file is replaced without being read, and logs as well."""
+    """A large file in place of /etc/hostname is replaced, and a large log removed, without being read."""
     rooted(disk, tmp_path / "tree", written(large=b"x"))
     for path in ("/etc/hostname", "/etc/hosts", "/var/log/large"):
         run.run(["debugfs", "-w", "-R", f"set_inode_field {path} size 300000000", madedisk.device(disk, ROOT)])
     with frugal(100 << 20):
-        told = restore.restore(disk, image)
-    assert ["/etc/hostname", "/etc/hosts", "/var/log/large"] == told
+        cleaned = restore.restore(disk, image)
+    assert ["/etc/hostname", "/etc/hosts", "/var/log/large"] == cleaned
     assert ETC["hostname"] == tinypackage.content(disk, b"/etc/hostname")
 
 
 @pytest.mark.parametrize("name", ["status", "info/a.list"])
 def test_large_files_of_dpkg(disk: Path, image: Path, tmp_path: Path, name: str) -> None:
-    """What dpkg cannot have written is not read."""
+    """Files that are larger than dpkg writes them are not read."""
 
     def large(tree: Path) -> None:
         (tree / "var/lib/dpkg/info").mkdir(parents=True)
@@ -332,7 +336,7 @@ def test_large_files_of_dpkg(disk: Path, image: Path, tmp_path: Path, name: str)
 
 
 def test_changes_of_strange_names(disk: Path, image: Path, tmp_path: Path) -> None:
-    """Every one is in the record, escaped; what other separators than line feeds split is no exception."""
+    """Every name is in the record, escaped, also with line separators that are not line feeds."""
 
     def strange(tree: Path) -> None:
         for name in NAMES:
@@ -345,7 +349,7 @@ def test_changes_of_strange_names(disk: Path, image: Path, tmp_path: Path) -> No
 
 
 def test_changes_of_links(disk: Path, image: Path, tmp_path: Path) -> None:
-    """Another target of the same length is a change; a hole in place of zeros is none."""
+    """Another target of the same length is a change. A hole instead of zeros is not."""
 
     def built(tree: Path) -> None:
         (tree / "etc/link").symlink_to("aa")
@@ -363,7 +367,7 @@ def test_changes_of_links(disk: Path, image: Path, tmp_path: Path) -> None:
 
 
 def test_a_comparison_of_strange_names(disk: Path, image: Path, tmp_path: Path) -> None:
-    """Each file that differs is named, escaped, with what of it differs, and no other."""
+    """The result has the escaped path of each file with different content, and no other."""
 
     def filled(letter: bytes) -> Callable[[Path], None]:
         def fill(tree: Path) -> None:
@@ -384,8 +388,8 @@ def test_a_comparison_of_strange_names(disk: Path, image: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     "line", ["!id", "cd <12>\n!id", "write " + "x" * 1100 + " y", "cd \x1b", "rm /x", "", "cd \u00e9"]
 )
-def test_lines_that_debugfs_never_gets(line: str) -> None:
-    """Nothing but a few commands, in short lines of plain text."""
+def test_lines_that_are_never_sent_to_debugfs(line: str) -> None:
+    """Only a few commands, in short lines of ASCII, are allowed."""
     assert "cd <12>\nwrite reset-hosts hosts\n" == debugfs.script(["cd <12>", "write reset-hosts hosts"])
     with pytest.raises(ValueError, match="no line for debugfs"):
         debugfs.script([line])

@@ -1,4 +1,4 @@
-"""What a package refuses to hold, what it keeps and lists, and how an image from elsewhere is cleaned."""
+"""Files that a package must not hold, files that it keeps and lists, and the cleaning of an image from elsewhere."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ disk:
 
 
 def with_files(script: str) -> str:
-    """A debugfs script, after which files `key` and `sums` of the test are known."""
+    """Writes files with a key, its digest and zeros, and returns the debugfs script with their paths."""
     Path("key").write_text(KEY)
     Path("zeros").write_bytes(bytes(10_000))
     Path("sums").write_text(f"{DIGEST}  usr/share/some/test.key\n")
@@ -71,17 +71,19 @@ write SUMS /var/lib/dpkg/info/some.md5sums
 
 
 def test_a_key_in_the_root_is_refused(kimbox: Kimbox, box: Path) -> None:
-    """Wherever it lies, by name; nothing is written, and with it gone the package is made."""
+    """The error names the file, and no package is written."""
     machine_of(box, image_of(box), with_files("write KEY /home/user/deploy\n"))
     code, out, _ = kimbox("--json", "package", "--format", "raw")
-    told = error(out, "package")
-    assert (1, True) == (code, "/home/user/deploy: private key (PEM)" in told["message"]), told
-    assert "remove it in the box" in told["hint"]
+    found = error(out, "package")
+    assert (1, "secret-found") == (code, found["code"]), found
+    assert "/home/user/deploy: private key (PEM)" == found["fields"]["files"]
+    assert "/home/user/deploy: private key (PEM)" in found["message"]
+    assert "in the box" in found["hint"]
     assert not (box / "tiny.raw").exists()
 
 
 def test_a_key_that_a_package_ships_stays_and_is_listed(made: Made, box: Path) -> None:
-    """In the answer and in kimbox.json."""
+    """The result and kimbox.json list it."""
     machine_of(box, image_of(box), with_files(SHIPPED))
     kept = [{"path": "/usr/share/some/test.key", "kind": "private key (PEM)", "package": "some"}]
     assert kept == made("--format", "raw")["kept_keys"]
@@ -89,8 +91,8 @@ def test_a_key_that_a_package_ships_stays_and_is_listed(made: Made, box: Path) -
     assert (kept, True) == (about["kept_keys"], about["cleaned"])
 
 
-def test_what_packages_are_known_to_make_goes(made: Made, box: Path) -> None:
-    """By the table of the guest's own scripts; a link that leads to it goes along."""
+def test_files_that_packages_generate_are_removed(made: Made, box: Path) -> None:
+    """The files of the identity table, and the links to them."""
     script = (
         "mkdir /etc/munge\nwrite KEY /etc/munge/munge.key\n"
         "mkdir /etc/ssl\nmkdir /etc/ssl/private\nmkdir /etc/ssl/certs\n"
@@ -108,11 +110,13 @@ def test_what_packages_are_known_to_make_goes(made: Made, box: Path) -> None:
 
 
 def test_a_database_is_refused_rather_than_removed(kimbox: Kimbox, box: Path) -> None:
-    """It may be what its maintainer wants."""
+    """kimbox cannot know whether its content is private."""
     folders = "".join(f"mkdir {f}\n" for f in ("/var/lib/mysql", "/var/lib/mysql/mysql"))
     machine_of(box, image_of(box), with_files(f"{folders}write KEY /var/lib/mysql/ibdata1\n"))
     code, out, _ = kimbox("--json", "package", "--format", "raw")
-    assert (1, True) == (code, "/var/lib/mysql/ibdata1: database" in error(out, "package")["message"])
+    found = error(out, "package")
+    assert (1, "secret-found") == (code, found["code"])
+    assert "/var/lib/mysql/ibdata1: database" == found["fields"]["files"]
 
 
 def test_a_sealed_box_is_refused(kimbox: Kimbox, box: Path) -> None:
@@ -155,17 +159,17 @@ def debugfs(raw: Path, start: int, script: str) -> None:
     assert "rror" not in done.stderr
 
 
-def ran(image: Path, folder: Path) -> Path:
-    """A copy of an image, as a box is after a run: traces in root, /persistent, snapshot, swap, free space, grubenv."""
+def used_image(image: Path, folder: Path) -> Path:
+    """A copy of an image with traces of a run: in root, /persistent, snapshot, swap, unused space and grubenv."""
     raw = folder / "ran.raw"
     run.run(["cp", "--sparse=always", image, raw])
     raw.chmod(0o600)
     (folder / "name").write_text("other\n")
     names = with_files(RUN).replace("NAME", str(folder / "name"))
     with rawdisk.opened(raw) as view:
-        there = view.contents
-        starts = {name: volume.start_bytes for name, volume in there.mounted.items()}
-        store_at, swap_at = there.store.start_bytes, there.swaps[0].start_bytes
+        contents = view.contents
+        starts = {name: volume.start_bytes for name, volume in contents.mounted.items()}
+        store_at, swap_at = contents.store.start_bytes, contents.swaps[0].start_bytes
     debugfs(raw, starts[""], f"write {folder}/name /deleted\nrm /deleted\n{names}")
     debugfs(raw, starts["/persistent"], with_files(RUN_PERSISTENT))
     (folder / "grubenv").write_bytes(b"# GRUB Environment Block\nsaved_entry=resnap\n".ljust(1024, b"#"))
@@ -179,7 +183,7 @@ def ran(image: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def added(made: Made, kimbox: Kimbox, box: Path) -> Any:
-    """Adds a disk as the box `old`, and gives the folder of a spec that takes it."""
+    """A function that adds a disk as the box `old`, and returns the folder of a spec that uses it."""
 
     def add(disk: Path) -> Path:
         assert 0 == kimbox("box", "add", "--force", "old", str(disk))[0]
@@ -194,9 +198,9 @@ def added(made: Made, kimbox: Kimbox, box: Path) -> Any:
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
 def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kind: str) -> None:
-    """Of every trace; /persistent, snapshot and swap are as they were built; the same gives the same."""
+    """Every trace is removed. /persistent, snapshot and swap are as built. Equal images give equal packages."""
     image = image_of(box).disk
-    raw = ran(image, box)
+    raw = used_image(image, box)
     disk = raw
     if kind == "qcow2":
         disk = box / "ran.qcow2"
@@ -208,8 +212,8 @@ def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kin
     assert ("image", None) == (answer["from"], answer["opaque"])
     assert [
         "/etc/hostname", "/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key", "/persistent/events.jsonl",
-        "/persistent/git", "/persistent/ssh", "/var/lib/kimbox/done", "/var/log/syslog", "the boot mode",
-        "the snapshot of root", "what is not in use any more",
+        "/persistent/git", "/persistent/ssh", "/var/lib/kimbox/done", "/var/log/syslog", "data in unused space",
+        "the boot mode", "the snapshot of root",
     ] == answer["cleaned"]  # fmt: skip
     new = box / "one/again.raw"
     data = new.read_bytes()
@@ -232,31 +236,33 @@ def test_an_image_that_has_run_is_cleaned(added: Any, made: Made, box: Path, kin
     assert [] == list(image.parents[1].glob(f"{images.TEMPORARY}*"))
 
 
-def test_an_image_that_has_not_run_is_handed_on_as_it_is(added: Any, made: Made, box: Path) -> None:
-    """Byte by byte: a package of a package is the same."""
+def test_an_image_that_has_not_run_is_unchanged(added: Any, made: Made, box: Path) -> None:
+    """A package of a package has the same bytes."""
     folder = added(image_of(box).disk)
     answer = made("-f", str(folder / "kimbox.yaml"), "--format", "raw", "-o", str(box / "one"))
     # The tiny image has a host name of its own.
     assert ([], None) == ([path for path in answer["cleaned"] if path != "/etc/hostname"], answer["opaque"])
-    again = added(box / "one/again.raw")
-    answer = made("-f", str(again / "kimbox.yaml"), "--format", "raw", "-o", str(box / "two"))
+    folder = added(box / "one/again.raw")
+    answer = made("-f", str(folder / "kimbox.yaml"), "--format", "raw", "-o", str(box / "two"))
     assert ([], None) == (answer["cleaned"], answer["opaque"])
     assert sha256_file(box / "one/again.raw") == sha256_file(box / "two/again.raw")
 
 
 def test_a_key_in_an_image_from_elsewhere_is_refused(added: Any, kimbox: Kimbox, box: Path) -> None:
-    """It is no trace that kimbox knows, and no other machine may have it."""
+    """kimbox does not remove such a key, because it is not a trace that kimbox knows."""
     raw = box / "with-key.raw"
     run.run(["cp", "--sparse=always", image_of(box).disk, raw])
     raw.chmod(0o600)
     debugfs(raw, madedisk.places_of(raw).root[0], with_files("write KEY /etc/some.pem\n"))
     folder = added(raw)
     code, out, _ = kimbox("--json", "package", "-f", str(folder / "kimbox.yaml"), "--format", "raw")
-    assert (1, True) == (code, "/etc/some.pem: private key (PEM)" in error(out, "package")["message"])
+    found = error(out, "package")
+    assert (1, "secret-found") == (code, found["code"])
+    assert "/etc/some.pem: private key (PEM)" == found["fields"]["files"]
 
 
-def test_another_layout_is_handed_on_with_a_warning(added: Any, kimbox: Kimbox, box: Path) -> None:
-    """kimbox cannot look into it, says so, and records it."""
+def test_another_layout_is_packaged_with_a_warning(added: Any, kimbox: Kimbox, box: Path) -> None:
+    """kimbox cannot clean such a disk. It prints a warning and records this in kimbox.json."""
     disk = box / "foreign.raw"
     with disk.open("wb") as file:
         file.truncate(380 << 20)
@@ -270,32 +276,33 @@ def test_another_layout_is_handed_on_with_a_warning(added: Any, kimbox: Kimbox, 
 
 
 def test_a_damaged_image_that_has_run_is_refused(added: Any, kimbox: Kimbox, box: Path) -> None:
-    """It has the layout, and traces that cannot be removed: it is not handed on with a warning alone."""
-    raw = ran(image_of(box).disk, box)
+    """kimbox cannot remove the traces of a damaged disk, so a warning is not enough."""
+    raw = used_image(image_of(box).disk, box)
     debugfs(raw, madedisk.places_of(raw).root[0], "clri /etc\n")
     folder = added(raw)
     code, out, _ = kimbox("--json", "package", "-f", str(folder / "kimbox.yaml"), "--format", "raw")
-    assert (1, True) == (code, "damaged" in error(out, "package")["message"])
+    found = error(out, "package")
+    assert (1, "disk-damaged", "root") == (code, found["code"], found["fields"]["name"])
     assert not (box / "again.raw").exists()
 
 
 def test_a_machine_of_an_image_that_had_run_is_cleaned_of_both(made: Made, box: Path) -> None:
-    """What its image has of an earlier machine goes with its own."""
+    """kimbox removes the traces of the machine, and those that its image has of an earlier machine."""
     image = image_of(box)
-    raw = ran(image.disk, box)
+    raw = used_image(image.disk, box)
     work = box / "copy"
     work.mkdir()
     run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", work / "used.qcow2"])
     foreign = attrs.evolve(image, disk=raw, facts={"format": "raw"})
-    done = packaging.clean(work / "used.qcow2", foreign, work)
-    assert {"/persistent/ssh", "/etc/ssh/ssh_host_ed25519_key"} <= set(done)
+    cleaned = packaging.clean(work / "used.qcow2", foreign, work)
+    assert {"/persistent/ssh", "/etc/ssh/ssh_host_ed25519_key"} <= set(cleaned)
     with rawdisk.opened(work / "clean.raw") as view:
         assert [] == external.traces(view)
     assert b"PRIVATE KEY" not in (work / "clean.raw").read_bytes()
 
 
-def test_what_counts_as_built_is_what_is_built() -> None:
-    """The texts of the provisioner `base`, and the files that go to /persistent."""
+def test_constants_match_the_provisioner() -> None:
+    """The texts of the provisioner `base`, and the files that it writes to /persistent."""
     from kimbox import paths
     from kimbox.image.inputs import provisioners
 

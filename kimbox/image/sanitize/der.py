@@ -1,32 +1,34 @@
-"""PKCS#12 (RFC 7292) in DER (X.690), as far as it takes to say whether a key is in it. Pure: bytes in, a word out.
+"""Detects whether a PKCS#12 store (RFC 7292, encoded in DER, X.690) may hold a key. Pure functions on bytes.
 
-Nothing is decrypted: an encrypted part counts as a key, as does whatever cannot be read to its end.
+kimbox decrypts nothing: an encrypted part counts as a key. So does a store that cannot be read to its end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-#: Deeper safes in safes are not looked into.
+#: Maximum depth of bags in bags (safeContentsBag). A deeper one counts as a key.
 _MAX_DEPTH = 8
 
+#: Tags of DER: types, and the explicit tag [0].
 _INTEGER, _OCTETS, _OBJECT, _SEQUENCE, _EXPLICIT = 0x02, 0x04, 0x06, 0x30, 0xA0
 
-#: pkcs7-data (RFC 2315), and the kinds of bags that hold no key: certBag, crlBag; safeContentsBag holds other bags.
+#: Object identifiers: pkcs7-data (RFC 2315); the bags that hold no key, certBag and crlBag; safeContentsBag, which
+#: holds other bags.
 _DATA = bytes.fromhex("2a864886f70d010701")
 _CERTIFICATE = bytes.fromhex("2a864886f70d010c0a0103")
 _REVOCATIONS = bytes.fromhex("2a864886f70d010c0a0104")
 _SAFE = bytes.fromhex("2a864886f70d010c0a0106")
-#: The beginning of every kind of content of PKCS#7.
+#: Common prefix of the object identifiers of all PKCS#7 content types.
 _PKCS7 = bytes.fromhex("2a864886f70d0107")
 
 
 class _UnreadableError(Exception):
-    """It is not DER, or not of the form."""
+    """The data is not DER, or does not have the structure of PKCS#12."""
 
 
 def is_pkcs12(head: bytes) -> bool:
-    """Whether it begins like a PFX: a sequence of version 3 and of content of PKCS#7; lengths of BER are taken, too."""
+    """Whether a file begins like a PFX: a sequence with version 3 and PKCS#7 content. Lengths may be BER."""
     if len(head) < 24 or head[0] != _SEQUENCE:
         return False
     at = 2 + (head[1] & 0x7F if head[1] & 0x80 else 0)
@@ -68,7 +70,7 @@ def _bags_hold_key(data: bytes, depth: int) -> bool:
 
 
 def _data_of(content_info: bytes) -> bytes | None:
-    """What a ContentInfo of plain data holds; None where it is of another kind."""
+    """The content of a ContentInfo of type pkcs7-data, or None if it has another type."""
     (tag, kind), *rest = _items(content_info)
     if tag != _OBJECT or kind != _DATA or len(rest) != 1 or rest[0][0] != _EXPLICIT:
         return None
@@ -76,15 +78,15 @@ def _data_of(content_info: bytes) -> bytes | None:
 
 
 def _only(data: bytes, tag: int) -> bytes:
-    """The content of the one element there is, which has this tag."""
-    found = list(_items(data))
-    if len(found) != 1 or found[0][0] != tag:
+    """The content of the only element. Raises _UnreadableError for several elements or another tag."""
+    items = list(_items(data))
+    if len(items) != 1 or items[0][0] != tag:
         raise _UnreadableError
-    return found[0][1]
+    return items[0][1]
 
 
 def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tags and contents of the elements in a row. Raises _UnreadableError where their lengths do not fit."""
+    """Yields tag and content of consecutive elements. Raises _UnreadableError if a length exceeds the data."""
     at = 0
     while at < len(data):
         if at + 2 > len(data):
@@ -93,7 +95,7 @@ def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += 2
         if length & 0x80:
             width = length & 0x7F
-            if not 0 < width <= 4 or at + width > len(data):  # 0: a length of BER, unknown until the end
+            if not 0 < width <= 4 or at + width > len(data):  # width 0 is BER's indefinite length
                 raise _UnreadableError
             length = int.from_bytes(data[at : at + width], "big")
             at += width

@@ -1,7 +1,7 @@
-"""The forms that private keys have in files, and stores of certificates that look like them. Pure.
+"""Detects private keys, and stores of keys and certificates, by the content of a file. Pure functions on bytes.
 
-Whatever the bytes are, time is linear in them, and no more than a window of them is held. A form that may hold a key
-and cannot be read to its end counts as a key.
+For any input the time is linear in its size. Only a window of it is in memory, or a store of at most MAX_STORE_BYTES. A
+store that may hold a key and cannot be read to its end counts as a key.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from enum import StrEnum
 
 from kimbox.image.sanitize import der
 
-#: Formats with a structure are read whole up to this size; a larger one counts as a key.
+#: Maximum size of a store that is parsed, in bytes. A larger one counts as a key.
 MAX_STORE_BYTES = 16 << 20
 
 
 class Kind(StrEnum):
-    """What was found."""
+    """What a file holds, as messages and JSON show it."""
 
     PEM = "private key (PEM)"
     OPENSSH = "private key (OpenSSH)"
@@ -36,25 +36,25 @@ class Kind(StrEnum):
 
     @property
     def is_harmless(self) -> bool:
-        """Whether every box may have it."""
+        """Whether a file of this kind may be in every box."""
         return self is Kind.CERTIFICATES
 
 
-#: Before and after the words that name a key in PEM (RFC 7468), and in the armour of OpenPGP (RFC 9580).
+#: Parts of the line that starts a key in PEM (RFC 7468), and its end in the ASCII armour of OpenPGP (RFC 9580).
 _MARK, _BEGIN, _DASHES = b"PRIVATE KEY", b"-----BEGIN ", b"-----"
 _ARMOUR = b" BLOCK"
 
-#: So many bytes from the mark on decide; the longest label before it.
+#: Number of bytes from the mark on that are examined, and maximum length of the label before the mark.
 WINDOW_BYTES = 4096
 _LABEL_BYTES = 64
 
-#: A body has at least so many digits of base64; headers before it are no more and no longer than that.
+#: Minimum number of base64 digits of a key; maximum number of headers before them, and maximum length of one in bytes.
 _BODY_DIGITS = 40
 _MAX_HEADERS = 16
 _MAX_HEADER_BYTES = 512
 _BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
 
-#: How files begin that hold a private key and nothing else; Dropbear's with the length of a name.
+#: First bytes of files that hold a private key and nothing else. Dropbear's begin with the length of a name.
 _HEADS = (
     (b"PuTTY-User-Key-File-", Kind.PUTTY),
     (b"== ed25519v1-secret: ", Kind.TOR),
@@ -66,37 +66,39 @@ _HEADS = (
     (b"(21:protected-private-key", Kind.GNUPG),
 )
 
-#: In the extended format of GnuPG's agent (its doc/keyformat.txt), after names and their values.
+#: Start of the line with the key in the extended format of GnuPG's agent (its doc/keyformat.txt). Other lines may
+#: come before.
 _GNUPG_KEY = (b"Key: (private-key", b"Key: (protected-private-key")
 
-#: Java's stores (sun.security.provider.JavaKeyStore, com.sun.crypto.provider.JceKeyStore): magic, version, entries.
+#: Magic numbers of Java's stores (sun.security.provider.JavaKeyStore, com.sun.crypto.provider.JceKeyStore), and the
+#: kind of an entry that is a trusted certificate.
 _JKS, _JCEKS = 0xFEEDFEED, 0xCECECECE
 _JAVA_CERTIFICATE = 2
 
-#: OpenPGP (RFC 9580): the packet of a secret key, versions, the algorithms of public keys, and what may follow it.
+#: OpenPGP (RFC 9580): types of the packet of a secret key and of those that may follow it, versions, algorithms.
 _SECRET_KEY, _USER_ID, _SIGNATURE, _SECRET_SUBKEY, _ATTRIBUTE = 5, 13, 2, 7, 17
 _VERSIONS = frozenset((3, 4, 5, 6))
 _ALGORITHMS = frozenset((*range(1, 4), *range(16, 20), 22, *range(25, 29)))
 
 
-def of_content(size_bytes: int, pieces: Iterator[bytes]) -> Kind | None:
-    """What a file holds, None where that is no key. `pieces`: its content in order; holes may be left out."""
+def kind_of_content(size_bytes: int, pieces: Iterator[bytes]) -> Kind | None:
+    """Returns the kind of key that a file holds, or None. `pieces`: its content in order, with or without holes."""
     first = next(pieces, b"")
-    if found := of_head(first):
-        return found
+    if kind := kind_of_head(first):
+        return kind
     if is_store(first):
-        return _of_store(size_bytes, first, pieces)
+        return _kind_of_store(size_bytes, first, pieces)
     search = Search()
-    if found := search.feed(first):
-        return found
+    if kind := search.feed(first):
+        return kind
     for piece in pieces:
-        if found := search.feed(piece):
-            return found
+        if kind := search.feed(piece):
+            return kind
     return search.end()
 
 
-def of_head(head: bytes) -> Kind | None:
-    """What begins like a key of one of the plain forms."""
+def kind_of_head(head: bytes) -> Kind | None:
+    """Detects a key by the first bytes of a file: PuTTY, Tor, Dropbear, GnuPG, binary OpenPGP."""
     for start, kind in _HEADS:
         if head.startswith(start):
             return kind
@@ -108,38 +110,38 @@ def of_head(head: bytes) -> Kind | None:
 
 
 class Search:
-    """Looks for PEM and its like in a stream of bytes."""
+    """Searches a stream of bytes for PEM, and for OpenPGP keys in ASCII armour."""
 
     def __init__(self) -> None:
         self._held = b""
         self._from = 0
 
     def feed(self, piece: bytes) -> Kind | None:
-        """The next bytes. Returns what is found in those that can be decided by now."""
+        """Takes the next bytes. Returns the first key that is complete enough to be detected."""
         held = self._held + piece
         limit = len(held) - WINDOW_BYTES
-        found = self._look(held, limit)
+        kind = self._search(held, limit)
         keep = max(0, limit - _LABEL_BYTES)
         self._held = held[keep:]
         self._from = max(self._from, limit) - keep if limit > 0 else self._from
-        return found
+        return kind
 
     def end(self) -> Kind | None:
-        """What the last bytes hold."""
-        return self._look(self._held, len(self._held))
+        """Ends the stream. Returns a key in its last bytes."""
+        return self._search(self._held, len(self._held))
 
-    def _look(self, held: bytes, limit: int) -> Kind | None:
-        """What is at the marks up to `limit`."""
+    def _search(self, held: bytes, limit: int) -> Kind | None:
+        """Returns the first key whose mark begins before `limit`."""
         at = held.find(_MARK, self._from)
         while 0 <= at < limit:
-            if found := _at_mark(held, at):
-                return found
+            if kind := _kind_at_mark(held, at):
+                return kind
             at = held.find(_MARK, at + len(_MARK))
         return None
 
 
-def _at_mark(data: bytes, at: int) -> Kind | None:
-    """What the label is around the mark at this place, if a key follows."""
+def _kind_at_mark(data: bytes, at: int) -> Kind | None:
+    """Returns the kind of the key that begins around the mark at this offset, or None if no key follows."""
     begin = data.rfind(_BEGIN, max(0, at - _LABEL_BYTES), at)
     if begin < 0:
         return None
@@ -157,7 +159,7 @@ def _at_mark(data: bytes, at: int) -> Kind | None:
 
 
 def _has_body(data: bytes) -> bool:
-    """Whether a break of a line, maybe headers, and then base64 follow; in JSON breaks are written as backslash n."""
+    """Whether the data is a line break, optional headers and base64. JSON has a line break as a backslash and n."""
     lines = (
         data.replace(b"\\r", b"\r").replace(b"\\n", b"\n").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     )
@@ -176,7 +178,7 @@ def _has_body(data: bytes) -> bool:
 
 
 def _is_openpgp(head: bytes) -> bool:
-    """Whether a binary secret key comes first, and what may follow one after it."""
+    """Whether the first packet is a secret key, and the second one may follow a secret key."""
     packet = _packet(head, 0)
     if packet is None or packet[0] != _SECRET_KEY:
         return False
@@ -191,7 +193,7 @@ def _is_openpgp(head: bytes) -> bool:
 
 
 def _packet(data: bytes, at: int) -> tuple[int, int, int] | None:
-    """Tag, start and end of the content of an OpenPGP packet; None where there is none of a known length."""
+    """Type, start and end of the content of an OpenPGP packet, or None if there is no packet of a known length."""
     header = data[at : at + 6].ljust(6, b"\0")
     if not header[0] & 0x80:
         return None
@@ -210,13 +212,14 @@ def _packet(data: bytes, at: int) -> tuple[int, int, int] | None:
 
 
 def is_store(head: bytes) -> bool:
-    """Whether it begins like a Java store, or like PKCS#12."""
+    """Whether a file begins like a Java store or a PKCS#12 store."""
     if len(head) >= 12 and struct.unpack_from(">I", head)[0] in (_JKS, _JCEKS):
         return struct.unpack_from(">I", head, 4)[0] in (1, 2)
     return der.is_pkcs12(head)
 
 
-def _of_store(size_bytes: int, first: bytes, pieces: Iterator[bytes]) -> Kind:
+def _kind_of_store(size_bytes: int, first: bytes, pieces: Iterator[bytes]) -> Kind:
+    """Returns CERTIFICATES if a store certainly holds no key, else the kind of the store."""
     is_java = not der.is_pkcs12(first)
     kind = Kind.JAVA if is_java else Kind.PKCS12
     if size_bytes > MAX_STORE_BYTES:
@@ -231,7 +234,7 @@ def _of_store(size_bytes: int, first: bytes, pieces: Iterator[bytes]) -> Kind:
 
 
 def _java_holds_key(data: bytes) -> bool:
-    """Whether an entry of a Java store is anything but a certificate that is trusted."""
+    """Whether an entry of a Java store is not a trusted certificate."""
     _, version, count = struct.unpack_from(">III", data)
     at = 12
     try:

@@ -1,8 +1,8 @@
-"""Brings the disk of a halted machine back to the state before its first boot, with what its maintainer changed.
+"""Restores the disk of a halted machine to the state before its first boot, and keeps its maintainer's changes.
 
-`root` and `/boot` stay, without traces of the machine; everything else (LVM, an empty snapshot, swap, /persistent) is
-taken from the image that the machine was made from, so that no secret of /persistent can stay by oversight. The content
-of removed files goes with all bytes that are not in use.
+kimbox keeps the volumes `root` and `/boot` and removes the traces of the machine from root. It replaces everything else
+(LVM metadata, snapshot, swap, /persistent) with the data of the machine's image, so that no secret of /persistent can
+stay. It zeroes all unused bytes, and with them the content of removed files.
 """
 
 from __future__ import annotations
@@ -19,40 +19,43 @@ from kimbox.image.sanitize import apply, traces
 
 
 def restore(path: Path, image: Path) -> list[str]:
-    """Brings `path`, a raw copy of a halted machine's disk, back to the first state; `image` is its raw image.
+    """Restores `path`, a raw copy of the disk of a halted machine. `image` is the raw disk of its image.
 
-    Returns what was removed or reset. Raises ImageError where the two differ in layout or a file system is damaged.
+    Returns the paths that were removed or reset. Raises ImageError if the two have different layouts, or if a file
+    system is damaged.
     """
     with rawdisk.writable(path) as disk, rawdisk.opened(image) as built:
-        kept = [_range_of(volume) for volume in _same_places(disk.view(), built)]
-        disk.resize(built.size_bytes)  # a spec may give a machine more than its image has
-        _take_rest(disk, built, kept)
-        now = disk.view()  # LVM's metadata is the image's now
-        for volume, name in ((now.boot, "/boot"), (now.root, "root")):
+        kept = [_range_of(volume) for volume in _kept_volumes(disk.view(), built)]
+        disk.resize(built.size_bytes)  # a spec may give a machine a larger disk than its image
+        _replace_others(disk, built, kept)
+        view = disk.view()  # the LVM metadata is new
+        for volume, name in ((view.boot, "/boot"), (view.root, "root")):
             apply.repair(disk, volume, name)
-        _restore_grubenv(disk, now, built)
-        done = _clean(disk, now, built)
-        apply.repair(disk, now.root, "root")
-        apply.drop_unused(disk, now.reopened())
-    return done
+        _restore_grubenv(disk, view, built)
+        cleaned = _clean(disk, view, built)
+        apply.repair(disk, view.root, "root")
+        apply.drop_unused(disk, view.reopened())
+    return cleaned
 
 
-def _same_places(disk: DiskView, built: DiskView) -> tuple[Volume, Volume]:
-    """/boot and root of a disk. Raises ImageError if they lie elsewhere than in its image."""
+def _kept_volumes(disk: DiskView, built: DiskView) -> tuple[Volume, Volume]:
+    """/boot and root of a disk. Raises ImageError if they have another place or size than in the image."""
     if (disk.boot.pieces, disk.root.pieces) != (built.boot.pieces, built.root.pieces):
         raise ImageError(
-            "/boot or root of the machine lies elsewhere than in its image: it was moved or resized",
-            hint="`kimbox package --image` packages the image; a volume's size is for the spec to say",
+            "/boot or root of the machine has another place or size than in its image: the volume was moved or resized",
+            code="volume-moved",
+            hint="`kimbox package --image` packages the image; set the size of a volume in the spec",
         )
     return disk.boot, disk.root
 
 
 def _range_of(volume: Volume) -> tuple[int, int]:
+    """Start and end of a volume on the disk, in bytes."""
     return volume.start_bytes, volume.end_bytes
 
 
-def _take_rest(disk: RawDisk, built: DiskView, kept: Ranges) -> None:
-    """Replaces everything but the byte ranges that are kept with what the image has there."""
+def _replace_others(disk: RawDisk, built: DiskView, kept: Ranges) -> None:
+    """Replaces all bytes outside the ranges `kept` with the bytes of the image at the same place."""
     gaps = ranges.without([(0, built.size_bytes)], ranges.merged(kept))
     data = built.written()
     for first, last in gaps:
@@ -62,17 +65,17 @@ def _take_rest(disk: RawDisk, built: DiskView, kept: Ranges) -> None:
                 disk.write(at, built.read(at, min(CHUNK_BYTES, end - at)))
 
 
-def _restore_grubenv(disk: RawDisk, now: DiskView, built: DiskView) -> None:
-    """The boot mode as the image has it."""
-    disk.write(grubenv.place(now.boot), built.read(grubenv.place(built.boot), grubenv.BLOCK_BYTES))
+def _restore_grubenv(disk: RawDisk, view: DiskView, built: DiskView) -> None:
+    """Sets the boot mode to that of the image."""
+    disk.write(grubenv.place(view.boot), built.read(grubenv.place(built.boot), grubenv.BLOCK_BYTES))
 
 
-def _clean(disk: RawDisk, now: DiskView, built: DiskView) -> list[str]:
-    """Removes and resets the traces of a machine. Returns the paths, escaped by `shown`.
+def _clean(disk: RawDisk, view: DiskView, built: DiskView) -> list[str]:
+    """Removes and resets the traces of a machine in its root. Returns the paths, escaped by `shown`.
 
-    `apply.repair` has to follow.
+    The caller must call `apply.repair` next.
     """
-    system, original = now.root.file_system, built.root.file_system
-    gone = traces.find(system, original)
-    reset, replaced = traces.differing(system, original)
-    return apply.change_root(disk, now.root, gone + replaced, reset)
+    system, built_system = view.root.file_system, built.root.file_system
+    removed = traces.machine_entries(system, built_system)
+    reset, replaced = traces.changed_files(system, built_system)
+    return apply.change_root(disk, view.root, removed + replaced, reset)

@@ -1,4 +1,4 @@
-"""Files that hold a secret or an identity by their place, whatever their form: each with what it is. Pure."""
+"""Detects files that hold a secret, an identity or a database, by their path. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from collections.abc import Callable, Iterable
 
 from kimbox.image.sanitize.key_formats import Kind
 
-#: So much of a file's beginning is looked at where its place alone does not tell.
+#: Number of bytes at the start of a file that are read if its path alone does not decide.
 HEAD_BYTES = 4096
 
 
 def _any(head: bytes) -> bool:
+    """Whether the file has content."""
     return bool(head)
 
 
 def _is_machine_id(head: bytes) -> bool:
-    """systemd writes `uninitialized` where the first boot shall make one (machine-id(5))."""
+    """Whether there is an ID: `uninitialized` asks systemd to write one at the first boot (machine-id(5))."""
     return head.strip() not in (b"", b"uninitialized")
 
 
 def _has_initiator(head: bytes) -> bool:
-    """open-iscsi's file, before a name is made, says `GenerateName=yes` alone."""
+    """Whether there is a name: before open-iscsi generates one, its file has only `GenerateName=yes`."""
     return any(line.startswith(b"InitiatorName=") for line in head.splitlines())
 
 
 def _has_popcon_id(head: bytes) -> bool:
+    """Whether the configuration of popularity-contest has a host ID that is not empty."""
     values = [line.partition(b"=")[2] for line in head.splitlines() if line.startswith(b"MY_HOSTID=")]
     return any(value.strip(b"\"' ") for value in values)
 
 
-#: Whole paths, with wildcards in one name each; kind; what the beginning of the file has to be.
+#: Absolute paths (`*` matches any part of one name), the kind, and a test of the start of the file.
 PLACES: tuple[tuple[str, Kind, Callable[[bytes], bool]], ...] = (
-    # Secrets that the machines of a cluster or programs of one machine share.
+    # Secrets that the machines of a cluster, or the programs of one machine, share.
     ("/etc/munge/munge.key", Kind.SECRET, _any),
     ("/etc/corosync/authkey", Kind.SECRET, _any),
     ("/etc/pacemaker/authkey", Kind.SECRET, _any),
@@ -50,7 +52,7 @@ PLACES: tuple[tuple[str, Kind, Callable[[bytes], bool]], ...] = (
     ("/var/lib/systemd/credential.secret", Kind.SECRET, _any),
     ("/var/lib/systemd/random-seed", Kind.SECRET, _any),
     ("/var/lib/urandom/random-seed", Kind.SECRET, _any),
-    # Names by which others know one machine.
+    # Identities: names that identify one machine to others.
     ("/etc/machine-id", Kind.IDENTITY, _is_machine_id),
     ("/var/lib/dbus/machine-id", Kind.IDENTITY, _is_machine_id),
     ("/etc/hostid", Kind.IDENTITY, _any),
@@ -59,13 +61,13 @@ PLACES: tuple[tuple[str, Kind, Callable[[bytes], bool]], ...] = (
     ("/etc/nvme/hostnqn", Kind.IDENTITY, _any),
     ("/etc/popularity-contest.conf", Kind.IDENTITY, _has_popcon_id),
     ("/var/lib/cloud/data/instance-id", Kind.IDENTITY, _any),
-    # Databases of services, which have identities, accounts and often passwords in them.
+    # Databases of services: they hold identities, accounts and often passwords.
     ("/var/lib/ldap/data.mdb", Kind.DATABASE, _any),
     ("/var/lib/krb5kdc/principal", Kind.DATABASE, _any),
     ("/var/lib/samba/private/sam.ldb", Kind.DATABASE, _any),
 )
 
-#: The last names of paths, wherever they lie.
+#: Ends of paths in any folder (`*` matches any part of one name), and the kind.
 NAMES: tuple[tuple[str, Kind], ...] = (
     ("/global/pg_control", Kind.DATABASE),
     ("/ibdata1", Kind.DATABASE),
@@ -79,27 +81,30 @@ NAMES: tuple[tuple[str, Kind], ...] = (
 
 
 def _pattern(paths: Iterable[str]) -> re.Pattern[bytes]:
-    """Matches one of these at the end, with a group for each; a star is any part of one name."""
+    """A pattern that matches one of these paths at the end of a path, with a group for each."""
     groups = (re.escape(path).replace(r"\*", "[^/]*") for path in paths)
     return re.compile(f"(?:{'|'.join(f'({group})' for group in groups)})\\Z".encode())
 
 
-_WHOLE = {path.encode(): (kind, is_one) for path, kind, is_one in PLACES if "*" not in path}
+_EXACT = {path.encode(): (kind, is_secret) for path, kind, is_secret in PLACES if "*" not in path}
 _WILD = [place for place in PLACES if "*" in place[0]]
 _WILD_PATTERN = _pattern(path for path, _, _ in _WILD)
 _NAME_PATTERN = _pattern(path for path, _ in NAMES)
 
 
-def of_path(path: bytes, head: Callable[[], bytes]) -> Kind | None:
-    """What a regular file at this path is; `head` gives its first HEAD_BYTES, and is called only where that decides."""
-    found = _WHOLE.get(path)
-    if found and found[1](head()):
-        return found[0]
+def kind_of_path(path: bytes, head: Callable[[], bytes]) -> Kind | None:
+    """Returns the kind of a regular file at this path, or None.
+
+    `head` returns the first HEAD_BYTES of the file. It is called only if the path matches.
+    """
+    kind, is_secret = _EXACT.get(path, (None, _any))
+    if kind and is_secret(head()):
+        return kind
     match = _NAME_PATTERN.search(path)
     if match and match.lastindex and head():
         return NAMES[match.lastindex - 1][1]
     match = _WILD_PATTERN.match(path)
     if match and match.lastindex:
-        _, kind, is_one = _WILD[match.lastindex - 1]
-        return kind if is_one(head()) else None
+        _, kind, is_secret = _WILD[match.lastindex - 1]
+        return kind if is_secret(head()) else None
     return None

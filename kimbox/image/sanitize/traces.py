@@ -1,6 +1,6 @@
-"""What belongs to one machine in the root file system of a box: found in file systems that nobody mounts. Pure.
+"""Finds the files of a root file system that belong to one machine: identity, keys, logs, caches. Reads only.
 
-A guest chose the names: they are bytes, and no command of any program holds one.
+The file system is not mounted. A guest chose the names: they are bytes, and no command contains one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ EMPTIED = (
     *(f"{home}/{name}" for home in ("/root", "/home/*") for name in (".cache", ".gnupg", ".ssh")),
 )  # fmt: skip
 
-#: Folders whose files are removed, at any depth; programs expect the folders themselves.
-FILES_GO = ("/var/log", "/var/cache/apt", "/var/lib/apt/lists", "/var/lib/dhcp")
+#: Folders whose files are removed, at any depth. Subfolders stay, because programs expect them.
+LOG_FOLDERS = ("/var/log", "/var/cache/apt", "/var/lib/apt/lists", "/var/lib/dhcp")
 
 #: Files that are removed.
-GONE = (
+REMOVED = (
     "/etc/ssh/ssh_host_*", "/etc/kimbox/box.*", "/etc/resolv.conf", "/var/lib/dbus/machine-id",
     "/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret", "/var/cache/ldconfig/aux-cache",
     *(f"{home}/{name}" for home in ("/root", "/home/*") for name in (
@@ -34,43 +34,48 @@ GONE = (
     )),
 )  # fmt: skip
 
-#: Files of /etc that get the image's content again, where they have another, with their modes. A larger one is another.
+#: Files of /etc that get the content of the image if they differ from it, with their modes.
 AS_BUILT = {"machine-id": 0o100444, "hostname": 0o100644, "hosts": 0o100644}
+
+#: Maximum size of such a file that is compared, in bytes. A larger one counts as different.
 AS_BUILT_BYTES = 64 << 10
 
-#: A file in FILES_GO that the image has, too, stays if it is the same. A larger file is removed without a comparison.
-SAME_BYTES = 1 << 20
+#: Maximum size of a file in LOG_FOLDERS that is compared with the image, in bytes. It stays if it is equal. A larger
+#: file is removed without a comparison.
+COMPARED_BYTES = 1 << 20
 
-#: Maximum number of entries of a folder that is emptied: a larger tree is not a leftover.
+#: Maximum number of entries of a folder that is emptied. A larger tree is hardly a trace of one machine.
 MAX_ENTRIES = 200_000
 
 
-def find(system: FileSystem, built: FileSystem | None) -> list[Entry]:
-    """Entries that belong to one machine. `built` is the root of the image; None if that may have run, too.
+def machine_entries(system: FileSystem, built: FileSystem | None) -> list[Entry]:
+    """Entries that belong to one machine, each once.
 
-    Without it, links and files of nothing but zeros in the folders of logs and caches count as the image's.
+    `built` is the root of the image, or None if a machine may have run in the image. Without it, links and files that
+    hold only zeros in LOG_FOLDERS are taken as part of the image. Raises ImageError for a folder with more than
+    MAX_ENTRIES.
     """
-    found: list[Entry] = []
+    entries: list[Entry] = []
     for pattern in EMPTIED:
         for folder in directories.matching(system, pattern):
-            found += tree(system, folder)
-    for path in FILES_GO:
+            entries += tree(system, folder)
+    for path in LOG_FOLDERS:
         files = (e for e in tree(system, directories.find(system, path.encode())) if not e.inode.is_folder)
         if built is None:
-            found += [e for e in files if not e.inode.is_link and not _is_blank(system, e)]
+            entries += [e for e in files if not e.inode.is_link and not _is_blank(system, e)]
         else:
-            was = {e.path: e for e in tree(built, directories.find(built, path.encode()))}
-            found += [e for e in files if not _is_as_built(system, e, built, was.get(e.path))]
-    for pattern in GONE:
-        found += [entry for entry in directories.matching(system, pattern) if not entry.inode.is_folder]
+            built_entries = {e.path: e for e in tree(built, directories.find(built, path.encode()))}
+            entries += [e for e in files if not _is_as_built(system, e, built, built_entries.get(e.path))]
+    for pattern in REMOVED:
+        entries += [entry for entry in directories.matching(system, pattern) if not entry.inode.is_folder]
     for maker in identity.makers():
         for pattern in maker.removes:
-            found += _with_links(system, pattern)
-    return list({entry.path: entry for entry in found}.values())
+            entries += _with_links(system, pattern)
+    return list({entry.path: entry for entry in entries}.values())
 
 
 def _is_blank(system: FileSystem, entry: Entry) -> bool:
-    """Whether a file holds only zeros, like the records of logins in a new system."""
+    """Whether a regular file holds only zeros, like the login records of a new system."""
     if not entry.inode.is_file:
         return False
     for _, count, start in ext4data.runs(system, entry.inode):
@@ -81,66 +86,81 @@ def _is_blank(system: FileSystem, entry: Entry) -> bool:
 
 
 def _with_links(system: FileSystem, pattern: str) -> list[Entry]:
-    """Files that match a pattern, and links to them in the same folder: OpenSSL finds a certificate by one."""
-    found = [entry for entry in directories.matching(system, pattern) if not entry.inode.is_folder]
-    targets = {entry.name for entry in found}
-    for folder in directories.matching(system, pattern.rpartition("/")[0]) if found else ():
+    """Files that match a pattern, and the links to them in the same folder: OpenSSL finds a certificate by a link."""
+    entries = [entry for entry in directories.matching(system, pattern) if not entry.inode.is_folder]
+    targets = {entry.name for entry in entries}
+    for folder in directories.matching(system, pattern.rpartition("/")[0]) if entries else ():
         links = [entry for entry in directories.listed(system, folder) if entry.inode.is_link]
-        found += [entry for entry in links if ext4data.link_target(system, entry.inode) in targets]
-    return found
+        entries += [entry for entry in links if ext4data.link_target(system, entry.inode) in targets]
+    return entries
 
 
 def tree(system: FileSystem, folder: Entry | None) -> list[Entry]:
-    """All entries below a folder; empty if it is not a folder: links are not followed."""
+    """All entries below a folder; an empty list for None, a file or a link.
+
+    Raises ImageError if the folder has more than MAX_ENTRIES.
+    """
     if folder is None or not folder.inode.is_folder:
         return []
-    found = list(islice(directories.walk(system, folder), MAX_ENTRIES + 1))
-    if len(found) > MAX_ENTRIES:
-        hint = "remove what is not needed in the box"
-        raise ImageError(f"{shown(folder.path)} of the root holds more than {MAX_ENTRIES} files", hint=hint)
-    return found
+    entries = list(islice(directories.walk(system, folder), MAX_ENTRIES + 1))
+    if len(entries) > MAX_ENTRIES:
+        path = shown(folder.path)
+        raise ImageError(
+            f"{path} in the root has more than {MAX_ENTRIES} files",
+            code="too-complex",
+            hint="remove files that are not needed, in the box",
+            fields={"path": path},
+        )
+    return entries
 
 
-def _is_as_built(system: FileSystem, entry: Entry, built: FileSystem, was: Entry | None) -> bool:
-    """Whether the image has a file of the same name, kind, owner and content; `was` is its entry there."""
-    if was is None:
+def _is_as_built(system: FileSystem, entry: Entry, built: FileSystem, built_entry: Entry | None) -> bool:
+    """Whether a file equals that of the image in kind, mode, owner and content. `built_entry` is its entry there."""
+    if built_entry is None:
         return False
-    new, old = entry.inode, was.inode
+    new, old = entry.inode, built_entry.inode
     if (new.mode, new.uid, new.gid, new.size_bytes) != (old.mode, old.uid, old.gid, old.size_bytes):
         return False
     if new.is_file:
-        data = ext4data.content(system, new, SAME_BYTES)
-        return data is not None and data == ext4data.content(built, old, SAME_BYTES)
+        data = ext4data.content(system, new, COMPARED_BYTES)
+        return data is not None and data == ext4data.content(built, old, COMPARED_BYTES)
     return not new.is_link or ext4data.link_target(system, new) == ext4data.link_target(built, old)
 
 
-def differing(system: FileSystem, built: FileSystem) -> tuple[dict[str, bytes], list[Entry]]:
-    """Files of AS_BUILT to be written, with the image's content, and what has to go for that or is not in the image.
+def changed_files(system: FileSystem, built: FileSystem) -> tuple[dict[str, bytes], list[Entry]]:
+    """Files of AS_BUILT that differ from the image: the content to write by name, and the entries to remove.
 
-    Raises ImageError where the image has something else than a small file, and the machine another thing.
+    An entry is removed if another one takes its place, or if the image has no such file. Raises ImageError if a file
+    differs, and the image has a folder, a link or a large file in its place.
     """
     reset: dict[str, bytes] = {}
-    gone: list[Entry] = []
+    removed: list[Entry] = []
     for name in AS_BUILT:
         path = f"/etc/{name}".encode()
-        entry, was = directories.find(system, path), directories.find(built, path)
-        if was is not None:
-            if entry is not None and _is_same(system, entry, built, was):
+        entry, built_entry = directories.find(system, path), directories.find(built, path)
+        if built_entry is not None:
+            if entry is not None and _is_same(system, entry, built, built_entry):
                 continue
-            data = ext4data.content(built, was.inode, AS_BUILT_BYTES) if was.inode.is_file else None
+            inode = built_entry.inode
+            data = ext4data.content(built, inode, AS_BUILT_BYTES) if inode.is_file else None
             if data is None:
-                raise ImageError(f"/etc/{name} of the image is no small file, and the machine has another")
+                raise ImageError(
+                    f"/etc/{name} of the machine differs from its image, and in the image it is not a file of at most "
+                    f"{AS_BUILT_BYTES >> 10} KiB that kimbox could restore",
+                    code="file-too-large" if inode.is_file else "not-a-regular-file",
+                    fields={"path": f"/etc/{name}"},
+                )
             reset[name] = data
         if entry is not None:
-            gone += [entry, *tree(system, entry)]
-    return reset, gone
+            removed += [entry, *tree(system, entry)]
+    return reset, removed
 
 
-def _is_same(system: FileSystem, entry: Entry, built: FileSystem, was: Entry) -> bool:
-    """Whether both are files of the same content, or links of the same target."""
-    if entry.inode.is_link and was.inode.is_link:
-        return ext4data.link_target(system, entry.inode) == ext4data.link_target(built, was.inode)
-    if not entry.inode.is_file or not was.inode.is_file:
+def _is_same(system: FileSystem, entry: Entry, built: FileSystem, built_entry: Entry) -> bool:
+    """Whether both are files with the same content, or links with the same target."""
+    if entry.inode.is_link and built_entry.inode.is_link:
+        return ext4data.link_target(system, entry.inode) == ext4data.link_target(built, built_entry.inode)
+    if not entry.inode.is_file or not built_entry.inode.is_file:
         return False
     data = ext4data.content(system, entry.inode, AS_BUILT_BYTES)
-    return data is not None and data == ext4data.content(built, was.inode, AS_BUILT_BYTES)
+    return data is not None and data == ext4data.content(built, built_entry.inode, AS_BUILT_BYTES)

@@ -1,4 +1,4 @@
-"""Every form of a private key that is known is found, as the programs that make them write it; what is none is not."""
+"""Every known form of a private key is detected, as real programs write it; other files are not taken for a key."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MIB = 1 << 20
 
 
 def kind_of(data: bytes, piece_bytes: int = MIB) -> Kind | None:
-    """What a file with this content is, read in pieces of this size."""
+    """The kind of a file with this content, read in pieces of this size."""
     pieces = (data[at : at + piece_bytes] for at in range(0, len(data), piece_bytes))
-    return key_formats.of_content(len(data), pieces)
+    return key_formats.kind_of_content(len(data), pieces)
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -30,7 +30,7 @@ def needs(program: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a key and a certificate that openssl made."""
+    """A folder with a key and a certificate of openssl."""
     folder = tmp_path_factory.mktemp("keys")
     subject = ["-subj", "/CN=x", "-days", "2", "-out", folder / "cert.pem"]
     run.run(["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-keyout", folder / "key.pem", *subject])
@@ -53,13 +53,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_pem_of_openssl(command: str) -> None:
-    """PKCS#8 and the forms before it, with a password and without."""
+    """PKCS#8 and the older formats, with a password and without."""
     assert Kind.PEM == kind_of(run.run(["openssl", *command.split()]).stdout.encode())
 
 
 @needs("openssl")
-def test_pem_wherever_it_stands(made: Path) -> None:
-    """In the midst of a file, with any ends of lines, in JSON, indented in YAML, as a comment, in a C source."""
+def test_pem_inside_other_text(made: Path) -> None:
+    """In the middle of a file, with any line end, in JSON, indented in YAML, in a comment, in a C source."""
     pem = (made / "key.pem").read_text()
     lines = pem.splitlines()
     for text in (
@@ -78,7 +78,7 @@ def test_pem_wherever_it_stands(made: Path) -> None:
 
 @needs("openssl")
 def test_pem_across_pieces(made: Path) -> None:
-    """Wherever a piece ends, and however small pieces are."""
+    """A key is detected at every boundary of pieces, and with pieces of every size."""
     pem = (made / "key.pem").read_bytes()
     data = b"y" * 5000 + pem + b"z" * 5000
     for cut in range(4990, 5000 + len(pem) + 10):
@@ -89,8 +89,8 @@ def test_pem_across_pieces(made: Path) -> None:
 
 
 @needs("openssl")
-def test_what_is_no_private_key(made: Path) -> None:
-    """Certificates, public keys, words alone, an example in a document, a label without a body."""
+def test_pem_without_a_private_key(made: Path) -> None:
+    """Certificates, public keys, the label alone, an example in a document, a label without base64."""
     public = run.run(["openssl", "pkey", "-in", made / "key.pem", "-pubout"]).stdout.encode()
     for data in (
         (made / "cert.pem").read_bytes(),
@@ -108,20 +108,20 @@ def test_what_is_no_private_key(made: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ssh", "ssh-keygen", "openssl", "gpg", "dpkg", "python3", "git"])
-def test_programs_hold_the_words_and_no_key(name: str) -> None:
-    """They print or look for labels."""
+def test_programs_with_labels_hold_no_key(name: str) -> None:
+    """Programs contain the labels that they print or parse."""
     path = run.which(name)
     if path is None:
         pytest.skip(f"this machine has no {name}")
     assert kind_of(Path(path).resolve().read_bytes()) is None
 
 
-def test_a_library_holds_the_words_and_no_key() -> None:
-    """OpenSSL's."""
-    found = [path for path in Path("/usr/lib").glob("*/libcrypto.so*") if path.is_file()]
-    if not found:
+def test_libcrypto_with_labels_holds_no_key() -> None:
+    """OpenSSL's library contains the labels, too."""
+    libraries = [path for path in Path("/usr/lib").glob("*/libcrypto.so*") if path.is_file()]
+    if not libraries:
         pytest.skip("this machine has no libcrypto")
-    data = found[0].read_bytes()
+    data = libraries[0].read_bytes()
     assert b"PRIVATE KEY" in data
     assert kind_of(data) is None
 
@@ -132,7 +132,7 @@ def test_a_library_holds_the_words_and_no_key() -> None:
 @needs("ssh-keygen")
 @pytest.mark.parametrize("words", ["-t ed25519", "-t rsa -b 2048", "-t ecdsa", "-t ed25519 -N secret"])
 def test_keys_of_openssh(tmp_path: Path, words: str) -> None:
-    """Of every type, with a password and without; the public half is none."""
+    """Every type, with a password and without. The public key is not a finding."""
     empty = [] if "-N" in words else ["-N", ""]
     run.run(["ssh-keygen", "-q", *words.split(), *empty, "-f", tmp_path / "key"])
     assert Kind.OPENSSH == kind_of((tmp_path / "key").read_bytes())
@@ -141,14 +141,14 @@ def test_keys_of_openssh(tmp_path: Path, words: str) -> None:
 
 @needs("ssh-keygen")
 def test_pem_of_openssh(tmp_path: Path) -> None:
-    """The form that it wrote before."""
+    """The format of older versions of ssh-keygen."""
     run.run(["ssh-keygen", "-q", "-t", "rsa", "-m", "PEM", "-N", "", "-f", tmp_path / "key"])
     assert Kind.PEM == kind_of((tmp_path / "key").read_bytes())
 
 
 @needs("gpg")
 def test_keys_of_gnupg(tmp_path: Path) -> None:
-    """The files of its agent, and what it exports, as text and in bytes; public keys are none."""
+    """The files of its agent, and exported keys, in ASCII armour and binary. Public keys are not a finding."""
     home = tmp_path / "g"
     home.mkdir(mode=0o700)
     gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--passphrase", "", "--pinentry-mode", "loopback"]
@@ -177,8 +177,8 @@ def test_keys_of_gnupg(tmp_path: Path) -> None:
         (b"(10:public-key(3:rsa", None),
     ],
 )
-def test_forms_with_a_beginning_of_their_own(data: bytes, kind: Kind | None) -> None:
-    """Each by that."""
+def test_formats_with_a_magic_number(data: bytes, kind: Kind | None) -> None:
+    """A file with the first bytes of a format is detected."""
     assert kind == kind_of(data)
 
 
@@ -188,7 +188,7 @@ def test_forms_with_a_beginning_of_their_own(data: bytes, kind: Kind | None) -> 
 @needs("openssl")
 @pytest.mark.parametrize("options", ["", "-keypbe NONE -certpbe NONE", "-nomac", "-keypbe NONE -certpbe NONE -nomac"])
 def test_pkcs12_with_a_key(made: Path, options: str) -> None:
-    """Encrypted or not."""
+    """A store with a key is detected, encrypted or not, complete or cut off."""
     command = ["openssl", "pkcs12", "-export", "-inkey", made / "key.pem", "-in", made / "cert.pem"]
     run.run([*command, *options.split(), "-passout", "pass:x", "-out", made / "both.p12"])
     data = (made / "both.p12").read_bytes()
@@ -198,7 +198,7 @@ def test_pkcs12_with_a_key(made: Path, options: str) -> None:
 
 @needs("openssl")
 def test_pkcs12_of_certificates_alone(made: Path) -> None:
-    """No key can be in it where nothing is encrypted; where the certificates are, one may be."""
+    """A store of unencrypted certificates holds no key. Encrypted ones may be a key."""
     command = ["openssl", "pkcs12", "-export", "-nokeys", "-in", made / "cert.pem", "-passout", "pass:x"]
     run.run([*command, "-certpbe", "NONE", "-out", made / "plain.p12"])
     run.run([*command, "-out", made / "closed.p12"])
@@ -208,7 +208,7 @@ def test_pkcs12_of_certificates_alone(made: Path) -> None:
 
 
 def text(value: str) -> bytes:
-    """A string as Java writes it."""
+    """A string in Java's encoding."""
     return struct.pack(">H", len(value)) + value.encode()
 
 
@@ -224,7 +224,7 @@ def java(*kinds: int, magic: int = 0xFEEDFEED, version: int = 2) -> bytes:
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("magic", [0xFEEDFEED, 0xCECECECE])
 def test_java_stores(magic: int, version: int) -> None:
-    """Certificates alone are none; one key among them counts, as does a store that ends before its end."""
+    """Certificates are harmless. A key among them, or a store that is cut off, counts as a key."""
     trusted = java(2, 2, 2, magic=magic, version=version)
     assert Kind.CERTIFICATES == kind_of(trusted)
     assert Kind.CERTIFICATES == kind_of(trusted, 100)
@@ -235,28 +235,28 @@ def test_java_stores(magic: int, version: int) -> None:
 
 
 def test_a_store_that_is_too_large_counts_as_a_key() -> None:
-    """It is not read to its end."""
+    """kimbox does not read it to its end."""
 
     def pieces() -> Iterator[bytes]:
         yield java(2)
-        raise AssertionError("more is read than is needed")
+        raise AssertionError("more than the first piece was read")
 
-    assert Kind.JAVA == key_formats.of_content(key_formats.MAX_STORE_BYTES + 1, pieces())
+    assert Kind.JAVA == key_formats.kind_of_content(key_formats.MAX_STORE_BYTES + 1, pieces())
 
 
 # --- bounds
 
 
-def test_the_work_grows_with_the_size_alone() -> None:
-    """A file of labels without bodies: each is looked at once, and what is held stays small."""
+def test_memory_does_not_grow_with_the_number_of_labels() -> None:
+    """A file of labels without keys: the search holds no more than its window."""
     search = Search()
     for _ in range(64):
         assert search.feed(b"-----BEGIN PRIVATE KEY-----\nA:\n" * 512) is None
         assert len(search._held) <= key_formats.WINDOW_BYTES + key_formats._LABEL_BYTES
 
 
-def test_mutations_give_an_answer() -> None:
-    """Whatever a file says of its lengths, a kind comes out, or none."""
+def test_damaged_stores_raise_no_error() -> None:
+    """With wrong lengths anywhere, the result is a kind or None."""
     numbers = random.Random(7)  # noqa: S311 - repeatable, and no secret
     pfx = bytes.fromhex("3081f00201033081ea06092a864886f70d010701a081dc0481d93081d6") + bytes(214)
     for data in (java(2, 1, 2), pfx, b"\x95\x03\x98\x03" + bytes(6) + b"\x01" + bytes(1000)):
@@ -269,4 +269,4 @@ def test_mutations_give_an_answer() -> None:
                 changed[numbers.randrange(len(changed))] = numbers.randrange(256)
             kind_of(bytes(changed))
             der.holds_key(bytes(changed))
-            key_formats.of_head(bytes(changed))
+            key_formats.kind_of_head(bytes(changed))
