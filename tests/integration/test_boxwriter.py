@@ -1,4 +1,4 @@
-"""Vagrant boxes: what is in them, that equal disks give equal bytes, and that nothing is overwritten."""
+"""Vagrant boxes: they have the files of the format, equal disks give equal bytes, and no file is overwritten."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from refused import refused
 
 from kimbox import run
 from kimbox.errors import StateError
@@ -16,7 +17,7 @@ from kimbox.image.formats import boxwriter
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """A sparse disk of 1 GiB and a bit, with some content."""
+    """A sparse disk of 1 GiB and 512 bytes, with some content."""
     path = tmp_path / "disk.raw"
     with path.open("wb") as file:
         for index in range(64):
@@ -28,8 +29,8 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_box_holds_what_vagrant_looks_for(disk: Path, tmp_path: Path) -> None:
-    """metadata.json, Vagrantfile and the disk, all of it, and further files by their names."""
+def test_a_box_has_the_files_of_the_format(disk: Path, tmp_path: Path) -> None:
+    """metadata.json, Vagrantfile, the complete disk, and further files by name."""
     target = tmp_path / "out" / "x.box"
     boxwriter.libvirt(disk, "raw", target, guest="it's", files={"kimbox.lock": b"text"})
     with tarfile.open(target, "r:xz") as archive:
@@ -45,7 +46,7 @@ def test_a_box_holds_what_vagrant_looks_for(disk: Path, tmp_path: Path) -> None:
 
 
 def test_equal_disks_give_equal_boxes(disk: Path, tmp_path: Path) -> None:
-    """Whatever format the disk is in, and wherever the box is written."""
+    """The format of the disk and the path of the box do not matter."""
     run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, tmp_path / "disk.qcow2"])
     boxwriter.libvirt(disk, "raw", tmp_path / "a.box")
     boxwriter.libvirt(tmp_path / "disk.qcow2", "qcow2", tmp_path / "b.box")
@@ -53,19 +54,19 @@ def test_equal_disks_give_equal_boxes(disk: Path, tmp_path: Path) -> None:
 
 
 def test_a_box_that_stays_here_is_not_compressed(disk: Path, tmp_path: Path) -> None:
-    """It holds the same, and is written as quickly as the disk can be."""
+    """It has the same files."""
     boxwriter.libvirt(disk, "raw", tmp_path / "a.box")
     boxwriter.libvirt(disk, "raw", tmp_path / "b.box", compress=False)
-    with tarfile.open(tmp_path / "a.box", "r:xz") as one, tarfile.open(tmp_path / "b.box", "r:") as other:
-        for name in one.getnames():
-            assert one.extractfile(name).read() == other.extractfile(name).read()  # type: ignore[union-attr]
+    with tarfile.open(tmp_path / "a.box", "r:xz") as packed, tarfile.open(tmp_path / "b.box", "r:") as plain:
+        for name in packed.getnames():
+            assert packed.extractfile(name).read() == plain.extractfile(name).read()  # type: ignore[union-attr]
 
 
 def test_nothing_is_overwritten(disk: Path, tmp_path: Path) -> None:
-    """Not what was there, nor what came while the box was made; and what a kill left is no obstacle."""
+    """Neither an older file, nor one that appears during the work. Files of a killed process are removed."""
     target = tmp_path / "x.box"
     target.write_text("mine")
-    with pytest.raises(StateError, match="is there already"):
+    with refused(StateError, "file-exists", path=str(target)):
         boxwriter.libvirt(disk, "raw", target)
     target.unlink()
     (tmp_path / ".x.box.tmp").mkdir()
@@ -75,24 +76,25 @@ def test_nothing_is_overwritten(disk: Path, tmp_path: Path) -> None:
         assert list(work.iterdir()) == []
         (work / "x.box").write_text("new")
         target.write_text("mine")
-        with pytest.raises(StateError, match="is there already"):
+        with pytest.raises(StateError, match="already exists") as caught:
             stack.close()
+    assert "file-exists" == caught.value.code
     assert target.read_text() == "mine"
     assert not (tmp_path / ".x.box.tmp").exists()
 
 
-def test_only_one_makes_a_box(tmp_path: Path) -> None:
-    """A second kimbox is told so, and the first one's work stays."""
+def test_only_one_process_writes_a_box(tmp_path: Path) -> None:
+    """A second process fails, and does not disturb the first one."""
     target = tmp_path / "x.box"
     with boxwriter.making(target) as work:
         (work / "x.box").write_text("first")
-        with pytest.raises(StateError, match="another kimbox"), boxwriter.making(target):
+        with refused(StateError, "busy", path=str(target)), boxwriter.making(target):
             pass
     assert target.read_text() == "first"
 
 
-def test_a_disk_that_is_none_leaves_nothing(tmp_path: Path) -> None:
-    """Neither a box nor what it was made in."""
+def test_a_file_that_is_not_a_disk_leaves_nothing(tmp_path: Path) -> None:
+    """Neither a box nor the folder for the work."""
     (tmp_path / "disk").write_text("no disk")
     with pytest.raises(run.CommandError):
         boxwriter.libvirt(tmp_path / "disk", "qcow2", tmp_path / "x.box")

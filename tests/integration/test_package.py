@@ -204,7 +204,8 @@ def test_what_is_refused(kimbox: Kimbox, box: Path) -> None:
     assert [] == [p.name for p in box.iterdir() if p.name.startswith((".tiny", "tiny"))]
     (box / "tiny-libvirt.box").write_text("mine")
     code, out, _ = kimbox("--json", "package", "--image")
-    assert (5, "mine") == (code, (box / "tiny-libvirt.box").read_text())
+    assert (5, "file-exists") == (code, error(out, "package")["code"])
+    assert "mine" == (box / "tiny-libvirt.box").read_text()
     for words in (
         ["--format", "vdi"],
         ["--version", "x y"],
@@ -228,7 +229,7 @@ def test_signed_packages_are_added(made: Made, kimbox: Kimbox, box: Path, tmp_pa
     assert image is not None
     run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", image.disk, image_of(box).disk])
     code, out, _ = kimbox("--json", "package", "--image", "-o", "x", "--sign", str(tmp_path / "none"))
-    assert (1, True) == (code, "cannot sign" in error(out, "package")["message"])
+    assert (1, "signing-failed") == (code, error(out, "package")["code"])
     assert not (box / "x").exists()
 
 
@@ -275,5 +276,7 @@ def test_a_catalog_grows(made: Made, box: Path, kimbox: Kimbox) -> None:
     assert first == (box / "1/tiny-libvirt.box").read_bytes()
     shutil.rmtree(box / "2")
     code, out, _ = kimbox("--json", "package", "--catalog", "https://other/", "--version", "2")
-    assert (5, True) == (code, "--version" in error(out, "package")["hint"])
+    refused = error(out, "package")
+    assert (5, "version-exists", "2") == (code, refused["code"], refused["fields"]["version"])
+    assert "--version" in refused["hint"]
     assert not (box / "2").exists()  # nothing was made in vain

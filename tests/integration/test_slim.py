@@ -1,4 +1,4 @@
-"""Copies of disks without what is not in use: real file systems, real qcow2, LVM as kimbox writes it."""
+"""Copies of the used bytes of disks: real file systems, real qcow2, LVM as kimbox writes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STORE = LAYOUT.snapshot.place
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image."""
+    """A raw image."""
     path = tmp_path_factory.mktemp("base") / "base.raw"
     madedisk.make(path)
     return path
@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def content(tmp_path: Path) -> Path:
-    """Two MiB that nothing else holds."""
+    """A file with 2 MiB of random bytes."""
     path = tmp_path / "content"
     path.write_bytes(os.urandom(2 * MIB))
     return path
@@ -41,7 +41,7 @@ def content(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def disk(base: Path, tmp_path: Path) -> Path:
-    """A disk made from the image, to be changed."""
+    """A copy of the image, to be changed."""
     return Path(shutil.copy(base, tmp_path / "disk.raw"))
 
 
@@ -50,7 +50,7 @@ def allocated(path: Path) -> int:
 
 
 def slimmed(base: Path, disk: Path, tmp_path: Path, *, drop: bool = False) -> tuple[Path, Path]:
-    """The disk as an overlay, made small; and the raw disk that it shows."""
+    """The slim overlay of the disk, and its content as a raw disk."""
     before = madedisk.overlaid(base, disk, tmp_path / "before.qcow2")
     after = tmp_path / "after.qcow2"
     slim.overlay(before, base, "raw", after, drop_snapshots=drop)
@@ -58,8 +58,8 @@ def slimmed(base: Path, disk: Path, tmp_path: Path, *, drop: bool = False) -> tu
     return after, madedisk.raw_of(after, tmp_path / "after.raw")
 
 
-def test_deleted_files_and_swap_go_and_files_stay(base: Path, disk: Path, tmp_path: Path, content: Path) -> None:
-    """Every file system is sound afterwards, kept files are whole, and the space of the rest is back."""
+def test_deleted_files_and_swap_are_dropped(base: Path, disk: Path, tmp_path: Path, content: Path) -> None:
+    """Every file system is sound, other files are complete, and the copy does not use space for the dropped bytes."""
     for place in PLACES.values():
         madedisk.put(disk, place, "kept", content)
         (tmp_path / "junk").write_bytes(os.urandom(4 * MIB))
@@ -76,7 +76,7 @@ def test_deleted_files_and_swap_go_and_files_stay(base: Path, disk: Path, tmp_pa
 
 
 def test_a_flat_copy_holds_nothing_that_was_deleted(disk: Path, tmp_path: Path, content: Path) -> None:
-    """What was deleted reads as zeros, and the same disk gives the same bytes."""
+    """Deleted data is zero in the copy. Equal disks give equal bytes."""
     madedisk.put(disk, ROOT, "kept", content)
     secret = tmp_path / "secret"
     secret.write_bytes(b"SECRET-OF-SOMEBODY" * 4000)
@@ -85,15 +85,15 @@ def test_a_flat_copy_holds_nothing_that_was_deleted(disk: Path, tmp_path: Path, 
     assert b"SECRET-OF-SOMEBODY" in disk.read_bytes()
     slim.flatten(disk, "raw", tmp_path / "one.raw")
     slim.flatten(disk, "raw", tmp_path / "two.raw")
-    one = (tmp_path / "one.raw").read_bytes()
-    assert b"SECRET-OF-SOMEBODY" not in one
-    assert one == (tmp_path / "two.raw").read_bytes()
+    first = (tmp_path / "one.raw").read_bytes()
+    assert b"SECRET-OF-SOMEBODY" not in first
+    assert first == (tmp_path / "two.raw").read_bytes()
     assert madedisk.is_sound(tmp_path / "one.raw", ROOT)
     assert content.read_bytes() == madedisk.get(tmp_path / "one.raw", ROOT, "kept", tmp_path / "got")
 
 
 def test_a_snapshot_keeps_what_it_shows(base: Path, disk: Path, tmp_path: Path, content: Path) -> None:
-    """A file deleted in the origin lives on in the snapshot: its blocks are free in the one and in use in the other."""
+    """A file that is deleted in root stays in the snapshot: its blocks are free in root, but in use in the snapshot."""
     madedisk.put(disk, ROOT, "old", content)
     before = madedisk.read(disk, ROOT.offset_bytes, ROOT.size_bytes)
     madedisk.remove(disk, ROOT, "old")
@@ -104,22 +104,22 @@ def test_a_snapshot_keeps_what_it_shows(base: Path, disk: Path, tmp_path: Path, 
     madedisk.store(disk, moved)
     madedisk.write(disk, STORE.offset_bytes + 60 * UNIT, os.urandom(20 * UNIT))  # freed by an earlier snapshot
     small, raw = slimmed(base, disk, tmp_path)
-    held = Store.parse(reader(raw, STORE.offset_bytes), STORE.size_bytes, UNIT, ROOT.size_bytes)
-    assert list(moved) == list(held.moved)
-    view = held.view(reader(raw, ROOT.offset_bytes), reader(raw, STORE.offset_bytes))
+    store = Store.parse(reader(raw, STORE.offset_bytes), STORE.size_bytes, UNIT, ROOT.size_bytes)
+    assert list(moved) == list(store.moved)
+    view = store.view(reader(raw, ROOT.offset_bytes), reader(raw, STORE.offset_bytes))
     (tmp_path / "view").write_bytes(view(0, ROOT.size_bytes))
-    whole = type(ROOT)("view", 0, ROOT.size_bytes)
-    assert madedisk.is_sound(tmp_path / "view", whole)
-    assert content.read_bytes() == madedisk.get(tmp_path / "view", whole, "old", tmp_path / "got")
+    view_place = type(ROOT)("view", 0, ROOT.size_bytes)
+    assert madedisk.is_sound(tmp_path / "view", view_place)
+    assert content.read_bytes() == madedisk.get(tmp_path / "view", view_place, "old", tmp_path / "got")
     assert madedisk.is_sound(raw, ROOT)
     assert allocated(small) < 4 * MIB
 
 
 def test_a_dropped_snapshot_is_empty(base: Path, disk: Path, tmp_path: Path) -> None:
-    """Its header reads as zeros, as a resnap boot leaves it, even where the image has another."""
+    """Its header is zero, as after a resnap boot, also if that of the image is not."""
     madedisk.store(disk, {3: os.urandom(UNIT)})
-    own = Path(shutil.copy(disk, tmp_path / "own.raw"))
-    for image in (base, own):
+    with_snapshot = Path(shutil.copy(disk, tmp_path / "own.raw"))
+    for image in (base, with_snapshot):
         target = tmp_path / "after.qcow2"
         target.unlink(missing_ok=True)
         (tmp_path / "before.qcow2").unlink(missing_ok=True)
@@ -131,21 +131,21 @@ def reader(disk: Path, start: int) -> Callable[[int, int], bytes]:
     return lambda offset, size: madedisk.read(disk, start + offset, size)
 
 
-def test_a_file_system_that_was_not_unmounted_is_kept_whole(disk: Path, tmp_path: Path, content: Path) -> None:
-    """Its journal may know of blocks that the bitmaps call free."""
+def test_a_file_system_that_was_not_unmounted_is_copied_completely(disk: Path, tmp_path: Path, content: Path) -> None:
+    """Its journal may use blocks that are free in the bitmaps."""
     madedisk.put(disk, ROOT, "gone", content)
     madedisk.remove(disk, ROOT, "gone")
     flags = ROOT.offset_bytes + 1024 + 0x60
     (value,) = struct.unpack("<I", madedisk.read(disk, flags, 4))
     madedisk.write(disk, flags, struct.pack("<I", value | 4))
-    found = slim.flatten(disk, "raw", tmp_path / "flat.raw")
+    in_use = slim.flatten(disk, "raw", tmp_path / "flat.raw")
     assert content.read_bytes()[:4096] in (tmp_path / "flat.raw").read_bytes()
-    (note,) = found.notes
+    (note,) = in_use.notes
     assert note.startswith("root: its file system was not unmounted")
 
 
 def bitmap_of(disk: Path) -> int:
-    """Where the first block bitmap of root lies."""
+    """Offset of the first block bitmap of root on the disk, in bytes."""
     (block,) = struct.unpack("<I", madedisk.read(disk, ROOT.offset_bytes + 4096, 4))
     return ROOT.offset_bytes + int(block) * 4096
 
@@ -168,12 +168,12 @@ HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("harm", list(HARMS))
 def test_a_damaged_disk_is_refused(base: Path, disk: Path, tmp_path: Path, harm: str) -> None:
-    """The error names what is wrong, nothing is written, and the disk stays as it was."""
+    """The error names the damaged part, no file is written, and the disk does not change."""
     change, words = HARMS[harm]
     change(disk)
     before = madedisk.overlaid(base, disk, tmp_path / "before.qcow2")
-    held = before.read_bytes()
+    content = before.read_bytes()
     with pytest.raises(ImageError, match=words):
         slim.overlay(before, base, "raw", tmp_path / "after.qcow2")
     assert not (tmp_path / "after.qcow2").exists()
-    assert held == before.read_bytes()
+    assert content == before.read_bytes()

@@ -1,1 +1,1 @@
-"""The formats in which disks and boxes come in and go out."""
+"""Reads and writes formats of boxes and disks: Vagrant boxes, OVA, VMDK, qcow2, xz, checksum files, catalogs."""

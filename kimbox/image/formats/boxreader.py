@@ -1,7 +1,7 @@
-"""Takes Vagrant's .box archives, for libvirt and for VirtualBox, apart: the one disk, and the small files with it.
+"""Unpacks Vagrant's .box archives for libvirt and VirtualBox: one disk, and small files.
 
-Nothing of a box is run or believed: its Vagrantfile is text to kimbox, and a disk is looked at before QEMU opens it,
-because disk formats can name other files of this machine.
+A box is untrusted input. kimbox does not run its Vagrantfile. It checks the header of a disk before QEMU opens the
+disk, because a disk can name other files of this host as its backing files.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from kimbox.image.formats import sums, tarstream
 from kimbox.image.formats.boxwriter import QCOW2
 from kimbox.log import log
 
-#: What a box is for, as its metadata.json says.
+#: Providers, as in metadata.json.
 LIBVIRT, VIRTUALBOX = "libvirt", "virtualbox"
 
-#: Members that are kept, and how large each may be.
+#: Members that are kept, and the maximum size of each, in bytes.
 KEPT = (
     "metadata.json", "Vagrantfile", "info.json", "box.ovf", "kimbox.json", "kimbox.yaml", "kimbox.lock",
     "sbom.cdx.json", "provenance.intoto.json", sums.NAME, sums.SIGNATURE_NAME,
 )  # fmt: skip
 MAX_KEPT_BYTES = 16 << 20
 
-#: Members with these endings may be the disk.
+#: Suffixes of members that may be the disk.
 _DISKS = (".img", ".qcow2", ".raw", ".vmdk")
 
-#: VMDK (VMware's "Virtual Disk Format 5.0"): how a sparse extent begins, and where its numbers stand.
+#: VMDK (VMware's "Virtual Disk Format 5.0"): magic number of a sparse extent, and size of its header, in bytes.
 _VMDK_MAGIC = b"KDMV"
 _VMDK_SECTOR = 512
 
-#: What qemu-img may take to convert a VMDK: address space in bytes, processor time in seconds.
+#: Limits of qemu-img when it converts a VMDK: address space in bytes, processor time in seconds.
 _LIMITS = ("--as=4294967296", "--cpu=3600")
 
 
 @attrs.frozen
 class Contents:
-    """A box, taken apart."""
+    """An unpacked box."""
 
     provider: str
-    #: Where its disk is now, and its format: `qcow2`, `raw` or `vmdk`.
+    #: Path of the unpacked disk, and its format: `qcow2`, `raw` or `vmdk`.
     disk: Path
     format: str
     #: Small files, by name.
@@ -55,9 +55,10 @@ class Contents:
 
 
 def read(archive: Path, work: Path, keys: tuple[str, ...] = ()) -> Contents:
-    """Takes an archive apart into the folder `work`. With `keys`, one of them must have signed it.
+    """Unpacks an archive into the folder `work`. With `keys`, one of them must have signed it.
 
-    Raises ImageError for what is no box of one disk for libvirt or VirtualBox, or is not what its checksums say.
+    Raises ImageError if the archive is not a box with one disk for libvirt or VirtualBox, or if a file differs from
+    the checksums in the box.
     """
     files, disks, digests = _unpack(archive, work)
     if sums.NAME in files:
@@ -70,26 +71,36 @@ def read(archive: Path, work: Path, keys: tuple[str, ...] = ()) -> Contents:
     if provider == LIBVIRT:
         name, kind = _libvirt_disk(metadata)
     elif provider == VIRTUALBOX:
-        name, kind = _one([name for name in disks if name.endswith(".vmdk")]), "vmdk"
+        name, kind = _only_disk([name for name in disks if name.endswith(".vmdk")]), "vmdk"
     else:
-        hint = "`vagrant mutate` and `qemu-img convert` make boxes of one kind from those of another"
         raise ImageError(
-            f"the box is for {str(provider)[:40]!r}; kimbox takes those for libvirt and virtualbox", hint=hint
+            f"the box is for {str(provider)[:40]!r}; kimbox accepts boxes for libvirt and virtualbox",
+            code="unsupported-provider",
+            hint="`vagrant mutate` converts a box for another provider",
+            fields={"provider": str(provider)[:40]},
         )
     if name not in disks:
-        raise ImageError(f"the box has no {name!r}, which should be its disk")
+        raise ImageError(
+            f"the box has no file {name!r}, which its metadata.json names as its disk",
+            code="bad-box",
+            fields={"name": name},
+        )
     return Contents(str(provider), disks[name], kind, files)
 
 
 def verify(checksums: bytes | None, signature: bytes | None, keys: tuple[str, ...]) -> None:
     """Raises ImageError unless one of the keys has signed the checksums of a box."""
     if checksums is None:
-        raise ImageError(f"the box has no {sums.NAME}, and keys are given that must have signed it")
+        raise ImageError(
+            f"the box has no {sums.NAME}, so no key can have signed it",
+            code="signature-missing",
+            fields={"name": sums.NAME},
+        )
     sums.verify(checksums, signature, keys)
 
 
 def _unpack(archive: Path, work: Path) -> tuple[dict[str, bytes], dict[str, Path], dict[str, str]]:
-    """Small files, disks and hex digests of an archive, by name."""
+    """Unpacks an archive. Returns its small files, its disks, and the SHA-256 hex digests of all files, by name."""
     files: dict[str, bytes] = {}
     disks: dict[str, Path] = {}
     digests: dict[str, str] = {}
@@ -97,7 +108,12 @@ def _unpack(archive: Path, work: Path) -> tuple[dict[str, bytes], dict[str, Path
         digest = hashlib.sha256()
         if member.name in KEPT:
             if member.size_bytes > MAX_KEPT_BYTES:
-                raise ImageError(f"the {member.name} of the box has {size_words(member.size_bytes)}")
+                raise ImageError(
+                    f"the {member.name} of the box has {size_words(member.size_bytes)}; "
+                    f"at most {size_words(MAX_KEPT_BYTES)} are allowed",
+                    code="file-too-large",
+                    fields={"name": member.name},
+                )
             files[member.name] = b"".join(member.pieces())
             digest.update(files[member.name])
         elif "/" not in member.name and member.name.endswith(_DISKS):
@@ -112,6 +128,7 @@ def _unpack(archive: Path, work: Path) -> tuple[dict[str, bytes], dict[str, Path
 
 
 def _write(member: tarstream.Member, target: Path, digest: hashlib._Hash) -> None:
+    """Writes a member to a new sparse file, and adds its content to the digest."""
     need_space(target.parent, member.size_bytes, f"{member.name} of the box")
     with target.open("xb") as file:
         for piece in member.pieces():
@@ -121,54 +138,84 @@ def _write(member: tarstream.Member, target: Path, digest: hashlib._Hash) -> Non
 
 
 def _metadata(files: dict[str, bytes]) -> dict[str, Any]:
-    """metadata.json. VirtualBox's first boxes had none."""
+    """The content of metadata.json. The oldest boxes, which were for VirtualBox, do not have this file."""
     if "metadata.json" not in files:
         if "box.ovf" in files:
             return {"provider": VIRTUALBOX}
-        raise ImageError("this archive is no Vagrant box: it has no metadata.json")
+        raise ImageError(
+            "the archive is not a Vagrant box: it has no metadata.json",
+            code="bad-box",
+            fields={"name": "metadata.json", "state": "missing"},
+        )
     try:
         value = json.loads(files["metadata.json"])
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ImageError("the metadata.json of the box is no JSON object")
+        raise ImageError(
+            "the metadata.json of the box is not a JSON object",
+            code="bad-box",
+            fields={"name": "metadata.json", "state": "invalid"},
+        )
     return value
 
 
 def _libvirt_disk(metadata: dict[str, Any]) -> tuple[str, str]:
-    """Name and format of the one disk (vagrant-libvirt: box formats 1 and 2)."""
+    """Name and format of the disk (vagrant-libvirt: box formats 1 and 2)."""
     name: Any
     disks = metadata.get("disks")
     if disks is None:
         name, kind = "box.img", metadata.get("format")
     else:
-        one: Any = _one(disks if isinstance(disks, list) else [])
-        one = one if isinstance(one, dict) else {}
-        name, kind = one.get("path"), one.get("format", "qcow2")
+        disk: Any = _only_disk(disks if isinstance(disks, list) else [])
+        disk = disk if isinstance(disk, dict) else {}
+        name, kind = disk.get("path"), disk.get("format", "qcow2")
     if not isinstance(name, str) or kind not in ("qcow2", "raw"):
-        raise ImageError("the metadata.json of the box names no disk in qcow2 or raw format")
+        raise ImageError(
+            "the metadata.json of the box names no disk in the format qcow2 or raw",
+            code="unsupported-box",
+            fields={"name": "metadata.json"},
+        )
     return name, str(kind)
 
 
-def _one(items: list[Any]) -> Any:
-    if len(items) != 1:
-        raise ImageError(f"the box has {len(items)} disks; kimbox takes boxes with one")
-    return items[0]
+def _only_disk(disks: list[Any]) -> Any:
+    """The only item of the list. Raises ImageError for another number of items."""
+    if len(disks) != 1:
+        raise ImageError(
+            f"the box has {len(disks)} disks; kimbox accepts boxes with one disk",
+            code="unsupported-box",
+            fields={"disks": str(len(disks))},
+        )
+    return disks[0]
 
 
 def from_vmdk(disk: Path, target: Path) -> None:
-    """Converts a VMDK to qcow2. Raises ImageError if it is none that stands alone, or is damaged."""
+    """Converts a VMDK to qcow2. Raises ImageError if the VMDK uses other files, or is damaged."""
     with disk.open("rb") as file:
         header = file.read(_VMDK_SECTOR)
     if not header.startswith(_VMDK_MAGIC) or len(header) < _VMDK_SECTOR:
-        raise ImageError("the disk of the box is no VMDK in one piece", hint="VirtualBox exports such disks")
+        raise ImageError(
+            "the disk of the box is not a VMDK in a single file",
+            code="unsupported-box",
+            hint="export the machine from VirtualBox, which writes such a VMDK",
+            fields={"format": "vmdk"},
+        )
     version, _, capacity = struct.unpack_from("<IIQ", header, 4)
     if not 1 <= version <= 3 or not 0 < capacity * _VMDK_SECTOR <= tarstream.MAX_MEMBER_BYTES:
-        # Without a capacity of its own QEMU would take the file for a description, which can name any other.
-        raise ImageError("the disk of the box is a VMDK with a header that cannot be")
+        # With a capacity of 0 QEMU reads the file as a text description, which can name any other file.
+        raise ImageError(
+            "the header of the box's VMDK is invalid",
+            code="disk-damaged",
+            fields={"format": "vmdk", "fault": "vmdk-header"},
+        )
     source = {"driver": "vmdk", "backing": None, "file": {"driver": "file", "filename": str(disk)}}
     convert: list[str | Path] = [run.require("qemu-img"), "convert", *QCOW2, f"json:{json.dumps(source)}", target]
     try:
         run.run(["prlimit", *_LIMITS, "--", *convert])
     except run.CommandError as error:
-        raise ImageError(f"the VMDK of the box cannot be read: {run.tail(error.tail, 3)}") from None
+        raise ImageError(
+            f"qemu-img cannot convert the VMDK of the box: {run.tail(error.tail, 3)}",
+            code="disk-unreadable",
+            fields={"format": "vmdk"},
+        ) from None

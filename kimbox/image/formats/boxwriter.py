@@ -1,10 +1,11 @@
-"""Writes Vagrant's .box archives for libvirt from any disk that QEMU reads, and what other formats need for it.
+"""Writes Vagrant's .box archives for libvirt from any disk that QEMU reads. Other formats use its helpers.
 
-A .box for libvirt is a tar archive with three members that vagrant-libvirt looks for: metadata.json (provider, format,
-size in whole GiB), Vagrantfile and box.img. Vagrant unpacks it with bsdtar(1), which knows xz. The disk inside is not
-compressed: the whole is smaller so, and a guest reads it faster. Whatever else is in it, Vagrant keeps beside the disk.
+A .box for libvirt is a tar archive with three members that vagrant-libvirt reads: metadata.json (provider, format, size
+in whole GiB), Vagrantfile and box.img. Vagrant unpacks it with bsdtar(1), which supports xz. The disk in it is not
+compressed, because the archive is smaller this way, and a guest reads the disk faster. Vagrant unpacks all other files
+of the archive beside the disk.
 
-Equal disks give equal bytes: members have a fixed order, owner and time, and qemu-img writes clusters in their order.
+Equal disks give equal bytes: members have a fixed order, owner and time, and qemu-img writes clusters in order.
 """
 
 from __future__ import annotations
@@ -28,28 +29,30 @@ from kimbox.image.inputs.recipe import EPOCH_S
 from kimbox.log import log
 from kimbox.render.vagrantfile import ruby_literal
 
-#: Compressed clusters of this size are a twentieth smaller than those of QEMU's default, and as quick to read.
+#: Size of a cluster of a compressed qcow2. Compared with QEMU's default the disk is 5 % smaller and as fast to read.
 CLUSTER = "256k"
 
-#: How qemu-img writes a qcow2, and a compressed one. In order: with -W it would be quicker, and other bytes every time.
+#: Options of qemu-img for a plain and for a compressed qcow2. Clusters are written in order: `-W` would be faster, but
+#: would give other bytes each time.
 PLAIN = ("-O", "qcow2", "-m", "16")
 QCOW2 = (*PLAIN, "-c", "-o", f"compression_type=zstd,cluster_size={CLUSTER}")
 
-#: Makes the signature of a checksum file.
+#: A function that returns the signature of a checksum file.
 Sign = Callable[[bytes], bytes]
 
 _GIB = 1 << 30
 _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 
-#: A box that nobody rendered a Vagrantfile for. Its key is made where Vagrant keeps the box, at first use. What
-#: `kimbox render` wrote, which Vagrant has read before this one, brings its own: of two keys that it is told the guest
-#: takes the first, and Vagrant puts those of the box there.
+#: Vagrantfile of the box. At the first use it creates an ssh key in the folder where Vagrant stores the box. A project
+#: with a Vagrantfile of `kimbox render` has its own key. Vagrant reads that file first, so $kimbox_key is set here.
+#: This file must not pass a key then: the guest accepts only the first of several keys, and Vagrant puts that of the
+#: box first.
 _VAGRANTFILE = """\
 rendered = !$kimbox_key.nil?
 key = $kimbox_key || File.expand_path('id_ed25519', __dir__)
 unless File.exist?(key)
-  made = system('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', 'kimbox', '-f', key)
-  raise 'ssh-keygen could not make the key of the box: is it installed?' unless made
+  is_created = system('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', 'kimbox', '-f', key)
+  raise 'ssh-keygen cannot create the ssh key of the box (install openssh-client)' unless is_created
 end
 public_key = File.read("#{key}.pub").split.first(2).join(' ')
 
@@ -83,13 +86,13 @@ def libvirt(
     sign: Sign | None = None,
     compress: bool = True,
 ) -> None:
-    """Makes the .box `target` from a `raw` or `qcow2` disk, which nobody may write meanwhile.
+    """Writes the .box `target` from a disk in the format `raw` or `qcow2`. The disk must not change meanwhile.
 
-    `guest` is Vagrant's word for the distribution, `user` the account that logs in; `files` go in, too, by their names.
-    The checksums of all that is in it go with it, and their signature where `sign` makes one. One that does not leave
-    this host need not be compressed.
-    `target` appears whole or not at all. Raises StateError if it is there already or being made, CommandError if the
-    disk cannot be read.
+    `guest` is Vagrant's name of the distribution, `user` the account for the login, `files` are further members by
+    name. The box has the checksums of its files, and with `sign` their signature. `compress` is False for a box that
+    stays on this host.
+    `target` is complete or does not exist. Raises StateError if it exists or another process writes it, CommandError
+    if the disk cannot be read.
     """
     with making(target) as work:
         image = work / "box.img"
@@ -105,7 +108,7 @@ def libvirt(
 
 
 def with_sums(members: Mapping[str, bytes], disks: Mapping[str, Path], sign: Sign | None) -> dict[str, bytes]:
-    """The members of an archive, and with them the checksums of all of them and of the disks."""
+    """The members of an archive, with the checksums of members and disks, and their signature if `sign` is given."""
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     digests |= {name: sha256_file(path).removeprefix("sha256:") for name, path in disks.items()}
     text = sums.text(digests)
@@ -113,42 +116,43 @@ def with_sums(members: Mapping[str, bytes], disks: Mapping[str, Path], sign: Sig
 
 
 def vagrantfile(guest: str, user: str) -> bytes:
-    """What a box tells Vagrant of itself; a project's own Vagrantfile has the last word."""
+    """The Vagrantfile of a box. Settings in the Vagrantfile of a project override it."""
     return _VAGRANTFILE.replace("GUEST", ruby_literal(guest)).replace("USER", ruby_literal(user)).encode()
 
 
 def json_bytes(value: object) -> bytes:
-    """A value as JSON, the same bytes for equal values."""
+    """A value as JSON: equal values give equal bytes."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def convert(disk: Path, image_format: str, target: Path, options: tuple[str, ...]) -> None:
-    """Has qemu-img make `target` from a disk; says how far it is. Raises CommandError if the disk cannot be read."""
+    """Converts a disk to `target` with qemu-img, and logs the progress. Raises CommandError if that fails."""
     argv: list[str | Path] = ["qemu-img", "convert", "-p", "-f", image_format, *options, disk, target]
-    run.stream(argv, on_line=_tell)
+    run.stream(argv, on_line=_log_progress)
 
 
-def _tell(line: str) -> None:
-    if found := _PERCENT.search(line):
-        log.now(f"{float(found[1]):.0f} %")
+def _log_progress(line: str) -> None:
+    """Logs the percentage in a line of `qemu-img convert -p`."""
+    if match := _PERCENT.search(line):
+        log.now(f"{float(match[1]):.0f} %")
 
 
 def virtual_bytes(disk: Path) -> int:
-    """The size of a qcow2 as the guest sees it; of one that kimbox made."""
+    """The size of the disk in a qcow2 that kimbox wrote, as a guest sees it, in bytes."""
     with disk.open("rb") as file:
         return int.from_bytes(file.read(32)[24:], "big")
 
 
 def write_tar(target: Path, members: Mapping[str, bytes], disks: Mapping[str, Path], *, compress: bool = False) -> None:
-    """Writes small members, then files, in the order given, to a new tar archive; it is on disk then."""
-    total = sum(path.stat().st_size for path in disks.values()) or 1
+    """Writes a new tar archive with small members, then files, in the given order, and syncs it."""
+    total_bytes = sum(path.stat().st_size for path in disks.values()) or 1
 
-    def tell(done: int) -> None:
-        log.now(f"compressing: {min(100, done * 100 // total)} %")
+    def log_bytes(done_bytes: int) -> None:
+        log.now(f"compressing: {min(100, done_bytes * 100 // total_bytes)} %")
 
     with (
         target.open("xb") as file,
-        xz.Writer(file, tell) if compress else contextlib.nullcontext(file) as out,
+        xz.Writer(file, log_bytes) if compress else contextlib.nullcontext(file) as out,
         tarfile.TarFile(fileobj=out, mode="w", format=tarfile.GNU_FORMAT, copybufsize=CHUNK_BYTES) as archive,
     ):
         for name, data in members.items():
@@ -160,7 +164,7 @@ def write_tar(target: Path, members: Mapping[str, bytes], disks: Mapping[str, Pa
 
 
 def _member(name: str, size_bytes: int) -> tarfile.TarInfo:
-    """A member that tells nothing of this host."""
+    """The header of a member, without owner, times or other data of this host."""
     member = tarfile.TarInfo(name)
     member.size, member.mtime, member.mode = size_bytes, EPOCH_S, 0o644
     return member
@@ -168,10 +172,10 @@ def _member(name: str, size_bytes: int) -> tarfile.TarInfo:
 
 @contextlib.contextmanager
 def making(target: Path) -> Iterator[Path]:
-    """A private folder beside `target` to make it in, under its own name; what is there at the end becomes `target`.
+    """A private folder beside `target`. At the end, the file in it with the name of `target` is moved to `target`.
 
-    Nothing is overwritten. What a kimbox that was killed left is removed by the next. Raises StateError if `target` is
-    there, or another kimbox makes it.
+    Nothing is overwritten. The next run removes the folder of a process that was killed. Raises StateError if `target`
+    exists, or another process writes it.
     """
     refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -181,15 +185,20 @@ def making(target: Path) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(handle).st_nlink == 0:  # the other one has just finished
+            if os.fstat(handle).st_nlink == 0:  # the other process has just finished
                 raise BlockingIOError
         except BlockingIOError:
-            raise StateError(f"another kimbox is making {target}", hint="wait for it") from None
-        for left in list(work.iterdir()):
-            left.unlink()
+            raise StateError(
+                f"another process of kimbox is writing {target}",
+                code="busy",
+                hint="wait until it has finished",
+                fields={"path": str(target)},
+            ) from None
+        for leftover in list(work.iterdir()):
+            leftover.unlink()
         try:
             yield work
-            _place(work / target.name, target)
+            _publish(work / target.name, target)
         finally:
             remove_tree(work)
     finally:
@@ -197,19 +206,24 @@ def making(target: Path) -> Iterator[Path]:
 
 
 def refuse_existing(target: Path) -> None:
-    """Raises StateError if there is something at `target`."""
+    """Raises StateError if `target` exists."""
     if os.path.lexists(target):
-        raise StateError(f"{target} is there already", hint="remove it, or choose another place with --output")
+        raise StateError(
+            f"{target} already exists",
+            code="file-exists",
+            hint="remove it, or choose another folder with --output",
+            fields={"path": str(target)},
+        )
 
 
-def _place(made: Path, target: Path) -> None:
-    """Gives a finished file its name, unless something has it by now."""
+def _publish(finished: Path, target: Path) -> None:
+    """Moves a finished file to `target`. Raises StateError if `target` exists by now."""
     try:
-        os.link(made, target)
+        os.link(finished, target)
     except FileExistsError:
         refuse_existing(target)
         raise
     except OSError:  # a file system without hard links
         refuse_existing(target)
-        made.rename(target)
+        finished.rename(target)
     sync_folder(target.parent)

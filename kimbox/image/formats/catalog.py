@@ -1,6 +1,6 @@
-"""Vagrant's catalog of a box: a metadata.json that any web server can hold, with versions, places and checksums.
+"""Writes Vagrant's catalog of a box: a metadata.json with versions, URLs and checksums, for any web server.
 
-A package that was published stays what it is: every version lies in a folder of its own.
+A published package never changes: every version has a folder of its own.
 """
 
 from __future__ import annotations
@@ -13,64 +13,77 @@ from typing import Any
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import read_json, write_json
 
-#: A version as Vagrant orders them (Gem::Version).
+#: A version in the format of Gem::Version, by which Vagrant orders versions.
 VERSION = re.compile(r"[0-9]+(\.[0-9A-Za-z]+)*")
 
 
 def check(file: Path, name: str, version: str, providers: Iterable[str]) -> None:
-    """Raises StateError where a version has a package of a provider already, KimboxError where `file` is no catalog."""
-    _place(file, _read(file, name, ""), version, providers)
+    """Raises StateError if a version already has a package for a provider, KimboxError if `file` is not a catalog.
+
+    A file that does not exist is a new catalog.
+    """
+    _entry_for(file, _read(file, name, ""), version, providers)
 
 
 def add(
     file: Path, name: str, description: str, version: str, url: str, packages: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Adds packages to a catalog, which is made if there is none: provider -> path from `url`, hex digest.
+    """Adds packages to a catalog: provider -> path relative to `url`, and SHA-256 hex digest.
 
-    `url` is where the catalog's folder is on the server. Raises as `check` does.
+    `url` is the URL of the catalog's folder. Creates the catalog if it does not exist. Raises the errors of `check`.
     """
     catalog = _read(file, name, description)
-    entry = _place(file, catalog, version, packages)
+    entry = _entry_for(file, catalog, version, packages)
     if entry not in catalog["versions"]:
         catalog["versions"].append(entry)
     for provider, (path, digest) in packages.items():
-        place = f"{url.rstrip('/')}/{path}"
-        entry["providers"].append({"name": provider, "url": place, "checksum_type": "sha256", "checksum": digest})
+        package_url = f"{url.rstrip('/')}/{path}"
+        entry["providers"].append({"name": provider, "url": package_url, "checksum_type": "sha256", "checksum": digest})
     write_json(file, catalog)
 
 
-def _place(file: Path, catalog: dict[str, Any], version: str, providers: Iterable[str]) -> dict[str, Any]:
-    """Where a catalog names the packages of a version, new where it has none. Raises as `check` does."""
+def _entry_for(file: Path, catalog: dict[str, Any], version: str, providers: Iterable[str]) -> dict[str, Any]:
+    """The entry of a version in a catalog, or a new entry that is not in it yet. Raises the errors of `check`."""
     entry = _entry(catalog, version)
     for provider in providers:
-        if any(one.get("name") == provider for one in entry["providers"]):
-            hint = "give the new one a version of its own with --version"
-            raise StateError(f"{file} has a package of {catalog['name']} {version} for {provider} already", hint=hint)
+        if any(package.get("name") == provider for package in entry["providers"]):
+            raise StateError(
+                f"{file} already has a package of {catalog['name']} {version} for {provider}",
+                code="version-exists",
+                hint="choose a new version with --version",
+                fields={"path": str(file), "version": version, "provider": provider},
+            )
     return entry
 
 
 def _read(file: Path, name: str, description: str) -> dict[str, Any]:
-    """The catalog; a new one where there is none."""
+    """The catalog in a file, or a new catalog if the file does not exist."""
     if not file.exists():
         return {"name": name, "description": description, "versions": []}
     catalog = read_json(file)
     if catalog.get("name") != name or not _is_catalog(catalog):
-        raise KimboxError(f"{file} is no catalog of {name}", hint="choose another folder with --output")
+        raise KimboxError(
+            f"{file} is not a catalog of {name}",
+            code="bad-catalog",
+            hint="choose another folder with --output",
+            fields={"path": str(file), "name": name},
+        )
     return catalog
 
 
 def _entry(catalog: dict[str, Any], version: str) -> dict[str, Any]:
-    """What a catalog has of a version; nothing yet where it has none."""
-    empty: dict[str, Any] = {"version": version, "providers": []}
-    return next((one for one in catalog["versions"] if one["version"] == version), empty)
+    """The entry of a version in a catalog, or a new, empty entry that is not in the catalog."""
+    new: dict[str, Any] = {"version": version, "providers": []}
+    return next((entry for entry in catalog["versions"] if entry["version"] == version), new)
 
 
 def _is_catalog(value: dict[str, Any]) -> bool:
+    """Whether a JSON object has the structure of a catalog."""
     versions = value.get("versions")
     return isinstance(versions, list) and all(
-        isinstance(one, dict)
-        and isinstance(one.get("version"), str)
-        and isinstance(one.get("providers"), list)
-        and all(isinstance(provider, dict) for provider in one["providers"])
-        for one in versions
+        isinstance(entry, dict)
+        and isinstance(entry.get("version"), str)
+        and isinstance(entry.get("providers"), list)
+        and all(isinstance(package, dict) for package in entry["providers"])
+        for entry in versions
     )

@@ -1,8 +1,8 @@
-"""The formats that a box is handed on in: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks.
+"""Writes packages: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks.
 
-OVF describes the machine that VirtualBox makes: a SATA controller (AHCI) and, where the guest's kernel has a driver for
-it, an Intel network card (82540EM, e1000), else one of virtio. Format: DMTF DSP0243 1.1, in the dialect that VirtualBox
-writes. The disk is a streamOptimized VMDK.
+An OVF describes the machine that VirtualBox creates. It has a SATA controller (AHCI) and a network card: an Intel
+82540EM (e1000) if the guest's kernel has its driver, else a virtio one. Format: DMTF DSP0243 1.1, as VirtualBox writes
+it. The disk is a streamOptimized VMDK.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kimbox.image.formats import boxwriter
 from kimbox.image.formats.boxwriter import QCOW2, Sign, convert, json_bytes, making, with_sums, write_tar
 from kimbox.spec.layout import SECTOR_BYTES
 
-#: Names of the disk and its description inside archives; Vagrant looks for box.ovf.
+#: Names of the description and the disk in archives. Vagrant requires box.ovf.
 OVF, VMDK = "box.ovf", "box-disk001.vmdk"
 
 _MIB = 1 << 20
@@ -35,7 +35,7 @@ _CID = re.compile(rb"^CID=[0-9a-f]{1,8}$", re.MULTILINE)
 
 
 class Format(StrEnum):
-    """A format of packages, by the word that users type."""
+    """A package format. The values are those of the option --format."""
 
     LIBVIRT = "libvirt"
     VIRTUALBOX = "virtualbox"
@@ -44,39 +44,40 @@ class Format(StrEnum):
     OVA = "ova"
 
     def file_name(self, name: str) -> str:
-        """What a package of a box of that name is called."""
+        """The file name of a package of the box `name`."""
         if self in (Format.LIBVIRT, Format.VIRTUALBOX):
             return f"{name}-{self}.box"
         return f"{name}.{self}"
 
     @property
     def holds_files(self) -> bool:
-        """Whether spec, lock and the like go into it; else they lie beside it."""
+        """Whether the package contains spec, lock, SBOM and statement. For other formats they are files beside it."""
         return self in (Format.LIBVIRT, Format.VIRTUALBOX)
 
 
 @attrs.frozen
 class Content:
-    """What is packaged."""
+    """The content of a package."""
 
     name: str
-    #: The disk, and its format (`raw` or `qcow2`); its size as the guest sees it.
+    #: The disk, its format (`raw` or `qcow2`), and its size as the guest sees it.
     disk: Path
     image_format: str
     virtual_bytes: int
     cpus: int
     memory_bytes: int
-    #: Vagrant's word for the distribution.
+    #: Vagrant's name of the distribution.
     guest: str
+    #: The account for the login.
     user: str
-    #: Spec, lock and the like.
+    #: Spec, lock, SBOM and statement, by file name.
     files: Mapping[str, bytes]
-    #: Whether the guest's kernel knows VirtualBox's usual network card, e1000.
+    #: Whether the guest's kernel has a driver for VirtualBox's default network card, e1000.
     knows_e1000: bool = False
 
 
 def write(kind: Format, content: Content, target: Path, sign: Sign | None) -> None:
-    """Makes the package `target`. Raises as `boxwriter.libvirt` does."""
+    """Writes the package `target`. Raises the errors of `boxwriter.libvirt`."""
     if kind is Format.LIBVIRT:
         boxwriter.libvirt(
             content.disk, content.image_format, target,
@@ -91,13 +92,13 @@ def write(kind: Format, content: Content, target: Path, sign: Sign | None) -> No
         elif kind is Format.RAW:
             convert(content.disk, content.image_format, work / target.name, ("-O", "raw"))
         else:
-            _for_virtualbox(kind, content, work, target.name)
-            _archive(kind, content, work, target.name, sign)
+            _write_vmdk(content, work)
+            _write_archive(kind, content, work, target.name, sign)
         (work / target.name).chmod(0o644)
 
 
-def _for_virtualbox(kind: Format, content: Content, work: Path, name: str) -> None:
-    """The disk as a VMDK, whose random identity is replaced with one that follows from its content."""
+def _write_vmdk(content: Content, work: Path) -> None:
+    """Writes the disk as a VMDK, and replaces its random content ID with one that is derived from its content."""
     vmdk = work / VMDK
     convert(content.disk, content.image_format, vmdk, ("-O", "vmdk", "-o", "subformat=streamOptimized"))
     set_identity(vmdk, "0" * 8)
@@ -105,22 +106,24 @@ def _for_virtualbox(kind: Format, content: Content, work: Path, name: str) -> No
 
 
 def set_identity(vmdk: Path, identity: str) -> None:
-    """Gives a VMDK that qemu-img made this content id, eight hex digits.
+    """Sets the content ID (CID, eight hex digits) of a VMDK that qemu-img wrote.
 
-    qemu-img leaves leading zeros out. The description ends at its first NUL: where the id drawn last is shorter than
-    the one before it, remains of the longer text follow that.
+    qemu-img writes the ID twice, and without leading zeros. The description ends at its first NUL. If the second ID is
+    shorter, the end of the first text follows the NUL.
     """
     with vmdk.open("r+b") as file:
         at, size = (number * SECTOR_BYTES for number in struct.unpack_from("<QQ", file.read(SECTOR_BYTES), 28))
         text, _, _ = os.pread(file.fileno(), size, at).partition(b"\0")
         new, count = _CID.subn(b"CID=" + identity.encode(), text)
         if count != 1 or len(new) > size:
-            raise ImageError("qemu-img made a VMDK that describes itself in another way than is known")
+            raise ImageError(
+                "qemu-img wrote a VMDK with a description that kimbox does not know", code="unexpected-output"
+            )
         os.pwrite(file.fileno(), new.ljust(size, b"\0"), at)
 
 
-def _archive(kind: Format, content: Content, work: Path, name: str, sign: Sign | None) -> None:
-    """The archive around the VMDK."""
+def _write_archive(kind: Format, content: Content, work: Path, name: str, sign: Sign | None) -> None:
+    """Writes the archive with the VMDK: a box for VirtualBox, or an OVA."""
     disks = {VMDK: work / VMDK}
     description = ovf(content, (work / VMDK).stat().st_size)
     if kind is Format.VIRTUALBOX:
@@ -142,7 +145,7 @@ def _archive(kind: Format, content: Content, work: Path, name: str, sign: Sign |
 
 
 def ovf(content: Content, vmdk_bytes: int) -> bytes:
-    """The description of the machine, for the VMDK of that size."""
+    """The OVF description of the machine. `vmdk_bytes` is the size of the VMDK file."""
     items = (
         _item(1, 3, f"{content.cpus} virtual CPU", VirtualQuantity=content.cpus),
         _item(2, 4, f"{-(-content.memory_bytes // _MIB)} MB of memory", AllocationUnits="MegaBytes",
@@ -196,7 +199,7 @@ ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOpti
 
 
 def _item(number: int, kind: int, name: str, **more: str | int) -> str:
-    """A piece of hardware; its properties in the order of their names, as OVF asks."""
+    """The XML of a piece of hardware. OVF requires its properties in alphabetical order."""
     values: dict[str, str | int] = {"ElementName": name, "InstanceID": number, "ResourceType": kind, **more}
     inner = "".join(f"        <rasd:{key}>{escape(str(values[key]))}</rasd:{key}>\n" for key in sorted(values))
     return f"      <Item>\n{inner}      </Item>\n"

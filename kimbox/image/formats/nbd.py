@@ -1,7 +1,7 @@
-"""A disk of any format as plain bytes: qemu-nbd(8) opens it and serves NBD over a private socket.
+"""Reads and writes a disk of any format as plain bytes: qemu-nbd(8) opens it and serves NBD over a private socket.
 
-Protocol: NetworkBlockDevice/nbd, doc/proto.md, fixed newstyle without structured replies. The server is a process of
-its own, so that kimbox parses no disk format here. It is terminated when kimbox exits.
+Protocol: NetworkBlockDevice/nbd, doc/proto.md, fixed newstyle without structured replies. The server is a separate
+process, so this module parses no disk format. The server is terminated when kimbox exits.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from kimbox.errors import ImageError
 from kimbox.image.disk import ranges
 from kimbox.image.disk.ranges import Ranges
 
-#: First words of the two sides, options and requests, as the protocol numbers them.
+#: Magic numbers, options and types of requests of the protocol.
 HELLO = b"NBDMAGICIHAVEOPT"
 OPTION_MAGIC = b"IHAVEOPT"
 OPTION_EXPORT_NAME = 1
 REQUEST_MAGIC, REPLY_MAGIC = 0x25609513, 0x67446698
 READ, WRITE, DISCONNECT, FLUSH = 0, 1, 2, 3
 
-#: Flags of both sides: fixed newstyle, no zeros after the export's size.
+#: Flags of the client: fixed newstyle, no zeros after the export's size.
 CLIENT_FLAGS = 3
 
-#: Maximum size of a request, in bytes; servers accept up to 32 MiB.
+#: Maximum size of a request, in bytes. Servers accept up to 32 MiB.
 PIECE_BYTES = 2 << 20
 
-#: Size of the part of a disk that one `qemu-img map` describes, in bytes: its output grows with the pieces.
+#: Size of the part of a disk that one call of `qemu-img map` describes, in bytes. It limits the size of the output.
 WINDOW_BYTES = 64 << 30
 
-#: Timeouts of a server to open its disk and to answer, and the interval of attempts to connect, in seconds.
+#: Timeouts for a server to open its disk and to answer, and the interval of attempts to connect, in seconds.
 OPEN_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 120.0
-LOOK_S = 0.005
+CONNECT_INTERVAL_S = 0.005
 
 
 @attrs.define
@@ -55,9 +55,13 @@ class Disk:
     _handle: int = 0
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the disk. Raises ImageError beyond its end, or if they cannot be read."""
+        """Returns bytes of the disk. Raises ImageError if they cannot be read, or are beyond the end of the disk."""
         if offset < 0 or size < 0 or offset + size > self.size_bytes:
-            raise ImageError("it is shorter than what it says of itself")
+            raise ImageError(
+                f"its metadata refers to data beyond its end: {size} bytes at {offset}, its size is {self.size_bytes}",
+                code="disk-damaged",
+                fields={"fault": "beyond-the-end", "offset": str(offset), "size": str(size)},
+            )
         if size <= PIECE_BYTES:
             return self._read(offset, size)
         return b"".join(
@@ -65,56 +69,66 @@ class Disk:
         )
 
     def write(self, offset: int, data: bytes) -> None:
-        """Writes bytes."""
+        """Writes bytes. Raises ImageError if they cannot be written."""
         for at in range(0, len(data), PIECE_BYTES):
             piece = data[at : at + PIECE_BYTES]
-            self._ask(WRITE, offset + at, len(piece), piece)
+            self._request(WRITE, offset + at, len(piece), piece)
 
     def flush(self) -> None:
-        """Returns when all that was written is on the host's disk."""
-        self._ask(FLUSH, 0, 0)
+        """Waits until all written data is on the host's disk. Raises ImageError if that fails."""
+        self._request(FLUSH, 0, 0)
 
     def _read(self, offset: int, size: int) -> bytes:
         if not size:
             return b""
-        self._ask(READ, offset, size)
+        self._request(READ, offset, size)
         return _receive(self._connection, size)
 
-    def _ask(self, kind: int, offset: int, size: int, data: bytes = b"") -> None:
+    def _request(self, kind: int, offset: int, size: int, data: bytes = b"") -> None:
+        """Sends a request and reads the header of the reply. Raises ImageError if the request failed."""
         self._handle += 1
         request = struct.pack(">IHHQQI", REQUEST_MAGIC, 0, kind, self._handle, offset, size)
         try:
             self._connection.sendall(request + data)
         except OSError as error:
-            raise ImageError(f"the server of a disk ended: {error.strerror or error}") from None
-        magic, failed, handle = struct.unpack(">IIQ", _receive(self._connection, 16))
+            raise ImageError(
+                f"qemu-nbd has closed the connection: {error.strerror or error}", code="disk-unreadable"
+            ) from None
+        magic, error_number, handle = struct.unpack(">IIQ", _receive(self._connection, 16))
         if magic != REPLY_MAGIC or handle != self._handle:
-            raise ImageError("the server of a disk answers with nonsense")
-        if failed:
-            what = "written" if kind == WRITE else "read"
-            hint = "make room, and try again" if failed in (errno.ENOSPC, errno.EDQUOT) else None
-            raise ImageError(f"the disk cannot be {what}: {os.strerror(failed)}", hint=hint)
+            raise ImageError("the reply of qemu-nbd is not a valid NBD reply", code="unexpected-output")
+        if error_number:
+            verb = "read" if kind == READ else "written"
+            is_full = error_number in (errno.ENOSPC, errno.EDQUOT)
+            raise ImageError(
+                f"the disk cannot be {verb}: {os.strerror(error_number)}",
+                code="no-space" if is_full else "disk-unreadable",
+                hint="free some space on the host, then run the command again" if is_full else None,
+                fields={"verb": verb},
+            )
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
+    """Exactly `size` bytes from the server. Raises ImageError if the server does not send them."""
     data = bytearray(size)
     view, at = memoryview(data), 0
     while at < size:
         try:
             count = connection.recv_into(view[at:])
         except OSError as error:
-            raise ImageError(f"the server of a disk does not answer: {error.strerror or error}") from None
+            raise ImageError(f"qemu-nbd does not answer: {error.strerror or error}", code="disk-unreadable") from None
         if not count:
-            raise ImageError("the server of a disk ended before its answer")
+            raise ImageError("qemu-nbd has closed the connection before its answer", code="disk-unreadable")
         at += count
     return bytes(data)
 
 
 @contextlib.contextmanager
 def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator[Disk]:
-    """A disk of that format (`raw`, `qcow2`, ...), with its backing files, as bytes.
+    """Opens a disk of a format (`raw`, `qcow2`, ...), with its backing files, and closes it at the end.
 
-    Raises ImageError with the output of qemu-nbd if it cannot be opened, MissingToolError without qemu-nbd.
+    Raises ImageError with the output of qemu-nbd if the disk cannot be opened or closed, MissingToolError without
+    qemu-nbd.
     """
     run.require("qemu-nbd", "it reads disks")
     with tempfile.TemporaryDirectory(prefix="kimbox-nbd-") as folder, contextlib.ExitStack() as stack:
@@ -124,25 +138,37 @@ def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator
         argv: list[str | Path] = ["qemu-nbd", *mode, *cache, f"--format={image_format}", f"--socket={address}", path]
         server = stack.enter_context(run.background(argv))
         connection = stack.enter_context(_connect(address, server, path))
-        served = stack.pop_all()  # the folder is removed at once, so that no kill leaves it behind
+        served = stack.pop_all()  # the folder is removed now, so that a kill leaves nothing on the host
     with served:
         connection.settimeout(ANSWER_TIMEOUT_S)
         try:
             size_bytes = _greet(connection)
-        except ImageError:  # it listens before it has looked at the disk
+        except ImageError:  # qemu-nbd listens before it opens the disk
             server.wait(ANSWER_TIMEOUT_S)
-            raise ImageError(f"the disk {path} cannot be opened: {run.tail(server.output(), 3)}") from None
+            raise _cannot_open(path, server) from None
         yield Disk(size_bytes, connection)
         with contextlib.suppress(OSError):
             connection.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
             connection.shutdown(socket.SHUT_RDWR)
         code = server.wait(ANSWER_TIMEOUT_S)
         if code:
-            raise ImageError(f"the disk {path} was not closed well: {run.tail(server.output())}")
+            raise ImageError(
+                f"qemu-nbd failed when it closed the disk {path}: {run.tail(server.output())}",
+                code="disk-unreadable",
+                fields={"path": str(path), "verb": "closed"},
+            )
+
+
+def _cannot_open(path: Path, server: run.BackgroundProcess) -> ImageError:
+    return ImageError(
+        f"the disk {path} cannot be opened: {run.tail(server.output(), 3)}",
+        code="disk-unreadable",
+        fields={"path": str(path), "verb": "opened"},
+    )
 
 
 def _connect(address: Path, server: run.BackgroundProcess, path: Path) -> socket.socket:
-    """A connection to a server that is being started."""
+    """A connection to a server that is starting. Raises ImageError if it exits or exceeds OPEN_TIMEOUT_S."""
     deadline = time.monotonic() + OPEN_TIMEOUT_S
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -151,16 +177,16 @@ def _connect(address: Path, server: run.BackgroundProcess, path: Path) -> socket
         except OSError:
             connection.close()
             if server.code() is not None or time.monotonic() > deadline:
-                raise ImageError(f"the disk {path} cannot be opened: {run.tail(server.output(), 3)}") from None
-            time.sleep(LOOK_S)
+                raise _cannot_open(path, server) from None
+            time.sleep(CONNECT_INTERVAL_S)
         else:
             return connection
 
 
 def _greet(connection: socket.socket) -> int:
-    """Requests the only export; returns its size in bytes."""
+    """Requests the only export. Returns its size in bytes."""
     if _receive(connection, 16) != HELLO:
-        raise ImageError("the server of a disk does not speak NBD")
+        raise ImageError("the greeting of qemu-nbd is not that of an NBD server", code="unexpected-output")
     _receive(connection, 2)
     connection.sendall(struct.pack(">I", CLIENT_FLAGS) + OPTION_MAGIC + struct.pack(">II", OPTION_EXPORT_NAME, 0))
     size, _ = struct.unpack(">QH", _receive(connection, 10))
@@ -169,22 +195,22 @@ def _greet(connection: socket.socket) -> int:
 
 @attrs.frozen
 class Content:
-    """Where a disk holds what, as pieces (start, end), ascending."""
+    """The allocated parts of a disk, as byte ranges (start, end), ascending."""
 
-    #: Stored in this file and not in its backing file; zeros that hide data of the backing file count.
+    #: Stored in this file and not in its backing file, including zeros that hide data of the backing file.
     own: Ranges
-    #: May read as something else than zeros, in whichever file it is stored.
+    #: May have bytes other than zero, in this file or in a backing file.
     data: Ranges
 
 
 def content(path: Path, image_format: str) -> Content:
-    """Where a disk holds what. Raises CommandError if that cannot be read."""
+    """The allocated parts of a disk. Raises CommandError if qemu-img cannot read it."""
     own, data, at = Ranges(), Ranges(), 0
     while True:
         window = ["--start-offset", str(at), "--max-length", str(WINDOW_BYTES)]
-        told = run.run(["qemu-img", "map", "--output=json", *window, "-f", image_format, path]).stdout
-        rows = json.loads(told)
-        if not rows or not rows[-1]["length"]:  # an empty piece marks the end
+        output = run.run(["qemu-img", "map", "--output=json", *window, "-f", image_format, path]).stdout
+        rows = json.loads(output)
+        if not rows or not rows[-1]["length"]:  # an empty range marks the end
             return Content(ranges.merged(own), ranges.merged(data))
         for row in rows:
             piece = row["start"], row["start"] + row["length"]

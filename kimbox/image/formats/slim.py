@@ -1,7 +1,7 @@
-"""Copies a disk without what is not in use: no guest, no root, no loop device, and no zeros written over free space.
+"""Copies the bytes of a disk that are in use. This needs no guest, no root and no loop device.
 
-`overlay` makes a new overlay on the same image, `flatten` a raw disk without a backing file. Both read the disk of a
-machine that does not run and write a new file. The old file is not changed.
+`overlay` creates a new overlay on the same image, `flatten` a raw disk without a backing file. Both read the disk of a
+machine that is not running, and write a new file. They do not change the old file, not even with zeros in free space.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from kimbox.image.disk.ranges import Ranges
 from kimbox.image.disk.view import DiskView
 from kimbox.image.formats import nbd
 
-#: Default size of a cluster of a qcow2, in bytes.
+#: Default size of a qcow2 cluster, in bytes.
 CLUSTER_BYTES = 64 << 10
 
-#: Size of the pieces that are read, compared and written, in bytes: whole clusters.
+#: Size of the pieces that are read, compared and written, in bytes: a multiple of CLUSTER_BYTES.
 PIECE_BYTES = nbd.PIECE_BYTES
 
+#: Gets the number of bytes of the disk that are done.
 Report = Callable[[int], None]
 
 _ZEROS = bytes(HOLE_BYTES)
 
 
 def examine(disk: Path, image_format: str, *, drop_snapshots: bool = False) -> InUse:
-    """What of a disk is in use. Raises ImageError, naming the volume, where the disk is damaged."""
+    """Returns which bytes of a disk are in use. Raises ImageError, with the name of the volume, for a damaged disk."""
     with nbd.opened(disk, image_format) as source:
-        return _find(source, drop_snapshots=drop_snapshots)
+        return _in_use(source, drop_snapshots=drop_snapshots)
 
 
 def overlay(
@@ -46,25 +47,25 @@ def overlay(
     drop_snapshots: bool = False,
     on_bytes: Report = lambda _: None,
 ) -> InUse:
-    """Makes `target`, an overlay on `base` with all that is in use in the qcow2 overlay `disk`, and no more.
+    """Creates `target`, an overlay on `base` with only those bytes of the qcow2 overlay `disk` that are in use.
 
-    Bytes that are not in use read as they do in `base`, or as zeros. With `drop_snapshots` every LVM snapshot in it is
-    empty afterwards. `on_bytes` gets the number of bytes of the disk that are done. Raises ImageError, and leaves no
-    `target`, if the disk is damaged.
+    Unused bytes have the value of `base`, or are zero. With `drop_snapshots` every LVM snapshot is empty in `target`.
+    Raises ImageError, and leaves no `target`, if the disk is damaged.
     """
-    mine = nbd.content(disk, "qcow2").own
-    with nbd.opened(disk, "qcow2") as source, nbd.opened(base, base_format) as below:
-        found = _find(source, drop_snapshots=drop_snapshots)
-        touched = ranges.merged([*ranges.common(found.used, mine), *found.zeros])
-        kept = ranges.without(found.used, found.zeros)
+    overlay_ranges = nbd.content(disk, "qcow2").own
+    with nbd.opened(disk, "qcow2") as source, nbd.opened(base, base_format) as backing:
+        in_use = _in_use(source, drop_snapshots=drop_snapshots)
+        written = ranges.merged([*ranges.common(in_use.used, overlay_ranges), *in_use.zeros])
+        kept = ranges.without(in_use.used, in_use.zeros)
         try:
             size = str(source.size_bytes)
             run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", base_format, target, size])
             with nbd.opened(target, "qcow2", writable=True) as new:
-                for start, end in _pieces(ranges.aligned(touched, CLUSTER_BYTES), source.size_bytes):
+                for start, end in _pieces(ranges.aligned(written, CLUSTER_BYTES), source.size_bytes):
                     data = _blanked(source.read(start, end - start), start, kept)
-                    stop = max(start, min(end, below.size_bytes))
-                    old = _blanked(below.read(start, stop - start).ljust(end - start, b"\0"), start, found.used)
+                    backing_end = max(start, min(end, backing.size_bytes))
+                    backing_data = backing.read(start, backing_end - start).ljust(end - start, b"\0")
+                    old = _blanked(backing_data, start, in_use.used)
                     for at, stop in _differing(data, old):
                         new.write(start + at, data[at:stop])
                     on_bytes(end)
@@ -73,20 +74,20 @@ def overlay(
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-    return found
+    return in_use
 
 
 def flatten(
     disk: Path, image_format: str, target: Path, *, drop_snapshots: bool = False, on_bytes: Report = lambda _: None
 ) -> InUse:
-    """Makes `target`, a sparse raw disk with all that is in use in `disk`, and zeros for all else.
+    """Creates `target`, a sparse raw disk with the bytes of `disk` that are in use. All other bytes are zero.
 
-    The same content gives the same bytes. `drop_snapshots`, `on_bytes` and errors are as those of `overlay`.
+    Equal content gives equal bytes. `drop_snapshots`, `on_bytes` and the errors are those of `overlay`.
     """
     data = nbd.content(disk, image_format).data
     with nbd.opened(disk, image_format) as source:
-        found = _find(source, drop_snapshots=drop_snapshots)
-        kept = ranges.without(found.used, found.zeros)
+        in_use = _in_use(source, drop_snapshots=drop_snapshots)
+        kept = ranges.without(in_use.used, in_use.zeros)
         try:
             with target.open("xb") as new:
                 for start, end in _pieces(ranges.aligned(ranges.common(kept, data), HOLE_BYTES), source.size_bytes):
@@ -101,44 +102,50 @@ def flatten(
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-    return found
+    return in_use
 
 
-def _find(source: nbd.Disk, *, drop_snapshots: bool) -> InUse:
+def _in_use(source: nbd.Disk, *, drop_snapshots: bool) -> InUse:
+    """Which bytes are in use. Raises ImageError, with a hint, for a damaged disk."""
     try:
         return inuse.find(DiskView.of(source.read, source.size_bytes), drop_snapshots=drop_snapshots)
     except ImageError as error:
-        hint = "boot the box and mend it there (`e2fsck`, `vgck`); the disk was not touched"
-        raise ImageError(f"the disk cannot be read safely: {error.message}", hint=error.hint or hint) from None
+        hint = "boot the box, and repair the disk in it with `e2fsck` or `vgck`; kimbox did not change the disk"
+        raise ImageError(
+            f"the disk cannot be read safely: {error.message}",
+            code=error.code,
+            hint=error.hint or hint,
+            fields=error.fields,
+        ) from None
 
 
-def _pieces(wanted: Ranges, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """The set in pieces of at most PIECE_BYTES; no piece extends beyond the disk."""
-    for start, end in wanted:
+def _pieces(parts: Ranges, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """The ranges in pieces of at most PIECE_BYTES. No piece extends beyond the disk."""
+    for start, end in parts:
         for at in range(start, min(end, size_bytes), PIECE_BYTES):
             yield at, min(at + PIECE_BYTES, end, size_bytes)
 
 
 def _blanked(data: bytes, start: int, kept: Ranges) -> bytes:
-    """The data that was read at `start`, with zeros for all bytes outside the set."""
-    whole = [(start, start + len(data))]
-    gone = ranges.without(whole, _near(kept, start, start + len(data)))
-    if not gone:
+    """Data that was read at the offset `start`, with zeros for all bytes outside the ranges `kept`."""
+    data_range = [(start, start + len(data))]
+    dropped = ranges.without(data_range, _near(kept, start, start + len(data)))
+    if not dropped:
         return data
-    blank = bytearray(data)
-    for first, end in gone:
-        blank[first - start : end - start] = bytes(end - first)
-    return bytes(blank)
+    blanked = bytearray(data)
+    for first, end in dropped:
+        blanked[first - start : end - start] = bytes(end - first)
+    return bytes(blanked)
 
 
 def _near(pieces: Ranges, start: int, end: int) -> Ranges:
-    """The part of a sorted set that may touch (start, end)."""
+    """The part of sorted ranges that may overlap (start, end)."""
     first = bisect_right(pieces, start, key=lambda piece: piece[1])
     return pieces[first : bisect_left(pieces, end, key=lambda piece: piece[0])]
 
 
 def _differing(data: bytes, old: bytes) -> Ranges:
-    """Whole clusters in which the two differ."""
+    """Ranges of whole clusters in which the two differ, relative to their start."""
     if data == old:
         return []
     return ranges.merged(

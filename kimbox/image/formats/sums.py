@@ -1,6 +1,6 @@
-"""The checksum file of a package, SHA256SUMS, as sha256sum(1) writes and checks it, and its signature by ssh-keygen(1).
+"""Writes and checks SHA256SUMS, the checksum file of a package (sha256sum(1)), and its signature by ssh-keygen(1).
 
-The signature is over the checksum file, which names every other file: so it is over all of them.
+The checksum file lists every other file, so its signature covers all of them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from kimbox.errors import ImageError, KimboxError
 NAME = "SHA256SUMS"
 SIGNATURE_NAME = f"{NAME}.sig"
 
-#: What a signature is for; one that was made for something else does not count (ssh-keygen(1), -n).
+#: Purpose of the signature: a signature with another namespace is not accepted (ssh-keygen(1), -n).
 NAMESPACE = "kimbox-box"
 
-#: Whoever signs with a key that is accepted is called so.
+#: Name of the signer in the file of accepted keys (ssh-keygen(1), ALLOWED SIGNERS).
 PRINCIPAL = "kimbox"
 
-#: ssh-keygen waits for a passphrase, or for a key on hardware to be touched.
+#: Timeouts of ssh-keygen, in seconds. When it signs, it may wait for the touch of a hardware key.
 SIGN_TIMEOUT_S = 120.0
 VERIFY_TIMEOUT_S = 30.0
 
@@ -31,68 +31,92 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\n\\]{1,255})\n")
 
 
 def text(digests: Mapping[str, str]) -> bytes:
-    """The file, from hex digests by name."""
+    """The content of the file. `digests`: SHA-256 hex digests by name."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """Hex digests by name. Raises ImageError if it is not such a file."""
+    """SHA-256 hex digests by name. Raises ImageError if the data is not a checksum file."""
     content, digests, end = data.decode(errors="replace"), {}, 0
     while end < len(content):
         match = _LINE.match(content, end)
         if not match or match[2] in digests:
-            raise ImageError(f"{NAME} cannot be read")
+            raise ImageError(
+                f"the {NAME} of the box has an invalid line or a name twice", code="bad-box", fields={"name": NAME}
+            )
         digests[match[2]] = match[1]
         end = match.end()
     return digests
 
 
-def check(data: bytes, found: Mapping[str, str]) -> None:
-    """Holds the files that there are against the checksum file. Raises ImageError, naming one, if they differ."""
-    told = parse(data)
-    for name in sorted({*told, *found} - {NAME, SIGNATURE_NAME}):
-        if name not in found:
-            raise ImageError(f"{NAME} names {name!r}, which is not there")
-        if told.get(name) != found[name]:
-            raise ImageError(f"{name!r} is not what {NAME} says" if name in told else f"{NAME} does not name {name!r}")
+def check(data: bytes, digests: Mapping[str, str]) -> None:
+    """Compares files with the checksum file. `digests`: the SHA-256 hex digests of the files, by name.
+
+    Raises ImageError, with the name of the first such file, if a file is missing, not listed, or different.
+    """
+    expected = parse(data)
+    for name in sorted({*expected, *digests} - {NAME, SIGNATURE_NAME}):
+        if name not in digests:
+            state, message = "missing", f"{NAME} lists {name!r}, but the box has no such file"
+        elif name not in expected:
+            state, message = "unlisted", f"the box has a file {name!r} that {NAME} does not list"
+        elif expected[name] != digests[name]:
+            state, message = "different", f"{name!r} has another SHA-256 digest than in {NAME}"
+        else:
+            continue
+        raise ImageError(message, code="checksum-mismatch", fields={"name": name, "state": state})
 
 
 def sign(data: bytes, key: Path) -> bytes:
-    """The signature by a private key of ssh, or by its agent where `key` is a public one. Raises KimboxError."""
-    with tempfile.TemporaryDirectory(prefix="kimbox-sign-") as place:
-        file = Path(place) / NAME
+    """Returns the signature of `data`. `key`: an ssh private key, or a public key whose private key ssh-agent has.
+
+    Raises KimboxError if ssh-keygen cannot sign.
+    """
+    with tempfile.TemporaryDirectory(prefix="kimbox-sign-") as folder:
+        file = Path(folder) / NAME
         file.write_bytes(data)
-        done = run.run(
+        result = run.run(
             ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", key, file],
             check=False,
             env=_agent(),
             timeout_s=SIGN_TIMEOUT_S,
         )
-        if not done.ok:
-            hint = "name a private key of ssh without a passphrase, or the public half of one that ssh-agent holds"
-            raise KimboxError(f"{key} cannot sign: {run.tail(done.stderr, 3)}", hint=hint)
+        if not result.ok:
+            raise KimboxError(
+                f"ssh-keygen cannot sign with {key}: {run.tail(result.stderr, 3)}",
+                code="signing-failed",
+                hint="pass an ssh private key without a passphrase, or the public key of a key in ssh-agent",
+                fields={"path": str(key)},
+            )
         return file.with_name(SIGNATURE_NAME).read_bytes()
 
 
 def _agent() -> dict[str, str]:
-    """Where ssh-agent listens, for a key that it holds."""
+    """The environment variable with the socket of ssh-agent."""
     return {name: os.environ[name] for name in ("SSH_AUTH_SOCK",) if name in os.environ}
 
 
 def verify(data: bytes, signature: bytes | None, keys: tuple[str, ...]) -> None:
-    """Raises ImageError unless one of these public keys (type and base64) has signed the checksum file."""
+    """Raises ImageError unless one of the public keys (type and base64) has signed the checksum file `data`."""
     if signature is None:
-        raise ImageError("the box bears no signature, and keys are given that must have signed it")
-    with tempfile.TemporaryDirectory(prefix="kimbox-verify-") as place:
-        folder = Path(place)
+        raise ImageError(
+            f"the box is not signed: it has no {SIGNATURE_NAME}",
+            code="signature-missing",
+            fields={"name": SIGNATURE_NAME},
+        )
+    with tempfile.TemporaryDirectory(prefix="kimbox-verify-") as temporary:
+        folder = Path(temporary)
         (folder / "signers").write_text("".join(f'{PRINCIPAL} namespaces="{NAMESPACE}" {key}\n' for key in keys))
         (folder / "signature").write_bytes(signature)
         argv: list[str | Path] = ["ssh-keygen", "-Y", "verify", "-f", folder / "signers", "-I", PRINCIPAL]
-        done = run.run(
+        result = run.run(
             [*argv, "-n", NAMESPACE, "-s", folder / "signature"],
             input=data.decode(errors="replace"),
             check=False,
             timeout_s=VERIFY_TIMEOUT_S,
         )
-    if not done.ok or f'Good "{NAMESPACE}" signature for {PRINCIPAL} with ' not in done.stdout:
-        raise ImageError("the signature of the box is not by one of the keys that are given, or for another content")
+    if not result.ok or f'Good "{NAMESPACE}" signature for {PRINCIPAL} with ' not in result.stdout:
+        raise ImageError(
+            f"the signature of the box is not valid: none of the given keys has signed this {NAME}",
+            code="signature-wrong",
+        )

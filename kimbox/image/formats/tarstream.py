@@ -1,8 +1,8 @@
-"""Reads a tar archive, plain or in gzip or xz, that a stranger made: member by member, nothing ever written by name.
+"""Reads a tar archive that is untrusted input, plain or compressed with gzip or xz, and writes no file.
 
-Python's own reader takes headers of any length into memory, follows links and makes what a header says. This one gives
-names, kinds and bytes, each bounded; whoever reads decides what becomes of them. Format: tar(5) of libarchive, POSIX
-pax(1), the long names and sizes of GNU tar.
+Python's tarfile reads headers of any length into memory, follows links, and creates the files that a header names. This
+module yields the name, size and content of regular files, within limits. It rejects everything else. Format: tar(5) of
+libarchive, POSIX pax(1), long names and large sizes of GNU tar.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from kimbox.errors import ImageError
 from kimbox.files import CHUNK_BYTES
 from kimbox.image.formats import xz
 
+#: Size of a tar block, in bytes.
 BLOCK_BYTES = 512
 
-#: Headers that describe the next member (long names and the like) are no longer.
+#: Maximum size of an extended header (long names, pax records), in bytes.
 MAX_EXTRA_BYTES = 64 << 10
 
-#: A box has a handful of members.
+#: Maximum number of members. A box has fewer than 20.
 MAX_MEMBERS = 1000
 
-#: Archives are padded to a multiple of what a tape took.
+#: Maximum size of the padding after the last member, in bytes. tar pads an archive to a whole tape record.
 MAX_PADDING_BYTES = 1 << 20
 
-#: No member is larger.
+#: Maximum size of a member, in bytes.
 MAX_MEMBER_BYTES = 2 << 40
 
-#: Once it is this long, an archive that unpacks to so many times its size is a bomb. Disks in boxes are compressed
-#: already, or hold more than zeros.
+#: Maximum ratio of unpacked and packed size, for archives with more than RATIO_FROM_BYTES of unpacked data. It rejects
+#: decompression bombs. The disks of real boxes stay below it.
 RATIO_FROM_BYTES = 256 << 20
 MAX_RATIO = 200
 
 Content = IO[bytes] | gzip.GzipFile | xz.Reader
 
-_UNPACK = "a disk that is compressed with gzip or xz must be unpacked first"
+#: Hint for a file that is compressed, but is not a tar archive.
+_UNPACK = "a disk that is compressed with gzip or xz must be unpacked first, with `gunzip` or `unxz`"
+_DOWNLOAD = "download the file again"
 _GZIP = b"\x1f\x8b"
 _PAX = re.compile(rb"(\d{1,9}) ([^=\n]{1,100})=")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -55,13 +58,13 @@ _KINDS = {
 
 
 def is_archive(head: bytes) -> bool:
-    """Whether a file that begins so is a tar archive, or compressed as one may be."""
+    """Whether a file with these first bytes may be a tar archive: it is one, or is compressed with gzip or xz."""
     return head.startswith((_GZIP, xz.MAGIC)) or head.startswith(b"ustar", 257)
 
 
 @attrs.define
 class Member:
-    """A regular file of the archive. Its bytes must be taken before the next one is asked for."""
+    """A regular file of an archive. Its content must be read before the next member."""
 
     name: str
     size_bytes: int
@@ -72,24 +75,24 @@ class Member:
         self._left = self.size_bytes
 
     def pieces(self) -> Iterator[bytes]:
-        """The content, piece by piece."""
+        """Yields the content in pieces."""
         while self._left:
             piece = self._stream.exactly(min(self._left, CHUNK_BYTES))
             self._left -= len(piece)
             yield piece
 
     def finish(self) -> None:
-        """Passes over what was not taken, and the padding."""
+        """Skips the content that was not read, and the padding."""
         for _ in self.pieces():
             pass
         self._stream.exactly(-self.size_bytes % BLOCK_BYTES)
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """The regular files of an archive, in its order; folders are passed over.
+    """Yields the regular files of an archive, in order, and skips folders.
 
-    Raises ImageError for anything else, for names that lead elsewhere or are there twice, and for an archive that is
-    cut off, damaged, or unpacks to far more than it is.
+    Raises ImageError for members of another type, for names outside the archive's folder, for duplicate names, and for
+    an archive that is cut off, is damaged, or exceeds a limit.
     """
     with archive.open("rb") as file:
         head = file.read(len(xz.MAGIC))
@@ -100,62 +103,85 @@ def members(archive: Path) -> Iterator[Member]:
 
 
 def _content(file: IO[bytes], head: bytes) -> Content:
+    """A reader of the unpacked bytes of a file that begins with `head`."""
     if head.startswith(_GZIP):
         return gzip.GzipFile(fileobj=file)
     return xz.Reader(file) if head == xz.MAGIC else file
 
 
 def _members(stream: _Stream) -> Iterator[Member]:
-    seen: set[str] = set()
+    """Yields the regular files of an unpacked archive."""
+    names: set[str] = set()
     for _ in range(MAX_MEMBERS):
-        found = _next(stream)
-        if found is None:
+        header = _next_header(stream)
+        if header is None:
             return
-        kind, name, size = found
+        kind, name, size_bytes = header
         if kind == b"5":
             _check_name(name)
             continue
         if kind not in (b"0", b"\0"):
-            raise ImageError(f"the archive holds {_KINDS.get(kind, 'something that is no file')}: {name!r}")
+            raise _unsafe(name, _KINDS.get(kind, "a member of an unknown type"))
         name = _check_name(name)
-        if name in seen:
-            raise ImageError(f"the archive holds {name!r} twice")
-        seen.add(name)
-        member = Member(name, size, stream)
+        if name in names:
+            raise _unsafe(name, "a duplicate name")
+        names.add(name)
+        member = Member(name, size_bytes, stream)
         yield member
         member.finish()
-    raise ImageError(f"the archive has more than {MAX_MEMBERS} members")
+    raise ImageError(
+        f"the archive has more than {MAX_MEMBERS} members", code="too-complex", fields={"limit": "members"}
+    )
+
+
+def _unsafe(name: str, reason: str) -> ImageError:
+    """The error for a member that kimbox does not accept. `reason` is a noun."""
+    return ImageError(
+        f"the archive is not safe to unpack: {name[:200]!r} is {reason}",
+        code="unsafe-archive",
+        fields={"name": name[:200], "reason": reason},
+    )
+
+
+def _damaged(reason: str) -> ImageError:
+    """The error for an archive that cannot be read."""
+    return ImageError(f"the archive is damaged: {reason}", code="archive-damaged", hint=_DOWNLOAD)
+
+
+def _not_tar() -> ImageError:
+    """The error for data that is not a tar header."""
+    return ImageError("the archive is damaged, or is not a tar archive", code="archive-damaged", hint=_UNPACK)
 
 
 def _check_name(name: str) -> str:
-    """The name without a leading `./`. Raises ImageError if it leads out of the folder it is unpacked in."""
+    """The name without a leading `./`. Raises ImageError for an absolute name, `..` or a control character."""
     plain = posixpath.normpath(name)
     parts = name.split("/")
     if not name or name.startswith("/") or ".." in parts or "\\" in name or _CONTROL.search(name):
-        raise ImageError(f"the archive holds a name that leads elsewhere: {name[:200]!r}")
+        raise _unsafe(name, "a name that is absolute, has `..`, or has a character that is not allowed")
     return plain
 
 
-def _next(stream: _Stream) -> tuple[bytes, str, int] | None:
-    """Kind, name and size of the next member; None at the end."""
+def _next_header(stream: _Stream) -> tuple[bytes, str, int] | None:
+    """Type, name and size in bytes of the next member, or None at the end."""
     long_name: str | None = None
     long_size: int | None = None
     for _ in range(8):
         header = stream.exactly(BLOCK_BYTES)
         if not header.strip(b"\0"):
             return None
-        _check_sum(header)
+        _verify_checksum(header)
         kind, size = header[156:157], _number(header[124:136])
         if kind in (b"x", b"g", b"L"):
-            extra = _extra(stream, size)
+            data = _extended_header(stream, size)
             if kind == b"L":
-                long_name = _text(extra.rstrip(b"\0"))
+                long_name = _text(data.rstrip(b"\0"))
             elif kind == b"x":
-                values = _pax(extra)
+                values = _pax_records(data)
                 if any(key.startswith(b"GNU.sparse") for key in values):
-                    raise ImageError("the archive holds a file with holes")
+                    raise _unsafe(_text(values.get(b"path", b"")), _KINDS[b"S"])
                 long_name = _text(values[b"path"]) if b"path" in values else long_name
-                long_size = _whole(values[b"size"]) if b"size" in values else long_size
+                long_size = _integer(values[b"size"]) if b"size" in values else long_size
             continue
         name = _text(header[:100].split(b"\0")[0])
         if header[257:263] == b"ustar\0" and header[345]:
@@ -163,20 +189,29 @@ def _next(stream: _Stream) -> tuple[bytes, str, int] | None:
         name = name if long_name is None else long_name
         size = size if long_size is None else long_size
         if size > MAX_MEMBER_BYTES:
-            raise ImageError(f"the archive holds a file that claims to have {size} bytes")
+            raise ImageError(
+                f"the archive has a file of {size} bytes; at most {MAX_MEMBER_BYTES} are allowed",
+                code="file-too-large",
+                fields={"name": name, "limit": "member"},
+            )
         return b"5" if kind in (b"0", b"\0") and name.endswith("/") else kind, name, size
-    raise ImageError("the archive is damaged: nothing but headers")
+    raise _damaged("it has many extended headers without a file")
 
 
-def _extra(stream: _Stream, size: int) -> bytes:
+def _extended_header(stream: _Stream, size: int) -> bytes:
+    """The content of an extended header of `size` bytes."""
     if size > MAX_EXTRA_BYTES:
-        raise ImageError("the archive is damaged: a header without end")
+        raise ImageError(
+            f"the archive has an extended header of {size} bytes; at most {MAX_EXTRA_BYTES} are allowed",
+            code="file-too-large",
+            fields={"limit": "header"},
+        )
     data = stream.exactly(size)
     stream.exactly(-size % BLOCK_BYTES)
     return data
 
 
-def _pax(data: bytes) -> dict[bytes, bytes]:
+def _pax_records(data: bytes) -> dict[bytes, bytes]:
     """The records `LENGTH KEY=VALUE\\n` of an extended header."""
     values: dict[bytes, bytes] = {}
     at = 0
@@ -184,70 +219,81 @@ def _pax(data: bytes) -> dict[bytes, bytes]:
         match = _PAX.match(data, at)
         end = at + int(match[1]) if match else 0
         if not match or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise ImageError("the archive is damaged: an extended header that cannot be read")
+            raise _damaged("an extended header is not valid")
         values[match[2]] = data[match.end() : end - 1]
         at = end
     return values
 
 
-def _check_sum(header: bytes) -> None:
-    told = _number(header[148:156])
-    if told != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
-        raise ImageError("the archive is damaged, or is no tar archive", hint=_UNPACK)
+def _verify_checksum(header: bytes) -> None:
+    """Raises ImageError if the checksum of a header is wrong. Its own field counts as spaces."""
+    if _number(header[148:156]) != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+        raise _not_tar()
 
 
 def _number(field: bytes) -> int:
-    """A number of a header: octal digits, or, for large ones, binary after a first byte of 0x80."""
+    """A number in a header: octal digits, or binary after a first byte of 0x80 for large numbers (GNU tar)."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:])
-    return _whole(field.strip(b" \0") or b"0", 8)
+    return _integer(field.strip(b" \0") or b"0", 8)
 
 
-def _whole(digits: bytes, base: int = 10) -> int:
+def _integer(digits: bytes, base: int = 10) -> int:
+    """The value of digits. Raises ImageError for other characters and too many digits."""
     if not _DIGITS[base].fullmatch(digits):
-        raise ImageError("the archive is damaged, or is no tar archive", hint=_UNPACK)
+        raise _not_tar()
     return int(digits, base)
 
 
 def _text(data: bytes) -> str:
+    """A name as text. Raises ImageError if it is not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise ImageError(f"the archive holds a name that is no text: {data[:100]!r}") from None
+        raise ImageError(
+            f"the archive has a name that is not text in UTF-8: {data[:100]!r}",
+            code="unsafe-archive",
+            fields={"name": repr(data[:100]), "reason": "a name that is not UTF-8"},
+        ) from None
 
 
 @attrs.define
 class _Stream:
-    """What is unpacked, and the file that it comes from."""
+    """The unpacked bytes of an archive, and the archive file."""
 
     file: IO[bytes]
     content: Content
-    taken: int = 0
+    #: Number of unpacked bytes that were read.
+    read_bytes: int = 0
 
     def exactly(self, count: int) -> bytes:
-        """So many bytes. Raises ImageError if there are fewer, or too many for the size of the file."""
+        """Returns `count` bytes. Raises ImageError if there are fewer, or if the archive is a decompression bomb."""
         data = b""
         while len(data) < count:
-            piece = self.some(count - len(data))
+            piece = self.at_most(count - len(data))
             if not piece:
-                raise ImageError("the archive is cut off", hint="get it again")
+                raise _damaged("it is cut off")
             data += piece
-        self.taken += count
-        if self.taken > RATIO_FROM_BYTES and self.taken > MAX_RATIO * self.file.tell():
-            raise ImageError("the archive is a bomb: it unpacks to far more than a disk takes")
+        self.read_bytes += count
+        if self.read_bytes > RATIO_FROM_BYTES and self.read_bytes > MAX_RATIO * self.file.tell():
+            raise ImageError(
+                f"the archive is a decompression bomb: it unpacks to more than {MAX_RATIO} times its size",
+                code="file-too-large",
+                fields={"limit": "ratio"},
+            )
         return data
 
-    def some(self, count: int) -> bytes:
-        """At most so many bytes; nothing at the end. Raises ImageError if it cannot be unpacked further."""
+    def at_most(self, count: int) -> bytes:
+        """Returns at most `count` bytes, or no bytes at the end. Raises ImageError if the data cannot be unpacked."""
         try:
             return self.content.read(count)
         except (gzip.BadGzipFile, zlib.error, EOFError):
-            raise ImageError("this gzip archive is cut off or damaged", hint="get it again") from None
+            raise ImageError("the gzip archive is cut off or damaged", code="archive-damaged", hint=_DOWNLOAD) from None
 
     def end(self) -> None:
-        """Reads the padding after the last member, and with it the checksum of all that came before."""
-        left = MAX_PADDING_BYTES
-        while piece := self.some(left):
-            left -= len(piece)
-            if not left:
-                raise ImageError("the archive is damaged: something follows its end")
+        """Reads the padding after the last member. The decompressor verifies its checksums at the end of the data."""
+        left_bytes = MAX_PADDING_BYTES
+        while piece := self.at_most(left_bytes):
+            left_bytes -= len(piece)
+            if not left_bytes:
+                raise _damaged("it has data after its end")

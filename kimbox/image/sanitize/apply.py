@@ -42,7 +42,7 @@ def repair(disk: RawDisk, volume: Volume, name: str) -> None:
             f"the file system of {name} is damaged: {run.tail(result.stdout + result.stderr, 3)}",
             code="disk-damaged",
             hint="boot the machine, and repair the file system in it with `e2fsck`",
-            fields={"name": name},
+            fields={"fault": "e2fsck", "name": name},
         )
 
 

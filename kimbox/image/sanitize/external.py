@@ -83,15 +83,21 @@ def check_layout(disk: DiskView) -> None:
     if contents.unknown:
         name = f"{contents.unknown[0].name:.40}"
         raise ImageError(
-            f"its volume {name} has content that kimbox cannot read", code="unknown-layout", fields={"volume": name}
+            f"its volume {name} has content that kimbox cannot read",
+            code="disk-layout",
+            fields={"fault": "unknown-content", "volume": name},
         )
     if PERSISTENT not in contents.mounted:
         raise ImageError(
-            "it has no volume with the label of /persistent", code="unknown-layout", fields={"volume": PERSISTENT}
+            "it has no volume with the label of /persistent",
+            code="disk-layout",
+            fields={"fault": "no-persistent"},
         )
     if len(contents.mounted[PERSISTENT].pieces) != 1:
         raise ImageError(
-            "its volume for /persistent is in several pieces", code="unknown-layout", fields={"volume": PERSISTENT}
+            "its volume for /persistent is in several pieces",
+            code="disk-layout",
+            fields={"fault": "persistent-in-pieces"},
         )
 
 

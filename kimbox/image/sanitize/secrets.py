@@ -157,7 +157,11 @@ def _pieces(system: FileSystem, inode: Inode, left_bytes: list[int]) -> Iterator
         end = min((first + count) * unit, inode.size_bytes) - first * unit
         left_bytes[0] -= end
         if left_bytes[0] < 0:
-            raise ImageError("its file system is damaged: the blocks of files overlap", code="disk-damaged")
+            raise ImageError(
+                "its file system is damaged: the blocks of files overlap",
+                code="disk-damaged",
+                fields={"fault": "overlapping-files"},
+            )
         for at in range(0, end, PIECE_BYTES):
             yield system.read(start * unit + at, min(PIECE_BYTES, end - at))
 

@@ -1,4 +1,4 @@
-"""xz archives: what is written others read, the same on any machine; what strangers made is read within bounds."""
+"""xz files: xz(1) reads what kimbox writes, the bytes are the same on every host, and input is read within limits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from refused import refused
 
 from kimbox.errors import ImageError
 from kimbox.image.formats import xz
@@ -20,7 +21,7 @@ CONTENT = hashlib.shake_128().digest(100_000) + bytes(3 * xz.PIECE_BYTES) + b"th
 
 
 def packed(content: bytes, step: int = 1 << 20) -> bytes:
-    """The content as xz, written in pieces of so many bytes."""
+    """The content as xz, written in pieces of `step` bytes."""
     file = io.BytesIO()
     with xz.Writer(file) as writer:
         for at in range(0, len(content), step):
@@ -30,7 +31,7 @@ def packed(content: bytes, step: int = 1 << 20) -> bytes:
 
 
 def unpacked(data: bytes, count: int = 1 << 20) -> bytes:
-    """What the reader makes of it."""
+    """The content that the reader returns, in reads of `count` bytes."""
     reader, pieces = xz.Reader(io.BytesIO(data)), []
     while piece := reader.read(count):
         assert len(piece) <= count
@@ -40,7 +41,7 @@ def unpacked(data: bytes, count: int = 1 << 20) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 1, xz.PIECE_BYTES - 1, xz.PIECE_BYTES, xz.PIECE_BYTES + 1, len(CONTENT)])
 def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
-    """By our reader, and by xz itself."""
+    """By kimbox and by xz(1)."""
     content = CONTENT[-size:] if size else b""
     data = packed(content)
     assert unpacked(data) == content
@@ -50,15 +51,15 @@ def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
         assert (tmp_path / "x").read_bytes() == content
 
 
-def test_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many processors there are, and in whatever pieces the content comes."""
+def test_equal_content_gives_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With any number of processors, and with writes of any size."""
     several = packed(CONTENT, 12_345)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert packed(CONTENT, 10 << 20) == several
 
 
 def test_all_processors_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces are compressed at the same time: three that wait for one another come through."""
+    """Pieces are compressed at the same time: three calls that wait for each other all return."""
     meeting = threading.Barrier(3)
 
     def compress(piece: bytes, **_: int) -> bytes:
@@ -71,15 +72,15 @@ def test_all_processors_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress() -> None:
-    """It is told in order, and at the end that all is there."""
-    told: list[int] = []
-    with xz.Writer(io.BytesIO(), told.append) as writer:
+    """Reported in order, with the complete size at the end."""
+    reported: list[int] = []
+    with xz.Writer(io.BytesIO(), reported.append) as writer:
         writer.write(CONTENT)
-    assert told == [*range(xz.PIECE_BYTES, len(CONTENT), xz.PIECE_BYTES), len(CONTENT)]
+    assert reported == [*range(xz.PIECE_BYTES, len(CONTENT), xz.PIECE_BYTES), len(CONTENT)]
 
 
-def test_what_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full, say: whoever writes hears of it."""
+def test_a_failed_write_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller gets the error of a full disk, although another thread compresses."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
 
     class Full(io.BytesIO):
@@ -91,28 +92,29 @@ def test_what_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7, 1 << 20])
-def test_rows_of_streams_with_padding(count: int) -> None:
-    """As xz(1) and others make them: several streams, empty ones too, and zeros between them."""
+def test_several_streams_with_padding(count: int) -> None:
+    """As xz(1) and other programs write them: several streams, also empty ones, with zeros between them."""
     data = lzma.compress(b"one ") + bytes(8) + lzma.compress(b"") + lzma.compress(b"two", preset=9) + bytes(400_000)
     assert unpacked(data, count) == b"one two"
 
 
 def test_damage() -> None:
-    """Wherever it is cut, and whichever byte is wrong, it is refused."""
+    """A file is refused if it is cut off anywhere, or if any byte is wrong."""
     data = lzma.compress(CONTENT[:1000]) + lzma.compress(b"more")
     wrongs = [data[:at] for at in range(1, len(data) - 1, 7) if at != len(lzma.compress(CONTENT[:1000]))]
     for at in range(0, len(data), 11):
         wrongs.append(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
     for wrong in [*wrongs, data + b"rubbish"]:
-        with pytest.raises(ImageError, match="cut off or damaged"):
+        with pytest.raises(ImageError, match="cut off or damaged") as caught:
             unpacked(wrong)
+        assert "archive-damaged" == caught.value.code
 
 
-def test_one_that_wants_the_memory_of_the_host() -> None:
-    """A dictionary of 1.5 GiB is not made for it."""
+def test_a_file_that_needs_too_much_memory() -> None:
+    """kimbox does not allocate a dictionary of 1.5 GiB."""
     data = bytearray(lzma.compress(b"x", filters=[{"id": lzma.FILTER_LZMA2, "preset": 0}]))
-    end = 12 + (data[12] + 1) * 4  # the block header, after that of the stream
-    data[data.index(b"\x21\x01") + 2] = 37  # the one property of LZMA2, which means this size
+    end = 12 + (data[12] + 1) * 4  # end of the block header, which follows the stream header
+    data[data.index(b"\x21\x01") + 2] = 37  # property of LZMA2: the size of the dictionary
     data[end - 4 : end] = zlib.crc32(data[12 : end - 4]).to_bytes(4, "little")
-    with pytest.raises(ImageError, match="too much memory"):
+    with refused(ImageError, "too-complex", limit="memory"):
         unpacked(bytes(data))
