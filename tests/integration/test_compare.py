@@ -1,4 +1,4 @@
-"""Where two disks differ: in a part of the layout, in a file, in what an inode says of it."""
+"""Differences between two disks: in a part of the layout, in the content of a file, in an inode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYOUT = PLAN.layout
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny disk."""
+    """A tiny disk that kimbox assembled."""
     work = tmp_path_factory.mktemp("made")
     tinyimage.fill(PLAN, work, on_line=lambda _: None, log=(work / "log").open("w"))
     disk.assemble(PLAN, work, work / "disk.raw")
@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def other(made: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the tiny disk."""
     return Path(shutil.copy(made, tmp_path / "other.raw"))
 
 
@@ -45,7 +45,7 @@ def debugfs(device: Path, place: Extent, *requests: str) -> str:
 
 
 def test_equal_disks_do_not_differ(made: Path, other: Path) -> None:
-    """Holes count as zeros: a copy without holes is the same."""
+    """Holes count as zeros: a copy without holes is equal."""
     assert [] == compare.compare(made, other, LAYOUT)
     with other.open("r+b") as file:
         file.seek(LAYOUT.size_bytes - 8192)
@@ -64,7 +64,7 @@ def test_equal_disks_do_not_differ(made: Path, other: Path) -> None:
     ],
 )
 def test_parts_of_the_layout_are_named(made: Path, other: Path, offset: int, part: str) -> None:
-    """A byte anywhere is found, and told by the part that it lies in."""
+    """One changed byte is found anywhere on the disk. The result names its part."""
     with other.open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)
@@ -75,32 +75,33 @@ def test_parts_of_the_layout_are_named(made: Path, other: Path, offset: int, par
 
 
 def test_files_are_named(made: Path, other: Path) -> None:
-    """What a file holds, and what its inode says, are told apart."""
+    """The result distinguishes a different content from a different inode."""
     root = LAYOUT.root.place
     debugfs(other, root, "set_inode_field /etc/hostname mtime @5")
-    (found,) = compare.compare(made, other, LAYOUT)
-    assert (f"LV {LAYOUT.root.name}", 1, ("/etc/hostname (inode)",)) == (found.part, found.blocks, found.paths)
+    (difference,) = compare.compare(made, other, LAYOUT)
+    expected = (f"LV {LAYOUT.root.name}", 1, ("/etc/hostname (inode)",))
+    assert expected == (difference.part, difference.blocks, difference.paths)
     block = int(re.findall(r"\d+", debugfs(other, root, "blocks /home/user/file"))[0])
     with other.open("r+b") as file:
         file.seek(root.offset_bytes + block * compare.BLOCK_BYTES)
         file.write(b"HELLO")
-    (found,) = compare.compare(made, other, LAYOUT)
-    assert ("/etc/hostname (inode)", "/home/user/file (content)") == found.paths
-    assert "LV root: 2 blocks of 4096 bytes differ" == found.lines()[0]
+    (difference,) = compare.compare(made, other, LAYOUT)
+    assert ("/etc/hostname (inode)", "/home/user/file (content)") == difference.paths
+    assert "LV root: 2 blocks of 4096 bytes differ" == difference.lines()[0]
 
 
-def test_a_disk_that_is_shorter_differs(made: Path, other: Path) -> None:
-    """Although what it has is equal."""
+def test_a_shorter_disk_differs(made: Path, other: Path) -> None:
+    """Although all of its bytes are equal."""
     with other.open("r+b") as file:
         file.truncate(LAYOUT.size_bytes - compare.BLOCK_BYTES)
     assert [Difference("the rest of the disk", 1)] == compare.compare(made, other, LAYOUT)
 
 
-def test_no_inode_tells_when_it_was_made(made: Path) -> None:
-    """All times are those of the packages or the fixed one: a later build, or one by another mke2fs, is the same."""
+def test_no_inode_has_the_time_of_the_build(made: Path) -> None:
+    """All times are those of the packages or the fixed one, so that a later build gives the same disk."""
     for place in (LAYOUT.root.place, LAYOUT.boot, LAYOUT.persistent.place):
-        told = run.run(["dumpe2fs", f"{made}?offset={place.offset_bytes}"]).stdout
-        assert "Filesystem created:       Wed Jan  1 00:00:00 2025" in told
+        superblock = run.run(["dumpe2fs", f"{made}?offset={place.offset_bytes}"]).stdout
+        assert "Filesystem created:       Wed Jan  1 00:00:00 2025" in superblock
         for inode in range(11, 24):
             times = re.findall(r"[acm]time: 0x([0-9a-f]{8})", debugfs(made, place, f"stat <{inode}>"))
             assert {t for t in times if int(t, 16) > EPOCH_S} == set(), (place.name, inode)

@@ -1,1 +1,1 @@
-"""Reads and changes disks that no kernel has mounted: partition table, LVM, ext4, snapshot store."""
+"""Reads and changes disks that are not mounted: partition table, LVM, ext4, COW store of the snapshot."""

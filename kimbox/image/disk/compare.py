@@ -1,6 +1,6 @@
-"""Where two disks of one layout differ, in the terms of that layout: partition, LV, path of a file.
+"""Differences between two disks of one layout, by partition, LV and path of a file.
 
-The file systems are read by kimbox's own code, which mounts nothing.
+kimbox's own code reads the file systems. Nothing is mounted.
 """
 
 from __future__ import annotations
@@ -20,55 +20,58 @@ from kimbox.image.disk.ext4.inodes import FileSystem
 from kimbox.image.disk.view import DiskView, Volume
 from kimbox.spec.layout import Extent, Layout
 
-#: Disks are compared in blocks of the file systems' own size.
+#: Size of a block in the comparison, in bytes: the block size of the file systems.
 BLOCK_BYTES = 4096
 
-#: Blocks that are read at a time.
+#: Number of bytes that are read at a time.
 BATCH_BYTES = 1 << 20
 
-#: No more blocks of a file system are traced to files; the rest is counted.
+#: Maximum number of blocks of a file system for which the file is searched. The other blocks are only counted.
 MAX_TRACED = 2000
 
 
 @attrs.frozen
 class Difference:
-    """A part of the disk that differs: its name, how many blocks, and the files that they belong to, if any."""
+    """A part of the disk that differs: its name, the number of different blocks, and the files that have them."""
 
     part: str
     blocks: int
     paths: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Returns the difference as lines of text."""
         return [f"{self.part}: {self.blocks} blocks of {BLOCK_BYTES} bytes differ", *(f"  {p}" for p in self.paths)]
 
 
 def compare(
     old: Path, new: Path, layout: Layout, *, on_bytes: Callable[[int], None] = lambda _: None
 ) -> list[Difference]:
-    """Every part of two raw disks that differs. Holes count as zeros. Raises OSError if one cannot be read."""
-    places = list(parts(layout))
-    offsets: dict[str, list[int]] = {place.name: [] for place in places}
-    with rawdisk.opened(old) as one, rawdisk.opened(new) as two:
-        for offset in differing(one, two, on_bytes=on_bytes):
-            place = next((p for p in places if p.offset_bytes <= offset < p.end_bytes), places[-1])
-            offsets[place.name].append(offset - place.offset_bytes)
+    """Returns every part of two raw disks that differs. Holes count as zeros.
+
+    `on_bytes` is called with the offset up to which the disks were compared. Raises OSError if a disk cannot be read.
+    """
+    extents = list(parts(layout))
+    offsets: dict[str, list[int]] = {extent.name: [] for extent in extents}
+    with rawdisk.opened(old) as old_disk, rawdisk.opened(new) as new_disk:
+        for offset in differing(old_disk, new_disk, on_bytes=on_bytes):
+            extent = next((e for e in extents if e.offset_bytes <= offset < e.end_bytes), extents[-1])
+            offsets[extent.name].append(offset - extent.offset_bytes)
         differences = []
-        for place in places:
-            if inside := offsets[place.name]:
-                is_ext4 = place.name in ("/boot", f"LV {layout.root.name}", f"LV {layout.persistent.name}")
-                files = _files(_volume(one, place), _volume(two, place), inside) if is_ext4 else []
-                differences.append(Difference(place.name, len(inside), tuple(files)))
+        for extent in extents:
+            if inside := offsets[extent.name]:
+                is_ext4 = extent.name in ("/boot", f"LV {layout.root.name}", f"LV {layout.persistent.name}")
+                files = _files(_volume(old_disk, extent), _volume(new_disk, extent), inside) if is_ext4 else []
+                differences.append(Difference(extent.name, len(inside), tuple(files)))
     return differences
 
 
-def _volume(disk: DiskView, place: Extent) -> Volume:
-    """A part of a disk, by the layout that it was built with: its own tables may be what differs."""
-    return disk.volume_at(place.name, place.offset_bytes, place.size_bytes)
+def _volume(disk: DiskView, extent: Extent) -> Volume:
+    """Returns a part of a disk by the layout of the build. The tables of the disk are not used: they may differ."""
+    return disk.volume_at(extent.name, extent.offset_bytes, extent.size_bytes)
 
 
 def parts(layout: Layout) -> Iterator[Extent]:
-    """The whole disk, in named parts, from its start to its end."""
+    """Yields the named parts of the disk, from its start to its end, without gaps."""
     yield Extent("partition table and boot loader", 0, layout.boot.offset_bytes)
     yield Extent("/boot", layout.boot.offset_bytes, layout.boot.size_bytes)
     first = layout.volumes[0].place.offset_bytes
@@ -80,17 +83,20 @@ def parts(layout: Layout) -> Iterator[Extent]:
 
 
 def differing(old: DiskView, new: DiskView, *, on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[int]:
-    """Offsets of the blocks in which two disks differ, ascending; only what is not a hole in both is read."""
+    """Yields the offsets of the blocks in which two disks differ, ascending. Holes of both disks are not read.
+
+    If the sizes differ, the last byte of the larger disk is yielded last.
+    """
     size = max(old.size_bytes, new.size_bytes)
     done = 0
     for start, end in ranges.merged([*old.written(), *new.written()]):
         at = max(start // BLOCK_BYTES * BLOCK_BYTES, done)
         while at < end:
             count = min(BATCH_BYTES, end - at)
-            one, two = (disk.read(at, count).ljust(count, b"\0") for disk in (old, new))
-            if one != two:
+            old_data, new_data = (disk.read(at, count).ljust(count, b"\0") for disk in (old, new))
+            if old_data != new_data:
                 for step in range(0, count, BLOCK_BYTES):
-                    if one[step : step + BLOCK_BYTES] != two[step : step + BLOCK_BYTES]:
+                    if old_data[step : step + BLOCK_BYTES] != new_data[step : step + BLOCK_BYTES]:
                         yield at + step
             at += count
             on_bytes(at)
@@ -100,7 +106,10 @@ def differing(old: DiskView, new: DiskView, *, on_bytes: Callable[[int], None] =
 
 
 def sha256_disk(disk: Path, *, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-    """The hex digest that sha256sum(1) prints; holes are not read."""
+    """Returns the hex digest that sha256sum(1) prints. Holes are not read.
+
+    `on_bytes` is called with the offset up to which the disk was read.
+    """
     zeros, digest, done = bytes(BATCH_BYTES), hashlib.sha256(), 0
 
     def skip(count: int) -> None:
@@ -120,44 +129,44 @@ def sha256_disk(disk: Path, *, on_bytes: Callable[[int], None] = lambda _: None)
 
 
 def _files(old: Volume, new: Volume, offsets: list[int]) -> list[str]:
-    """The files that differing blocks of an ext4 file system belong to, in either disk, and what of them differs."""
-    parts_of: dict[str, set[str]] = {}
-    traced = {offset // BLOCK_BYTES for offset in offsets[:MAX_TRACED]}
+    """Returns the files of both disks that have different blocks, each with the aspects that differ."""
+    aspects: dict[str, set[str]] = {}
+    blocks = {offset // BLOCK_BYTES for offset in offsets[:MAX_TRACED]}
     for volume, other in ((old, new), (new, old)):
-        for entry, part in _traced(volume, other, traced):
-            parts_of.setdefault(shown(entry.path) or "/", set()).add(part)
-    lines = [f"{path} ({' and '.join(sorted(parts))})" for path, parts in sorted(parts_of.items())]
+        for entry, aspect in _different_files(volume, other, blocks):
+            aspects.setdefault(shown(entry.path) or "/", set()).add(aspect)
+    lines = [f"{path} ({' and '.join(sorted(differing))})" for path, differing in sorted(aspects.items())]
     return lines + ([f"... {len(offsets) - MAX_TRACED} more blocks"] if len(offsets) > MAX_TRACED else [])
 
 
-def _traced(volume: Volume, other: Volume, blocks: set[int]) -> Iterator[tuple[Entry, str]]:
-    """Files with an inode that differs from the other disk's, or with content in one of these blocks.
+def _different_files(volume: Volume, other: Volume, blocks: set[int]) -> Iterator[tuple[Entry, str]]:
+    """Yields the files whose inode differs from that of the other disk, or whose content is in one of these blocks.
 
-    What a damaged file system has besides is left out.
+    If the file system is damaged, the search ends at the damage.
     """
     read_other = inodes.cached(other.read)
     try:
         system = volume.file_system
-        for entry in chain([directories.top(system)], _own(system), directories.walk(system)):
+        for entry in chain([directories.top(system)], _reserved_inodes(system), directories.walk(system)):
             at = inodes.inode_place(system, entry.inode.number)
             size = system.inode_bytes
             if at // BLOCK_BYTES in blocks and system.read(at, size) != read_other(at, size):
                 yield entry, "inode"
-            if _holds(system, entry, blocks):
+            if _has_block(system, entry, blocks):
                 yield entry, "content"
     except ImageError:
         return
 
 
-def _own(system: FileSystem) -> Iterator[Entry]:
-    """The inodes of the file system itself, of which the journal is one; they have no names."""
+def _reserved_inodes(system: FileSystem) -> Iterator[Entry]:
+    """Yields the inodes of the file system itself, for example the journal. They have no names."""
     for number in range(1, inodes.FIRST_INODE):
         if number != inodes.ROOT_INODE:
             yield Entry(b"<inode %d>" % number, inodes.inode_of(system, number))
 
 
-def _holds(system: FileSystem, entry: Entry, blocks: set[int]) -> bool:
-    """Whether one of these blocks (of BLOCK_BYTES) is of a file or directory; False where that cannot be told."""
+def _has_block(system: FileSystem, entry: Entry, blocks: set[int]) -> bool:
+    """Whether a file or directory has one of these blocks (of BLOCK_BYTES); False if its extents are damaged."""
     unit = system.block_bytes
     if not (entry.inode.is_file or entry.inode.is_folder):
         return False

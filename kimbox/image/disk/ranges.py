@@ -10,51 +10,52 @@ Ranges = list[Range]
 
 
 def merged(pieces: Iterable[Range]) -> Ranges:
-    """Pieces in any order as a set; empty ones are left out."""
-    found: Ranges = []
+    """Returns pieces in any order as a set. Empty pieces are left out."""
+    result: Ranges = []
     for start, end in sorted(pieces):
         if start >= end:
             continue
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], end)
+        if result and start <= result[-1][1]:
+            result[-1] = result[-1][0], max(result[-1][1], end)
         else:
-            found.append((start, end))
-    return found
+            result.append((start, end))
+    return result
 
 
-def common(one: Ranges, two: Ranges) -> Ranges:
-    """What is in both sets."""
-    found: Ranges = []
-    a = b = 0
-    while a < len(one) and b < len(two):
-        start, end = max(one[a][0], two[b][0]), min(one[a][1], two[b][1])
+def common(left: Ranges, right: Ranges) -> Ranges:
+    """Returns the bytes that are in both sets."""
+    result: Ranges = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        start, end = max(left[i][0], right[j][0]), min(left[i][1], right[j][1])
         if start < end:
-            found.append((start, end))
-        if one[a][1] < two[b][1]:
-            a += 1
+            result.append((start, end))
+        if left[i][1] < right[j][1]:
+            i += 1
         else:
-            b += 1
-    return found
+            j += 1
+    return result
 
 
-def without(one: Ranges, two: Ranges) -> Ranges:
-    """What is in the first set and not in the second."""
-    if not one:
+def without(pieces: Ranges, excluded: Ranges) -> Ranges:
+    """Returns the bytes that are in the first set and not in the second."""
+    if not pieces:
         return []
-    edges = [(one[0][0], one[0][0]), *two, (max(one[-1][1], two[-1][1] if two else 0),) * 2]
-    return common(one, merged((left[1], right[0]) for left, right in pairwise(edges)))
+    last_end = max(pieces[-1][1], excluded[-1][1] if excluded else 0)
+    edges = [(pieces[0][0], pieces[0][0]), *excluded, (last_end, last_end)]
+    return common(pieces, merged((before[1], after[0]) for before, after in pairwise(edges)))
 
 
 def shifted(pieces: Iterable[Range], by: int) -> Iterator[Range]:
-    """The same pieces elsewhere."""
+    """Yields the pieces with `by` added to each start and end."""
     return ((start + by, end + by) for start, end in pieces)
 
 
 def aligned(pieces: Ranges, unit: int) -> Ranges:
-    """The set of whole units that the pieces touch."""
+    """Returns the set of all units of `unit` bytes that contain a byte of the pieces."""
     return merged((start // unit * unit, -(-end // unit) * unit) for start, end in pieces)
 
 
 def size(pieces: Iterable[Range]) -> int:
-    """How many bytes are in a set."""
+    """Returns the number of bytes in a set."""
     return sum(end - start for start, end in pieces)

@@ -1,4 +1,4 @@
-"""A raw disk in a file: opened as a view to read from, or to write to in place."""
+"""A raw disk in a file, opened as a view to read, or to write in place."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 @contextmanager
 def opened(path: Path) -> Iterator[DiskView]:
-    """A view of a raw disk that nobody writes to meanwhile. Raises OSError if the file cannot be read."""
+    """Yields a view of a raw disk. Nobody may write to the disk meanwhile. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         yield _view(file.fileno())
 
 
 @attrs.frozen
 class RawDisk:
-    """A raw disk that this process alone writes to. `path` is for programs that open the file themselves."""
+    """A raw disk to which only this process writes. `path` is for programs that open the file themselves."""
 
     path: Path
     _handle: int
 
     def view(self) -> DiskView:
-        """The disk as it is now. Use `DiskView.reopened` after a write that leaves partition table and LVM alone."""
+        """Returns a view of the disk as it is now.
+
+        After a write that changed neither partition table nor LVM, `DiskView.reopened` is cheaper.
+        """
         return _view(self._handle)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -45,7 +48,7 @@ class RawDisk:
         os.truncate(self._handle, size_bytes)
 
     def blank(self, start: int, end: int) -> None:
-        """Makes a byte range zeros: a hole (fallocate(2)), or, where the file system has none, written zeros."""
+        """Replaces a byte range by a hole (fallocate(2)), or by zeros if the host's file system has no holes."""
         libc = ctypes.CDLL(None, use_errno=True)
         offset, length = ctypes.c_int64(start), ctypes.c_int64(end - start)
         if end <= start or libc.fallocate(self._handle, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
@@ -57,7 +60,8 @@ class RawDisk:
 
 @contextmanager
 def writable(path: Path) -> Iterator[RawDisk]:
-    """A raw disk to write to in place. Raises OSError if the file cannot be written."""
+    """Yields a raw disk to write in place. Raises OSError if the file cannot be written."""
+
     with path.open("r+b") as file:
         yield RawDisk(path, file.fileno())
 

@@ -1,1 +1,1 @@
-"""ext4 file systems that no kernel has mounted."""
+"""Reads and changes ext4 file systems that are not mounted."""

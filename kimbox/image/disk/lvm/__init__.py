@@ -1,1 +1,1 @@
-"""LVM2's metadata, read and written without LVM."""
+"""Reads and writes LVM2 metadata without LVM."""

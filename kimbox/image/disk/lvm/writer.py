@@ -1,7 +1,7 @@
-"""LVM2's on-disk format, written without LVM: label, metadata area, and the text metadata of one VG on one PV.
+"""Writes LVM2's on-disk format without LVM: label, metadata area, and the text metadata of one VG on one PV.
 
-Format: lvm2 sources, lib/format_text/layout.h and lib/label/label.h; lvm(8), vgcfgbackup(8). Real LVM reads it, checks
-it clean and goes on writing to it. Everything is derived from `seed`, so that the same seed gives the same bytes.
+Format: lvm2 sources, lib/format_text/layout.h and lib/label/label.h; lvm(8), vgcfgbackup(8). Real LVM reads it,
+finds no errors and can write to it. All identifiers are derived from `seed`: the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from kimbox.spec.layout import (
     LogicalVolume,
 )
 
-#: The PV label stands in the second sector of the PV (LVM looks in the first four).
+#: The sector of the PV with the label. LVM searches the first four sectors.
 LABEL_SECTOR = 1
 
-#: Metadata area: from 4 KiB to the first extent.
+#: Metadata area: from 4 KiB to the first extent, in bytes.
 MDA_START_BYTES = 4096
 MDA_SIZE_BYTES = PE_START_BYTES - MDA_START_BYTES
 
-#: First value of LVM's CRC-32 (lib/misc/crc.h: INITIAL_CRC).
+#: Start value of LVM's CRC-32 (lib/misc/crc.h: INITIAL_CRC).
 INITIAL_CRC = 0xF597A6CF
 
 #: lib/format_text/layout.h: FMTT_MAGIC
@@ -38,17 +38,17 @@ _ID_GROUPS = (6, 4, 4, 4, 4, 4, 6)
 
 
 def crc(data: bytes) -> int:
-    """LVM's checksum: CRC-32 with another first value and no final inversion."""
+    """Returns LVM's checksum: a CRC-32 with another start value and without the final inversion."""
     return zlib.crc32(data, INITIAL_CRC ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 
 def lvm_id(seed: str) -> str:
-    """A 32-character LVM identifier derived from a text."""
+    """Returns an LVM identifier of 32 characters, derived from a text."""
     return "".join(_ID_ALPHABET[b % len(_ID_ALPHABET)] for b in hashlib.sha512(seed.encode()).digest()[:32])
 
 
 def dashed(identifier: str) -> str:
-    """The identifier as LVM writes it in metadata: 6-4-4-4-4-4-6."""
+    """Returns the identifier as LVM writes it in metadata: 6-4-4-4-4-4-6."""
     parts, at = [], 0
     for length in _ID_GROUPS:
         parts.append(identifier[at : at + length])
@@ -57,7 +57,7 @@ def dashed(identifier: str) -> str:
 
 
 def metadata_text(layout: Layout, seed: str, epoch_s: int) -> str:
-    """The VG in LVM's text format, as lvm2 2.03 writes it. `epoch_s` is its creation time, in Unix seconds."""
+    """Returns the VG in LVM's text format, as lvm2 2.03 writes it. `epoch_s`: its creation time, in Unix seconds."""
     lines = [
         f"{layout.volume_group} {{",
         f'id = "{dashed(lvm_id(seed + "/vg"))}"',
@@ -95,7 +95,7 @@ def metadata_text(layout: Layout, seed: str, epoch_s: int) -> str:
         'creation_host = "kimbox"',
         f"creation_time = {epoch_s}",
     ]
-    return "\n".join(lines) + "\n\n"  # the empty line is how pvck(8) knows the end of a text
+    return "\n".join(lines) + "\n\n"  # pvck(8) finds the end of a text by the empty line
 
 
 def _volume(volume: LogicalVolume, seed: str, epoch_s: int) -> list[str]:
@@ -119,7 +119,7 @@ def _volume(volume: LogicalVolume, seed: str, epoch_s: int) -> list[str]:
 
 
 def _snapshot(layout: Layout, seed: str, epoch_s: int) -> list[str]:
-    """LVM keeps a snapshot as a hidden LV that ties the COW store to its origin."""
+    """Returns the hidden LV by which LVM describes a snapshot: it names the COW store and the origin."""
     return [
         "snapshot0 {",
         f'id = "{dashed(lvm_id(seed + "/snapshot"))}"',
@@ -165,7 +165,8 @@ def _metadata_area(text: bytes) -> bytes:
 
 
 def pieces(layout: Layout, seed: str, epoch_s: int) -> Iterator[tuple[int, bytes]]:
-    """Everything LVM needs on the disk, as (byte offset on the disk, bytes)."""
+    """Yields everything that LVM needs on the disk, as (byte offset on the disk, bytes)."""
+
     base = layout.pv.offset_bytes
     text = metadata_text(layout, seed, epoch_s).encode() + b"\0"
     yield base + LABEL_SECTOR * SECTOR_BYTES, _label(layout, seed)

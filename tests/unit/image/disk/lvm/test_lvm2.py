@@ -1,4 +1,4 @@
-"""What kimbox writes as LVM2 metadata is what LVM reads: by a reader of the tests' own, and by pvck where it is."""
+"""LVM2 metadata that kimbox writes, read by a separate reader of the tests, and by pvck if it is installed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kimbox.spec.model import Disk, Volume
 
 EPOCH_S = 1735689600
 
-#: How LVM begins to complain.
-COMPLAINT = re.compile("warning|bad|invalid|corrupt|unexpected", re.IGNORECASE)
+#: Words of LVM's warnings and errors.
+WARNING = re.compile("warning|bad|invalid|corrupt|unexpected", re.IGNORECASE)
 
 
 def layout(*, swap: bool = True, group: str = "vagrant-pipeline") -> Layout:
-    """A small disk with names that have hyphens."""
+    """Returns a small disk with names that have hyphens."""
     return plan(
         Disk(
             size_bytes=512 * MIB,
@@ -36,7 +36,7 @@ def layout(*, swap: bool = True, group: str = "vagrant-pipeline") -> Layout:
 
 
 def write_pv(path: Path, made: Layout, seed: str = "seed") -> Path:
-    """The PV of a layout as a sparse file of its own."""
+    """Writes the PV of a layout into a sparse file and returns its path."""
     with path.open("wb") as file:
         file.truncate(made.pv.size_bytes)
         for offset, data in writer.pieces(made, seed, EPOCH_S):
@@ -48,13 +48,13 @@ def write_pv(path: Path, made: Layout, seed: str = "seed") -> Path:
 
 
 def area(path: Path) -> bytes:
-    """What stands before the first extent of a PV: label and metadata."""
+    """Returns the bytes before the first extent of a PV: label and metadata."""
     with path.open("rb") as file:
         return file.read(PE_START_BYTES)
 
 
 def group_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The label and the volume group on a PV."""
+    """Returns the label and the volume group of a PV."""
     label, text = lvmreader.read(area(path))
     [group] = [value for value in text.values() if isinstance(value, dict)]
     return label, group
@@ -62,7 +62,7 @@ def group_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.mark.parametrize("swap", [True, False])
 def test_it_reads_back(tmp_path: Path, swap: bool) -> None:
-    """Label, metadata area and text say what the layout says, with every checksum right."""
+    """Label, metadata area and text match the layout, and every checksum is correct."""
     made = layout(swap=swap)
     label, group = group_of(write_pv(tmp_path / "pv", made))
     assert made.pv.size_bytes == label["size"]
@@ -80,7 +80,7 @@ def test_it_reads_back(tmp_path: Path, swap: bool) -> None:
 
 
 def test_the_snapshot_ties_the_cow_store_to_root(tmp_path: Path) -> None:
-    """The hidden volume names origin and COW store, and is as long as the origin."""
+    """The hidden volume names origin and COW store, and has the length of the origin."""
     made = layout()
     group = group_of(write_pv(tmp_path / "pv", made))[1]
     hidden = group["logical_volumes"]["snapshot0"]
@@ -91,25 +91,23 @@ def test_the_snapshot_ties_the_cow_store_to_root(tmp_path: Path) -> None:
 
 
 def test_identifiers_differ_and_follow_from_the_seed(tmp_path: Path) -> None:
-    """Every object has an identifier of its own; the same seed gives the same bytes, another one others."""
-    one = area(write_pv(tmp_path / "1", layout()))
-    assert one == area(write_pv(tmp_path / "2", layout()))
-    assert one != area(write_pv(tmp_path / "3", layout(), seed="other"))
-    ids = re.findall(rb'id = "([^"]*)"', one)
+    """Every object has another identifier. The same seed gives the same bytes, another seed other bytes."""
+    metadata = area(write_pv(tmp_path / "1", layout()))
+    assert metadata == area(write_pv(tmp_path / "2", layout()))
+    assert metadata != area(write_pv(tmp_path / "3", layout(), seed="other"))
+    ids = re.findall(rb'id = "([^"]*)"', metadata)
     assert len(ids) == len(set(ids)) == 7
     assert all(re.fullmatch(rb"\w{6}(-\w{4}){5}-\w{6}", i) for i in ids)
 
 
 @pytest.mark.skipif(not which("pvck"), reason="package lvm2 is not installed")
 def test_pvck_finds_nothing(tmp_path: Path) -> None:
-    """Real LVM reads headers and text from the file, without a word of warning."""
+    """Real LVM reads headers and text from the file, without a warning."""
     pv = write_pv(tmp_path / "pv", layout())
     env = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
     for what in ("headers", "metadata", "metadata_all"):
         done = run(["pvck", "--dump", what, pv], env=env)
-        said = done.stdout + done.stderr
-        unexpected = [
-            line for line in said.splitlines() if re.search("warning|bad|invalid|corrupt|unexpected", line, re.I)
-        ]
-        assert [] == [line for line in unexpected if "non-root user" not in line]
-        assert "vagrant-pipeline" in said
+        output = done.stdout + done.stderr
+        warnings = [line for line in output.splitlines() if WARNING.search(line)]
+        assert [] == [line for line in warnings if "non-root user" not in line]
+        assert "vagrant-pipeline" in output
