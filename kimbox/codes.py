@@ -32,6 +32,7 @@ CODES: dict[str, str] = {
     "bad-url": "A URL is not valid, or its kind is not supported there.",
     "bad-value": "A value is not one of those that are allowed.",
     "bad-yaml": "A file is not valid YAML.",
+    "boot-loader-size": "GRUB's boot image or core image does not have the size that kimbox can install.",
     "box-not-found": "No box has that name.",
     "bug": "A bug in kimbox: the hint names a file with the traceback, to be reported.",
     "busy": "Another process of kimbox holds the lock of a mirror, an archive, a machine or a package.",

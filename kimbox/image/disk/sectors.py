@@ -1,4 +1,4 @@
-"""Formats that kimbox writes beside LVM and ext4: MBR, GRUB's place in it, and the swap header. Pure."""
+"""Writes the MBR with GRUB's boot code, GRUB's core image and the swap header. Pure."""
 
 from __future__ import annotations
 
@@ -14,42 +14,46 @@ from kimbox.spec.layout import SECTOR_BYTES, Layout, LogicalVolume
 TYPE_LINUX = 0x83
 TYPE_LVM = 0x8E
 
-#: Boot code ends here; disk signature and partition table follow.
+#: Size of the boot code in the MBR, in bytes. The disk signature and the partition table follow.
 BOOT_CODE_BYTES = 440
 
-#: What grub-bios-setup(8) patches in boot.img (GRUB, include/grub/i386/pc/boot.h).
+#: Offsets in boot.img that grub-bios-setup(8) patches (GRUB, include/grub/i386/pc/boot.h).
 GRUB_KERNEL_SECTOR = 0x5C
 GRUB_BOOT_DRIVE = 0x64
 GRUB_DRIVE_CHECK = 0x66
 
-#: Cylinder/head/sector of a partition too far out to have one.
+#: Cylinder/head/sector of a partition beyond the range of such addresses.
 CHS_BEYOND = b"\xfe\xff\xff"
 
-#: A swap header is a page long, and ends so.
+#: Size of the swap header, in bytes, and the magic number at its end.
 SWAP_PAGE_BYTES = 4096
 SWAP_MAGIC = b"SWAPSPACE2"
 
-#: Namespace of every UUID kimbox derives.
+#: Namespace of every UUID that kimbox derives.
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:kimbox")
 
 
 def derived_uuid(seed: str) -> uuid.UUID:
-    """A UUID that depends on `seed` alone."""
+    """Returns a UUID that depends only on `seed`."""
     return uuid.uuid5(NAMESPACE, seed)
 
 
 def mbr(layout: Layout, seed: str, boot_img: bytes) -> bytes:
-    """The first sector: GRUB's boot code, a derived disk signature and the two partitions.
+    """Returns the first sector: GRUB's boot code, a disk signature derived from `seed`, and the two partitions.
 
-    `boot_img` is GRUB's i386-pc boot.img, one sector long. Raises ImageError if it is not.
+    `boot_img` is GRUB's i386-pc boot.img. Raises ImageError if it is not one sector long.
     """
     if len(boot_img) != SECTOR_BYTES:
-        raise ImageError(f"GRUB's boot.img has {len(boot_img)} bytes instead of {SECTOR_BYTES}")
+        raise ImageError(
+            f"GRUB's boot.img has {len(boot_img)} bytes instead of {SECTOR_BYTES}",
+            code="boot-loader-size",
+            fields={"file": "boot.img", "size_bytes": str(len(boot_img))},
+        )
     sector = bytearray(SECTOR_BYTES)
     sector[:BOOT_CODE_BYTES] = boot_img[:BOOT_CODE_BYTES]
     struct.pack_into("<Q", sector, GRUB_KERNEL_SECTOR, 1)  # the core image starts in sector 1
     sector[GRUB_BOOT_DRIVE] = 0xFF  # load from the drive that the BIOS booted
-    sector[GRUB_DRIVE_CHECK : GRUB_DRIVE_CHECK + 2] = b"\x90\x90"  # and trust the BIOS about which that is
+    sector[GRUB_DRIVE_CHECK : GRUB_DRIVE_CHECK + 2] = b"\x90\x90"  # and do not check the BIOS's number of the drive
     struct.pack_into("<I", sector, BOOT_CODE_BYTES, int(hashlib.sha256(seed.encode()).hexdigest()[:8], 16))
     for index, (place, kind, flag) in enumerate(((layout.boot, TYPE_LINUX, 0x80), (layout.pv, TYPE_LVM, 0))):
         start, count = place.offset_bytes // SECTOR_BYTES, place.size_bytes // SECTOR_BYTES
@@ -59,15 +63,26 @@ def mbr(layout: Layout, seed: str, boot_img: bytes) -> bytes:
 
 
 def core_image(layout: Layout, core_img: bytes) -> tuple[int, bytes]:
-    """Where GRUB's core image goes. Raises ImageError if it does not fit before the first partition."""
-    room = layout.boot.offset_bytes - SECTOR_BYTES
-    if not 0 < len(core_img) <= room:
-        raise ImageError(f"GRUB's core image has {len(core_img)} bytes; there is room for 1 to {room}")
+    """Returns the offset of GRUB's core image on the disk, and the image.
+
+    Raises ImageError if it is empty, or too large for the space before the first partition.
+    """
+    room_bytes = layout.boot.offset_bytes - SECTOR_BYTES
+    if not 0 < len(core_img) <= room_bytes:
+        raise ImageError(
+            f"GRUB's core image has {len(core_img)} bytes; it must have 1 to {room_bytes} bytes",
+            code="boot-loader-size",
+            fields={"file": "core.img", "size_bytes": str(len(core_img))},
+        )
     return SECTOR_BYTES, core_img
 
 
 def swap_header(volume: LogicalVolume, seed: str) -> Iterator[tuple[int, bytes]]:
-    """The header that mkswap(8) writes (Linux, include/linux/swap.h: union swap_header, version 1)."""
+    """Yields offset and content of the header that mkswap(8) writes.
+
+    Format: Linux, include/linux/swap.h, union swap_header, version 1.
+    """
+
     page = bytearray(SWAP_PAGE_BYTES)
     struct.pack_into("<III", page, 1024, 1, volume.place.size_bytes // SWAP_PAGE_BYTES - 1, 0)
     page[1036:1052] = derived_uuid(seed + "/swap").bytes
