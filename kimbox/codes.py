@@ -12,10 +12,7 @@ CODES: dict[str, str] = {
     "archive-damaged": "A tar, gzip or xz archive is cut off or damaged, or is not such an archive.",
     "archive-not-configured": "No apt repository of this machine has the distribution and suite.",
     "archive-unreachable": "An apt archive cannot be reached, or its signature is not valid.",
-<<<<<<< HEAD
-=======
     "bad-box": "An archive is not a Vagrant box: its metadata or its disk is missing, or a file of it is not valid.",
->>>>>>> 53b3d56 (formats: error codes and plain words)
     "bad-catalog": "A file is not a catalog of Vagrant boxes.",
     "bad-digest": "A digest is not `sha256:` and 64 lower-case hex digits.",
     "bad-duration": "A duration is not a whole number with the unit s, m, h or d.",
@@ -46,11 +43,9 @@ CODES: dict[str, str] = {
     "disk-damaged": "A partition table, LVM, file system or snapshot of a disk is damaged; the field `fault` says how.",
     "disk-layout": "A disk does not have the layout of kimbox's images; the field `fault` says how.",
     "disk-too-small": "The volumes of a box need more than the size of its disk.",
-<<<<<<< HEAD
-    "download-failed": "A file could not be downloaded: an error of the server, or a lost connection.",
-=======
     "disk-unreadable": "A disk cannot be opened, read, written or converted.",
->>>>>>> 53b3d56 (formats: error codes and plain words)
+    "disk-unsupported": "A volume or file system has a form that kimbox cannot read; it may be intact.",
+    "download-failed": "A file could not be downloaded: an error of the server, or a lost connection.",
     "duplicate": "A key, name or port is in a spec twice.",
     "empty-value": "A text or list is empty that must have content.",
     "failed": "Something failed that has no code of its own.",
@@ -64,6 +59,7 @@ CODES: dict[str, str] = {
     "folder-not-private": "A folder that only the user may enter is a symbolic link or belongs to another user.",
     "forbidden-character": "A text contains a control character, or another character that is not allowed there.",
     "git-failed": "A git command failed; the message has the end of its output.",
+    "grub-environment-full": "GRUB's environment block on the disk of a machine has no room for the boot mode.",
     "guest-failed": "The guest did not boot, provision or answer as expected.",
     "guest-unreachable": "The ssh server of a guest does not answer.",
     "guest-write-failed": "A file cannot be written in a guest.",
@@ -97,15 +93,10 @@ CODES: dict[str, str] = {
     "repository-unreachable": "The server of a repository cannot be reached, or does not give access.",
     "secret-found": "An image, package or commit holds a key, a shared secret, an identity or a database.",
     "secret-in-url": "A URL contains a user name or password.",
-<<<<<<< HEAD
     "server-unreachable": "A server cannot be reached, or its certificate is not valid.",
     "signature-missing": "A commit, or the tag that names it, has no signature, and the spec requires one.",
     "signature-wrong": "The signature of a commit or tag is not valid, or not made by a key of the spec.",
-=======
-    "signature-missing": "A commit, a tag that names it, or a box has no signature, and one is required.",
-    "signature-wrong": "The signature of a commit, tag or box is not valid, or not made by an accepted key.",
     "signing-failed": "The checksums of a package cannot be signed with the ssh key.",
->>>>>>> 53b3d56 (formats: error codes and plain words)
     "spec-not-found": "There is no spec at that path, or no kimbox.yaml in the folder.",
     "step-not-found": "A box has no provision step of that name.",
     "timeout": "A program or a command in the guest took too long.",
@@ -113,21 +104,15 @@ CODES: dict[str, str] = {
     "unexpected-output": "The output of a program has a form that kimbox does not know.",
     "unknown-key": "A key does not exist in the schema; the hint has the nearest one.",
     "unknown-repository": "A step uses a repository that the spec does not have.",
-<<<<<<< HEAD
-    "unsafe-disk": "A qcow2 disk is damaged, encrypted or too large, or it refers to another file.",
-=======
     "unsafe-archive": "An archive has a member that kimbox does not unpack: a link, a device, a bad or duplicate name.",
+    "unsafe-disk": "A qcow2 disk is damaged, encrypted or too large, or it refers to another file.",
     "unsupported-box": "A Vagrant box does not have exactly one disk in a supported format.",
->>>>>>> 53b3d56 (formats: error codes and plain words)
     "unsupported-format": "A file has a version of its format that this kimbox cannot read.",
     "unsupported-provider": "A box is only for providers that kimbox cannot use.",
     "unsupported-yaml": "A file has a tag, merge key, directive or second document, which kimbox does not support.",
     "usage": "The command line is wrong.",
-<<<<<<< HEAD
-    "version-not-found": "A catalog has no box of that version.",
-=======
     "version-exists": "A catalog already has a package of that version for the provider.",
->>>>>>> 53b3d56 (formats: error codes and plain words)
+    "version-not-found": "A catalog has no box of that version.",
     "volume-moved": "A volume of a machine has another place or size than in its image.",
     "wrong-state": "A box or a file is in a state that does not allow the command.",
     "wrong-type": "A value has another type than the key requires.",

@@ -13,7 +13,7 @@ import attrs
 import pytest
 from conftest import Kimbox
 
-from kimbox.image.disk.ext4.usage import Opaque
+from kimbox.image.disk.faults import UnknownUsage
 from kimbox.image.disk.lvm import reader
 
 pytestmark = pytest.mark.guest
@@ -23,30 +23,30 @@ SCRIPT = Path(__file__).with_name("lvm-layouts")
 FOLDER = "/dev/shm/lvm"
 
 #: Layouts that are refused, and the words of the refusal; of those with several disks by the number of the disk.
-SEVERAL = "its volume group has several physical volumes"
-ABSENT = "it belongs to no volume group, or its metadata is on another physical volume"
+SEVERAL = "the volume group has several physical volumes"
+ABSENT = "the physical volume belongs to no volume group, or the metadata is on another physical volume"
 REFUSED = {
-    "cached": "its volume a is of the type cache+CACHE_USES_CACHEVOL, which kimbox does not read",
-    "errors": "its volume e is of the type error, which kimbox does not read",
+    "cached": "the volume a has the type cache+CACHE_USES_CACHEVOL, which kimbox does not read",
+    "errors": "the volume e has the type error, which kimbox does not read",
     "former": ABSENT,
     "ignored+1": ABSENT,
     "ignored+2": SEVERAL,
-    "mirrored": "its volume m is of the type mirror, which kimbox does not read",
+    "mirrored": "the volume m has the type mirror, which kimbox does not read",
     "missing+1": SEVERAL,
     "missing+2": SEVERAL,
     "orphan": ABSENT,
     "raid1+1": SEVERAL,
     "raid1+2": SEVERAL,
     "reducedpv+2": SEVERAL,
-    "snapmerging": "one of its snapshots is being merged into its origin",
-    "snapvirtual": "its volume s_vorigin is of the type zero, which kimbox does not read",
+    "snapmerging": "a snapshot is being merged into its origin",
+    "snapvirtual": "the volume s_vorigin has the type zero, which kimbox does not read",
     "spread+1": SEVERAL,
     "spread+2": SEVERAL,
     "striped+1": SEVERAL,
     "striped+2": SEVERAL,
-    "thin": "its volume pool is of the type thin-pool, which kimbox does not read",
-    "written": "its volume a is of the type writecache, which kimbox does not read",
-    "zeros": "its volume z is of the type zero, which kimbox does not read",
+    "thin": "the volume pool has the type thin-pool, which kimbox does not read",
+    "written": "the volume a has the type writecache, which kimbox does not read",
+    "zeros": "the volume z has the type zero, which kimbox does not read",
 }
 
 Pieces = list[tuple[int, int, int]]
@@ -125,7 +125,7 @@ def test_what_real_lvm_writes_is_read_or_refused(minimal: Kimbox, tmp_path: Path
     for name, path in sorted(images.items()):
         try:
             found = read(path)
-        except Opaque as error:
+        except UnknownUsage as error:
             refusals[name] = error.message
         else:
             assert attrs.evolve(expected[name], extent=0) == found, name

@@ -1,4 +1,4 @@
-"""What differs between two disks: packages by dpkg's word, files by name and content."""
+"""Differences between two disks: packages by dpkg's database, files by name and content."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Description: one
 
 
 def status(**versions: str) -> str:
-    """dpkg's status file, with a package that is removed and not purged."""
-    there = [STATUS.format(name=n, version=v, status="install ok installed") for n, v in versions.items()]
-    return "".join([*there, STATUS.format(name="left", version="9", status="deinstall ok config-files")])
+    """Returns dpkg's status file, with one more package that is removed and not purged."""
+    installed = [STATUS.format(name=n, version=v, status="install ok installed") for n, v in versions.items()]
+    return "".join([*installed, STATUS.format(name="left", version="9", status="deinstall ok config-files")])
 
 
 def fill(disk: Path, folder: Path, place: object, files: dict[str, str]) -> None:
-    """Writes files into a file system; those that are there are replaced."""
-    made = set()
+    """Writes files into a file system. Existing files are replaced."""
+    created = set()
     requests = []
     for number, (path, text) in enumerate(files.items()):
         (folder / f"f{number}").write_text(text)
         for parent in reversed(Path(path).parents):
-            if str(parent) != "/" and parent not in made:
-                made.add(parent)
+            if str(parent) != "/" and parent not in created:
+                created.add(parent)
                 requests.append(f"mkdir {parent}")
         requests += [f"rm {path}", f"write {folder}/f{number} {path}"]
     for request in requests:
@@ -63,8 +63,8 @@ def former(tmp_path: Path) -> Path:
     return disk
 
 
-def test_packages_and_files_are_told_apart(former: Path, tmp_path: Path) -> None:
-    """Files of a package that moved are counted with it, whichever name of /usr its list has; the others are named."""
+def test_files_of_packages_are_counted_and_other_files_listed(former: Path, tmp_path: Path) -> None:
+    """A file belongs to a package by either name of a merged /usr."""
     disk = Path(shutil.copy(former, tmp_path / "new.raw"))
     files = {
         "/etc/conf": "new\n",
@@ -79,28 +79,27 @@ def test_packages_and_files_are_told_apart(former: Path, tmp_path: Path) -> None
     (tmp_path / "named").write_text("new\n")
     run.run(["debugfs", "-w", "-R", f'write {tmp_path}/named "/etc/new name"', madedisk.device(disk, ROOT)])
     run.run(["debugfs", "-w", "-R", "set_inode_field /usr/bin/other mode 0104755", madedisk.device(disk, ROOT)])
-    for one in (former, disk):  # a time tells nothing: whoever changes a file may set it back
-        run.run(["debugfs", "-w", "-R", "set_inode_field /usr/bin/tool mtime 20260101", madedisk.device(one, ROOT)])
+    for image in (former, disk):  # equal times prove nothing: a program that changes a file can reset its time
+        run.run(["debugfs", "-w", "-R", "set_inode_field /usr/bin/tool mtime 20260101", madedisk.device(image, ROOT)])
     madedisk.remove(disk, ROOT, "/etc/gone")
     fill(disk, tmp_path, BOOT, {"/initrd.img-6": "initrd\n"})
-    found = madedisk.differences(former, disk)
-    assert {"coming": ("", "3"), "going": ("1:2", ""), "tool": ("1", "2")} == found.packages
-    assert ("/boot/initrd.img-6", "/etc/new name") == found.added
-    assert ("/etc/gone",) == found.removed
-    assert ("/etc/conf", "/usr/bin/other") == found.changed
-    assert 2 == found.package_files
-    assert "+ /etc/new name" in found.lines()
-    assert [{"name": "coming", "old": "", "new": "3"}] == found.as_json()["packages"][:1]
+    changes = madedisk.differences(former, disk)
+    assert {"coming": ("", "3"), "going": ("1:2", ""), "tool": ("1", "2")} == changes.packages
+    assert ("/boot/initrd.img-6", "/etc/new name") == changes.added
+    assert ("/etc/gone",) == changes.removed
+    assert ("/etc/conf", "/usr/bin/other") == changes.changed
+    assert 2 == changes.package_files
+    assert "+ /etc/new name" in changes.lines()
+    assert [{"name": "coming", "old": "", "new": "3"}] == changes.as_json()["packages"][:1]
 
 
 def test_the_packages_of_a_disk(former: Path) -> None:
-    """Those that dpkg says are installed, each with version and architecture."""
-    found = {"tool": ("1", "amd64"), "other": ("1", "amd64"), "going": ("1:2", "amd64")}
+    """All installed packages, each with version and architecture."""
+    expected = {"tool": ("1", "amd64"), "other": ("1", "amd64"), "going": ("1:2", "amd64")}
     with rawdisk.opened(former) as disk:
-        assert found == dpkg.installed(disk.root.file_system)
+        assert expected == dpkg.installed(disk.root.file_system)
 
 
-def test_nothing_differs_from_itself(former: Path) -> None:
-    """And that is said."""
-    found = madedisk.differences(former, former)
-    assert ["nothing differs"] == found.lines()
+def test_equal_disks_have_no_differences(former: Path) -> None:
+    """The output says so."""
+    assert ["no differences"] == madedisk.differences(former, former).lines()

@@ -391,5 +391,5 @@ def test_a_comparison_of_strange_names(disk: Path, image: Path, tmp_path: Path) 
 def test_lines_that_are_never_sent_to_debugfs(line: str) -> None:
     """Only a few commands, in short lines of ASCII, are allowed."""
     assert "cd <12>\nwrite reset-hosts hosts\n" == debugfs.script(["cd <12>", "write reset-hosts hosts"])
-    with pytest.raises(ValueError, match="no line for debugfs"):
+    with pytest.raises(ValueError, match="invalid line for debugfs"):
         debugfs.script([line])

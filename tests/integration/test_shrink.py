@@ -124,7 +124,12 @@ def test_a_damaged_disk_is_left_as_it_is(kimbox: Kimbox, machine: Machine) -> No
     before = sha256_file(machine.disk)
     code, out, _ = kimbox("--json", "shrink", "tiny")
     assert 1 == code
-    assert "persistent: its file system is damaged" in error(out, "shrink")["message"]
+    failure = error(out, "shrink")
+    assert ("disk-damaged", "persistent", "file system") == (
+        failure["code"],
+        failure["fields"]["volume"],
+        failure["fields"]["part"],
+    )
     assert before == sha256_file(machine.disk)
     assert not machine.new_disk.exists()
 

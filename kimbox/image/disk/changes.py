@@ -1,7 +1,8 @@
-"""What a maintainer changed: packages and files of one disk against those of the image that it was made from.
+"""Differences in packages and files between a disk and the image that it was created from.
 
-Both are disks of kimbox's layout. Files of dpkg's own database are left out: they say nothing that the packages do not.
-Paths are escaped by `directories.shown` where they are printed or recorded, because a guest chose them.
+Both disks have kimbox's layout. Files of dpkg's own database are left out, because the list of packages already has
+that information. Paths are escaped by `directories.shown` before they are printed or recorded, because a guest chose
+them.
 """
 
 from __future__ import annotations
@@ -12,40 +13,40 @@ from typing import Any
 
 import attrs
 
-from kimbox.errors import ImageError
 from kimbox.image.disk import dpkg
 from kimbox.image.disk.dpkg import merged_path
 from kimbox.image.disk.ext4 import content as ext4data
 from kimbox.image.disk.ext4 import directories, inodes
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.image.disk.ext4.inodes import FileSystem, Inode
+from kimbox.image.disk.faults import unsupported
 from kimbox.image.disk.view import DiskView
 
 #: Version of the record.
 FORMAT = 1
 
-#: More files of one file system are not looked at.
+#: Maximum number of files in one file system.
 MAX_ENTRIES = 2_000_000
 
-#: A file that is larger counts as changed where its time did: its content is not compared. That of others is, whatever
-#: their time: two versions may be of one second, and a guest may set any time.
+#: Maximum size of a file whose content is compared, in bytes. A larger file counts as changed if its time changed.
+#: For smaller files the time is not used: two versions may be of the same second, and a guest may set any time.
 MAX_COMPARED_BYTES = 64 << 20
 
 
 @attrs.frozen
 class Changes:
-    """What differs, sorted; `files` are those that belong to no package that came, went or moved."""
+    """The differences, sorted. Files of packages whose version changed are not in the lists, only in a count."""
 
-    #: Name -> versions before and after, the empty one where there is none.
+    #: Name -> version before and after; an empty version means not installed.
     packages: dict[str, tuple[str, str]]
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
-    #: How many files came, went or changed with those packages.
+    #: Number of files of those packages that were added, removed or changed.
     package_files: int
 
     def as_json(self) -> dict[str, Any]:
-        """As it is recorded, and in the output of --json."""
+        """Returns the differences as they are recorded, and as they are in the output of --json."""
         return {
             "format": FORMAT,
             "packages": [{"name": n, "old": old, "new": new} for n, (old, new) in self.packages.items()],
@@ -54,20 +55,23 @@ class Changes:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
-        told = [f"{n}: {old or 'not there'} -> {new or 'removed'}" for n, (old, new) in self.packages.items()]
-        told += [f"{self.package_files} files of these packages"] if self.packages else []
-        told += [f"+ {path}" for path in self.added]
-        told += [f"- {path}" for path in self.removed]
-        told += [f"~ {path}" for path in self.changed]
-        return told or ["nothing differs"]
+        """Returns the differences as lines of text."""
+        lines = [f"{n}: {old or 'not installed'} -> {new or 'removed'}" for n, (old, new) in self.packages.items()]
+        lines += [f"{self.package_files} files of these packages"] if self.packages else []
+        lines += [f"+ {path}" for path in self.added]
+        lines += [f"- {path}" for path in self.removed]
+        lines += [f"~ {path}" for path in self.changed]
+        return lines or ["no differences"]
 
 
 def find(former: DiskView, disk: DiskView, *, on_part: Callable[[str], None] = lambda _: None) -> Changes:
-    """What differs between two disks of kimbox's layout. Raises ImageError if one cannot be read."""
+    """Returns the differences between two disks of kimbox's layout. Raises ImageError if one cannot be read.
+
+    `on_part` is called with the mount point of each file system before it is compared.
+    """
     on_part("/")
     old, new = former.root.file_system, disk.root.file_system
-    versions = _different(_versions(old), _versions(new))
+    versions = _different_versions(_versions(old), _versions(new))
     of_packages = dpkg.files_of(old, versions) | dpkg.files_of(new, versions)
     parts = [_compare(old, new, b"")]
     on_part("/boot")
@@ -75,60 +79,64 @@ def find(former: DiskView, disk: DiskView, *, on_part: Callable[[str], None] = l
     paths = [set.union(*sets) for sets in zip(*parts, strict=True)]
     count = sum(merged_path(path) in of_packages for changed in paths for path in changed)
 
-    def named(changed: set[bytes]) -> tuple[str, ...]:
+    def listed(changed: set[bytes]) -> tuple[str, ...]:
         own = (path for path in changed if merged_path(path) not in of_packages)
         return tuple(sorted(shown(path) for path in own if not path.startswith(dpkg.FOLDER + b"/")))
 
-    added, removed, changed = map(named, paths)
+    added, removed, changed = map(listed, paths)
     return Changes(versions, added, removed, changed, count)
 
 
-def _different(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str]]:
-    """Packages whose version is not the same."""
+def _different_versions(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Returns the packages whose versions differ, with both versions."""
     both = {name: (old.get(name, ""), new.get(name, "")) for name in sorted({*old, *new})}
     return {name: versions for name, versions in both.items() if versions[0] != versions[1]}
 
 
 def _compare(old: FileSystem, new: FileSystem, prefix: bytes) -> tuple[set[bytes], set[bytes], set[bytes]]:
-    """Paths that came, went, and changed, with `prefix` before them; of a folder only permissions and owner count."""
+    """Returns the paths that were added, removed and changed, each with `prefix` before it.
+
+    A folder is changed only if its permissions or its owner changed.
+    """
     before, after = _inodes(old), _inodes(new)
     pairs = {path: (before[path], after[path]) for path in before.keys() & after.keys()}
-    told: dict[tuple[int, int], bool] = {}  # a file of many names is compared once
+    differs: dict[tuple[int, int], bool] = {}  # a file with several names is compared once
     for pair in pairs.values():
-        if pair not in told:
-            told[pair] = _differs(old, inodes.inode_of(old, pair[0]), new, inodes.inode_of(new, pair[1]))
-    changed = {path for path, pair in pairs.items() if told[pair]}
-    came, went = after.keys() - before.keys(), before.keys() - after.keys()
-    return {prefix + path for path in came}, {prefix + path for path in went}, {prefix + path for path in changed}
+        if pair not in differs:
+            differs[pair] = _differs(old, inodes.inode_of(old, pair[0]), new, inodes.inode_of(new, pair[1]))
+    changed = {path for path, pair in pairs.items() if differs[pair]}
+    added, removed = after.keys() - before.keys(), before.keys() - after.keys()
+    return {prefix + path for path in added}, {prefix + path for path in removed}, {prefix + path for path in changed}
 
 
 def _inodes(system: FileSystem) -> dict[bytes, int]:
-    """Every path of a file system, with its inode."""
-    found: dict[bytes, int] = {}
+    """Returns every path of a file system, with the number of its inode."""
+    numbers: dict[bytes, int] = {}
     for entry in directories.walk(system):
-        found[entry.path] = entry.inode.number
-        if len(found) > MAX_ENTRIES:
-            raise ImageError(f"the disk holds more than {MAX_ENTRIES} files")
-    return found
+        numbers[entry.path] = entry.inode.number
+        if len(numbers) > MAX_ENTRIES:
+            raise unsupported("too-many-files", f"the file system has more than {MAX_ENTRIES} files")
+    return numbers
 
 
-def _differs(old: FileSystem, one: Inode, new: FileSystem, two: Inode) -> bool:
-    if (one.mode, one.uid, one.gid) != (two.mode, two.uid, two.gid):
+def _differs(old_system: FileSystem, old: Inode, new_system: FileSystem, new: Inode) -> bool:
+    if (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid):
         return True
-    if one.is_folder:
+    if old.is_folder:
         return False
-    if one.is_link:
-        return ext4data.link_target(old, one) != ext4data.link_target(new, two)
-    if one.size_bytes != two.size_bytes:
+    if old.is_link:
+        return ext4data.link_target(old_system, old) != ext4data.link_target(new_system, new)
+    if old.size_bytes != new.size_bytes:
         return True
-    if not one.is_file:
-        return one.block != two.block  # the numbers of a device
-    if one.size_bytes > MAX_COMPARED_BYTES:
-        return one.modified_s != two.modified_s
-    contents = (ext4data.chunks(system, inode, inode.size_bytes) for system, inode in ((old, one), (new, two)))
-    return any(piece != other for piece, other in zip_longest(*contents))
+    if not old.is_file:
+        return old.block != new.block  # the numbers of a device
+    if old.size_bytes > MAX_COMPARED_BYTES:
+        return old.modified_s != new.modified_s
+    both = ((old_system, old), (new_system, new))
+    contents = (ext4data.chunks(system, inode, inode.size_bytes) for system, inode in both)
+    return any(old_chunk != new_chunk for old_chunk, new_chunk in zip_longest(*contents))
 
 
 def _versions(system: FileSystem) -> dict[str, str]:
-    """Installed packages and their versions."""
+    """Returns the version of each installed package."""
     return {name: version for name, (version, _) in dpkg.installed(system).items()}

@@ -1,7 +1,7 @@
 """The only module that runs debugfs(8) or writes its scripts.
 
-debugfs reads a script in pieces of 8191 bytes, and passes a line or such a piece that begins with `!` to system(3). A
-line therefore holds constants and numbers of kimbox's own, and never a name or text of a guest.
+debugfs reads a script in pieces of 8191 bytes. It passes a line, or such a piece, that begins with `!` to system(3).
+Therefore a line contains only constants and numbers from kimbox, and never a name or text from a guest.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.run import Completed
 
-#: The only commands in use; none of them runs a program.
+#: The commands that kimbox uses. None of them runs a program.
 COMMANDS = ("cd", "write", "set_inode_field")
 
-#: Maximum length of a line, in characters: far below the piece that debugfs reads.
+#: Maximum length of a line, in characters: much less than a piece that debugfs reads.
 MAX_LINE = 1024
 
-#: Time limit of debugfs, in seconds.
+#: Timeout of debugfs, in seconds.
 TIMEOUT_S = 600.0
 
 #: Prefix of the files, beside the disk, from which debugfs copies.
@@ -30,29 +30,29 @@ SOURCE_PREFIX = "reset-"
 
 
 class Call(Protocol):
-    """Runs a program with arguments and a text on its standard input."""
+    """A function that runs a program with arguments and a text on its standard input."""
 
     def __call__(self, program: str, *args: str | Path, input: str) -> Completed: ...
 
 
 @attrs.frozen
 class NewFile:
-    """Content and mode of a file that is owned by root. `mode` has the type of the file, too."""
+    """Content and mode of a file that root owns. `mode` includes the type of the file."""
 
     data: bytes
     mode: int
 
 
 def script(lines: Iterable[str]) -> str:
-    """The lines as the input of `debugfs -f -`.
+    """Returns the lines as the input of `debugfs -f -`.
 
-    Raises ValueError for a line that is too long, is not plain ASCII text or begins with another command: a bug.
+    Raises ValueError (a bug) for a line that is too long, is not printable ASCII or begins with another command.
     """
     checked = []
     for line in lines:
         is_plain = line.isascii() and line.isprintable()
         if not is_plain or len(line) > MAX_LINE or line.split(" ")[0] not in COMMANDS:
-            raise ValueError(f"no line for debugfs: {line[:100]!r}")
+            raise ValueError(f"invalid line for debugfs: {line[:100]!r}")
         checked.append(f"{line}\n")
     return "".join(checked)
 
@@ -60,9 +60,10 @@ def script(lines: Iterable[str]) -> str:
 def write_files(
     disk: Path, offset_bytes: int, folder_inode: int, files: Mapping[str, NewFile], env: Mapping[str, str]
 ) -> None:
-    """Writes new files into a folder of the file system at an offset of a raw disk. `env` is added to the environment.
+    """Writes new files into a folder of the file system at an offset of a raw disk.
 
-    The names are kimbox's own, and do not exist in the folder. Raises ImageError if debugfs fails.
+    The names of the files are from kimbox, and the folder does not have them yet. `env` is added to the environment of
+    debugfs. Raises ImageError if debugfs fails.
     """
     lines = [f"cd <{folder_inode}>"]
     for name, new in files.items():
@@ -75,15 +76,20 @@ def write_files(
     )  # fmt: skip
     for name in files:
         disk.with_name(f"{SOURCE_PREFIX}{name}").unlink()
-    complaints = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1.")]
-    if complaints:
-        raise ImageError(f"the root cannot be cleaned: {run.tail(chr(10).join(complaints), 3)}")
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1.")]
+    if errors:
+        raise ImageError(
+            f"debugfs cannot write into the root file system: {run.tail(chr(10).join(errors), 3)}",
+            code="command-failed",
+            fields={"program": "debugfs"},
+        )
 
 
 def set_times(call: Call, device: str, inodes: Iterable[int], time_s: int) -> None:
-    """Sets the times of change and of access of inodes, in Unix seconds.
+    """Sets the change time and the access time of inodes to `time_s`, in Unix seconds.
 
-    `device` is a file with `?offset=`, as e2fsprogs take it; `call` runs debugfs, and raises what it raises.
+    `device` is a disk with `?offset=`, as e2fsprogs accept it. `call` runs debugfs. Its errors are not caught.
     """
+
     lines = [f"set_inode_field <{number}> {field} @{time_s}" for number in inodes for field in ("ctime", "atime")]
     call("debugfs", "-w", "-f", "-", device, input=script(lines))

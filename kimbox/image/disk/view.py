@@ -1,8 +1,9 @@
-"""One view of a disk: partition table, LVM, file systems, swap, the snapshot and its COW store. Pure.
+"""The view of a disk: partition table, LVM, file systems, swap, the snapshot and its COW store. Pure.
 
-Bytes come from a function: of a raw file (`rawdisk`) or an NBD server (`formats.nbd`). Each part is read and checked
-once, when it is first asked for. Every byte may come from a hostile guest, so that each number is checked. Nobody may
-write to the disk while a view is in use; after a write, `DiskView.reopened` gives a view that reads file systems again.
+A function returns the bytes, from a raw file (`rawdisk`) or from an NBD server (`formats.nbd`). Each part is read and
+checked once, at its first use. Every byte may come from a hostile guest. Therefore each number is checked. Nobody may
+write to the disk while a view is in use. After a write, `DiskView.reopened` returns a view that reads file systems
+again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cached_property
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.image.disk import partitions, ranges
+from kimbox.image.disk import faults, partitions, ranges
 from kimbox.image.disk.cowstore import Store
 from kimbox.image.disk.ext4 import inodes, usage
 from kimbox.image.disk.ext4.inodes import FileSystem, Read
@@ -22,16 +23,16 @@ from kimbox.image.disk.lvm.reader import Group, Snapshot
 from kimbox.image.disk.ranges import Ranges
 from kimbox.image.disk.sectors import SWAP_MAGIC, SWAP_PAGE_BYTES
 
-#: How the label of the file system begins whose content outlives a new root.
+#: Start of the label of the file system that keeps its content when the root is replaced.
 PERSISTENT_LABEL = "kimbox-persist"
 
-#: Keys of `Contents.mounted`: where the guest mounts a file system, the empty string for the root.
+#: Keys of `Contents.mounted`: the mount point of a file system in the guest; the empty string is the root.
 BOOT, ROOT, PERSISTENT = "/boot", "", "/persistent"
 
 
 @attrs.frozen
 class Volume:
-    """A partition or an LV. `pieces`: offset on the disk and size in bytes, in the order of the volume."""
+    """A partition or an LV. `pieces`: offset on the disk and size of each piece, in bytes and in the volume's order."""
 
     name: str
     pieces: tuple[tuple[int, int], ...]
@@ -43,59 +44,62 @@ class Volume:
 
     @property
     def start_bytes(self) -> int:
-        """Offset on the disk of its first piece."""
+        """Offset on the disk of the first piece."""
         return self.pieces[0][0]
 
     def reopened(self) -> Volume:
-        """The same volume for after a write: nothing that was read of it is used again."""
+        """Returns the same volume without any cached content, for use after a write."""
         return attrs.evolve(self)
 
     @property
     def end_bytes(self) -> int:
-        """End on the disk of its last piece."""
+        """End on the disk of the last piece."""
         return sum(self.pieces[-1])
 
     @cached_property
     def file_system(self) -> FileSystem:
-        """Its ext4 file system, on cached reads: it does not see what is written later. Raises ImageError."""
+        """The ext4 file system of the volume. Its reads are cached, so that later writes are not visible.
+
+        Raises ImageError if the volume has no file system that kimbox reads.
+        """
         try:
             return inodes.open_at(inodes.cached(self.read))
         except ImageError as error:
-            raise ImageError(f"{self.name}: {error.message}", hint=error.hint) from None
+            raise faults.in_volume(self.name, error) from None
 
     def on_disk(self, inside: Ranges) -> Ranges:
-        """Where on the disk byte ranges of the volume lie."""
-        found, at = Ranges(), 0
+        """Returns the byte ranges of the disk that byte ranges of the volume occupy."""
+        occupied, at = Ranges(), 0
         for start, size in self.pieces:
-            found += ranges.shifted(ranges.common(inside, [(at, at + size)]), start - at)
+            occupied += ranges.shifted(ranges.common(inside, [(at, at + size)]), start - at)
             at += size
-        return ranges.merged(found)
+        return ranges.merged(occupied)
 
 
 def is_swap(read: Read, size_bytes: int) -> bool:
-    """Whether a volume holds swap space; with a hibernated machine in it, it has another magic number."""
+    """Whether a volume has swap space. False if a machine hibernated into it, because then the magic number differs."""
     return size_bytes > SWAP_PAGE_BYTES and read(SWAP_PAGE_BYTES - 10, 10) == SWAP_MAGIC
 
 
 def is_ext4(read: Read, size_bytes: int) -> bool:
-    """Whether a volume begins like an ext2, ext3 or ext4 file system."""
+    """Whether a volume has the magic number of ext2, ext3 and ext4."""
     return size_bytes > SWAP_PAGE_BYTES and usage.is_ext4(read)
 
 
 @attrs.frozen
 class PhysicalVolume:
-    """LVM on a partition: the volume group, and its LVs by name."""
+    """LVM on a partition: the volume group and its LVs, by name."""
 
     group: Group
     volumes: dict[str, Volume]
 
     def store(self, snapshot: Snapshot) -> Store:
-        """The COW store of a snapshot. Raises ImageError if it is damaged."""
+        """Returns the COW store of a snapshot. Raises ImageError if it is damaged."""
         store, origin = self.volumes[snapshot.store], self.volumes[snapshot.origin]
         try:
             return Store.parse(store.read, store.size_bytes, snapshot.chunk_bytes, origin.size_bytes)
         except ImageError as error:
-            raise ImageError(f"{snapshot.store}: {error.message}") from None
+            raise faults.in_volume(snapshot.store, error) from None
 
 
 @attrs.frozen
@@ -108,16 +112,23 @@ class Partition:
 
     @property
     def is_pv(self) -> bool:
-        """Whether LVM takes it for a physical volume."""
+        """Whether it has the label of an LVM physical volume."""
         return reader.is_pv(self.volume.read)
 
     @cached_property
     def lvm(self) -> PhysicalVolume:
-        """Its volume group. Raises Opaque where kimbox does not know its form, ImageError if it is damaged or none."""
+        """The volume group of the partition.
+
+        Raises UnknownUsage if kimbox does not know its form, ImageError if it is damaged or there is no LVM.
+        """
         read, start = self.volume.read, self.volume.start_bytes
         group = reader.read_group(read, self.volume.size_bytes)
         volumes = {
-            name: Volume(name, tuple((start + s.place, s.size_bytes) for s in lv.segments), reader.through(read, lv))
+            name: Volume(
+                name,
+                tuple((start + segment.pv_offset_bytes, segment.size_bytes) for segment in lv.segments),
+                reader.through(read, lv),
+            )
             for name, lv in group.volumes.items()
         }
         return PhysicalVolume(group, volumes)
@@ -125,7 +136,7 @@ class Partition:
 
 @attrs.frozen
 class _Tables:
-    """What no write to a file system changes: the partition table, and LVM's metadata below it."""
+    """The partition table and LVM's metadata, which a write to a file system does not change."""
 
     read: Read
     size_bytes: int
@@ -148,10 +159,11 @@ class _Tables:
 
 @attrs.frozen
 class Contents:
-    """What the volumes of a disk of kimbox's layout hold.
+    """The content of the volumes of a disk of kimbox's layout.
 
-    `mounted`: volumes with a file system, by where the guest mounts them; others by `volume NAME:`. `store`: the LV of
-    the snapshot's COW store. `unknown`: volumes that hold neither a file system nor swap space.
+    `mounted`: volumes with a file system, by their mount point in the guest. A volume that the user added has the key
+    `volume NAME:`. `store`: the LV with the COW store of the snapshot. `unknown`: volumes that have neither a file
+    system nor swap space.
     """
 
     mounted: dict[str, Volume]
@@ -165,7 +177,7 @@ class DiskView:
     """A disk of `size_bytes` whose bytes `read` returns. `partitions` and `inuse.find` work for any layout.
 
     `boot`, `root` and `contents` are for kimbox's layout: /boot and a PV, with root as the origin of a snapshot. They
-    raise ImageError where the disk has another one.
+    raise ImageError if the disk has another layout.
     """
 
     read: Read
@@ -175,24 +187,27 @@ class DiskView:
 
     @classmethod
     def of(cls, read: Read, size_bytes: int, written: Callable[[], Ranges] | None = None) -> DiskView:
-        """A view of a disk; nothing is read yet. `written` returns the byte ranges that are not holes, if known."""
+        """Returns a view of a disk and reads nothing yet.
+
+        `written` returns the byte ranges that are not holes. None: holes are not known.
+        """
         return cls(read, size_bytes, _Tables(read, size_bytes), written)
 
     def written(self) -> Ranges:
-        """Byte ranges that may hold something else than zeros."""
+        """Returns the byte ranges that may contain other bytes than zeros."""
         return [(0, self.size_bytes)] if self._written is None else self._written()
 
     def reopened(self) -> DiskView:
-        """A view for after a write into file systems or swap: only partition table and LVM metadata are kept."""
+        """Returns a view for use after a write to file systems or swap. It keeps only partition table and LVM."""
         return attrs.evolve(self)
 
     def volume_at(self, name: str, start_bytes: int, size_bytes: int) -> Volume:
-        """A byte range of the disk as a volume, whatever the tables of the disk say."""
+        """Returns a byte range of the disk as a volume. Partition table and LVM metadata are not used."""
         return Volume(name, ((start_bytes, size_bytes),), _from(self.read, start_bytes))
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
-        """In the order of the disk; none where there is no table. Raises ImageError if the table is damaged."""
+        """The partitions in the order of the disk; none without a table. Raises ImageError if the table is damaged."""
         return self._tables.partitions
 
     @property
@@ -201,7 +216,7 @@ class DiskView:
 
     @property
     def root(self) -> Volume:
-        """The LV of the root: in one piece."""
+        """The LV of the root, which is in one piece."""
         return self._layout[1]
 
     def check_layout(self) -> None:
@@ -210,27 +225,34 @@ class DiskView:
 
     @cached_property
     def _layout(self) -> tuple[Volume, Volume]:
-        """/boot and root."""
+        """The volumes of /boot and root. Raises ImageError (`disk-layout`) if the disk has another layout."""
         try:
             if len(self.partitions) != 2:
-                raise ImageError(f"it has {len(self.partitions)} partitions, not two")
+                raise faults.other_layout("number-of-partitions", f"{len(self.partitions)} partitions instead of 2")
             boot, pv = self.partitions
             lvm = pv.lvm
             root = lvm.volumes[root_of(lvm.group)]
         except ImageError as error:
             raise ImageError(
-                f"the disk has not the layout of kimbox's images: {error.message}",
-                hint="a machine whose image kimbox built, or packaged, can be packaged",
+                f"the disk does not have the layout of kimbox's images: {error.message}",
+                code="disk-layout",
+                hint="only images that kimbox built or packaged have this layout",
+                fields=error.fields,
             ) from None
         return attrs.evolve(boot.volume, name=BOOT), attrs.evolve(root)
 
     @cached_property
     def contents(self) -> Contents:
-        """What the volumes hold. Raises ImageError for more snapshots than root's, and a file system not readable."""
+        """The content of the volumes.
+
+        Raises ImageError if there is another snapshot than the one of root, or a file system cannot be read.
+        """
         boot, root = self._layout
         lvm = self.partitions[1].lvm
         if len(lvm.group.snapshots) != 1:
-            raise ImageError("it has more snapshots than the one of root")
+            raise faults.other_layout(
+                "number-of-snapshots", f"the disk has {len(lvm.group.snapshots)} LVM snapshots instead of 1"
+            )
         (snapshot,) = lvm.group.snapshots
         mounted, swaps, unknown = {BOOT: boot, ROOT: root}, [], []
         for name, lv in lvm.volumes.items():
@@ -251,18 +273,19 @@ class DiskView:
 
 
 def root_of(group: Group) -> str:
-    """The name of root's LV: the origin of the snapshot. Raises ImageError if it is not known, or not in one piece.
+    """Returns the name of root's LV: the origin of the snapshot.
 
-    A user may have made more snapshots, of root and of other volumes; kimbox puts root at the first extent.
+    If a user created more snapshots, root is the origin at the first extent, where kimbox puts it. Raises ImageError if
+    there is no such origin, or if it is not in one piece.
     """
     origins = {snapshot.origin: group.volumes[snapshot.origin].segments for snapshot in group.snapshots}
     if len(origins) > 1:
-        origins = {name: pieces for name, pieces in origins.items() if pieces[0].place == group.start_bytes}
+        origins = {name: pieces for name, pieces in origins.items() if pieces[0].pv_offset_bytes == group.start_bytes}
     if len(origins) != 1:
-        raise ImageError("it has no volume root with a snapshot")
+        raise faults.other_layout("no-root-snapshot", "no root volume with a snapshot")
     ((name, pieces),) = origins.items()
     if len(pieces) != 1:
-        raise ImageError(f"the volume {name} lies in {len(pieces)} pieces")
+        raise faults.other_layout("root-in-pieces", f"the root volume {name} is in {len(pieces)} pieces instead of 1")
     return name
 
 

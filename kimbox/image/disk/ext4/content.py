@@ -1,7 +1,7 @@
-"""Content of files and symbolic links in an ext4 file system that nobody mounts. Pure: bytes come from a function.
+"""Reads files and symbolic links of an ext4 file system that is not mounted. Pure: bytes come from a function.
 
-Blocks are found by extent trees or by block maps (Linux, Documentation/filesystems/ext4, ifork). A guest may have
-written every byte: sizes are bounded by the caller, loops by a budget of steps.
+An extent tree or a block map has the places of the blocks (Linux, Documentation/filesystems/ext4, ifork). A guest may
+have written every byte. Therefore the caller limits sizes, and a budget of steps limits loops.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import attrs
 
-from kimbox.errors import ImageError
 from kimbox.image.disk.ext4.inodes import (
     EXTENT_MAGIC,
     EXTENTS_FLAG,
@@ -19,19 +18,19 @@ from kimbox.image.disk.ext4.inodes import (
     FileSystem,
     Inode,
     block_place,
-    damaged,
 )
+from kimbox.image.disk.faults import damaged, unsupported
 
-#: Linux makes no deeper extent tree (EXT4_MAX_EXTENT_DEPTH).
+#: Maximum depth of an extent tree in Linux (EXT4_MAX_EXTENT_DEPTH).
 MAX_DEPTH = 5
 
-#: Steps for the blocks of one file: enough for a file of 64 GiB in pieces of 64 KiB.
+#: Maximum number of steps to read the blocks of one file: enough for a file of 64 GiB in pieces of 64 KiB.
 MAX_STEPS = 1_000_000
 
-#: Content is read in chunks of this size.
+#: Size of the chunks in which content is read, in bytes.
 CHUNK_BYTES = 1 << 20
 
-#: A shorter target of a symbolic link stands in the inode.
+#: The target of a symbolic link that is shorter than this is in the inode.
 SHORT_TARGET_BYTES = 60
 
 #: (first block in the file, count, first block on disk)
@@ -40,21 +39,21 @@ Run = tuple[int, int, int]
 
 @attrs.define
 class Budget:
-    """How many steps remain; a step is an entry, a block or a piece that is looked at."""
+    """The number of steps that remain. A step reads one entry, block or piece."""
 
     steps: int = MAX_STEPS
 
     def take(self, count: int = 1) -> None:
-        """Uses up steps. Raises ImageError when none remain."""
+        """Uses steps. Raises ImageError if there are not enough."""
         self.steps -= count
         if self.steps < 0:
-            raise ImageError("its file system is too large for kimbox to read, or damaged")
+            raise unsupported("too-large", "the file system is too large for kimbox to read, or it is damaged")
 
 
 def runs(system: FileSystem, inode: Inode, budget: Budget | None = None) -> Iterator[Run]:
-    """The blocks of a file or directory, ascending, up to its size. Holes and unwritten blocks are left out: zeros.
+    """Yields the blocks of a file or directory, ascending, up to its size.
 
-    Raises ImageError where they are damaged.
+    Holes and unwritten blocks are left out: they read as zeros. Raises ImageError if the extents are damaged.
     """
     budget = Budget() if budget is None else budget
     total = -(-inode.size_bytes // system.block_bytes)
@@ -62,9 +61,9 @@ def runs(system: FileSystem, inode: Inode, budget: Budget | None = None) -> Iter
     end = 0
     for first, count, start in _extents(system, inode, budget) if is_tree else _mapped(system, inode, total, budget):
         if first < end or count < 1:
-            raise damaged("extents over each other")
+            raise damaged("extents-overlap", "the extents of a file overlap")
         end = first + count
-        if first >= total:  # allotted beyond the end of the file
+        if first >= total:  # allocated beyond the end of the file
             return
         if start:
             block_place(system, start, count)
@@ -72,32 +71,32 @@ def runs(system: FileSystem, inode: Inode, budget: Budget | None = None) -> Iter
 
 
 def _extents(system: FileSystem, inode: Inode, budget: Budget) -> Iterator[Run]:
-    """The leaves of an extent tree; 0 as a place where an extent is allotted and not written."""
+    """Yields the leaves of an extent tree. The place of an extent that is allocated and not written is 0."""
     (depth,) = struct.unpack_from("<H", inode.block, 6)
     if depth > MAX_DEPTH:
-        raise damaged("an extent tree that is too deep")
+        raise damaged("deep-extent-tree", f"an extent tree has more than {MAX_DEPTH} levels")
     pending = [(depth, 0)]  # the root is in the inode
     while pending:
         depth, place = pending.pop()
         node = system.read(place, system.block_bytes) if place else inode.block
         magic, count, _, own_depth = struct.unpack_from("<HHHH", node, 0)
         if magic != EXTENT_MAGIC or own_depth != depth or count > len(node) // 12 - 1:
-            raise damaged("an extent tree that cannot be")
+            raise damaged("bad-extent-tree", "invalid node in an extent tree")
         budget.take(1 + count)
-        below = []
+        children = []
         for at in range(12, 12 + 12 * count, 12):
             if depth:
                 _, low, high = struct.unpack_from("<IIH", node, at)
-                below.append((depth - 1, block_place(system, high << 32 | low, 1)))
+                children.append((depth - 1, block_place(system, high << 32 | low, 1)))
             else:
                 first, length, high, low = struct.unpack_from("<IHHI", node, at)
                 is_written = length <= MAX_EXTENT_BLOCKS
                 yield (first, length, high << 32 | low) if is_written else (first, length - MAX_EXTENT_BLOCKS, 0)
-        pending += reversed(below)
+        pending += reversed(children)
 
 
 def _mapped(system: FileSystem, inode: Inode, total: int, budget: Budget) -> Iterator[Run]:
-    """The pieces of a file with a block map: twelve blocks, then blocks of numbers at one, two and three levels."""
+    """Yields the pieces of a file with a block map: 12 blocks, then one, two and three levels of blocks of numbers."""
     per_block = system.block_bytes // 4
     pending, first = [], 0
     for index, number in enumerate(struct.unpack("<15I", inode.block)):
@@ -127,7 +126,10 @@ def _mapped(system: FileSystem, inode: Inode, total: int, budget: Budget) -> Ite
 
 
 def chunks(system: FileSystem, inode: Inode, size_bytes: int) -> Iterator[bytes]:
-    """The first bytes of a regular file, up to its size, in chunks of CHUNK_BYTES; holes are zeros."""
+    """Yields the first `size_bytes` of a regular file, or all of a shorter file, in chunks of CHUNK_BYTES.
+
+    Holes are zeros.
+    """
     size_bytes, unit = min(size_bytes, inode.size_bytes), system.block_bytes
     pieces = runs(system, inode)
     run = next(pieces, None)
@@ -145,22 +147,23 @@ def chunks(system: FileSystem, inode: Inode, size_bytes: int) -> Iterator[bytes]
 
 
 def content(system: FileSystem, inode: Inode, limit_bytes: int) -> bytes | None:
-    """The content of a regular file, None where it is larger than the limit: nothing of it is read then."""
+    """Returns the content of a regular file, or None if it is larger than the limit. Then nothing is read."""
     if inode.size_bytes > limit_bytes:
         return None
     return b"".join(chunks(system, inode, inode.size_bytes))
 
 
 def head(system: FileSystem, inode: Inode, count: int) -> bytes:
-    """The first bytes of a regular file, fewer where it is shorter."""
+    """Returns the first `count` bytes of a regular file, or all of a shorter file."""
     return b"".join(chunks(system, inode, count))
 
 
 def link_target(system: FileSystem, inode: Inode) -> bytes:
-    """What a symbolic link says. Raises ImageError if it is longer than a block, which no link is."""
+    """Returns the target of a symbolic link. Raises ImageError if it is longer than a block, the limit of ext4."""
     if inode.size_bytes < SHORT_TARGET_BYTES and not inode.flags & EXTENTS_FLAG:
         return inode.block[: inode.size_bytes]
     target = content(system, inode, system.block_bytes)
     if target is None:
-        raise damaged("a symbolic link that is too long")
+        raise damaged("long-link", "a symbolic link is longer than a block")
+
     return target

@@ -1,8 +1,8 @@
-"""Directory trees of an ext4 file system that nobody mounts: every name with its inode. Pure.
+"""Reads the directory tree of an ext4 file system that is not mounted: every name with its inode. Pure.
 
-A guest chose the names and may have written every byte: names are bytes, shown only by `shown`, symbolic links are
-never followed, and a tree that is no tree is refused. Directories with a hash tree are read as a list, as their format
-allows (Linux, Documentation/filesystems/ext4, directory).
+A guest chose the names and may have written every byte. Therefore names are bytes that only `shown` prepares for
+output, symbolic links are never followed, and a directory with two parents is an error. Directories with a hash tree
+are read as a list, as their format allows (Linux, Documentation/filesystems/ext4, directory).
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import attrs
 
 from kimbox.image.disk.ext4 import content, inodes
 from kimbox.image.disk.ext4.content import Budget
-from kimbox.image.disk.ext4.inodes import FileSystem, Inode, damaged
+from kimbox.image.disk.ext4.inodes import FileSystem, Inode
+from kimbox.image.disk.faults import damaged
 
-#: Steps for a whole tree; an entry takes one, and one more for each 64 bytes of its path. Some four million files.
+#: Maximum number of steps for a tree: enough for about four million files. An entry takes one step, and one more for
+#: each PATH_STEP_BYTES of its path.
 MAX_STEPS = 8_000_000
 PATH_STEP_BYTES = 64
 
 
 @attrs.frozen
 class Entry:
-    """A name in a directory, and where it stands: inode of the directory, block of the file system, offset in it."""
+    """A name in a directory, with its place: inode of the directory, block of the file system, offset in the block."""
 
     path: bytes
     inode: Inode
@@ -37,15 +39,15 @@ class Entry:
 
 
 def top(system: FileSystem) -> Entry:
-    """The root directory, with an empty path. Raises ImageError if it is none."""
+    """Returns the root directory, with an empty path. Raises ImageError if the root inode is not a directory."""
     inode = inodes.inode_of(system, inodes.ROOT_INODE)
     if not inode.is_folder:
-        raise damaged("a root that is no directory")
+        raise damaged("bad-root", "the root inode is not a directory")
     return Entry(b"", inode)
 
 
 def listed(system: FileSystem, folder: Entry, budget: Budget | None = None) -> Iterator[Entry]:
-    """What is in a directory, in the order of the disk; nothing where the entry is no directory."""
+    """Yields the entries of a directory, in the order of the disk; nothing if `folder` is not a directory."""
     budget = Budget(MAX_STEPS) if budget is None else budget
     if not folder.inode.is_folder:
         return
@@ -57,17 +59,17 @@ def listed(system: FileSystem, folder: Entry, budget: Budget | None = None) -> I
                 if not inode or name in (b".", b".."):
                     continue
                 if not name or b"/" in name or b"\0" in name:
-                    raise damaged("a name that cannot be")
+                    raise damaged("bad-name", "invalid name in a directory")
                 path = b"%s/%s" % (folder.path, name)
                 budget.take(1 + len(path) // PATH_STEP_BYTES)
                 yield Entry(path, inodes.inode_of(system, inode), folder.inode.number, number, offset)
 
 
 def walk(system: FileSystem, folder: Entry | None = None, budget: Budget | None = None) -> Iterator[Entry]:
-    """All below a directory, the root by default: each directory before what is in it, the directory itself not.
+    """Yields all entries below a directory (default: the root), each directory before its content.
 
-    Open the file system on `inodes.cached` bytes for this. Raises ImageError if it is damaged, for example a directory
-    in two places.
+    `folder` itself is not an entry. Open the file system with `inodes.cached`, because inodes are read many times.
+    Raises ImageError if the file system is damaged, for example if a directory has two parents.
     """
     budget = Budget(MAX_STEPS) if budget is None else budget
     start = top(system) if folder is None else folder
@@ -78,7 +80,7 @@ def walk(system: FileSystem, folder: Entry | None = None, budget: Budget | None 
             yield entry
             if entry.inode.is_folder:
                 if entry.inode.number in known:
-                    raise damaged("a directory in two places")
+                    raise damaged("directory-loop", "a directory has two parents")
                 known.add(entry.inode.number)
                 pending.append(listed(system, entry, budget))
                 break
@@ -87,39 +89,43 @@ def walk(system: FileSystem, folder: Entry | None = None, budget: Budget | None 
 
 
 def matching(system: FileSystem, pattern: str, budget: Budget | None = None) -> list[Entry]:
-    """What an absolute path with wildcards (fnmatch(3), in one name each) means. No symbolic link is followed."""
+    """Returns the entries that match an absolute path with wildcards (fnmatch(3)). A wildcard does not match `/`.
+
+    Symbolic links are not followed.
+    """
     budget = Budget(MAX_STEPS) if budget is None else budget
-    found = [top(system)]
+    matches = [top(system)]
     for part in pattern.encode().strip(b"/").split(b"/"):
-        there = (entry for folder in found for entry in listed(system, folder, budget))
-        found = [entry for entry in there if fnmatch.fnmatchcase(entry.name, part)]
-    return found
+        children = (entry for folder in matches for entry in listed(system, folder, budget))
+        matches = [entry for entry in children if fnmatch.fnmatchcase(entry.name, part)]
+    return matches
 
 
 def find(system: FileSystem, path: bytes) -> Entry | None:
-    """What an absolute path names, None where there is nothing. No symbolic link is followed."""
-    found: Entry | None = top(system)
+    """Returns the entry of an absolute path, or None if it does not exist. Symbolic links are not followed."""
+    current: Entry | None = top(system)
     for part in path.strip(b"/").split(b"/"):
-        if found is None:
+        if current is None:
             return None
-        found = next((entry for entry in listed(system, found) if entry.name == part), None)
-    return found
+        current = next((entry for entry in listed(system, current) if entry.name == part), None)
+    return current
 
 
 def shown(path: bytes) -> str:
-    r"""A path as text for people and records: what is not printable, not UTF-8, or a backslash is escaped as in Python.
+    r"""Returns a path as printable text. Backslashes, bytes that are not UTF-8 and other unprintable characters are
+    escaped as in Python.
 
-    Different paths stay different.
+    Different paths have different texts.
     """
-    return "".join(map(_shown, path.decode("utf-8", "surrogateescape")))
+    return "".join(map(_escaped, path.decode("utf-8", "surrogateescape")))
 
 
-def _shown(letter: str) -> str:
-    code = ord(letter)
-    if letter.isprintable() and letter != "\\":
-        return letter
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if character.isprintable() and character != "\\":
+        return character
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
-    if 0x80 <= code <= 0xFF:  # not to be confused with such a byte
+    if 0x80 <= code <= 0xFF:  # must differ from such a byte
         return f"\\u{code:04x}"
-    return letter.encode("unicode_escape").decode("ascii")
+    return character.encode("unicode_escape").decode("ascii")

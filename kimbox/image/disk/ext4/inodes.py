@@ -1,9 +1,9 @@
-"""Inodes and directory blocks of an ext4 file system that nobody mounts. Pure: bytes come from a function.
+"""Reads inodes and directory blocks of an ext4 file system that is not mounted. Pure: bytes come from a function.
 
-A guest may have written every byte, so that each number is checked and each loop bounded (Linux,
-Documentation/filesystems/ext4). Features that change the format in a way that kimbox does not know are refused: inline
-data, large extended attributes, meta block groups, encryption. Content of files is read by `content`, trees by
-`directories`. Only `locate` finds a file here: one of the boot partition, with few and small reads.
+Format: Linux, Documentation/filesystems/ext4. A guest may have written every byte. Therefore each number is checked,
+and each loop has a limit. Features that change the format in an unknown way are rejected: inline data, large extended
+attributes, meta block groups, encryption. `content` reads files and `directories` reads trees. Only `locate` searches
+a file in this module: a file of the boot partition, with few small reads.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ import attrs
 
 from kimbox.errors import ImageError
 from kimbox.image.disk.ext4.superblock import SUPERBLOCK_BYTES, WIDE, Superblock
+from kimbox.image.disk.faults import damaged, unsupported
 
-#: Bytes of the file system, from an offset, so many.
+#: Reads bytes: arguments are the offset and the number of bytes.
 Read = Callable[[int, int], bytes]
 
-#: The inode of the root directory; and the first that is not the file system's own: `s_first_ino` is never lower.
+#: The inode of the root directory, and the first inode that is not reserved (`s_first_ino` is never lower).
 ROOT_INODE, FIRST_INODE = 2, 11
 
-#: Features that may stand in `s_feature_incompat`: filetype, recover, extents, 64bit, flex_bg, csum_seed.
-UNDERSTOOD = 0x0002 | 0x0004 | 0x0040 | 0x0080 | 0x0200 | 0x2000
+#: The features of `s_feature_incompat` that kimbox knows: filetype, recover, extents, 64bit, flex_bg, csum_seed.
+KNOWN_FEATURES = 0x0002 | 0x0004 | 0x0040 | 0x0080 | 0x0200 | 0x2000
 
-#: Flag of an inode whose content is found by extents, and how such a tree begins.
+#: Flag of an inode with an extent tree, and the magic number of a node of the tree.
 EXTENTS_FLAG = 0x80000
 EXTENT_MAGIC = 0xF30A
 
-#: A longer extent is allotted and not written yet.
+#: Maximum length of an extent with content, in blocks. A longer one is allocated and not written yet.
 MAX_EXTENT_BLOCKS = 32768
 
-#: A directory with more blocks is none of a boot partition.
+#: Maximum number of blocks that `locate` reads of a directory.
 MAX_DIRECTORY_BLOCKS = 64
 
-#: `cached` reads pieces of this size and keeps so many of them.
+#: Size of the pieces that `cached` reads, in bytes, and the maximum number of pieces that it keeps.
 PIECE_BYTES = 64 << 10
 MAX_PIECES = 256
 
 
 @attrs.frozen
 class FileSystem:
-    """A file system whose superblock was checked, with its bytes. `superblock` has the other numbers."""
+    """A file system with a checked superblock. `read` returns its bytes, `superblock` has the other numbers."""
 
     label: str
     read: Read
@@ -60,10 +61,10 @@ class FileSystem:
 
 @attrs.frozen
 class Inode:
-    """An inode. `block` is its `i_block`: the root of the extent tree, a block map, or a short symlink's target.
+    """An inode. `block` is `i_block`: the root of the extent tree, a block map, or the target of a short symbolic link.
 
-    `modified_s` is the time of its content in Unix seconds without their epoch bits; `attributes_block` holds extended
-    attributes, 0 where there are none outside of the inode.
+    `modified_s`: modification time of the content in Unix seconds, without the epoch bits. `attributes_block`: the
+    block with extended attributes; 0 if there are none outside the inode.
     """
 
     number: int
@@ -91,15 +92,11 @@ class Inode:
         return stat.S_ISLNK(self.mode)
 
 
-def damaged(what: str) -> ImageError:
-    """The error for a file system that cannot be as it is."""
-    return ImageError(f"its file system is damaged: {what}")
-
-
 def cached(read: Read) -> Read:
-    """`read` with a cache for small pieces: inode tables and directories are read many times in small parts.
+    """Returns `read` with a cache, because inode tables and directories are read many times in small parts.
 
-    What is longer than a piece is read directly. Writes are not seen: open the file system again after a write.
+    Reads that are longer than a piece are not cached. Later writes are not visible: open the file system again after a
+    write.
     """
     pieces: OrderedDict[int, bytes] = OrderedDict()
 
@@ -122,65 +119,70 @@ def cached(read: Read) -> Read:
     return read_cached
 
 
-def _whole(read: Read) -> Read:
-    """`read`, with an ImageError where there are fewer bytes than asked for."""
+def _exact(read: Read) -> Read:
+    """Returns `read` with a check: it raises ImageError if there are fewer bytes than requested."""
 
-    def read_all(offset: int, size: int) -> bytes:
+    def read_exactly(offset: int, size: int) -> bytes:
         data = read(offset, size)
         if len(data) != size:
-            raise damaged("it ends before its end")
+            raise damaged("truncated", "it is longer than the disk or volume")
         return data
 
-    return read_all
+    return read_exactly
 
 
 def open_at(read: Read) -> FileSystem:
-    """The file system whose bytes `read` gives. Raises ImageError if it is none, or not one that kimbox reads."""
-    read = _whole(read)
-    found = Superblock.parse(read(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES))
-    is_known = not found.incompat & ~UNDERSTOOD and found.log_block <= 2 and found.first_block <= 1
-    if not is_known or not found.inodes_per_group or not 128 <= found.inode_bytes <= 1024:
-        raise ImageError("its file system is not one that kimbox reads")
+    """Returns the file system whose bytes `read` returns.
+
+    Raises ImageError if the bytes are not a file system, or if kimbox does not know its features.
+    """
+    read = _exact(read)
+    superblock = Superblock.parse(read(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES))
+    is_known = not superblock.incompat & ~KNOWN_FEATURES and superblock.log_block <= 2 and superblock.first_block <= 1
+    if not is_known or not superblock.inodes_per_group or not 128 <= superblock.inode_bytes <= 1024:
+        raise unsupported("unknown-features", "the file system has features or sizes that kimbox does not know")
     return FileSystem(
-        label=found.label,
+        label=superblock.label,
         read=read,
-        block_bytes=1024 << found.log_block,
-        blocks=found.blocks,
-        first_block=found.first_block,
-        inode_bytes=found.inode_bytes,
-        inodes=found.inodes,
-        inodes_per_group=found.inodes_per_group,
-        descriptor_bytes=max(found.descriptor_bytes, 64) if found.incompat & WIDE else 32,
-        superblock=found,
+        block_bytes=1024 << superblock.log_block,
+        blocks=superblock.blocks,
+        first_block=superblock.first_block,
+        inode_bytes=superblock.inode_bytes,
+        inodes=superblock.inodes,
+        inodes_per_group=superblock.inodes_per_group,
+        descriptor_bytes=max(superblock.descriptor_bytes, 64) if superblock.incompat & WIDE else 32,
+        superblock=superblock,
     )
 
 
 def locate(system: FileSystem, path: str, size_bytes: int) -> int:
-    """Where in the file system the content of a file begins that has this size and lies in one piece, in bytes.
+    """Returns the offset in the file system, in bytes, of a file of `size_bytes` that is in one piece.
 
     Raises ImageError if there is no such file.
     """
     number = ROOT_INODE
     for name in path.strip("/").split("/"):
-        found = _entries(system, inode_of(system, number)).get(name.encode())
-        if found is None:
-            raise ImageError(f"it has no {path}")
-        number = found
+        child = _entries(system, inode_of(system, number)).get(name.encode())
+        if child is None:
+            raise ImageError(
+                f"the file system has no file {path}", code="file-not-found", fields={"path": path, "fault": "no-file"}
+            )
+        number = child
     inode = inode_of(system, number)
     if not inode.is_file or inode.size_bytes != size_bytes:
-        raise ImageError(f"its {path} is no file of {size_bytes} bytes")
+        raise unsupported("not-that-file", f"{path} is not a regular file of {size_bytes} bytes")
     blocks = -(-size_bytes // system.block_bytes)
     extents = direct_extents(system, inode)
     start = next((start for first, count, start in extents if first == 0 and count >= blocks), None)
     if start is None:
-        raise ImageError(f"its {path} is not in one piece")
+        raise unsupported("file-in-pieces", f"{path} is not in one piece on the disk")
     return start * system.block_bytes
 
 
 def inode_place(system: FileSystem, number: int) -> int:
-    """Where an inode lies, in bytes."""
+    """Returns the offset of an inode in the file system, in bytes. Raises ImageError if the number is invalid."""
     if not 0 < number <= system.inodes:
-        raise damaged("an inode that cannot be")
+        raise damaged("bad-inode-number", f"invalid inode number {number}")
     group, index = divmod(number - 1, system.inodes_per_group)
     table = (system.first_block + 1) * system.block_bytes + group * system.descriptor_bytes
     descriptor = system.read(table, system.descriptor_bytes)
@@ -192,7 +194,7 @@ def inode_place(system: FileSystem, number: int) -> int:
 
 
 def inode_of(system: FileSystem, number: int) -> Inode:
-    """An inode by its number."""
+    """Returns the inode with that number. Raises ImageError if the number is invalid."""
     raw = system.read(inode_place(system, number), 128)
     mode, uid, size, _, _, modified_s, _, gid, links, _, flags, _ = struct.unpack_from("<HHIIIIIHHIII", raw, 0)
     generation, attributes, size_high = struct.unpack_from("<III", raw, 0x64)
@@ -213,51 +215,55 @@ def inode_of(system: FileSystem, number: int) -> Inode:
 
 
 def direct_extents(system: FileSystem, inode: Inode) -> tuple[tuple[int, int, int], ...]:
-    """The blocks of a file in at most four pieces, as (first in the file, count, first on disk); none for others."""
+    """Returns the blocks of a file with at most four extents, as (first in the file, count, first on disk).
+
+    For any other file, the result is empty.
+    """
     if not inode.flags & EXTENTS_FLAG:
         return ()
     magic, count, _, depth = struct.unpack_from("<HHHH", inode.block, 0)
     if magic != EXTENT_MAGIC or depth or count > 4:
         return ()
-    found = []
+    runs = []
     for index in range(count):
         first, length, high, low = struct.unpack_from("<IHHI", inode.block, 12 + 12 * index)
         if 0 < length <= MAX_EXTENT_BLOCKS:
             start = high << 32 | low
             block_place(system, start, length)
-            found.append((first, length, start))
-    return tuple(found)
+            runs.append((first, length, start))
+    return tuple(runs)
 
 
 def block_place(system: FileSystem, block: int, count: int) -> int:
-    """Where blocks begin, in bytes. Raises ImageError if they are not inside of the file system."""
+    """Returns the offset of `count` blocks, in bytes. Raises ImageError if they are not inside the file system."""
     if not system.first_block < block <= system.blocks - count:
-        raise damaged("a block outside of it")
+        raise damaged("block-outside", "a block number is outside the file system")
     return block * system.block_bytes
 
 
 def names_in(block: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The entries of a directory's block, free ones too: offset, length of the record, inode (0: free), name.
+    """Yields the entries of a directory's block, also the free ones: offset, length of the record, inode, name.
 
-    An interior block of a hash tree looks like one free entry, and its root like `.` and `..`.
+    The inode of a free entry is 0. In this format, an inner block of a hash tree is one free entry, and the root of a
+    hash tree is `.` and `..`.
     """
     at = 0
     while at + 8 <= len(block):
         inode, length, name_bytes = struct.unpack_from("<IHB", block, at)
         if length < 8 or at + length > len(block) or name_bytes > length - 8:
-            raise damaged("a directory that cannot be")
+            raise damaged("bad-directory", "invalid entry in a directory")
         yield at, length, inode, block[at + 8 : at + 8 + name_bytes]
         at += length
 
 
 def _entries(system: FileSystem, directory: Inode) -> dict[bytes, int]:
-    """Names of a directory of a boot partition, and their inodes."""
+    """Returns the names in a directory of a boot partition, with their inodes."""
     if not directory.is_folder:
         return {}
     extents = direct_extents(system, directory)
     numbers = [start + i for _, count, start in extents for i in range(min(count, MAX_DIRECTORY_BLOCKS))]
-    found: dict[bytes, int] = {}
+    inode_of_name: dict[bytes, int] = {}
     for number in numbers[:MAX_DIRECTORY_BLOCKS]:
         block = system.read(number * system.block_bytes, system.block_bytes)
-        found.update({name: inode for _, _, inode, name in names_in(block) if inode})
-    return found
+        inode_of_name.update({name: inode for _, _, inode, name in names_in(block) if inode})
+    return inode_of_name

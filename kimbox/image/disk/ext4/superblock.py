@@ -1,7 +1,7 @@
-"""The superblock of an ext2, ext3 or ext4 file system: its numbers as they stand, and the checksums of ext4. Pure.
+"""Parses the superblock of an ext2, ext3 or ext4 file system, and computes the checksums of ext4. Pure.
 
-Format: Linux, Documentation/filesystems/ext4 (super, checksums). Nothing is checked here but the magic number: each
-user checks what it relies on, because they accept different features.
+Format: Linux, Documentation/filesystems/ext4 (super, checksums). This module checks only the magic number and the
+checksum. The modules that use a superblock check its other numbers, because they accept different features.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from typing import Self
 
 import attrs
 
-from kimbox.errors import ImageError
+from kimbox.image.disk.faults import unsupported
 
-#: Offset in the file system, and size, in bytes.
+#: Offset of the superblock in the file system, and also its size, in bytes.
 SUPERBLOCK_BYTES = 1024
 
 MAGIC = 0xEF53
 
-#: `s_feature_compat`: there is a journal.
+#: `s_feature_compat`: the file system has a journal.
 HAS_JOURNAL = 0x4
 
-#: `s_feature_incompat`: the journal must be replayed first; block groups in groups; 64-bit block numbers; the seed of
+#: `s_feature_incompat`: the journal must be replayed first; meta block groups; 64-bit block numbers; the start value of
 #: checksums is stored.
 RECOVER = 0x4
 META_BG = 0x10
 WIDE = 0x80
 CHECKSUM_SEED = 0x2000
 
-#: `s_feature_ro_compat`: bitmaps count clusters of blocks; descriptors have a CRC-16, or everything a CRC-32C.
+#: `s_feature_ro_compat`: a bit of a bitmap is a cluster of blocks; descriptors have a CRC-16; metadata has a CRC-32C.
 BIGALLOC = 0x200
 GROUP_CHECKSUMS = 0x10
 METADATA_CHECKSUMS = 0x400
 
-#: `s_state`: errors were seen.
+#: `s_state`: the kernel or e2fsck detected errors.
 ERROR_STATE = 0x2
 
 
 def _crc32c_table() -> tuple[int, ...]:
-    """Castagnoli's polynomial, reflected."""
+    """Returns the table of the Castagnoli polynomial, reflected."""
     table = []
     for byte in range(256):
         for _ in range(8):
@@ -51,7 +51,7 @@ _TABLE = _crc32c_table()
 
 
 def crc32c(seed: int, data: bytes) -> int:
-    """CRC-32C as ext4 uses it: no inversion at either end."""
+    """Returns the CRC-32C as ext4 uses it: without inversion of the start value and of the result."""
     table = _TABLE
     for byte in data:
         seed = table[(seed ^ byte) & 0xFF] ^ seed >> 8
@@ -60,7 +60,7 @@ def crc32c(seed: int, data: bytes) -> int:
 
 @attrs.frozen
 class Superblock:
-    """The numbers of a superblock, unchecked. `log_block`, `log_cluster`: a size is 1024 bytes << this number."""
+    """The unchecked numbers of a superblock. `log_block`, `log_cluster`: a size is 1024 bytes << this number."""
 
     label: str
     inodes: int
@@ -71,23 +71,23 @@ class Superblock:
     blocks_per_group: int
     inodes_per_group: int
     inode_bytes: int
-    #: 0 in old file systems, whose descriptors have 32 bytes.
+    #: 0 in old file systems: their descriptors have 32 bytes.
     descriptor_bytes: int
     reserved_descriptor_blocks: int
     state: int
     compat: int
     incompat: int
     ro_compat: int
-    #: Start value of the checksums of metadata, where there are any.
+    #: Start value of the checksums of metadata, if there are any.
     checksum_seed: int
-    #: Whether its own checksum is right, or it has none.
-    is_whole: bool
+    #: Whether the superblock has a correct checksum, or no checksum.
+    is_intact: bool
 
     @classmethod
     def parse(cls, block: bytes) -> Self:
-        """From its SUPERBLOCK_BYTES bytes. Raises ImageError if it is none."""
+        """Returns the superblock in a block of SUPERBLOCK_BYTES. Raises ImageError if the block is not a superblock."""
         if len(block) != SUPERBLOCK_BYTES or not has_magic(block):
-            raise ImageError("it holds no ext4 file system")
+            raise unsupported("no-ext4", "no ext4 file system found")
         inodes, blocks_low = struct.unpack_from("<II", block, 0)
         first_block, log_block, log_cluster, per_group, _, inodes_per_group = struct.unpack_from("<6I", block, 0x14)
         (state,) = struct.unpack_from("<H", block, 0x3A)
@@ -114,10 +114,11 @@ class Superblock:
             incompat=incompat,
             ro_compat=ro_compat,
             checksum_seed=stored_seed if incompat & CHECKSUM_SEED else crc32c(0xFFFFFFFF, block[0x68:0x78]),
-            is_whole=not ro_compat & METADATA_CHECKSUMS or crc32c(0xFFFFFFFF, block[:0x3FC]) == checksum,
+            is_intact=not ro_compat & METADATA_CHECKSUMS or crc32c(0xFFFFFFFF, block[:0x3FC]) == checksum,
         )
 
 
 def has_magic(block: bytes) -> bool:
-    """Whether the beginning of a superblock has the magic number."""
+    """Whether the start of a superblock has the magic number."""
+
     return block[0x38:0x3A] == MAGIC.to_bytes(2, "little")

@@ -1,7 +1,7 @@
-"""LVM's text format, as metadata areas and vgcfgbackup(8) have it, parsed into Python data. Pure, and linear in time.
+"""Parses LVM's text format, which metadata areas and vgcfgbackup(8) have, into Python data. Pure, and linear in time.
 
 Grammar: LVM2, libdm/libdm-config.c (`_get_token`, `_eat_space`, `_section`, `_value`). Blanks and comments (`#` to the
-end of the line) may stand before every token. What LVM itself reads but never writes is refused: values without quotes,
+end of the line) may be before every token. Forms that LVM reads and never writes are rejected: values without quotes,
 keys with a slash, the same key twice, numbers with leading zeros.
 """
 
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 Value = dict[str, "Value"] | list[str | int] | str | int
 Section = dict[str, Value]
 
-#: No text has more tokens. A metadata area of 1 MiB, LVM's default, holds at most half as many.
+#: Maximum number of tokens of a text. A metadata area of 1 MiB, LVM's default, has at most half as many.
 MAX_TOKENS = 1_000_000
 
-#: Levels of sections. LVM has four: the volume group, `logical_volumes`, a volume, a segment.
+#: Maximum number of levels of sections. LVM has four: the volume group, `logical_volumes`, a volume, a segment.
 MAX_DEPTH = 8
 
-#: Each alternative takes its characters for good, so that no text makes the expression look at them again.
+#: All quantifiers are possessive, so that the expression never goes back in a hostile text.
 _TOKEN = re.compile(
     r"""
     (?P<blank> [ \t\n\v\f\r]++ | \#[^\n]*+ )
@@ -34,16 +34,24 @@ _ESCAPED = re.compile(r'\\(["\\])')
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,18})")
 _KEY = re.compile(r"[^/\x00-\x20\x7f]{1,256}")
 
-#: A token: what it is (`text`, `mark`, `word`, `end`), its characters (of a text: without quotes), its index.
+#: A token: its kind (`text`, `mark`, `word`, `end`), its characters (of a text: without quotes), its index.
 _Token = tuple[str, str, int]
 
 
 class Malformed(ValueError):
-    """A text that is not in LVM's format. The message names line and reason, and repeats nothing of the text."""
+    """A text is not in LVM's format. The message has line and reason, and no part of the text, which is untrusted.
+
+    `fault` is a name of the reason, for callers and tests. Lines count from 1.
+    """
+
+    def __init__(self, fault: str, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.fault = fault
+        self.line = line
 
 
 def parse(text: str) -> Section:
-    """The sections and values of a text. Raises Malformed."""
+    """Returns the sections and values of a text. Raises Malformed if it is not in LVM's format."""
     return _Parser(text).document()
 
 
@@ -53,11 +61,11 @@ class _Parser:
         self.tokens = _tokens(text)
         self.token = next(self.tokens)
 
-    def fail(self, reason: str) -> Malformed:
-        return _malformed(self.text, self.token[2], reason)
+    def fail(self, fault: str, reason: str) -> Malformed:
+        return _malformed(self.text, self.token[2], fault, reason)
 
     def take(self) -> _Token:
-        """The present token; the next one becomes the present one. The end is never left."""
+        """Returns the current token and moves to the next one, except at the end."""
         token = self.token
         if token[0] != "end":
             self.token = next(self.tokens)
@@ -69,35 +77,35 @@ class _Parser:
     def document(self) -> Section:
         section = self.section(1)
         if self.token[0] != "end":
-            raise self.fail("a } without a {")
+            raise self.fail("unexpected-brace", "} without {")
         return section
 
     def section(self, depth: int) -> Section:
-        """Keys up to the } of this section, or the end of the text."""
+        """Returns the keys and values up to the } of this section or the end of the text."""
         if depth > MAX_DEPTH:
-            raise self.fail(f"sections more than {MAX_DEPTH} levels deep")
+            raise self.fail("too-deep", f"sections more than {MAX_DEPTH} levels deep")
         section: Section = {}
         while self.token[0] != "end" and not self.is_mark("}"):
             if self.token[0] == "mark" or not _KEY.fullmatch(self.token[1]):
-                raise self.fail("a key was expected")
+                raise self.fail("no-key", "key expected")
             key = self.token[1]
             if key in section:
-                raise self.fail("the same key twice in a section")
+                raise self.fail("duplicate-key", "a section has the same key twice")
             self.take()
             section[key] = self.content(depth)
         return section
 
     def content(self, depth: int) -> Value:
-        """What follows a key: a section in braces, or = and a value."""
+        """Returns the value after a key: a section in braces, or a value after =."""
         if self.is_mark("{"):
             self.take()
             section = self.section(depth + 1)
             if not self.is_mark("}"):
-                raise self.fail("a section without its }")
+                raise self.fail("missing-brace", "missing } of a section")
             self.take()
             return section
         if not self.is_mark("="):
-            raise self.fail("neither = nor { after a key")
+            raise self.fail("no-assignment", "= or { expected after a key")
         self.take()
         return self.list_items() if self.is_mark("[") else self.scalar()
 
@@ -109,22 +117,22 @@ class _Parser:
             if self.is_mark(","):
                 self.take()
             elif not self.is_mark("]"):
-                raise self.fail("neither , nor ] in a list")
+                raise self.fail("bad-list", ", or ] expected in a list")
         self.take()
         return items
 
     def scalar(self) -> str | int:
         kind, text, _ = self.token
         if kind == "word" and not _NUMBER.fullmatch(text):
-            raise self.fail("neither a whole number nor a text in quotes")
+            raise self.fail("bad-value", "a value is neither a whole number nor a text in quotes")
         if kind not in ("text", "word"):
-            raise self.fail("a value was expected")
+            raise self.fail("no-value", "value expected")
         self.take()
         return text if kind == "text" else int(text)
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """The tokens of a text; the last one is the end, which is also where a NUL stands."""
+    """Yields the tokens of a text. The last one is `end`: at the end of the text or at its first NUL."""
     end = text.find("\0")
     end = len(text) if end < 0 else end
     at = 0
@@ -142,12 +150,12 @@ def _tokens(text: str) -> Iterator[_Token]:
             yield str(match.lastgroup), match[0], at
         at = match.end()
     else:
-        raise _malformed(text, at, f"more than {MAX_TOKENS} tokens")
+        raise _malformed(text, at, "too-many-tokens", f"more than {MAX_TOKENS} tokens")
     if at < end:
-        raise _malformed(text, at, "a text without its closing quote")
+        raise _malformed(text, at, "open-quote", "missing closing quote of a text")
+
     yield "end", "", at
 
 
-def _malformed(text: str, index: int, reason: str) -> Malformed:
-    line = text.count("\n", 0, index) + 1
-    return Malformed(f"line {line}: {reason}")
+def _malformed(text: str, index: int, fault: str, reason: str) -> Malformed:
+    return Malformed(fault, text.count("\n", 0, index) + 1, reason)
