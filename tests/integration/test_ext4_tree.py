@@ -48,7 +48,7 @@ def fill(folder: Path) -> None:
 
 
 def make(folder: Path, *options: str, fill: Callable[[Path], None] = fill) -> Path:
-    """Creates a file system with random content in its free blocks, and returns the path of its image."""
+    """Creates a file system whose free blocks are filled with 0xAA, and returns the path of its image."""
     tree = folder / "tree"
     tree.mkdir()
     fill(tree)

@@ -1,8 +1,8 @@
 """Reads the COW store of a device-mapper snapshot, without a kernel. Pure: bytes come from a function.
 
-Format: Linux, drivers/md/dm-snap-persistent.c. Chunk 0 is the header. Then areas follow. An area is a chunk of
-exceptions (old chunk, new chunk) and one chunk of data for each exception that has room. The first exception with the
-new chunk 0 is the end of all exceptions.
+Format: Linux, drivers/md/dm-snap-persistent.c. Chunk 0 is the header. Then areas follow. An area is one chunk
+with a table of exceptions (old chunk, new chunk), and then one chunk of data for each entry of the table. The first
+exception with the new chunk 0 ends all tables.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def written_by_lvm(name: str) -> bytes:
 
 
 def test_texts_of_real_lvm_are_read() -> None:
-    """All end in a comment. They have volumes and stores in pieces, and tags with every character."""
+    """All end in a comment. They have volumes and stores in pieces, tags with every character, a locked group."""
     mib = 1 << 20
     group = group_of(pv(written_by_lvm("pieces")))
     assert ("pieces", mib, 48 * mib) == (group.name, group.start_bytes, group.end_bytes)
