@@ -1,7 +1,7 @@
-"""Which root a box boots: what a start sets, what a running box has, and what follows from maintain mode.
+"""The boot mode of a box, which selects its root: sets it in the disk, reads it, and checks what it allows.
 
-Nothing of it is recorded: each start writes what spec and command line say into the disk, and the guest tells what it
-really booted.
+The boot mode is not recorded. Each start writes the mode of the spec and the command line to the disk, and the guest
+reports the mode that it booted.
 """
 
 from __future__ import annotations
@@ -19,77 +19,97 @@ from kimbox.machine.state import State
 from kimbox.render.guestfiles import DEFAULT
 from kimbox.spec.model import BootMode
 
-#: What `up`, `reload` and `status` say of a box in maintain mode.
+#: Text that `up`, `reload` and `status` print for a box in maintain mode.
 MAINTAINED = (
-    "MAINTAIN MODE: {name} runs on the real root. What is changed there stays, and every later resnap boot starts from "
+    "MAINTAIN MODE: {name} runs on the real root. Every change is permanent, and each later resnap boot starts from "
     "it. Nothing is provisioned. `kimbox reload {name}` leaves this mode."
 )
 
 
 class NoEnvironment(ImageError):
-    """The disk has no environment block where kimbox's boot loader would read one."""
+    """The disk has no environment block at the place where kimbox's boot loader reads it."""
+
+    code = "boot-mode-not-set"
 
 
 @attrs.frozen
 class Choice:
-    """The mode that a command line asks for; without one the spec's."""
+    """The boot mode on the command line. None: the mode of the spec."""
 
     mode: BootMode | None = None
-    #: For one boot: later ones, the guest's own reboots too, have the spec's.
+    #: Only for the next boot. Later boots, also reboots by the guest, use the mode of the spec.
     once: bool = False
 
 
-def booted(machine: Machine) -> str | None:
-    """The mode that the guest told it has booted in, if it has."""
-    told = [event.text("mode") for event in machine.boot_events() if event.name == "booting"]
-    return told[-1] if told else None
+def booted_mode(machine: Machine) -> str | None:
+    """Returns the mode that the guest reported at its last boot, or None if it has not reported one."""
+    modes = [event.text("mode") for event in machine.boot_events() if event.name == "booting"]
+    return modes[-1] if modes else None
 
 
 def is_maintained(machine: Machine) -> bool:
     """Whether the guest runs on the real root."""
-    return booted(machine) == BootMode.MAINTAIN
+    return booted_mode(machine) == BootMode.MAINTAIN
 
 
 def check(machine: Machine, state: State, choice: Choice) -> None:
-    """Raises StateError, saying what to do, where another mode is asked for than a box can have that is not started."""
+    """Checks that the requested mode takes effect without a restart.
+
+    Raises StateError: `wrong-state` if the machine is paused or suspended, `restart-required` if it runs in another
+    mode, and the errors of `refuse_sealed`.
+    """
     name, mode = machine.name, choice.mode
     refuse_sealed(machine, choice)
     if mode is None or not (state.running or state is State.SUSPENDED):
         return
     if state in (State.PAUSED, State.SUSPENDED):
         raise StateError(
-            f"cannot boot {name} in mode {mode}: the box is {state}, and would go on where it stood",
+            f"cannot boot {name} in mode {mode}: the box is {state}, and resumes in its old mode without a boot",
+            code="wrong-state",
             hint=f"`kimbox resume {name}`, then `kimbox reload --boot {mode} {name}`",
+            fields={"name": name, "mode": mode, "state": state},
         )
-    now = booted(machine)
-    if now != mode:
-        runs = f"runs in mode {now}" if now else "is booting and has not told its mode yet"
-        hint = f"`kimbox reload --boot {mode}{' --once' if choice.once else ''} {name}` restarts it"
-        raise StateError(f"{name} {runs}: another mode, {mode}, takes a restart", hint=hint)
+    current = booted_mode(machine)
+    if current != mode:
+        runs = f"runs in mode {current}" if current else "is booting and has not reported its mode yet"
+        raise StateError(
+            f"{name} {runs}: the mode {mode} requires a restart",
+            code="restart-required",
+            hint=f"`kimbox reload --boot {mode}{' --once' if choice.once else ''} {name}` restarts it",
+            fields={"name": name, "mode": mode, "current": current or ""},
+        )
 
 
 def refuse_sealed(machine: Machine, choice: Choice) -> None:
-    """Raises StateError where a sealed box would boot its real root, or one that is being opened would boot another."""
+    """Checks that a mode is allowed for a box that is sealed, or whose unsealing was interrupted.
+
+    Raises StateError: `unseal-interrupted` if an interrupted unsealing must first complete in maintain mode,
+    `wrong-state` if a sealed box would boot its real root.
+    """
     is_maintain = choice.mode is BootMode.MAINTAIN
     if machine.unseal_mark.exists():
         if not is_maintain:
-            hint = f"`kimbox secure --unseal {machine.name}` goes on"
             raise StateError(
-                f"{machine.name} was being opened, which was interrupted: its credentials are gone", hint=hint
+                f"unsealing of {machine.name} was interrupted after its credentials were destroyed",
+                code="unseal-interrupted",
+                hint=f"`kimbox secure --unseal {machine.name}` completes it",
+                fields={"name": machine.name},
             )
         return
     if is_maintain and machine.exists and (sealed := machine.record().sealed):
-        hint = f"`kimbox secure --unseal {machine.name}` opens it without its credentials"
         raise StateError(
-            f"{machine.name} is sealed as {sealed.role} of {sealed.site}: it has no maintain mode", hint=hint
+            f"{machine.name} is sealed as {sealed.role} of {sealed.site}: a sealed box has no maintain mode",
+            code="wrong-state",
+            hint=f"`kimbox secure --unseal {machine.name}` destroys its credentials and opens it",
+            fields={"name": machine.name, "state": State.SEALED, "role": sealed.role, "site": sealed.site},
         )
 
 
 def choose(machine: Machine, mode: BootMode, choice: Choice) -> None:
-    """Sets what the next boots of a machine that does not run are to be; `mode` is the spec's.
+    """Sets the mode of the next boots of a machine that does not run. `mode` is the mode of the spec.
 
-    A disk of somebody else's boots what it boots: that is an error only where another mode than the default is asked
-    for, by the spec or the command line. Raises NoEnvironment then.
+    The mode cannot be set on a disk that kimbox has not made. Raises NoEnvironment then, if the command line has a mode
+    or the mode of the spec is not the default.
     """
     saved, once = (mode, choice.mode) if choice.once else (choice.mode or mode, None)
     try:
@@ -102,18 +122,18 @@ def choose(machine: Machine, mode: BootMode, choice: Choice) -> None:
 
 
 def set_entries(machine: Machine, saved: BootMode, once: BootMode | None = None) -> bool:
-    """Sets the mode of every boot from the next one on, and, with `once`, another for the next alone.
+    """Sets the mode of all later boots in the disk. With `once`, the next boot alone has that mode.
 
-    The machine does not run, and has no saved state. Returns whether the disk was written: it is not where the block
-    has these values already. Raises NoEnvironment if the disk has no block of kimbox's, ImageError if it cannot be
-    opened or written.
+    The machine must not run, and have no saved state. Returns whether the disk was written: if the block has these
+    values already, it is not. Raises NoEnvironment if the disk has no environment block of kimbox, ImageError if the
+    disk cannot be opened or written.
     """
     with nbd.opened(machine.disk, "qcow2") as disk:
         offset, block = _find(disk, machine.name)
-    now = grubenv.values(block)
-    if now is None:
-        log.warn(f"GRUB's environment in the disk of {machine.name} was damaged: it is made anew")
-    elif (now.get(SAVED), now.get(NEXT, b"")) == (saved.encode(), once.encode() if once else b""):
+    current = grubenv.values(block)
+    if current is None:
+        log.warn(f"GRUB's environment in the disk of {machine.name} is damaged: kimbox writes a new one")
+    elif (current.get(SAVED), current.get(NEXT, b"")) == (saved.encode(), once.encode() if once else b""):
         return False
     new = grubenv.changed(block, {SAVED: saved.encode(), NEXT: once.encode() if once else None})
     with nbd.opened(machine.disk, "qcow2", writable=True) as disk:
@@ -121,40 +141,45 @@ def set_entries(machine: Machine, saved: BootMode, once: BootMode | None = None)
         disk.flush()
         if disk.read(offset, BLOCK_BYTES) != new:
             raise ImageError(
-                f"the boot mode cannot be written into the disk of {machine.name}: it reads back otherwise"
+                f"the boot mode was not written to the disk of {machine.name}: the disk returns other data",
+                code="boot-mode-not-set",
+                fields={"name": machine.name, "path": str(machine.disk)},
             )
     return True
 
 
 def entries(machine: Machine) -> tuple[str, str]:
-    """The mode that the disk of a machine says for every boot, and that for the next alone; empty where it says none.
+    """Returns the mode of all boots and the mode of the next boot alone, as the disk has them; "" if it has none.
 
-    Raises NoEnvironment if the disk has no block of kimbox's, ImageError if it cannot be opened.
+    Raises NoEnvironment if the disk has no environment block of kimbox, ImageError if the disk cannot be opened.
     """
     with nbd.opened(machine.disk, "qcow2") as disk:
         _, block = _find(disk, machine.name)
-    found = grubenv.values(block) or {}
-    return found.get(SAVED, b"").decode("ascii", "replace"), found.get(NEXT, b"").decode("ascii", "replace")
+    values = grubenv.values(block) or {}
+    return values.get(SAVED, b"").decode("ascii", "replace"), values.get(NEXT, b"").decode("ascii", "replace")
 
 
 def _find(disk: nbd.Disk, name: str) -> tuple[int, bytes]:
-    """Offset and content of the environment block in the disk of the machine of that name. Raises NoEnvironment."""
+    """Returns offset and content of the environment block in a disk. `name` is the machine. Raises NoEnvironment."""
     try:
         offset = grubenv.place_for_boot_loader(DiskView.of(disk.read, disk.size_bytes))
         return offset, disk.read(offset, BLOCK_BYTES)
     except ImageError as error:
         raise NoEnvironment(
             f"the disk of {name} has no environment of GRUB that kimbox can set: {error.message}",
-            hint="boot modes (`boot:` in the spec, --boot) need an image of kimbox's with a sound /boot; "
-            f"`kimbox destroy {name}` and `kimbox up` make the disk anew",
+            hint="boot modes (`boot:` in the spec, --boot) require an image that kimbox built, with an intact /boot; "
+            f"`kimbox destroy {name}` and `kimbox up {name}` create a new disk",
+            fields={"name": name},
         ) from None
 
 
 def refuse_to_provision(machine: Machine) -> None:
-    """Raises StateError in maintain mode."""
+    """Raises StateError (`maintain-mode`) in maintain mode, because all changes would become part of the real root."""
     if is_maintained(machine):
         raise StateError(
-            f"cannot provision {machine.name}: it runs in maintain mode, and what is provisioned would become part of "
-            "the real root",
+            f"cannot provision {machine.name}: it runs in maintain mode, and the provisioned files would become part "
+            "of the real root",
+            code="maintain-mode",
             hint=f"`kimbox reload {machine.name}` leaves maintain mode",
+            fields={"name": machine.name},
         )

@@ -1,4 +1,7 @@
-"""Says why a guest did not boot, from what it wrote on its console. Pure, and bounded whatever the guest wrote."""
+"""Finds the cause of a failed boot in the output of the guest's serial console.
+
+The console is untrusted input. Time and memory are bounded for any content. This module reads no file.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ import attrs
 
 from kimbox.guest.events import Event, printable
 
-#: Lines of the console shown with an explanation, and characters of each.
+#: Number of lines of the console that are shown with a cause, and maximum number of characters of each.
 SHOWN_LINES = 8
 SHOWN_CHARACTERS = 200
 
-#: How much of the console's end is looked at.
+#: Number of bytes at the end of the console that are read.
 CONSOLE_BYTES = 256 << 10
 
-#: Characters of a line that are looked at: what explains stands near its start, and patterns stay quick.
+#: Number of characters of a line that are searched. A cause is near the start, and the limit bounds the time.
 LINE_CHARACTERS = 400
 
-#: Cursor movements: what follows stands elsewhere on the screen (firmware and GRUB write no line ends).
+#: Cursor movements. They separate lines, because firmware and GRUB write no line ends.
 _MOVES = re.compile(r"\x1b\[[0-9;]{0,16}[HfEFG]")
 
 #: Every other escape sequence of ECMA-48 that a boot writes: CSI, OSC (a title, a palette), and the short ones.
@@ -27,56 +30,66 @@ _ESCAPES = re.compile(
     r"\x1b\[[0-?]{0,64}[ -/]{0,4}[@-~]|\x1b\][^\x07\x1b\n]{0,256}(?:\x07|\x1b\\)|\x1b[ -/]{0,4}[0-~]|\x07"
 )
 
-
-#: How a kernel begins to tell that it panicked. It then restarts the box, so that one panic is not the end; two are.
+#: First words of a kernel's message about a panic. The kernel then restarts the guest, so one panic is not fatal.
 PANIC = "Kernel panic - not syncing"
+
+#: Number of panics on the console after which a boot has failed.
 HOPELESS_PANICS = 2
 
 
 @attrs.frozen
 class Cause:
-    """What went wrong, in words, and what to do."""
+    """The cause of a failed boot: message, hint and code of an error."""
 
     message: str
     hint: str
+    code: str
 
 
 @attrs.frozen
 class _Sign:
     pattern: re.Pattern[str]
     cause: Cause
-    #: It is over once the guest's own system runs: what it said on the way was harmless.
+    #: The line is harmless if the system of the guest runs, that is, if the guest has sent an event.
     is_early: bool
-    #: Nothing comes after it: the boot has come to its end.
+    #: The boot cannot continue after this line.
     is_final: bool
 
 
 _LOOK = "`kimbox logs --serial` shows the whole console"
 
 
-def _sign(pattern: str, message: str, hint: str, *, is_early: bool = False, is_final: bool = False) -> _Sign:
-    return _Sign(re.compile(pattern), Cause(message, hint), is_early, is_final)
+def _sign(
+    pattern: str,
+    message: str,
+    hint: str,
+    *,
+    code: str = "boot-failed",
+    is_early: bool = False,
+    is_final: bool = False,
+) -> _Sign:
+    return _Sign(re.compile(pattern), Cause(message, hint, code), is_early, is_final)
 
 
-#: What the console says, and what it means; the first that is found explains. Groups of the pattern fill the message.
+#: Patterns of lines and their causes. The first pattern that matches counts. Its groups fill the fields of the message.
 SIGNS = (
     _sign(
         r"kimbox: (?:resnap: )?FAILED: (.*)",
         "the initramfs could not set up the root volume: {0}",
         "`kimbox up --boot resnap` makes a new snapshot: changes on the old one are lost, /persistent stays; "
-        "a disk that is damaged is made anew by `kimbox destroy` and `kimbox up`",
+        "if the disk is damaged, `kimbox destroy` and `kimbox up` create a new one",
         is_final=True,
     ),
     _sign(
         r"(?:UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY|root filesystem on (\S+) requires a manual fsck)",
-        "the guest's file system is damaged, and fsck cannot mend it by itself",
-        "`kimbox destroy` and `kimbox up` make the disk anew",
+        "the guest's file system is damaged, and fsck cannot repair it without a user",
+        "`kimbox destroy` and `kimbox up` create a new disk",
         is_final=True,
     ),
     _sign(
         r"ALERT!\s+(\S+) does not exist",
         "the guest found no root file system: {0} does not exist",
-        f"is this a kimbox image? {_LOOK}",
+        f"the image may not be one that kimbox built; {_LOOK}",
         is_final=True,
     ),
     _sign(
@@ -87,37 +100,38 @@ SIGNS = (
     ),
     _sign(
         r"No init found|Target filesystem doesn't have requested|No working init found",
-        "the guest's root file system holds no system",
+        "the guest's root file system has no init program",
         "the image is not bootable",
         is_final=True,
     ),
     _sign(
         r"Kernel panic - not syncing: (.*)",
         "the guest's kernel panicked: {0}",
-        f"{_LOOK}; more `memory:` often helps",
+        f"{_LOOK}; a larger `memory:` in the spec often helps",
     ),
     _sign(
         r"Out of memory: Killed process \d+ \((\S+)\)",
         "the guest ran out of memory and killed {0}",
-        "give the box more `memory:` in its spec",
+        "set a larger `memory:` in the spec of the box",
+        code="guest-out-of-memory",
     ),
     _sign(
         r"^(?:GRUB loading\.* *)?error: (?:\.\./\S+?:\d+: ?)?"
         r"(.{0,200}?(?:no such (?:device|partition|disk)|not found|unknown filesystem).{0,80}?)\.?$",
         "the boot loader stopped: {0}",
-        "the image's /boot is damaged: `kimbox destroy` and `kimbox up` make the disk anew",
+        "the disk's /boot is damaged: `kimbox destroy` and `kimbox up` create a new disk",
         is_early=True,
     ),
     _sign(
         r"^grub(?: rescue)?>",
         "the boot loader stopped at its prompt",
-        "the image's /boot is damaged: `kimbox destroy` and `kimbox up` make the disk anew",
+        "the disk's /boot is damaged: `kimbox destroy` and `kimbox up` create a new disk",
         is_early=True,
     ),
     _sign(
         r"No bootable device|Boot failed: (?:not a bootable disk|could not read the boot disk)",
         "the firmware found nothing to boot on the disk",
-        "an image needs a boot loader for BIOS",
+        "the image must have a boot loader for BIOS",
         is_early=True,
     ),
     _sign(
@@ -138,81 +152,93 @@ SIGNS = (
 )
 
 
-#: What GRUB says when it starts a kernel, and what that kernel says when the snapshot has no room for one change more
-#: (Linux, drivers/md/dm-snap.c).
+#: The line that GRUB writes when it starts a kernel, and the line that the kernel writes when the snapshot of root is
+#: full (Linux, drivers/md/dm-snap.c).
 BOOTS = b"Booting `"
 INVALIDATED = b"device-mapper: snapshots: Invalidating snapshot"
 
 SNAPSHOT_FULL = Cause(
-    "the snapshot of root is full, and the kernel has given it up: nothing on root can be read or written any more",
+    "the snapshot of root is full, and the kernel has invalidated it: root can no longer be read or written",
     "`kimbox reload --boot resnap` starts from a new snapshot: changes on the old one are lost, /persistent stays; "
-    "a larger `disk: volumes: root_snap:` keeps it from filling, and 100%ORIGIN never fills",
+    "set a larger `disk: volumes: root_snap:` in the spec, for example 100%ORIGIN, which is never full",
+    code="snapshot-full",
 )
 
 
 def snapshot_is_full(raw: bytes) -> bool:
-    """Whether the kernel of the last boot on a console has given the snapshot up because it was full."""
+    """Whether the kernel of the last boot on a console has invalidated the snapshot because it was full."""
     return INVALIDATED in raw[max(raw.rfind(BOOTS), 0) :]
 
 
 def console_lines(raw: bytes) -> list[str]:
-    """The console's end as lines that are safe to show: no escape sequences, nothing unprintable, no blank lines."""
+    """Returns the end of the console as lines that are safe to print: no escape sequences, and no blank lines."""
     text = _MOVES.sub("\n", raw[-CONSOLE_BYTES:].decode("utf-8", "replace"))
     lines = (printable(line[:LINE_CHARACTERS]).strip() for line in _ESCAPES.sub("", text).splitlines())
     return [line for line in lines if line]
 
 
 def explain(raw: bytes, events: Sequence[Event], *, alive: bool, waited_s: float) -> Cause:
-    """Why a guest is not there, from its console, the events of this boot, and whether its process lives."""
+    """Returns why a guest did not become ready.
+
+    `raw` is its console, `events` are the events of this boot, `alive` is whether its process runs, and `waited_s` is
+    the time that kimbox waited.
+    """
     if snapshot_is_full(raw):
         return SNAPSHOT_FULL
     lines = console_lines(raw)
-    if cause := _signed(lines, events, SIGNS):
+    if cause := _first_cause(lines, events, SIGNS):
         return cause
     if not alive and any("reboot: Power down" in line for line in lines[-SHOWN_LINES:]):
-        return Cause("the guest shut itself down before the box was ready", _LOOK)
+        return Cause("the guest shut itself down before the box was ready", _LOOK, code="guest-exited")
     if not alive:
         return Cause(
-            "the guest's process ended before the box was ready", "`kimbox logs --serial` and `kimbox logs --qemu`"
+            "the guest's process ended before the box was ready",
+            "`kimbox logs --serial` and `kimbox logs --qemu` show the logs",
+            code="guest-exited",
         )
-    hint = "try `--timeout`, or see `kimbox logs --serial`"
+    hint = f"a longer `--timeout` may help; {_LOOK}"
     if any(event.name == "provisioning" for event in events):
-        return Cause(f"nothing was heard from the box for {waited_s:.0f} s: {_stage(events[-1])}", "see `kimbox logs`")
+        return Cause(
+            f"no event from the box for {waited_s:.0f} s: {_stage(events[-1])}",
+            "`kimbox logs` shows its output",
+            code="timeout",
+        )
     reached = _stage(events[-1]) if events else _stage(None)
     if not events:
-        hint += "; an image without kimbox's scripts never says that it is ready, and is at work all the same"
-    return Cause(f"the box did not boot within {waited_s:.0f} s: {reached}", hint)
+        hint += "; an image without kimbox's scripts sends no events, and may work anyway"
+    return Cause(f"the box did not boot within {waited_s:.0f} s: {reached}", hint, code="timeout")
 
 
 def hopeless(raw: bytes, events: Sequence[Event]) -> bool:
-    """Whether the console says that this boot will come to nothing, so that nobody need wait for its time to be up."""
+    """Whether the console shows that this boot has failed, so that kimbox need not wait for the timeout."""
     if snapshot_is_full(raw):
         return True
     lines = console_lines(raw)
     if sum(PANIC in line for line in lines) >= HOPELESS_PANICS:
         return True
-    return _signed(lines, events, [sign for sign in SIGNS if sign.is_final]) is not None
+    return _first_cause(lines, events, [sign for sign in SIGNS if sign.is_final]) is not None
 
 
-def _signed(lines: Sequence[str], events: Sequence[Event], signs: Sequence[_Sign]) -> Cause | None:
+def _first_cause(lines: Sequence[str], events: Sequence[Event], signs: Sequence[_Sign]) -> Cause | None:
+    """Returns the cause of the first sign that any of the lines matches."""
     for sign in signs:
         for line in [] if sign.is_early and events else lines:
-            if found := sign.pattern.search(line):
-                words = [group or "" for group in found.groups()] or [""]
-                return Cause(sign.cause.message.format(*words), sign.cause.hint)
+            if match := sign.pattern.search(line):
+                words = [group or "" for group in match.groups()] or [""]
+                return attrs.evolve(sign.cause, message=sign.cause.message.format(*words))
     return None
 
 
 def _stage(event: Event | None) -> str:
-    """How far a guest has come whose last word is that event."""
+    """Returns how far a boot came, from its last event. None: there was no event."""
     if event is None:
-        return "no sign of life from it; it may hang in the firmware, the boot loader or the kernel"
+        return "it sent no event; it may hang in the firmware, the boot loader or the kernel"
     if event.name == "step":
         where = f"step {event.number('n')} of {event.number('of')}, {event.text('kind')} {event.text('name')}"
-        return f"the last it told was {where}: {event.text('status')}"[:SHOWN_CHARACTERS]
-    known = {
-        "booting": "its root is mounted and systemd runs, but no ssh host key came",
+        return f"the last event was {where}: {event.text('status')}"[:SHOWN_CHARACTERS]
+    stages = {
+        "booting": "its root is mounted and systemd runs, but it reported no ssh host key",
         "hostkey": "it has its keys and address, but sshd did not start",
-        "sshd": "sshd runs, but provisiond did not speak",
+        "sshd": "sshd runs, but provisiond sent no event",
     }
-    return known.get(event.name, f"the last it said was: {event.name}")
+    return stages.get(event.name, f"the last event was {event.name}")

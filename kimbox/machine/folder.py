@@ -1,26 +1,26 @@
-"""The folder of a machine: the files in it, and which machines there are.
+"""The folder of a machine and the files in it, and the list of all machines.
 
 machines/<name>/machine.json     the record: box, purpose, driver, plan, ids and ports (record.py)
-machines/<name>/disk.qcow2       its disk: an overlay on an image of the store
-machines/<name>/disk.qcow2.new   the disk that takes its place, while `kimbox shrink` makes it
-machines/<name>/scratch.qcow2    its scratch space, if the spec asks for one: made anew at every start, removed by halt
-machines/<name>/id_ed25519       the key that may log in; id_ed25519.pub beside it
-machines/<name>/known_hosts      the guest's host key, once the guest has told it
-machines/<name>/events.jsonl     what the guest said through its port, this boot and the last ones
-machines/<name>/serial.log       its console, this run; serial.log.1 the run before
-machines/<name>/provision.log    output of its provisioning
-machines/<name>/audit.jsonl      what a sealed box says of how well it is closed
-machines/<name>/data.key         what a sealed box's credentials are locked with; it gets it at each start
-machines/<name>/rotate.tar       what is to give a sealed box new credentials, from one start to its end
-machines/<name>/unseal           there while a sealed box is to be opened without its secrets
-machines/<name>/locks/           the lock of each manifest that the box was sent lately, by the manifest's digest
-machines/<name>/snapshots/       what is told of each snapshot: the record and the logs of then
-machines/<name>/qmp.sock         where QEMU listens for QMP
-machines/<name>/ssh.sock         the connection that ssh and exec share, while there is one
-machines/<name>/run.lock         locked by the QEMU process as long as it lives
-machines/<name>/Vagrantfile      of a machine that Vagrant runs; beside it .vagrant and vagrant.log
-machines/<name>.lock             held by the one kimbox that changes the machine
-locks/<name>.lock                the kimbox.lock of a shipped box: its spec has no folder of the user's
+machines/<name>/disk.qcow2       the disk: an overlay on an image of the store
+machines/<name>/disk.qcow2.new   the new disk, while `kimbox shrink` writes it
+machines/<name>/scratch.qcow2    the scratch space, if the spec has one: created at each start, removed by halt
+machines/<name>/id_ed25519       the private key for ssh; id_ed25519.pub is its public key
+machines/<name>/known_hosts      the ssh host key of the guest, after the guest has reported it
+machines/<name>/events.jsonl     the events of the guest, of this boot and earlier ones
+machines/<name>/serial.log       the serial console of this run; serial.log.1 of the run before
+machines/<name>/provision.log    the output of provisioning
+machines/<name>/audit.jsonl      the audit reports of a sealed box
+machines/<name>/data.key         the key of a sealed box's encrypted credentials; the guest gets it at each start
+machines/<name>/rotate.tar       new credentials of a sealed box, during the start that delivers them
+machines/<name>/unseal           exists while a sealed box is unsealed
+machines/<name>/locks/           the locks of the last manifests that were sent, by the digest of the manifest
+machines/<name>/snapshots/       for each snapshot, the record and the logs of its time
+machines/<name>/qmp.sock         the socket on which QEMU listens for QMP
+machines/<name>/ssh.sock         the connection that ssh and exec share, while it is open
+machines/<name>/run.lock         locked by the QEMU process as long as it runs
+machines/<name>/Vagrantfile      only if Vagrant runs the machine; .vagrant and vagrant.log too
+machines/<name>.lock             held by the kimbox process that changes the machine
+locks/<name>.lock                the kimbox.lock of a shipped box, whose spec is in a folder that users do not write to
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from kimbox.machine.record import MAINTENANCE_SUFFIX, VAGRANTFILE, Purpose, Reco
 from kimbox.spec.nodes import Fault
 from kimbox.spec.rules import box_name
 
-#: The account of a box that may log in.
+#: The account of a box for logins with ssh.
 USER = "vagrant"
 
-#: Waiting for another kimbox that is at work on the machine.
+#: Maximum wait for another kimbox process that changes the machine.
 LOCK_WAIT_S = 5.0
 
-#: How much of the events file is looked at, from its end.
+#: Number of bytes at the end of the events file that are read.
 EVENTS_TAIL_BYTES = 1 << 20
 
 
 @attrs.frozen
 class Machine:
-    """A machine's place on disk. Making one of these touches nothing."""
+    """A machine and the paths of its files. Creating the object reads no file; the machine may not exist."""
 
     name: str
 
@@ -63,7 +63,7 @@ class Machine:
 
     @property
     def unfinished(self) -> Path:
-        """Where the folder is while it is being made; there afterwards only if that was interrupted."""
+        """The folder while it is being created. It remains only if that was interrupted."""
         return paths.machines_dir() / f".tmp-{self.name}"
 
     @property
@@ -76,7 +76,7 @@ class Machine:
 
     @property
     def new_disk(self) -> Path:
-        """Where the disk is while it is made small; there afterwards only if that was interrupted."""
+        """The new disk while `shrink` writes it. It remains only if that was interrupted."""
         return self.folder / "disk.qcow2.new"
 
     @property
@@ -117,7 +117,7 @@ class Machine:
 
     @property
     def unseal_mark(self) -> Path:
-        """There while a sealed box is to become open again."""
+        """Exists from the start of `kimbox secure --unseal` until the box is unsealed."""
         return self.folder / "unseal"
 
     @property
@@ -142,7 +142,7 @@ class Machine:
 
     @property
     def qmp_socket(self) -> Path:
-        """Where QEMU listens for QMP. Both sides name it from the folder, as the path of a socket must be short."""
+        """The socket on which QEMU listens for QMP. Both sides use a relative path, because its length is limited."""
         return self.folder / "qmp.sock"
 
     @property
@@ -159,7 +159,7 @@ class Machine:
 
     @property
     def alias(self) -> str:
-        """The host name under which known_hosts and ssh-config know the box."""
+        """The host name of the box in known_hosts and in the output of `ssh-config`."""
         return f"kimbox-{self.name}"
 
     @property
@@ -168,26 +168,35 @@ class Machine:
 
     @property
     def running(self) -> bool:
-        """Whether a QEMU process lives: it holds the lock it was born with."""
+        """Whether a QEMU process runs the machine: it holds the run lock from its start to its end."""
         return is_locked(self.run_lock)
 
     def record(self) -> Record:
-        """What the machine was made from. Raises StateError if there is no such machine."""
+        """Reads machine.json.
+
+        Raises StateError (`box-not-found`) if the machine does not exist, KimboxError (`file-damaged`,
+        `unsupported-format`, `file-too-large`) if machine.json is not valid.
+        """
         try:
             value = read_json(self.record_file)
         except (FileNotFoundError, NotADirectoryError):
-            hint = f"create it with `kimbox up {self.name}`"
-            raise StateError(f"there is no box {self.name}", hint=hint) from None
+            raise StateError(
+                f"there is no box {self.name}",
+                code="box-not-found",
+                hint=f"create it with `kimbox up {self.name}`",
+                fields={"name": self.name},
+            ) from None
         except KimboxError as error:
-            raise KimboxError(error.message, hint=f"`kimbox destroy {self.name}` removes the machine") from None
+            hint = f"`kimbox destroy {self.name}` removes the machine"
+            raise KimboxError(error.message, code=error.code, hint=hint, fields=error.fields) from None
         return Record.parse(value, self.record_file)
 
     def write_record(self, record: Record) -> None:
-        """Replaces machine.json, whole or not at all."""
+        """Replaces machine.json atomically."""
         write_json(self.record_file, record.as_json())
 
     def boot_events(self) -> tuple[Event, ...]:
-        """The events of the last boot, oldest first."""
+        """Returns the events of the last boot, oldest first."""
         try:
             size = self.events_file.stat().st_size
         except FileNotFoundError:
@@ -196,17 +205,17 @@ class Machine:
         return tuple(event for event in events if event.boot == events[-1].boot)
 
     def endpoint(self, record: Record) -> Endpoint:
-        """How ssh reaches the box."""
+        """Returns the ssh endpoint of the machine: address, user, key and known_hosts."""
         return Endpoint(record.ssh_host, record.ssh_port, USER, self.key, self.known_hosts, self.alias)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other kimbox from changing this machine; tidies up after one that was killed.
+        """Holds the lock of the machine, and first removes temporary files that a killed process left.
 
-        Raises StateError if one is at it.
+        Raises StateError (`busy`) if another process holds the lock for longer than LOCK_WAIT_S.
         """
         private_dir(paths.machines_dir())
-        busy = f"another kimbox is at work on the box {self.name}"
+        busy = f"another kimbox process is at work on the box {self.name}"
         with locked(self.lock_file, wait_s=LOCK_WAIT_S, busy=busy):
             for folder, _, _ in os.walk(self.folder):
                 remove_left(Path(folder))
@@ -214,7 +223,7 @@ class Machine:
 
 
 def read_end(path: Path, limit_bytes: int) -> bytes:
-    """The end of a file, or nothing if it is not there."""
+    """Returns the last `limit_bytes` of a file, or nothing if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - limit_bytes))
@@ -224,50 +233,60 @@ def read_end(path: Path, limit_bytes: int) -> bytes:
 
 
 def machines() -> list[Machine]:
-    """Every machine there is, by name."""
+    """Returns all machines, sorted by name."""
     folder = paths.machines_dir()
     if not folder.is_dir():
         return []
-    found = [Machine(path.name) for path in folder.iterdir() if not path.name.startswith(".")]  # not what is being made
-    return sorted((machine for machine in found if machine.exists), key=lambda machine: machine.name)
+    # The folder of a machine that is being created begins with a dot.
+    candidates = [Machine(path.name) for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted((machine for machine in candidates if machine.exists), key=lambda machine: machine.name)
 
 
 def machines_of(box: str) -> list[Machine]:
-    """Every machine of the box of that name, by the name of the machine. Damaged records are passed over."""
+    """Returns all machines of a box, sorted by name. Machines with a damaged record are ignored."""
     return [machine for machine, record in _records() if record.box == box]
 
 
 def machine_of(box: str, purpose: Purpose = Purpose.BOX) -> Machine:
-    """The machine that a box has for a purpose: the one whose record says so, or the place of a new one.
+    """Returns the machine of a box for a purpose. If no record has both, the machine returned does not exist yet.
 
-    Raises StateError where there are several, none of them of the usual name, UsageError if the name of the box is too
-    long for a name of that purpose.
+    Raises StateError (`several-machines`) if several machines have that purpose and none of them has the default name,
+    UsageError (`bad-name`) if the default name would be too long.
     """
-    usual = Machine(_usual_name(box, purpose))
-    if usual.exists:
-        return usual
-    found = [machine for machine, record in _records() if (record.box, record.purpose) == (box, purpose)]
-    if len(found) > 1:
-        names = ", ".join(machine.name for machine in found)
-        raise StateError(f"{box} has several machines of the purpose {purpose}: {names}", hint="name one of them")
-    return found[0] if found else usual
+    default = Machine(_default_name(box, purpose))
+    if default.exists:
+        return default
+    candidates = [machine for machine, record in _records() if (record.box, record.purpose) == (box, purpose)]
+    if len(candidates) > 1:
+        names = ", ".join(machine.name for machine in candidates)
+        raise StateError(
+            f"the box {box} has several machines for the purpose {purpose}: {names}",
+            code="several-machines",
+            hint="give the name of one of them",
+            fields={"name": box, "purpose": purpose, "machines": names},
+        )
+    return candidates[0] if candidates else default
 
 
-def _usual_name(box: str, purpose: Purpose) -> str:
-    """The name of a new machine."""
+def _default_name(box: str, purpose: Purpose) -> str:
+    """Returns the name of a new machine. Raises UsageError (`bad-name`) if it is too long."""
     if purpose is Purpose.BOX:
         return box
     suffix = MAINTENANCE_SUFFIX if purpose is Purpose.MAINTENANCE else f"-{purpose}"
     try:
         return box_name(box + suffix)
     except Fault:
-        raise UsageError(f"{box} is too long a name: a machine for {purpose} is named {box}{suffix}") from None
+        raise UsageError(
+            f"the name {box} is too long: its machine for the purpose {purpose} would be {box}{suffix}",
+            code="bad-name",
+            fields={"name": box, "purpose": purpose},
+        ) from None
 
 
 def _records() -> list[tuple[Machine, Record]]:
-    """Every machine whose record can be read, with its record."""
-    found = []
+    """Returns all machines whose record can be read, each with its record."""
+    records = []
     for machine in machines():
         with contextlib.suppress(KimboxError):
-            found.append((machine, machine.record()))
-    return found
+            records.append((machine, machine.record()))
+    return records

@@ -1,4 +1,4 @@
-"""The key pair of a box, and the host key it tells."""
+"""The key pair of a box for ssh, and the host key that its guest reports."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from kimbox.files import write_atomic
 from kimbox.machine.folder import Machine
 from kimbox.run import run
 
-#: An ed25519 public key as OpenSSH writes it; nothing else is taken from a guest.
+#: An ed25519 public key as OpenSSH writes it. kimbox accepts nothing else from a guest.
 _HOST_KEY = re.compile(r"(ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43})(?: .*)?")
 
 
 def make_pair(key: Path, name: str) -> None:
-    """Makes the key that may log in, and its public half beside it, for this one box."""
+    """Creates the key pair that gives access to the box `name`: the private key `key`, and `key`.pub."""
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"kimbox-{name}", "-f", key])
 
 
-def pin_host_key(machine: Machine, told: str) -> None:
-    """Believes the first host key a box tells through its port, which nobody else can write to; refuses another later.
+def pin_host_key(machine: Machine, reported_key: str) -> None:
+    """Writes the first host key that a guest reports to known_hosts. Only the guest can send its events.
 
-    Raises GuestError if what it tells is no key, or not the one it had.
+    Raises GuestError: `bad-public-key` if the text is not an ed25519 key, `host-key-mismatch` if known_hosts has
+    another key.
     """
-    found = _HOST_KEY.fullmatch(told)
-    if not found:
-        raise GuestError(f"{machine.name} told a host key that is not one: {told[:80]!r}")
-    line = f"{machine.alias} {found[1]}\n"
+    match = _HOST_KEY.fullmatch(reported_key)
+    if not match:
+        raise GuestError(
+            f"{machine.name} reported an ssh host key that is not valid: {reported_key[:80]!r}",
+            code="bad-public-key",
+            fields={"name": machine.name},
+        )
+    line = f"{machine.alias} {match[1]}\n"
     if not machine.known_hosts.exists():
         write_atomic(machine.known_hosts, line, mode=0o600)
     elif machine.known_hosts.read_bytes() != line.encode():
         raise GuestError(
             f"the ssh host key of {machine.name} has changed",
-            hint=f"if that was meant, remove {machine.known_hosts}; else somebody changed the box",
+            code="host-key-mismatch",
+            hint=f"if you changed the key, remove {machine.known_hosts}; else another program changed the box",
+            fields={"name": machine.name, "path": str(machine.known_hosts)},
         )

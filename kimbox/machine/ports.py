@@ -1,4 +1,4 @@
-"""Allots ports of the host for ssh and forwards. No two machines get the same port."""
+"""Assigns ports of the host for ssh and forwards. No two machines get the same port."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def allotting() -> Iterator[None]:
     Raises StateError if another process chooses ports for longer than LOCK_WAIT_S.
     """
     lock = paths.machines_dir() / ".ports.lock"
-    with locked(lock, wait_s=LOCK_WAIT_S, busy="another kimbox is choosing ports"):
+    with locked(lock, wait_s=LOCK_WAIT_S, busy="another kimbox process is choosing ports"):
         yield
 
 
 def taken(except_for: Machine) -> dict[int, str]:
-    """The ports of all other machines, each with the name of its machine."""
+    """Returns the ports of all machines except `except_for`: port -> name of its machine."""
     owners: dict[int, str] = {}
     for machine in machines():
         if machine.name != except_for.name:
@@ -44,19 +44,17 @@ def taken(except_for: Machine) -> dict[int, str]:
 
 def is_free(port: int) -> bool:
     """Whether this user can listen on the port."""
-    return why_not_free(port) is None
+    return _bind_error(port) is None
 
 
-def why_not_free(port: int) -> str | None:
-    """Why this user cannot listen on the port, or None if that is possible."""
+def _bind_error(port: int) -> OSError | None:
+    """Returns the error of an attempt to listen on the port, or None if that is possible."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ADDRESS, port))
-        except PermissionError:
-            return "may not be used without root"
-        except OSError:
-            return "is used by another program"
+        except OSError as error:
+            return error
     return None
 
 
@@ -64,8 +62,10 @@ def choose(machine: Machine, requested: dict[int, int | None], previous: dict[in
     """Chooses a host port for each guest port of a machine.
 
     `requested`: guest port -> the host port that the spec names, or None if kimbox chooses. `previous`: the host ports
-    of the machine so far, which kimbox prefers. Call it inside `allotting()`. Raises StateError, which names the owner,
-    if a port that the spec names is in use.
+    of the machine so far, which kimbox prefers. Call it inside `allotting()`.
+
+    Raises StateError: `port-in-use` (the field `owner` is the machine that has the port), `port-needs-root` or
+    `duplicate` for a port that the spec names, `no-free-port` if all of AUTO_PORTS are in use.
     """
     others = taken(machine)
     chosen: dict[int, int] = {}
@@ -77,15 +77,37 @@ def choose(machine: Machine, requested: dict[int, int | None], previous: dict[in
         if host is None:
             continue
         if not usable(host):
-            why = f"belongs to the box {others[host]}" if host in others else why_not_free(host) or "is wanted twice"
-            hint = f"take another, or `host: auto`, in the spec of {machine.name}"
-            raise StateError(f"port {host} of this host, wanted for port {guest} of the guest, {why}", hint=hint)
+            raise _not_usable(machine, guest, host, others)
         chosen[guest] = host
     for guest, host in requested.items():
         if host is None:
             last = previous.get(guest)
             free = last if last is not None and usable(last) else next(filter(usable, AUTO_PORTS), None)
             if free is None:
-                raise StateError("no port is free on this host for the box", hint="see `kimbox list`")
+                raise StateError(
+                    f"no port is free on this host for {machine.name}",
+                    code="no-free-port",
+                    hint="`kimbox list` shows the machines; `kimbox destroy NAME` releases the ports of one",
+                    fields={"name": machine.name},
+                )
             chosen[guest] = free
     return chosen
+
+
+def _not_usable(machine: Machine, guest: int, host: int, others: dict[int, str]) -> StateError:
+    """Returns the error for a port of the spec that the machine cannot have. `others`: the ports of other machines."""
+    bind_error = None if host in others else _bind_error(host)
+    if host in others:
+        code, why = "port-in-use", f"belongs to the box {others[host]}"
+    elif isinstance(bind_error, PermissionError):
+        code, why = "port-needs-root", "requires root"
+    elif bind_error:
+        code, why = "port-in-use", "is used by another program"
+    else:
+        code, why = "duplicate", "is in the spec twice"
+    return StateError(
+        f"port {host} of this host, requested for port {guest} of the guest, {why}",
+        code=code,
+        hint=f"use another port, or `host: auto`, in the spec of {machine.name}",
+        fields={"name": machine.name, "host": str(host), "guest": str(guest), "owner": others.get(host, "")},
+    )

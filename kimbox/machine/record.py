@@ -1,4 +1,4 @@
-"""The record of a machine, machine.json: which box, plan, driver and purpose it has, and what was allotted to it."""
+"""The record of a machine, machine.json: its box, plan, driver and purpose, and the ports and ids assigned to it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ import attrs
 from kimbox.errors import KimboxError
 from kimbox.spec.model import Scratch
 
-#: Version of machine.json that is written. Version 1 is read, too: it had neither box nor purpose, driver and plan.
+#: Version of machine.json that kimbox writes. kimbox also reads version 1, which has no box, purpose, driver and plan.
 FORMAT = 2
 FORMATS = (1, FORMAT)
 
-#: What follows the name of a box in the name of the machine in which its base is changed.
+#: Suffix of the name of a maintenance machine, after the name of its box.
 MAINTENANCE_SUFFIX = "-maintain"
 
-#: Name of the file that a machine of the driver `vagrant` has, beside its record.
+#: Name of a file in the folder of a machine that Vagrant runs.
 VAGRANTFILE = "Vagrantfile"
 
-
-#: The name of a box in the text of its spec.
+#: Matches the key `name` of the box in the text of a spec.
 _NAME_KEY = re.compile(r"""^["']?name["']?\s*:\s*["']?([a-z0-9.-]+)""", re.MULTILINE)
 
 
 class Purpose(StrEnum):
-    """What a machine of a box is for."""
+    """The purpose of a machine."""
 
-    BOX = "box"  #: it is the box that its users work in
-    MAINTENANCE = "maintenance"  #: the base of the box is changed in it (`kimbox maintain`)
+    BOX = "box"  #: users work in it
+    MAINTENANCE = "maintenance"  #: `kimbox maintain` changes the base of the box in it
     CLONE = "clone"  #: a copy of a template of the box
     JOB = "job"  #: one job runs in it
 
@@ -41,14 +40,14 @@ class Purpose(StrEnum):
 class Ended(StrEnum):
     """How kimbox ended the last run of a machine."""
 
-    NEW = "new"  #: it has never run
-    HALTED = "halted"  #: it was halted
-    SUSPENDED = "suspended"  #: its state lies in the disk, as the snapshot SUSPENDED_TAG
+    NEW = "new"  #: the machine has never run
+    HALTED = "halted"  #: the guest was shut down or powered off
+    SUSPENDED = "suspended"  #: its memory is saved, and it can resume
 
 
 @attrs.frozen
 class Sealed:
-    """The role that a box took when it was secured."""
+    """The role and site of a sealed box."""
 
     role: str
     site: str
@@ -56,7 +55,7 @@ class Sealed:
 
 @attrs.frozen
 class PlanDigests:
-    """The plan that a machine was made from, as sha256 hex digests. Later starts do not change it."""
+    """The sha256 hex digests of the plan that a machine was created from. Later starts do not change them."""
 
     spec: str
     lock: str
@@ -65,12 +64,12 @@ class PlanDigests:
 
 @attrs.frozen
 class Record:
-    """machine.json: what a machine was made from, and what was allotted to it."""
+    """The content of machine.json."""
 
     name: str
-    #: The spec's file; for a shipped box its path today.
+    #: Path of the spec. The path of a shipped box may change with each version of kimbox.
     source: str
-    #: Name of the shipped box, if it is one.
+    #: Name of the shipped box; None: the box is not shipped with kimbox.
     shipped: str | None
     spec_digest: str
     image: str
@@ -79,43 +78,50 @@ class Record:
     ssh_port: int
     #: Guest port -> port on 127.0.0.1 of the host.
     forwards: dict[int, int]
-    #: How kimbox ended the last run; None while there is one, or if it ended by itself.
+    #: How kimbox ended the last run. None: the machine runs, or the run ended without kimbox.
     ended: Ended | None = Ended.NEW
-    #: What the last run was started with: a saved state wakes only in a machine of the same shape.
+    #: Values of the last start. A saved state resumes only with the same values.
     cpus: int | None = None
     memory_bytes: int | None = None
     scratch: Scratch | None = None
-    #: Where ssh reaches it, at `ssh_port`.
+    #: Address of the ssh server, whose port is `ssh_port`.
     ssh_host: str = "127.0.0.1"
-    #: The role that it took when it was secured, as the guest reports at each boot; None: it was not secured.
+    #: Role and site, which the guest reports at each boot. None: the box is not sealed.
     sealed: Sealed | None = None
     #: Name of the box that the machine belongs to. One box may have several machines.
     box: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
     purpose: Purpose = Purpose.BOX
-    #: Name of the driver that runs it.
+    #: Name of the driver.
     driver: str = "qemu"
-    #: None: it was made by a kimbox that did not record it.
+    #: None: the machine was created by a version of kimbox that did not record the plan.
     plan: PlanDigests | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in machine.json."""
+        """Returns the content of machine.json."""
         plain = attrs.asdict(self)
         plain["forwards"] = {str(guest): host for guest, host in self.forwards.items()}
         return {"format": FORMAT} | plain
 
     @classmethod
     def parse(cls, value: dict[str, Any], path: Path) -> Self:
-        """From machine.json. Raises KimboxError naming the file if it is not one."""
+        """Parses the content of machine.json; `path` is that file.
+
+        Raises KimboxError: `unsupported-format`, or `file-damaged` if a field is missing or has an invalid value.
+        """
         try:
             if value["format"] not in FORMATS:
-                hint = "use the kimbox that made the machine, or remove it with `kimbox destroy`"
-                raise KimboxError(f"{path} has format {value['format']!r}; this kimbox reads {FORMAT}", hint=hint)
+                raise KimboxError(
+                    f"{path} has format {value['format']!r}; this version of kimbox reads {FORMAT}",
+                    code="unsupported-format",
+                    hint="use the version of kimbox that created the machine, or remove it with `kimbox destroy`",
+                    fields={"path": str(path), "format": str(value["format"])},
+                )
             if value["format"] == 1:
                 value = value | _added_since_format_1(value, path)
             fields = {f.name: value[f.name] for f in attrs.fields(cls) if f.name in value}
             for key in ("name", "source", "spec_digest", "image", "uuid", "mac", "box", "driver"):
                 if not isinstance(fields[key], str):
-                    raise ValueError(f"{key} is no text")
+                    raise ValueError(f"{key} is not a text")
             fields["ssh_port"] = _port(fields["ssh_port"])
             fields["forwards"] = {_port(int(guest)): _port(host) for guest, host in value["forwards"].items()}
             fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
@@ -126,13 +132,17 @@ class Record:
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            hint = "`kimbox destroy` removes the machine"
-            raise KimboxError(f"{path} is damaged: {what}", hint=hint) from None
+            problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise KimboxError(
+                f"{path} is damaged: {problem}",
+                code="file-damaged",
+                hint=f"`kimbox destroy {path.parent.name}` removes the machine",
+                fields={"path": str(path)},
+            ) from None
 
 
 def _added_since_format_1(value: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The fields that a record of format 1 lacks, from its name, its spec and the folder that it lies in."""
+    """Returns the fields that a record of format 1 lacks, from its name, its spec and its folder."""
     name, shipped = value["name"], value.get("shipped")
     box, purpose = name, Purpose.BOX
     if name.endswith(MAINTENANCE_SUFFIX) and name != shipped and not _is_named(Path(value["source"]), name):
@@ -142,7 +152,7 @@ def _added_since_format_1(value: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _is_named(source: Path, name: str) -> bool:
-    """Whether a spec gives its box this name. The text is searched, as a YAML parser would slow down `kimbox list`."""
+    """Whether a spec gives its box this name. Searches the text: a YAML parser would slow down `kimbox list`."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return name in _NAME_KEY.findall(source.read_text())
     return False
@@ -153,13 +163,13 @@ def _plan(value: Any) -> PlanDigests | None:
         return None
     if all(isinstance(value[key], str) for key in ("spec", "lock", "manifest")):
         return PlanDigests(value["spec"], value["lock"], value["manifest"])
-    raise ValueError(f"{value!r} is no plan")
+    raise ValueError(f"{value!r} is not a plan")
 
 
 def _port(value: object) -> int:
     if isinstance(value, int) and 0 < value < 1 << 16:
         return value
-    raise ValueError(f"{value!r} is no port")
+    raise ValueError(f"{value!r} is not a port")
 
 
 def _sealed(value: Any) -> Sealed | None:
@@ -167,7 +177,7 @@ def _sealed(value: Any) -> Sealed | None:
         return None
     if all(isinstance(value[key], str) for key in ("role", "site")):
         return Sealed(value["role"], value["site"])
-    raise ValueError(f"{value!r} is no role")
+    raise ValueError(f"{value!r} is not a role")
 
 
 def _scratch(value: Any) -> Scratch | None:
@@ -175,4 +185,4 @@ def _scratch(value: Any) -> Scratch | None:
         return None
     if isinstance(value["size_bytes"], int) and isinstance(value["mount"], str):
         return Scratch(value["size_bytes"], value["mount"])
-    raise ValueError(f"{value!r} is no scratch space")
+    raise ValueError(f"{value!r} is not a scratch space")

@@ -1,10 +1,10 @@
-"""The states of a machine and how they follow from an observation. Pure: no file says what state a machine is in.
+"""The states of a machine, derived from an observation. No file stores the state, and this module reads no file.
 
             up                     halt, poweroff
 absent ----------> booting ---> provisioning ---> ready ----------> halted
-                                            \\---> sealed, once it was secured
+                                            \\---> sealed, if the box was secured
    ^                  |  \\          |    \\        |  ^
-   |                  |   \\         v     +----> failed  (up again, after a look inside)
+   |                  |   \\         v     +----> failed  (repair it, then up or provision)
 destroy               |    +-----> crashed        |
    +------------------+---------------------------+
                                  suspend -> suspended -> resume
@@ -22,7 +22,7 @@ from kimbox.guest.events import Event
 
 
 class State(StrEnum):
-    """What a machine is now; the words that `status` prints."""
+    """The state of a machine. `status` prints these words."""
 
     ABSENT = "absent"
     HALTED = "halted"
@@ -37,16 +37,16 @@ class State(StrEnum):
 
     @property
     def running(self) -> bool:
-        """Whether there is a process that runs the guest."""
+        """Whether a process runs the guest, even if its processors are stopped."""
         return self in (State.PAUSED, State.BOOTING, State.PROVISIONING, State.READY, State.SEALED, State.FAILED)
 
     @property
     def reachable(self) -> bool:
-        """Whether ssh may be expected to answer."""
+        """Whether the ssh server of the guest is expected to answer."""
         return self in (State.PROVISIONING, State.READY, State.FAILED)
 
 
-#: Which states allow a verb. `up` and `status` are always allowed; `up` knows a way from everywhere.
+#: Verb -> states that allow it. A verb that is not in the table, as `up` and `status`, is allowed in each state.
 _ANSWERS = frozenset({State.BOOTING, State.PROVISIONING, State.READY, State.FAILED})
 ALLOWED: dict[str, frozenset[State]] = {
     "ssh": _ANSWERS,
@@ -58,22 +58,22 @@ ALLOWED: dict[str, frozenset[State]] = {
     "secure": frozenset({State.READY}),
 }
 
-#: What to do instead.
+#: State -> hint for a verb that the state does not allow.
 INSTEAD = {
     State.ABSENT: "create it with `kimbox up {name}`",
     State.HALTED: "start it with `kimbox up {name}`",
-    State.SUSPENDED: "wake it with `kimbox resume {name}`",
-    State.PAUSED: "let it go on with `kimbox resume {name}`",
-    State.CRASHED: "start it again with `kimbox up {name}`; `kimbox logs --serial {name}` tells its last words",
+    State.SUSPENDED: "resume it with `kimbox resume {name}`",
+    State.PAUSED: "continue it with `kimbox resume {name}`",
+    State.CRASHED: "start it with `kimbox up {name}`; `kimbox logs --serial {name}` shows the end of its console",
     State.BOOTING: "wait for it with `kimbox up {name}`",
     State.PROVISIONING: "wait for it with `kimbox up {name}`",
-    State.SEALED: "nobody enters it: `kimbox status {name}` and `kimbox audit {name}` tell how it is; `kimbox halt`, "
-    "`reload` and `destroy` are what the host can do",
+    State.SEALED: "a sealed box accepts no login. `kimbox status {name}` and `kimbox audit {name}` show its state; "
+    "from the host, `kimbox halt`, `reload` and `destroy` work",
     State.READY: "it is running: `kimbox ssh {name}`",
-    State.FAILED: "look inside with `kimbox ssh {name}`, or at `kimbox logs {name}`",
+    State.FAILED: "inspect it with `kimbox ssh {name}` and `kimbox logs {name}`",
 }
 
-#: Events that say how far a boot has come. `hostkey` and `sshd` tell something else.
+#: Event -> state of the machine after it. Other events, as `hostkey` and `sshd`, do not change the state.
 _STAGES = {
     "booting": State.BOOTING,
     "waiting": State.PROVISIONING,
@@ -84,50 +84,49 @@ _STAGES = {
     "failed": State.FAILED,
 }
 
-
-#: Kinds of failure after which a guest ends itself: the initramfs found no root, the snapshot was full, or a box that
-#: was secured cannot close itself.
+#: Kinds of failure after which a guest powers itself off or restarts: the initramfs did not find a root, the snapshot
+#: was full, or a sealed box could not seal itself.
 LOST_ROOT = frozenset({"boot", "snapshot", "seal"})
 
-#: Those of them after which it is off; the others may start it again.
+#: Kinds of LOST_ROOT after which the guest is off. After the other kinds it may restart.
 POWERED_OFF = frozenset({"boot", "seal"})
 
 
 @attrs.frozen
 class Observation:
-    """What a driver observed of a machine, at one moment."""
+    """What a driver observed of a machine at one moment."""
 
     exists: bool
-    #: There is a guest that runs.
+    #: A process runs the guest.
     running: bool
-    #: Its processors are stopped.
+    #: The processors of the guest are stopped.
     paused: bool
-    #: The record says that the state was saved.
+    #: The record has a saved state.
     suspended: bool
     #: Events of the last boot, oldest first.
     events: tuple[Event, ...]
-    #: kimbox itself ended the last run, or there was none yet: a missing farewell of the guest is no crash.
+    #: kimbox ended the last run, or the machine has never run. A missing message of a shutdown is not a crash then.
     ended_by_us: bool
-    #: The guest's kernel said on the console that it powers off.
+    #: The kernel of the guest wrote to the console that it powers off.
     shut_down: bool = False
-    #: The guest's kernel said on the console, in this boot, that the snapshot of root is full: nothing works any more.
+    #: In this boot the kernel of the guest wrote to the console that the snapshot of root is full, and now invalid.
     snapshot_full: bool = False
 
 
-#: Events that tell of a manifest that everything of it was done.
+#: Events that report that all of a manifest was done.
 DONE = ("ready", "sealed")
 
 
 def lost_root(events: Sequence[Event]) -> Event | None:
-    """What the guest told when it had no root, if that was its last word on how far it has come."""
+    """Returns the `failed` event of a guest that lost its root, or None. Later events in _STAGES cancel it."""
     last = next((event for event in reversed(events) if event.name in _STAGES), None)
     return last if last and last.name == "failed" and last.text("kind") in LOST_ROOT else None
 
 
 def derive(known: Observation) -> State:
-    """The state that follows from an observation.
+    """Derives the state from an observation.
 
-    A box without a root powers itself off, and is crashed all the same: nobody halted it.
+    A guest without a root powers itself off. Its state is `crashed`, because no user halted it.
     """
     if not known.exists:
         return State.ABSENT
@@ -145,17 +144,25 @@ def derive(known: Observation) -> State:
 
 
 def last_word(events: Sequence[Event]) -> Event | None:
-    """The guest's last word on a manifest."""
+    """Returns the last event that names a manifest, or None: provisioning started, or it ended well or badly."""
     return next((event for event in reversed(events) if event.name in ("provisioning", *DONE, "failed")), None)
 
 
-def wanted_by(told: Event) -> str:
-    """The manifest that a guest has from the host, by its word on one; after a fallback it uses another."""
-    return told.text("wanted") or told.text("manifest")
+def wanted_by(event: Event) -> str:
+    """Returns the digest of the manifest that the host sent, from an event that names a manifest.
+
+    It is in the field `wanted` if the guest fell back to its last good manifest, which is in the field `manifest` then.
+    """
+    return event.text("wanted") or event.text("manifest")
 
 
 def require(verb: str, name: str, state: State) -> None:
-    """Raises StateError, saying what to do instead, where the state does not allow the verb."""
+    """Raises StateError if the state does not allow the verb: `box-not-found` or `wrong-state`."""
     if verb in ALLOWED and state not in ALLOWED[verb]:
-        what = "there is no box" if state is State.ABSENT else f"the box is {state}"
-        raise StateError(f"cannot {verb} {name}: {what}", hint=INSTEAD[state].format(name=name))
+        is_absent = state is State.ABSENT
+        raise StateError(
+            f"cannot {verb} {name}: {'there is no box' if is_absent else f'the box is {state}'}",
+            code="box-not-found" if is_absent else "wrong-state",
+            hint=INSTEAD[state].format(name=name),
+            fields={"verb": verb, "name": name, "state": state},
+        )

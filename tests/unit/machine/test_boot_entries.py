@@ -1,4 +1,4 @@
-"""The boot mode set in a qcow2 that nobody boots: real mke2fs, qemu-img, qemu-nbd and debugfs."""
+"""The boot mode, set in a qcow2 that is not booted, with real mke2fs, qemu-img, qemu-nbd and debugfs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import makemachine
 import pytest
 from madedisk import CREATED
+from refused import refused
 
 from kimbox import run
 from kimbox.errors import KimboxError
@@ -49,7 +50,7 @@ def make_image(folder: Path, *options: str, content: bytes = CREATED, label: str
 
 
 def machine_on(image: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A machine whose disk is an overlay, in a folder whose name is no word of a shell."""
+    """A machine whose disk is an overlay, in a folder whose name has blanks and quotes."""
     monkeypatch.setenv("KIMBOX_HOME", str(image.parent / "a home, with 'blanks'"))
     monkeypatch.setattr(settings, "quiet", True)
     machine = makemachine.make_machine()
@@ -59,7 +60,7 @@ def machine_on(image: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def flattened(machine: Machine) -> Path:
-    """The disk as a guest would see it."""
+    """The disk as a guest reads it."""
     raw = machine.folder / "flat.raw"
     run.run(["qemu-img", "convert", "-O", "raw", machine.disk, raw])
     return raw
@@ -76,19 +77,19 @@ def block_of(machine: Machine) -> bytes:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """One whose boot partition is as kimbox makes it."""
+    """A machine with a boot partition as kimbox creates it."""
     return machine_on(make_image(tmp_path, "-b", "4096", "-I", "256"), monkeypatch)
 
 
 def modes(machine: Machine) -> tuple[bytes | None, bytes | None]:
-    """What the block says: for every boot, for the next."""
-    found = values(block_of(machine))
-    assert found is not None
-    return found.get(SAVED), found.get(NEXT)
+    """The mode of all boots, and of the next boot, in the block."""
+    variables = values(block_of(machine))
+    assert variables is not None
+    return variables.get(SAVED), variables.get(NEXT)
 
 
 def test_the_mode_is_set_and_nothing_else_changes(machine: Machine) -> None:
-    """As e2fsprogs read it back; all other bytes of the disk stay, the image below too."""
+    """e2fsprogs read the mode back. All other bytes of the disk, and the backing image, are unchanged."""
     image = machine.folder.parents[2] / "image.raw"
     before = flattened(machine).read_bytes()
     digest = hashlib.sha256(image.read_bytes()).digest()
@@ -106,8 +107,8 @@ def test_the_mode_is_set_and_nothing_else_changes(machine: Machine) -> None:
     assert digest == hashlib.sha256(image.read_bytes()).digest()
 
 
-def test_what_is_set_already_is_not_written(machine: Machine) -> None:
-    """Nor where GRUB has emptied next_entry by itself; the file of the disk is the same to the byte."""
+def test_an_unchanged_mode_is_not_written(machine: Machine) -> None:
+    """Nor if GRUB has cleared next_entry. The file of the disk has the same bytes."""
     set_entries(machine, KEEP)
     raw = flattened(machine)
     offset = raw.read_bytes().index(grubenv.SIGNATURE)
@@ -121,8 +122,8 @@ def test_what_is_set_already_is_not_written(machine: Machine) -> None:
     assert set_entries(machine, KEEP, RESNAP)
 
 
-def test_another_file_of_that_name_is_found(machine: Machine) -> None:
-    """A guest may write the file anew: the old block is no longer what GRUB reads, though it looks like it."""
+def test_a_replaced_file_is_found(machine: Machine) -> None:
+    """A guest may replace the file. GRUB then no longer reads the old block, which still has the signature."""
     set_entries(machine, RESNAP)
     raw = flattened(machine)
     old = raw.read_bytes().index(grubenv.SIGNATURE)
@@ -153,18 +154,18 @@ def test_another_file_of_that_name_is_found(machine: Machine) -> None:
     ],
 )
 def test_other_forms_of_ext4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
-    """An image from elsewhere may have been made with other settings; debugfs names the same block."""
+    """An image of another tool may have other settings. debugfs finds the same block."""
     machine = machine_on(make_image(tmp_path, *options), monkeypatch)
     set_entries(machine, RESNAP)
     assert (b"resnap", None) == modes(machine)
     raw = flattened(machine).read_bytes()[START:]
     system = inodes.open_at(lambda offset, size: raw[offset : offset + size])
-    said = run.run(["debugfs", "-R", "bmap /grub/grubenv 0", f"{tmp_path / 'image.raw'}?offset={START}"]).stdout
-    assert int(said) * system.block_bytes == inodes.locate(system, "/grub/grubenv", 1024)
+    printed = run.run(["debugfs", "-R", "bmap /grub/grubenv 0", f"{tmp_path / 'image.raw'}?offset={START}"]).stdout
+    assert int(printed) * system.block_bytes == inodes.locate(system, "/grub/grubenv", 1024)
 
 
-def test_a_damaged_block_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The place is known by its name, whatever is in it."""
+def test_a_damaged_block_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is found by its name, with any content."""
     machine = machine_on(make_image(tmp_path, content=b"x" * 1024), monkeypatch)
     assert set_entries(machine, RESNAP)
     assert {SAVED: b"resnap"} == values(block_of(machine))
@@ -179,14 +180,15 @@ def test_a_damaged_block_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
         ("has no file /grub/grubenv", ["-O", "^extents,^64bit"], CREATED, "kimbox-boot"),  # nor any folder kimbox reads
     ],
 )
-def test_a_disk_of_somebody_else(
+def test_a_disk_that_kimbox_has_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, options: list[str], content: bytes, label: str
 ) -> None:
-    """It is said what is missing, and nothing is written."""
+    """The error has the reason, and nothing is written."""
     machine = machine_on(make_image(tmp_path, *options, content=content, label=label), monkeypatch)
     before = machine.disk.read_bytes()
-    with pytest.raises(NoEnvironment, match=reason) as caught:
+    with refused(NoEnvironment, "boot-mode-not-set", name="tiny") as caught:
         set_entries(machine, KEEP)
+    assert reason in caught.value.message
     assert "disk of tiny" in caught.value.message
     assert "kimbox destroy tiny" in str(caught.value.hint)
     assert before == machine.disk.read_bytes()
@@ -194,7 +196,7 @@ def test_a_disk_of_somebody_else(
 
 @pytest.mark.parametrize("size", [512, MIB, START + 2048])
 def test_a_disk_without_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """No partition, a partition beyond the end, a file system that is cut off."""
+    """No partition, a partition beyond the end of the disk, a truncated file system."""
     image = tmp_path / "image.raw"
     image.write_bytes(bytes(size))
     with pytest.raises(NoEnvironment):
@@ -202,15 +204,15 @@ def test_a_disk_without_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_disk_that_cannot_be_opened(tmp_path: Path, machine: Machine) -> None:
-    """That is no disk of somebody else's: QEMU's own words are shown."""
+    """This is not a disk of another tool: the error has the output of QEMU."""
     machine.disk.write_bytes(b"junk")
     with pytest.raises(KimboxError, match="qemu-nbd") as caught:
         set_entries(machine, KEEP)
     assert not isinstance(caught.value, NoEnvironment)
 
 
-def test_hostile_file_systems_end_soon(tmp_path: Path) -> None:
-    """Any byte of the metadata may be anything: the answer is a place inside of it, or that there is none."""
+def test_a_hostile_file_system_has_a_bounded_cost(tmp_path: Path) -> None:
+    """Any byte of the metadata may have any value. The result is a place in the file system, or an error."""
     image = make_image(tmp_path, "-b", "1024").read_bytes()[START : START + SIZE]
     system = inodes.open_at(lambda offset, size: image[offset : offset + size])
     touched: set[int] = set()
@@ -251,7 +253,7 @@ def test_hostile_file_systems_end_soon(tmp_path: Path) -> None:
 def test_a_guest_cannot_keep_the_host_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine
 ) -> None:
-    """However its directories look, only so much of the disk is looked at."""
+    """The size of what is read of the disk is bounded, with any directories."""
     monkeypatch.setattr(grubenv, "MAX_READ_BYTES", 4096)
     with pytest.raises(NoEnvironment, match="exceeds the limit of 4096 bytes"):
         set_entries(machine, KEEP)
@@ -259,7 +261,7 @@ def test_a_guest_cannot_keep_the_host_reading(
 
 @pytest.mark.skipif(not run.which("grub-editenv"), reason="no grub here")
 def test_grub_reads_what_is_written(machine: Machine) -> None:
-    """Its own tool lists and changes the block, and what it changed is kept."""
+    """grub-editenv lists and changes the block, and kimbox keeps the change."""
     set_entries(machine, KEEP, MAINTAIN)
     taken = machine.folder / "taken"
     taken.write_bytes(block_of(machine))

@@ -1,4 +1,4 @@
-"""Which root a box boots: what each start sets, what is refused, and what maintain mode changes."""
+"""The boot mode of a box: the mode that each start sets, the errors, and the effects of maintain mode."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from fakedriver import FakeDriver
 from feignedworld import World, up
 from makemachine import event, tell
+from refused import refused
 from tinyimage import LOCKED
 
 from kimbox.actions import provision as provisioning
@@ -30,7 +31,7 @@ world = feignedworld.world  # a fixture
 
 
 def test_every_start_sets_the_mode(world: World) -> None:
-    """The spec's, the command line's in its place, or that for one boot; nothing of it is kept for the next start."""
+    """The mode of the command line, or else of the spec. `once` is for one boot, and not kept."""
     for choice, spec, expected in (
         (Choice(), KEEP, ("keep", None)),
         (Choice(RESNAP), KEEP, ("resnap", None)),
@@ -47,48 +48,49 @@ def test_every_start_sets_the_mode(world: World) -> None:
     assert [] == [key for key in world.machine.record().as_json() if "boot" in key or "mode" in key]
 
 
-def test_a_change_of_the_mode_is_no_other_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of the image does not hold it."""
+def test_a_change_of_the_mode_keeps_the_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the image does not depend on the mode."""
     monkeypatch.undo()
     keys = {obtain.key_of(attrs.evolve(world.box, boot=mode), LOCKED) for mode in BootMode}
     assert 1 == len(keys)
 
 
-def test_a_box_that_runs_is_not_given_another_mode(world: World) -> None:
-    """It is told how to get it; in the same mode it is left alone."""
+def test_the_mode_of_a_running_box_is_not_changed(world: World) -> None:
+    """The hint has the command that changes it. If the box runs in that mode, nothing is done."""
     up(world)
-    for choice, command in (
-        (Choice(RESNAP), "`kimbox reload --boot resnap tiny`"),
-        (Choice(MAINTAIN, once=True), "`kimbox reload --boot maintain --once tiny`"),
+    for choice, mode, command in (
+        (Choice(RESNAP), "resnap", "`kimbox reload --boot resnap tiny`"),
+        (Choice(MAINTAIN, once=True), "maintain", "`kimbox reload --boot maintain --once tiny`"),
     ):
-        with pytest.raises(StateError, match="tiny runs in mode keep") as refused:
+        with refused(StateError, "restart-required", name="tiny", current="keep", mode=mode) as caught:
             up(world, boot=choice)
-        assert command in str(refused.value.hint)
+        assert command in str(caught.value.hint)
+        assert f"tiny runs in mode keep: the mode {mode} requires a restart" == caught.value.message
     world.did.clear()
     assert State.READY is up(world, boot=Choice(KEEP))
     assert ([], [("keep", None)]) == (world.did, world.modes)
     world.machine.events_file.write_text("")
-    with pytest.raises(StateError, match="has not told its mode"):
+    with refused(StateError, "restart-required", name="tiny", current=""):
         up(world, boot=Choice(KEEP))
 
 
-def test_a_box_that_stands_still_is_not_given_a_mode(world: World) -> None:
-    """It would go on in the one it has; its saved state and its disk are left alone."""
+def test_a_stopped_box_resumes_in_its_mode(world: World) -> None:
+    """A paused or suspended box cannot change its mode. Its saved state and its disk are not changed."""
     up(world)
     world.status = "paused"
-    with pytest.raises(StateError, match="the box is paused"):
+    with refused(StateError, "wrong-state", name="tiny", state="paused"):
         up(world, boot=Choice(KEEP))
     world.status = "running"
     stop.suspend(world.machine)
-    with pytest.raises(StateError, match="the box is suspended") as refused:
+    with refused(StateError, "wrong-state", name="tiny", state="suspended") as caught:
         up(world, boot=Choice(RESNAP))
-    assert "`kimbox resume tiny`" in str(refused.value.hint)
+    assert "`kimbox resume tiny`" in str(caught.value.hint)
     up(world)
     assert [("keep", None)] == world.modes
 
 
 def test_an_image_without_modes(world: World) -> None:
-    """It boots as it does, unless another mode is asked for, by the spec or the command line."""
+    """It boots its only root. It is an error if the spec or the command line has another mode."""
     world.no_modes = NoEnvironment("the disk of tiny has no environment")
     up(world)
     stop.halt(world.machine)
@@ -102,13 +104,13 @@ def test_an_image_without_modes(world: World) -> None:
 
 
 def maintained(world: World) -> None:
-    """The guest boots into maintain mode, as it tells it."""
+    """Makes the guest report maintain mode."""
     world.boot = [event("booting", mode="maintain"), event("hostkey", key=makemachine.HOST_KEY), event("sshd")]
     world.boot += [event("ready", manifest="", mode="maintain")]
 
 
-def test_maintain_mode_brings_nothing(world: World) -> None:
-    """The box is ready when it says so, the first time and later; `provision` is refused, with the way out."""
+def test_nothing_is_provisioned_in_maintain_mode(world: World) -> None:
+    """The box is ready when it reports it, at each start. `provision` is an error with a hint."""
     maintained(world)
     up(world, boot=Choice(MAINTAIN))
     assert ["image", "disk", "start"] == world.did
@@ -116,13 +118,13 @@ def test_maintain_mode_brings_nothing(world: World) -> None:
     assert State.READY is up(world)
     assert State.READY is up(world, boot=Choice(MAINTAIN))
     assert ["image", "disk", "start"] == world.did
-    with pytest.raises(StateError, match="runs in maintain mode") as refused:
+    with refused(StateError, "maintain-mode", name="tiny") as caught:
         provisioning.provision(Project(world.box))
-    assert "`kimbox reload tiny`" in str(refused.value.hint)
+    assert "`kimbox reload tiny`" in str(caught.value.hint)
 
 
 def test_maintain_mode_that_fails(world: World) -> None:
-    """What the guest says went wrong is the error."""
+    """The error has the reason that the guest reported."""
     maintained(world)
     world.boot[-1] = event("failed", manifest="", kind="provisiond", name="persistent", exit=1, reason="no space")
     with pytest.raises(GuestError, match="no space"):
@@ -130,7 +132,7 @@ def test_maintain_mode_that_fails(world: World) -> None:
 
 
 def test_an_initramfs_without_a_root(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`up` ends at once with the guest's reason and the way on; the box is crashed though it has powered off."""
+    """`up` fails without a wait, with the reason of the guest and a hint. The state is crashed, not halted."""
     reason = "the snapshot vg/root_snap is full"
     world.boot = [event("failed", manifest="", kind="boot", name="root_snap", exit=1, reason=reason)]
     start = FakeDriver.start
@@ -154,8 +156,8 @@ def test_an_initramfs_without_a_root(world: World, monkeypatch: pytest.MonkeyPat
     assert ("resnap", None) == world.modes[-1]
 
 
-def test_a_guest_that_says_its_snapshot_was_full(world: World) -> None:
-    """Its last words, while it is provisioned, end the wait."""
+def test_a_guest_that_reports_a_full_snapshot(world: World) -> None:
+    """Its event ends the wait for provisioning."""
     lost = event("failed", manifest="", kind="snapshot", name="root_snap", exit=1, reason="vg/root_snap was full")
     world.after = [event("provisioning", manifest=world.digest), lost]
     with pytest.raises(GuestError, match="tiny lost its root: vg/root_snap was full"):
@@ -163,7 +165,7 @@ def test_a_guest_that_says_its_snapshot_was_full(world: World) -> None:
 
 
 def test_a_snapshot_that_fills_up(world: World) -> None:
-    """Whatever the box told before, it has failed, and `up` says how to go on instead of asking it in vain."""
+    """The state is failed after any earlier event. `up` has a hint, and sends nothing to the box."""
     up(world)
     with world.machine.serial_log.open("ab") as console:
         console.write(
@@ -183,7 +185,7 @@ def test_a_snapshot_that_fills_up(world: World) -> None:
 
 
 def test_setup_that_fills_the_snapshot(world: World) -> None:
-    """It is told from the console while the host waits for the step, which will never end."""
+    """The host reads it from the console while it waits for the step, which does not end."""
     console = b"device-mapper: snapshots: Invalidating snapshot: Unable to allocate exception.\r\n"
     world.machine.folder.mkdir(parents=True)
     world.after = [event("provisioning", manifest=world.digest)]

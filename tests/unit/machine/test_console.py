@@ -1,4 +1,4 @@
-"""Consoles as real programs write them, and what they mean to the user."""
+"""Consoles as real programs write them, and the causes that kimbox finds in them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,17 @@ SYSTEMD = (
 )
 
 
-def told(*lines: str) -> list[Event]:
+def parsed(*lines: str) -> list[Event]:
+    """The events of these lines."""
     return [event for line in lines if (event := parse_line(line.encode()))]
+
+
+#: Expected message -> expected code; all other messages have the code `boot-failed`.
+CODES_OF = {
+    "ran out of memory and killed lmp": "guest-out-of-memory",
+    "snapshot of root is full": "snapshot-full",
+    "it sent no event": "timeout",
+}
 
 
 @pytest.mark.parametrize(
@@ -70,12 +79,12 @@ def told(*lines: str) -> list[Event]:
             LINUX + b"[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\r\n",
         ),
         (
-            "holds no system",
+            "has no init program",
             LINUX + b"Target filesystem doesn't have requested /sbin/init.\r\n"
             b"No init found. Try passing init= bootarg.\r\n",
         ),
         (
-            "fsck cannot mend it",
+            "fsck cannot repair it",
             LINUX + b"/dev/mapper/vg-root: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\r\n\t(i.e., without -a)\r\n"
             b"The root filesystem on /dev/mapper/vg-root requires a manual fsck\r\n",
         ),
@@ -103,23 +112,24 @@ def told(*lines: str) -> list[Event]:
             b"[   61.3] EXT4-fs error (device dm-0): ext4_find_entry:1683: inode #131: comm sh: reading directory\r\n"
             b"[   61.4] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000007\r\n",
         ),
-        ("no sign of life", b""),
-        ("no sign of life", SYSTEMD),
+        ("it sent no event", b""),
+        ("it sent no event", SYSTEMD),
     ],
 )  # fmt: skip
 def test_the_cause_is_found(expected: str, console: bytes) -> None:
-    """What each program on the way says when it gives up."""
+    """Each program of a boot writes a line of its own when it stops."""
     cause = explain(console, [], alive=True, waited_s=300)
     assert expected in cause.message
     assert cause.hint
+    assert CODES_OF.get(expected, "boot-failed") == cause.code
 
 
-def test_what_was_harmless_on_the_way_explains_nothing() -> None:
-    """GRUB misses a module and boots all the same: once the guest's system has spoken it was not that."""
+def test_a_harmless_line_is_not_the_cause() -> None:
+    """GRUB boots although it lacks a module. The first event of the guest's system shows that."""
     console = GRUB + b"error: file `/grub/i386-pc/gfxterm.mod' not found.\r\n" + SYSTEMD
-    cause = explain(console, told(makemachine.event("booting", mode="keep")), alive=True, waited_s=60)
+    cause = explain(console, parsed(makemachine.event("booting", mode="keep")), alive=True, waited_s=60)
     assert "boot loader" not in cause.message
-    assert "no ssh host key came" in cause.message
+    assert "reported no ssh host key" in cause.message
 
 
 @pytest.mark.parametrize(
@@ -127,10 +137,10 @@ def test_what_was_harmless_on_the_way_explains_nothing() -> None:
     [
         ("within 90 s: its root is mounted", [makemachine.event("booting", mode="keep")]),
         ("but sshd did not start", [makemachine.event("hostkey", key="k")]),
-        ("provisiond did not speak", [makemachine.event("sshd")]),
-        ("last it said was: rebooting", [makemachine.event("rebooting")]),
+        ("provisiond sent no event", [makemachine.event("sshd")]),
+        ("last event was rebooting", [makemachine.event("rebooting")]),
         (
-            "nothing was heard from the box for 90 s: the last it told was step 2 of 5, provision make: running",
+            "no event from the box for 90 s: the last event was step 2 of 5, provision make: running",
             [
                 makemachine.event("provisioning", manifest="a"),
                 makemachine.event("step", n=2, of=5, kind="provision", name="make", status="running"),
@@ -138,20 +148,23 @@ def test_what_was_harmless_on_the_way_explains_nothing() -> None:
         ),
     ],
 )
-def test_a_time_out_names_the_last_stage(expected: str, events: list[str]) -> None:
-    """How far it came, and how long nothing followed."""
-    assert expected in explain(SYSTEMD, told(*events), alive=True, waited_s=90).message
+def test_a_timeout_names_the_last_stage(expected: str, events: list[str]) -> None:
+    """The last stage that the boot reached, and the time since then."""
+    cause = explain(SYSTEMD, parsed(*events), alive=True, waited_s=90)
+    assert ("timeout", True) == (cause.code, expected in cause.message)
 
 
 def test_a_process_that_ended() -> None:
-    """By itself, or because the guest shut down."""
-    assert "process ended" in explain(SYSTEMD, [], alive=False, waited_s=1).message
+    """Without the guest, or because the guest shut down."""
+    ended = explain(SYSTEMD, [], alive=False, waited_s=1)
+    assert ("guest-exited", True) == (ended.code, "process ended" in ended.message)
     console = SYSTEMD + b"[   12.0] reboot: Power down\r\n"
-    assert "shut itself down" in explain(console, [], alive=False, waited_s=1).message
+    shut_down = explain(console, [], alive=False, waited_s=1)
+    assert ("guest-exited", True) == (shut_down.code, "shut itself down" in shut_down.message)
 
 
 def test_lines_are_readable() -> None:
-    """No escape sequence, colour or cursor movement is left, and words apart on the screen stay apart."""
+    """Without escape sequences, colours and cursor movements. A cursor movement separates words."""
     lines = console_lines(SYSTEMD)
     assert "Welcome to Debian GNU/Linux 13 (trixie)!" in lines
     assert "[  OK  ] Reached target local-fs.target - Local File Systems." in lines
@@ -178,7 +191,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("console", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_console_is_safe_and_bounded(console: bytes) -> None:
-    """Nothing that steers a terminal comes through, no line is long, and it costs a bounded time."""
+    """No control sequence reaches the terminal, and the length of lines and the time are bounded."""
     started = time.process_time()
     lines = console_lines(console)
     cause = explain(console, [], alive=True, waited_s=1)
@@ -190,13 +203,13 @@ def test_a_hostile_console_is_safe_and_bounded(console: bytes) -> None:
 
 
 def test_braces_of_a_guest_are_no_fields() -> None:
-    """What a guest says is not formatted again."""
+    """The text of a guest is not a format string."""
     cause = explain(b"Kernel panic - not syncing: {0} {waited_s} %s\n", [], alive=True, waited_s=1)
     assert "panicked: {0} {waited_s} %s" in cause.message
 
 
-def test_a_boot_is_hopeless_only_where_nothing_can_follow() -> None:
-    """A second panic ends the wait; the first (the box restarts), or running out of memory, does not."""
+def test_a_boot_has_failed_only_if_it_cannot_continue() -> None:
+    """A second panic ends the wait. A first panic (the guest restarts) and a lack of memory do not."""
     panic = b"[ 1.0] Kernel panic - not syncing: Attempted to kill init!\r\n"
     assert not hopeless(panic, [])
     assert hopeless(panic + b"GRUB\r\n" + panic, [])

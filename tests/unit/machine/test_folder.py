@@ -1,4 +1,4 @@
-"""The folder of a machine: what it holds, and what it says when it is damaged."""
+"""The folder of a machine: its record, events and locks, and the errors if it is damaged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import makemachine
 import ownhome
 import pytest
 from makemachine import BOOT, NEXT_BOOT, RECORD, event, tell
+from refused import refused
 
 from kimbox.errors import KimboxError, StateError
+from kimbox.files import MAX_TEXT_BYTES
 from kimbox.machine import folder
 from kimbox.machine.folder import Machine, machines
 from kimbox.machine.record import Ended, Record
@@ -23,8 +25,8 @@ home = ownhome.home  # a fixture
 
 
 @pytest.mark.parametrize("ended", [*Ended, None])
-def test_a_record_comes_back_as_it_was(ended: Ended | None) -> None:
-    """Through its file, with every field."""
+def test_a_record_is_read_back_unchanged(ended: Ended | None) -> None:
+    """From its file, with every field."""
     machine = makemachine.make_machine()
     record = attrs.evolve(
         RECORD,
@@ -40,8 +42,8 @@ def test_a_record_comes_back_as_it_was(ended: Ended | None) -> None:
     assert 2 == json.loads(machine.record_file.read_text())["format"]
 
 
-def test_a_record_of_before_has_no_shape() -> None:
-    """cpus, memory and scratch space came later; without them the record is as good."""
+def test_an_old_record_has_no_cpus_and_memory() -> None:
+    """Old records lack cpus, memory and scratch space, and are valid."""
     machine = makemachine.make_machine()
     value = json.loads(machine.record_file.read_text())
     del value["cpus"], value["memory_bytes"], value["scratch"]
@@ -74,47 +76,50 @@ def test_a_record_of_before_has_no_shape() -> None:
     ],
 )
 def test_a_damaged_record_is_an_error_in_words(change: dict[str, Any]) -> None:
-    """It names the file, and how to be rid of it."""
+    """The error names the file, and the command that removes the machine."""
     machine = makemachine.make_machine()
     value = json.loads(machine.record_file.read_text()) | change
     machine.record_file.write_text(json.dumps({k: v for k, v in value.items() if v is not ...}, default=str))
-    with pytest.raises(KimboxError, match=r"machine\.json is damaged: ") as damaged:
+    with refused(KimboxError, "file-damaged", path=str(machine.record_file)) as caught:
         machine.record()
-    assert "kimbox destroy" in str(damaged.value.hint)
+    assert "kimbox destroy tiny" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0" * 10, "x" * (5 << 20)])
-def test_a_file_that_is_no_record(text: str) -> None:
-    """Neither is this a traceback."""
+def test_a_file_that_is_not_a_record(text: str) -> None:
+    """It is an error that names the file, too."""
     machine = makemachine.make_machine()
     machine.record_file.write_text(text)
-    with pytest.raises(KimboxError, match=r"machine\.json") as damaged:
+    code = "file-too-large" if len(text) > MAX_TEXT_BYTES else "file-damaged"
+    with refused(KimboxError, code, path=str(machine.record_file)) as caught:
         machine.record()
-    assert "kimbox destroy tiny" in str(damaged.value.hint)
+    assert str(machine.record_file) in caught.value.message
+    assert "kimbox destroy tiny" in str(caught.value.hint)
 
 
 def test_a_newer_format_says_so() -> None:
-    """A record of a later kimbox is not damaged."""
+    """A record of a later version of kimbox is not damaged."""
     value = RECORD.as_json() | {"format": 3}
-    with pytest.raises(KimboxError, match="has format 3; this kimbox reads 2") as newer:
+    with refused(KimboxError, "unsupported-format", path="machine.json", format="3") as caught:
         Record.parse(value, Path("machine.json"))
-    assert newer.value.hint
+    assert "machine.json has format 3; this version of kimbox reads 2" == caught.value.message
+    assert caught.value.hint
 
 
 def test_no_machine() -> None:
-    """Nothing there, or a folder that an interruption left, is no machine."""
+    """A machine that does not exist, or whose creation was interrupted."""
     machine = Machine("tiny")
     for _ in range(2):
         assert not machine.exists
         assert not machine.running
-        with pytest.raises(StateError, match="no box tiny") as absent:
+        with refused(StateError, "box-not-found", name="tiny") as caught:
             machine.record()
-        assert "kimbox up tiny" in str(absent.value.hint)
+        assert "kimbox up tiny" in str(caught.value.hint)
         machine.folder.mkdir(parents=True, exist_ok=True)
 
 
-def test_machines_are_those_that_are_whole(home: Path) -> None:
-    """By name; not what is being made, not what is half removed, not a stray file."""
+def test_machines_are_folders_with_a_record(home: Path) -> None:
+    """Sorted by name, without machines that are incomplete, and without other files."""
     assert [] == machines()
     for name in ("zeta", "alpha", ".tmp-beta"):
         makemachine.make_machine(name)
@@ -124,7 +129,7 @@ def test_machines_are_those_that_are_whole(home: Path) -> None:
 
 
 def test_the_events_of_the_last_boot() -> None:
-    """Those of the boots before are over."""
+    """Without the events of earlier boots."""
     machine = makemachine.make_machine()
     assert () == machine.boot_events()
     tell(machine, event("booting", mode="keep"), event("ready", manifest="a"))
@@ -134,7 +139,7 @@ def test_the_events_of_the_last_boot() -> None:
 
 
 def test_only_the_end_of_many_events_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest that talks without end costs a bounded amount; the first line may be cut."""
+    """The cost is bounded if a guest sends events without end. The first line may be incomplete."""
     machine = makemachine.make_machine()
     line = event("step", n=1, of=1, kind="provision", name="x", status="running")
     monkeypatch.setattr(folder, "EVENTS_TAIL_BYTES", 10 * len(line) + 5)
@@ -143,7 +148,7 @@ def test_only_the_end_of_many_events_is_read(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_sparse_file_of_a_gigabyte_is_read_at_its_end() -> None:
-    """Whatever the size."""
+    """The cost does not depend on the size of the file."""
     machine = makemachine.make_machine()
     with machine.events_file.open("wb") as file:
         file.seek(1 << 30)
@@ -151,8 +156,8 @@ def test_a_sparse_file_of_a_gigabyte_is_read_at_its_end() -> None:
     assert ["ready"] == [e.name for e in machine.boot_events()]
 
 
-def test_running_is_a_fact_of_the_kernels() -> None:
-    """A file is not enough; a lock that a process holds is."""
+def test_a_machine_runs_while_a_process_holds_its_run_lock() -> None:
+    """A file alone is not enough."""
     machine = makemachine.make_machine()
     machine.pid_file.write_text("1")
     machine.run_lock.touch()
@@ -163,25 +168,25 @@ def test_running_is_a_fact_of_the_kernels() -> None:
 
 
 def test_one_kimbox_at_a_time(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second is told so; another machine is free; an error inside releases the lock."""
+    """The second process gets an error. The lock is for one machine, and an error in the block releases it."""
     monkeypatch.setattr(folder, "LOCK_WAIT_S", 0.0)
     machine = Machine("tiny")
-    said: list[str] = []
+    outcomes: list[str] = []
 
     def second() -> None:
         try:
             with Machine("tiny").locked():
-                said.append("in")
+                outcomes.append("locked")
         except StateError as error:
-            said.append(error.message)
+            outcomes.append(f"{error.code}: {error.message}")
         with Machine("other").locked():
-            said.append("other")
+            outcomes.append("other")
 
     with machine.locked():
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
-    assert ["another kimbox is at work on the box tiny", "other"] == said
+    assert ["busy: another kimbox process is at work on the box tiny", "other"] == outcomes
     with pytest.raises(KeyboardInterrupt), machine.locked():
         raise KeyboardInterrupt
     with machine.locked():

@@ -1,4 +1,4 @@
-"""Ports, with real sockets."""
+"""The choice of ports of the host, with real sockets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import attrs
 import makemachine
 import ownhome
 import pytest
+from refused import refused
 
 from kimbox.errors import StateError
 from kimbox.machine import ports
@@ -20,13 +21,13 @@ home = ownhome.home  # a fixture
 
 @pytest.fixture
 def busy() -> Iterator[int]:
-    """A port of this host that somebody listens on."""
+    """A port of this host on which another program listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 def free_ports(count: int) -> range:
-    """Ports that nobody uses, one after the other."""
+    """Consecutive ports that no program uses."""
     found: list[int] = []
     for port in range(45000, 60000):
         found = [*found, port] if ports.is_free(port) else []
@@ -36,7 +37,7 @@ def free_ports(count: int) -> range:
 
 
 def test_a_port_in_use_is_not_chosen(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kimbox passes over what somebody listens on, on this address or on all."""
+    """kimbox skips a port on which another program listens, on this address or on all addresses."""
     free = free_ports(1)[0]
     with socket.create_server(("0.0.0.0", 0)) as everywhere:  # noqa: S104
         taken = everywhere.getsockname()[1]
@@ -44,8 +45,8 @@ def test_a_port_in_use_is_not_chosen(busy: int, monkeypatch: pytest.MonkeyPatch)
         assert {22: free} == ports.choose(Machine("tiny"), {22: None}, {})
 
 
-def test_the_port_of_before_is_preferred(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A box keeps its port from run to run, unless somebody else has it now."""
+def test_the_previous_port_is_preferred(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box keeps its port from run to run, unless another program or machine has it."""
     first, last = free_ports(2)
     monkeypatch.setattr(ports, "AUTO_PORTS", (first,))
     assert {22: last} == ports.choose(Machine("tiny"), {22: None}, {22: last})
@@ -55,7 +56,7 @@ def test_the_port_of_before_is_preferred(busy: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_two_machines_never_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ports that a machine was given stay its own while it is halted; a box never gives itself one twice."""
+    """A halted machine keeps its ports. A machine never gets the same port twice."""
     some = free_ports(6)
     monkeypatch.setattr(ports, "AUTO_PORTS", some)
     makemachine.make_machine("other", ssh_port=some[0], forwards={80: some[1]})
@@ -66,37 +67,40 @@ def test_two_machines_never_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fixed_port_in_use_names_its_owner(busy: int) -> None:
-    """Another box by its name; else another program; or the user's rights."""
+    """The owner is another machine, or another program (empty). A port that is in the spec twice has its own code."""
     free = free_ports(1)[0]
     makemachine.make_machine("other", ssh_port=free, forwards={})
-    for port, why in {free: "belongs to the box other", busy: "is used by another program"}.items():
-        with pytest.raises(StateError, match=f"port {port} of this host, wanted for port 80 .*, {why}") as refused:
+    for port, owner in {free: "other", busy: ""}.items():
+        with refused(StateError, "port-in-use", name="tiny", host=str(port), guest="80", owner=owner) as caught:
             ports.choose(Machine("tiny"), {22: None, 80: port}, {})
-        assert "in the spec of tiny" in str(refused.value.hint)
-    with pytest.raises(StateError, match="wanted twice"):
-        ports.choose(Machine("tiny"), {80: (last := free_ports(3)[2]), 81: last}, {})
+        assert "in the spec of tiny" in str(caught.value.hint)
+        why = "belongs to the box other" if owner else "is used by another program"
+        assert f"port {port} of this host, requested for port 80 of the guest, {why}" == caught.value.message
+    last = free_ports(3)[2]
+    with refused(StateError, "duplicate", host=str(last), guest="81"):
+        ports.choose(Machine("tiny"), {80: last, 81: last}, {})
 
 
 def test_a_port_that_needs_root_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That a port is forbidden is not that somebody uses it."""
+    """A port that this user may not use is not reported as in use."""
 
-    def refuse(self: socket.socket, address: object) -> None:
+    def deny(self: socket.socket, address: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(socket.socket, "bind", refuse)
-    with pytest.raises(StateError, match="may not be used without root"):
+    monkeypatch.setattr(socket.socket, "bind", deny)
+    with refused(StateError, "port-needs-root", host="80", guest="80", owner=""):
         ports.choose(Machine("tiny"), {80: 80}, {})
 
 
 def test_no_port_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the range is an error in words."""
+    """If all ports of the range are in use, the error says so."""
     monkeypatch.setattr(ports, "AUTO_PORTS", ())
-    with pytest.raises(StateError, match="no port is free"):
+    with refused(StateError, "no-free-port", name="tiny"):
         ports.choose(Machine("tiny"), {22: None}, {})
 
 
-def test_damaged_and_unfinished_machines_do_not_hinder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record that cannot be read, and one that is being made, own nothing."""
+def test_damaged_and_unfinished_machines_have_no_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a record that cannot be read stop the choice."""
     some = free_ports(1)
     monkeypatch.setattr(ports, "AUTO_PORTS", some)
     makemachine.make_machine("other", ssh_port=some[0]).record_file.write_text("{")
@@ -105,7 +109,7 @@ def test_damaged_and_unfinished_machines_do_not_hinder(monkeypatch: pytest.Monke
 
 
 def test_machines_that_start_together_get_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choosing and recording happen under one lock."""
+    """One lock covers the choice and the write of the record."""
     monkeypatch.setattr(ports, "AUTO_PORTS", free_ports(8))
     made = [makemachine.make_machine(f"box{n}", ssh_port=1, forwards={}) for n in range(4)]
 

@@ -1,4 +1,4 @@
-"""The record of a machine: whose it is and what it is for, in this format and in the one before."""
+"""The record of a machine: its box, purpose, driver and plan, in the current format and in format 1."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import makemachine
 import ownhome
 import pytest
 from makemachine import RECORD
+from refused import refused
 
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.machine.folder import Machine, machine_of, machines_of
@@ -23,14 +24,14 @@ NEW = ("box", "purpose", "driver", "plan")
 
 
 def as_format_1(machine: Machine, **changes: Any) -> None:
-    """Writes the record of a machine as a kimbox of before wrote it."""
+    """Writes the record of a machine as an older version of kimbox wrote it."""
     value = machine.record().as_json() | {"format": 1} | changes
     machine.record_file.write_text(json.dumps({key: v for key, v in value.items() if key not in NEW}))
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_box_purpose_driver_and_plan_come_back(purpose: Purpose) -> None:
-    """Through the file, which names its format."""
+def test_box_purpose_driver_and_plan_are_read_back(purpose: Purpose) -> None:
+    """From the file, which has the number of the format."""
     plan = PlanDigests("a" * 64, "b" * 64, "c" * 64)
     machine = makemachine.make_machine("other", box="tiny", purpose=purpose, driver="vagrant", plan=plan)
     record = machine.record()
@@ -51,15 +52,15 @@ def test_box_purpose_driver_and_plan_come_back(purpose: Purpose) -> None:
     ],
 )
 def test_a_damaged_field_is_an_error(change: dict[str, Any]) -> None:
-    """Also one that is missing."""
+    """Also a field that is missing."""
     (key,) = change
     for value in (RECORD.as_json() | change, {k: v for k, v in RECORD.as_json().items() if k != key}):
-        with pytest.raises(KimboxError, match=r"machine\.json is damaged: "):
+        with refused(KimboxError, "file-damaged", path="machine.json"):
             Record.parse(value, Path("machine.json"))
 
 
 def test_format_1_is_a_box_of_its_own_name() -> None:
-    """The next write is in this format, and says the same."""
+    """The next write has the current format and the same content."""
     machine = makemachine.make_machine()
     as_format_1(machine)
     record = machine.record()
@@ -69,7 +70,7 @@ def test_format_1_is_a_box_of_its_own_name() -> None:
 
 
 def test_format_1_with_a_vagrantfile_is_run_by_vagrant() -> None:
-    """Nothing else told it."""
+    """Format 1 has no other sign of the driver."""
     machine = makemachine.make_machine()
     as_format_1(machine)
     machine.vagrantfile.touch()
@@ -92,7 +93,7 @@ def test_format_1_with_a_vagrantfile_is_run_by_vagrant() -> None:
 def test_format_1_and_the_name_of_a_maintained_machine(
     tmp_path: Path, name: str, shipped: str | None, spec: str | None, expected: tuple[str, Purpose]
 ) -> None:
-    """The suffix tells it, unless the spec itself has that name."""
+    """The suffix shows the purpose, unless the spec itself has that name."""
     source = tmp_path / "kimbox.yaml"
     if spec is not None:
         source.write_text(spec)
@@ -103,7 +104,7 @@ def test_format_1_and_the_name_of_a_maintained_machine(
 
 
 def test_a_box_may_have_several_machines() -> None:
-    """Each is found by its purpose; those of another box, and damaged ones, are not among them."""
+    """Each is found by its purpose. Machines of another box, and damaged records, are ignored."""
     assert Machine("tiny") == machine_of("tiny")
     assert Machine("tiny-maintain") == machine_of("tiny", Purpose.MAINTENANCE)
     made = {
@@ -117,7 +118,7 @@ def test_a_box_may_have_several_machines() -> None:
     assert made["tiny-maintain"] == machine_of("tiny", Purpose.MAINTENANCE)
     assert made["run-1"] == machine_of("tiny", Purpose.JOB)
     makemachine.make_machine("run-2", box="tiny", purpose=Purpose.JOB)
-    with pytest.raises(StateError, match="run-1, run-2"):
+    with refused(StateError, "several-machines", name="tiny", purpose="job", machines="run-1, run-2"):
         machine_of("tiny", Purpose.JOB)
-    with pytest.raises(UsageError, match="too long a name"):
+    with refused(UsageError, "bad-name", name="x" * 60, purpose="maintenance"):
         machine_of("x" * 60, Purpose.MAINTENANCE)

@@ -1,4 +1,4 @@
-"""An observation in, state out; and what a verb says where the state does not allow it."""
+"""The state that follows from an observation, and the error of a verb that the state does not allow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import makemachine
 import pytest
+from refused import refused
 
 from kimbox.actions.observe import observe, state
 from kimbox.drivers.qemu import process
@@ -16,12 +17,12 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended
 from kimbox.machine.state import ALLOWED, INSTEAD, Observation, State, derive, require
 
-THERE = Observation(exists=True, running=False, paused=False, suspended=False, events=(), ended_by_us=False)
-RUNNING = attrs.evolve(THERE, running=True)
+STOPPED = Observation(exists=True, running=False, paused=False, suspended=False, events=(), ended_by_us=False)
+RUNNING = attrs.evolve(STOPPED, running=True)
 
 
-def told(*names: str, last_kind: str = "provision") -> tuple[Event, ...]:
-    """Events of these names; a failure is of this kind."""
+def events(*names: str, last_kind: str = "provision") -> tuple[Event, ...]:
+    """Events with these names. A `failed` event has the kind `last_kind`."""
     lines = [makemachine.event(name, **({"kind": last_kind} if name == "failed" else {})) for name in names]
     return tuple(event for line in lines if (event := parse_line(line.encode())))
 
@@ -29,54 +30,62 @@ def told(*names: str, last_kind: str = "provision") -> tuple[Event, ...]:
 @pytest.mark.parametrize(
     ("expected", "known"),
     [
-        (State.ABSENT, attrs.evolve(THERE, exists=False)),
+        (State.ABSENT, attrs.evolve(STOPPED, exists=False)),
         (State.ABSENT, attrs.evolve(RUNNING, exists=False)),
-        (State.HALTED, attrs.evolve(THERE, ended_by_us=True)),
-        (State.HALTED, attrs.evolve(THERE, shut_down=True)),
-        (State.HALTED, attrs.evolve(THERE, shut_down=True, events=told("booting", "ready"))),
-        (State.CRASHED, THERE),
-        (State.CRASHED, attrs.evolve(THERE, events=told("booting", "ready"))),
-        (State.CRASHED, attrs.evolve(THERE, shut_down=True, events=told("failed", last_kind="boot"))),
-        (State.CRASHED, attrs.evolve(THERE, shut_down=True, events=told("ready", "failed", last_kind="snapshot"))),
-        (State.HALTED, attrs.evolve(THERE, shut_down=True, events=told("booting", "failed"))),
-        (State.FAILED, attrs.evolve(RUNNING, snapshot_full=True, events=told("booting", "ready"))),
-        (State.PAUSED, attrs.evolve(RUNNING, snapshot_full=True, paused=True, events=told("booting", "ready"))),
-        (State.SUSPENDED, attrs.evolve(THERE, suspended=True, ended_by_us=True, events=told("booting", "ready"))),
-        (State.READY, attrs.evolve(RUNNING, suspended=True, events=told("booting", "ready"))),
-        (State.PAUSED, attrs.evolve(RUNNING, paused=True, events=told("booting", "ready"))),
+        (State.HALTED, attrs.evolve(STOPPED, ended_by_us=True)),
+        (State.HALTED, attrs.evolve(STOPPED, shut_down=True)),
+        (State.HALTED, attrs.evolve(STOPPED, shut_down=True, events=events("booting", "ready"))),
+        (State.CRASHED, STOPPED),
+        (State.CRASHED, attrs.evolve(STOPPED, events=events("booting", "ready"))),
+        (State.CRASHED, attrs.evolve(STOPPED, shut_down=True, events=events("failed", last_kind="boot"))),
+        (
+            State.CRASHED,
+            attrs.evolve(STOPPED, shut_down=True, events=events("ready", "failed", last_kind="snapshot")),
+        ),
+        (State.HALTED, attrs.evolve(STOPPED, shut_down=True, events=events("booting", "failed"))),
+        (State.FAILED, attrs.evolve(RUNNING, snapshot_full=True, events=events("booting", "ready"))),
+        (State.PAUSED, attrs.evolve(RUNNING, snapshot_full=True, paused=True, events=events("booting", "ready"))),
+        (
+            State.SUSPENDED,
+            attrs.evolve(STOPPED, suspended=True, ended_by_us=True, events=events("booting", "ready")),
+        ),
+        (State.READY, attrs.evolve(RUNNING, suspended=True, events=events("booting", "ready"))),
+        (State.PAUSED, attrs.evolve(RUNNING, paused=True, events=events("booting", "ready"))),
         (State.BOOTING, RUNNING),
-        (State.BOOTING, attrs.evolve(RUNNING, events=told("booting", "hostkey", "sshd"))),
-        (State.PROVISIONING, attrs.evolve(RUNNING, events=told("booting", "waiting"))),
-        (State.PROVISIONING, attrs.evolve(RUNNING, events=told("booting", "provisioning", "step", "sshd"))),
-        (State.READY, attrs.evolve(RUNNING, events=told("booting", "provisioning", "step", "ready"))),
-        (State.READY, attrs.evolve(RUNNING, events=told("booting", "ready", "sshd", "something_new"))),
-        (State.FAILED, attrs.evolve(RUNNING, events=told("booting", "provisioning", "step", "failed"))),
-        (State.PROVISIONING, attrs.evolve(RUNNING, events=told("booting", "failed", "provisioning"))),
-        (State.READY, attrs.evolve(RUNNING, ended_by_us=True, events=told("ready"))),
+        (State.BOOTING, attrs.evolve(RUNNING, events=events("booting", "hostkey", "sshd"))),
+        (State.PROVISIONING, attrs.evolve(RUNNING, events=events("booting", "waiting"))),
+        (State.PROVISIONING, attrs.evolve(RUNNING, events=events("booting", "provisioning", "step", "sshd"))),
+        (State.READY, attrs.evolve(RUNNING, events=events("booting", "provisioning", "step", "ready"))),
+        (State.READY, attrs.evolve(RUNNING, events=events("booting", "ready", "sshd", "something_new"))),
+        (State.FAILED, attrs.evolve(RUNNING, events=events("booting", "provisioning", "step", "failed"))),
+        (State.PROVISIONING, attrs.evolve(RUNNING, events=events("booting", "failed", "provisioning"))),
+        (State.READY, attrs.evolve(RUNNING, ended_by_us=True, events=events("ready"))),
     ],
 )
 def test_the_state_follows_from_the_observation(expected: State, known: Observation) -> None:
-    """One table."""
+    """Each row is an observation and its state."""
     assert derive(known) is expected
 
 
 @pytest.mark.parametrize("verb", ALLOWED)
 @pytest.mark.parametrize("now", State)
-def test_a_refusal_says_what_to_do_instead(verb: str, now: State) -> None:
-    """Every verb is allowed, or refused with a command that names the box."""
+def test_a_refusal_has_a_hint(verb: str, now: State) -> None:
+    """Each verb is allowed, or the error has a hint with a command for this box, which is not the same verb."""
     if now in ALLOWED[verb]:
         require(verb, "tiny", now)
         return
-    with pytest.raises(StateError, match=f"cannot {verb} tiny: ") as refused:
+    code = "box-not-found" if now is State.ABSENT else "wrong-state"
+    with refused(StateError, code, verb=verb, name="tiny", state=now) as caught:
         require(verb, "tiny", now)
-    assert refused.value.hint is not None
-    assert "`kimbox " in refused.value.hint
-    assert " tiny`" in refused.value.hint
-    assert f"kimbox {verb} tiny" not in refused.value.hint
+    assert caught.value.message.startswith(f"cannot {verb} tiny: ")
+    assert caught.value.hint is not None
+    assert "`kimbox " in caught.value.hint
+    assert " tiny`" in caught.value.hint
+    assert f"kimbox {verb} tiny" not in caught.value.hint
 
 
-def test_every_state_has_a_way_out() -> None:
-    """No state is without advice, and `up` and `status` are never refused."""
+def test_every_state_has_a_hint() -> None:
+    """And `up` and `status` are allowed in each state."""
     assert set(State) == set(INSTEAD)
     for now in State:
         require("up", "tiny", now)
@@ -84,12 +93,12 @@ def test_every_state_has_a_way_out() -> None:
 
 
 def test_running_and_reachable() -> None:
-    """Whoever is reachable runs."""
+    """Every reachable machine runs."""
     assert {s for s in State if s.reachable} < {s for s in State if s.running}
 
 
 def test_an_observation_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Process, record, events and console decide; what is not there is absent."""
+    """The state follows from process, record, events and console. A machine without a folder is absent."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
     assert state(Machine("tiny")) is State.ABSENT
     machine = makemachine.make_machine()
@@ -101,6 +110,6 @@ def test_an_observation_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     machine.write_record(attrs.evolve(machine.record(), ended=Ended.SUSPENDED))
     assert observe(machine).suspended
     with makemachine.running(machine):
-        for word, still in {"running": False, "paused": True, "io-error": True, None: False}.items():
-            monkeypatch.setattr(process, "status", lambda _, word=word: word)
-            assert observe(machine).paused is still
+        for status, is_paused in {"running": False, "paused": True, "io-error": True, None: False}.items():
+            monkeypatch.setattr(process, "status", lambda _, status=status: status)
+            assert observe(machine).paused is is_paused
