@@ -110,7 +110,7 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
             turn({}, ["vagrant"], folder / "vagrant", env)  # uploads the image
             yield folder, env
         finally:
-            libvirt.drop_image(box_name(NAME, image.key))
+            libvirt.remove_image(box_name(NAME, image.key))
 
 
 def main() -> None:

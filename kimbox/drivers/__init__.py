@@ -1,1 +1,1 @@
-"""Drivers run machines: QEMU itself, or Vagrant with libvirt or VirtualBox."""
+"""Drivers run machines: with QEMU, or with Vagrant and libvirt or VirtualBox."""

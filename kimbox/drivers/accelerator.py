@@ -1,7 +1,7 @@
-"""Which accelerator QEMU can really use here, found out by running a guest; the answer is kept.
+"""Detects the accelerator that QEMU can use on this host, by booting a guest, and stores the result.
 
-That /dev/kvm exists and opens says little: inside another virtual machine it may do so and then hang. So the probe
-boots a guest of one sector, whose only act is to end QEMU with a number of its own.
+/dev/kvm may exist and open, and a guest hang all the same, for example inside another virtual machine. So the probe
+boots a guest of one sector, which ends QEMU with an exit status of its own.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from kimbox.run import CommandError, require, run
 
 KVM = Path("/dev/kvm")
 
-#: A working KVM runs firmware and boot sector in well under a second.
+#: Timeout of the probe, in seconds. With a working KVM it takes less than one.
 PROBE_TIMEOUT_S = 10.0
 
-#: What is said of a guest that did not end in time. The host may only have been busy, so it is believed for a while.
+#: Result of a probe that did not end in time. The host may only have been busy, so it is valid for this many seconds.
 HANGS = "a guest hangs"
-HANGS_BELIEVED_S = 3600.0
+HANG_VALID_S = 3600.0
 
-#: Lets this user open /dev/kvm.
-MAY_OPEN = "sudo usermod --append --groups kvm $USER  # then log in anew"
+#: Command that gives this user access to /dev/kvm.
+KVM_ACCESS_COMMAND = "sudo usermod --append --groups kvm $USER  # then log in again"
 
 #: I/O port of QEMU's isa-debug-exit device, and what the probe writes to it.
 EXIT_PORT = 0x501
@@ -41,7 +41,7 @@ EXIT_STATUS = (EXIT_VALUE << 1) | 1
 
 @attrs.frozen
 class Accelerator:
-    """What to give to QEMU. `why` says why it is not KVM, and `mend` is a command that changes that, for doctor."""
+    """The accelerator and its processor. `why` is the reason if it is not KVM; `mend`: a command that repairs it."""
 
     name: str
     cpu: str
@@ -49,26 +49,26 @@ class Accelerator:
     mend: str | None = None
 
     def arguments(self) -> list[str]:
-        """As QEMU takes them."""
+        """Returns the options of QEMU."""
         options = "tcg,thread=multi,tb-size=512" if self.name == "tcg" else self.name
         return ["-accel", options, "-cpu", self.cpu]
 
 
 KVM_WORKS = Accelerator("kvm", "host", "KVM works")
 
-#: The processor that is emulated: all that TCG knows, but for ERMS. A guest that finds "enhanced rep movsb" clears and
-#: copies memory byte by byte, the quickest way on a real processor and the slowest on this one.
+#: The emulated processor: all features of TCG except ERMS. With "enhanced rep movsb" a guest clears and copies memory
+#: byte by byte, which is the fastest way on a real processor and the slowest under TCG.
 EMULATED_CPU = "max,-erms"
 
 
 def boot_sector() -> bytes:
-    """A boot sector that writes EXIT_VALUE to EXIT_PORT: mov dx, port; mov al, value; out dx, al; hlt; jmp back."""
+    """Returns a boot sector that writes EXIT_VALUE to EXIT_PORT: mov dx, port; mov al, value; out dx, al; hlt; jmp."""
     code = b"\xba" + EXIT_PORT.to_bytes(2, "little") + b"\xb0" + bytes([EXIT_VALUE]) + b"\xee\xf4\xeb\xfd"
     return code.ljust(510, b"\0") + b"\x55\xaa"
 
 
-def try_out(accelerator: str, cpu: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
-    """Boots the probe guest. Returns None if it ran, else what went wrong."""
+def probe_failure(accelerator: str, cpu: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
+    """Boots the guest of the probe. Returns None if it ran, else the reason of the failure."""
     with tempfile.TemporaryDirectory(prefix="kimbox-probe-") as folder:
         disk = Path(folder) / "probe.img"
         disk.write_bytes(boot_sector())
@@ -85,11 +85,11 @@ def try_out(accelerator: str, cpu: str, *, timeout_s: float = PROBE_TIMEOUT_S) -
             return f"{HANGS} ({error.status})"
     if done.code == EXIT_STATUS:
         return None
-    return (done.stderr.strip().splitlines() or [f"QEMU ended with status {done.code}"])[-1]
+    return (done.stderr.strip().splitlines() or [f"QEMU exited with status {done.code}"])[-1]
 
 
 def fingerprint() -> str:
-    """Changes whenever the answer could: another boot of the host, another QEMU, another /dev/kvm or access to it."""
+    """Returns a text that changes with each fact that the result depends on: boot of the host, QEMU, /dev/kvm."""
     qemu = Path(require("qemu-system-x86_64", "it runs the box"))
     boot = read_bounded(Path("/proc/sys/kernel/random/boot_id"), limit_bytes=64)
     device = KVM.stat() if KVM.exists() else None
@@ -98,45 +98,45 @@ def fingerprint() -> str:
 
 
 def find() -> Accelerator:
-    """The best accelerator of this host: from the last probe if nothing has changed since, else by probing now."""
+    """Returns the best accelerator of this host: the stored result if it is still valid, else that of a new probe."""
     mark = fingerprint()
     try:
-        known = read_json(paths.host_facts_file())
-        if known.get("fingerprint") == mark and _is_fresh(known):
-            return KVM_WORKS if known["accelerator"] == KVM_WORKS.name else _emulated(str(known["why"]))
+        stored = read_json(paths.host_facts_file())
+        if stored.get("fingerprint") == mark and _is_valid(stored):
+            return KVM_WORKS if stored["accelerator"] == KVM_WORKS.name else _emulated(str(stored["why"]))
     except (OSError, KimboxError, KeyError):
         pass
     return renew()
 
 
-def _is_fresh(known: dict[str, Any]) -> bool:
-    """Whether what was found may still be believed: for ever, but a time-out."""
-    if HANGS not in str(known["why"]):
+def _is_valid(stored: dict[str, Any]) -> bool:
+    """Whether a stored result is still valid. Only that of a timeout expires."""
+    if HANGS not in str(stored["why"]):
         return True
-    at = known.get("at")
-    return isinstance(at, int | float) and 0 <= time.time() - at < HANGS_BELIEVED_S
+    at = stored.get("at")
+    return isinstance(at, int | float) and 0 <= time.time() - at < HANG_VALID_S
 
 
 def renew() -> Accelerator:
-    """The best accelerator of this host, found by probing now, and kept for `find`."""
+    """Returns the best accelerator of this host from a new probe, and stores it for `find`."""
     mark = fingerprint()
-    found = probe()
-    facts = {"fingerprint": mark, "accelerator": found.name, "why": found.why, "at": time.time()}
-    write_json(paths.host_facts_file(), facts)
-    return found
+    accelerator = probe()
+    result = {"fingerprint": mark, "accelerator": accelerator.name, "why": accelerator.why, "at": time.time()}
+    write_json(paths.host_facts_file(), result)
+    return accelerator
 
 
 def probe() -> Accelerator:
-    """Tries KVM, where there is one; software emulation works everywhere."""
+    """Probes KVM if /dev/kvm exists. Returns the accelerator KVM, or TCG with the reason."""
     if not KVM.exists():
-        why = f"there is no {KVM}"
+        why = f"{KVM} does not exist"
     elif not _may_open():
-        return _emulated(f"this user may not open {KVM}", MAY_OPEN)
+        return _emulated(f"this user may not open {KVM}", KVM_ACCESS_COMMAND)
     else:
-        trouble = try_out("kvm", "host")
-        if trouble is None:
+        failure = probe_failure("kvm", "host")
+        if failure is None:
             return KVM_WORKS
-        why = f"{KVM} is there, but {trouble}"
+        why = f"{KVM} exists, but a guest does not run with it: {failure}"
     return _emulated(why)
 
 

@@ -1,7 +1,7 @@
-"""What every driver has: the protocol `Driver`, what it can do (`Features`), and a start (`Launch`).
+"""The protocol of all drivers (`Driver`), the record of what one can do (`Features`), and of a start (`Launch`).
 
-A driver creates, starts, stops and observes one machine. It knows neither manifests nor locks. What a verb does in
-which state is decided in kimbox/actions, once for all drivers.
+A driver creates, starts, stops and observes one machine. It uses no manifest and no lock. kimbox/actions decides what a
+verb does in each state, for all drivers.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ SHUTDOWN_BYTES = 1024
 
 @attrs.frozen
 class Features:
-    """What a driver can do. A verb asks these, never the name of a driver. All are off unless the driver says so."""
+    """What a driver can do. A verb checks these, never the name of a driver. Each is off by default."""
 
     #: The disk is a qcow2 file of kimbox, `Machine.disk`. While the machine is halted, kimbox may read and replace it.
     own_disk: bool = False
     #: A sealed box gets its data key and new credentials at each start, where no command line shows them.
     sealing: bool = False
-    #: The memory can be saved and the machine ended, so that it resumes later.
+    #: The driver can save the memory and end the process of the machine, which resumes later.
     suspend: bool = False
     #: A snapshot of a running machine holds its memory.
     memory_snapshots: bool = False
@@ -52,7 +52,7 @@ class Features:
 
 @attrs.frozen
 class Launch:
-    """What a machine is started with. `box` is None where only the record is known."""
+    """The parameters of a start. `box` is None if kimbox has only the record, and not the spec."""
 
     record: Record
     box: Box | None
@@ -88,7 +88,7 @@ class Driver(Protocol):
         """Continues a guest whose processors are stopped."""
 
     def stop(self, before: State, *, force: bool, timeout_s: float) -> None:
-        """Shuts a running guest down. Powers it off where that takes longer than `timeout_s`, or with `force`."""
+        """Shuts a running guest down. Powers it off if that takes longer than `timeout_s`, or with `force`."""
 
     def suspend(self, written: Callable[[], None]) -> None:
         """Saves the whole state of a running guest, calls `written`, and ends the guest."""
@@ -100,10 +100,10 @@ class Driver(Protocol):
         """Removes the saved state of a machine that does not run."""
 
     def tidy(self) -> None:
-        """Removes what only a running machine needs."""
+        """Removes files that only a running machine needs."""
 
     def destroy(self) -> None:
-        """Ends the machine and removes all of it, also where it is incomplete."""
+        """Ends the machine and removes all of its files, also if it is incomplete."""
 
     def wait_until_gone(self, timeout_s: float) -> bool:
         """Waits for the guest to end by itself; True if it did within the timeout."""
@@ -115,7 +115,7 @@ class Driver(Protocol):
         """How ssh reaches the guest."""
 
     def observe(self, record: Record) -> Observation:
-        """What is true of the machine now. Takes no lock."""
+        """Observes the machine. Takes no lock."""
 
     def listen(self) -> bool:
         """Copies new events and output of the guest to the machine's folder; True if the guest runs."""
@@ -124,46 +124,46 @@ class Driver(Protocol):
         """The process on this host that runs the guest; None if there is none, or if it is not a child of kimbox."""
 
     def save_snapshot(self, name: str) -> None:
-        """Saves the disks and, where it runs, the memory. There is no snapshot of that name yet."""
+        """Saves the disks and, if the machine runs, its memory. No snapshot of that name may exist."""
 
     def restore_snapshot(self, launch: Launch, name: str) -> Record:
-        """Goes back to a snapshot, whose record is in `launch`. Returns it with the ports and address of now."""
+        """Restores a snapshot, whose record is in `launch`. Returns that record with the current ports and address."""
 
     def delete_snapshot(self, name: str) -> None:
         """Removes a snapshot that exists."""
 
     def disk_snapshots(self) -> list[str]:
-        """Names of the snapshots that the disk of a machine holds, which does not run. A saved state is not one."""
+        """Returns the snapshots in the disk of a machine that does not run, without the saved state of `suspend`."""
 
 
 class DriverType(Protocol):
-    """The class of a driver: what is known before there is a machine."""
+    """The class of a driver: what it has before a machine exists."""
 
     @property
     def features(self) -> Features: ...
 
     def __call__(self, machine: Machine) -> Driver:
-        """The driver of one machine. Making it touches nothing."""
+        """The driver of one machine. Creating this object reads and writes nothing."""
 
     def check_host(self) -> list[HostCheck]:
-        """What this host has and lacks to run machines with this driver. Raises nothing: a failure is a result."""
+        """Checks what this host has for this driver. Raises no error: a failure is a result."""
 
 
 def host_ports(box: Box) -> dict[int, int | None]:
-    """Port of the guest -> port of the host that the spec names; None where kimbox chooses."""
+    """Returns port of the guest -> port of the host in the spec, or None if kimbox chooses it."""
     return {SSH_PORT: None, **{forward.guest: forward.host for forward in box.forwards}}
 
 
 def allot_ports(machine: Machine, record: Record, box: Box | None) -> Record:
-    """Writes and returns the record with ports of the host that are free now: those it had, where they are free.
+    """Chooses free ports of the host, if possible the previous ones; writes and returns the record with them.
 
-    Without a spec (`box` is None) the record says which ports of the guest are forwarded.
+    Without a spec (`box` is None), the forwards of the record are used.
     """
     last = {SSH_PORT: record.ssh_port} | record.forwards
     with ports.allotting():
         chosen = ports.choose(machine, host_ports(box) if box else dict.fromkeys(last), last)
         for guest in [guest for guest in chosen if not box and chosen[guest] != last[guest]]:
-            log.warn(f"port {last[guest]} of this host is taken: port {guest} of {machine.name} is at {chosen[guest]}")
+            log.warn(f"port {last[guest]} of this host is in use: port {guest} of {machine.name} is at {chosen[guest]}")
         record = attrs.evolve(record, ssh_port=chosen.pop(SSH_PORT), forwards=chosen)
         machine.write_record(record)
     return record

@@ -1,4 +1,4 @@
-"""The result of a check of this host: what was looked at, how it came out, and the command that repairs it."""
+"""The result of a check of this host: what was checked, the outcome, and the command that repairs it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kimbox.errors import KimboxError
 
 
 class Outcome(StrEnum):
-    """How a check came out."""
+    """The outcome of a check."""
 
     GOOD = "good"
-    SLOW = "slow"  #: works, but could be better
+    SLOW = "slow"  #: works, but slowly or not completely
     BAD = "bad"
 
 
 @attrs.frozen
 class HostCheck:
-    """One check. `mend` is a command, or None."""
+    """The result of one check. `found` describes it. `mend` is a command that repairs it, or None."""
 
     what: str
     outcome: Outcome
@@ -29,10 +29,10 @@ class HostCheck:
     mend: str | None = None
 
 
-def attempt(what: str, look: Callable[[], HostCheck]) -> HostCheck:
-    """The result of `look`; an error that it raises is a result, too."""
+def attempt(what: str, check: Callable[[], HostCheck]) -> HostCheck:
+    """Returns the result of `check`. An error that it raises becomes a result, too."""
     try:
-        return look()
+        return check()
     except KimboxError as error:
         return HostCheck(what, Outcome.BAD, error.message, error.hint)
     except OSError as error:
@@ -40,7 +40,7 @@ def attempt(what: str, look: Callable[[], HostCheck]) -> HostCheck:
 
 
 def program(name: str, purpose: str) -> HostCheck:
-    """Whether a program is installed; `purpose` completes the sentence `it ...`."""
-    if found := run.which(name):
-        return HostCheck(name, Outcome.GOOD, found)
+    """Checks that a program is installed. `purpose` completes the sentence `it ...`."""
+    if path := run.which(name):
+        return HostCheck(name, Outcome.GOOD, path)
     return HostCheck(name, Outcome.BAD, f"not installed; it {purpose}", f"sudo apt-get install {run.PACKAGE_OF[name]}")

@@ -1,7 +1,7 @@
-"""Finds drivers: by name, or of a machine. Loads the modules of a driver only when it is asked for.
+"""Finds drivers by name or for a machine. The modules of a driver are loaded when the driver is used.
 
-To add a driver: a folder in kimbox/drivers with a class that has what base.py's `Driver` and `DriverType` have, and a
-line in DRIVERS.
+To add a driver, write a folder in kimbox/drivers with a class that implements `Driver` and `DriverType` of base.py, and
+add a line to DRIVERS.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def _vagrant() -> DriverType:
 #: Name of a driver -> function that loads its class. The first is the default.
 DRIVERS: dict[str, Callable[[], DriverType]] = {"qemu": _qemu, "vagrant": _vagrant}
 
-#: What the option `--provider` may say.
+#: Values of the option `--provider`.
 NAMES = tuple(DRIVERS)
 DEFAULT = NAMES[0]
 
 
 def name_of(machine: Machine) -> str:
-    """Name of the driver that runs a machine: of its record, or, where that is missing or damaged, by its folder."""
+    """Returns the name of a machine's driver: from its record, or from its folder if the record is not valid."""
     with contextlib.suppress(KimboxError):
         name = machine.record().driver
         if name in DRIVERS:
@@ -45,55 +45,72 @@ def name_of(machine: Machine) -> str:
 
 
 def of(machine: Machine) -> Driver:
-    """The driver that runs a machine."""
+    """Returns the driver of a machine."""
     return named(name_of(machine), machine)
 
 
 def named(name: str, machine: Machine) -> Driver:
-    """A driver by its name, for a machine. Raises UsageError if there is none of that name."""
+    """Returns the driver of that name for a machine. Raises UsageError (`bad-value`) if it does not exist."""
     if name not in DRIVERS:
-        raise UsageError(f"there is no provider {name[:100]}", hint=f"it is one of {', '.join(NAMES)}")
+        raise UsageError(
+            f"unknown provider {name[:100]}",
+            code="bad-value",
+            hint=f"use one of {', '.join(NAMES)}",
+            fields={"provider": name[:100]},
+        )
     return DRIVERS[name]()(machine)
 
 
 def first_with(has: Callable[[Features], bool]) -> str:
-    """Name of the first driver that has a feature."""
+    """Returns the name of the first driver for whose features `has` returns True."""
     return next(name for name, load in DRIVERS.items() if has(load().features))
 
 
 def check_host() -> list[HostCheck]:
-    """What this host has and lacks for each driver."""
+    """Checks what this host has for each driver."""
     return [check for load in DRIVERS.values() for check in load().check_host()]
 
 
 def need_own_disk(machine: Machine, verb: str) -> None:
-    """Raises StateError where the disk of a machine belongs to its hypervisor, so that kimbox cannot work on it."""
-    _need(machine, lambda features: features.own_disk, verb, "has its disk", _new_box_hint(verb))
+    """Raises StateError (`unsupported-by-driver`) if the disk of a machine is not a file of kimbox."""
+    _need(
+        machine,
+        lambda features: features.own_disk,
+        verb,
+        "has no disk file that kimbox may change",
+        _new_box_hint(machine),
+    )
 
 
 def need_sealing(machine: Machine, verb: str) -> None:
-    """Raises StateError where the driver of a machine cannot run a sealed box."""
-    _need(machine, lambda features: features.sealing, verb, "has its disk", _new_box_hint(verb))
+    """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot run a sealed box."""
+    _need(machine, lambda features: features.sealing, verb, "cannot run a sealed box", _new_box_hint(machine))
 
 
 def need_suspend(machine: Machine) -> None:
-    """Raises StateError where the driver of a machine cannot save its memory and end it."""
+    """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot suspend it."""
     hint = f"`kimbox halt {machine.name}` shuts it down"
     _need(machine, lambda features: features.suspend, "suspend", "cannot save its memory", hint)
 
 
 def need_memory_snapshots(machine: Machine) -> None:
-    """Raises StateError where a snapshot of a running machine would lack its memory."""
-    hint = f"`kimbox halt {machine.name}` first"
+    """Raises StateError (`unsupported-by-driver`) if a snapshot of a running machine would lack its memory."""
+    hint = f"`kimbox halt {machine.name}` shuts it down; then its disk can be saved"
     _need(machine, lambda features: features.memory_snapshots, "keep", "cannot save its memory", hint)
 
 
-def _new_box_hint(verb: str) -> str:
-    return f"`kimbox up` without --provider, of a box made anew, has one that kimbox can {verb}"
+def _new_box_hint(machine: Machine) -> str:
+    name = machine.name
+    return f"`kimbox destroy {name}`, then `kimbox up {name}` without --provider, creates a machine that allows it"
 
 
 def _need(machine: Machine, has: Callable[[Features], bool], verb: str, obstacle: str, hint: str) -> None:
-    """Raises StateError where the driver of a machine lacks a feature. `obstacle` follows the name of the driver."""
+    """Raises StateError if the driver of a machine lacks a feature. `obstacle` follows the name of the driver."""
     driver = of(machine)
     if not has(driver.features):
-        raise StateError(f"cannot {verb} {machine.name}: {driver.name} {obstacle}", hint=hint)
+        raise StateError(
+            f"cannot {verb} {machine.name}: the driver {driver.name} {obstacle}",
+            code="unsupported-by-driver",
+            hint=hint,
+            fields={"verb": verb, "name": machine.name, "driver": driver.name},
+        )

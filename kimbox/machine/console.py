@@ -64,11 +64,12 @@ def _sign(
     message: str,
     hint: str,
     *,
-    code: str = "boot-failed",
+    code: str | None = None,
     is_early: bool = False,
     is_final: bool = False,
 ) -> _Sign:
-    return _Sign(re.compile(pattern), Cause(message, hint, code), is_early, is_final)
+    cause = Cause(message, hint, code="boot-failed" if code is None else code)
+    return _Sign(re.compile(pattern), cause, is_early, is_final)
 
 
 #: Patterns of lines and their causes. The first pattern that matches counts. Its groups fill the fields of the message.

@@ -97,17 +97,17 @@ def choose(machine: Machine, requested: dict[int, int | None], previous: dict[in
 def _not_usable(machine: Machine, guest: int, host: int, others: dict[int, str]) -> StateError:
     """Returns the error for a port of the spec that the machine cannot have. `others`: the ports of other machines."""
     bind_error = None if host in others else _bind_error(host)
+    needs_root = isinstance(bind_error, PermissionError)
+    is_in_use = host in others or (bind_error is not None and not needs_root)
     if host in others:
-        code, why = "port-in-use", f"belongs to the box {others[host]}"
-    elif isinstance(bind_error, PermissionError):
-        code, why = "port-needs-root", "requires root"
-    elif bind_error:
-        code, why = "port-in-use", "is used by another program"
+        why = f"belongs to the box {others[host]}"
+    elif needs_root:
+        why = "requires root"
     else:
-        code, why = "duplicate", "is in the spec twice"
+        why = "is used by another program" if is_in_use else "is in the spec twice"
     return StateError(
         f"port {host} of this host, requested for port {guest} of the guest, {why}",
-        code=code,
+        code="port-in-use" if is_in_use else "port-needs-root" if needs_root else "duplicate",
         hint=f"use another port, or `host: auto`, in the spec of {machine.name}",
         fields={"name": machine.name, "host": str(host), "guest": str(guest), "owner": others.get(host, "")},
     )

@@ -21,9 +21,7 @@ GENERIC = {"KimboxError", "UsageError", "SpecError", "ImageError", "GuestError",
 WITHOUT_CODES = {
     "actions",
     "cli",
-    "drivers",
     "image",
-    "machine",
     "project",
 }
 

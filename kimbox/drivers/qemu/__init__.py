@@ -1,1 +1,1 @@
-"""The driver `qemu`: one QEMU process a machine, without root and without a daemon."""
+"""The driver `qemu`: one QEMU process for each machine, without root and without a daemon."""

@@ -1,4 +1,4 @@
-"""QEMU's command line, and what the host hands to a guest with it."""
+"""The command line of QEMU, and the credentials that the guest gets with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.spec.model import Scratch
 
-#: QEMU's user network (docs: -netdev user): the guest's address, the gateway, the name server.
+#: Addresses in QEMU's user network (option -netdev user): of the guest, the gateway and the name server.
 GUEST_ADDRESS = "10.0.2.15/24"
 GATEWAY = "10.0.2.2"
 NAMESERVER = "10.0.2.3"
@@ -23,16 +23,16 @@ EVENT_PORT = "org.kimbox.0"
 LOG_PORT = "org.kimbox.log"
 AUDIT_PORT = "org.kimbox.audit"
 
-#: Serial number of the scratch space's disk, by which the guest finds it.
+#: Serial number of the disk with the scratch space. The guest finds the disk by it.
 SCRATCH_SERIAL = "kimbox-scratch"
 
-#: Marks processes as kimbox's own, in their command line.
+#: Prefix of the process name, which marks the processes of kimbox.
 PROCESS_NAME = "kimbox"
 
 
 @attrs.frozen
 class Invocation:
-    """Everything that QEMU's command line is made from."""
+    """The parameters of QEMU's command line."""
 
     machine: Machine
     record: Record
@@ -45,9 +45,9 @@ class Invocation:
 
 
 def command(invocation: Invocation) -> list[str]:
-    """The command line. It holds no secret: the one key in it is public.
+    """Returns the command line. It has no secret: the one key in it is public.
 
-    Logs are appended to, because a machine that resumes continues those of the boot that was suspended.
+    QEMU appends to the logs, because a machine that resumes continues the logs of the boot that was suspended.
     """
     machine, record = invocation.machine, invocation.record
     forwards = {22: record.ssh_port} | record.forwards
@@ -69,7 +69,7 @@ def command(invocation: Invocation) -> list[str]:
         "-device", "virtio-blk-pci,drive=disk0,bootindex=0",
         "-netdev", network,
         "-device", f"virtio-net-pci,netdev=net0,mac={record.mac},romfile=",
-        "-device", "pvpanic", "-action", "panic=none",  # the kernel restarts the guest; QMP has an event of the panic
+        "-device", "pvpanic", "-action", "panic=none",  # the kernel restarts the guest; QMP sends an event
         "-device", "virtio-serial-pci",
         "-chardev", f"file,id=serial0,path={_escaped(machine.serial_log)},append=on",
         "-serial", "chardev:serial0",
@@ -88,8 +88,8 @@ def command(invocation: Invocation) -> list[str]:
     for name, path in secret_files(machine).items():
         arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.{name},file={_escaped(path)}"]
     if invocation.scratch:
-        # The last of the disks, so that the first one keeps its name. Without a cache flush, as nothing in it must
-        # survive a crash of the host.
+        # It is the last disk, so that the first disk keeps its name. QEMU need not flush its cache: the content need
+        # not survive a crash of the host.
         drive = f"if=none,id=scratch0,format=qcow2,file={_escaped(machine.scratch)},discard=unmap,cache=unsafe"
         arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive=scratch0,serial={SCRATCH_SERIAL}"]
     if invocation.saved_state is not None:
@@ -98,33 +98,37 @@ def command(invocation: Invocation) -> list[str]:
 
 
 def credentials(invocation: Invocation) -> dict[str, str]:
-    """Name -> value of the credentials that the guest gets as SMBIOS type 11 strings (systemd.exec(5)); none is secret.
+    """Returns name -> value of the credentials in SMBIOS type 11 strings (systemd.exec(5)). None of them is secret.
 
-    Raises GuestError if the machine's public key cannot be read.
+    Raises GuestError (`file-unreadable`) if the machine's public key cannot be read.
     """
     file = invocation.machine.key.with_suffix(".pub")
     name = invocation.record.name
     try:
         public = read_bounded(file, limit_bytes=4096).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
-        hint = f"`kimbox destroy {name}` and `kimbox up {name}` make the box anew"
-        raise GuestError(f"the key of {name} cannot be read: {error}", hint=hint) from None
+        raise GuestError(
+            f"the public key of {name} cannot be read: {error}",
+            code="file-unreadable",
+            hint=f"`kimbox destroy {name}` and `kimbox up {name}` create a new machine",
+            fields={"name": name, "path": str(file)},
+        ) from None
     values = {"hostname": name, "network": f"{GUEST_ADDRESS} {GATEWAY} {NAMESERVER}", "authorized_key": public}
     if invocation.scratch:
         values["scratch"] = invocation.scratch.mount
     if invocation.machine.unseal_mark.exists():
         values["unseal"] = "yes"
-    elif invocation.record.sealed:  # so that the guest seals itself even if /persistent has lost its own mark
+    elif invocation.record.sealed:  # so that the guest seals itself even if /persistent has lost its mark
         values["sealed"] = "yes"
     return values
 
 
 def secret_files(machine: Machine) -> dict[str, Path]:
-    """Name -> file of the credentials of a sealed guest that no command line may show: QEMU reads them itself."""
+    """Returns name -> file of the secret credentials of a sealed guest. QEMU reads the files by itself."""
     files = {"data_key": machine.data_key, "rotate": machine.rotate_file}
     return {name: path for name, path in files.items() if path.exists()}
 
 
 def _escaped(value: str | Path) -> str:
-    """A value in QEMU's option syntax, where a comma is written twice."""
+    """Returns a value in the option syntax of QEMU, which doubles each comma."""
     return str(value).replace(",", ",,")

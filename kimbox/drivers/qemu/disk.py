@@ -1,4 +1,4 @@
-"""The disks of a machine under QEMU: its qcow2 overlay, its scratch space, and the states saved in them."""
+"""The disks of a machine under QEMU: its qcow2 overlay, its scratch space, and the states that are saved in them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kimbox.spec.model import Scratch
 #: Tag of the saved state in the disks of a suspended machine.
 SUSPENDED_TAG = "kimbox-suspend"
 
-#: What the tags of users' snapshots begin with.
+#: Prefix of the tags of snapshots that users create.
 SNAPSHOT_PREFIX = "kimbox-snapshot-"
 
-#: Timeout of saving the memory of a guest to its disk, or removing it.
+#: Timeout of a job that saves the memory of a guest in its disk, or removes it.
 SAVE_TIMEOUT_S = 600.0
 
-#: Timeout of reading the header of a qcow2.
+#: Timeout of `qemu-img info`.
 INFO_TIMEOUT_S = 60.0
 
 
@@ -33,27 +33,27 @@ def create(disk: Path, image: Path, image_format: str, size_bytes: int) -> None:
 
 
 def create_scratch(machine: Machine, scratch: Scratch | None) -> None:
-    """Replaces the scratch space of the last run by an empty one; None: removes it."""
+    """Replaces the scratch space of the last run by an empty one. `scratch` None: removes it."""
     if scratch is None:
-        drop_scratch(machine)
+        remove_scratch(machine)
         return
     new = machine.scratch.with_name(f"{machine.scratch.name}.new")
-    run(["qemu-img", "create", "-q", "-f", "qcow2", new, str(scratch.size_bytes)])  # qcow2: it can hold a saved state
+    run(["qemu-img", "create", "-q", "-f", "qcow2", new, str(scratch.size_bytes)])  # qcow2 can hold a saved state
     new.replace(machine.scratch)
 
 
-def drop_scratch(machine: Machine) -> None:
+def remove_scratch(machine: Machine) -> None:
     """Removes the scratch space of a machine that does not run, with all data in it."""
     machine.scratch.unlink(missing_ok=True)
 
 
 def snapshot_tag(name: str) -> str:
-    """The tag of a user's snapshot in the disk."""
+    """Returns the tag in the disk of a snapshot that a user created."""
     return f"{SNAPSHOT_PREFIX}{name}"
 
 
 def snapshots(machine: Machine) -> list[str]:
-    """Names of the snapshots in the disk of a machine that does not run; a tag that kimbox has not made is itself."""
+    """Returns the snapshots in the disk of a machine that does not run, and the tags of other programs."""
     command = ["qemu-img", "info", "--output=json", "-f", "qcow2", str(machine.disk)]
     info: dict[str, Any] = json.loads(run(command, timeout_s=INFO_TIMEOUT_S).stdout)
     tags = [str(snapshot["name"]) for snapshot in info.get("snapshots", ())]
@@ -61,24 +61,24 @@ def snapshots(machine: Machine) -> list[str]:
 
 
 def suspend(machine: Machine) -> None:
-    """Saves memory and devices of a running machine to its disks. Its processors are stopped afterwards."""
-    forget_suspended(machine)  # QEMU refuses a second state with the same tag
+    """Saves memory and devices of a running machine in its disks. Its processors are stopped afterwards."""
+    forget_suspended(machine)  # QEMU rejects a second state with the same tag
     _save(machine, SUSPENDED_TAG)
 
 
 def forget_suspended(machine: Machine) -> None:
-    """Removes the saved state, if there is one, from the disks of a running machine."""
-    _forget(machine, SUSPENDED_TAG)
+    """Removes the saved state, if it exists, from the disks of a running machine."""
+    _remove_from_running(machine, SUSPENDED_TAG)
 
 
 def drop_suspended(machine: Machine) -> None:
-    """Removes the saved state, if there is one, of a machine that does not run, and its scratch space."""
-    _drop(machine, SUSPENDED_TAG)
-    drop_scratch(machine)
+    """Removes the saved state, if it exists, and the scratch space of a machine that does not run."""
+    _remove_from_halted(machine, SUSPENDED_TAG)
+    remove_scratch(machine)
 
 
 def save_snapshot(machine: Machine, name: str) -> None:
-    """Saves the disk and, where the machine runs, its memory. The machine goes on."""
+    """Saves the disk and, if the machine runs, its memory. The machine continues to run."""
     if not machine.running:
         run(["qemu-img", "snapshot", "-c", snapshot_tag(name), machine.disk])
         return
@@ -87,20 +87,20 @@ def save_snapshot(machine: Machine, name: str) -> None:
 
 
 def revert(machine: Machine, name: str) -> None:
-    """Sets the disk of a machine that does not run back to a snapshot."""
+    """Restores the disk of a machine that does not run from a snapshot."""
     run(["qemu-img", "snapshot", "-a", snapshot_tag(name), machine.disk])
 
 
 def delete_snapshot(machine: Machine, name: str) -> None:
-    """Removes a snapshot from the disk, if it is there."""
+    """Removes a snapshot from the disk, if it exists."""
     if machine.running:
-        _forget(machine, snapshot_tag(name))
+        _remove_from_running(machine, snapshot_tag(name))
     else:
-        _drop(machine, snapshot_tag(name))
+        _remove_from_halted(machine, snapshot_tag(name))
 
 
 def _save(machine: Machine, tag: str) -> None:
-    """Saves the state of a running machine. Its processors are stopped afterwards, or go on where that failed."""
+    """Saves the state of a running machine, whose processors are stopped afterwards. If that fails, they continue."""
     nodes = _nodes(machine)
     arguments = {"job-id": "save", "tag": tag, "vmstate": nodes[0], "devices": nodes}
     try:
@@ -110,24 +110,28 @@ def _save(machine: Machine, tag: str) -> None:
         with contextlib.suppress(KimboxError):
             qmp.execute(machine.qmp_socket, "cont")
         raise
-    if machine.scratch.exists():  # it has cache=unsafe: QEMU never flushes it
+    if machine.scratch.exists():  # with cache=unsafe QEMU does not flush it
         sync_file(machine.scratch)
 
 
-def _forget(machine: Machine, tag: str) -> None:
+def _remove_from_running(machine: Machine, tag: str) -> None:
     """Removes a saved state from the disks of a running machine."""
     arguments = {"job-id": "forget", "tag": tag, "devices": _nodes(machine)}
     qmp.run_job(machine.qmp_socket, "snapshot-delete", arguments, timeout_s=SAVE_TIMEOUT_S)
 
 
-def _drop(machine: Machine, tag: str) -> None:
-    """Removes a saved state, if it is there, from the disk of a machine that does not run."""
+def _remove_from_halted(machine: Machine, tag: str) -> None:
+    """Removes a saved state, if it exists, from the disk of a machine that does not run."""
     run(["qemu-img", "snapshot", "-d", tag, machine.disk], check=False)
 
 
 def _nodes(machine: Machine) -> list[str]:
-    """QEMU's node names of a running machine's disk and, after it, of its scratch space, if it has one."""
+    """Returns QEMU's node names of a running machine's disk and, if it has one, of its scratch space.
+
+    Raises GuestError (`unexpected-output`) if QEMU reports no disk.
+    """
     blocks = {block.get("device"): block for block in qmp.execute(machine.qmp_socket, "query-block")}
     if "disk0" not in blocks:
-        raise GuestError(f"QEMU knows no disk of {machine.name}")
+        message = f"QEMU does not report the disk of {machine.name}"
+        raise GuestError(message, code="unexpected-output", fields={"name": machine.name})
     return [str(blocks[name]["inserted"]["node-name"]) for name in ("disk0", "scratch0") if name in blocks]

@@ -1,4 +1,4 @@
-"""The driver `qemu`: one QEMU process a machine, without root and without a daemon, with user networking."""
+"""The driver `qemu`: one QEMU process for each machine, without root and without a daemon, with user networking."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from kimbox.image.store.images import Image
     from kimbox.machine.bootmode import Choice
 
-#: QMP's run states in which the vCPUs are stopped until a command continues them; io-error: the host's disk is full.
+#: Run states of QMP in which the vCPUs are stopped until a command continues them. io-error: the host's disk is full.
 PAUSED_STATES = frozenset({"paused", "suspended", "postmigrate", "save-vm", "io-error", "internal-error"})
 
-#: Maximum number of starts, where another program takes a port of the host before QEMU listens on it.
+#: Maximum number of attempts to start QEMU, if another program takes a port of the host before QEMU listens on it.
 START_ATTEMPTS = 3
 
 
@@ -65,20 +65,20 @@ class Qemu:
         return self._start(launch, disk.SUSPENDED_TAG if launch.resume else None)
 
     def _start(self, launch: Launch, saved_state: str | None) -> Record:
-        """Resumes from the saved state of that tag in the disk; boots if it is None."""
-        accelerated = accelerator.find()
-        if accelerated.name != "kvm":
-            log.detail(f"no KVM ({accelerated.why}): the guest is emulated, some ten times slower")
+        """Resumes from the saved state with that tag in the disk; boots if it is None."""
+        best = accelerator.find()
+        if best.name != "kvm":
+            log.detail(f"no KVM ({best.why}): the guest runs under emulation, about ten times slower")
         record = launch.record
-        for left in reversed(range(START_ATTEMPTS)):
+        for attempts_left in reversed(range(START_ATTEMPTS)):
             record = allot_ports(self.machine, record, launch.box)
             try:
-                process.start(invocation(self.machine, attrs.evolve(launch, record=record), accelerated, saved_state))
+                process.start(invocation(self.machine, attrs.evolve(launch, record=record), best, saved_state))
                 break
             except process.PortTakenError:
-                if not left:
+                if not attempts_left:
                     raise
-                log.detail("another program has taken a port meanwhile: others are chosen")
+                log.detail("another program took a port before QEMU: kimbox chooses other ports")
         return record
 
     def unpause(self) -> None:
@@ -96,14 +96,14 @@ class Qemu:
                 process.unpause(self.machine)
             if process.power_off(self.machine, timeout_s):
                 return True
-            log.warn(f"{name} did not shut down within {timeout_s:.0f} s: pulling the plug")
+            log.warn(f"{name} did not shut down within {timeout_s:.0f} s: kimbox ends its process")
         except KimboxError as error:
-            log.warn(f"{name} cannot be asked to shut down ({error}): pulling the plug")
+            log.warn(f"the request to shut down {name} failed ({error}): kimbox ends its process")
         return False
 
     def suspend(self, written: Callable[[], None]) -> None:
         disk.suspend(self.machine)
-        written()  # before the process ends: a kimbox that is killed in between must find the saved state recorded
+        written()  # before the process ends: if kimbox is killed now, the record must have the saved state
         process.kill(self.machine)
         process.sweep(self.machine)
 
@@ -115,7 +115,7 @@ class Qemu:
 
     def tidy(self) -> None:
         process.sweep(self.machine)
-        disk.drop_scratch(self.machine)
+        disk.remove_scratch(self.machine)
         self.machine.rotate_file.unlink(missing_ok=True)  # an interrupted `secure --rotate` leaves it
 
     def destroy(self) -> None:
@@ -164,18 +164,18 @@ class Qemu:
 
 
 def invocation(
-    machine: Machine, launch: Launch, accelerated: Accelerator, saved_state: str | None = None
+    machine: Machine, launch: Launch, accelerator: Accelerator, saved_state: str | None = None
 ) -> Invocation:
-    """What QEMU's command line is made from: a launch that resumes from that saved state, or boots if it is None."""
+    """Returns the parameters of QEMU's command line. `saved_state` is the tag to resume from; None: boot."""
     record = launch.record
     return Invocation(
-        machine, record, launch.cpus, launch.memory_bytes, accelerated, record.scratch, saved_state=saved_state
+        machine, record, launch.cpus, launch.memory_bytes, accelerator, record.scratch, saved_state=saved_state
     )
 
 
 def _check_acceleration() -> HostCheck:
-    found = accelerator.renew()
-    if found.name == "kvm":
-        return HostCheck("acceleration", Outcome.GOOD, found.why)
-    why = f"boxes are emulated, some ten times slower: {found.why}"
-    return HostCheck("acceleration", Outcome.SLOW, why, found.mend)
+    best = accelerator.renew()
+    if best.name == "kvm":
+        return HostCheck("acceleration", Outcome.GOOD, best.why)
+    why = f"boxes run under emulation, about ten times slower: {best.why}"
+    return HostCheck("acceleration", Outcome.SLOW, why, best.mend)

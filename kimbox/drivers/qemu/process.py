@@ -1,7 +1,7 @@
 """The QEMU process of a machine: starts it, observes it, ends it.
 
-The process holds the machine's run lock as long as it lives. So the kernel says whether it runs, and no file has to be
-believed. The process outlives kimbox; a later kimbox controls it by QMP.
+The process holds the machine's run lock from its start to its end. So the kernel shows whether it runs, and a stale pid
+file does no harm. The process runs on after kimbox exits; later kimbox processes control it by QMP.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from kimbox.run import describe_status, detach, require, tail
 #: QEMU answers QMP within this time after its start.
 START_TIMEOUT_S = 60.0
 
-#: `status` of another kimbox holds the run lock only while it tries it.
+#: Maximum wait for the run lock. `kimbox status` holds it for a moment, to test it.
 LOCK_WAIT_S = 1.0
 
-#: A press of the power button that had no effect is repeated after this time.
+#: Interval between two presses of the power button, in seconds.
 BUTTON_INTERVAL_S = 3.0
 
-#: Maximum time for QEMU to end after QMP's `quit`, and after a signal.
+#: Maximum wait for the end of QEMU after QMP's `quit`, and after a signal.
 QUIT_TIMEOUT_S = 5.0
 SIGNAL_TIMEOUT_S = 10.0
 
-#: This much of QEMU's log, from its end, is read where QEMU did not start.
+#: Number of bytes at the end of QEMU's log that are read if QEMU did not start.
 LOG_END_BYTES = 16 << 10
 
-#: Seconds between two looks at the process, while something is waited for.
+#: Interval between two checks of the process, in seconds.
 POLL_INTERVAL_S = 0.05
 
 #: QEMU's message when it cannot listen on a port of the host.
@@ -45,13 +45,16 @@ NO_FORWARD = "Could not set up host forwarding rule"
 
 
 class PortTakenError(GuestError):
-    """A port of the host was free when it was chosen, and is not any more."""
+    """Another program took a port of the host after kimbox chose it."""
+
+    code = "port-in-use"
 
 
 def start(invocation: Invocation) -> None:
     """Starts the process; returns when QEMU answers QMP.
 
-    Raises GuestError with QEMU's own message: PortTakenError where another program has a port of the host by now.
+    Raises GuestError: `wrong-state` if the machine runs, `qemu-failed` with the end of QEMU's output, `timeout`, or
+    PortTakenError if another program has a port of the host.
     """
     machine = invocation.machine
     is_boot = invocation.saved_state is None
@@ -75,30 +78,40 @@ def start(invocation: Invocation) -> None:
         code = exit_code()
         if code is not None:
             output = tail(read_end(machine.qemu_log, LOG_END_BYTES).decode("utf-8", "replace"))
-            kind = PortTakenError if NO_FORWARD in output else GuestError
-            raise kind(f"QEMU did not start {machine.name}: it {describe_status(code)}\n{output}".rstrip())
+            message = f"QEMU did not start {machine.name}: it {describe_status(code)}\n{output}".rstrip()
+            if NO_FORWARD in output:
+                raise PortTakenError(message, fields={"name": machine.name})
+            raise GuestError(message, code="qemu-failed", fields={"name": machine.name})
         if time.monotonic() > deadline:
             kill(machine)
-            raise GuestError(f"QEMU did not set up {machine.name} within {START_TIMEOUT_S:.0f} s")
+            raise GuestError(
+                f"QEMU did not answer for {machine.name} within {START_TIMEOUT_S:.0f} s of its start",
+                code="timeout",
+                fields={"name": machine.name},
+            )
         time.sleep(POLL_INTERVAL_S)
 
 
 def _lock(handle: int, machine: Machine) -> None:
-    """Locks the run lock. Raises GuestError if a QEMU process holds it, after LOCK_WAIT_S."""
+    """Locks the run lock. Raises GuestError (`wrong-state`) if a QEMU process holds it for longer than LOCK_WAIT_S."""
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise GuestError(f"a QEMU process of {machine.name} is running already") from None
+                raise GuestError(
+                    f"a QEMU process already runs {machine.name}",
+                    code="wrong-state",
+                    fields={"name": machine.name, "state": "running"},
+                ) from None
             time.sleep(POLL_INTERVAL_S)
         else:
             return
 
 
 def pid(machine: Machine) -> int | None:
-    """The process that runs the machine: from its pid file, if /proc shows that file in the process's command line."""
+    """Returns the pid of the machine's process from its pid file, or None if /proc shows that it is another process."""
     if not machine.running:
         return None
     with contextlib.suppress(OSError, ValueError, KimboxError):
@@ -109,7 +122,7 @@ def pid(machine: Machine) -> int | None:
 
 
 def status(machine: Machine) -> str | None:
-    """QMP's run state (`running`, `paused`, ...), or None if QEMU does not answer."""
+    """Returns the run state of QMP (`running`, `paused`, ...), or None if QEMU does not answer."""
     try:
         return str(qmp.execute(machine.qmp_socket, "query-status", timeout_s=2.0)["status"])
     except KimboxError:
@@ -117,7 +130,7 @@ def status(machine: Machine) -> str | None:
 
 
 def wait_until_gone(machine: Machine, timeout_s: float) -> bool:
-    """Waits for the process to end; True if it did."""
+    """Waits for the process to end; True if it did within the timeout."""
     deadline = time.monotonic() + timeout_s
     while machine.running:
         if time.monotonic() > deadline:
@@ -129,7 +142,7 @@ def wait_until_gone(machine: Machine, timeout_s: float) -> bool:
 def power_off(machine: Machine, timeout_s: float) -> bool:
     """Presses the power button (ACPI) and waits; True if the guest shut down within the timeout.
 
-    A guest that has just started ignores the button, so that it is pressed again.
+    A guest that has just started ignores the button, so it is pressed again after BUTTON_INTERVAL_S.
     """
     deadline = time.monotonic() + timeout_s
     while machine.running and time.monotonic() < deadline:
@@ -146,7 +159,7 @@ def unpause(machine: Machine) -> None:
 
 
 def kill(machine: Machine) -> None:
-    """Ends the process, by QMP, else by signal. Raises GuestError if it does not end."""
+    """Ends the process by QMP, or else by a signal. Raises GuestError (`timeout`) if it does not end."""
     with contextlib.suppress(KimboxError):
         qmp.execute(machine.qmp_socket, "quit")
     if wait_until_gone(machine, QUIT_TIMEOUT_S):
@@ -158,17 +171,22 @@ def kill(machine: Machine) -> None:
                 os.kill(process, number)
         if wait_until_gone(machine, SIGNAL_TIMEOUT_S):
             return
-    raise GuestError(f"the QEMU process of {machine.name} does not end", hint=f"its lock is {machine.run_lock}")
+    raise GuestError(
+        f"the QEMU process of {machine.name} did not end after a signal",
+        code="timeout",
+        hint=f"`fuser {machine.run_lock}` shows the process",
+        fields={"name": machine.name, "path": str(machine.run_lock)},
+    )
 
 
 def sweep(machine: Machine) -> None:
-    """Removes what only a running machine needs, and what an interrupted `shrink` left."""
+    """Removes files that only a running machine needs, and the new disk of an interrupted `shrink`."""
     for path in (machine.qmp_socket, machine.pid_file, machine.new_disk):
         path.unlink(missing_ok=True)
 
 
 def remove(machine: Machine) -> None:
-    """Removes the folder of a machine that does not run: the record first, so that a half of it is no machine."""
+    """Removes the folder of a machine that does not run. Removes the record first: without it, there is no machine."""
     sweep(machine)
     machine.record_file.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""QMP, the control channel of QEMU, through the library qemu.qmp: short conversations, each with a time limit."""
+"""QMP, the control protocol of QEMU, with the library qemu.qmp: short conversations, each with a timeout."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from kimbox.errors import KimboxError
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
 
-#: QEMU answers at once, unless the host is very busy.
+#: Default timeout of a conversation. QEMU answers in milliseconds, unless the host is very busy.
 TIMEOUT_S = 10.0
 
 T = TypeVar("T")
 
 
 class QmpError(KimboxError):
-    """QEMU does not answer, or refused a command."""
+    """QEMU does not answer, or rejected a command."""
 
 
 def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, timeout_s: float = TIMEOUT_S) -> T:
-    """Connects, holds the conversation, disconnects. Raises QmpError for all that can go wrong."""
+    """Connects, awaits `conversation`, disconnects, and returns its result.
+
+    Raises QmpError for each failure: `qemu-failed` if QEMU rejected a command, `timeout`, or `qemu-unreachable`.
+    """
     import asyncio
     import logging
 
@@ -31,10 +34,10 @@ def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, tim
 
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
-    async def whole() -> T:
+    async def connect_and_talk() -> T:
         client = QMPClient("kimbox")
         folder = os.open(socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:  # through the open folder: a socket's path may have no more than 107 bytes (unix(7))
+        try:  # through the open folder, because the path of a socket has at most 107 bytes (unix(7))
             await client.connect(f"/proc/self/fd/{folder}/{socket.name}")
         finally:
             os.close(folder)
@@ -44,38 +47,40 @@ def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, tim
             await client.disconnect()
 
     async def bounded() -> T:
-        return await asyncio.wait_for(whole(), timeout_s)
+        return await asyncio.wait_for(connect_and_talk(), timeout_s)
 
     try:
         return asyncio.run(bounded())
     except ExecuteError as error:
-        raise QmpError(f"QEMU refused: {error}") from None
-    except TimeoutError:  # an OSError too
-        raise QmpError(f"QEMU did not answer within {timeout_s:g} s on {socket}") from None
+        raise QmpError(f"QEMU rejected a command: {error}", code="qemu-failed") from None
+    except TimeoutError:  # before OSError, its base class
+        message = f"QEMU did not answer within {timeout_s:g} s on {socket}"
+        raise QmpError(message, code="timeout", fields={"path": str(socket)}) from None
     except (QMPError, OSError, EOFError) as error:
-        raise QmpError(f"QEMU does not answer on {socket}: {error}") from None
+        message = f"QEMU does not answer on {socket}: {error}"
+        raise QmpError(message, code="qemu-unreachable", fields={"path": str(socket)}) from None
 
 
 def execute(
     socket: Path, command: str, arguments: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
 ) -> Any:
-    """One QMP command; returns what QEMU returns."""
+    """Runs one QMP command and returns its result. Raises QmpError as `talk` does."""
 
-    async def one(client: QMPClient) -> Any:
+    async def run_command(client: QMPClient) -> Any:
         return await client.execute(command, arguments)
 
-    return talk(socket, one, timeout_s=timeout_s)
+    return talk(socket, run_command, timeout_s=timeout_s)
 
 
 def run_job(socket: Path, command: str, arguments: dict[str, Any], *, timeout_s: float) -> None:
-    """A QMP command that starts a job (snapshot-save, ...); waits for its end. Raises QmpError if the job fails."""
+    """Runs a QMP command that starts a job (snapshot-save, ...), and waits for its end. Raises QmpError if it fails."""
     job = str(arguments["job-id"])
 
-    def concerns(event: Any) -> bool:
+    def is_of_job(event: Any) -> bool:
         return bool(event["data"]["id"] == job)
 
-    async def whole(client: QMPClient) -> None:
-        with client.listener(("JOB_STATUS_CHANGE",), concerns) as listener:
+    async def run_until_concluded(client: QMPClient) -> None:
+        with client.listener(("JOB_STATUS_CHANGE",), is_of_job) as listener:
             await client.execute(command, arguments)
             async for event in listener:
                 data: Any = event["data"]
@@ -85,6 +90,6 @@ def run_job(socket: Path, command: str, arguments: dict[str, Any], *, timeout_s:
         await client.execute("job-dismiss", {"id": job})
         errors = [entry["error"] for entry in jobs if entry["id"] == job and "error" in entry]
         if errors:
-            raise QmpError(f"{command} failed: {errors[0]}")
+            raise QmpError(f"QEMU's {command} failed: {errors[0]}", code="qemu-failed")
 
-    talk(socket, whole, timeout_s=timeout_s)
+    talk(socket, run_until_concluded, timeout_s=timeout_s)

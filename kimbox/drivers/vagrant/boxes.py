@@ -1,4 +1,4 @@
-"""The image of a machine as a Vagrant box, among the boxes that kimbox has Vagrant keep for itself."""
+"""Vagrant boxes in kimbox's VAGRANT_HOME: one for each image that a machine under Vagrant uses."""
 
 from __future__ import annotations
 
@@ -18,61 +18,61 @@ from kimbox.machine.folder import Machine, machines
 from kimbox.render.vagrantfile import box_name
 from kimbox.spec.model import Box
 
-#: Another kimbox may be making the same box.
+#: Maximum wait for another kimbox process that writes a box, in seconds.
 LOCK_WAIT_S = 600.0
 
-#: What a kimbox, or a Vagrant, that is killed while it makes a box leaves: whole disks. Vagrant names the last two
+#: Temporary files, with whole disks, that a killed kimbox or Vagrant leaves. The last two patterns are Vagrant's
 #: (lib/vagrant/action/builtin/box_add.rb, lib/vagrant/box_collection.rb).
-LEFT = ("box-*", "tmp/box*", "tmp/vagrant-box-add-temp-*")
+LEFTOVERS = ("box-*", "tmp/box*", "tmp/vagrant-box-add-temp-*")
 
 
 def name_of(box: Box, image: Image) -> str:
-    """What Vagrant calls the image of a machine of this home."""
+    """Returns the name in Vagrant of the box with an image, in this $KIMBOX_HOME."""
     return box_name(box.name, image.key, prefix())
 
 
-def ensure(image: Image, box: Box, under: Hypervisor, call: Call) -> None:
-    """Makes the image a box of Vagrant's for a hypervisor, if it is none yet."""
+def ensure(image: Image, box: Box, backend: Hypervisor, call: Call) -> None:
+    """Adds the image to Vagrant as a box for a hypervisor, unless Vagrant has that box."""
     vagrant_box = name_of(box, image)
     home = paths.vagrant_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone():
-        if any((home / "boxes" / vagrant_box).glob(f"*/{under.NAME}")):
+    with _exclusive():
+        if any((home / "boxes" / vagrant_box).glob(f"*/{backend.NAME}")):
             return
-        with log.step("making a box for Vagrant"), tempfile.TemporaryDirectory(prefix="box-", dir=home) as folder:
+        with log.step("writing a box for Vagrant"), tempfile.TemporaryDirectory(prefix="box-", dir=home) as folder:
             file = Path(folder) / f"{vagrant_box}.box"
-            under.write_box(box, image, file)
-            call("box add", lambda v: v.box_add(vagrant_box, str(file), provider=under.NAME, force=True))
+            backend.write_box(box, image, file)
+            call("box add", lambda v: v.box_add(vagrant_box, str(file), provider=backend.NAME, force=True))
 
 
-def drop(vagrant_box: str, under: Hypervisor, call: Call) -> None:
-    """Removes a box that no machine needs any more, from Vagrant's boxes and from the hypervisor."""
+def remove(vagrant_box: str, backend: Hypervisor, call: Call) -> None:
+    """Removes a box from Vagrant and from the hypervisor, unless a machine uses it."""
     home = paths.vagrant_dir()
-    with _alone():
-        if _is_needed(vagrant_box):
+    with _exclusive():
+        if _is_used(vagrant_box):
             return
-        under.drop_image(vagrant_box)
+        backend.remove_image(vagrant_box)
         if (home / "boxes" / vagrant_box).is_dir():
-            call("box remove", lambda v: v.box_remove(vagrant_box, under.NAME))
+            call("box remove", lambda v: v.box_remove(vagrant_box, backend.NAME))
         remove_tree(home / "boxes" / vagrant_box)
 
 
-def drop_image(vagrant_box: str, under: Hypervisor, of: Machine) -> None:
-    """Removes what the hypervisor has of a box's image, unless another machine than `of` needs it.
+def remove_image(vagrant_box: str, backend: Hypervisor, of: Machine) -> None:
+    """Removes the copy of a box's image in the hypervisor, unless a machine other than `of` uses it.
 
-    A Vagrant that was killed leaves the beginning of an image, which the next would take for the whole.
+    A killed Vagrant leaves an incomplete copy, which the next `vagrant up` would use as if it were complete.
     """
-    with _alone():
-        if not _is_needed(vagrant_box, but=of.name):
-            under.drop_image(vagrant_box)
+    with _exclusive():
+        if not _is_used(vagrant_box, except_for=of.name):
+            backend.remove_image(vagrant_box)
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Nobody else makes or removes boxes meanwhile; what one that was killed has left is gone."""
+def _exclusive() -> Iterator[None]:
+    """Holds the lock on Vagrant's boxes, and first removes LEFTOVERS. Raises StateError (`busy`)."""
     home = paths.vagrant_dir()
-    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox is making a box for Vagrant"):
-        for pattern in LEFT:
+    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox process is writing a box for Vagrant"):
+        for pattern in LEFTOVERS:
             for path in home.glob(pattern):
                 if path.is_dir():
                     remove_tree(path)
@@ -81,7 +81,7 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _is_needed(vagrant_box: str, but: str | None = None) -> bool:
-    """Whether a machine, other than `but`, was made from a box."""
-    files = [machine.folder / "box" for machine in machines() if machine.name != but]
+def _is_used(vagrant_box: str, except_for: str | None = None) -> bool:
+    """Whether a machine, other than `except_for`, was created from a box."""
+    files = [machine.folder / "box" for machine in machines() if machine.name != except_for]
     return any(file.exists() and file.read_text().strip() == vagrant_box for file in files)

@@ -1,7 +1,7 @@
 """The driver `vagrant`: a machine that Vagrant runs from the Vagrantfile that `kimbox render` writes.
 
-The guest has no port to the host. It writes its events to a file on /persistent, from which fetch.py copies them over
-ssh to the files that QEMU would write. So the rest of kimbox finds them in the same place for each driver.
+The guest has no port to the host. It writes its events to a file on /persistent, and fetch.py copies them over ssh to
+the files that QEMU would write. So the rest of kimbox finds them in the same place for each driver.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kimbox.drivers.base import Features, Launch, allot_ports
 from kimbox.drivers.hostcheck import HostCheck
 from kimbox.drivers.vagrant import boxes, command, hypervisor, names
 from kimbox.drivers.vagrant import hostcheck as vagrant_hostcheck
-from kimbox.drivers.vagrant.fetch import Fetcher, forget
+from kimbox.drivers.vagrant.fetch import Fetcher, remove_fetched
 from kimbox.drivers.vagrant.hypervisor import Hypervisor
 from kimbox.errors import GuestError, KimboxError
 from kimbox.files import read_bounded, remove_tree, write_atomic
@@ -31,7 +31,6 @@ from kimbox.guest.ssh import Guest
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import keys
-from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine, read_end
 from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import Observation, State
@@ -41,16 +40,16 @@ from kimbox.spec.model import BootMode, Box
 if TYPE_CHECKING:
     from kimbox.machine.bootmode import Choice
 
-#: Seconds between two copies of the guest's events, while a boot is waited for.
+#: Interval between two copies of the guest's events during a boot, in seconds.
 LISTEN_S = 0.5
 
-#: A guest that has gone back to a snapshot answers within this time: libvirt's bridge first learns where it is.
+#: Timeout of the first answer of a guest, in seconds. After a restore, libvirt's bridge must first learn its port.
 ANSWER_S = 180.0
 
-#: Seconds between two calls of `vagrant status`, which takes about one.
+#: Interval between two calls of `vagrant status`, in seconds. A call takes about one.
 STATUS_S = 1.0
 
-#: This much of Vagrant's output is shown where it fails and exits with 0.
+#: Number of bytes at the end of Vagrant's output that are shown if it fails with exit status 0.
 OUTPUT_END_BYTES = 2048
 
 _HOST_KEY = re.compile(r"^\S+ (ssh-ed25519 \S+)$", re.MULTILINE)
@@ -64,7 +63,7 @@ class Vagrant:
 
     machine: Machine
     _fetcher: Fetcher | None = None
-    #: When `listen` last asked the guest, by the monotonic clock.
+    #: Time of the last copy by `listen`, on the monotonic clock.
     _listened_s: float = 0.0
     name = "vagrant"
     features = Features(suspend=True, memory_snapshots=True)
@@ -79,50 +78,53 @@ class Vagrant:
         """Calls python-vagrant in the machine's folder. Raises GuestError with Vagrant's message if it fails."""
         log.now(f"vagrant {what}")
         machine = self.machine
-        return command.call(self._under, machine.folder, machine.vagrant_log, what, act, of=machine.name)
+        return command.call(self._backend, machine.folder, machine.vagrant_log, what, act, of=machine.name)
 
     @property
-    def _under(self) -> Hypervisor:
+    def _backend(self) -> Hypervisor:
         return hypervisor.of(self.machine.folder)
 
     def _status(self) -> str:
-        """The state of the machine in `vagrant status`. Raises GuestError if there is none, or an unknown one."""
+        """Returns the state in `vagrant status`. Raises GuestError (`unexpected-output`) if it is not known."""
         name = self.machine.name
         output = str(self._call("status", lambda v: v._run_vagrant_command(["status", name, "--machine-readable"])))
         lines = [line.split(",") for line in output.splitlines()]
-        found = [fields[3] for fields in lines if len(fields) > 3 and fields[1:3] == [name, "state"]]
-        if len(found) != 1 or found[0] not in self._under.STATES:
+        states = [fields[3] for fields in lines if len(fields) > 3 and fields[1:3] == [name, "state"]]
+        if len(states) != 1 or states[0] not in self._backend.STATES:
+            shown = ", ".join(states)[:200]
             raise GuestError(
-                f"vagrant status says nothing that is known of {name}: {', '.join(found)[:200] or 'nothing'}"
+                f"vagrant status printed no known state of {name}: {shown or 'nothing'}",
+                code="unexpected-output",
+                fields={"name": name, "states": shown},
             )
-        return found[0]
+        return states[0]
 
     def _exists(self) -> bool:
         """Whether Vagrant has created the machine."""
-        return (self.machine.folder / ".vagrant/machines" / self.machine.name / self._under.NAME / "id").exists()
+        return (self.machine.folder / ".vagrant/machines" / self.machine.name / self._backend.NAME / "id").exists()
 
     def running(self) -> tuple[bool, bool]:
-        """Whether there is a guest that runs, and whether it is paused."""
-        if not self._exists():  # saves the second that Vagrant takes
+        """Returns whether the guest runs, and whether it is paused."""
+        if not self._exists():  # saves the second that `vagrant status` takes
             return False, False
-        return self._under.STATES[self._status()]
+        return self._backend.STATES[self._status()]
 
-    # ---- making and starting
+    # ---- creating and starting
 
     def prepare(self, box: Box, image: Image) -> None:
-        under = hypervisor.here()
-        command.library(under)
-        boxes.ensure(image, box, under, command.in_home(under))
+        backend = hypervisor.default()
+        command.library(backend)
+        boxes.ensure(image, box, backend, command.in_home(backend))
 
     def create(self, folder: Path, box: Box, image: Image) -> None:
         name = boxes.name_of(box, image)
-        (folder / hypervisor.FILE).write_text(f"{hypervisor.here().NAME}\n")
+        (folder / hypervisor.FILE).write_text(f"{hypervisor.default().NAME}\n")
         (folder / "box").write_text(f"{name}\n")
         (folder / self.machine.vagrantfile.name).write_text(self._vagrantfile(box, name, {}), encoding="utf-8")
 
     def _vagrantfile(self, box: Box, vagrant_box: str, host_ports: dict[int, int]) -> str:
-        described = VagrantMachine(box, vagrant_box, host_ports=host_ports)
-        return render_vagrantfile([described], key=self.machine.key.name, prefix=names.prefix())
+        machine = VagrantMachine(box, vagrant_box, host_ports=host_ports)
+        return render_vagrantfile([machine], key=self.machine.key.name, prefix=names.prefix())
 
     def _box(self) -> str:
         return read_bounded(self.machine.folder / "box", limit_bytes=1024).decode().strip()
@@ -140,33 +142,34 @@ class Vagrant:
         is_new = record.ended is Ended.NEW or not self._exists()
         if is_new:
             self._remove()  # an interrupted first start may have left a domain without a network
-            boxes.drop_image(self._box(), self._under, machine)
+            boxes.remove_image(self._box(), self._backend, machine)
             machine.known_hosts.unlink(missing_ok=True)  # a new disk has a new key
-            forget(machine)
+            remove_fetched(machine)
         record = attrs.evolve(allot_ports(machine, record, box), ended=record.ended)
         if box:
             write_atomic(machine.vagrantfile, self._vagrantfile(box, self._box(), record.forwards))
         with log.step(f"starting {machine.name} with Vagrant"):
-            self._call("up", lambda v: v.up(provider=self._under.NAME, provision=False))
+            self._call("up", lambda v: v.up(provider=self._backend.NAME, provision=False))
             record = self._reached(record)
             if self._needs_reboot(record, is_new=is_new):
                 self._call("reload", lambda v: v.reload(provision=False))
                 record = self._reached(record)
-                (machine.folder / "boot").unlink()  # not before: a start that is interrupted is repeated from this file
+                (machine.folder / "boot").unlink()  # not earlier: the next start reads it after an interruption
         return record
 
     def _remove(self) -> None:
-        """Has Vagrant destroy the machine, and removes what Vagrant leaves, after an interrupted first `up` say."""
-        machine, under = self.machine, self._under
-        made = under.networks(machine.folder, machine.name)  # before: Vagrant removes its list, not always the networks
+        """Runs `vagrant destroy`, and removes what Vagrant leaves, for example after an interrupted first `up`."""
+        machine, backend = self.machine, self._backend
+        # First, because Vagrant removes its list of networks, but not always the networks.
+        created_networks = backend.networks(machine.folder, machine.name)
         if self._exists():
             self._call("destroy", lambda v: v.destroy())
-        under.sweep(machine.name, made)
+        backend.remove_leftovers(machine.name, created_networks)
 
     def _needs_reboot(self, record: Record, *, is_new: bool) -> bool:
-        """Sets the root of later boots, in the guest; True if it has booted another root than the one chosen.
+        """Sets the boot mode in the guest, because users may not write to libvirt's disks.
 
-        The user may not write to libvirt's disks, so that only the guest can. A new box has a new snapshot anyway.
+        Returns True if the guest must reboot, because it runs in another mode. A new machine has a new snapshot anyway.
         """
         file = self.machine.folder / "boot"
         saved, once = file.read_text().rstrip("\n").split(" ") if file.exists() else ("", "")
@@ -177,35 +180,50 @@ class Vagrant:
             f"grub-editenv /boot/grub/grubenv set saved_entry={saved}"
         )
         booted = self._sudo(record, script).strip()
-        wanted = once or saved
-        if booted == wanted or (is_new and wanted == BootMode.RESNAP):
+        mode = once or saved
+        if booted == mode or (is_new and mode == BootMode.RESNAP):
             file.unlink()
             return False
-        self._sudo(record, f"grub-editenv /boot/grub/grubenv set next_entry={wanted}; sync")
+        self._sudo(record, f"grub-editenv /boot/grub/grubenv set next_entry={mode}; sync")
         return True
 
     def _sudo(self, record: Record, script: str) -> str:
-        """Runs a shell script of ours as root in the guest."""
+        """Runs a shell script as root in the guest and returns its output. Raises GuestError (`boot-mode-not-set`)."""
         with Guest(self.endpoint(record)) as guest:
             answer = guest.run(f"sudo -n sh -c {shlex.quote(script)}", timeout_s=60)
         if answer.code != 0:
-            raise GuestError(f"{self.machine.name} cannot be told which root to boot: {answer.stderr.strip()[:500]}")
+            raise GuestError(
+                f"the boot mode of {self.machine.name} cannot be set: {answer.stderr.strip()[:500]}",
+                code="boot-mode-not-set",
+                fields={"name": self.machine.name},
+            )
         return answer.stdout
 
     def _reached(self, record: Record) -> Record:
-        """The record with the address that Vagrant gives. Pins the host key and copies the guest's events."""
+        """Returns the record with the address that Vagrant reports. Pins the host key and copies the guest's events.
+
+        Raises GuestError: `unexpected-output` without an address, `host-key-missing`, or `guest-unreachable`.
+        """
         config = str(self._call("ssh-config", lambda v: v._run_vagrant_command(["ssh-config", self.machine.name])))
         host = _HOST_NAME.search(config)
         port = _PORT.search(config)
         if not host or not port:
-            raise GuestError(f"vagrant ssh-config gives no address for {self.machine.name}: {config[:200]!r}")
+            raise GuestError(
+                f"vagrant ssh-config printed no address of {self.machine.name}: {config[:200]!r}",
+                code="unexpected-output",
+                fields={"name": self.machine.name},
+            )
         record = attrs.evolve(record, ssh_host=host[1], ssh_port=int(port[1]))
         self.machine.write_record(record)
         if not self.machine.known_hosts.exists():
             scanned = run.run(["ssh-keyscan", "-T", "30", "-t", "ed25519", "-p", port[1], host[1]], check=False)
             key = _HOST_KEY.search(scanned.stdout)
             if not key:
-                raise GuestError(f"{self.machine.name} does not tell its host key: {scanned.stderr.strip()[:300]}")
+                raise GuestError(
+                    f"{self.machine.name} does not report its ssh host key: {scanned.stderr.strip()[:300]}",
+                    code="host-key-missing",
+                    fields={"name": self.machine.name},
+                )
             keys.pin_host_key(self.machine, key[1])
         self._fetch_until_answered(record)
         return record
@@ -214,10 +232,16 @@ class Vagrant:
         deadline = time.monotonic() + ANSWER_S
         while not self._fetch(record):
             if time.monotonic() > deadline:
-                raise GuestError(f"{self.machine.name} does not answer at {record.ssh_host} port {record.ssh_port}")
+                raise GuestError(
+                    f"{self.machine.name} did not answer at {record.ssh_host} port {record.ssh_port} "
+                    f"within {ANSWER_S:.0f} s",
+                    code="guest-unreachable",
+                    hint=f"`kimbox logs --serial {self.machine.name}` shows its console",
+                    fields={"name": self.machine.name, "host": record.ssh_host, "port": str(record.ssh_port)},
+                )
             time.sleep(LISTEN_S)
 
-    # ---- ending
+    # ---- stopping
 
     def unpause(self) -> None:
         self._call("resume", lambda v: v.resume())
@@ -225,18 +249,29 @@ class Vagrant:
     def stop(self, before: State, *, force: bool, timeout_s: float) -> None:
         if before is State.PAUSED:
             self.unpause()
-        with contextlib.suppress(KimboxError):  # the last events, which nobody can copy from a guest that is off
+        with contextlib.suppress(KimboxError):  # the last events: a guest that is off cannot send them
             self._fetch(self.machine.record())
         self._call("halt", lambda v: v.halt(force=force))
         if self.running()[0]:
-            raise GuestError(f"{self.machine.name} is still running after vagrant halt", hint="`kimbox halt --force`")
+            raise GuestError(
+                f"{self.machine.name} still runs after vagrant halt",
+                code="vagrant-failed",
+                hint=f"`kimbox halt --force {self.machine.name}` powers it off",
+                fields={"name": self.machine.name, "command": "halt"},
+            )
 
     def suspend(self, written: Callable[[], None]) -> None:
-        written()  # Vagrant saves and ends in one step. If it fails, the guest runs, and the record is corrected
+        # First, because Vagrant saves and ends the guest in one step. If it fails, the guest runs, and the record is
+        # corrected.
+        written()
         self._call("suspend", lambda v: v.suspend())
-        if self.running()[0]:  # Vagrant exits with 0 even then
+        if self.running()[0]:  # Vagrant exits with status 0 even then
             output = command.failure_text("", read_end(self.machine.vagrant_log, OUTPUT_END_BYTES))
-            raise GuestError(f"vagrant suspend did not suspend {self.machine.name}:\n{output}")
+            raise GuestError(
+                f"vagrant suspend did not suspend {self.machine.name}:\n{output}",
+                code="vagrant-failed",
+                fields={"name": self.machine.name, "command": "suspend"},
+            )
 
     def forget_suspended(self) -> None:
         """Does nothing: libvirt removes the saved state when it resumes the machine."""
@@ -246,32 +281,32 @@ class Vagrant:
         self._call("halt", lambda v: v.halt(force=True))
 
     def tidy(self) -> None:
-        """A run leaves nothing here, except a first one that was interrupted."""
+        """Does nothing, except after an interrupted first start: other runs leave no files."""
         if self.machine.record().ended is Ended.NEW:
             self._remove()
 
     def destroy(self) -> None:
-        machine, under = self.machine, self._under
+        machine, backend = self.machine, self._backend
         box = self._box() if (machine.folder / "box").exists() else None
         self._remove()
         machine.record_file.unlink(missing_ok=True)
         machine.vagrantfile.unlink(missing_ok=True)
         remove_tree(machine.folder)
         if box:
-            boxes.drop(box, under, command.in_home(under))
+            boxes.remove(box, backend, command.in_home(backend))
 
-    # ---- looking
+    # ---- observing
 
     def readable_disk(self, image: Image, work: Path) -> Path:
-        return self._under.copy_disk(self.machine.name, image, work)
+        return self._backend.copy_disk(self.machine.name, image, work)
 
     def endpoint(self, record: Record) -> Endpoint:
         return self.machine.endpoint(record)
 
     def observe(self, record: Record) -> Observation:
-        # A machine that answers with its own host key runs. That saves the second that `vagrant status` takes.
+        # A machine that answers with its own host key runs. This saves the second that `vagrant status` takes.
         running, paused = True, False
-        if record.ended is Ended.NEW:  # the first `up` was interrupted, or is at work: the next one starts over
+        if record.ended is Ended.NEW:  # the first `up` was interrupted or still runs; the next one starts again
             running = False
         elif record.ended is not None or not self._exists() or not self._answers(record):
             running, paused = self.running()
@@ -283,17 +318,17 @@ class Vagrant:
             paused=paused,
             suspended=record.ended is Ended.SUSPENDED,
             events=self.machine.boot_events(),
-            ended_by_us=True,  # users halt with Vagrant, which does not distinguish that from a crash
+            ended_by_us=True,  # users may halt with Vagrant, which does not distinguish that from a crash
         )
 
     def _answers(self, record: Record) -> bool:
-        """Copies the guest's new events; False if it does not answer."""
+        """Copies the guest's new events; False if it does not answer, or another machine answers."""
         with contextlib.suppress(KimboxError):
             return self._fetch(record)
         return False
 
     def _fetch(self, record: Record) -> bool:
-        """Copies the guest's new events; True if it answered. Raises GuestError if another machine answers."""
+        """Copies the guest's new events; True if it answered. Raises GuestError (`host-key-mismatch`)."""
         if self._fetcher is None:
             self._fetcher = Fetcher(self.machine, self.endpoint(record))
         return self._fetcher.fetch()

@@ -1,7 +1,7 @@
-"""The hypervisor below Vagrant: libvirt, or VirtualBox on a host without libvirt.
+"""The hypervisor that Vagrant uses: libvirt, or VirtualBox on a host without libvirt.
 
-Each has its name in Vagrant, its words for the states of a machine, a format of boxes, and leftovers that Vagrant never
-removes.
+Each hypervisor has a name in Vagrant, names for the states of a machine, a box format, and objects that Vagrant does
+not remove.
 """
 
 from __future__ import annotations
@@ -17,53 +17,57 @@ from kimbox.files import read_bounded
 from kimbox.image.store.images import Image
 from kimbox.spec.model import Box
 
-#: In a machine's folder: the name of its hypervisor.
+#: Name of the file in a machine's folder that has the name of its hypervisor.
 FILE = "hypervisor"
 
 
 class Hypervisor(Protocol):
-    """What the modules libvirt and virtualbox have. All functions raise CommandError with the program's own message."""
+    """The interface of the modules libvirt and virtualbox. Functions raise CommandError with the program's output."""
 
     @property
     def NAME(self) -> str:
-        """Its name in Vagrant."""
+        """The name of the hypervisor in Vagrant."""
 
     @property
     def STATES(self) -> Mapping[str, tuple[bool, bool]]:
-        """State of a machine in `vagrant status` -> whether it runs, and whether it is paused."""
+        """State in `vagrant status` -> whether the machine runs, and whether it is paused."""
 
-    def needed(self) -> None:
+    def require_program(self) -> None:
         """Raises MissingToolError if its program is not installed."""
 
     def write_box(self, box: Box, image: Image, target: Path) -> None:
-        """Writes the image as a Vagrant box for it."""
+        """Writes the image as a Vagrant box for this hypervisor to the file `target`."""
 
     def networks(self, folder: Path, name: str) -> list[str]:
-        """The networks that Vagrant created for a machine, and has not removed. `folder` is the machine's."""
+        """Returns the networks that Vagrant created for a machine and has not removed. `folder` is the machine's."""
 
-    def sweep(self, name: str, made: Sequence[str] = ()) -> None:
-        """Removes what is left of a machine, and those of the networks `made` for it that nobody uses."""
+    def remove_leftovers(self, name: str, created_networks: Sequence[str] = ()) -> None:
+        """Removes what remains of a machine, and those of its networks that no other machine uses."""
 
-    def drop_image(self, vagrant_box: str) -> None:
-        """Removes what Vagrant has made of the image of a box."""
+    def remove_image(self, vagrant_box: str) -> None:
+        """Removes the copy of a box's image that Vagrant made in the hypervisor."""
 
     def copy_disk(self, name: str, image: Image, work: Path) -> Path:
-        """Copies the disk of a machine that does not run, made from that image, to the folder `work`; a qcow2."""
+        """Copies the disk of a machine that does not run to the folder `work`, as a qcow2. Returns the copy."""
 
 
-def here() -> Hypervisor:
-    """The one for new machines: libvirt, unless VirtualBox alone is installed."""
+def default() -> Hypervisor:
+    """Returns the hypervisor for new machines: libvirt, unless only VirtualBox is installed."""
     return virtualbox if run.which("VBoxManage") and not run.which("virsh") else libvirt
 
 
 def of(folder: Path) -> Hypervisor:
-    """That of the machine in a folder. Raises KimboxError if the folder names an unknown one."""
+    """Returns the hypervisor of the machine in a folder. Raises KimboxError (`file-damaged`) if its name is unknown."""
     file = folder / FILE
     known: dict[str, Hypervisor] = {libvirt.NAME: libvirt, virtualbox.NAME: virtualbox}
     if not file.exists():
         return libvirt
     name = read_bounded(file, limit_bytes=100).decode("utf-8", "replace").strip()
     if name not in known:
-        hint = f"it is one of {', '.join(known)}: write it there"
-        raise KimboxError(f"{file} names no hypervisor: {name!r}", hint=hint)
+        raise KimboxError(
+            f"{file} has no known hypervisor: {name!r}",
+            code="file-damaged",
+            hint=f"write one of {', '.join(known)} to the file",
+            fields={"path": str(file), "hypervisor": name},
+        )
     return known[name]

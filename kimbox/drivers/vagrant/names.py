@@ -1,7 +1,7 @@
-"""Names that kimbox gives to its machines in a hypervisor.
+"""The names of machines in a hypervisor.
 
-All begin with `kimbox-TAG-`. TAG differs between two folders $KIMBOX_HOME, so that one never removes what belongs to
-the other.
+All of them begin with `kimbox-TAG-`. TAG is different for each folder $KIMBOX_HOME, so that kimbox never removes the
+machines of another $KIMBOX_HOME.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from kimbox import paths
 
 
 def prefix() -> str:
-    """What the names of the machines of this $KIMBOX_HOME begin with."""
+    """Returns the prefix of the names of machines of this $KIMBOX_HOME."""
     tag = hashlib.sha256(str(paths.home()).encode()).hexdigest()[:8]
     return f"kimbox-{tag}-"
 
 
 def domain(name: str) -> str:
-    """The name in its hypervisor of the machine `name`."""
+    """Returns the name in the hypervisor of the machine `name`."""
     return f"{prefix()}{name}"

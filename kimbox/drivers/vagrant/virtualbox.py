@@ -1,4 +1,4 @@
-"""VirtualBox under Vagrant, through VBoxManage. Written by the chapter of its manual; it was never run for real."""
+"""VirtualBox under Vagrant, with VBoxManage. Written from its manual; not tested with a real VirtualBox."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kimbox.machine.folder import USER
 from kimbox.run import Completed, require, run
 from kimbox.spec.model import Box, PackageImage
 
-#: Vagrant's word for it, and its words for the states of a machine, as Vagrant passes them on: running, standing still.
+#: Name of the hypervisor in Vagrant, and state of a machine -> whether it runs, and whether it is paused.
 NAME = "virtualbox"
 STATES = {
     "running": (True, False), "paused": (True, True), "starting": (True, False), "stopping": (True, False),
@@ -25,27 +25,28 @@ STATES = {
     "aborted": (False, False), "aborted-saved": (False, False), "not_created": (False, False),
 }  # fmt: skip
 
+#: Timeout of every other command of VBoxManage, in seconds.
 TIMEOUT_S = 60.0
 
-#: A whole disk is copied within this time.
+#: Timeout of a copy of a whole disk, in seconds.
 COPY_TIMEOUT_S = 3600.0
 
-#: The first disk in `showvminfo --machinereadable`, whatever its controller is called.
+#: Matches the first disk in `showvminfo --machinereadable`, with any name of its controller.
 _DISK = re.compile(r'^"[^"]+-0-0"="(?P<path>/[^"]+\.(?:vmdk|vdi|vhd))"$', re.MULTILINE | re.IGNORECASE)
 
 
-def manage(*words: str, check: bool = True, timeout_s: float = TIMEOUT_S) -> Completed:
-    """Runs VBoxManage. Raises CommandError, with its words, if it fails."""
-    return run(["VBoxManage", "-q", *words], check=check, timeout_s=timeout_s)
+def manage(*arguments: str, check: bool = True, timeout_s: float = TIMEOUT_S) -> Completed:
+    """Runs VBoxManage. Raises CommandError, with its output, if it fails."""
+    return run(["VBoxManage", "-q", *arguments], check=check, timeout_s=timeout_s)
 
 
-def needed() -> None:
-    """Raises MissingToolError if VBoxManage is not here."""
-    require("VBoxManage", "it tells what Vagrant left in VirtualBox")
+def require_program() -> None:
+    """Raises MissingToolError if VBoxManage is not installed."""
+    require("VBoxManage", "it finds and removes the machines that Vagrant leaves in VirtualBox")
 
 
 def write_box(box: Box, image: Image, target: Path) -> None:
-    """Makes the image a Vagrant box."""
+    """Writes the image as a Vagrant box to the file `target`."""
     guest = box.image.distribution if isinstance(box.image, PackageImage) else "linux"
     content = Content(
         box.name, image.disk, image.format, image.virtual_bytes, box.cpus, box.memory_bytes, guest, USER, {}
@@ -54,12 +55,12 @@ def write_box(box: Box, image: Image, target: Path) -> None:
 
 
 def networks(folder: Path, name: str) -> list[str]:
-    """None: a machine is behind the NAT of its own."""
+    """Returns an empty list: each machine uses its own NAT, and no network is created."""
     return []
 
 
-def sweep(name: str, made: Sequence[str] = ()) -> None:
-    """Removes the machine of a box with its disks, where there is one."""
+def remove_leftovers(name: str, created_networks: Sequence[str] = ()) -> None:
+    """Removes the machine with its disks, if it exists."""
     full = domain(name)
     if f'"{full}" ' in manage("list", "vms", check=False).stdout:
         log.detail(f"removing the machine {full}")
@@ -67,18 +68,18 @@ def sweep(name: str, made: Sequence[str] = ()) -> None:
         manage("unregistervm", full, "--delete")
 
 
-def drop_image(vagrant_box: str) -> None:
-    """Vagrant imports a box anew for each machine."""
+def remove_image(vagrant_box: str) -> None:
+    """Does nothing: Vagrant imports a box for each machine, and keeps no copy."""
 
 
 def copy_disk(name: str, image: Image, work: Path) -> Path:
-    """Copies the disk of a box that does not run, with all that lies on its snapshots."""
-    found = _DISK.search(manage("showvminfo", domain(name), "--machinereadable").stdout)
-    if not found:
-        raise GuestError(f"VBoxManage shows no disk of {name}")
-    whole, copy = work / "virtualbox.vdi", work / "virtualbox.qcow2"
-    manage("clonemedium", "disk", found["path"], str(whole), "--format", "VDI", timeout_s=COPY_TIMEOUT_S)
-    manage("closemedium", "disk", str(whole))  # VirtualBox would keep it in its list
-    run(["qemu-img", "convert", "-f", "vdi", "-O", "qcow2", whole, copy], timeout_s=COPY_TIMEOUT_S)
-    whole.unlink()
+    """Copies the current content of the disk of a machine that does not run. Raises GuestError if it has no disk."""
+    disk = _DISK.search(manage("showvminfo", domain(name), "--machinereadable").stdout)
+    if not disk:
+        raise GuestError(f"VBoxManage shows no disk of {name}", code="unexpected-output", fields={"name": name})
+    vdi, copy = work / "virtualbox.vdi", work / "virtualbox.qcow2"
+    manage("clonemedium", "disk", disk["path"], str(vdi), "--format", "VDI", timeout_s=COPY_TIMEOUT_S)
+    manage("closemedium", "disk", str(vdi))  # else VirtualBox keeps it in its list of disks
+    run(["qemu-img", "convert", "-f", "vdi", "-O", "qcow2", vdi, copy], timeout_s=COPY_TIMEOUT_S)
+    vdi.unlink()
     return copy

@@ -1,4 +1,4 @@
-"""Which accelerator is used. A stand-in for QEMU tells how it was called, and ends as it is told to."""
+"""The choice of the accelerator. A script in place of QEMU records its arguments, and exits as a test requires."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from kimbox import paths
 from kimbox.drivers import accelerator
-from kimbox.drivers.accelerator import EXIT_STATUS, KVM_WORKS, boot_sector, find, probe, try_out
+from kimbox.drivers.accelerator import EXIT_STATUS, KVM_WORKS, boot_sector, find, probe, probe_failure
 from kimbox.drivers.hostcheck import Outcome
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import MissingToolError
@@ -33,7 +33,7 @@ def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Puts a qemu-system-x86_64 on PATH that records its arguments, a line a call, and then does what it is told."""
+    """Puts a script qemu-system-x86_64 on PATH that records its arguments, one line for each call, and runs `act`."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -67,70 +67,72 @@ def test_the_boot_sector_writes_to_the_exit_port() -> None:
     assert 85 == EXIT_STATUS == 0x2A << 1 | 1
 
 
-def test_a_guest_that_ran_is_kvm(fake: Fake) -> None:
-    """QEMU ends with the number that the guest wrote; it was asked for KVM and no display."""
+def test_kvm_is_used_if_the_guest_ran(fake: Fake) -> None:
+    """QEMU exits with the number that the guest wrote. Its arguments have KVM and no display."""
     record = fake(f"exit {EXIT_STATUS}")
     assert KVM_WORKS == probe()
     assert ["-accel", "kvm", "-cpu", "host"] == KVM_WORKS.arguments()
-    said = record.read_text()
+    arguments = record.read_text()
     for part in ("-accel kvm", "-display none", "-nodefaults", "isa-debug-exit,iobase=0x501,iosize=1"):
-        assert part in said
+        assert part in arguments
 
 
 @pytest.mark.parametrize(
     ("act", "why"),
     [
         ("echo 'failed to initialize kvm: Permission denied' >&2; exit 1", "kvm: Permission denied"),
-        ("exit 3", "QEMU ended with status 3"),
-        ("kill -ABRT $$", "QEMU ended with status -6"),
+        ("exit 3", "QEMU exited with status 3"),
+        ("kill -ABRT $$", "QEMU exited with status -6"),
         ("exec sleep 60", r"a guest hangs \(did not end within 0.3 s\)"),
     ],
 )
 def test_a_guest_that_did_not_run(fake: Fake, act: str, why: str) -> None:
-    """Whatever goes wrong has a reason; a hang is ended."""
+    """Each failure has a reason. A guest that hangs is ended."""
     fake(act)
-    assert re.search(why, try_out("kvm", "host", timeout_s=0.3 if "hangs" in why else 60) or "it ran")
+    assert re.search(why, probe_failure("kvm", "host", timeout_s=0.3 if "hangs" in why else 60) or "it ran")
 
 
-def test_software_emulation_is_what_remains(fake: Fake, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No KVM, one that may not be opened, one that does not work: each with its reason."""
+def test_software_emulation_without_kvm(fake: Fake, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/kvm is missing, or this user may not open it: each case has its reason."""
     record = fake("echo bad >&2; exit 1")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert ("tcg", "max,-erms") == ((found := probe()).name, found.cpu)
-    assert f"may not open {kvm}" in found.why
-    assert "usermod" not in found.why
-    assert "sudo usermod --append --groups kvm $USER" in str(found.mend)
+    best = probe()
+    assert ("tcg", "max,-erms") == (best.name, best.cpu)
+    assert f"may not open {kvm}" in best.why
+    assert "usermod" not in best.why
+    assert "sudo usermod --append --groups kvm $USER" in str(best.mend)
     assert 0 == calls(record)
     kvm.unlink()
-    assert f"there is no {kvm}" == probe().why
+    assert f"{kvm} does not exist" == probe().why
     kvm.touch()
     monkeypatch.undo()
 
 
 def test_kvm_that_does_not_work(fake: Fake, kvm: Path) -> None:
-    """It is there and opens, and yet no guest runs."""
+    """/dev/kvm exists and opens, but no guest runs."""
     fake("echo bad >&2; exit 1")
-    assert f"{kvm} is there, but bad" == probe().why
+    assert f"{kvm} exists, but a guest does not run with it: bad" == probe().why
 
 
-def test_the_answer_is_kept_while_nothing_changes(fake: Fake, kvm: Path) -> None:
-    """One probe; another QEMU, or another device, is asked anew."""
+def test_the_result_is_stored_while_nothing_changes(fake: Fake, kvm: Path) -> None:
+    """There is one probe. Another QEMU, or another device, causes a new one."""
     record = fake(f"exit {EXIT_STATUS}")
     assert [KVM_WORKS] * 3 == [find() for _ in range(3)]
     assert 1 == calls(record)
     fake("echo worse >&2; exit 1")
     os.utime(record.parent / "bin/qemu-system-x86_64", ns=(1, 1))
-    assert ("tcg", f"{kvm} is there, but worse") == ((found := find()).name, found.why)
-    assert found == find()
+    best = find()
+    assert ("tcg", f"{kvm} exists, but a guest does not run with it: worse") == (best.name, best.why)
+    assert best == find()
     assert 2 == calls(record)
     kvm.unlink()
-    assert f"there is no {kvm}" == find().why
+    assert f"{kvm} does not exist" == find().why
 
 
-def test_a_hang_is_believed_for_an_hour(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host may only have been busy: later it is tried again. Another failure is believed."""
+def test_a_hang_is_valid_for_an_hour(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host may only have been busy, so there is a later probe. Another failure stays valid."""
     record = fake("exec sleep 60")
-    monkeypatch.setattr(accelerator, "try_out", lambda *_: try_out("kvm", "host", timeout_s=1))
+    monkeypatch.setattr(accelerator, "probe_failure", lambda *_: probe_failure("kvm", "host", timeout_s=1))
     now = time.time()
     for later, expected in ((0, 1), (3500, 1), (3700, 2), (-1000, 3)):
         monkeypatch.setattr("kimbox.drivers.accelerator.time.time", lambda at=now + later: at)
@@ -143,8 +145,8 @@ def test_a_hang_is_believed_for_an_hour(fake: Fake, monkeypatch: pytest.MonkeyPa
     assert (True, count) == (find().why.endswith("bad"), calls(record))
 
 
-def test_doctor_probes_anew_and_keeps_what_it_finds(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One bad probe is not believed until the next boot; what mends is a command of its own."""
+def test_doctor_probes_again_and_stores_the_result(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So one bad probe does not count until the next boot. The command that repairs it is not part of the reason."""
     for act in ("echo bad >&2; exit 1", f"exit {EXIT_STATUS}"):
         program = fake(act).parent / "bin/qemu-system-x86_64"
         os.utime(program, ns=(1, 1))  # QEMU is the same as before
@@ -153,7 +155,7 @@ def test_doctor_probes_anew_and_keeps_what_it_finds(fake: Fake, monkeypatch: pyt
     assert KVM_WORKS == find()
     monkeypatch.setattr(accelerator, "_may_open", lambda: False)
     check = Qemu.check_host()[-1]
-    assert (Outcome.SLOW, accelerator.MAY_OPEN) == (check.outcome, check.mend)
+    assert (Outcome.SLOW, accelerator.KVM_ACCESS_COMMAND) == (check.outcome, check.mend)
     assert "usermod" not in check.found
 
 
@@ -161,7 +163,7 @@ def test_doctor_probes_anew_and_keeps_what_it_finds(fake: Fake, monkeypatch: pyt
     "damage", ["", "{", "[]", "null", "\0", "x" * (5 << 20), '{"fingerprint": 1}', None, '"accelerator": 5']
 )
 def test_a_damaged_cache_is_probed_again(fake: Fake, damage: str | None) -> None:
-    """Whatever is in the file, the answer is right, and the file afterwards."""
+    """With any content of the file, the result is correct, and the file is then repaired."""
     record = fake(f"exit {EXIT_STATUS}")
     find()
     file = paths.host_facts_file()
@@ -175,8 +177,8 @@ def test_a_damaged_cache_is_probed_again(fake: Fake, damage: str | None) -> None
     assert "kvm" == json.loads(file.read_text())["accelerator"]
 
 
-def test_nonsense_in_the_cache_never_reaches_qemu(fake: Fake) -> None:
-    """A file of the right mark and wrong words gives an accelerator that exists."""
+def test_values_of_the_cache_never_reach_qemu(fake: Fake) -> None:
+    """A file with the right fingerprint and wrong values gives an accelerator that exists."""
     fake(f"exit {EXIT_STATUS}")
     find()
     file = paths.host_facts_file()
@@ -184,8 +186,8 @@ def test_nonsense_in_the_cache_never_reaches_qemu(fake: Fake) -> None:
     assert (["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-erms"], "7") == (find().arguments(), find().why)
 
 
-def test_without_qemu_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A missing program is an error of its own kind."""
+def test_without_qemu_the_hint_installs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A missing program has its own error class."""
     monkeypatch.setattr("kimbox.run.which", lambda _: None)
     with pytest.raises(MissingToolError) as missing:
         find()

@@ -1,4 +1,4 @@
-"""The registry of drivers: what each driver has, how one is found, and which verbs need which feature."""
+"""The registry of drivers: the protocol of each driver, the search for one, and the features that verbs require."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import fakedriver
 import makemachine
 import pytest
 from fakedriver import ALL_FEATURES, FakeDrivers, Script
+from refused import refused
 
 from kimbox.actions import doctor, shrink, snapshot, stop
 from kimbox.actions.observe import state
@@ -37,31 +38,31 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def members(protocol: type) -> dict[str, Any]:
-    """Methods and attributes that a protocol asks for."""
+    """The methods and attributes of a protocol, by name."""
     return {name: value for name, value in vars(protocol).items() if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("kind", [Qemu, Vagrant, FakeDrivers(Script())], ids=["qemu", "vagrant", "double"])
-def test_each_driver_has_what_the_protocol_asks_for(kind: DriverType, machine: Machine) -> None:
-    """Each method with the same parameters. The double, too, as the tests that use it prove nothing otherwise."""
-    for protocol, has in ((Driver, kind(machine)), (DriverType, kind)):
-        for name, wanted in members(protocol).items():
-            there = getattr(has, name)
-            if isinstance(wanted, property):
+def test_each_driver_implements_the_protocol(kind: DriverType, machine: Machine) -> None:
+    """Each method has the same parameters. This holds for the double, too, or its tests would prove nothing."""
+    for protocol, implementation in ((Driver, kind(machine)), (DriverType, kind)):
+        for name, declared in members(protocol).items():
+            member = getattr(implementation, name)
+            if isinstance(declared, property):
                 continue
-            _, *expected = inspect.signature(wanted).parameters.values()  # the first is self
-            found = inspect.signature(there).parameters.values()
-            assert [(p.name, p.kind) for p in expected] == [(p.name, p.kind) for p in found], name
+            _, *expected = inspect.signature(declared).parameters.values()  # the first is self
+            parameters = inspect.signature(member).parameters.values()
+            assert [(p.name, p.kind) for p in expected] == [(p.name, p.kind) for p in parameters], name
 
 
 def test_names_and_classes_agree(machine: Machine) -> None:
-    """What a driver is called is what it is found by; the first is the default."""
+    """A driver is found by its own name. The first driver is the default."""
     assert ("qemu", "vagrant") == registry.NAMES
     assert registry.NAMES == tuple(registry.named(name, machine).name for name in registry.NAMES)
     assert registry.DEFAULT == registry.of(machine).name
 
 
-def test_a_driver_is_found_by_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_is_found_by_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one that has the feature."""
     assert "qemu" == registry.first_with(lambda features: features.own_disk)
     fakedriver.install(monkeypatch, features=attrs.evolve(ALL_FEATURES, suspend=False))
@@ -69,35 +70,32 @@ def test_a_driver_is_found_by_what_it_can_do(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("feature", "message", "act"),
+    ("feature", "verb", "obstacle", "act"),
     [
-        ("own_disk", "cannot shrink tiny: qemu has its disk", lambda machine: shrink.shrink(machine, None)),
-        ("suspend", "cannot suspend tiny: qemu cannot save its memory", stop.suspend),
-        (
-            "memory_snapshots",
-            "cannot keep tiny: qemu cannot save its memory",
-            lambda machine: snapshot.save(machine, "one"),
-        ),
+        ("own_disk", "shrink", "has no disk file that kimbox may change", lambda m: shrink.shrink(m, None)),
+        ("suspend", "suspend", "cannot save its memory", stop.suspend),
+        ("memory_snapshots", "keep", "cannot save its memory", lambda m: snapshot.save(m, "one")),
     ],
 )
-def test_a_verb_is_refused_where_the_driver_lacks_the_feature(
+def test_a_verb_is_refused_if_the_driver_lacks_the_feature(
     machine: Machine,
     script: Script,
     monkeypatch: pytest.MonkeyPatch,
     feature: str,
-    message: str,
+    verb: str,
+    obstacle: str,
     act: Callable[[Machine], object],
 ) -> None:
-    """Nothing is done to the machine, which runs on."""
+    """The machine is not changed, and runs on."""
     script.boot.append(makemachine.event("ready", manifest="a" * 64))
     drivers = fakedriver.install(monkeypatch, script, attrs.evolve(ALL_FEATURES, **{feature: False}))
     registry.of(machine).start(Launch(machine.record(), None, 1, 1 << 30))
     machine.write_record(attrs.evolve(machine.record(), ended=None))
     script.did.clear()
-    with pytest.raises(StateError) as refused:
+    with refused(StateError, "unsupported-by-driver", verb=verb, name="tiny", driver="qemu") as caught:
         act(machine)
-    assert message == refused.value.message
-    assert "`kimbox " in str(refused.value.hint)
+    assert f"cannot {verb} tiny: the driver qemu {obstacle}" == caught.value.message
+    assert "`kimbox " in str(caught.value.hint)
     assert ([], State.READY) == (script.did, state(machine))
     drivers.made["tiny"].end_process()
 
@@ -105,14 +103,14 @@ def test_a_verb_is_refused_where_the_driver_lacks_the_feature(
 def test_a_halted_machine_is_saved_without_memory(
     machine: Machine, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its snapshot is a disk, which every driver can save."""
+    """Its snapshot has only a disk, which each driver can save."""
     fakedriver.install(monkeypatch, script, attrs.evolve(ALL_FEATURES, memory_snapshots=False))
     assert State.HALTED is snapshot.save(machine, "one")
     assert ["keep one"] == script.did
 
 
-def test_doctor_asks_every_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a driver needs is the driver's to say."""
+def test_doctor_checks_every_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each driver has its own checks of the host."""
     checks = [check.what for check in doctor.examine()]
     assert {"qemu-system-x86_64", "vagrant"} <= set(checks)
     fakedriver.install(monkeypatch)
@@ -120,7 +118,7 @@ def test_doctor_asks_every_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_record_names_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of a machine without a readable record, or with a driver that is not known, the folder decides."""
+    """If the record is not valid, or its driver is unknown, the folder decides."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
     machine = makemachine.make_machine()
     assert "qemu" == registry.name_of(machine)

@@ -1,4 +1,4 @@
-"""The driver `vagrant` against programs that answer as Vagrant and virsh would: what it asks, and makes of it."""
+"""The driver `vagrant` with scripts in place of Vagrant and virsh: their arguments, and the use of their output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import makebox
 import makemachine
 import pytest
 from feignedvagrant import STATUS, Host
+from refused import refused
 
 from kimbox import paths
 from kimbox.drivers import registry
@@ -31,26 +32,26 @@ from kimbox.spec.model import BootMode
 host, machine = feignedvagrant.host, feignedvagrant.machine  # fixtures
 
 
-def test_the_folder_tells_whose_the_machine_is(machine: Machine) -> None:
-    """A damaged record does not hide it; an unknown name is a usage error that names those that are known."""
+def test_the_folder_shows_the_driver(machine: Machine) -> None:
+    """This works with a damaged record, too. For an unknown name, the hint has the known names."""
     machine.record_file.write_text("{")
     assert "vagrant" == registry.of(machine).name
     machine.vagrantfile.unlink()
     assert "qemu" == registry.of(machine).name
-    with pytest.raises(UsageError) as caught:
+    with refused(UsageError, "bad-value", provider="xen") as caught:
         registry.named("xen", machine)
     assert "qemu, vagrant" in str(caught.value.hint)
 
 
 def check_host() -> HostCheck:
-    """The one result of this driver's check of the host."""
-    (found,) = Vagrant.check_host()
-    return found
+    """The result of this driver's check of the host."""
+    (check,) = Vagrant.check_host()
+    return check
 
 
 @attrs.frozen
-class Telling:
-    """A guest that answers so when it is asked for its events; it has no other log."""
+class AnsweringGuest:
+    """A guest whose file of events gives this answer; it has no other log."""
 
     stdout: str
 
@@ -62,23 +63,23 @@ class Telling:
 
 
 @pytest.mark.parametrize(
-    "told", ["7 9000000000000000000\nYQ==", "7 1\nYQ==", "7 0\n%%%", "7 0\nYQ", "7 0\n" + "YWFh" * (2 << 20)]
+    "stdout", ["7 9000000000000000000\nYQ==", "7 1\nYQ==", "7 0\n%%%", "7 0\nYQ", "7 0\n" + "YWFh" * (2 << 20)]
 )
-def test_a_guest_that_lies_about_its_log(machine: Machine, told: str) -> None:
-    """A place beyond what is there, no base64, more than was asked for: nothing of it reaches the host's file."""
+def test_an_invalid_copy_of_a_log_is_rejected(machine: Machine, stdout: str) -> None:
+    """A wrong offset, invalid base64, too much data: nothing of it reaches the host's file."""
     machine.events_file.write_text("{}\n{}\n")
-    fetcher = Fetcher(machine, machine.endpoint(machine.record()), Telling(told))  # type: ignore[arg-type]
+    fetcher = Fetcher(machine, machine.endpoint(machine.record()), AnsweringGuest(stdout))  # type: ignore[arg-type]
     assert not fetcher.fetch()
     assert "{}\n{}\n" == machine.events_file.read_text()
 
 
-def test_what_is_new_is_added(machine: Machine) -> None:
-    """From where the last copy ended, or all of it, where the file is another one."""
+def test_new_data_is_appended(machine: Machine) -> None:
+    """From the end of the last copy, or all of the file if it was replaced."""
     machine.events_file.write_text("ab")
     endpoint = machine.endpoint(machine.record())
-    assert Fetcher(machine, endpoint, Telling("7 2\nYw==")).fetch()  # type: ignore[arg-type]
+    assert Fetcher(machine, endpoint, AnsweringGuest("7 2\nYw==")).fetch()  # type: ignore[arg-type]
     assert "abc" == machine.events_file.read_text()
-    assert Fetcher(machine, endpoint, Telling("8 0\nYw==")).fetch()  # type: ignore[arg-type]
+    assert Fetcher(machine, endpoint, AnsweringGuest("8 0\nYw==")).fetch()  # type: ignore[arg-type]
     assert "c" == machine.events_file.read_text()
 
 
@@ -104,9 +105,9 @@ def test_another_machine_in_place_of_the_guest_is_an_error(machine: Machine) -> 
     assert "host-key-mismatch" == caught.value.code
 
 
-def test_what_works_on_the_disk_is_refused(machine: Machine) -> None:
-    """The disk is libvirt's."""
-    with pytest.raises(StateError, match="cannot shrink tiny: vagrant has its disk"):
+def test_a_verb_that_changes_the_disk_is_refused(machine: Machine) -> None:
+    """The disk belongs to libvirt."""
+    with refused(StateError, "unsupported-by-driver", verb="shrink", name="tiny", driver="vagrant"):
         registry.need_own_disk(machine, "shrink")
 
 
@@ -119,15 +120,15 @@ def test_what_works_on_the_disk_is_refused(machine: Machine) -> None:
         ("crashed", State.HALTED),
     ],
 )
-def test_states_follow_from_vagrants_words(host: Host, machine: Machine, word: str, state: State) -> None:
-    """What Vagrant says decides, and not what was recorded."""
+def test_the_state_follows_from_the_output_of_vagrant(host: Host, machine: Machine, word: str, state: State) -> None:
+    """And not from the record."""
     host.says(STATUS.format(state=word))
     record = attrs.evolve(machine.record(), ended=Ended.HALTED)
     assert state is derive(Vagrant(machine).observe(record))
 
 
-def test_a_first_up_that_was_cut_short_is_no_machine(host: Host, machine: Machine) -> None:
-    """Although its domain may run: the next `up` begins anew, and a `halt` removes what there is."""
+def test_an_interrupted_first_up(host: Host, machine: Machine) -> None:
+    """The state is halted, although its domain may run: the next `up` starts again, and `halt` removes the rest."""
     machine.write_record(attrs.evolve(machine.record(), ended=Ended.NEW))
     host.says(STATUS.format(state="running"))
     assert State.HALTED is derive(Vagrant(machine).observe(machine.record()))
@@ -136,8 +137,8 @@ def test_a_first_up_that_was_cut_short_is_no_machine(host: Host, machine: Machin
     assert ["vagrant destroy"] == [" ".join(call.split()[:2]) for call in host.calls if call.startswith("vagrant")]
 
 
-def test_a_machine_that_vagrant_has_not_made_needs_no_question(host: Host, machine: Machine) -> None:
-    """Without Vagrant's own mark there is nothing to ask about."""
+def test_a_machine_that_vagrant_has_not_created(host: Host, machine: Machine) -> None:
+    """Without Vagrant's own file, kimbox does not call Vagrant."""
     (machine.folder / ".vagrant/machines/tiny/libvirt/id").unlink()
     assert (False, False) == Vagrant(machine).running()
     assert [] == host.calls
@@ -153,24 +154,24 @@ def test_a_machine_that_vagrant_has_not_made_needs_no_question(host: Host, machi
         STATUS.format(state="running") + STATUS.format(state="shutoff"),
     ],
 )
-def test_an_answer_that_says_nothing_known_is_an_error(host: Host, machine: Machine, text: str) -> None:
-    """No state, an unknown one, another machine's, or two: never a guess."""
+def test_unknown_output_of_vagrant_status_is_an_error(host: Host, machine: Machine, text: str) -> None:
+    """No state, an unknown state, the state of another machine, or two states."""
     host.says(text)
-    with pytest.raises(GuestError, match="vagrant status says nothing that is known of tiny"):
+    with refused(GuestError, "unexpected-output", name="tiny"):
         Vagrant(machine).running()
 
 
-def test_a_plain_warning_among_the_lines_does_no_harm(host: Host, machine: Machine) -> None:
-    """Lines that are no answer are passed over."""
+def test_a_warning_in_the_output_is_ignored(host: Host, machine: Machine) -> None:
+    """Lines of another form are ignored."""
     host.says("warning: constant ::Fixnum is deprecated\n\n" + STATUS.format(state="paused"))
     assert (True, True) == Vagrant(machine).running()
 
 
-def test_a_failure_is_told_in_vagrants_own_words(host: Host, machine: Machine) -> None:
-    """What it wrote to either stream, of this call alone, fit for a terminal; all is kept in its log."""
+def test_a_failure_has_the_output_of_vagrant(host: Host, machine: Machine) -> None:
+    """Both streams of this call alone, without escape sequences. The log has all of the output."""
     machine.vagrant_log.write_text("of an earlier call\n")
     host.says("==> tiny: Halting\n", code=1, on_stderr="The \x1b[31mdomain\x1b[0m is locked\n")
-    with pytest.raises(GuestError) as caught:
+    with refused(GuestError, "vagrant-failed", name="tiny", command="halt") as caught:
         Vagrant(machine).stop(State.FAILED, force=True, timeout_s=1)
     message = caught.value.message
     assert "vagrant halt failed with exit status 1 for tiny" in message
@@ -184,25 +185,26 @@ def test_a_failure_is_told_in_vagrants_own_words(host: Host, machine: Machine) -
 
 
 def test_an_error_in_machine_readable_form_is_read(host: Host, machine: Machine) -> None:
-    """Its commas and line breaks are Vagrant's to escape."""
+    """Vagrant escapes its commas and line breaks."""
     text = "1,,ui,error,x\n1,,error-exit,Vagrant::Errors::NoEnv,No environment%!(VAGRANT_COMMA) here\\nRun init\n"
     host.says(text, code=1)
-    with pytest.raises(GuestError) as caught:
+    with refused(GuestError, "vagrant-failed", name="tiny", command="status") as caught:
         Vagrant(machine).running()
     assert "    No environment, here\n    Run init" in caught.value.message
 
 
 def test_a_suspend_that_did_nothing_is_an_error(host: Host, machine: Machine) -> None:
-    """vagrant-libvirt ends with 0 where it could not save the memory."""
+    """vagrant-libvirt exits with status 0 although it could not save the memory."""
     host.says(STATUS.format(state="running"), on_stderr="Error doing a managed save\n")
-    with pytest.raises(GuestError, match="did not suspend tiny"):
+    with refused(GuestError, "vagrant-failed", name="tiny", command="suspend") as caught:
         Vagrant(machine).suspend(lambda: None)
+    assert caught.value.message.startswith("vagrant suspend did not suspend tiny:\n")
 
 
 def test_a_guest_that_ends_by_itself_is_waited_for(
     host: Host, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`vagrant status` is asked until it runs no more, or the time is over."""
+    """kimbox calls `vagrant status` until the guest has ended, or until the timeout."""
     monkeypatch.setattr("kimbox.drivers.vagrant.driver.STATUS_S", 0.01)
     host.says(STATUS.format(state="running"))
     assert not Vagrant(machine).wait_until_gone(0.0)
@@ -213,7 +215,7 @@ def test_a_guest_that_ends_by_itself_is_waited_for(
 
 
 def test_the_snapshots_of_a_machine(host: Host, machine: Machine) -> None:
-    """A line each; the sentence that there are none is no name."""
+    """Each line is a name, except the message that no snapshots exist."""
     host.says("one\ntwo\n")
     assert ["one", "two"] == Vagrant(machine).disk_snapshots()
     host.says("==> tiny: No snapshots have been taken yet!\n")
@@ -221,7 +223,7 @@ def test_the_snapshots_of_a_machine(host: Host, machine: Machine) -> None:
 
 
 def test_without_vagrant_the_package_is_named(host: Host, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing program is one, with what installs it, and no traceback."""
+    """The error has the command that installs it."""
     (host.bin / "vagrant").unlink()
     monkeypatch.setattr("kimbox.run.which", lambda program: None)
     with pytest.raises(MissingToolError) as caught:
@@ -229,32 +231,32 @@ def test_without_vagrant_the_package_is_named(host: Host, machine: Machine, monk
     assert "sudo apt-get install vagrant" in str(caught.value.hint)
 
 
-def test_vagrant_runs_apart_from_the_users(host: Host, machine: Machine) -> None:
-    """It has boxes of kimbox's own, calls nobody, and is told which driver works here."""
+def test_vagrant_is_separate_from_the_users_vagrant(host: Host, machine: Machine) -> None:
+    """It has kimbox's own boxes, checks for no update, and gets the domain type that works on this host."""
     host.fake("vagrant", f'env >"{host.bin}/env"; pwd >>"{host.bin}/env"')
     Vagrant(machine).unpause()
-    told = (host.bin / "env").read_text().splitlines()
+    environment = (host.bin / "env").read_text().splitlines()
     assert {
         f"VAGRANT_HOME={paths.vagrant_dir()}",
         "VAGRANT_CHECKPOINT_DISABLE=1",
         "VAGRANT_DEFAULT_PROVIDER=libvirt",
         "KIMBOX_LIBVIRT_DRIVER=qemu",
         str(machine.folder),
-    } <= set(told)
+    } <= set(environment)
 
 
-def test_an_interrupted_start_knows_which_root_was_wanted(
+def test_an_interrupted_start_keeps_the_chosen_root(
     host: Host, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The box has booted another root than was asked for, and boots once more; that fails at first."""
+    """The box booted another root than the chosen one, and boots again. The first reboot fails."""
     vagrant = Vagrant(machine)
     (machine.folder / "box").write_text("kimbox-x\n")
     vagrant.choose_boot(BootMode.RESNAP, Choice(BootMode.KEEP, once=True))
-    told: list[str] = []
+    scripts: list[str] = []
     booted = [BootMode.RESNAP, BootMode.RESNAP, BootMode.KEEP]
 
     def sudo(_: Vagrant, __: Record, script: str) -> str:
-        told.append(script)
+        scripts.append(script)
         return "" if "next_entry" in script else f"{booted.pop(0)}\n"
 
     monkeypatch.setattr(Vagrant, "_sudo", sudo)
@@ -263,18 +265,18 @@ def test_an_interrupted_start_knows_which_root_was_wanted(
     host.fake("vagrant", 'case "$*" in reload*) exit 1 ;; esac')
     with pytest.raises(GuestError):
         vagrant.start(launch)
-    assert [True, True] == ["saved_entry=resnap" in told[0], "next_entry=keep" in told[1]]
+    assert [True, True] == ["saved_entry=resnap" in scripts[0], "next_entry=keep" in scripts[1]]
     host.fake("vagrant", "exit 0")
     vagrant.start(launch)
-    assert 4 == len(told)
+    assert 4 == len(scripts)
     assert 2 == sum("reload" in call for call in host.calls)
-    vagrant.start(launch)  # nothing was asked for since
-    assert 4 == len(told)
+    vagrant.start(launch)  # no mode was chosen since then
+    assert 4 == len(scripts)
 
 
 @pytest.fixture
 def no_libvirt(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """A host with VirtualBox alone, whose VBoxManage is the test's."""
+    """A host with VirtualBox alone. Its VBoxManage is a script."""
     (host.bin / "virsh").unlink()
     for name in ("qemu-img", "ssh-keyscan", "sh", "cat"):
         (host.bin / name).symlink_to(str(which(name)))
@@ -283,8 +285,8 @@ def no_libvirt(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-def test_virtualbox_runs_it_where_there_is_no_libvirt(no_libvirt: Host, tmp_path: Path) -> None:
-    """The folder remembers; Vagrant is asked for it by name, and its words for states are known."""
+def test_virtualbox_runs_it_without_libvirt(no_libvirt: Host, tmp_path: Path) -> None:
+    """The folder has its name, Vagrant gets this name, and its states are known."""
     machine = makemachine.make_machine()
     image = Image("e" * 64, tmp_path / "disk.raw", "raw", {})
     vagrant = Vagrant(machine)
@@ -298,18 +300,18 @@ def test_virtualbox_runs_it_where_there_is_no_libvirt(no_libvirt: Host, tmp_path
         no_libvirt.says(STATUS.format(state=word))
         assert expected == vagrant.running()
     no_libvirt.fake("vagrant", f'echo "$VAGRANT_DEFAULT_PROVIDER" >"{tmp_path}/default"; exit 1')
-    with pytest.raises(GuestError, match="vagrant up failed"):
+    with refused(GuestError, "vagrant-failed", name="tiny", command="up"):
         vagrant.start(Launch(attrs.evolve(machine.record(), ended=Ended.HALTED), None, 1, 1 << 30))
     assert "virtualbox" == (tmp_path / "default").read_text().strip()
     assert any(call.startswith("vagrant up") and "--provider=virtualbox" in call for call in no_libvirt.calls)
     (machine.folder / hypervisor.FILE).write_text("xen\n")
-    with pytest.raises(KimboxError, match="names no hypervisor: 'xen'"):
+    with refused(KimboxError, "file-damaged", path=str(machine.folder / hypervisor.FILE), hypervisor="xen"):
         vagrant.running()
     assert Outcome.GOOD is check_host().outcome
 
 
-def test_virtualbox_keeps_nothing_of_ours(no_libvirt: Host, tmp_path: Path) -> None:
-    """Machines are found by their whole name; a disk is copied as it is now, and not left in VirtualBox's list."""
+def test_nothing_remains_in_virtualbox(no_libvirt: Host, tmp_path: Path) -> None:
+    """Machines are found by their full name. The copy of a disk does not stay in VirtualBox's list."""
     mine = names.domain("tiny")
     listed = f'"{mine}-2" {{00}}\n"{mine}" {{01}}'
     info = 'name="x"\n"SATA Controller-0-0"="/vms/x/box-disk1.vmdk"\n"SATA Controller-1-0"="none"'
@@ -321,20 +323,20 @@ def test_virtualbox_keeps_nothing_of_ours(no_libvirt: Host, tmp_path: Path) -> N
         *clonemedium*) qemu-img create -q -f vdi "$5" 4M ;;
         esac""",
     )
-    virtualbox.sweep("tiny")
-    virtualbox.sweep("other")
+    virtualbox.remove_leftovers("tiny")
+    virtualbox.remove_leftovers("other")
     work = tmp_path / "work"
     work.mkdir()
     copy = virtualbox.copy_disk("tiny", Image("e" * 64, tmp_path / "disk.raw", "raw", {}), work)
     assert [copy] == list(work.iterdir())
-    asked = [call.removeprefix("VBoxManage -q ") for call in no_libvirt.calls if "list vms" not in call]
+    commands = [call.removeprefix("VBoxManage -q ") for call in no_libvirt.calls if "list vms" not in call]
     assert [
         f"controlvm {mine} poweroff",
         f"unregistervm {mine} --delete",
         f"showvminfo {mine} --machinereadable",
         f"clonemedium disk /vms/x/box-disk1.vmdk {work}/virtualbox.vdi --format VDI",
         f"closemedium disk {work}/virtualbox.vdi",
-    ] == asked
+    ] == commands
 
 
 PLUGIN = """\
@@ -344,15 +346,15 @@ PLUGIN = """\
 """
 
 
-def test_doctor_tells_what_the_driver_lacks(host: Host) -> None:
-    """The programs, the plugin, a libvirt that answers: one after the other, each with the command that mends it."""
+def test_doctor_shows_what_the_driver_lacks(host: Host) -> None:
+    """The programs, the plugin, a libvirt that answers: each in turn, with the command that repairs it."""
     host.says("")
-    found = check_host()
-    assert (Outcome.SLOW, True) == (found.outcome, "lacks Vagrant's plugin" in found.found)
-    assert f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install" in str(found.mend)
+    check = check_host()
+    assert (Outcome.SLOW, True) == (check.outcome, "lacks Vagrant's plugin" in check.found)
+    assert f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install" in str(check.mend)
     host.says(PLUGIN)
     host.fake("virsh", "echo 'error: Failed to connect socket' >&2; exit 1")
-    found = check_host()
-    assert (Outcome.SLOW, True) == (found.outcome, "Failed to connect socket" in found.found)
+    check = check_host()
+    assert (Outcome.SLOW, True) == (check.outcome, "Failed to connect socket" in check.found)
     host.fake("virsh", "exit 0")
     assert Outcome.GOOD is check_host().outcome
