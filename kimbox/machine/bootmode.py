@@ -84,7 +84,7 @@ def refuse_sealed(machine: Machine, choice: Choice) -> None:
     """Checks that a mode is allowed for a box that is sealed, or whose unsealing was interrupted.
 
     Raises StateError: `unseal-interrupted` if an interrupted unsealing must first complete in maintain mode,
-    `wrong-state` if a sealed box would boot its real root.
+    `box-sealed` if a sealed box would boot its real root.
     """
     is_maintain = choice.mode is BootMode.MAINTAIN
     if machine.unseal_mark.exists():
@@ -99,9 +99,9 @@ def refuse_sealed(machine: Machine, choice: Choice) -> None:
     if is_maintain and machine.exists and (sealed := machine.record().sealed):
         raise StateError(
             f"{machine.name} is sealed as {sealed.role} of {sealed.site}: a sealed box has no maintain mode",
-            code="wrong-state",
+            code="box-sealed",
             hint=f"`kimbox secure --unseal {machine.name}` destroys its credentials and opens it",
-            fields={"name": machine.name, "state": State.SEALED, "role": sealed.role, "site": sealed.site},
+            fields={"name": machine.name, "role": sealed.role, "site": sealed.site},
         )
 
 

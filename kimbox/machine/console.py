@@ -39,11 +39,10 @@ HOPELESS_PANICS = 2
 
 @attrs.frozen
 class Cause:
-    """The cause of a failed boot: message, hint and code of an error."""
+    """The cause of a failed boot: message and hint of an error."""
 
     message: str
     hint: str
-    code: str
 
 
 @attrs.frozen
@@ -56,20 +55,11 @@ class _Sign:
     is_final: bool
 
 
-_LOOK = "`kimbox logs --serial` shows the whole console"
+_CONSOLE_HINT = "`kimbox logs --serial` shows the whole console"
 
 
-def _sign(
-    pattern: str,
-    message: str,
-    hint: str,
-    *,
-    code: str | None = None,
-    is_early: bool = False,
-    is_final: bool = False,
-) -> _Sign:
-    cause = Cause(message, hint, code="boot-failed" if code is None else code)
-    return _Sign(re.compile(pattern), cause, is_early, is_final)
+def _sign(pattern: str, message: str, hint: str, *, is_early: bool = False, is_final: bool = False) -> _Sign:
+    return _Sign(re.compile(pattern), Cause(message, hint), is_early, is_final)
 
 
 #: Patterns of lines and their causes. The first pattern that matches counts. Its groups fill the fields of the message.
@@ -90,13 +80,13 @@ SIGNS = (
     _sign(
         r"ALERT!\s+(\S+) does not exist",
         "the guest found no root file system: {0} does not exist",
-        f"the image may not be one that kimbox built; {_LOOK}",
+        f"the image may not be one that kimbox built; {_CONSOLE_HINT}",
         is_final=True,
     ),
     _sign(
         r"VFS: Unable to mount root fs on (\S+)",
         "the guest's kernel found no root file system on {0}",
-        f"its initramfs is missing or damaged; {_LOOK}",
+        f"its initramfs is missing or damaged; {_CONSOLE_HINT}",
         is_final=True,
     ),
     _sign(
@@ -108,13 +98,12 @@ SIGNS = (
     _sign(
         r"Kernel panic - not syncing: (.*)",
         "the guest's kernel panicked: {0}",
-        f"{_LOOK}; a larger `memory:` in the spec often helps",
+        f"{_CONSOLE_HINT}; a larger `memory:` in the spec often helps",
     ),
     _sign(
         r"Out of memory: Killed process \d+ \((\S+)\)",
         "the guest ran out of memory and killed {0}",
         "set a larger `memory:` in the spec of the box",
-        code="guest-out-of-memory",
     ),
     _sign(
         r"^(?:GRUB loading\.* *)?error: (?:\.\./\S+?:\d+: ?)?"
@@ -138,17 +127,17 @@ SIGNS = (
     _sign(
         r"You are in (?:emergency|rescue) mode",
         "the guest's systemd stopped in emergency mode",
-        _LOOK,
+        _CONSOLE_HINT,
     ),
     _sign(
         r"systemd\[1\]: (?:Freezing execution|Failed to .*, freezing)",
         "the guest's systemd stopped",
-        _LOOK,
+        _CONSOLE_HINT,
     ),
     _sign(
         r"Failed to start (systemd-networkd|networking|NetworkManager)\b",
         "the guest has no network: {0} did not start",
-        _LOOK,
+        _CONSOLE_HINT,
     ),
 )
 
@@ -162,7 +151,6 @@ SNAPSHOT_FULL = Cause(
     "the snapshot of root is full, and the kernel has invalidated it: root can no longer be read or written",
     "`kimbox reload --boot resnap` starts from a new snapshot: changes on the old one are lost, /persistent stays; "
     "set a larger `disk: volumes: root_snap:` in the spec, for example 100%ORIGIN, which is never full",
-    code="snapshot-full",
 )
 
 
@@ -190,24 +178,22 @@ def explain(raw: bytes, events: Sequence[Event], *, alive: bool, waited_s: float
     if cause := _first_cause(lines, events, SIGNS):
         return cause
     if not alive and any("reboot: Power down" in line for line in lines[-SHOWN_LINES:]):
-        return Cause("the guest shut itself down before the box was ready", _LOOK, code="guest-exited")
+        return Cause("the guest shut itself down before the box was ready", _CONSOLE_HINT)
     if not alive:
         return Cause(
             "the guest's process ended before the box was ready",
             "`kimbox logs --serial` and `kimbox logs --qemu` show the logs",
-            code="guest-exited",
         )
-    hint = f"a longer `--timeout` may help; {_LOOK}"
+    hint = f"a longer `--timeout` may help; {_CONSOLE_HINT}"
     if any(event.name == "provisioning" for event in events):
         return Cause(
             f"no event from the box for {waited_s:.0f} s: {_stage(events[-1])}",
             "`kimbox logs` shows its output",
-            code="timeout",
         )
     reached = _stage(events[-1]) if events else _stage(None)
     if not events:
         hint += "; an image without kimbox's scripts sends no events, and may work anyway"
-    return Cause(f"the box did not boot within {waited_s:.0f} s: {reached}", hint, code="timeout")
+    return Cause(f"the box did not boot within {waited_s:.0f} s: {reached}", hint)
 
 
 def hopeless(raw: bytes, events: Sequence[Event]) -> bool:

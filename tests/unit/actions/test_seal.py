@@ -230,7 +230,7 @@ def test_new_credentials(
 def test_unsealing(world: World, script: Script) -> None:
     """The key goes first; the box boots its real root and says that it is open; interrupted, it may be asked again."""
     secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
-    with refused(StateError, "wrong-state", name="tiny", state="sealed"):
+    with refused(StateError, "box-sealed", name="tiny", site="a.org"):
         up(world, boot=Choice(BootMode.MAINTAIN))
     stop.halt(world.machine)
     world.boot = [event("booting", mode="maintain"), event("ready", manifest="", mode="maintain")]

@@ -34,14 +34,6 @@ def parsed(*lines: str) -> list[Event]:
     return [event for line in lines if (event := parse_line(line.encode()))]
 
 
-#: Expected message -> expected code; all other messages have the code `boot-failed`.
-CODES_OF = {
-    "ran out of memory and killed lmp": "guest-out-of-memory",
-    "snapshot of root is full": "snapshot-full",
-    "it sent no event": "timeout",
-}
-
-
 @pytest.mark.parametrize(
     ("expected", "console"),
     [
@@ -121,7 +113,6 @@ def test_the_cause_is_found(expected: str, console: bytes) -> None:
     cause = explain(console, [], alive=True, waited_s=300)
     assert expected in cause.message
     assert cause.hint
-    assert CODES_OF.get(expected, "boot-failed") == cause.code
 
 
 def test_a_harmless_line_is_not_the_cause() -> None:
@@ -150,17 +141,14 @@ def test_a_harmless_line_is_not_the_cause() -> None:
 )
 def test_a_timeout_names_the_last_stage(expected: str, events: list[str]) -> None:
     """The last stage that the boot reached, and the time since then."""
-    cause = explain(SYSTEMD, parsed(*events), alive=True, waited_s=90)
-    assert ("timeout", True) == (cause.code, expected in cause.message)
+    assert expected in explain(SYSTEMD, parsed(*events), alive=True, waited_s=90).message
 
 
 def test_a_process_that_ended() -> None:
     """Without the guest, or because the guest shut down."""
-    ended = explain(SYSTEMD, [], alive=False, waited_s=1)
-    assert ("guest-exited", True) == (ended.code, "process ended" in ended.message)
+    assert "process ended" in explain(SYSTEMD, [], alive=False, waited_s=1).message
     console = SYSTEMD + b"[   12.0] reboot: Power down\r\n"
-    shut_down = explain(console, [], alive=False, waited_s=1)
-    assert ("guest-exited", True) == (shut_down.code, "shut itself down" in shut_down.message)
+    assert "shut itself down" in explain(console, [], alive=False, waited_s=1).message
 
 
 def test_lines_are_readable() -> None:
