@@ -20,7 +20,7 @@ from kimbox.lock.git.command import GitError, git
 from kimbox.lock.git.history import Between
 from kimbox.lock.lockfile import MAX_LOCK_BYTES, Lock, parse_lock, read_lock
 from kimbox.log import log
-from kimbox.machine import ran
+from kimbox.machine import delivered_locks
 from kimbox.machine.folder import Machine
 from kimbox.project.project import Project
 from kimbox.spec.nodes import Fault
@@ -100,7 +100,7 @@ def named(word: str) -> Side:
 
 def of_box(machine: Machine) -> Side:
     """The lock that a box runs, and, where it is open and answers, how its packages differ."""
-    lock = ran.lock_of(machine)
+    lock = delivered_locks.lock_of(machine)
     outdated = stale.steps(
         machine.name, provenance(machine, machine.boot_events()), sealed=machine.record().sealed is not None
     )

@@ -16,7 +16,7 @@ from kimbox.guest.events import Event
 from kimbox.machine import keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Purpose, Record
-from kimbox.machine.state import INSTEAD, Observation, State, derive, require
+from kimbox.machine.state import STATE_HINTS, Observation, State, derive, require
 from kimbox.project.project import Project
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -99,7 +99,9 @@ def refuse_sealed(machine: Machine, verb: str) -> None:
     sealed = machine.record().sealed if machine.exists else None
     if sealed:
         what = f"it is sealed as {sealed.role} of {sealed.site}"
-        raise StateError(f"cannot {verb} {machine.name}: {what}", hint=INSTEAD[State.SEALED].format(name=machine.name))
+        raise StateError(
+            f"cannot {verb} {machine.name}: {what}", hint=STATE_HINTS[State.SEALED].format(name=machine.name)
+        )
 
 
 def is_open_still(machine: Machine, now: State) -> bool:

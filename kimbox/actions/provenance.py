@@ -16,7 +16,7 @@ from kimbox.lock.git.refs import COMMIT
 from kimbox.lock.lockfile import Lock
 from kimbox.lock.provenance import Provenance
 from kimbox.log import log
-from kimbox.machine import ran
+from kimbox.machine import delivered_locks
 from kimbox.machine.folder import machine_of
 from kimbox.project.project import Project
 from kimbox.spec.model import SETUP, PackageImage
@@ -34,7 +34,7 @@ def whole_of(project: Project, *, hashed: bool = True) -> tuple[Provenance, str]
     if machine.exists:
         with contextlib.suppress(StateError):
             reported = observe.provenance(machine, machine.boot_events())
-            side = diff.Side(f"the box {machine.name}", _as_reported(reported, ran.lock_of(machine)))
+            side = diff.Side(f"the box {machine.name}", _as_reported(reported, delivered_locks.lock_of(machine)))
     stale = (reported["stale"] or {}) if side and reported else {}
     side = side or diff.of_spec(project)
     key = machine.record().image if machine.exists else obtain.key_of(box, side.lock.packages)

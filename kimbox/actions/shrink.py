@@ -115,7 +115,7 @@ def _check_disk(machine: Machine, image: Path) -> None:
 def _boots_resnap(machine: Machine) -> bool:
     """Whether the disk itself says that its next boot makes the snapshot anew."""
     with contextlib.suppress(bootmode.NoEnvironment):
-        saved, once = bootmode.entries(machine)
+        saved, once = bootmode.read_entries(machine)
         return (once or saved) == BootMode.RESNAP
     return False
 

@@ -16,7 +16,7 @@ from kimbox.machine import bootmode
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose
-from kimbox.machine.state import State, last_word, wanted_by
+from kimbox.machine.state import State, last_manifest_event, sent_manifest
 from kimbox.project.plan import Plan, make_plan
 from kimbox.project.project import Project
 from kimbox.spec.model import SETUP, Box
@@ -71,9 +71,9 @@ def up(request: UpRequest) -> State:
         if is_open_still(machine, before):
             hint = f"`kimbox secure {machine.name}` restarts it"
             raise StateError(f"{machine.name} has taken its role, and is open until it restarts", hint=hint)
-        last = last_word(machine.boot_events())
+        last = last_manifest_event(machine.boot_events())
         is_part = last is not None and "part" in last.fields
-        is_done = last is not None and last.text("manifest") == plan.digest == wanted_by(last)
+        is_done = last is not None and last.text("manifest") == plan.digest == sent_manifest(last)
         if before is State.SEALED or (
             before is State.READY and ((is_done and not is_part) or bootmode.is_maintained(machine))
         ):

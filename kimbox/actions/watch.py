@@ -22,7 +22,7 @@ from kimbox.machine.console import (
     SHOWN_LINES,
     console_lines,
     explain,
-    hopeless,
+    is_fatal,
     snapshot_is_full,
 )
 from kimbox.machine.folder import Machine, read_end
@@ -161,7 +161,7 @@ class Watch:
         if size != self._console_size:
             self._console_size = size
             raw = read_end(self.machine.serial_log, CONSOLE_BYTES)
-            if not (snapshot_is_full(raw) if self.seen("sshd") else hopeless(raw, self.events)):
+            if not (snapshot_is_full(raw) if self.seen("sshd") else is_fatal(raw, self.events)):
                 self._hopeless_at = None
             elif self._hopeless_at is None:
                 self._hopeless_at = now

@@ -97,7 +97,7 @@ def summary_of(machine: Machine) -> dict[str, Any]:
     from kimbox.drivers import registry
     from kimbox.guest import stale
     from kimbox.machine.console import SNAPSHOT_FULL
-    from kimbox.machine.state import State, derive, last_word, lost_root
+    from kimbox.machine.state import State, derive, last_manifest_event, lost_root
 
     known = observe.observe(machine)
     state = derive(known)
@@ -111,7 +111,7 @@ def summary_of(machine: Machine) -> dict[str, Any]:
     )
     if known.snapshot_full:
         failure, reason = "snapshot of root", SNAPSHOT_FULL.message
-    last = last_word(known.events)
+    last = last_manifest_event(known.events)
     wanted = last.text("wanted") if last else ""
     provenance = observe.provenance(machine, known.events)
     outdated = stale.steps(machine.name, provenance, sealed=record.sealed is not None)

@@ -148,7 +148,7 @@ def set_entries(machine: Machine, saved: BootMode, once: BootMode | None = None)
     return True
 
 
-def entries(machine: Machine) -> tuple[str, str]:
+def read_entries(machine: Machine) -> tuple[str, str]:
     """Returns the mode of all boots and the mode of the next boot alone, as the disk has them; "" if it has none.
 
     Raises NoEnvironment if the disk has no environment block of kimbox, ImageError if the disk cannot be opened.

@@ -34,7 +34,7 @@ _ESCAPES = re.compile(
 PANIC = "Kernel panic - not syncing"
 
 #: Number of panics on the console after which a boot has failed.
-HOPELESS_PANICS = 2
+FATAL_PANICS = 2
 
 
 @attrs.frozen
@@ -196,12 +196,12 @@ def explain(raw: bytes, events: Sequence[Event], *, alive: bool, waited_s: float
     return Cause(f"the box did not boot within {waited_s:.0f} s: {reached}", hint)
 
 
-def hopeless(raw: bytes, events: Sequence[Event]) -> bool:
+def is_fatal(raw: bytes, events: Sequence[Event]) -> bool:
     """Whether the console shows that this boot has failed, so that kimbox need not wait for the timeout."""
     if snapshot_is_full(raw):
         return True
     lines = console_lines(raw)
-    if sum(PANIC in line for line in lines) >= HOPELESS_PANICS:
+    if sum(PANIC in line for line in lines) >= FATAL_PANICS:
         return True
     return _first_cause(lines, events, [sign for sign in SIGNS if sign.is_final]) is not None
 

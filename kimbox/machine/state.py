@@ -59,7 +59,7 @@ ALLOWED: dict[str, frozenset[State]] = {
 }
 
 #: State -> hint for a verb that the state does not allow.
-INSTEAD = {
+STATE_HINTS = {
     State.ABSENT: "create it with `kimbox up {name}`",
     State.HALTED: "start it with `kimbox up {name}`",
     State.SUSPENDED: "resume it with `kimbox resume {name}`",
@@ -143,12 +143,12 @@ def derive(known: Observation) -> State:
     return stages[-1] if stages else State.BOOTING
 
 
-def last_word(events: Sequence[Event]) -> Event | None:
+def last_manifest_event(events: Sequence[Event]) -> Event | None:
     """Returns the last event that names a manifest, or None: provisioning started, or it ended well or badly."""
     return next((event for event in reversed(events) if event.name in ("provisioning", *DONE, "failed")), None)
 
 
-def wanted_by(event: Event) -> str:
+def sent_manifest(event: Event) -> str:
     """Returns the digest of the manifest that the host sent, from an event that names a manifest.
 
     It is in the field `wanted` if the guest fell back to its last good manifest, which is in the field `manifest` then.
@@ -163,6 +163,6 @@ def require(verb: str, name: str, state: State) -> None:
         raise StateError(
             f"cannot {verb} {name}: {'there is no box' if is_absent else f'the box is {state}'}",
             code="box-not-found" if is_absent else "wrong-state",
-            hint=INSTEAD[state].format(name=name),
+            hint=STATE_HINTS[state].format(name=name),
             fields={"verb": verb, "name": name, "state": state},
         )

@@ -24,7 +24,7 @@ from kimbox.lock.git import history
 from kimbox.lock.git.history import Between
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, PinnedRepository, read_lock, write_lock
-from kimbox.machine import ran
+from kimbox.machine import delivered_locks
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.spec.model import Repository
@@ -192,7 +192,7 @@ def test_what_is_no_side_is_named(kimbox: Kimbox, locks: tuple[Path, Path], wron
 def provisioned(digest: str, lock: Lock) -> Machine:
     """A machine that runs that lock."""
     machine = makemachine.make_machine()
-    ran.keep(machine, digest, lock)
+    delivered_locks.keep(machine, digest, lock)
     makemachine.tell(machine, makemachine.event("ready", manifest=digest))
     return machine
 
@@ -258,33 +258,33 @@ def test_a_box_that_answers_tells_what_it_has_by_itself(
 def test_the_image_of_a_box_is_that_it_was_made_from(locks: tuple[Path, Path]) -> None:
     """Whatever the lock said that it was sent later."""
     machine = provisioned("1" * 64, attrs.evolve(LOCK, image="0" * 64))
-    assert attrs.evolve(LOCK, image=makemachine.RECORD.image) == ran.lock_of(machine)
+    assert attrs.evolve(LOCK, image=makemachine.RECORD.image) == delivered_locks.lock_of(machine)
 
 
 def test_what_a_box_runs_may_be_unknown(world: Path) -> None:
     """The box was never provisioned, or not by this host, or reports no digest. The error has a hint."""
     machine = makemachine.make_machine()
     with refused(StateError, "lock-unknown", name="tiny", manifest="") as caught:
-        ran.lock_of(machine)
+        delivered_locks.lock_of(machine)
     assert "kimbox provision tiny" in str(caught.value.hint)
     makemachine.tell(machine, makemachine.event("ready", manifest="../../../etc/passwd"))
     with refused(StateError, "lock-unknown", name="tiny", manifest=""):
-        ran.lock_of(machine)
+        delivered_locks.lock_of(machine)
     makemachine.tell(machine, makemachine.event("ready", manifest="2" * 64))
     with refused(StateError, "lock-unknown", name="tiny", manifest="2" * 64) as caught:
-        ran.lock_of(machine)
+        delivered_locks.lock_of(machine)
     assert "(222222222222) was not kept" in caught.value.message
 
 
 def test_locks_are_kept_as_long_as_the_box_can_go_back_to_them(world: Path) -> None:
     """The good one, the wanted one and the one that is sent; no more."""
     machine = provisioned("1" * 64, LOCK)
-    ran.keep(machine, "2" * 64, LOCK)
+    delivered_locks.keep(machine, "2" * 64, LOCK)
     makemachine.tell(machine, makemachine.event("ready", manifest="1" * 64, wanted="2" * 64))
-    ran.keep(machine, "3" * 64, LOCK)
+    delivered_locks.keep(machine, "3" * 64, LOCK)
     assert ["1" * 64, "2" * 64, "3" * 64] == sorted(file.stem for file in machine.locks.iterdir())
-    assert ran.lock_of(machine).repositories == LOCK.repositories
+    assert delivered_locks.lock_of(machine).repositories == LOCK.repositories
     makemachine.tell(machine, makemachine.event("ready", manifest="3" * 64))
-    ran.keep(machine, "3" * 64, LOCK)
+    delivered_locks.keep(machine, "3" * 64, LOCK)
     assert ["3" * 64] == [file.stem for file in machine.locks.iterdir()]
     assert not list(paths.mirrors_dir().glob("*"))

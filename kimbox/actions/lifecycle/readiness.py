@@ -10,10 +10,10 @@ from kimbox.guest.delivery import Part, deliver
 from kimbox.guest.events import Event
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
-from kimbox.machine import bootmode, ran
+from kimbox.machine import bootmode, delivered_locks
 from kimbox.machine.console import SNAPSHOT_FULL
 from kimbox.machine.folder import Machine
-from kimbox.machine.state import DONE, last_word, wanted_by
+from kimbox.machine.state import DONE, last_manifest_event, sent_manifest
 from kimbox.project.plan import Plan
 
 
@@ -48,11 +48,11 @@ def bring_to_ready(
         return
     if not send:
         return
-    last = last_word(watch.events)
-    if last and last.name in DONE and last.text("manifest") == digest == wanted_by(last) and not again:
+    last = last_manifest_event(watch.events)
+    if last and last.name in DONE and last.text("manifest") == digest == sent_manifest(last) and not again:
         return
     with log.step(f"provisioning {box.name}"):
-        has_manifest = last is not None and wanted_by(last) == digest
+        has_manifest = last is not None and sent_manifest(last) == digest
         has_failed = last is not None and last.name == "failed" and "wanted" not in last.fields
         if again or has_failed or not has_manifest:
             _send(machine, plan, watch, part)
@@ -61,7 +61,7 @@ def bring_to_ready(
         finally:
             shared.retire(machine.folder)  # a new login may have other groups
     answer = _answer(watch, digest)
-    if answer and wanted_by(answer) != answer.text("manifest"):
+    if answer and sent_manifest(answer) != answer.text("manifest"):
         raise fallen_back(machine, answer, watch.seen("fallback"))
     if answer and answer.name == "failed":
         raise failure(machine, answer)
@@ -70,7 +70,7 @@ def bring_to_ready(
 def _send(machine: Machine, plan: Plan, watch: Watch, part: Part | None) -> None:
     """Sends the manifest as soon as the guest's sshd runs; what the guest reported of an earlier one is forgotten."""
     watch.until("waiting for sshd", lambda w: w.seen("sshd") is not None)
-    ran.keep(machine, plan.digest, plan.lock, plan.manifest["box.json"][0])
+    delivered_locks.keep(machine, plan.digest, plan.lock, plan.manifest["box.json"][0])
     with Guest(machine.endpoint(machine.record())) as guest:
         deliver(guest, plan.payload, machine.folder, part)
     watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]
@@ -83,7 +83,7 @@ def _wait_until_sealed(machine: Machine, watch: Watch, digest: str) -> None:
     answer = next(event for event in reversed(watch.events) if event.name in ("failed", "sealed"))
     if answer.name == "failed":
         raise failure(machine, answer)
-    if wanted_by(answer) != digest:
+    if sent_manifest(answer) != digest:
         log.warn(
             f"{machine.name} is sealed and keeps the manifest that it was sealed with: what spec and lock say now "
             f"reaches it only by `kimbox destroy {machine.name}`"
@@ -98,6 +98,6 @@ def _has_settled(watch: Watch) -> bool:
 def _answer(watch: Watch, digest: str) -> Event | None:
     """The last event that says how that manifest ended: ready, failed, or what the guest has gone back to."""
     for event in reversed(watch.events):
-        if event.name in (*DONE, "failed") and wanted_by(event) == digest:
+        if event.name in (*DONE, "failed") and sent_manifest(event) == digest:
             return event
     return None

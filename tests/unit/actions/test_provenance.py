@@ -18,7 +18,7 @@ from kimbox.errors import SpecError
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, write_lock
 from kimbox.lock.provenance import Provenance, sbom, statement
-from kimbox.machine import ran
+from kimbox.machine import delivered_locks
 from kimbox.machine.folder import Machine
 from kimbox.project.project import Project
 
@@ -137,7 +137,7 @@ def test_a_box_tells_before_its_lock(world: World, tmp_path: Path) -> None:
     assert (whole.lock, told_by) == (LOCK, str(tmp_path / "kimbox.lock"))
     machine = makemachine.make_machine()
     assert whole_of(Project(box))[1] == str(tmp_path / "kimbox.lock")
-    ran.keep(machine, "a" * 64, attrs.evolve(LOCK, spec_digest="7" * 64))
+    delivered_locks.keep(machine, "a" * 64, attrs.evolve(LOCK, spec_digest="7" * 64))
     makemachine.tell(machine, makemachine.event("ready", manifest="a" * 64))
     whole, told_by = whole_of(Project(box))
     assert (whole.lock.spec_digest, whole.image, told_by) == ("7" * 64, "e" * 64, "the box tiny")

@@ -10,7 +10,7 @@ from feignedworld import World, up
 
 from kimbox.actions import stop
 from kimbox.image import obtain
-from kimbox.machine import ran
+from kimbox.machine import delivered_locks
 from kimbox.project import plan
 from kimbox.project.pins import Locked
 from kimbox.project.project import Project
@@ -21,7 +21,7 @@ world = feignedworld.world  # a fixture
 def test_what_a_box_runs_is_known_afterwards(world: World) -> None:
     """The lock of each manifest that is sent is kept."""
     up(world)
-    lock = ran.lock_of(world.machine)
+    lock = delivered_locks.lock_of(world.machine)
     assert (world.lock.repositories, world.lock.spec_digest) == (lock.repositories, lock.spec_digest)
 
 

@@ -8,7 +8,7 @@ import makemachine
 import pytest
 
 from kimbox.guest.events import Event, parse_line
-from kimbox.machine.console import CONSOLE_BYTES, LINE_CHARACTERS, console_lines, explain, hopeless
+from kimbox.machine.console import CONSOLE_BYTES, LINE_CHARACTERS, console_lines, explain, is_fatal
 
 SEABIOS = (
     b"\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS (version 1.16.2-debian-1.16.2-1)\r\n"
@@ -199,11 +199,11 @@ def test_braces_of_a_guest_are_no_fields() -> None:
 def test_a_boot_has_failed_only_if_it_cannot_continue() -> None:
     """A second panic ends the wait. A first panic (the guest restarts) and a lack of memory do not."""
     panic = b"[ 1.0] Kernel panic - not syncing: Attempted to kill init!\r\n"
-    assert not hopeless(panic, [])
-    assert hopeless(panic + b"GRUB\r\n" + panic, [])
-    assert hopeless(b"kimbox: resnap: FAILED: no volume group\r\n", [])
+    assert not is_fatal(panic, [])
+    assert is_fatal(panic + b"GRUB\r\n" + panic, [])
+    assert is_fatal(b"kimbox: resnap: FAILED: no volume group\r\n", [])
     full = b"device-mapper: snapshots: Invalidating snapshot: Unable to allocate exception.\r\n"
-    assert hopeless(full, [])
-    assert not hopeless(full + GRUB + b"  Booting `pristine: a new snapshot of root'\r\n", [])
-    assert not hopeless(b"Out of memory: Killed process 7 (lmp)\r\n", [])
-    assert not hopeless(b"Debian GNU/Linux 13 minimal ttyS0\r\n", [])
+    assert is_fatal(full, [])
+    assert not is_fatal(full + GRUB + b"  Booting `pristine: a new snapshot of root'\r\n", [])
+    assert not is_fatal(b"Out of memory: Killed process 7 (lmp)\r\n", [])
+    assert not is_fatal(b"Debian GNU/Linux 13 minimal ttyS0\r\n", [])

@@ -15,7 +15,7 @@ from kimbox.errors import StateError
 from kimbox.guest.events import Event, parse_line
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended
-from kimbox.machine.state import ALLOWED, INSTEAD, Observation, State, derive, require
+from kimbox.machine.state import ALLOWED, STATE_HINTS, Observation, State, derive, require
 
 STOPPED = Observation(exists=True, running=False, paused=False, suspended=False, events=(), ended_by_us=False)
 RUNNING = attrs.evolve(STOPPED, running=True)
@@ -86,7 +86,7 @@ def test_a_refusal_has_a_hint(verb: str, now: State) -> None:
 
 def test_every_state_has_a_hint() -> None:
     """And `up` and `status` are allowed in each state."""
-    assert set(State) == set(INSTEAD)
+    assert set(State) == set(STATE_HINTS)
     for now in State:
         require("up", "tiny", now)
         require("status", "tiny", now)

@@ -14,7 +14,7 @@ from kimbox.errors import StateError
 from kimbox.files import write_atomic
 from kimbox.lock.lockfile import Lock, read_lock, write_lock
 from kimbox.machine.folder import Machine
-from kimbox.machine.state import last_word, wanted_by
+from kimbox.machine.state import last_manifest_event, sent_manifest
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -28,8 +28,8 @@ def keep(machine: Machine, digest: str, lock: Lock, described: bytes = b"") -> N
     write_lock(_file(machine, digest), lock)
     if described:
         write_atomic(_file(machine, digest).with_suffix(".json"), described)
-    if last_event := last_word(machine.boot_events()):
-        kept_digests = {digest, last_event.text("manifest"), wanted_by(last_event)}
+    if last_event := last_manifest_event(machine.boot_events()):
+        kept_digests = {digest, last_event.text("manifest"), sent_manifest(last_event)}
         for file in machine.locks.glob("*.*"):
             if file.stem not in kept_digests:
                 file.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def lock_of(machine: Machine) -> Lock:
     manifest was not kept. The field `manifest` is the reported digest, or empty.
     """
     record = machine.record()
-    last_event = last_word(machine.boot_events())
+    last_event = last_manifest_event(machine.boot_events())
     digest = last_event.text("manifest") if last_event else ""
     if not _DIGEST.fullmatch(digest):
         raise _unknown(machine, f"{machine.name} has not reported which manifest it runs", "")
