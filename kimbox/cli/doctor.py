@@ -22,10 +22,12 @@ def doctor() -> None:
     checks = examine()
     lines = []
     for check in checks:
-        lines.append(f"{check.outcome:5} {check.what}: {check.found}")
-        if check.mend:
-            lines.append(f"      mend it: {check.mend}")
-    result = {"checks": [{"what": c.what, "verdict": str(c.outcome), "found": c.found, "mend": c.mend} for c in checks]}
+        lines.append(f"{check.outcome:5} {check.what}: {check.result}")
+        if check.repair:
+            lines.append(f"      mend it: {check.repair}")
+    result = {
+        "checks": [{"what": c.what, "verdict": str(c.outcome), "found": c.result, "mend": c.repair} for c in checks]
+    }
     report("doctor", result, "\n".join(lines))
     if any(check.outcome == "bad" for check in checks):
         raise typer.Exit(MissingToolError.exit_code)

@@ -41,12 +41,12 @@ EXIT_STATUS = (EXIT_VALUE << 1) | 1
 
 @attrs.frozen
 class Accelerator:
-    """The accelerator and its processor. `why` is the reason if it is not KVM; `mend`: a command that repairs it."""
+    """The accelerator and its processor. `why` is the reason if it is not KVM; `repair`: a command that repairs it."""
 
     name: str
     cpu: str
     why: str
-    mend: str | None = None
+    repair: str | None = None
 
     def arguments(self) -> list[str]:
         """Returns the options of QEMU."""
@@ -140,8 +140,8 @@ def probe() -> Accelerator:
     return _emulated(why)
 
 
-def _emulated(why: str, mend: str | None = None) -> Accelerator:
-    return Accelerator("tcg", EMULATED_CPU, why, mend)
+def _emulated(why: str, repair: str | None = None) -> Accelerator:
+    return Accelerator("tcg", EMULATED_CPU, why, repair)
 
 
 def _may_open() -> bool:

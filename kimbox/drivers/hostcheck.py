@@ -21,12 +21,12 @@ class Outcome(StrEnum):
 
 @attrs.frozen
 class HostCheck:
-    """The result of one check. `found` describes it. `mend` is a command that repairs it, or None."""
+    """The result of one check. `result` describes it. `repair` is a command that repairs it, or None."""
 
     what: str
     outcome: Outcome
-    found: str
-    mend: str | None = None
+    result: str
+    repair: str | None = None
 
 
 def attempt(what: str, check: Callable[[], HostCheck]) -> HostCheck:

@@ -178,4 +178,4 @@ def _check_acceleration() -> HostCheck:
     if best.name == "kvm":
         return HostCheck("acceleration", Outcome.GOOD, best.why)
     why = f"boxes run under emulation, about ten times slower: {best.why}"
-    return HostCheck("acceleration", Outcome.SLOW, why, best.mend)
+    return HostCheck("acceleration", Outcome.SLOW, why, best.repair)

@@ -18,24 +18,24 @@ def check() -> HostCheck:
     is_libvirt = hypervisor.default().NAME == libvirt.NAME
     programs = [*PROGRAMS, *(["virsh"] if is_libvirt else [])]
     if missing := [name for name in programs if not run.which(name)]:
-        mend = f"sudo apt-get install {' '.join(run.PACKAGE_OF[name] for name in missing)} libvirt-daemon-system"
-        return _slow(f"--provider vagrant lacks {', '.join(missing)}", mend)
+        repair = f"sudo apt-get install {' '.join(run.PACKAGE_OF[name] for name in missing)} libvirt-daemon-system"
+        return _slow(f"--provider vagrant lacks {', '.join(missing)}", repair)
     if not is_libvirt:
         return _good("Vagrant can run boxes with VirtualBox; kimbox was not tested with it")
     if PLUGIN not in command.plugins():
-        mend = f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install {PLUGIN}"
-        return _slow(f"--provider vagrant lacks Vagrant's plugin {PLUGIN}", mend)
+        repair = f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install {PLUGIN}"
+        return _slow(f"--provider vagrant lacks Vagrant's plugin {PLUGIN}", repair)
     answer = libvirt.virsh("version", check=False)
     if not answer.ok:
         lines = answer.stderr.strip().splitlines() or ["without a reason"]
-        mend = "sudo systemctl start libvirtd && sudo usermod --append --groups libvirt $USER  # then log in again"
-        return _slow(f"--provider vagrant: libvirt does not answer: {lines[-1]}", mend)
+        repair = "sudo systemctl start libvirtd && sudo usermod --append --groups libvirt $USER  # then log in again"
+        return _slow(f"--provider vagrant: libvirt does not answer: {lines[-1]}", repair)
     return _good("Vagrant can run boxes with libvirt")
 
 
-def _good(found: str) -> HostCheck:
-    return HostCheck("vagrant", Outcome.GOOD, found)
+def _good(result: str) -> HostCheck:
+    return HostCheck("vagrant", Outcome.GOOD, result)
 
 
-def _slow(found: str, mend: str) -> HostCheck:
-    return HostCheck("vagrant", Outcome.SLOW, found, mend)
+def _slow(result: str, repair: str) -> HostCheck:
+    return HostCheck("vagrant", Outcome.SLOW, result, repair)

@@ -100,7 +100,7 @@ def test_software_emulation_without_kvm(fake: Fake, kvm: Path, monkeypatch: pyte
     assert ("tcg", "max,-erms") == (best.name, best.cpu)
     assert f"may not open {kvm}" in best.why
     assert "usermod" not in best.why
-    assert "sudo usermod --append --groups kvm $USER" in str(best.mend)
+    assert "sudo usermod --append --groups kvm $USER" in str(best.repair)
     assert 0 == calls(record)
     kvm.unlink()
     assert f"{kvm} does not exist" == probe().why
@@ -155,8 +155,8 @@ def test_doctor_probes_again_and_stores_the_result(fake: Fake, monkeypatch: pyte
     assert KVM_WORKS == find()
     monkeypatch.setattr(accelerator, "_may_open", lambda: False)
     check = Qemu.check_host()[-1]
-    assert (Outcome.SLOW, accelerator.KVM_ACCESS_COMMAND) == (check.outcome, check.mend)
-    assert "usermod" not in check.found
+    assert (Outcome.SLOW, accelerator.KVM_ACCESS_COMMAND) == (check.outcome, check.repair)
+    assert "usermod" not in check.result
 
 
 @pytest.mark.parametrize(

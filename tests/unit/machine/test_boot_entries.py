@@ -136,10 +136,10 @@ def test_a_replaced_file_is_found(machine: Machine) -> None:
     assert set_entries(machine, KEEP)
     run.run(["qemu-img", "convert", "-O", "raw", machine.disk, raw])
     data = raw.read_bytes()
-    found = [at for at in range(START, START + SIZE, 1024) if data.startswith(grubenv.SIGNATURE, at)]
-    assert 2 == len(found)
+    offsets = [at for at in range(START, START + SIZE, 1024) if data.startswith(grubenv.SIGNATURE, at)]
+    assert 2 == len(offsets)
     assert values(data[old : old + 1024]) == {SAVED: b"resnap"}
-    [new] = set(found) - {old}
+    [new] = set(offsets) - {old}
     assert values(data[new : new + 1024]) == {b"mine": b"1", SAVED: b"keep"}
 
 

@@ -28,11 +28,11 @@ def busy() -> Iterator[int]:
 
 def free_ports(count: int) -> range:
     """Consecutive ports that no program uses."""
-    found: list[int] = []
+    ports_in_row: list[int] = []
     for port in range(45000, 60000):
-        found = [*found, port] if ports.is_free(port) else []
-        if len(found) == count:
-            return range(found[0], found[0] + count)
+        ports_in_row = [*ports_in_row, port] if ports.is_free(port) else []
+        if len(ports_in_row) == count:
+            return range(ports_in_row[0], ports_in_row[0] + count)
     raise AssertionError("no free ports")
 
 

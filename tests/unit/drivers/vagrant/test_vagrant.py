@@ -350,11 +350,11 @@ def test_doctor_shows_what_the_driver_lacks(host: Host) -> None:
     """The programs, the plugin, a libvirt that answers: each in turn, with the command that repairs it."""
     host.says("")
     check = check_host()
-    assert (Outcome.SLOW, True) == (check.outcome, "lacks Vagrant's plugin" in check.found)
-    assert f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install" in str(check.mend)
+    assert (Outcome.SLOW, True) == (check.outcome, "lacks Vagrant's plugin" in check.result)
+    assert f"VAGRANT_HOME={paths.vagrant_dir()} vagrant plugin install" in str(check.repair)
     host.says(PLUGIN)
     host.fake("virsh", "echo 'error: Failed to connect socket' >&2; exit 1")
     check = check_host()
-    assert (Outcome.SLOW, True) == (check.outcome, "Failed to connect socket" in check.found)
+    assert (Outcome.SLOW, True) == (check.outcome, "Failed to connect socket" in check.result)
     host.fake("virsh", "exit 0")
     assert Outcome.GOOD is check_host().outcome
