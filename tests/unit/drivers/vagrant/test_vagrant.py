@@ -201,6 +201,19 @@ def test_a_suspend_that_did_nothing_is_an_error(host: Host, machine: Machine) ->
     assert caught.value.message.startswith("vagrant suspend did not suspend tiny:\n")
 
 
+def test_a_machine_without_an_address_or_a_host_key_is_an_error(host: Host, machine: Machine) -> None:
+    """Vagrant prints no address, or the ssh server of the guest sends no ed25519 key."""
+    host.says("")
+    with refused(GuestError, "unexpected-output", name="tiny"):
+        Vagrant(machine)._reached(machine.record())
+    host.says("Host tiny\n  HostName 127.0.0.1\n  Port 2222\n")
+    host.fake("ssh-keyscan", "echo '# 127.0.0.1:2222 SSH-2.0'")
+    with refused(GuestError, "host-key-missing", name="tiny"):
+        Vagrant(machine)._reached(machine.record())
+    assert ("127.0.0.1", 2222) == (machine.record().ssh_host, machine.record().ssh_port)
+    assert not machine.known_hosts.exists()
+
+
 def test_a_guest_that_ends_by_itself_is_waited_for(
     host: Host, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
