@@ -82,6 +82,7 @@ CODES: dict[str, str] = {
     "missing-key": "A key that must be given is missing.",
     "missing-subordinate-ids": "The user has too few subordinate ids (subuid(5)) to build images.",
     "missing-tool": "A program is missing on the host; the hint has the command that installs it.",
+    "name-in-use": "An added box, or another spec's machine, has that name already.",
     "no-free-port": "All ports of the host that kimbox assigns are in use.",
     "no-space": "There is not enough free space on a disk.",
     "not-a-disk": "A file is not a disk image, or of a format that kimbox does not read.",

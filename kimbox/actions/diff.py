@@ -127,7 +127,13 @@ def of_spec(project: Project) -> Side:
     """The lock of a spec. Raises SpecError if there is none."""
     path = project.lock_path
     if not path.exists():
-        raise SpecError.at(path, "there is no lock", hint="`kimbox lock` makes it")
+        raise SpecError.at(
+            path,
+            "the lock is missing",
+            code="file-not-found",
+            hint="`kimbox lock` writes it",
+            fields={"path": str(path)},
+        )
     return Side(str(path), read_lock(path))
 
 

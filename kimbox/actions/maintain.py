@@ -1,7 +1,7 @@
-"""Changing the base of a box: a machine of its own on the real root, then a new image, or nothing.
+"""Changes the base of a box: boots its real root as a machine of its own, and makes a new image of that root.
 
-The machine has the purpose `maintenance`; that of the box `name` is called `name-maintain`. Its disk is a new overlay
-on the image of the box: the box itself is not affected, and what was changed is removed with one file.
+The machine has the purpose `maintenance`. For the box `name` it is called `name-maintain`. Its disk is a new overlay on
+the image of the box, so the box itself does not change, and `discard` removes every change with the overlay.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from kimbox.actions import package as packaging
 from kimbox.actions import stop
 from kimbox.actions import up as starting
 from kimbox.actions.observe import check_owner, state
-from kimbox.actions.package import Packaged, Wanted
-from kimbox.actions.provenance import whole_of
+from kimbox.actions.package import Packaged, PackageRequest
+from kimbox.actions.provenance import provenance_of
 from kimbox.actions.up import UpRequest
 from kimbox.drivers import registry
 from kimbox.errors import GuestError, ImageError, StateError
@@ -42,102 +42,153 @@ from kimbox.render.guestfiles import grub_cfg
 from kimbox.spec.layout import plan
 from kimbox.spec.model import BootMode, Box
 
-#: The record of what was changed, beside the image's disk.
+#: Name of the record of the changes, a file beside the image's disk.
 RECORD = "changes.json"
 
-#: Making every initramfs anew, in an emulated guest, in seconds.
+#: Timeout of RECONFIGURE, in seconds: it builds every initramfs, in a guest that may be emulated.
 RECONFIGURE_TIMEOUT_S = 1800.0
 
-#: The script that runs in the guest; sent along, so that an image of any age takes this one.
+#: Maximum length of the script's output in a message, in characters.
+MAX_OUTPUT_CHARACTERS = 1000
+
+#: Path of the script that runs in the guest. It is sent each time, so an older image uses this version, too.
 RECONFIGURE = "boot/root/usr/lib/kimbox/reconfigure"
 
 
 @attrs.frozen
 class Committed:
-    """A new image, under a name that specs can use, and what it has that the former one had not."""
+    """The result of `commit`: a new image under a name that specs can use, and its changes to the former image."""
 
     box: AddedBox
+    #: Key of the former image.
     former: str
     changes: Changes
+    #: Path of the record of the changes.
     record: str
+    #: The space that the disk takes on this host.
     size_bytes: int
-    #: Files of packages that were asked for.
+    #: Files of the packages that were requested.
     packages: tuple[Path, ...] = ()
-    #: Keys that packages ship, and stores of certificates: they are in the image.
+    #: Keys that Debian packages ship, and certificate stores: they are in the image.
     kept: tuple[Finding, ...] = ()
 
 
 def begin(project: Project, timeout_s: float) -> State:
-    """Boots the real root of the box's image; a machine that is there continues. Returns the state before.
+    """Boots the real root of the box's image; an existing machine continues. Returns the state before.
 
     Raises what `up` raises.
     """
-    box = attrs.evolve(project.box, forwards=(), scratch=None)  # these belong to the box's own machine
+    box = attrs.evolve(project.box, forwards=(), scratch=None)  # these are for the box's own machine
     boot = Choice(BootMode.MAINTAIN)
     driver = registry.first_with(lambda features: features.own_disk)  # `commit` reads its disk
-    apart = attrs.evolve(project, box=box)
-    return starting.up(UpRequest(apart, timeout_s=timeout_s, boot=boot, driver=driver, purpose=Purpose.MAINTENANCE))
+    project = attrs.evolve(project, box=box)
+    return starting.up(UpRequest(project, timeout_s=timeout_s, boot=boot, driver=driver, purpose=Purpose.MAINTENANCE))
 
 
 def discard(project: Project) -> bool:
-    """Removes the machine, and with it all that was changed; False if there was none."""
+    """Removes the machine with every change; False if it does not exist."""
     machine = machine_of(project.name, Purpose.MAINTENANCE)
     check_owner(machine, project, Purpose.MAINTENANCE)
     return stop.destroy(machine)
 
 
-def commit(project: Project, name: str, *, force: bool, timeout_s: float, wanted: Wanted | None = None) -> Committed:
-    """Makes an image of what was changed and gives it a name; the machine is removed then.
+def commit(
+    project: Project, name: str, *, force: bool, timeout_s: float, request: PackageRequest | None = None
+) -> Committed:
+    """Makes an image of the changed root and adds it under a name; then removes the machine.
 
-    A machine that does not run is booted first. `force`: a name that is taken may mean another image from now on.
-    `wanted`: packages to be made of the image. Raises StateError where nothing is maintained, the name is taken or a
-    package is there already, GuestError where the root is not fit to be a base, ImageError where its disk cannot be
-    read; what was changed is still there then.
+    A machine that does not run is booted first. `force`: an added box of that name is replaced. `request`: packages to
+    be written of the image.
+
+    On an error the changes are kept. Raises StateError if the box has no machine for maintenance, the name is in use or
+    a package exists already; GuestError if the root cannot be a base; ImageError if its disk cannot be read.
     """
     box = project.box
     machine = machine_of(box.name, Purpose.MAINTENANCE)
     check_owner(machine, project, Purpose.MAINTENANCE)
     if not machine.exists:
-        raise StateError(f"nothing of {box.name} is being maintained", hint=f"begin with `kimbox maintain {box.name}`")
+        raise StateError(
+            f"no maintenance of {box.name} has begun",
+            code="wrong-state",
+            hint=f"`kimbox maintain {box.name}` begins one",
+            fields={"verb": "maintain", "name": machine.name, "state": str(State.ABSENT)},
+        )
     if names.find(name) and not force:
-        raise StateError(f"there is a box {name} already", hint="choose another name; --force replaces it")
-    sign = packaging.check(wanted) if wanted else None
-    whole = whole_of(project, hashed=False)[0] if wanted else None
+        raise StateError(
+            f"an added box {name} exists already",
+            code="name-in-use",
+            hint="choose another name, or replace it with --force",
+            fields={"name": name},
+        )
+    sign = packaging.check(request) if request else None
+    provenance = provenance_of(project, hashed=False)[0] if request else None
     begin(project, timeout_s)
     with log.step("reconfiguring the root"):
         _reconfigure(box, machine)
     stop.halt(machine)
     with machine.locked():
-        if state(machine) is not State.HALTED:
-            raise StateError(f"{machine.name} was started meanwhile", hint="run the same command again")
-        former = images.find(machine.record().image)
-        if former is None:
-            raise ImageError(f"the image that {machine.name} was made from is not in the store")
-        done = make_image(machine, former, name)
+        now = state(machine)
+        if now is not State.HALTED:
+            raise StateError(
+                f"{machine.name} was started by another process during the commit: it is {now}, not halted",
+                code="wrong-state",
+                hint="run the same command again",
+                fields={"verb": "maintain", "name": machine.name, "state": str(now)},
+            )
+        committed = make_image(machine, _former_image(machine), name)
     stop.destroy(machine)
-    if not wanted or not whole:
-        return done
-    with lease.shared(done.box.image):
-        return attrs.evolve(done, packages=pack(wanted, whole, done, sign).files)
+    if not request or not provenance:
+        return committed
+    with lease.shared(committed.box.image):
+        return attrs.evolve(committed, packages=pack(request, provenance, committed, sign).files)
 
 
-def pack(wanted: Wanted, whole: Provenance, done: Committed, sign: Sign | None) -> Packaged:
-    """Makes packages of the image that a commit made of the base of `whole`, with the record of what was changed."""
-    image = images.find(done.box.image)
+def _former_image(machine: Machine) -> images.Image:
+    """The image that a machine was made from. Raises ImageError if the store does not have it."""
+    key = machine.record().image
+    former = images.find(key)
+    if former is None:
+        raise ImageError(
+            f"the image that {machine.name} was made from is not in the store ({key[:12]})",
+            code="image-not-found",
+            fields={"name": machine.name, "image": key},
+        )
+    return former
+
+
+def pack(request: PackageRequest, provenance: Provenance, committed: Committed, sign: Sign | None) -> Packaged:
+    """Writes packages of a committed image, with the record of its changes. `provenance` is that of the former image.
+
+    Raises ImageError if the store does not have the image.
+    """
+    image = images.find(committed.box.image)
     if image is None:
-        raise ImageError(f"the image of {done.box.name} is gone", hint="is another `kimbox prune` running?")
-    about = {"former": done.former, "changes": done.changes.as_json()}
-    base = attrs.evolve(whole, image=image.key, image_sha256=image.key, stale={})  # no step runs on the base
+        raise ImageError(
+            f"the image of {committed.box.name} is not in the store ({committed.box.image[:12]})",
+            code="image-not-found",
+            hint="another `kimbox prune` may have removed it",
+            fields={"name": committed.box.name, "image": committed.box.image},
+        )
+    about = {"former": committed.former, "changes": committed.changes.as_json()}
+    # No step runs on the base, so none is stale.
+    of_base = attrs.evolve(provenance, image=image.key, image_sha256=image.key, stale={})
     with rawdisk.opened(image.disk) as view:
-        source = packaging.Source("base", image, image.disk, image.format, kept=done.kept, about=about, view=view)
-        return packaging.write(wanted, base, source, sign)
+        source = packaging.Source("base", image, image.disk, image.format, kept=committed.kept, about=about, view=view)
+        return packaging.write(request, of_base, source, sign)
 
 
 def _reconfigure(box: Box, machine: Machine) -> None:
-    """Runs the script in the guest, with GRUB's entries. Raises GuestError with its last words if it fails."""
+    """Runs RECONFIGURE in the guest, with GRUB's entries as its input.
+
+    Raises StateError if the guest does not run on its real root, GuestError with the end of the script's output if the
+    script fails.
+    """
     if not bootmode.is_maintained(machine):
         raise StateError(
-            f"{machine.name} does not run on the real root", hint=f"`kimbox reload --boot maintain {machine.name}`"
+            f"{machine.name} does not run on the real root",
+            code="wrong-state",
+            hint=f"`kimbox reload --boot maintain {machine.name}` boots the real root",
+            fields={"verb": "maintain", "name": machine.name, "required_boot_mode": str(BootMode.MAINTAIN)},
         )
     script = (paths.provisioners_dir() / RECONFIGURE).read_text()
     entries = machine.folder / "grub.cfg"
@@ -150,40 +201,46 @@ def _reconfigure(box: Box, machine: Machine) -> None:
     finally:
         entries.unlink()
     if answer.code:
-        said = answer.stderr.strip() or answer.stdout.strip()
+        output = answer.stderr.strip() or answer.stdout.strip()
         raise GuestError(
-            f"the root of {machine.name} is not fit to be a base: {said[-1000:]}",
-            hint=f"mend it with `kimbox ssh {machine.name}`, and try again; `--discard` throws it away",
+            f"the root of {machine.name} cannot be the base of a box: {output[-MAX_OUTPUT_CHARACTERS:]}",
+            code="guest-failed",
+            hint=f"repair it with `kimbox ssh {machine.name}` and run the same command again; "
+            f"`kimbox maintain --discard {box.name}` removes it",
+            fields={"name": machine.name, "script": "reconfigure", "exit_status": str(answer.code)},
         )
 
 
 def make_image(machine: Machine, former: images.Image, name: str) -> Committed:
-    """Makes an image of a halted machine, cleaned, with the record beside its disk, and gives it the name."""
+    """Makes an image of the cleaned root of a halted machine, with the record beside its disk, and adds it as `name`.
+
+    Raises ImageError if the root contains a key that may not leave this host.
+    """
     work = machine.folder / "commit"
     remove_tree(work)
     work.mkdir(mode=0o700)
     try:
-        with log.step("cleaning a copy"):
+        with log.step(f"cleaning a copy of {machine.name}"):
             packaging.clean(machine.disk, former, work)
         disk = work / "clean.raw"
         base = former.disk if former.format == "raw" else work / "image.raw"
-        with rawdisk.opened(base) as built, rawdisk.opened(disk) as view:
-            kept = packaging.look_through(view, f"the root of {machine.name}")
+        with rawdisk.opened(base) as former_view, rawdisk.opened(disk) as view:
+            kept = packaging.scan_for_secrets(view, f"the root of {machine.name}")
             with log.step("comparing with the former image"):
-                found = changes.find(built, view, on_part=log.now)
+                root_changes = changes.find(former_view, view, on_part=log.now)
                 key = sha256_disk(disk)
         size_bytes = disk.stat().st_blocks * 512
-        image = _publish(key, disk, former, found, kept, name)
+        added = _publish(key, disk, former, root_changes, kept, name)
     finally:
         remove_tree(work)
-    return Committed(image, former.key, found, str(paths.images_dir() / key / RECORD), size_bytes, kept=kept)
+    return Committed(added, former.key, root_changes, str(paths.images_dir() / key / RECORD), size_bytes, kept=kept)
 
 
 def _publish(
-    key: str, clean: Path, former: images.Image, found: Changes, kept: tuple[Finding, ...], name: str
+    key: str, clean: Path, former: images.Image, root_changes: Changes, kept: tuple[Finding, ...], name: str
 ) -> AddedBox:
-    """Takes a finished disk into the store, and gives it its name."""
-    record = found.as_json() | {"former": former.key, "image": key}
+    """Moves a finished disk into the store, and gives it its name."""
+    record = root_changes.as_json() | {"former": former.key, "image": key}
 
     def fill(work: Path) -> dict[str, object]:
         clean.rename(work / images.DONE / images.DISKS["raw"])

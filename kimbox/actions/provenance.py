@@ -1,4 +1,4 @@
-"""Collects what a box is made of, or will be by its lock, for `kimbox provenance` and packages."""
+"""Collects the provenance of a box for `kimbox provenance` and for packages."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kimbox.project.project import Project
 from kimbox.spec.model import SETUP, PackageImage
 
 
-def whole_of(project: Project, *, hashed: bool = True) -> tuple[Provenance, str]:
-    """Everything that a box is made of, and the name of the lock that says so.
+def provenance_of(project: Project, *, hashed: bool = True) -> tuple[Provenance, str]:
+    """The provenance of a box, and the name of the lock that it comes from.
 
-    It is the lock that the box runs where that is known, else the lock of the spec. Without `hashed` the disk of a
-    built image is not read, and its sha256 is None. Raises SpecError if there is no lock, ImageError if the lock names
-    no packages.
+    The lock is the one that the box runs, or that of the spec if the box does not exist or has not reported its lock.
+    `hashed=False`: the disk of a built image is not read, and its sha256 is None. Raises SpecError if there is no lock,
+    ImageError if the lock has no packages for an image that is built here.
     """
     box, side, reported = project.box, None, None
     machine = machine_of(box.name)
@@ -38,17 +38,17 @@ def whole_of(project: Project, *, hashed: bool = True) -> tuple[Provenance, str]
     stale = (reported["stale"] or {}) if side and reported else {}
     side = side or diff.of_spec(project)
     key = machine.record().image if machine.exists else obtain.key_of(box, side.lock.packages)
-    built = box.image if isinstance(box.image, PackageImage) else None
-    whole = Provenance(
+    package_image = box.image if isinstance(box.image, PackageImage) else None
+    provenance = Provenance(
         box.name,
         side.lock,
         image=key,
-        image_sha256=(_sha256(key) if hashed else None) if built else key,
-        distribution=built.distribution if built else "",
-        suite=built.suite if built else "",
+        image_sha256=(_sha256(key) if hashed else None) if package_image else key,
+        distribution=package_image.distribution if package_image else "",
+        suite=package_image.suite if package_image else "",
         stale=stale,
     )
-    return whole, side.name
+    return provenance, side.name
 
 
 def _as_reported(reported: dict[str, Any] | None, lock: Lock) -> Lock:
@@ -66,7 +66,7 @@ def _as_reported(reported: dict[str, Any] | None, lock: Lock) -> Lock:
 
 
 def _sha256(key: str) -> str | None:
-    """The sha256 of a built image's whole disk, if the store has it."""
+    """The sha256 hex digest of a built image's whole disk; None if the store does not have the image."""
     image = images.find(key)
     if image is None:
         return None

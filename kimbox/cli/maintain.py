@@ -64,7 +64,7 @@ def maintain(
       kimbox maintain openkim-dev --discard
     """
     from kimbox.actions import maintain as maintaining
-    from kimbox.actions.package import Wanted
+    from kimbox.actions.package import PackageRequest
     from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.machine.folder import machine_of
     from kimbox.machine.record import Purpose
@@ -74,7 +74,7 @@ def maintain(
     _need("--commit NAME", commit, {"--force": force, "--package": package})
     _need("--package FOLDER", package, {"--format": format, "--sign": sign})
     project = target.project(box, file)
-    wanted = Wanted(project, formats_of(format), package, key=sign) if package else None
+    request = PackageRequest(project, formats_of(format), package, key=sign) if package else None
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     if discard:
         _discard(project)
@@ -82,7 +82,7 @@ def maintain(
         _begin(project, limit)
     else:
         name = _checked(commit)
-        done = maintaining.commit(project, name, force=force, timeout_s=limit, wanted=wanted)
+        done = maintaining.commit(project, name, force=force, timeout_s=limit, request=request)
         _committed(done, machine_of(project.name, Purpose.MAINTENANCE).name)
 
 

@@ -70,7 +70,7 @@ def package(
     kinds = formats_of(format)
     _check_catalog(catalog, version, kinds)
     project = target.project(box, file)
-    made = packaging.package(packaging.Wanted(project, kinds, output, image, sign, catalog, version))
+    made = packaging.package(packaging.PackageRequest(project, kinds, output, image, sign, catalog, version))
     _packaged(project.name, made)
 
 

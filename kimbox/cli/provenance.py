@@ -35,12 +35,12 @@ def provenance(
       kimbox provenance
       kimbox provenance openkim-dev --output release
     """
-    from kimbox.actions.provenance import whole_of
+    from kimbox.actions.provenance import provenance_of
     from kimbox.files import write_atomic
     from kimbox.lock.provenance import sbom, statement
 
     project = target.project(box, file)
-    whole, told_by = whole_of(project)
+    whole, told_by = provenance_of(project)
     files = {"sbom": output / f"{project.name}.cdx.json", "statement": output / f"{project.name}.intoto.json"}
     write_atomic(files["sbom"], sbom(whole))
     write_atomic(files["statement"], statement(whole))

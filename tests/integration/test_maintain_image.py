@@ -1,4 +1,4 @@
-"""From the disk of a maintained machine to an image with a name: real file systems, no guest."""
+"""Makes an image of a maintained machine's disk: real file systems, no guest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from makemachine import make_machine
 from kimbox import paths, run
 from kimbox.actions import maintain
 from kimbox.actions import package as packaging
-from kimbox.actions.package import Wanted
+from kimbox.actions.package import PackageRequest
+from kimbox.errors import ImageError
 from kimbox.files import write_json
 from kimbox.image.formats import sums
 from kimbox.image.formats.export import Format
@@ -35,14 +36,14 @@ ROOT, PERSISTENT = PLACES["root"], PLACES["persistent"]
 
 
 def write(disk: Path, name: str, folder: Path, text: str) -> None:
-    """A file in the root of a disk."""
+    """Writes a file to the root of a disk."""
     (folder / "text").write_text(text)
     madedisk.put(disk, ROOT, name, folder / "text")
 
 
 @pytest.fixture
 def machine(world: Path) -> Machine:
-    """A halted machine whose root has a file and a history more, and whose /persistent a secret."""
+    """A halted machine: a file and a history were added to its root, and a secret to its /persistent."""
     folder = paths.images_dir() / FORMER
     folder.mkdir(parents=True)
     image = folder / "disk.raw"
@@ -62,66 +63,71 @@ def machine(world: Path) -> Machine:
 
 
 def test_an_image_its_record_and_its_name(machine: Machine, world: Path) -> None:
-    """What was changed is in the image and told, what belongs to one machine is in neither; again gives the same."""
+    """The image and the record have the change. Neither has data of the machine. A second image is the same."""
     former = images.find(FORMER)
     assert former
-    done = maintain.make_image(machine, former, "new")
-    assert ("/etc/by-hand",) == done.changes.added
-    assert () == done.changes.removed + done.changes.changed
-    record = json.loads(Path(done.record).read_text())
-    assert (["/etc/by-hand"], FORMER, done.box.image) == (record["files"]["added"], record["former"], record["image"])
-    assert done.box == names.find("new")
-    image = images.find(done.box.image)
+    committed = maintain.make_image(machine, former, "new")
+    assert ("/etc/by-hand",) == committed.changes.added
+    assert () == committed.changes.removed + committed.changes.changed
+    record = json.loads(Path(committed.record).read_text())
+    assert (["/etc/by-hand"], FORMER, committed.box.image) == (
+        record["files"]["added"],
+        record["former"],
+        record["image"],
+    )
+    assert committed.box == names.find("new")
+    image = images.find(committed.box.image)
     assert image
     assert b"by hand" == madedisk.get(image.disk, ROOT, "/etc/by-hand", world / "got")
     assert b"SECRET-OF-SOMEBODY" not in image.disk.read_bytes()
     assert all(madedisk.is_sound(image.disk, place) for place in PLACES.values())
-    assert done.box == maintain.make_image(machine, former, "new").box
+    assert committed.box == maintain.make_image(machine, former, "new").box
     assert not (machine.folder / "commit").exists()
 
 
-def test_a_package_of_it(machine: Machine, world: Path) -> None:
-    """It holds the new disk, what was changed, and an SBOM of what is really there."""
+def test_a_package_of_the_image(machine: Machine, world: Path) -> None:
+    """It has the new disk, the record of the changes, and an SBOM of the installed packages."""
     former = images.find(FORMER)
     assert former
-    done = maintain.make_image(machine, former, "new")
+    committed = maintain.make_image(machine, former, "new")
     (world / "kimbox.yaml").write_text("kimbox: 1\nname: tiny\nimage: {distribution: debian, packages: [aa]}\n")
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", world / "key"])
-    wanted = Wanted(Project(load_box(world / "kimbox.yaml")), (Format.LIBVIRT,), world / "out", key=world / "key")
+    project = Project(load_box(world / "kimbox.yaml"))
+    request = PackageRequest(project, (Format.LIBVIRT,), world / "out", key=world / "key")
     locked = LockedPackages("0" * 64, "2026-01-01T00:00:00Z", (), {"a": LockedPackage("1", "", "1" * 64)})
-    whole = Provenance("tiny", Lock("9" * 64, FORMER, {}, locked), FORMER)
-    made = maintain.pack(wanted, whole, done, packaging.check(wanted))
+    provenance = Provenance("tiny", Lock("9" * 64, FORMER, {}, locked), FORMER)
+    packaged = maintain.pack(request, provenance, committed, packaging.check(request))
     sums_file, signature = world / "out/tiny.SHA256SUMS", world / "out/tiny.SHA256SUMS.sig"
-    assert [world / "out/tiny-libvirt.box", sums_file, signature] == list(made.files)
+    assert [world / "out/tiny-libvirt.box", sums_file, signature] == list(packaged.files)
     public = " ".join((world / "key.pub").read_text().split()[:2])
     sums.verify(sums_file.read_bytes(), signature.read_bytes(), (public,))
-    with tarfile.open(made.files[0]) as archive:
+    with tarfile.open(packaged.files[0]) as archive:
         about, bom = (json.load(archive.extractfile(name)) for name in ("kimbox.json", "sbom.cdx.json"))  # type: ignore[arg-type]
         archive.extract("box.img", world, filter="data")
-    assert ("base", FORMER, done.box.image) == (about["from"], about["former"], about["image"])
+    assert ("base", FORMER, committed.box.image) == (about["from"], about["former"], about["image"])
     assert ["/etc/by-hand"] == about["changes"]["files"]["added"]
     assert [("a", "1", 1)] == [(part["name"], part["version"], len(part["hashes"])) for part in bom["components"]]
-    image = images.find(done.box.image)
+    image = images.find(committed.box.image)
     assert image
     run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", world / "box.img", image.disk])
 
 
-def test_a_key_of_the_maintainer_s_is_refused_by_name(machine: Machine, world: Path) -> None:
-    """Nothing gets the name, and the machine is as it was."""
+def test_a_key_of_the_maintainer_is_refused(machine: Machine, world: Path) -> None:
+    """The message names its file. No box is added, and the machine does not change."""
     former, disk = images.find(FORMER), world / "changed.raw"
     assert former
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", world / "key"])
     write(disk, "/etc/site.key", world, (world / "key").read_text())
     machine.disk.unlink()
     madedisk.overlaid(former.disk, disk, machine.disk)
-    with pytest.raises(maintain.ImageError, match=r"/etc/site\.key"):
+    with pytest.raises(ImageError, match=r"/etc/site\.key"):
         maintain.make_image(machine, former, "new")
     assert names.find("new") is None
     assert machine.disk.exists()
 
 
-def test_interrupted_at_the_record_nothing_has_the_name(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk while the image is taken in leaves no image, no name, and the machine as it was."""
+def test_a_full_disk_while_the_record_is_written(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves no image and no added box, and the machine does not change."""
     former = images.find(FORMER)
     assert former
 
@@ -129,7 +135,7 @@ def test_interrupted_at_the_record_nothing_has_the_name(machine: Machine, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(maintain, "write_json", full)
-    with pytest.raises(maintain.ImageError, match="no space is left"):
+    with pytest.raises(ImageError, match="no space is left"):
         maintain.make_image(machine, former, "new")
     assert names.find("new") is None
     assert [FORMER] == [path.name for path in paths.images_dir().iterdir() if len(path.name) == 64]

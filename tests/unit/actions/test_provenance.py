@@ -1,4 +1,4 @@
-"""The SBOM and the statement of what a box is made of."""
+"""The provenance of a box: its SBOM and its in-toto statement."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import makemachine
 import pytest
 from fakeguest import box_with
 from feignedworld import World
+from refused import refused
 
-from kimbox.actions.provenance import whole_of
+from kimbox.actions.provenance import provenance_of
 from kimbox.cli import app
 from kimbox.errors import SpecError
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
@@ -37,26 +38,28 @@ REPOSITORIES = {
 }
 LOCKED = LockedPackages("3" * 64, "2026-01-01T00:00:00Z", ("deb https://example.org trixie main",), PACKAGES)
 LOCK = Lock("9" * 64, None, REPOSITORIES, LOCKED)
-WHOLE = Provenance("tiny", LOCK, "8" * 64, None, "debian", "trixie")
+PROVENANCE = Provenance("tiny", LOCK, "8" * 64, None, "debian", "trixie")
 
 
-def test_what_is_installed_goes_before_what_was_locked() -> None:
-    """A package at the locked version keeps its digest; one that was moved or added has none, one that went is gone."""
-    real = WHOLE.with_installed({"base-files": ("13.8", "all"), "extra": ("1:2", "amd64")})
-    parts = {part["name"]: part for part in json.loads(sbom(real))["components"] if part["bom-ref"].startswith("deb:")}
+def test_installed_packages_replace_locked_packages() -> None:
+    """A package at its locked version keeps its digest. A moved or added package has none, a removed one is missing."""
+    installed = PROVENANCE.with_installed({"base-files": ("13.8", "all"), "extra": ("1:2", "amd64")})
+    parts = {
+        part["name"]: part for part in json.loads(sbom(installed))["components"] if part["bom-ref"].startswith("deb:")
+    }
     assert {"base-files": "13.8", "extra": "1:2"} == {name: part["version"] for name, part in parts.items()}
     assert [{"alg": "SHA-256", "content": "2" * 64}] == parts["base-files"]["hashes"]
     assert "hashes" not in parts["extra"]
-    build = json.loads(statement(real))["predicate"]["buildDefinition"]
+    build = json.loads(statement(installed))["predicate"]["buildDefinition"]
     assert {"lock": {"digest": {"sha256": LOCK.digest}}}.items() <= build["externalParameters"].items()
     assert ["base-files"] == [d["name"] for d in build["resolvedDependencies"] if "sha256" in d.get("digest", {})]
-    moved = WHOLE.with_installed({"base-files": ("13.9", "all")})
+    moved = PROVENANCE.with_installed({"base-files": ("13.9", "all")})
     assert not moved.packages["base-files"].sha256
 
 
-def test_the_sbom_has_everything_that_is_known() -> None:
-    """Packages with purl and sha256, commits with their URL and tree, submodules; what is not known is not made up."""
-    bom = json.loads(sbom(WHOLE))
+def test_the_sbom_has_packages_repositories_and_submodules() -> None:
+    """Packages have a purl and a sha256, repositories their URL and tree. An unknown value is left out."""
+    bom = json.loads(sbom(PROVENANCE))
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
     parts = {part["bom-ref"]: part for part in bom["components"]}
     assert set(parts) == {
@@ -73,27 +76,27 @@ def test_the_sbom_has_everything_that_is_known() -> None:
     about = {p["name"]: p["value"] for p in bom["metadata"]["component"]["properties"]}
     assert about == {"kimbox:image": "8" * 64, "kimbox:lock_digest": LOCK.digest, "kimbox:spec_digest": "9" * 64}
     assert "hashes" not in bom["metadata"]["component"]
-    (whole,) = [entry for entry in bom["dependencies"] if entry["ref"] == "box:tiny"]
-    assert set(whole["dependsOn"]) == set(parts)
+    (box,) = [entry for entry in bom["dependencies"] if entry["ref"] == "box:tiny"]
+    assert set(box["dependsOn"]) == set(parts)
 
 
-def test_the_sbom_is_one_that_the_library_reads() -> None:
-    """What was written is read back as the same components."""
+def test_the_library_reads_the_sbom() -> None:
+    """The CycloneDX library reads the same components."""
     from cyclonedx.model.bom import Bom
 
-    read = Bom.from_json(json.loads(sbom(WHOLE)))  # type: ignore[attr-defined]
+    read = Bom.from_json(json.loads(sbom(PROVENANCE)))  # type: ignore[attr-defined]
     assert {part.name for part in read.components} == {*PACKAGES, *REPOSITORIES, "tool:lib/z"}
 
 
 def test_the_statement_links_the_image_to_the_lock() -> None:
-    """Subject, digests of spec and lock, every dependency with what is known of it."""
-    said = json.loads(statement(WHOLE))
-    assert (said["_type"], said["predicateType"]) == (
+    """It has the subject, the digests of spec and lock, and the known digests of every dependency."""
+    document = json.loads(statement(PROVENANCE))
+    assert (document["_type"], document["predicateType"]) == (
         "https://in-toto.io/Statement/v1",
         "https://slsa.dev/provenance/v1",
     )
-    assert said["subject"] == [{"name": "tiny", "digest": {"kimboxImageKey": "8" * 64}}]
-    build = said["predicate"]["buildDefinition"]
+    assert document["subject"] == [{"name": "tiny", "digest": {"kimboxImageKey": "8" * 64}}]
+    build = document["predicate"]["buildDefinition"]
     assert build["externalParameters"]["lock"] == {"digest": {"sha256": LOCK.digest}}
     by_name = {entry["name"]: entry for entry in build["resolvedDependencies"]}
     assert by_name["libc6"]["digest"] == {"sha256": "1" * 64}
@@ -103,58 +106,61 @@ def test_the_statement_links_the_image_to_the_lock() -> None:
         "digest": {"gitCommit": "a" * 40, "gitTree": "b" * 40},
     }
     assert by_name["work"] == {"name": "work", "digest": {"gitCommit": "f" * 40, "gitTree": "0" * 40}}
-    remote = json.loads(statement(attrs.evolve(WHOLE, image_sha256="7" * 64)))
+    remote = json.loads(statement(attrs.evolve(PROVENANCE, image_sha256="7" * 64)))
     assert remote["subject"][0]["digest"] == {"kimboxImageKey": "8" * 64, "sha256": "7" * 64}
 
 
 def test_equal_input_gives_equal_bytes() -> None:
-    """In whatever order it comes; another pin gives another serial number."""
+    """The order of the input has no effect. Other input gives another serial number."""
     for turn in range(3):
         packages, repositories = list(PACKAGES.items()), list(REPOSITORIES.items())
         packages, repositories = packages[turn:] + packages[:turn], repositories[turn:] + repositories[:turn]
         locked = attrs.evolve(LOCKED, versions=dict(packages))
-        again = attrs.evolve(WHOLE, lock=attrs.evolve(LOCK, repositories=dict(repositories), packages=locked))
-        assert (sbom(again), statement(again)) == (sbom(WHOLE), statement(WHOLE))
-    other = attrs.evolve(WHOLE, suite="forky")
-    assert json.loads(sbom(other))["serialNumber"] != json.loads(sbom(WHOLE))["serialNumber"]
+        reordered = attrs.evolve(PROVENANCE, lock=attrs.evolve(LOCK, repositories=dict(repositories), packages=locked))
+        assert (sbom(reordered), statement(reordered)) == (sbom(PROVENANCE), statement(PROVENANCE))
+    other = attrs.evolve(PROVENANCE, suite="forky")
+    assert json.loads(sbom(other))["serialNumber"] != json.loads(sbom(PROVENANCE))["serialNumber"]
 
 
-def test_unpinned_is_told() -> None:
-    """In both."""
-    whole = attrs.evolve(WHOLE, lock=attrs.evolve(LOCK, unpinned=("work",)))
-    assert json.loads(statement(whole))["predicate"]["buildDefinition"]["externalParameters"]["unpinned"] == ["work"]
-    (work,) = [part for part in json.loads(sbom(whole))["components"] if part["name"] == "work"]
+def test_unpinned_repositories_are_named() -> None:
+    """The statement and the SBOM name them."""
+    provenance = attrs.evolve(PROVENANCE, lock=attrs.evolve(LOCK, unpinned=("work",)))
+    assert json.loads(statement(provenance))["predicate"]["buildDefinition"]["externalParameters"]["unpinned"] == [
+        "work"
+    ]
+    (work,) = [part for part in json.loads(sbom(provenance))["components"] if part["name"] == "work"]
     assert {"name": "kimbox:unpinned", "value": "yes"} in work["properties"]
 
 
-def test_a_box_tells_before_its_lock(world: World, tmp_path: Path) -> None:
-    """What runs; where that is not known, what the spec's lock says; without either an error with a way out."""
+def test_the_lock_of_the_machine_comes_first(world: World, tmp_path: Path) -> None:
+    """The lock that the machine reports is used, else the lock of the spec. Without either it is an error."""
     box = attrs.evolve(world.box, repositories=box_with(tmp_path).repositories)
-    with pytest.raises(SpecError, match="there is no lock"):
-        whole_of(Project(box))
+    with refused(SpecError, "file-not-found", path=str(Project(box).lock_path)):
+        provenance_of(Project(box))
     write_lock(Project(box).lock_path, LOCK)
-    whole, told_by = whole_of(Project(box))
-    assert (whole.lock, told_by) == (LOCK, str(tmp_path / "kimbox.lock"))
+    provenance, lock_name = provenance_of(Project(box))
+    assert (provenance.lock, lock_name) == (LOCK, str(tmp_path / "kimbox.lock"))
     machine = makemachine.make_machine()
-    assert whole_of(Project(box))[1] == str(tmp_path / "kimbox.lock")
+    assert provenance_of(Project(box))[1] == str(tmp_path / "kimbox.lock")
     delivered_locks.keep(machine, "a" * 64, attrs.evolve(LOCK, spec_digest="7" * 64))
     makemachine.tell(machine, makemachine.event("ready", manifest="a" * 64))
-    whole, told_by = whole_of(Project(box))
-    assert (whole.lock.spec_digest, whole.image, told_by) == ("7" * 64, "e" * 64, "the box tiny")
+    provenance, lock_name = provenance_of(Project(box))
+    assert (provenance.lock.spec_digest, provenance.image, lock_name) == ("7" * 64, "e" * 64, "the box tiny")
     assert Machine("tiny").exists
     about = {"manifest": "a" * 64, "mode": "keep", "role": "dev", "site": "", "by": "keep", "at": "", "part": ""}
     makemachine.tell(machine, makemachine.event("box", **about, unpinned="setup gone", commit="5" * 40))
-    whole, _ = whole_of(Project(box))
-    assert (whole.lock.unpinned, whole.lock.repositories["setup"].commit) == (("setup",), "5" * 40)
-    assert whole.lock.digest == attrs.evolve(LOCK, spec_digest="7" * 64, image="e" * 64).digest
-    (setup,) = [part for part in json.loads(sbom(whole))["components"] if part["name"] == "setup"]
+    provenance, _ = provenance_of(Project(box))
+    lock = provenance.lock
+    assert (lock.unpinned, lock.repositories["setup"].commit) == (("setup",), "5" * 40)
+    assert lock.digest == attrs.evolve(LOCK, spec_digest="7" * 64, image="e" * 64).digest
+    (setup,) = [part for part in json.loads(sbom(provenance))["components"] if part["name"] == "setup"]
     assert {p["name"]: p["value"] for p in setup["properties"]} == {"kimbox:ref": "main", "kimbox:unpinned": "yes"}
 
 
 def test_the_verb_writes_both(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where it is told to; a second run changes nothing."""
+    """It writes them to the folder of --output. A second run writes the same bytes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kimbox.yaml").write_text("kimbox: 1\nname: tiny\n")
     write_lock(tmp_path / "kimbox.lock", attrs.evolve(LOCK, repositories={}))

@@ -70,11 +70,12 @@ def test_discard(kimbox: Kimbox) -> None:
 
 def test_what_cannot_be_committed(kimbox: Kimbox) -> None:
     """Nothing that was begun; a name that is none, or is taken; both ends at once."""
-    assert 5 == kimbox("maintain", "--commit", "new")[0]
+    code, out, _ = kimbox("--json", "maintain", "--commit", "new")
+    assert (5, "wrong-state") == (code, error(out, "maintain")["code"])
     made = maintained()
     names.write(AddedBox("new", "a" * 64, None, "elsewhere"))
     code, out, _ = kimbox("--json", "maintain", "--commit", "new")
-    assert 5 == code
+    assert (5, "name-in-use") == (code, error(out, "maintain")["code"])
     assert "--force" in error(out, "maintain")["hint"]
     for words in (["--commit", "a b"], ["--commit", "../x"], ["--commit", "x", "--discard"], ["--force"]):
         assert 2 == kimbox("maintain", *words)[0]
