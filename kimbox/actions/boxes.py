@@ -1,4 +1,4 @@
-"""Adds and removes boxes that were made elsewhere: names for images of the store."""
+"""Adds and removes boxes that were made elsewhere. An added box is a name for an image of the store."""
 
 from __future__ import annotations
 
@@ -32,46 +32,60 @@ def add(
     force: bool,
     version: str | None = None,
 ) -> AddedBox:
-    """Brings a box, or a disk, into the store and gives it a name. Warns if it came over http and nothing confirms it.
+    """Adds a box or a disk to the store under a name. Warns if it came over http without a digest or signature.
 
     `location`: path or URL of a box, a disk or a catalog. `digest`: `sha256:` and 64 hex digits that the file must
     have, or None. `keys`: ssh public keys, one of which must have signed the box; empty to accept it unsigned.
     `force`: replaces another box of that name. `version`: the version of a catalog; None for the newest.
 
-    Raises ImageError if the file is missing or not acceptable, StateError if the name belongs to another box.
+    Raises ImageError if the file is missing or rejected, StateError if another box has the name.
     """
     has_digest, is_by_http = digest is not None, location.startswith("http:")
     if boxcatalog.is_catalog(location):
         choice = boxcatalog.choose(location, version)
-        log.info(f"version {choice.version} is at {http.without_query(choice.location)}")
+        log.info(f"using version {choice.version} from {http.without_query(choice.location)}")
         location, version, digest = choice.location, choice.version, digest or choice.digest
         is_by_http |= digest is None and location.startswith("http:")
     existing = names.find(name) if not force else None
     image = RemoteImage(location if is_url(location) else os.path.abspath(location), digest or _digest(location))  # noqa: PTH100
     if existing and existing.digest != image.digest:
-        raise StateError(f"there is a box {name} already, and it is another one", hint="--force replaces it")
+        raise StateError(
+            f"another added box has the name {name} already",
+            code="name-in-use",
+            hint="choose another name, or replace it with --force",
+            fields={"name": name},
+        )
     with obtain.leased_file(image, keys) as stored:
-        plain = http.without_query(image.location)
-        added = AddedBox(name, stored.key, stored.facts.get("provider"), plain, bool(keys), version)
+        public_location = http.without_query(image.location)
+        added = AddedBox(name, stored.key, stored.facts.get("provider"), public_location, bool(keys), version)
         names.write(added)
     if not keys and not has_digest and is_by_http:
-        log.warn(f"nothing vouches for what came over http: compare its digest, {added.digest}")
+        log.warn(
+            f"{name} was downloaded over http without --digest or --key, so it may have been changed on the way: "
+            f"compare its digest with that of its author: {added.digest}"
+        )
     return added
 
 
 def _digest(location: str) -> str:
-    """The digest of the file at a path or URL. A downloaded file is kept, so that it is not downloaded twice."""
+    """The digest of the file at a path or URL. A downloaded file is kept for `obtain`, to download it only once.
+
+    Raises ImageError if the file cannot be read or downloaded.
+    """
     if not is_url(location):
         try:
             with log.step(f"reading {location}"):
                 return sha256_file(Path(location))
         except OSError as error:
-            raise ImageError(f"{location} cannot be read: {error.strerror}") from None
+            code = "file-not-found" if isinstance(error, FileNotFoundError) else "file-unreadable"
+            raise ImageError(
+                f"{location} cannot be read: {error.strerror}", code=code, fields={"path": location}
+            ) from None
     folder = paths.downloads_dir()
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{hashlib.sha256(location.encode()).hexdigest()}-{os.getpid()}.part"
     try:
-        with log.step(f"fetching {http.without_query(location)}"):
+        with log.step(f"downloading {http.without_query(location)}"):
             digest = http.fetch(location, part, None)
         part.replace(folder / f"{digest}.part")
     finally:
@@ -81,28 +95,28 @@ def _digest(location: str) -> str:
 
 @attrs.frozen
 class Removed:
-    """A box that was removed, and the space that its disk took; 0 if a machine or another box still needs the disk."""
+    """A removed box, and the space that its disk took; 0 if a machine or another box still needs the disk."""
 
     name: str
     freed_bytes: int
 
 
 def remove(boxes: list[str]) -> list[Removed]:
-    """Removes the boxes of these names, and their disks if no machine and no other box needs them.
+    """Removes the added boxes of these names, and their disks if no machine and no other box needs them.
 
-    Raises StateError for a name that no box has.
+    Raises StateError if there is no box of a name; the boxes before it are removed then.
     """
     removed = []
     for name in boxes:
         image = _image_of(name)
         names.remove(name)
-        freed = prune.remove([item for item in prune.unused() if item.path.name == image])
-        removed.append(Removed(name, sum(item.size_bytes for item in freed)))
+        images = prune.remove([item for item in prune.unused() if item.path.name == image])
+        removed.append(Removed(name, sum(item.size_bytes for item in images)))
     return removed
 
 
 def _image_of(name: str) -> str | None:
-    """The key of a box's image; None if the record of the box is damaged. Such a box may be removed, too."""
+    """The key of a box's image; None if the box does not exist or its record is damaged, so that `remove` works."""
     try:
         box = names.find(name)
     except KimboxError:

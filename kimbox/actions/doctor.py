@@ -1,4 +1,4 @@
-"""What this host has and lacks. Each check tries the thing itself."""
+"""Checks whether this host has what kimbox needs. A check uses what it checks, where that is possible."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt, program
 from kimbox.image import namespace
 from kimbox.lock.apt import sources as apt
 
-#: Below this, an image may not fit.
-LITTLE_SPACE_BYTES = 10 << 30
+#: Free space below which there may not be enough for an image.
+MIN_FREE_BYTES = 10 << 30
 
-#: Programs that kimbox calls with every driver, and what for.
+#: Programs that kimbox calls with every driver, and their purpose: it completes the sentence `it ...`.
 PROGRAMS = {
     "qemu-img": "makes the disks of boxes",
-    "qemu-nbd": "reads the disks of boxes, and sets which root they boot",
+    "qemu-nbd": "reads the disks of boxes, and sets their boot mode",
     "ssh": "opens shells in boxes",
     "ssh-keygen": "makes the keys of boxes",
     "git": "fetches repositories",
     "mmdebstrap": "installs the packages of images",
     "mke2fs": "makes the file systems of images",
-    "unshare": "keeps builds apart from the host",
+    "unshare": "isolates builds from the host",
 }
 
 
 def examine() -> list[HostCheck]:
-    """Every check, in order: what all of kimbox needs, then what each driver needs. Raises nothing."""
+    """The result of every check: first what kimbox needs with every driver, then what each driver needs.
+
+    A failed check is a result; no error is raised.
+    """
     checks = [program(name, purpose) for name, purpose in PROGRAMS.items()]
     checks += [attempt("building", _building), attempt("packages", _packages), attempt("space", _space)]
     return checks + registry.check_host()
@@ -36,18 +39,18 @@ def examine() -> list[HostCheck]:
 def _building() -> HostCheck:
     namespace.check()
     namespace.call(["true"])
-    return HostCheck("building", Outcome.GOOD, "images can be built without root")
+    return HostCheck("building", Outcome.GOOD, "kimbox can build images without root")
 
 
 def _packages() -> HostCheck:
     sources = apt.sources("debian", "trixie", None)
     return HostCheck(
-        "packages", Outcome.GOOD, f"Debian packages from {len(sources)} repositories of this machine's apt"
+        "packages", Outcome.GOOD, f"Debian packages come from {len(sources)} repositories of this machine's apt"
     )
 
 
 def free_bytes() -> int:
-    """Free space where machines and images live."""
+    """Free space in the folder of machines and images."""
     folder = paths.home()
     while not folder.exists():
         folder = folder.parent
@@ -56,7 +59,9 @@ def free_bytes() -> int:
 
 def _space() -> HostCheck:
     free = free_bytes()
-    found = f"{free / 1e9:.0f} GB free at {paths.home()}"
-    if free < LITTLE_SPACE_BYTES:
-        return HostCheck("space", Outcome.SLOW, found, "free some, or set KIMBOX_HOME to a larger disk")
-    return HostCheck("space", Outcome.GOOD, found)
+    text = f"{free / 1e9:.0f} GB free at {paths.home()}"
+    if free < MIN_FREE_BYTES:
+        return HostCheck(
+            "space", Outcome.SLOW, text, "free some space, or set KIMBOX_HOME to a folder on a larger disk"
+        )
+    return HostCheck("space", Outcome.GOOD, text)

@@ -1,4 +1,4 @@
-"""Removing what nothing needs any more: images of the store that no machine was made from, and leftovers."""
+"""Removes unused files: images of the store that no machine or added box refers to, logs, and caches."""
 
 from __future__ import annotations
 
@@ -18,41 +18,45 @@ from kimbox.machine.folder import machines
 
 @attrs.frozen
 class Unused:
-    """Something on disk that may be removed, and the space it takes."""
+    """An image, log or cache that may be removed, and the space that it takes."""
 
     path: Path
     size_bytes: int
 
 
 def unused(*, packages: bool = False) -> list[Unused]:
-    """Images that no machine was made from and no added box means, and logs of builds that failed. Takes no lock.
+    """Images that no machine and no added box refers to, and logs of failed builds. Takes no lock.
 
-    With `packages` also the cache of packages and the lists of the archives, which are fetched again when needed.
+    `packages`: also the cache of packages and the lists of the archives, which kimbox downloads again if necessary.
 
-    Raises StateError if a machine's record cannot be read: nothing says which image it needs then.
+    Raises StateError if the record of a machine cannot be read, because the machine may need any of the images.
     """
     used = used_images()
-    found = [images.folder(key) for key in images.stored() if key not in used]
-    found += paths.images_dir().glob("*.failed.log")
+    unused_paths = [images.folder(key) for key in images.stored() if key not in used]
+    unused_paths += paths.images_dir().glob("*.failed.log")
     if packages:
-        found += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
-    return [Unused(path, _size_bytes(path)) for path in sorted(found)]
+        unused_paths += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
+    return [Unused(path, _size_bytes(path)) for path in sorted(unused_paths)]
 
 
 def used_images() -> set[str]:
-    """The keys of the images that machines were made from, and that added boxes mean. Raises StateError as `unused`."""
+    """The keys of the images that machines and added boxes refer to. Raises StateError as `unused` does."""
     used = {box.image for box in names.every()}
     for machine in machines():
         try:
             used.add(machine.record().image)
         except KimboxError as error:
-            hint = f"`kimbox destroy {machine.name}` removes it"
-            raise StateError(f"nothing is removed while a box is damaged: {error}", hint=hint) from None
+            raise StateError(
+                f"cannot find out which images are unused: the record of {machine.name} is damaged: {error}",
+                code="file-damaged",
+                hint=f"`kimbox destroy {machine.name}` removes this machine",
+                fields={"name": machine.name},
+            ) from None
     return used
 
 
 def _size_bytes(path: Path) -> int:
-    """The space that a file, or all files in a folder, take. Files that another process removes count as 0."""
+    """The space that a file or all files in a folder take. A file that another process removes counts as 0."""
     files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
     size_bytes = 0
     for file in files:
@@ -62,19 +66,19 @@ def _size_bytes(path: Path) -> int:
 
 
 def remove(items: list[Unused]) -> list[Unused]:
-    """Removes what `unused` found, and returns what of it was removed.
+    """Removes items that `unused` returned. Returns those that were removed.
 
-    An image stays if a process is using or making it, or if a machine or an added box needs it by now. Lock files stay,
-    empty as they are: processes that wait for a lock have its file open.
+    An image stays if a process is using or making it, or if a machine or an added box refers to it meanwhile. Lock
+    files stay, because processes that wait for a lock have its file open. They are empty.
     """
-    gone = [item for item in items if _remove(item.path)]
+    removed = [item for item in items if _remove(item.path)]
     images.sweep()
     sweep_mirrors()
-    return gone
+    return removed
 
 
 def _remove(path: Path) -> bool:
-    """Removes one thing. True if it was removed as a whole."""
+    """Removes a log, an image or a cache. True if all of it was removed."""
     if path.is_file():
         path.unlink(missing_ok=True)
         return True
@@ -84,9 +88,9 @@ def _remove(path: Path) -> bool:
 
 
 def _empty(folder: Path) -> bool:
-    """Empties a cache: each .deb before its control fields; lists only if no process uses them. True if all is gone."""
+    """Empties a cache; the lists of an archive stay if a process uses them. True if everything was removed."""
     if folder == paths.packages_dir():
-        for suffix in (".deb", ".control"):
+        for suffix in (".deb", ".control"):  # each .deb before its control fields
             for file in folder.glob(f"*/*{suffix}"):
                 file.unlink(missing_ok=True)
         return True

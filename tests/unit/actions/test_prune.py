@@ -1,4 +1,4 @@
-"""What prune removes, and what it never does."""
+"""What prune removes, and what it keeps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import ownhome
 import pytest
 from makemachine import make_machine
+from refused import refused
 
 from kimbox import paths
 from kimbox.actions import prune
@@ -28,53 +29,53 @@ def make_image(key: str) -> Path:
     return folder
 
 
-def test_only_images_that_no_machine_was_made_from_go() -> None:
-    """The image of a machine stays; another goes, and so does the log of a failed build."""
+def test_only_unused_images_are_removed() -> None:
+    """The image of a machine stays. An unused image and the log of a failed build are removed."""
     used, spare = make_image("e" * 64), make_image("a" * 64)
     failed = paths.images_dir() / "b.failed.log"
     failed.write_text("no")
     make_machine()
-    found = prune.unused()
-    assert [item.path for item in found] == [spare, failed]
-    assert found[0].size_bytes >= 8192
-    prune.remove(found)
+    unused = prune.unused()
+    assert [item.path for item in unused] == [spare, failed]
+    assert unused[0].size_bytes >= 8192
+    prune.remove(unused)
     assert used.is_dir()
     assert not spare.exists()
     assert not failed.exists()
     assert prune.unused() == []
 
 
-def test_an_image_that_became_used_while_prune_asked_stays() -> None:
-    """Which images are used is read again, under the lease that keeps machines from being made of them."""
+def test_an_image_that_became_used_while_prune_prompted_stays() -> None:
+    """Prune reads the used images a second time, under the lease that prevents new machines from using them."""
     image, spare = make_image("e" * 64), make_image("a" * 64)
-    found = prune.unused()
+    unused = prune.unused()
     make_machine()
-    assert [spare] == [item.path for item in prune.remove(found)]
+    assert [spare] == [item.path for item in prune.remove(unused)]
     assert (True, False) == (image.is_dir(), spare.exists())
 
 
 def test_machines_are_not_made_while_prune_removes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exclusive lease is held while prune reads which images are used, up to the removal. Ports are not locked."""
     make_image("a" * 64)
-    found = prune.unused()
-    read = prune.used_images
+    unused = prune.unused()
+    used_images = prune.used_images
     held: list[bool] = []
     monkeypatch.setattr(lease, "WAIT_S", 0)
 
-    def note() -> set[str]:
+    def check_lease() -> set[str]:
         with pytest.raises(StateError), lease.shared("a" * 64):
             pass
         with locked(paths.machines_dir() / ".ports.lock"):
             held.append(True)
-        return read()
+        return used_images()
 
-    monkeypatch.setattr(prune, "used_images", note)
-    assert found == prune.remove(found)
+    monkeypatch.setattr(prune, "used_images", check_lease)
+    assert unused == prune.remove(unused)
     assert [True] == held
 
 
 def test_an_image_that_a_process_uses_stays() -> None:
-    """Its machine or name may refer to it only later."""
+    """The process may write the machine or added box that refers to the image only later."""
     spare = make_image("a" * 64)
     with lease.shared(spare.name):
         assert [] == prune.remove(prune.unused())
@@ -82,7 +83,7 @@ def test_an_image_that_a_process_uses_stays() -> None:
 
 
 def test_another_prune_may_remove_files_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the list of a folder's files and their sizes."""
+    """A file may disappear after prune lists the folder and before it reads the size."""
     spare = make_image("a" * 64)
     walk = os.walk
 
@@ -96,7 +97,7 @@ def test_another_prune_may_remove_files_meanwhile(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_removal_that_was_interrupted_is_finished() -> None:
-    """An image that was taken out of the store is removed by the next prune, and is no obstacle to it."""
+    """The next prune removes an image that the interrupted prune had moved out of the store."""
     spare = make_image("a" * 64)
     left = make_image(f"{images.GONE}{spare.name}")
     other = make_image(f"{images.GONE}{'b' * 64}")
@@ -105,7 +106,7 @@ def test_a_removal_that_was_interrupted_is_finished() -> None:
 
 
 def test_the_lock_of_an_image_stays_and_is_not_shown() -> None:
-    """Who waits for it holds its file open. What is locked stays."""
+    """The lock file stays, because a waiting process has it open. A locked image stays."""
     spare = make_image("a" * 64)
     lock = spare.with_name(f"{spare.name}.lock")
     with locked(lock):
@@ -115,11 +116,11 @@ def test_the_lock_of_an_image_stays_and_is_not_shown() -> None:
     assert (inode, False, []) == (lock.stat().st_ino, spare.exists(), prune.unused())
 
 
-def test_nothing_goes_while_a_machine_is_damaged() -> None:
-    """Which image a damaged machine needs cannot be told."""
+def test_nothing_is_removed_while_a_machine_is_damaged() -> None:
+    """The image that a damaged machine needs is not known."""
     make_image("a" * 64)
     make_machine().record_file.write_text("{")
-    with pytest.raises(StateError, match="damaged"):
+    with refused(StateError, "file-damaged", name="tiny"):
         prune.unused()
 
 
@@ -128,16 +129,16 @@ def test_an_empty_home_has_nothing_to_remove() -> None:
     assert prune.unused() == []
 
 
-def test_the_cache_of_packages_goes_only_if_asked_for(home: Path) -> None:
-    """With the lists of archives; those that somebody asks just now stay."""
+def test_the_cache_of_packages_is_removed_on_request(home: Path) -> None:
+    """The lists of the archives are removed with it, except those that a process uses."""
     deb, control = paths.packages_dir() / "aa/a.deb", paths.packages_dir() / "aa/a.control"
     idle, busy = paths.archives_dir() / "idle/state", paths.archives_dir() / "busy/state"
     for file in (deb, control, idle, busy):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("x" * 5000)
     assert [] == prune.unused()
-    found = prune.unused(packages=True)
-    assert [paths.archives_dir(), paths.packages_dir()] == [item.path for item in found]
+    unused = prune.unused(packages=True)
+    assert [paths.archives_dir(), paths.packages_dir()] == [item.path for item in unused]
     with locked(busy.parent / "lock"):
-        assert [paths.packages_dir()] == [item.path for item in prune.remove(found)]
+        assert [paths.packages_dir()] == [item.path for item in prune.remove(unused)]
     assert [False, False, False, True] == [file.exists() for file in (deb, control, idle, busy)]

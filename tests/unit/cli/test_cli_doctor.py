@@ -27,7 +27,7 @@ def _poor_host(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(world / "nothing"))
     monkeypatch.setattr(doctor, "_building", no_ids)
     monkeypatch.setattr(doctor, "_packages", no_apt)
-    monkeypatch.setattr(doctor, "LITTLE_SPACE_BYTES", 1 << 80)
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 80)
 
 
 @pytest.mark.usefixtures("_poor_host")
