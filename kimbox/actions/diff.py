@@ -1,4 +1,4 @@
-"""Compares two locks, or a lock and a box; finds each side from an argument of `kimbox diff`."""
+"""Compares two locks, or a lock and a box. Each argument of `kimbox diff` gives one side."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from kimbox.project.project import Project
 from kimbox.spec.nodes import Fault
 from kimbox.spec.rules import box_name
 
-#: dpkg-query takes a second in an emulated guest.
+#: Timeout of the list of packages, in seconds. dpkg-query takes one second in an emulated guest.
 LIST_TIMEOUT_S = 60.0
 
 _LIST_PACKAGES = r"dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version} ${Architecture}\n'"
 
-#: An installed package: name, version, architecture. Other lines of the guest's answer are ignored.
+#: A line of `_LIST_PACKAGES` with an installed package: name, version, architecture. Other lines are ignored.
 _PACKAGE = re.compile(
     r"^[uihrp][iWt][ R] +([a-z0-9][a-z0-9+.-]{0,99}) ([0-9][0-9A-Za-z.+:~-]{0,99}) ([a-z0-9-]{1,20})$", re.MULTILINE
 )
@@ -39,19 +39,20 @@ _PACKAGE = re.compile(
 
 @attrs.frozen
 class Side:
-    """A lock, and how messages name where it came from."""
+    """A lock, and for a box also its differences from this lock."""
 
+    #: Name of the lock's file, or of the box, for messages.
     name: str
     lock: Lock
-    #: Packages that a running box has in addition to its lock, or lacks; None where it does not answer.
+    #: Packages of a box that differ from its lock; None for a file, and if the box does not answer.
     installed: PackageChanges | None = None
-    #: Steps of a box that ran under other commits than those of its lock; None where the guest has not reported them.
+    #: Steps of a box that ran at other commits than those of its lock; None if the guest has not reported them.
     stale: Sequence[StaleStep] | None = None
 
 
 @attrs.frozen
 class Compared:
-    """Two sides, what differs, and the commits between for each repository that moved."""
+    """Two sides, their differences, and for each repository whose commit changed the commits between."""
 
     old: Side
     new: Side
@@ -60,55 +61,67 @@ class Compared:
 
     @property
     def differs(self) -> bool:
-        """Whether the locks differ, or a box is not what its lock says."""
+        """Whether the locks differ, or a step of a box ran at other commits than those of its lock."""
         return bool(self.diff or self.old.stale or self.new.stale)
 
 
 def compare(old: Side, new: Side) -> Compared:
-    """Compares two sides; the logs come from the mirrors on this host."""
-    found = diff(old.lock, new.lock)
-    return Compared(old, new, found, logs(found))
+    """Compares two sides. The commits between come from the mirrors on this host."""
+    lock_diff = diff(old.lock, new.lock)
+    return Compared(old, new, lock_diff, logs(lock_diff))
 
 
-def logs(found: LockDiff) -> dict[str, Between | None]:
-    """The commits between, for each repository that moved; a folder has no history."""
+def logs(lock_diff: LockDiff) -> dict[str, Between | None]:
+    """The commits between, by repository; None if no mirror has them. A folder has no history and is left out."""
     return {
         change.name: history.between(change.new.url, change.old.commit, change.new.commit)
-        for change in found.repositories
+        for change in lock_diff.repositories
         if change.kind is Kind.MOVED and change.old and change.new and not change.is_folder
     }
 
 
-def named(word: str) -> Side:
-    """The side that a word means: the file of a lock, REV:PATH of the git repository around, or the name of a box.
+def named(argument: str) -> Side:
+    """The side that an argument of `kimbox diff` names: a lock file, REV:PATH in git, or a box.
 
-    Raises SpecError for a file that is no lock, StateError if it is none of them.
+    Raises SpecError if the file is not a valid lock, StateError if the file, object or box is not found.
     """
-    path = Path(word)
-    if _is_file(path) or (word.endswith(".lock") and ":" not in word):
-        return Side(word, read_lock(path))
-    if ":" in word:
-        return Side(word, _from_git(word))
+    path = Path(argument)
+    if _is_file(path) or (argument.endswith(".lock") and ":" not in argument):
+        return Side(argument, read_lock(path))
+    if ":" in argument:
+        return Side(argument, _from_git(argument))
     try:
-        machine = Machine(box_name(word))
+        machine = Machine(box_name(argument))
     except Fault:
-        raise StateError(f"{word} is neither a lock file, nor REV:PATH in git, nor the name of a box") from None
+        raise StateError(
+            f"{argument} is not a lock file, not REV:PATH in git, and cannot be the name of a box",
+            code="bad-name",
+            fields={"name": argument},
+        ) from None
     if not machine.exists:
-        raise StateError(f"there is no lock file and no box {word}", hint="`kimbox list` shows the boxes")
+        raise StateError(
+            f"no lock file and no box has the name {argument}",
+            code="box-not-found",
+            hint="`kimbox list` shows the boxes",
+            fields={"name": argument},
+        )
     return of_box(machine)
 
 
 def of_box(machine: Machine) -> Side:
-    """The lock that a box runs, and, where it is open and answers, how its packages differ."""
+    """The lock that a box runs, its stale steps, and its changed packages if the box is reachable.
+
+    Raises StateError if there is no such box, or its lock is not known.
+    """
     lock = delivered_locks.lock_of(machine)
-    outdated = stale.steps(
+    stale_steps = stale.steps(
         machine.name, provenance(machine, machine.boot_events()), sealed=machine.record().sealed is not None
     )
-    return Side(f"the box {machine.name}", lock, _installed(machine, lock), outdated)
+    return Side(f"the box {machine.name}", lock, _installed(machine, lock), stale_steps)
 
 
 def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:
-    """How the packages of a box differ from its image; None where it does not answer."""
+    """How the packages of a box differ from its lock; None if the box does not answer."""
     if not lock.packages or not state(machine).reachable:
         return None
     from kimbox.guest.ssh import Guest
@@ -117,14 +130,14 @@ def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:
         with Guest(reach(machine)) as guest:
             answer = guest.run(_LIST_PACKAGES, timeout_s=LIST_TIMEOUT_S)
     except KimboxError as error:
-        log.detail(f"{machine.name} cannot be asked for its packages: {error}")
+        log.detail(f"cannot read the installed packages of {machine.name}: {error}")
         return None
-    found = {name: (version, of) for name, version, of in _PACKAGE.findall(answer.stdout)}
-    return packages.compare(lock.packages.versions, lock.packages.as_installed(found).versions)
+    installed = {name: (version, arch) for name, version, arch in _PACKAGE.findall(answer.stdout)}
+    return packages.compare(lock.packages.versions, lock.packages.as_installed(installed).versions)
 
 
 def of_spec(project: Project) -> Side:
-    """The lock of a spec. Raises SpecError if there is none."""
+    """The lock of a spec. Raises SpecError if it is missing or not valid."""
     path = project.lock_path
     if not path.exists():
         raise SpecError.at(
@@ -140,22 +153,33 @@ def of_spec(project: Project) -> Side:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # no name of a file at all
+    except OSError:  # the name is too long for a file
         return False
 
 
-def _from_git(word: str) -> Lock:
-    """A lock as a commit of the git repository around has it."""
+def _from_git(revision: str) -> Lock:
+    """The lock REV:PATH of the git repository around the current folder.
+
+    Raises StateError if git does not find it, KimboxError or SpecError if it is not a valid lock.
+    """
     try:
-        blob = git(["rev-parse", "--verify", "--quiet", "--end-of-options", word]).text
+        blob = git(["rev-parse", "--verify", "--quiet", "--end-of-options", revision]).text
         data = git(["cat-file", "blob", blob]).stdout
     except GitError:
-        hint = "REV is a branch, tag or commit; PATH starts at the top of the repository, or with ./ here"
-        raise StateError(f"git has no {word} here", hint=hint) from None
+        raise StateError(
+            f"git does not find {revision} in the repository of the current folder",
+            code="file-not-found",
+            hint="REV is a branch, tag or commit; PATH starts at the top of the repository, or with ./ in this folder",
+            fields={"path": revision},
+        ) from None
     if len(data) > MAX_LOCK_BYTES:
-        raise KimboxError(f"{word} is larger than {MAX_LOCK_BYTES >> 20} MiB, so it is no lock")
+        raise KimboxError(
+            f"{revision} is larger than {MAX_LOCK_BYTES >> 20} MiB, the maximum for a lock",
+            code="file-too-large",
+            fields={"path": revision, "limit_bytes": str(MAX_LOCK_BYTES)},
+        )
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise SpecError.at(word, "this is no text, so it is no lock") from None
-    return parse_lock(text, Path(word))[0]
+        raise SpecError.at(revision, "this file is not text in UTF-8", code="bad-encoding") from None
+    return parse_lock(text, Path(revision))[0]

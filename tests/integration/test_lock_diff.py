@@ -175,17 +175,23 @@ def test_a_revision_of_git(kimbox: Kimbox, locks: tuple[Path, Path], world: Path
     code, out, _ = kimbox("diff", "HEAD:kimbox.lock", "kimbox.lock")
     assert (0, True) == (code, " work\n" in out)
     for wrong in ("HEAD:missing.lock", "nosuch:kimbox.lock", "HEAD:"):
-        code, _, err = kimbox("diff", wrong, "kimbox.lock")
-        assert (5, True) == (code, f"git has no {wrong} here" in err)
+        code, out, _ = kimbox("--json", "diff", wrong, "kimbox.lock")
+        told = clirun.error(out, "diff")
+        assert (5, "file-not-found", wrong) == (code, told["code"], told["fields"]["path"])
     code, _, err = kimbox("diff", "HEAD:x", "kimbox.lock")
     assert (3, True) == (code, "HEAD:x:1:1" in err)
 
 
-@pytest.mark.parametrize("wrong", ["nosuch", "../up", "no such", "x" * 300])
-def test_what_is_no_side_is_named(kimbox: Kimbox, locks: tuple[Path, Path], wrong: str) -> None:
-    """Neither a file nor a box."""
+@pytest.mark.parametrize(
+    ("wrong", "error_code"),
+    [("nosuch", "box-not-found"), ("../up", "bad-name"), ("no such", "bad-name"), ("x" * 300, "bad-name")],
+)
+def test_an_argument_that_is_not_found(kimbox: Kimbox, locks: tuple[Path, Path], wrong: str, error_code: str) -> None:
+    """An argument that is no file and no box is an error that names it."""
     code, _, err = kimbox("diff", wrong, "new.lock")
     assert (5, True) == (code, wrong in err)
+    told = clirun.error(kimbox("--json", "diff", wrong, "new.lock")[1], "diff")
+    assert (error_code, wrong) == (told["code"], told["fields"]["name"])
     assert 3 == kimbox("diff", "nosuch.lock", "new.lock")[0]
 
 
@@ -204,8 +210,10 @@ def test_a_box_stands_for_what_it_runs(kimbox: Kimbox, locks: tuple[Path, Path],
     assert (0, True) == (code, " work\n" in out)
     spec = world / "work/kimbox.yaml"
     spec.write_text("kimbox: 1\nname: tiny\nbase: [_defaults/debian.yaml]\n")
-    code, _, err = kimbox("diff")
-    assert (3, True) == (code, "there is no lock" in err)
+    code, out_json, _ = kimbox("--json", "diff")
+    told = clirun.error(out_json, "diff")
+    assert (3, "file-not-found") == (code, told["code"])
+    assert ["kimbox.lock"] == [Path(problem["file"]).name for problem in told["problems"]]
     locks[1].rename(world / "work/kimbox.lock")
     assert out == kimbox("diff")[1]
     assert (0, "tiny" in out) == (kimbox("diff", "old.lock")[0], False)
