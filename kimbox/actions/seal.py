@@ -1,8 +1,8 @@
-"""Seals a box in a role, gives a sealed box new credentials, and opens it again without them.
+"""Seals a box in a role, gives a sealed box new credentials, and opens a sealed box without its credentials.
 
-The work is done by scripts in the guest (provisioners/secure). The host keeps the key that encrypts the credentials of
-a sealed box, and hands it over at each start; without the key they are lost. Secrets are sent over ssh, or, to a sealed
-box, in a file that QEMU reads at its start. No argument and no environment variable holds a secret.
+Scripts in the guest (provisioners/secure) do the work. The host keeps the key that encrypts the credentials of a sealed
+box, and gives it to the guest at each start. Without the key the credentials are lost. Secrets are sent over ssh, or to
+a sealed box in a file that QEMU reads at its start. No argument and no environment variable contains a secret.
 """
 
 from __future__ import annotations
@@ -33,34 +33,40 @@ from kimbox.render.quote import parse_assignments
 from kimbox.run import tail
 from kimbox.spec.model import BootMode, Box, Role
 
-#: The guest's side of it.
+#: Path of the script in the guest.
 SECURE = "/usr/lib/kimbox/secure"
 
-#: Time limit for the gateway's answer and the encryption of the credentials, in seconds.
+#: Timeout for the gateway's answer and the encryption of the credentials, in seconds.
 TIMEOUT_S = 240
 
 #: Maximum size of a password or a private key.
 MAX_SECRET_BYTES = 64 << 10
 
-#: Maximum size of what a guest reports of an earlier attempt.
+#: Maximum size of the answers of an earlier attempt, which a guest reports.
 MAX_ANSWERS_BYTES = 4096
 
-#: Exit status of the guest's script where the box has taken a role already, and where the gateway refuses.
+#: Maximum length of the role, site and user name that a guest reports, in characters.
+MAX_ANSWER_CHARACTERS = 300
+
+#: Maximum length of the reason that a guest reports, in characters.
+MAX_REASON_CHARACTERS = 500
+
+#: Exit status of the guest's script: the box has a role already; the gateway refuses.
 ALREADY, REFUSED = 4, 3
 
 
 @attrs.frozen
 class Secret:
-    """What authenticates a user at a site; it is never shown."""
+    """The password or private key of a user at a site; it is never shown."""
 
-    #: Name of the file in which the guest looks for it: `password`, or `id` for a private key of ssh.
+    #: Name of the file that the guest reads it from: `password`, or `id` for a private ssh key.
     kind: str
     data: bytes = attrs.field(repr=False)
 
 
 @attrs.frozen
 class Answers:
-    """The answers to the four questions."""
+    """The answers to the four questions of `kimbox secure`."""
 
     role: Role
     site: str
@@ -69,9 +75,10 @@ class Answers:
 
 
 def secure(request: UpRequest, answers: Answers) -> Sealed:
-    """Lets a box that is ready take a role, and restarts it as a sealed box. Returns its role.
+    """Gives a role to a box that is ready, and restarts it as a sealed box. Returns its role.
 
-    Raises GuestError, with the guest's message, where the site refuses or cannot be reached: the box is unchanged then.
+    If the box is sealed already, returns its role and changes nothing. Raises GuestError, with the guest's message, if
+    the gateway refuses or cannot be reached; the box does not change then.
     """
     machine = machine_of(request.project.name)
     with machine.locked():
@@ -82,7 +89,7 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
             return record.sealed
         require("secure", machine.name, state(machine))
         refuse_to_provision(machine)
-        with log.step(f"asking for the credentials of {answers.site}"):
+        with log.step(f"requesting the credentials of {answers.site}"):
             sealed = _take_role(machine, request.project.box, answers)
         machine.write_record(attrs.evolve(record, sealed=sealed))
     close(request)
@@ -90,7 +97,7 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
 
 
 def close(request: UpRequest) -> None:
-    """Restarts a box that has taken its role and is still open, as after an interrupted `secure`."""
+    """Restarts a box that has its role and is not sealed yet, as after an interrupted `secure`."""
     machine = machine_of(request.project.name)
     if is_open_still(machine, state(machine)):
         stop.halt(machine)
@@ -98,12 +105,12 @@ def close(request: UpRequest) -> None:
 
 
 def _take_role(machine: Machine, box: Box, answers: Answers) -> Sealed:
-    """Sends the guest the answers; returns its role.
+    """Sends the answers to the guest; returns its role.
 
-    After an interrupted attempt the guest may have its role already. The data key of that attempt is used again, as the
-    guest has encrypted with it.
+    After an interrupted attempt the guest may have its role already. The data key of that attempt is reused, because
+    the guest has encrypted the credentials with it.
     """
-    assert box.secure is not None  # noqa: S101 - the role comes from there
+    assert box.secure is not None  # noqa: S101 - `answers.role` is one of its roles
     if not machine.data_key.exists():
         write_atomic(machine.data_key, secrets.token_hex(32) + "\n", mode=0o600)
     files = sealing.files(box.secure, answers.role) | {
@@ -115,27 +122,42 @@ def _take_role(machine: Machine, box: Box, answers: Answers) -> Sealed:
         answer = guest.run(f"{SUDO}{SECURE}", timeout_s=TIMEOUT_S, stdin=_tar(files))
     if answer.code in (0, ALREADY):
         return _taken(machine, answers, answer.stdout if answer.code == ALREADY else "")
-    said = tail(answer.stderr, 3).removeprefix("secure: ")
-    if answer.code == 127 or (answer.code == 1 and "command not found" in said):
-        hint = f"`kimbox destroy {machine.name}` and `kimbox up` make it anew"
-        raise GuestError(f"{machine.name} was made by a kimbox that knew nothing of roles", hint=hint)
-    what = "was refused" if answer.code == REFUSED else "could not take its role"
-    raise GuestError(f"{machine.name} {what}: {said}", hint="the box is as it was; nothing was kept of the answers")
+    output = tail(answer.stderr, 3).removeprefix("secure: ")
+    if answer.code == 127 or (answer.code == 1 and "command not found" in output):
+        raise GuestError(
+            f"cannot secure {machine.name}: it was made by an older kimbox that has no roles",
+            code="box-outdated",
+            hint=f"`kimbox destroy {machine.name}` and `kimbox up {machine.name}` make the box again",
+            fields={"name": machine.name},
+        )
+    is_refusal = answer.code == REFUSED
+    what = "its gateway refused" if is_refusal else "the guest could not take the role"
+    raise GuestError(
+        f"cannot secure {machine.name}: {what}: {output}",
+        code="credentials-refused" if is_refusal else "guest-failed",
+        hint="the box did not change, and the answers were not stored",
+        fields={"name": machine.name, "site": answers.site, "exit_status": str(answer.code)},
+    )
 
 
 def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
-    """The role of the guest: from these answers, or from those of an earlier attempt (its answers.env), which win."""
+    """The role of the guest. `earlier` is the answers.env of an earlier attempt, which stays valid; empty if none."""
     try:
-        told = parse_assignments(earlier.encode()[:MAX_ANSWERS_BYTES])
+        reported = parse_assignments(earlier.encode()[:MAX_ANSWERS_BYTES])
     except ValueError as error:
-        raise GuestError(f"{machine.name} says that it has taken a role, and not which: {error}") from None
-    names = ("KIMBOX_ROLE", "KIMBOX_SITE", "KIMBOX_USERNAME")
-    role, site, user = (printable(told.get(name, ""))[:300] for name in names)
+        raise GuestError(
+            f"{machine.name} has a role, but did not report it in a valid form: {error}",
+            code="unexpected-output",
+            hint=f"`kimbox secure --unseal {machine.name}` removes the role",
+            fields={"name": machine.name},
+        ) from None
+    keys = ("KIMBOX_ROLE", "KIMBOX_SITE", "KIMBOX_USERNAME")
+    role, site, user = (printable(reported.get(key, ""))[:MAX_ANSWER_CHARACTERS] for key in keys)
     if not role or not site or (role, site, user) == (answers.role.name, answers.site, answers.username):
         return Sealed(answers.role.name, answers.site)
     log.warn(
-        f"{machine.name} has taken its role in an earlier try, as {role} of {site} for {user}: these answers hold; "
-        f"`kimbox secure --unseal {machine.name}` undoes it"
+        f"{machine.name} took its role in an earlier attempt, with other answers: it is {role} of {site} for {user}; "
+        f"`kimbox secure --unseal {machine.name}` removes this role"
     )
     return Sealed(role, site)
 
@@ -143,12 +165,18 @@ def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
 def rotate(request: UpRequest, username: str, secret: Secret) -> None:
     """Restarts a sealed box, which then gets new credentials from its gateway, or hashes the new password.
 
-    Raises GuestError where that failed: the box keeps its former credentials.
+    Raises StateError if the box is not sealed, GuestError if the box could not get new credentials. It keeps its
+    former credentials then.
     """
     machine = machine_of(request.project.name)
     check_owner(machine, request.project)
     if not machine.record().sealed:
-        raise StateError(f"{machine.name} is not sealed: it has no credentials", hint="`kimbox secure` gives it some")
+        raise StateError(
+            f"{machine.name} is not sealed, so it has no credentials",
+            code="wrong-state",
+            hint=f"`kimbox secure {machine.name}` seals it",
+            fields={"verb": "secure", "name": machine.name},
+        )
     stop.halt(machine)
     files = {
         "answers.env": sealing.username(username), "nonce": secrets.token_bytes(16), secret.kind: secret.data
@@ -158,22 +186,32 @@ def rotate(request: UpRequest, username: str, secret: Secret) -> None:
         starting.up(request)
     finally:
         machine.rotate_file.unlink(missing_ok=True)
-    told = next((event for event in reversed(machine.boot_events()) if event.name == "rotated"), None)
-    if told is None or told.text("status") != "done":
-        reason = told.text("reason")[:500] if told else "the box has not said why"
-        raise GuestError(f"{machine.name} keeps the credentials that it had: {reason}")
+    event = next((event for event in reversed(machine.boot_events()) if event.name == "rotated"), None)
+    if event is None or event.text("status") != "done":
+        reason = event.text("reason")[:MAX_REASON_CHARACTERS] if event else "the guest reported no reason"
+        raise GuestError(
+            f"{machine.name} keeps its former credentials: {reason}",
+            code="credentials-refused",
+            fields={"name": machine.name, "reason": reason},
+        )
 
 
 def unseal(request: UpRequest) -> None:
-    """Opens a sealed box: removes its data key first, then boots maintain mode, where the guest removes the rest.
+    """Opens a sealed box: removes its data key, then boots maintain mode, where the guest removes the other secrets.
 
-    It may be repeated until it has succeeded. Raises StateError if the box was never sealed.
+    A caller may repeat it until it succeeds. Raises StateError if the box was never sealed, GuestError if the guest
+    does not report that it is open.
     """
     machine = machine_of(request.project.name)
     with machine.locked():
         check_owner(machine, request.project)
         if not machine.record().sealed and not machine.unseal_mark.exists():
-            raise StateError(f"{machine.name} is not sealed", hint=f"it is open: `kimbox ssh {machine.name}`")
+            raise StateError(
+                f"{machine.name} is not sealed",
+                code="wrong-state",
+                hint=f"it is open: `kimbox ssh {machine.name}`",
+                fields={"verb": "secure", "name": machine.name},
+            )
         write_atomic(machine.unseal_mark, "")
         machine.data_key.unlink(missing_ok=True)
     stop.halt(machine)
@@ -181,14 +219,18 @@ def unseal(request: UpRequest) -> None:
     with machine.locked():
         if all(event.name != "unsealed" for event in machine.boot_events()):
             raise GuestError(
-                f"{machine.name} has not said that it is open", hint="see `kimbox logs --serial`; try again"
+                f"{machine.name} did not report that it is open",
+                code="guest-failed",
+                hint=f"`kimbox logs --serial {machine.name}` shows its console; then run "
+                f"`kimbox secure --unseal {machine.name}` again",
+                fields={"name": machine.name, "missing_event": "unsealed"},
             )
         machine.write_record(attrs.evolve(machine.record(), sealed=None))
         machine.unseal_mark.unlink()
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
-    """The files as a tar archive; only root may read them."""
+    """The files as a tar archive, with permissions for root only."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in files.items():
