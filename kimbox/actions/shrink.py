@@ -1,4 +1,4 @@
-"""Brings the disk of a halted machine to the size of what is in it. Needs neither a guest nor root."""
+"""Reduces the disk of a halted machine to the data that it contains. Needs no guest and no root."""
 
 from __future__ import annotations
 
@@ -24,61 +24,68 @@ from kimbox.machine.state import State
 from kimbox.run import run
 from kimbox.spec.model import BootMode
 
-#: Between two words on how far it has come, in seconds.
+#: Interval between two progress lines, in seconds.
 REPORT_S = 2.0
 
 
 @attrs.frozen
 class Shrunk:
-    """What came of it: the space that the disk took and takes, in bytes of the host's file system."""
+    """The result of `shrink`: the space that the disk took and takes, in bytes of the host's file system."""
 
     before_bytes: int
     after_bytes: int
-    #: Whether the snapshot of root was emptied with it.
+    #: Whether the content of the snapshot of root was discarded.
     dropped: bool
-    #: What had to be kept whole, and why.
+    #: Volumes that were copied with their free space, and why.
     notes: tuple[str, ...]
 
 
 def shrink(machine: Machine, boot: BootMode | None, *, drop: bool = False, dry_run: bool = False) -> Shrunk:
-    """Replaces the disk by one with all that is in use and no more, in one rename, if that one is smaller.
+    """Replaces the disk by a copy of the data that is in use, in one rename, if the copy is smaller.
 
-    The snapshot is kept unless `drop` is set or the next boot would empty it anyway: the spec's mode, `boot` (None: not
-    known), and the disk's own both say resnap. Raises StateError for a box that is not shut down or has snapshots of
-    its whole disk, ImageError where the disk is damaged; the disk is untouched then.
+    The snapshot is kept unless `drop` is set or the next boot replaces it: if the mode of the spec, `boot` (None: not
+    known), and the mode on the disk are both resnap. `dry_run`: the disk is not replaced.
+
+    On an error the disk does not change. Raises StateError if the box is not shut down or has snapshots of its whole
+    disk, ImageError if the disk is damaged.
     """
     with machine.locked():
         _check(machine)
-        image = images.find(machine.record().image)
+        key = machine.record().image
+        image = images.find(key)
         if image is None:
-            raise ImageError(f"the image that {machine.name} was made from is not in the store")
+            raise ImageError(
+                f"cannot shrink {machine.name}: the image that it was made from is not in the store ({key[:12]})",
+                code="image-not-found",
+                fields={"name": machine.name, "image": key},
+            )
         _check_disk(machine, image.disk)
         drop = drop or (boot is BootMode.RESNAP and _boots_resnap(machine))
-        machine.new_disk.unlink(missing_ok=True)  # of one that was interrupted
-        before = _size_bytes(machine.disk)
+        machine.new_disk.unlink(missing_ok=True)  # an interrupted `shrink` leaves it
+        before_bytes = _size_bytes(machine.disk)
         try:
             with log.step(f"shrinking {machine.name}"):
-                found = slim.overlay(
+                overlay = slim.overlay(
                     machine.disk, image.disk, image.format, machine.new_disk, drop_snapshots=drop, on_bytes=reporter()
                 )
-            after = _size_bytes(machine.new_disk)
-            if after < before and not dry_run:
+            after_bytes = _size_bytes(machine.new_disk)
+            if after_bytes < before_bytes and not dry_run:
                 machine.new_disk.replace(machine.disk)
                 sync_folder(machine.folder)
         finally:
             machine.new_disk.unlink(missing_ok=True)
-    return Shrunk(before, min(before, after), drop, found.notes)
+    return Shrunk(before_bytes, min(before_bytes, after_bytes), drop, overlay.notes)
 
 
 def reporter() -> Callable[[int], None]:
-    """Tells from time to time how far a disk is done."""
-    told = time.monotonic()
+    """Returns a function that takes the number of bytes done, and logs it at most every REPORT_S seconds."""
+    reported_at_s = time.monotonic()
 
-    def report(done: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= REPORT_S:
-            told = time.monotonic()
-            log.now(f"{size_words(done)} of the disk")
+    def report(done_bytes: int) -> None:
+        nonlocal reported_at_s
+        if time.monotonic() - reported_at_s >= REPORT_S:
+            reported_at_s = time.monotonic()
+            log.now(f"{size_words(done_bytes)} of the disk")
 
     return report
 
@@ -89,31 +96,42 @@ def _check(machine: Machine) -> None:
     registry.need_own_disk(machine, "shrink")
     now = state(machine)
     if now is State.SUSPENDED:
-        hint = f"`kimbox resume {machine.name}`, then `kimbox halt {machine.name}`"
+        hint = f"shut it down with `kimbox resume {machine.name}` and `kimbox halt {machine.name}`"
     elif now.running:
-        hint = f"`kimbox halt {machine.name}`"
+        hint = f"`kimbox halt {machine.name}` shuts it down"
     else:
         return
-    raise StateError(f"cannot shrink {machine.name}: the box is {now}", hint=hint)
+    raise StateError(
+        f"cannot shrink {machine.name}: it is {now}",
+        code="wrong-state",
+        hint=hint,
+        fields={"verb": "shrink", "name": machine.name, "state": str(now)},
+    )
 
 
 def _check_disk(machine: Machine, image: Path) -> None:
-    """Raises StateError if the disk is not simply an overlay on the image."""
-    told: dict[str, Any] = json.loads(
+    """Raises StateError if the disk has snapshots, or is not an overlay on the image."""
+    disk_info: dict[str, Any] = json.loads(
         run(["qemu-img", "info", "--output=json", "-f", "qcow2", machine.disk], timeout_s=60).stdout
     )
     if names := registry.of(machine).disk_snapshots():
         raise StateError(
             f"cannot shrink {machine.name}: its disk has snapshots, which would be lost: {', '.join(names):.200}",
-            hint=f"`kimbox snapshot delete NAME {machine.name}` removes one; they hold the space, too",
+            code="has-snapshots",
+            hint=f"`kimbox snapshot delete {names[0]} {machine.name}` removes one of them",
+            fields={"verb": "shrink", "name": machine.name, "snapshots": " ".join(names)},
         )
-    below = told.get("full-backing-filename")
-    if below is None or Path(below).resolve() != image.resolve():
-        raise StateError(f"cannot shrink {machine.name}: its disk does not lie on the image that it was made from")
+    backing_file = disk_info.get("full-backing-filename")
+    if backing_file is None or Path(backing_file).resolve() != image.resolve():
+        raise StateError(
+            f"cannot shrink {machine.name}: the backing file of its disk is not the image that it was made from",
+            code="wrong-state",
+            fields={"verb": "shrink", "name": machine.name, "backing_file": str(backing_file)},
+        )
 
 
 def _boots_resnap(machine: Machine) -> bool:
-    """Whether the disk itself says that its next boot makes the snapshot anew."""
+    """Whether the boot mode on the disk is resnap, so that the next boot replaces the snapshot."""
     with contextlib.suppress(bootmode.NoEnvironment):
         saved, once = bootmode.read_entries(machine)
         return (once or saved) == BootMode.RESNAP

@@ -1,9 +1,9 @@
-"""Writes a folder from which Vagrant makes boxes. Where the folder is used, kimbox need not be installed.
+"""Writes a folder from which Vagrant makes boxes. The host that uses the folder does not need kimbox.
 
 Vagrantfile       one machine for each box
-deliver           what provisions a box, from the image's own provisioner
+deliver           the script that provisions a box; it starts the provisioner of the image
 NAME.tar          for each box the manifest and its commits as bundles, in the format that kimbox sends
-NAME.box          the image; the Vagrantfile looks for it there unless `--box` names another place
+NAME.box          the image, unless `--box` names another location; it is not written here
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths
-from kimbox.errors import SpecError, UsageError
+from kimbox.errors import Problem, SpecError, UsageError
 from kimbox.files import read_bounded, write_atomic
 from kimbox.guest.delivery import Payload, write_tar
 from kimbox.lock.git.mirror import write_bundle
@@ -28,40 +28,44 @@ from kimbox.render.vagrantfile import Delivery, VagrantMachine, box_name, is_url
 VAGRANTFILE = "Vagrantfile"
 DELIVER = "deliver"
 
-#: The plain text before a bundle's pack ends here (gitformat-bundle(5)).
+#: Ends the header of a bundle, which is text; the pack follows (gitformat-bundle(5)).
 BUNDLE_HEAD_END = b"\n\n"
-BUNDLE_HEAD_BYTES = 64 << 10
+#: Maximum size of the header of a bundle.
+MAX_BUNDLE_HEAD_BYTES = 64 << 10
 
 
 @attrs.frozen
 class ExportRequest:
-    """A box to be rendered, and where Vagrant finds its image."""
+    """A box to be rendered, and the location of its image."""
 
     project: Project
-    #: Path or URL of the image; None for NAME.box in the folder.
+    #: Path or URL of the image; None for NAME.box in the folder of the Vagrantfile.
     location: str | None = None
-    #: `sha256:` and 64 hex digits, which Vagrant checks the image against.
+    #: `sha256:` and 64 hex digits: Vagrant rejects an image with another digest. None for no check.
     digest: str | None = None
 
 
 def render(requests: Sequence[ExportRequest], folder: Path) -> list[Path]:
-    """Writes the files of these boxes to `folder`; returns those that were made or changed.
+    """Writes the files of these boxes to `folder`; returns the files that were created or changed.
 
-    Where a box has no lock yet it is made. Raises UsageError if two of the boxes have one name.
+    A missing lock is made. Raises UsageError if two of the boxes have the same name.
     """
     return _render(requests, folder, check=False)
 
 
 def check(requests: Sequence[ExportRequest], folder: Path) -> None:
-    """Raises SpecError, naming each file in `folder` that `render` would write; writes nothing, contacts no server."""
+    """Raises SpecError with each file in `folder` that `render` would write. Writes nothing, contacts no server."""
     _render(requests, folder, check=True)
 
 
 def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> list[Path]:
     names = [request.project.name for request in requests]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(
-            f"two of the boxes are named {twice[0]}", hint="each machine of a Vagrantfile has its own name"
+            f"two of the boxes are named {duplicates[0]}, and a Vagrantfile cannot have two machines of one name",
+            code="usage",
+            hint="change `name` in one of the specs",
+            fields={"name": duplicates[0]},
         )
     with tempfile.TemporaryDirectory(prefix="kimbox-render-") as temporary:
         new = Path(temporary)
@@ -70,9 +74,11 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
         (new / DELIVER).write_bytes(read_bounded(paths.provisioners_dir() / "provision" / DELIVER))
         stale = [file for file in sorted(new.iterdir()) if not _is_same(file, folder / file.name)]
         if check and stale:
-            hint = "`kimbox render` brings it up to date"
-            faults = [SpecError.at(folder / file.name, _fault(folder / file.name)).problems[0] for file in stale]
-            raise SpecError(faults, hint=hint)
+            raise SpecError(
+                [_problem(folder / file.name) for file in stale],
+                code="render-outdated",
+                hint="`kimbox render` updates the folder",
+            )
         for file in stale:
             folder.mkdir(parents=True, exist_ok=True)
             mode = 0o755 if file.name == DELIVER else 0o644
@@ -80,8 +86,10 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
     return [folder / file.name for file in stale]
 
 
-def _fault(file: Path) -> str:
-    return "it is not what the spec and its lock render" if file.exists() else "it is not there"
+def _problem(file: Path) -> Problem:
+    """The problem of a file that `render` would write."""
+    what = "this file differs from what the spec and its lock give" if file.exists() else "this file is missing"
+    return Problem(str(file), 1, 1, what, code="render-outdated")
 
 
 def _machine(request: ExportRequest, new: Path, *, frozen: bool) -> VagrantMachine:
@@ -101,7 +109,7 @@ def _machine(request: ExportRequest, new: Path, *, frozen: bool) -> VagrantMachi
 
 
 def _write_archive(payload: Payload, target: Path) -> None:
-    """Writes what the guest's `receive` takes."""
+    """Writes the archive that the guest's `receive` reads."""
     with tempfile.TemporaryDirectory(prefix="kimbox-bundles-") as folder:
         bundles = []
         for parcel in payload.parcels:
@@ -112,8 +120,8 @@ def _write_archive(payload: Payload, target: Path) -> None:
 
 
 def _is_same(new: Path, old: Path) -> bool:
-    """Whether a file has the content that would be written. Of a bundle only the head is compared: git versions differ
-    in how they pack.
+    """Whether two files have the same content. Of a bundle only the header is compared, because another version of git
+    may write other bytes for the same commits.
     """
     if not old.is_file():
         return False
@@ -124,18 +132,18 @@ def _is_same(new: Path, old: Path) -> bool:
 
 def _content(archive: Path) -> dict[str, tuple[int, bytes]] | None:
     """Names, modes and contents of an archive's members; None if it is not a tar archive."""
-    found = {}
+    contents = {}
     try:
         with tarfile.open(archive, "r:") as members:
             for member in members:
                 data = members.extractfile(member) if member.isfile() else None
                 is_bundle = member.name.endswith(".bundle")
-                content = data.read(BUNDLE_HEAD_BYTES if is_bundle else member.size) if data else b""
+                content = data.read(MAX_BUNDLE_HEAD_BYTES if is_bundle else member.size) if data else b""
                 head, _, _ = content.partition(BUNDLE_HEAD_END)
-                found[member.name] = (member.mode, head if is_bundle else content)
+                contents[member.name] = (member.mode, head if is_bundle else content)
     except (tarfile.TarError, EOFError):
         return None
-    return found
+    return contents
 
 
 def checked_location(location: str | None, folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Builds an image again from its spec and lock, and compares byte for byte."""
+"""Builds an image a second time from its spec and lock, and compares the two byte by byte."""
 
 from __future__ import annotations
 
@@ -21,55 +21,64 @@ from kimbox.log import log
 from kimbox.spec.model import Box, PackageImage
 
 #: Prefix of the name of the workspace in which the image is built a second time.
-AGAIN = "verify-"
+WORKSPACE_PREFIX = "verify-"
 
 
 @attrs.frozen
 class Verified:
-    """What came of a second build: both sha256 hex digests of the whole disk, and where they differ."""
+    """The result of `verify`: the sha256 hex digests of both disks, and where the disks differ."""
 
     key: str
     stored_sha256: str
     built_sha256: str
     differences: tuple[Difference, ...]
+    #: Duration of the second build.
     build_s: float
 
 
 def verify(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool = False) -> Verified:
-    """Builds the image of a box once more, beside the one in the store, and removes it afterwards.
+    """Builds the image of a box a second time, beside the one in the store, compares both, and removes the second.
 
-    `packages`: those of its lock, or the recipe that was made from them.
-    Raises ImageError if the image is not built here, is not in the store, or cannot be built again.
+    `packages`: the packages of the box's lock, or the recipe that was made from them. `offline`: no server is
+    contacted. Raises ImageError if the image is not built by kimbox or not in the store, or if the second build fails.
     """
     image = box.image
     if not isinstance(image, PackageImage):
         raise ImageError(
-            f"the image of {box.name} comes from elsewhere: there is nothing to build",
-            hint="its digest is in the spec, and is checked before the image is used",
+            f"cannot verify {box.name}: kimbox does not build its image from packages",
+            code="image-not-built-here",
+            hint="kimbox compares the digest of such an image with the spec when it adds the image to the store",
+            fields={"name": box.name},
         )
     recipe = obtain.recipe_of(box, packages)
     with lease.shared(recipe.key):
         stored = images.find(recipe.key)
         if stored is None:
-            raise ImageError(f"the image {recipe.key[:12]} is not in the store", hint="`kimbox build` makes it")
+            raise ImageError(
+                f"the image {recipe.key[:12]} of {box.name} is not in the store",
+                code="image-not-found",
+                hint="`kimbox build` builds it",
+                fields={"name": box.name, "image": recipe.key},
+            )
         namespace.check()
         cache.ensure(image, recipe.locked, offline=offline)
-        with images.workspace(AGAIN + recipe.key, busy="another kimbox is verifying this image") as work:
+        busy = "another kimbox process is verifying this image"
+        with images.workspace(WORKSPACE_PREFIX + recipe.key, busy=busy) as work:
             (work / images.DONE).mkdir()
             started = time.monotonic()
             builder.build(recipe, work)
             build_s = time.monotonic() - started
-            with log.step("comparing"):
+            with log.step("comparing the images"):
                 return _compared(recipe, stored.disk, work / images.DONE / images.DISKS["raw"], build_s)
 
 
 def _compared(recipe: Recipe, stored: Path, built: Path, build_s: float) -> Verified:
-    """Compares two disks of one recipe."""
+    """The result of a comparison of two disks of one recipe."""
 
     def report(done_bytes: int) -> None:
         log.now(f"{size_words(done_bytes)} of {size_words(recipe.layout.size_bytes)}")
 
-    found = compare.compare(stored, built, recipe.layout, on_bytes=report)
+    differences = compare.compare(stored, built, recipe.layout, on_bytes=report)
     stored_sha256 = compare.sha256_disk(stored, on_bytes=report)
-    built_sha256 = compare.sha256_disk(built, on_bytes=report) if found else stored_sha256
-    return Verified(recipe.key, stored_sha256, built_sha256, tuple(found), round(build_s, 1))
+    built_sha256 = compare.sha256_disk(built, on_bytes=report) if differences else stored_sha256
+    return Verified(recipe.key, stored_sha256, built_sha256, tuple(differences), round(build_s, 1))

@@ -164,8 +164,11 @@ def test_check_tells_what_would_change(kimbox: Kimbox, work: Path) -> None:
     (work / "vagrant/deliver").unlink()
     code, _, err = kimbox("render", "--check", "director.yaml")
     assert 3 == code
-    assert "vagrant/Vagrantfile:1:1: it is not what the spec and its lock render" in err
-    assert "vagrant/deliver:1:1: it is not there" in err
+    assert "vagrant/Vagrantfile:1:1: this file differs from what the spec and its lock give" in err
+    assert "vagrant/deliver:1:1: this file is missing" in err
+    code, out, _ = kimbox("--json", "render", "--check", "director.yaml")
+    told = clirun.error(out, "render")
+    assert (3, "render-outdated") == (code, told["code"])
     assert "director.tar" not in err
     kimbox("render", "director.yaml")
     assert before == files_of(work / "vagrant")
@@ -196,8 +199,10 @@ def test_a_bundle_that_another_git_packed_is_the_same(kimbox: Kimbox, work: Path
 def test_two_boxes_of_one_name_are_refused(kimbox: Kimbox, work: Path) -> None:
     """A Vagrantfile cannot have two machines of one name."""
     (work / "worker.yaml").write_text(SPEC.format(name="director"))
-    code, _, err = kimbox("render", "director.yaml", "worker.yaml")
-    assert (2, True) == (code, "two of the boxes are named director" in err)
+    code, out, _ = kimbox("--json", "render", "director.yaml", "worker.yaml")
+    told = clirun.error(out, "render")
+    assert (2, "usage", {"name": "director"}) == (code, told["code"], told["fields"])
+    assert "two of the boxes are named director" in told["message"]
 
 
 def test_vagrant_accepts_what_was_rendered(kimbox: Kimbox, work: Path, tmp_path: Path) -> None:

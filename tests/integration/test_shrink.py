@@ -101,11 +101,13 @@ def test_a_box_that_is_not_shut_down_is_left_alone(kimbox: Kimbox, machine: Mach
     """It says which verb comes first."""
     with running(machine):
         code, out, _ = kimbox("--json", "shrink", "tiny")
-    assert (5, "`kimbox halt tiny`") == (code, error(out, "shrink")["hint"])
+    told = error(out, "shrink")
+    assert (5, "wrong-state", "`kimbox halt tiny` shuts it down") == (code, told["code"], told["hint"])
     machine.write_record(attrs.evolve(machine.record(), ended=Ended.SUSPENDED))
     code, out, _ = kimbox("--json", "shrink", "tiny")
-    assert 5 == code
-    assert "suspended" in error(out, "shrink")["message"]
+    told = error(out, "shrink")
+    assert (5, "wrong-state", "suspended") == (code, told["code"], told["fields"]["state"])
+    assert "`kimbox resume tiny` and `kimbox halt tiny`" in told["hint"]
     assert 5 == kimbox("shrink", "nobody")[0]
 
 
@@ -113,8 +115,8 @@ def test_snapshots_of_the_disk_are_not_lost(kimbox: Kimbox, machine: Machine) ->
     """They lie in the file that would be replaced."""
     run(["qemu-img", "snapshot", "-c", disk.snapshot_tag("mine"), machine.disk])
     code, out, _ = kimbox("--json", "shrink", "tiny")
-    assert 5 == code
-    assert error(out, "shrink")["message"].endswith("would be lost: mine")
+    told = error(out, "shrink")
+    assert (5, "has-snapshots", "mine") == (code, told["code"], told["fields"]["snapshots"])
 
 
 def test_a_damaged_disk_is_left_as_it_is(kimbox: Kimbox, machine: Machine) -> None:
