@@ -79,6 +79,7 @@ CODES: dict[str, str] = {
     "interrupted": "Interrupted by the user, with Ctrl-C.",
     "layer-cycle": "A layer of a spec includes itself.",
     "lock-disagrees": "The lock does not fit the spec; `kimbox lock` writes a new one.",
+    "lock-not-found": "A box has no lock; `kimbox lock` writes one.",
     "lock-unknown": "The lock that a machine runs is not known; `kimbox provision` sends its current lock.",
     "login-refused": "A guest does not accept the ssh key of the box.",
     "maintain-mode": "The box runs in maintain mode, which does not allow the command.",

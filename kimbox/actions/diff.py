@@ -142,8 +142,8 @@ def of_spec(project: Project) -> Side:
     if not path.exists():
         raise SpecError.at(
             path,
-            "the lock is missing",
-            code="file-not-found",
+            "lock not found",
+            code="lock-not-found",
             hint="`kimbox lock` writes it",
             fields={"path": str(path)},
         )

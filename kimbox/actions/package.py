@@ -259,10 +259,10 @@ def _refuse_sealed(machine: Machine) -> None:
         raise StateError(
             f"cannot package {machine.name}: it is sealed as {sealed.role} of {sealed.site}, and the package would "
             "contain what programs in it changed and stored",
-            code="wrong-state",
+            code="box-sealed",
             hint=f"with --image kimbox packages the image that it was made from; `kimbox secure {machine.name} "
             "--unseal` opens the box",
-            fields={"verb": "package", "name": machine.name, "state": str(State.SEALED)},
+            fields={"name": machine.name, "verb": "package", "role": sealed.role, "site": sealed.site},
         )
 
 

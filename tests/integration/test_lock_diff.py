@@ -1,4 +1,4 @@
-"""kimbox diff: between locks, between a lock and a box; and the log between two commits."""
+"""kimbox diff: between two locks, between a lock and a box; and the commits between two others."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ LOCK = Lock("d" * 64, "e" * 64, {"setup": SETUP, "code": CODE})
 
 
 def test_equal_locks_do_not_differ() -> None:
-    """Neither in words nor in JSON."""
-    found = diff(LOCK, LOCK)
-    assert not found
+    """The text is empty, and the JSON has no difference."""
+    lock_diff = diff(LOCK, LOCK)
+    assert not lock_diff
     none: dict[str, object] = {"added": {}, "removed": {}, "moved": {}}
-    assert [] == as_text(found, {})
-    assert {"spec": None, "image": None, "repositories": {}, "packages": none} == as_json(found, {})
+    assert [] == as_text(lock_diff, {})
+    assert {"spec": None, "image": None, "repositories": {}, "packages": none} == as_json(lock_diff, {})
 
 
-def test_packages_are_told_by_name() -> None:
-    """Added, removed, moved; another build of one version is a move."""
+def test_packages_that_differ_are_named() -> None:
+    """Added, removed and moved packages. Another build of the same version is a move."""
 
     def lock(**versions: tuple[str, str]) -> Lock:
         named = {name: LockedPackage.parse(f"{text} all {digest * 64}") for name, (text, digest) in versions.items()}
@@ -61,24 +61,24 @@ def test_packages_are_told_by_name() -> None:
         "package moved: 1.0 -> 1.1",
         "package rebuilt: 5 -> 5 (another build of it)",
     ] == as_text(diff(old, new), {})
-    told = as_json(diff(old, new), {})["packages"]
-    assert ({"came": "7~rc1"}, {"gone": "1"}) == (told["added"], told["removed"])
-    assert [f"1.0 all {'a' * 64}", f"1.1 all {'b' * 64}"] == told["moved"]["moved"]
+    changes = as_json(diff(old, new), {})["packages"]
+    assert ({"came": "7~rc1"}, {"gone": "1"}) == (changes["added"], changes["removed"])
+    assert [f"1.0 all {'a' * 64}", f"1.1 all {'b' * 64}"] == changes["moved"]["moved"]
 
 
-def test_every_kind_of_change_is_told() -> None:
-    """Spec, image, added, removed, moved, another url and ref; setup first."""
+def test_every_kind_of_change_is_listed() -> None:
+    """Spec, image; repositories that were added, removed or moved, or have another URL or ref. setup is first."""
     moved = attrs.evolve(CODE, commit=B, tree=A)
     other = attrs.evolve(CODE, url="https://y.org/code", ref="v2")
     old = attrs.evolve(LOCK, repositories={"setup": SETUP, "code": CODE, "gone": CODE, "same": CODE, "z": CODE})
     repositories = {"setup": attrs.evolve(SETUP, commit=B), "code": moved, "new": CODE, "same": CODE, "z": other}
-    found = diff(old, Lock("f" * 64, None, repositories))
-    assert (Change("d" * 64, "f" * 64), Change("e" * 64, None)) == (found.spec, found.image)
-    kinds = {change.name: change.kind for change in found.repositories}
+    lock_diff = diff(old, Lock("f" * 64, None, repositories))
+    assert (Change("d" * 64, "f" * 64), Change("e" * 64, None)) == (lock_diff.spec, lock_diff.image)
+    kinds = {change.name: change.kind for change in lock_diff.repositories}
     assert {
         "setup": Kind.MOVED, "code": Kind.MOVED, "gone": Kind.REMOVED, "new": Kind.ADDED, "z": Kind.MOVED
     } == kinds  # fmt: skip
-    assert "setup" == found.repositories[0].name
+    assert "setup" == lock_diff.repositories[0].name
     between = Between(("b1 came",), ("a1 went",), 3, 1)
     assert [
         "spec: dddddddddddd -> ffffffffffff",
@@ -92,13 +92,14 @@ def test_every_kind_of_change_is_told() -> None:
         "new: added, https://x.org/code.git main at aaaaaaaaaaaa",
         "z: url https://x.org/code.git -> https://y.org/code",
         "z: ref main -> v2",
-    ] == as_text(found, {"code": between})
-    told = as_json(found, {"code": between})["repositories"]["code"]
-    assert ("moved", A, B, 2) == (told["kind"], told["old"]["commit"], told["new"]["commit"], told["log"]["left_out"])
+    ] == as_text(lock_diff, {"code": between})
+    change = as_json(lock_diff, {"code": between})["repositories"]["code"]
+    commits = (change["old"]["commit"], change["new"]["commit"])
+    assert ("moved", (A, B), 2) == (change["kind"], commits, change["log"]["left_out"])
 
 
 def test_the_log_between_two_commits(tmp_path: Path, world: Path) -> None:
-    """Forwards, backwards and aside; a stranger's words do not steer a terminal, and there are never too many."""
+    """Forwards, backwards and on another branch. Control characters are replaced, and the number is limited."""
     source = tmp_path / "code"
     first = makebox.make_repository(source)
     second = makebox.commit(source, {"a": "two\n"})
@@ -125,7 +126,7 @@ def test_the_log_between_two_commits(tmp_path: Path, world: Path) -> None:
 
 
 def test_a_mirror_is_found_without_the_credentials_of_its_url(tmp_path: Path, world: Path) -> None:
-    """A lock names no user; the mirror was made with one."""
+    """The URL in a lock has no user name, the URL of the mirror has one."""
     source = tmp_path / "code.git"
     first = makebox.make_repository(source)
     second = makebox.commit(source, {"a": "two\n"})
@@ -133,14 +134,14 @@ def test_a_mirror_is_found_without_the_credentials_of_its_url(tmp_path: Path, wo
     near.resolve("main")
     far = Mirror.of(Repository("code", "ssh://git@host.invalid/x/code.git", False, "main", "/opt"))
     near.path.rename(far.path)
-    found = history.between("ssh://host.invalid/x/code.git", first, second)
-    assert found
-    assert 1 == found.came_count
+    commits = history.between("ssh://host.invalid/x/code.git", first, second)
+    assert commits
+    assert 1 == commits.came_count
 
 
 @pytest.fixture
 def locks(world: Path) -> tuple[Path, Path]:
-    """Two lock files, with a repository that moved by a commit which a mirror has."""
+    """Two lock files with a repository at two commits, which a mirror has."""
     first = makebox.make_repository(world / "code")
     second = makebox.commit(world / "code", {"a": "two\n"})
     code = Repository("code", f"file://{world}/code", False, "main", "/opt")
@@ -152,21 +153,21 @@ def locks(world: Path) -> tuple[Path, Path]:
 
 
 def test_two_files(kimbox: Kimbox, locks: tuple[Path, Path]) -> None:
-    """In words and in JSON; equal ones are called so. The exit status is 0."""
+    """As text and as JSON; equal files are reported as equal. The exit status is 0."""
     code, out, _ = kimbox("diff", "old.lock", str(locks[1]))
     assert 0 == code
     assert out.startswith("code: ")
     assert " work\n" in out
     assert (0, "old.lock and old.lock are equal\n") == kimbox("diff", "old.lock", "old.lock")[:2]
     code, out, _ = kimbox("diff", "--json", "old.lock", "new.lock")
-    told = clirun.result(out, "diff")
-    assert (True, "old.lock", None) == (told["differs"], told["old"], told["image"])
-    assert 1 == told["repositories"]["code"]["log"]["came_count"]
+    result = clirun.result(out, "diff")
+    assert (True, "old.lock", None) == (result["differs"], result["old"], result["image"])
+    assert 1 == result["repositories"]["code"]["log"]["came_count"]
     assert clirun.result(kimbox("diff", "old.lock", "old.lock", "--json")[1], "diff")["differs"] is False
 
 
 def test_a_revision_of_git(kimbox: Kimbox, locks: tuple[Path, Path], world: Path) -> None:
-    """The lock as a commit had it."""
+    """REV:PATH is the lock of that commit."""
     work = world / "work"
     makebox.git(work, "init", "-q")
     locks[0].rename(work / "kimbox.lock")
@@ -176,8 +177,8 @@ def test_a_revision_of_git(kimbox: Kimbox, locks: tuple[Path, Path], world: Path
     assert (0, True) == (code, " work\n" in out)
     for wrong in ("HEAD:missing.lock", "nosuch:kimbox.lock", "HEAD:"):
         code, out, _ = kimbox("--json", "diff", wrong, "kimbox.lock")
-        told = clirun.error(out, "diff")
-        assert (5, "file-not-found", wrong) == (code, told["code"], told["fields"]["path"])
+        error = clirun.error(out, "diff")
+        assert (5, "file-not-found", wrong) == (code, error["code"], error["fields"]["path"])
     code, _, err = kimbox("diff", "HEAD:x", "kimbox.lock")
     assert (3, True) == (code, "HEAD:x:1:1" in err)
 
@@ -190,8 +191,8 @@ def test_an_argument_that_is_not_found(kimbox: Kimbox, locks: tuple[Path, Path],
     """An argument that is no file and no box is an error that names it."""
     code, _, err = kimbox("diff", wrong, "new.lock")
     assert (5, True) == (code, wrong in err)
-    told = clirun.error(kimbox("--json", "diff", wrong, "new.lock")[1], "diff")
-    assert (error_code, wrong) == (told["code"], told["fields"]["name"])
+    error = clirun.error(kimbox("--json", "diff", wrong, "new.lock")[1], "diff")
+    assert (error_code, wrong) == (error["code"], error["fields"]["name"])
     assert 3 == kimbox("diff", "nosuch.lock", "new.lock")[0]
 
 
@@ -203,26 +204,26 @@ def provisioned(digest: str, lock: Lock) -> Machine:
     return machine
 
 
-def test_a_box_stands_for_what_it_runs(kimbox: Kimbox, locks: tuple[Path, Path], world: Path) -> None:
-    """By name; and without arguments it is the box of this folder against its lock."""
+def test_the_name_of_a_box_means_the_lock_that_it_runs(kimbox: Kimbox, locks: tuple[Path, Path], world: Path) -> None:
+    """Without arguments, the box of this folder is compared with the lock of its spec."""
     provisioned("1" * 64, read_lock(locks[0]))
     code, out, _ = kimbox("diff", "tiny", "new.lock")
     assert (0, True) == (code, " work\n" in out)
     spec = world / "work/kimbox.yaml"
     spec.write_text("kimbox: 1\nname: tiny\nbase: [_defaults/debian.yaml]\n")
     code, out_json, _ = kimbox("--json", "diff")
-    told = clirun.error(out_json, "diff")
-    assert (3, "file-not-found") == (code, told["code"])
-    assert ["kimbox.lock"] == [Path(problem["file"]).name for problem in told["problems"]]
+    error = clirun.error(out_json, "diff")
+    assert (3, "lock-not-found") == (code, error["code"])
+    assert ["kimbox.lock"] == [Path(problem["file"]).name for problem in error["problems"]]
     locks[1].rename(world / "work/kimbox.lock")
     assert out == kimbox("diff")[1]
     assert (0, "tiny" in out) == (kimbox("diff", "old.lock")[0], False)
 
 
-def test_a_box_that_answers_tells_what_it_has_by_itself(
+def test_the_packages_of_a_box_that_answers(
     kimbox: Kimbox, locks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packages that were installed, removed or moved in it; what is no line of dpkg's is passed over."""
+    """Packages that were installed, removed or moved in it are listed. Invalid lines of its answer are ignored."""
 
     @attrs.frozen
     class Guest:
@@ -253,9 +254,9 @@ def test_a_box_that_answers_tells_what_it_has_by_itself(
     monkeypatch.setattr(compare, "state", lambda _: State.READY)
     monkeypatch.setattr(compare, "reach", lambda _: None)
     monkeypatch.setattr(ssh, "Guest", Guest)
-    told = clirun.result(kimbox("diff", "tiny", "tiny", "--json")[1], "diff")
-    assert (told["differs"], told["installed"]["old"]) == (False, told["installed"]["new"])
-    assert told["installed"]["old"] == {
+    result = clirun.result(kimbox("diff", "tiny", "tiny", "--json")[1], "diff")
+    assert (result["differs"], result["installed"]["old"]) == (False, result["installed"]["new"])
+    assert result["installed"]["old"] == {
         "added": {"came": "7"}, "removed": {"gone": "1"}, "moved": {"moved": [f"1 all {'a' * 64}", "2 amd64 "]}
     }  # fmt: skip
     assert "the box tiny, by itself: package came: new, 7" in kimbox("diff", "tiny", "old.lock")[1]
@@ -263,8 +264,8 @@ def test_a_box_that_answers_tells_what_it_has_by_itself(
     assert clirun.result(kimbox("diff", "tiny", "old.lock", "--json")[1], "diff")["installed"]["old"] is None
 
 
-def test_the_image_of_a_box_is_that_it_was_made_from(locks: tuple[Path, Path]) -> None:
-    """Whatever the lock said that it was sent later."""
+def test_the_image_of_a_box_is_that_of_its_record(locks: tuple[Path, Path]) -> None:
+    """A lock that was sent to the box later may name another image."""
     machine = provisioned("1" * 64, attrs.evolve(LOCK, image="0" * 64))
     assert attrs.evolve(LOCK, image=makemachine.RECORD.image) == delivered_locks.lock_of(machine)
 

@@ -1,4 +1,4 @@
-"""kimbox render: read by Ruby and by Vagrant themselves, with real git behind it."""
+"""kimbox render: Ruby and Vagrant read the files, and real git writes the bundles."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ SUPPORT = Path(__file__).resolve().parents[1] / "support"
 #: Any text that a Vagrantfile may hold.
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t'\"\\#{}`"), min_size=1)
 
-#: What Ruby takes for somebody's home, unless it is told not to.
+#: Paths that Ruby's File.expand_path replaces by a home folder.
 HOMES = ("~", "~root", "~nobody we know", "~/x")
 
 pytestmark = pytest.mark.skipif(not run.which("ruby"), reason="there is no ruby here; script/bootstrap test brings it")
 
 
 def dump(*files: Path) -> list[list[Any]]:
-    """What Ruby finds in each of these Vagrantfiles: method and arguments of every call."""
+    """The calls that Ruby makes for each of these Vagrantfiles: method and arguments."""
     command = ["ruby", "-E", "UTF-8:UTF-8", SUPPORT / "vagrantfile.rb", *files]
     return list(json.loads(run.run(command, timeout_s=60).stdout))
 
 
 def value(calls: list[Any], path: str) -> Any:
-    """The first argument of the first call whose path ends so."""
+    """The first argument of the first call whose method ends with `path`."""
     return next(arguments[0] for called, arguments in calls if called.endswith(path))
 
 
 @settings(max_examples=20, deadline=None, phases=[Phase.generate])
 @given(st.lists(TEXTS, min_size=60, max_size=200))
 def test_ruby_reads_any_text_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    """Whatever is quoted, in whatever order, Ruby has it as it was."""
+    """Ruby reads every quoted text without a change."""
     file = tmp_path_factory.mktemp("literals") / "literals.rb"
     file.write_text("require 'json'\nputs JSON.generate([" + ",\n".join(map(ruby_literal, texts)) + "])\n", "utf-8")
     assert texts == json.loads(run.run(["ruby", "-E", "UTF-8:UTF-8", file]).stdout)
@@ -59,35 +59,35 @@ def test_ruby_reads_any_text_back(tmp_path_factory: pytest.TempPathFactory, text
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])
 @given(st.lists(TEXTS, min_size=40, max_size=80).map(lambda texts: [*HOMES, *texts]))
 def test_ruby_finds_the_values_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    """A Vagrantfile whose every text is hostile asks for what a tame one asks for, with those values."""
+    """A Vagrantfile with hostile texts makes the same calls as one with plain texts, with those values."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "key").write_text("private")
     (folder / "key.pub").write_text("ssh-ed25519 AAAA comment\n")
-    plain = makebox.make_box(folder)
+    template = makebox.make_box(folder)
     files = []
-    for number, text in enumerate(["tame", *texts]):
-        box = attrs.evolve(plain, name=text, scratch=Scratch(1 << 30, text), forwards=(Forward(80, None),))
+    for number, text in enumerate(["plain", *texts]):
+        box = attrs.evolve(template, name=text, scratch=Scratch(1 << 30, text), forwards=(Forward(80, None),))
         machine = VagrantMachine(box, text, "x.box", text, Delivery(text, text, "keep"))
         files.append(folder / f"{number}.Vagrantfile")
         files[-1].write_text(render_vagrantfile([machine], key="key", prefix=text), "utf-8")
-    tame, *hostile = dump(*files)
+    expected, *hostile = dump(*files)
     for text, calls in zip(texts, hostile, strict=True):
-        assert [path for path, _ in tame] == [path for path, _ in calls]
+        assert [path for path, _ in expected] == [path for path, _ in calls]
         assert text == value(calls, ".define") == value(calls, ".vm.box=") == value(calls, ".default_prefix=")
         if text in HOMES:
             delivery = next(arguments[1] for called, arguments in calls if called.endswith(".provision"))
             assert f"{folder}/{text}" == delivery["source"]
-        told = value(calls, ".sysinfo=")["oem strings"]
+        strings = value(calls, ".sysinfo=")["oem strings"]
         prefix = "io.systemd.credential:kimbox."
         assert [
             f"{prefix}hostname={text}",
             f"{prefix}authorized_key=ssh-ed25519 AAAA",
             f"{prefix}scratch={text}",
-        ] == told
+        ] == strings
 
 
 def test_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
-    """Vagrant reads where the image is as a URL."""
+    """Vagrant reads the location of the image as a URL, so the path is quoted."""
     folder = tmp_path / "100%41 it's"
     folder.mkdir()
     (folder / "key.pub").write_text("ssh-ed25519 AAAA comment\n")
@@ -97,8 +97,8 @@ def test_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
     assert f"file://{folder}/x.box" == urllib.parse.unquote(url)
 
 
-def test_a_box_leaves_the_key_to_what_was_rendered(tmp_path: Path) -> None:
-    """Vagrant puts the strings of a box before those of a project, and the guest takes the first key it is told."""
+def test_a_box_uses_the_key_of_the_rendered_vagrantfile(tmp_path: Path) -> None:
+    """Vagrant puts the strings of a box before those of a project, and the guest uses the first key that it gets."""
     for name in ("id_ed25519", "key"):
         (tmp_path / name).write_text("private")
         (tmp_path / f"{name}.pub").write_text(f"ssh-ed25519 {name}\n")
@@ -143,7 +143,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_rendering_again_changes_nothing(kimbox: Kimbox, work: Path) -> None:
-    """The files are the same bytes each time, elsewhere too; the second time nothing is written."""
+    """The bytes of the files are the same each time, and in another folder. The second time nothing is written."""
     code, out, err = kimbox("render", "director.yaml")
     assert (0, "wrote vagrant/Vagrantfile\nwrote vagrant/deliver\nwrote vagrant/director.tar\n") == (code, out), err
     first = files_of(work / "vagrant")
@@ -153,8 +153,8 @@ def test_rendering_again_changes_nothing(kimbox: Kimbox, work: Path) -> None:
     assert str(work).encode() not in b"".join(first.values())
 
 
-def test_check_tells_what_would_change(kimbox: Kimbox, work: Path) -> None:
-    """--check writes nothing, ends with 3 and names each file that a new rendering would change; 0 where none would."""
+def test_check_names_the_outdated_files(kimbox: Kimbox, work: Path) -> None:
+    """--check writes nothing. The exit status is 3 if `kimbox render` would change a file, otherwise 0."""
     assert 3 == kimbox("render", "--check", "director.yaml")[0]
     assert not (work / "vagrant").exists()
     kimbox("render", "director.yaml")
@@ -167,15 +167,14 @@ def test_check_tells_what_would_change(kimbox: Kimbox, work: Path) -> None:
     assert "vagrant/Vagrantfile:1:1: this file differs from what the spec and its lock give" in err
     assert "vagrant/deliver:1:1: this file is missing" in err
     code, out, _ = kimbox("--json", "render", "--check", "director.yaml")
-    told = clirun.error(out, "render")
-    assert (3, "render-outdated") == (code, told["code"])
+    assert (3, "render-outdated") == (code, clirun.error(out, "render")["code"])
     assert "director.tar" not in err
     kimbox("render", "director.yaml")
     assert before == files_of(work / "vagrant")
 
 
 def test_a_bundle_that_another_git_packed_is_the_same(kimbox: Kimbox, work: Path, tmp_path: Path) -> None:
-    """What git packs may differ in its bytes; the commits that a bundle holds may not."""
+    """The bytes of a pack may differ, the commits of a bundle may not."""
     kimbox("render", "director.yaml")
     archive = work / "vagrant/director.tar"
     with tarfile.open(archive) as members:
@@ -200,15 +199,15 @@ def test_two_boxes_of_one_name_are_refused(kimbox: Kimbox, work: Path) -> None:
     """A Vagrantfile cannot have two machines of one name."""
     (work / "worker.yaml").write_text(SPEC.format(name="director"))
     code, out, _ = kimbox("--json", "render", "director.yaml", "worker.yaml")
-    told = clirun.error(out, "render")
-    assert (2, "usage", {"name": "director"}) == (code, told["code"], told["fields"])
-    assert "two of the boxes are named director" in told["message"]
+    error = clirun.error(out, "render")
+    assert (2, "usage", {"name": "director"}) == (code, error["code"], error["fields"])
+    assert "two of the boxes are named director" in error["message"]
 
 
-def test_vagrant_accepts_what_was_rendered(kimbox: Kimbox, work: Path, tmp_path: Path) -> None:
+def test_vagrant_accepts_the_rendered_files(kimbox: Kimbox, work: Path, tmp_path: Path) -> None:
     """`vagrant validate` finds no fault in a Vagrantfile of two boxes, for libvirt or without a provider."""
     if not run.which("vagrant"):
-        pytest.skip("there is no vagrant here; script/bootstrap test brings it")
+        pytest.skip("vagrant is not installed; script/bootstrap test installs it")
     assert 0 == kimbox("render", "director.yaml", "worker.yaml")[0]
     env = {
         "VAGRANT_HOME": str(tmp_path / "home"),
@@ -222,18 +221,18 @@ def test_vagrant_accepts_what_was_rendered(kimbox: Kimbox, work: Path, tmp_path:
 
 
 def test_the_provider_for_virtualbox_knows_each_setting(kimbox: Kimbox, work: Path) -> None:
-    """Vagrant looks into that block only where there is VirtualBox: its own class says which settings there are."""
+    """Vagrant evaluates the block only on a host with VirtualBox, so the settings are read from its class."""
     (source,) = Path("/usr/share").glob(
         "rubygems-integration/all/gems/vagrant-*/plugins/providers/virtualbox/config.rb"
     )
-    knows = set(re.findall(r"^\s*(?:attr_accessor :|def )(\w+)", source.read_text(), re.MULTILINE))
+    known = set(re.findall(r"^\s*(?:attr_accessor :|def )(\w+)", source.read_text(), re.MULTILINE))
     assert 0 == kimbox("render", "director.yaml")[0]
-    asked = set(re.findall(r"^\s*virtualbox\.(\w+)", (work / "vagrant/Vagrantfile").read_text(), re.MULTILINE))
-    assert {"cpus", "memory", "customize"} <= asked <= knows
+    used = set(re.findall(r"^\s*virtualbox\.(\w+)", (work / "vagrant/Vagrantfile").read_text(), re.MULTILINE))
+    assert {"cpus", "memory", "customize"} <= used <= known
 
 
 def test_the_script_in_the_folder_is_the_shipped_one(kimbox: Kimbox, work: Path) -> None:
-    """What runs in the box comes from the provisioners, executable."""
+    """The script is the one of the provisioner, and it is executable."""
     kimbox("render", "director.yaml")
     shipped = paths.provisioners_dir() / "provision/deliver"
     assert shipped.read_bytes() == (work / "vagrant/deliver").read_bytes()

@@ -1,4 +1,4 @@
-"""`kimbox shrink` on real disks: what goes, what stays, what is refused, and what kill -9 leaves."""
+"""`kimbox shrink` on real disks: what it discards, keeps and refuses, and the result of kill -9."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IMAGE = "e" * 64
 
 @pytest.fixture
 def machine(world: Path) -> Machine:
-    """A halted box with a file, the remains of another, and a snapshot with one changed chunk."""
+    """A halted box with a file, the blocks of a removed file, and a snapshot with one changed chunk."""
     folder = paths.images_dir() / IMAGE
     folder.mkdir(parents=True)
     madedisk.make(folder / "disk.raw")
@@ -52,33 +52,33 @@ def machine(world: Path) -> Machine:
 
 
 def shown(machine: Machine, folder: Path) -> Path:
-    """What the machine's disk holds, as a raw disk."""
+    """The content of the machine's disk as a raw disk."""
     return madedisk.raw_of(machine.disk, folder / "shown.raw")
 
 
 def test_before_and_after(kimbox: Kimbox, machine: Machine, world: Path) -> None:
-    """The verb tells both sizes, a dry run changes nothing, and a second time there is nothing to do."""
-    whole = sha256_file(machine.disk)
+    """The verb shows both sizes. A dry run changes nothing. A second run does not reduce the disk further."""
+    digest = sha256_file(machine.disk)
     code, out, _ = kimbox("--json", "shrink", "tiny", "--dry-run")
-    told = result(out, "shrink")
-    assert (0, "kept", True, []) == (code, told["snapshot"], told["dry_run"], told["notes"])
-    assert whole == sha256_file(machine.disk)
+    expected = result(out, "shrink")
+    assert (0, "kept", True, []) == (code, expected["snapshot"], expected["dry_run"], expected["notes"])
+    assert digest == sha256_file(machine.disk)
     done = result(kimbox("--json", "shrink", "tiny")[1], "shrink")
-    assert (told["before_bytes"], told["after_bytes"]) == (done["before_bytes"], done["after_bytes"])
+    assert (expected["before_bytes"], expected["after_bytes"]) == (done["before_bytes"], done["after_bytes"])
     assert machine.disk.stat().st_blocks * 512 == done["after_bytes"] < done["before_bytes"] - 5 * MIB
     raw = shown(machine, world)
     assert (world / "kept").read_bytes() == madedisk.get(raw, PLACES["persistent"], "kept", world / "got")
     assert all(madedisk.is_sound(raw, place) for place in PLACES.values())
-    again = result(kimbox("--json", "shrink", "tiny")[1], "shrink")
-    assert done["after_bytes"] == again["before_bytes"] == again["after_bytes"]
+    second = result(kimbox("--json", "shrink", "tiny")[1], "shrink")
+    assert done["after_bytes"] == second["before_bytes"] == second["after_bytes"]
     code, out, _ = kimbox("shrink", "tiny")
     assert (0, "the disk of tiny took ") == (code, out[:22])
 
 
-def test_the_snapshot_stays_unless_the_next_boot_empties_it(machine: Machine, world: Path) -> None:
-    """Both the spec and the disk must say resnap; or the user does."""
+def test_the_snapshot_stays_unless_the_next_boot_replaces_it(machine: Machine, world: Path) -> None:
+    """It is discarded if both the spec and the disk have the mode resnap, or if the user requests it."""
 
-    def holds() -> bool:
+    def has_snapshot_data() -> bool:
         return madedisk.read(shown(machine, world), LAYOUT.snapshot.place.offset_bytes, 4) == b"SnAp"
 
     for mode, saved, once in (
@@ -89,38 +89,38 @@ def test_the_snapshot_stays_unless_the_next_boot_empties_it(machine: Machine, wo
     ):
         bootmode.set_entries(machine, saved, once)
         assert not shrink.shrink(machine, mode).dropped
-        assert holds()
+        assert has_snapshot_data()
     bootmode.set_entries(machine, BootMode.RESNAP)
     assert shrink.shrink(machine, BootMode.RESNAP, dry_run=True).dropped
-    assert holds()
+    assert has_snapshot_data()
     assert shrink.shrink(machine, None, drop=True).dropped
-    assert not holds()
+    assert not has_snapshot_data()
 
 
-def test_a_box_that_is_not_shut_down_is_left_alone(kimbox: Kimbox, machine: Machine) -> None:
-    """It says which verb comes first."""
+def test_a_box_that_is_not_shut_down_is_refused(kimbox: Kimbox, machine: Machine) -> None:
+    """The hint has the verbs that shut it down."""
     with running(machine):
         code, out, _ = kimbox("--json", "shrink", "tiny")
-    told = error(out, "shrink")
-    assert (5, "wrong-state", "`kimbox halt tiny` shuts it down") == (code, told["code"], told["hint"])
+    refusal = error(out, "shrink")
+    assert (5, "wrong-state", "`kimbox halt tiny` shuts it down") == (code, refusal["code"], refusal["hint"])
     machine.write_record(attrs.evolve(machine.record(), ended=Ended.SUSPENDED))
     code, out, _ = kimbox("--json", "shrink", "tiny")
-    told = error(out, "shrink")
-    assert (5, "wrong-state", "suspended") == (code, told["code"], told["fields"]["state"])
-    assert "`kimbox resume tiny` and `kimbox halt tiny`" in told["hint"]
+    refusal = error(out, "shrink")
+    assert (5, "wrong-state", "suspended") == (code, refusal["code"], refusal["fields"]["state"])
+    assert "`kimbox resume tiny` and `kimbox halt tiny`" in refusal["hint"]
     assert 5 == kimbox("shrink", "nobody")[0]
 
 
 def test_snapshots_of_the_disk_are_not_lost(kimbox: Kimbox, machine: Machine) -> None:
-    """They lie in the file that would be replaced."""
+    """They are in the file that would be replaced."""
     run(["qemu-img", "snapshot", "-c", disk.snapshot_tag("mine"), machine.disk])
     code, out, _ = kimbox("--json", "shrink", "tiny")
-    told = error(out, "shrink")
-    assert (5, "has-snapshots", "mine") == (code, told["code"], told["fields"]["snapshots"])
+    refusal = error(out, "shrink")
+    assert (5, "has-snapshots", "mine") == (code, refusal["code"], refusal["fields"]["snapshots"])
 
 
-def test_a_damaged_disk_is_left_as_it_is(kimbox: Kimbox, machine: Machine) -> None:
-    """The error names the volume, and nothing is left beside the disk."""
+def test_a_damaged_disk_does_not_change(kimbox: Kimbox, machine: Machine) -> None:
+    """The error names the volume, and no temporary file remains."""
     at = LAYOUT.persistent.place.offset_bytes + 1024 + 0x28
     run(["qemu-io", "-f", "qcow2", "-c", f"write -P 1 {at} 1", machine.disk])
     before = sha256_file(machine.disk)
@@ -137,8 +137,8 @@ def test_a_damaged_disk_is_left_as_it_is(kimbox: Kimbox, machine: Machine) -> No
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.2])
-def test_killed_at_any_moment_the_disk_is_whole(machine: Machine, world: Path, delay_s: float) -> None:
-    """It is the old one or the new one, and the next time does the rest."""
+def test_killed_at_any_moment_the_disk_is_complete(machine: Machine, world: Path, delay_s: float) -> None:
+    """It is the old disk or the new disk, and the next run completes the work."""
     before = sha256_file(machine.disk)
     child = os.fork()
     if not child:

@@ -135,7 +135,7 @@ def test_unpinned_repositories_are_named() -> None:
 def test_the_lock_of_the_machine_comes_first(world: World, tmp_path: Path) -> None:
     """The lock that the machine reports is used, else the lock of the spec. Without either it is an error."""
     box = attrs.evolve(world.box, repositories=box_with(tmp_path).repositories)
-    with refused(SpecError, "file-not-found", path=str(Project(box).lock_path)):
+    with refused(SpecError, "lock-not-found", path=str(Project(box).lock_path)):
         provenance_of(Project(box))
     write_lock(Project(box).lock_path, LOCK)
     provenance, lock_name = provenance_of(Project(box))

@@ -15,8 +15,7 @@ from feignedworld import World, up
 from makemachine import event, tell
 from refused import refused
 
-from kimbox.actions import observe, snapshot, stop
-from kimbox.actions import seal as secure
+from kimbox.actions import observe, seal, snapshot, stop
 from kimbox.actions.observe import state
 from kimbox.actions.seal import Answers, Secret
 from kimbox.actions.up import UpRequest
@@ -77,8 +76,8 @@ def script(world: World, monkeypatch: pytest.MonkeyPatch) -> Script:
     up(world)
     world.did.clear()
     script = Script(Answer(0, "", ""))
-    monkeypatch.setattr(secure, "Guest", script)
-    monkeypatch.setattr(secure, "endpoint", lambda _: None)
+    monkeypatch.setattr(seal, "Guest", script)
+    monkeypatch.setattr(seal, "endpoint", lambda _: None)
     sealed = event("sealed", manifest=world.digest, role="worker", site="a.org")
     world.boot = [event("booting", mode="resnap"), event("provisioning", manifest=world.digest), sealed]
     return script
@@ -86,7 +85,7 @@ def script(world: World, monkeypatch: pytest.MonkeyPatch) -> Script:
 
 def test_a_box_takes_its_role(world: World, script: Script) -> None:
     """It gets answers, rules and a data key, and restarts. A later `secure` or `up` sends nothing."""
-    assert SEALED == secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    assert SEALED == seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     (sent,) = script.sent
     assert b"hunter2\n" == sent.pop("password")
     assert world.machine.data_key.read_bytes() == sent.pop("data_key")
@@ -98,13 +97,13 @@ def test_a_box_takes_its_role(world: World, script: Script) -> None:
     assert (State.SEALED, SEALED) == (state(world.machine), world.machine.record().sealed)
     world.did.clear()
     assert State.SEALED is up(world)
-    assert SEALED == secure.secure(UpRequest(Project(world.box)), ANSWERS)
+    assert SEALED == seal.secure(UpRequest(Project(world.box)), ANSWERS)
     assert [] == world.did
 
 
 def test_the_key_reaches_the_box_as_a_file(world: World, script: Script) -> None:
     """QEMU's command line contains neither the key nor the password."""
-    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     words = command_line(world)
     given = words[words.index("-fw_cfg") + 1]
     assert f"name=opt/io.systemd.credentials/kimbox.data_key,file={world.machine.data_key}" == given
@@ -117,7 +116,7 @@ def test_a_driver_that_cannot_seal(world: World, script: Script) -> None:
     """Nothing is sent to the box."""
     world.driver.features = attrs.evolve(world.driver.features, sealing=False)
     with refused(StateError, "unsupported-by-driver", verb="secure", name="tiny", driver="qemu"):
-        secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+        seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert ([], [], State.READY) == (script.sent, world.did, state(world.machine))
 
 
@@ -126,7 +125,7 @@ def test_a_site_that_refuses(world: World, script: Script, code: int, error_code
     """The box does not change, and the error contains the guest's message."""
     script.answer = Answer(code, "", "secure: the gateway g does not accept me\n")
     with refused(GuestError, error_code, name="tiny", site="a.org", exit_status=str(code)) as caught:
-        secure.secure(UpRequest(Project(world.box)), ANSWERS)
+        seal.secure(UpRequest(Project(world.box)), ANSWERS)
     assert caught.value.message.endswith(": the gateway g does not accept me")
     assert ([], None, State.READY) == (world.did, world.machine.record().sealed, state(world.machine))
 
@@ -134,20 +133,20 @@ def test_a_site_that_refuses(world: World, script: Script, code: int, error_code
 def test_an_interrupted_attempt_is_continued(world: World, script: Script) -> None:
     """The guest has its role already. The key that encrypts its credentials stays."""
     world.machine.data_key.write_text("the first\n")
-    script.answer = Answer(secure.ALREADY, "", "secure: the box is secured already\n")
-    assert SEALED == secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    script.answer = Answer(seal.ALREADY, "", "secure: the box is secured already\n")
+    assert SEALED == seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert "the first\n" == world.machine.data_key.read_text()
 
 
 def test_the_answers_of_an_interrupted_attempt_stay_valid(world: World, script: Script) -> None:
     """The guest reports its role. A report in another form is an error."""
     for report in ("KIMBOX_ROLE=$(id)\n", "\0"):
-        script.answer = Answer(secure.ALREADY, report, "")
+        script.answer = Answer(seal.ALREADY, report, "")
         with refused(GuestError, "unexpected-output", name="tiny"):
-            secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+            seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     earlier = sealing.answers(attrs.evolve(WORKER, name="director"), "b.org", "you").decode()
-    script.answer = Answer(secure.ALREADY, earlier, "")
-    assert Sealed("director", "b.org") == secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    script.answer = Answer(seal.ALREADY, earlier, "")
+    assert Sealed("director", "b.org") == seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
 
 
 def test_a_box_that_was_not_restarted_is_not_sealed_yet(
@@ -155,20 +154,20 @@ def test_a_box_that_was_not_restarted_is_not_sealed_yet(
 ) -> None:
     """kimbox was killed before the restart: `up` is refused, and `secure` continues."""
     with monkeypatch.context() as patch:
-        patch.setattr(secure, "close", lambda _: None)
-        secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+        patch.setattr(seal, "close", lambda _: None)
+        seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert (State.READY, SEALED) == (state(world.machine), world.machine.record().sealed)
     with pytest.raises(StateError, match="is open until it restarts"):
         up(world)
-    secure.close(UpRequest(Project(world.box), timeout_s=5))
+    seal.close(UpRequest(Project(world.box), timeout_s=5))
     assert (["power button", "start"], State.SEALED) == (world.did, state(world.machine))
-    secure.close(UpRequest(Project(world.box), timeout_s=5))
+    seal.close(UpRequest(Project(world.box), timeout_s=5))
     assert ["power button", "start"] == world.did
 
 
 def test_the_memory_of_a_sealed_box_is_not_written(world: World, script: Script) -> None:
     """In no state, because a failed box has its credentials in memory, too. No snapshot is restored either."""
-    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     tell(world.machine, event("failed", manifest=world.digest, kind="secure", name="secure", exit=3, reason="x"))
     assert State.FAILED is state(world.machine)
     for operation in (
@@ -193,7 +192,7 @@ def test_a_box_that_fails_to_seal_itself(world: World, script: Script) -> None:
     failed = event("failed", manifest=world.digest, kind="secure", name="secure", exit=3, reason="no gateway")
     world.boot[-1] = failed
     with pytest.raises(GuestError) as caught:
-        secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+        seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert "secure secure (exit status 3): no gateway" in caught.value.message
     assert "--unseal" in str(caught.value.hint)
     with pytest.raises(StateError, match="sealed as worker of"):
@@ -205,7 +204,7 @@ def test_new_credentials(
     world: World, script: Script, monkeypatch: pytest.MonkeyPatch, status: str, reason: str
 ) -> None:
     """They are in a file that exists only during one start."""
-    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     world.boot.insert(1, event("rotated", status=status, reason=reason))
     members: list[list[str]] = []
     start = FakeDriver.start
@@ -219,37 +218,37 @@ def test_new_credentials(
     request = UpRequest(Project(world.box), timeout_s=5)
     if reason:
         with refused(GuestError, "credentials-refused", name="tiny", reason=reason):
-            secure.rotate(request, "me", ANSWERS.secret)
+            seal.rotate(request, "me", ANSWERS.secret)
     else:
-        secure.rotate(request, "me", ANSWERS.secret)
+        seal.rotate(request, "me", ANSWERS.secret)
     assert [["answers.env", "nonce", "password"]] == members
     assert not world.machine.rotate_file.exists()
 
 
 def test_unsealing(world: World, script: Script) -> None:
     """The key is removed first. The box boots its real root and reports that it is open. A repetition continues."""
-    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     with refused(StateError, "box-sealed", name="tiny", site="a.org"):
         up(world, boot=Choice(BootMode.MAINTAIN))
     stop.halt(world.machine)
     world.boot = [event("booting", mode="maintain"), event("ready", manifest="", mode="maintain")]
     with refused(GuestError, "guest-failed", missing_event="unsealed"):
-        secure.unseal(UpRequest(Project(world.box), timeout_s=5))
+        seal.unseal(UpRequest(Project(world.box), timeout_s=5))
     assert (False, True) == (world.machine.data_key.exists(), world.machine.unseal_mark.exists())
     with refused(StateError, "unseal-interrupted", name="tiny"):
         up(world)
     words = " ".join(command_line(world))
     assert ("kimbox.unseal=yes" in words, "kimbox.sealed" in words) == (True, False)
     world.boot.insert(1, event("unsealed"))
-    secure.unseal(UpRequest(Project(world.box), timeout_s=5))
+    seal.unseal(UpRequest(Project(world.box), timeout_s=5))
     assert (None, False) == (world.machine.record().sealed, world.machine.unseal_mark.exists())
     with refused(StateError, "wrong-state", verb="secure", name="tiny"):
-        secure.unseal(UpRequest(Project(world.box)))
+        seal.unseal(UpRequest(Project(world.box)))
 
 
 def test_a_sealed_box_gets_no_other_manifest(world: World, script: Script) -> None:
     """It is sealed with its former manifest."""
-    secure.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     stop.halt(world.machine)
     world.boot[-1] = event("sealed", manifest="9" * 64, role="worker", site="a.org")
     assert State.HALTED is up(world)
