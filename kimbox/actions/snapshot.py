@@ -1,7 +1,7 @@
-"""Snapshots of a machine: save, restore, list and delete, the same for every driver.
+"""Snapshots of a machine: save, restore, list and delete. They work the same way with every driver.
 
-The driver saves the disk, and the memory of a box that runs. A folder of the machine holds the rest: the record and the
-logs of that moment.
+The driver saves the disk, and the memory of a running box. The record and the logs of that moment are saved in a folder
+of the machine.
 """
 
 from __future__ import annotations
@@ -25,58 +25,75 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import State
 
-#: The record of that moment. It is written last: a folder without it is not a snapshot.
+#: File name of the saved record. It is written last: a folder without it is not a snapshot.
 RECORD = "machine.json"
 
+#: The name of a snapshot.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
-#: States of a box that can be saved. A suspended box has a saved state in the same disk already.
+#: States of a box that can be saved. The disk of a suspended box has a saved state already.
 SAVED_STATES = frozenset({State.READY, State.FAILED, State.PROVISIONING, State.HALTED, State.CRASHED})
 
 
 def check_name(name: str) -> str:
-    """Returns the name. Raises UsageError if a snapshot may not have it."""
+    """Returns the name of a snapshot. Raises UsageError if it is not valid."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name[:100]!r} cannot be the name of a snapshot",
-            hint="lower-case letters, digits and . _ - , at most 63, starting with a letter or digit",
+            code="bad-name",
+            hint="use up to 63 lower-case letters, digits and . _ -, and start with a letter or digit",
+            fields={"snapshot": name[:100]},
         )
     return name
 
 
 def names(machine: Machine) -> list[str]:
-    """Every snapshot of a machine, sorted. Raises StateError if there is no such box. Takes no lock."""
+    """Returns the names of all snapshots, sorted. Takes no lock. Raises StateError if there is no such box."""
     machine.record()
     return sorted(path.parent.name for path in machine.snapshots.glob(f"*/{RECORD}"))
 
 
 def save(machine: Machine, name: str) -> State:
-    """Saves a box as it is now; it goes on. Returns its state. Raises StateError if the name is taken."""
+    """Saves the present state of a box, which then continues. Returns its state.
+
+    Raises StateError if the name is taken, if the box is sealed or in a state that cannot be saved, or if its driver
+    cannot save the memory of a running box.
+    """
     with machine.locked():
         record = machine.record()
-        refuse_sealed(machine, "keep a snapshot of")
+        refuse_sealed(machine, "save a snapshot of")
         now = state(machine)
         if name in names(machine):
-            hint = f"`kimbox snapshot delete {name} {machine.name}` removes it"
-            raise StateError(f"{machine.name} has a snapshot {name} already", hint=hint)
+            raise StateError(
+                f"{machine.name} has a snapshot {name} already",
+                code="snapshot-exists",
+                hint=f"`kimbox snapshot delete {name} {machine.name}` removes it",
+                fields={"name": machine.name, "snapshot": name},
+            )
         if now not in SAVED_STATES:
             raise StateError(
-                f"cannot keep {machine.name}: the box is {now}",
-                hint=f"`kimbox resume {machine.name}` or `kimbox up {machine.name}` first",
+                f"cannot save a snapshot of {machine.name}: the box is {now}",
+                code="wrong-state",
+                hint=f"first run `kimbox resume {machine.name}` or `kimbox up {machine.name}`",
+                fields={"name": machine.name, "state": str(now), "reason": "state"},
             )
         if now.running and record.scratch:
-            hint = f"`kimbox halt {machine.name}` first"
-            raise StateError(f"{machine.name} has scratch space, which a snapshot cannot keep while it runs", hint=hint)
+            raise StateError(
+                f"cannot save a snapshot of {machine.name} while it runs, because it has scratch space",
+                code="wrong-state",
+                hint=f"first run `kimbox halt {machine.name}`",
+                fields={"name": machine.name, "state": str(now), "reason": "scratch"},
+            )
         if now.running:
             registry.need_memory_snapshots(machine)
         folder, driver = machine.snapshots / name, registry.of(machine)
-        if folder.exists():  # of a save that was interrupted: the disk may hold all of it, or a part
+        if folder.exists():  # left by an interrupted save: the disk may contain the snapshot, or a part of it
             with contextlib.suppress(KimboxError):
                 driver.delete_snapshot(name)
             remove_tree(folder)
         folder.mkdir(parents=True)
-        shared.retire(machine.folder)  # or the restored guest would wait for a connection that is gone
-        with log.step(f"keeping {machine.name} as {name}"):
+        shared.retire(machine.folder)  # otherwise the restored guest waits for a connection that no longer exists
+        with log.step(f"saving the snapshot {name} of {machine.name}"):
             driver.save_snapshot(name)
         for file in (machine.events_file, machine.provision_log, machine.serial_log):
             if file.exists():
@@ -87,52 +104,58 @@ def save(machine: Machine, name: str) -> State:
 
 
 def restore(machine: Machine, name: str) -> State:
-    """Makes a box what it was when it was saved, from any state; returns its state then.
+    """Restores the saved state of a box, from any state of the box. Returns the state after it.
 
-    A box that ran when it was saved resumes, and its clock is set.
+    A box that ran when it was saved resumes, and its clock is set. Raises StateError if there is no such snapshot, or
+    if the box is sealed.
     """
     with machine.locked():
         record = machine.record()
         refuse_sealed(machine, "restore a snapshot of")
         folder = _folder(machine, name)
-        then = Record.parse(read_json(folder / RECORD), folder / RECORD)
+        saved = Record.parse(read_json(folder / RECORD), folder / RECORD)
         driver = registry.of(machine)
         if record.ended is Ended.SUSPENDED:
             driver.drop_suspended()
         launch = Launch(
-            attrs.evolve(record, cpus=then.cpus, memory_bytes=then.memory_bytes, ended=then.ended),
+            attrs.evolve(record, cpus=saved.cpus, memory_bytes=saved.memory_bytes, ended=saved.ended),
             None,
-            then.cpus or 1,
-            then.memory_bytes or 0,
-            resume=then.ended is None,
+            saved.cpus or 1,
+            saved.memory_bytes or 0,
+            resume=saved.ended is None,
         )
         shared.close(machine.folder)
-        with log.step(f"going back to {name} of {machine.name}"):
+        with log.step(f"restoring the snapshot {name} of {machine.name}"):
             machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
             for file in (machine.events_file, machine.provision_log, machine.serial_log):
                 if (folder / file.name).exists():
                     shutil.copyfile(folder / file.name, file)
-            after = driver.restore_snapshot(launch, name)
-        machine.write_record(attrs.evolve(after, ended=then.ended))
-        if then.ended is None:
+            restored = driver.restore_snapshot(launch, name)
+        machine.write_record(attrs.evolve(restored, ended=saved.ended))
+        if saved.ended is None:
             set_clock(machine)
         return state(machine)
 
 
 def delete(machine: Machine, name: str) -> None:
-    """Deletes a snapshot; the box stays as it is. Raises StateError if there is none of that name."""
+    """Deletes a snapshot. The box does not change. Raises StateError if there is no such snapshot."""
     with machine.locked():
         machine.record()
         folder = _folder(machine, name)
-        with log.step(f"removing {name} of {machine.name}"):
+        with log.step(f"deleting the snapshot {name} of {machine.name}"):
             registry.of(machine).delete_snapshot(name)
         remove_tree(folder)
 
 
 def _folder(machine: Machine, name: str) -> Path:
-    """The folder of a snapshot. Raises StateError if there is none of that name."""
-    known = names(machine)
-    if name not in known:
-        hint = f"it has {', '.join(known)}" if known else f"`kimbox snapshot save NAME {machine.name}` makes one"
-        raise StateError(f"{machine.name} has no snapshot {name[:100]}", hint=hint)
+    """Returns the folder of a snapshot. Raises StateError if there is no such snapshot."""
+    existing = names(machine)
+    if name not in existing:
+        saves = f"`kimbox snapshot save {name[:100]} {machine.name}` saves one"
+        raise StateError(
+            f"{machine.name} has no snapshot {name[:100]}",
+            code="snapshot-not-found",
+            hint=f"it has the snapshots {', '.join(existing)}" if existing else saves,
+            fields={"name": machine.name, "snapshot": name[:100]},
+        )
     return machine.snapshots / name

@@ -1,4 +1,4 @@
-"""Snapshots of a box from every state, with a driver double: what is kept, gone back to, and refused."""
+"""Snapshots of a box in every state, with a driver double: save, restore, delete, and what is refused."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ world = feignedworld.world  # a fixture
 
 @pytest.fixture(autouse=True)
 def quiet_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock is noted and not set."""
+    """The call that sets the clock is recorded, and no clock is set."""
     monkeypatch.setattr(snapshot, "set_clock", lambda _: world.did.append("clock"))
 
 
-def test_a_box_that_runs_goes_on_where_it_stood(world: World) -> None:
-    """QEMU ends and starts from the snapshot; what the guest had told by then is what it has told."""
+def test_a_running_box_continues_from_the_snapshot(world: World) -> None:
+    """QEMU ends and starts from the snapshot. The events are those of that moment."""
     up(world)
     assert State.READY is snapshot.save(world.machine, "one")
-    told = world.machine.events_file.read_text()
+    saved_events = world.machine.events_file.read_text()
     tell(world.machine, event("failed", kind="provision", name="later"))
     assert State.FAILED is state(world.machine)
     world.did.clear()
     assert State.READY is snapshot.restore(world.machine, "one")
     assert ["kill", "resume", "clock"] == world.did
     assert world.launches[-1].resume
-    assert told == world.machine.events_file.read_text()
+    assert saved_events == world.machine.events_file.read_text()
     assert world.machine.record().ended is None
 
 
-def test_a_halted_box_is_halted_again(world: World) -> None:
-    """Whatever it does when it is told to go back: the disk is what it was, and nothing runs."""
+def test_a_box_that_was_halted_is_halted_after_a_restore(world: World) -> None:
+    """Also if it runs before the restore: the disk is restored, and nothing runs."""
     up(world)
     stop.halt(world.machine)
     assert State.HALTED is snapshot.save(world.machine, "off")
@@ -54,8 +54,8 @@ def test_a_halted_box_is_halted_again(world: World) -> None:
     assert Ended.HALTED is world.machine.record().ended
 
 
-def test_the_shape_is_that_of_the_snapshot(world: World) -> None:
-    """A saved memory wakes only in a machine with as many processors."""
+def test_processors_and_memory_are_those_of_the_snapshot(world: World) -> None:
+    """A saved memory can only be restored in a machine with the same number of processors."""
     up(world)
     snapshot.save(world.machine, "one")
     stop.halt(world.machine)
@@ -65,22 +65,22 @@ def test_the_shape_is_that_of_the_snapshot(world: World) -> None:
     assert 1 == world.launches[-1].cpus == world.machine.record().cpus
 
 
-def test_a_name_is_taken_once(world: World) -> None:
-    """A snapshot is never written over; removed, its name is free again, and it is listed no more."""
+def test_a_name_is_used_once(world: World) -> None:
+    """A snapshot is never overwritten. After it is deleted, it is not listed, and its name is free."""
     up(world)
     snapshot.save(world.machine, "one")
-    with pytest.raises(StateError, match="has a snapshot one already"):
+    with refused(StateError, "snapshot-exists", name="tiny", snapshot="one"):
         snapshot.save(world.machine, "one")
     snapshot.delete(world.machine, "one")
     assert [] == snapshot.names(world.machine)
-    with pytest.raises(StateError, match="has no snapshot one"):
+    with refused(StateError, "snapshot-not-found", name="tiny", snapshot="one"):
         snapshot.restore(world.machine, "one")
     snapshot.save(world.machine, "one")
     assert ["one"] == snapshot.names(world.machine)
 
 
-def test_one_that_failed_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot that the disk could not take is not listed; what there is of it goes before the next try."""
+def test_a_failed_save_leaves_no_snapshot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failed snapshot is not listed. The next attempt first removes its parts."""
 
     def fail(*_: object) -> None:
         raise GuestError("no space")
@@ -98,25 +98,25 @@ def test_one_that_failed_is_none(world: World, monkeypatch: pytest.MonkeyPatch) 
     assert ["one"] == snapshot.names(world.machine)
 
 
-def test_what_cannot_be_kept_is_refused(world: World) -> None:
-    """A box that sleeps, one with scratch space that runs, one that is not there; a name that is none."""
+def test_refused_snapshots(world: World) -> None:
+    """Of a paused box, of a running box with scratch space, of a box that does not exist; and invalid names."""
     with refused(StateError, "box-not-found", name="tiny"):
         snapshot.save(world.machine, "one")
     up(world)
     record = world.machine.record()
     world.machine.write_record(attrs.evolve(record, scratch=Scratch(1 << 30, "/staging")))
-    with pytest.raises(StateError, match="has scratch space"):
+    with refused(StateError, "wrong-state", name="tiny", state="ready", reason="scratch"):
         snapshot.save(world.machine, "one")
     world.status = "paused"
-    with pytest.raises(StateError, match="cannot keep tiny: the box is paused"):
+    with refused(StateError, "wrong-state", name="tiny", state="paused", reason="state"):
         snapshot.save(world.machine, "one")
     for name in ("", "a/b", "..", "-x", "A", "a" * 64, "a b"):
-        with pytest.raises(UsageError, match="cannot be the name"):
+        with refused(UsageError, "bad-name", snapshot=name):
             snapshot.check_name(name)
 
 
-def test_listing_touches_nothing(world: World) -> None:
-    """It takes no lock, so that it answers while a box comes up."""
+def test_listing_takes_no_lock(world: World) -> None:
+    """It works while another command starts the box."""
     up(world)
     with world.machine.locked():
         assert [] == snapshot.names(Machine("tiny"))
