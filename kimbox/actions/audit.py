@@ -1,4 +1,4 @@
-"""How well a box is closed, as it says itself: asked over ssh, or, where nobody enters it any more, as it told last."""
+"""The audit of a box. An open box runs it over ssh; a sealed box runs it by itself, and its last report is read."""
 
 from __future__ import annotations
 
@@ -18,90 +18,108 @@ from kimbox.guest.events import printable
 from kimbox.machine.folder import Machine, read_end
 from kimbox.machine.state import State
 
-#: Under software emulation an audit takes some ten seconds, most of them to search the disks; that ends by itself
-#: after 150.
+#: Timeout of an audit over ssh, in seconds. Under emulation an audit takes about 10 s, most of it for the search of the
+#: disks, which the guest itself limits to 150 s.
 TIMEOUT_S = 300.0
 
-#: A sealed box tells every quarter of an hour; one that has not for so long does not do what it should.
+#: Maximum age of the last report of a sealed box that runs, in seconds: it must send one every 15 minutes.
 STALE_S = 3 * 15 * 60.0
 
-#: How much of what a sealed box told is looked at, from its end: some twenty reports.
+#: Size of the end of the audit log that is read, in bytes: about 20 reports.
 LOG_BYTES = 1 << 20
 
-#: A report of the host's that `--compare` reads is no longer.
+#: Maximum size of a report file that `--compare` reads, in bytes.
 MAX_REPORT_BYTES = 4 << 20
 
+#: The command that runs an audit in a guest.
 _COMMAND = "sudo -n /usr/lib/kimbox/audit"
 
 
 @attrs.frozen
 class Audited:
-    """An audit of a box."""
+    """A report of an audit, and where it comes from."""
 
     report: Report
-    #: Where it comes from, in words.
+    #: Text for the user: how the report was obtained, and its age.
     source: str
-    #: The box runs, and has not told for so long that this says nothing about it any more.
+    #: Whether the box runs, and its last report is older than STALE_S: the report may no longer be true.
     stale: bool = False
 
 
 def report(machine: Machine) -> Audited:
-    """An audit of a box. Raises StateError or GuestError if there is none."""
+    """Returns the audit of a box: of an open box a new one, of a sealed box its last one.
+
+    Raises StateError if the box does not run or has sent no report, GuestError if it cannot run an audit.
+    """
     now = state(machine)
     if now is State.SEALED or (machine.exists and machine.record().sealed):
-        return _told(machine, now)
-    return Audited(_asked(machine), "asked over ssh just now")
+        return _last_report(machine, now)
+    return Audited(_run_audit(machine), "run over ssh just now")
 
 
 def load(text: bytes) -> Report:
-    """A report that `kimbox audit` wrote: with --save, or with --json. Raises ValueError if it is none."""
+    """Parses a report that `kimbox audit` wrote with --save or with --json. Raises ValueError if it is not one."""
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("the JSON is nested too deeply") from None
     if isinstance(value, dict) and isinstance(value.get("result"), dict):
         value = value["result"].get("report")
     return Report.parse(value)
 
 
 def read(path: Path) -> Report:
-    """`load` of a file. Raises KimboxError, naming it, if there is no report in it."""
+    """Reads a report from a file. Raises KimboxError if the file cannot be read or is not a report."""
     try:
         return load(read_bounded(path, limit_bytes=MAX_REPORT_BYTES))
     except ValueError as error:
-        hint = "`kimbox audit --save FILE` writes one"
-        raise KimboxError(f"{path} holds no report of an audit: {error}", hint=hint) from None
+        raise KimboxError(
+            f"cannot read an audit report from {path}: {error}",
+            code="bad-report",
+            hint="`kimbox audit --save FILE` writes one",
+            fields={"path": str(path)},
+        ) from None
 
 
-def _asked(machine: Machine) -> Report:
+def _run_audit(machine: Machine) -> Report:
+    """Runs an audit in an open box, over ssh. Raises GuestError if its output is not a complete report."""
     from kimbox.guest.ssh import Guest
 
     with Guest(reach(machine, "audit")) as guest:
         answer = guest.run(_COMMAND, timeout_s=TIMEOUT_S)
-    found = audit.newest(answer.stdout.encode())
-    if answer.code != 0 or found is None:
-        said = printable(answer.stderr.strip().split("\n")[-1][:300]) or f"it ended with status {answer.code}"
-        hint = "a box from elsewhere, or of an older kimbox, has no audit: destroy it, and `kimbox up` makes it anew"
-        raise GuestError(f"{machine.name} gave no whole report: {said}", hint=hint)
-    return found
+    newest = audit.newest(answer.stdout.encode())
+    if answer.code != 0 or newest is None:
+        reason = printable(answer.stderr.strip().split("\n")[-1][:300]) or f"exit status {answer.code}"
+        raise GuestError(
+            f"the audit of {machine.name} gave no complete report: {reason}",
+            code="audit-failed",
+            hint="a box of another origin or of an older kimbox has no audit: `kimbox destroy "
+            f"{machine.name}` and `kimbox up` create it with one",
+            fields={"name": machine.name, "reason": reason},
+        )
+    return newest
 
 
-def _told(machine: Machine, now: State) -> Audited:
-    """What a sealed box said last, whether it runs or not."""
-    found = audit.newest(read_end(machine.audit_log, LOG_BYTES))
-    if found is None:
-        hint = "a sealed box audits itself when it has started, and every quarter of an hour"
-        raise StateError(f"{machine.name} has not told yet how well it is closed", hint=hint)
+def _last_report(machine: Machine, now: State) -> Audited:
+    """Returns the last report of a sealed box, also of one that does not run. Raises StateError if there is none."""
+    newest = audit.newest(read_end(machine.audit_log, LOG_BYTES))
+    if newest is None:
+        raise StateError(
+            f"{machine.name} has not sent a report of its audit yet",
+            code="report-missing",
+            hint="a sealed box runs an audit after its start, and then every 15 minutes",
+            fields={"name": machine.name},
+        )
     events = machine.boot_events()
-    of_before = ", before it started last" if events and found.boot != events[-1].boot else ""
-    later = f"; now it is {now}" if now is not State.SEALED else ""
-    told_s = time.time() - machine.audit_log.stat().st_mtime  # by this host's clock
-    stale = now.running and told_s > STALE_S
-    return Audited(found, f"told by the box {_age(found.at)}{of_before}{later}", stale)
+    earlier = ", before its last start" if events and newest.boot != events[-1].boot else ""
+    later = f"; it is {now} now" if now is not State.SEALED else ""
+    age_s = time.time() - machine.audit_log.stat().st_mtime  # by this host's clock
+    stale = now.running and age_s > STALE_S
+    return Audited(newest, f"sent by the box {_age(newest.at)}{earlier}{later}", stale)
 
 
 def _age(at: str) -> str:
-    """How long ago a guest's time was; its clock may be wrong, and what it says may be no time at all."""
+    """Returns the age of a time of a guest as text. The clock of the guest may be wrong, and `at` may not be a time."""
     try:
         then = datetime.datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC)
     except ValueError:

@@ -15,6 +15,7 @@ import pytest
 from clirun import Kimbox, result
 from hypothesis import given
 from hypothesis import strategies as st
+from refused import refused
 
 from kimbox import paths
 from kimbox.actions import audit as auditing
@@ -194,17 +195,17 @@ def test_an_open_box_is_asked(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
     as_state(monkeypatch, State.READY)
     monkeypatch.setattr(auditing, "reach", lambda *_: None)
     monkeypatch.setattr(guest_ssh, "Guest", FakeSsh)
-    assert auditing.Audited(report(check()), "asked over ssh just now") == auditing.report(machine)
+    assert auditing.Audited(report(check()), "run over ssh just now") == auditing.report(machine)
     for answer in (
         Answer(1, "", "x\nsudo: no\x1b such thing\n"),
         Answer(0, "{}", "sudo: no\x1b such thing"),
         Answer(127, "", ""),
     ):
         monkeypatch.setattr(FakeSsh, "answer", answer)
-        with pytest.raises(GuestError) as caught:
+        reason = "sudo: no\ufffd such thing" if answer.stderr else "exit status 127"
+        with refused(GuestError, "audit-failed", name="tiny", reason=reason) as caught:
             auditing.report(machine)
-        said = "sudo: no\ufffd such thing" if answer.stderr else "it ended with status 127"
-        assert f"tiny gave no whole report: {said}" == caught.value.message
+        assert f"the audit of tiny gave no complete report: {reason}" == caught.value.message
 
 
 @pytest.mark.parametrize("state", [State.HALTED, State.ABSENT, State.SUSPENDED])
@@ -219,24 +220,24 @@ def test_a_sealed_box_has_told(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The newest whole report, with its age, and whether it is of another boot; ssh is not tried."""
     machine = makemachine.make_machine()
     as_state(monkeypatch, State.SEALED)
-    with pytest.raises(StateError, match="has not told yet"):
+    with refused(StateError, "report-missing", name="tiny"):
         auditing.report(machine)
     machine.audit_log.write_bytes(lines(check("a.a")) + lines(check("b.b")) + b'{"audit":1')
     makemachine.tell(machine, makemachine.event("booting", mode="resnap"))
     audited = auditing.report(machine)
     found, source = audited.report, audited.source
     assert ["b.b"] == ids(found.checks)
-    assert source.startswith("told by the box ")
-    assert "before it started last" not in source
+    assert source.startswith("sent by the box ")
+    assert "before its last start" not in source
     makemachine.tell(machine, makemachine.event("booting", boot=makemachine.NEXT_BOOT, mode="resnap"))
-    assert auditing.report(machine).source.endswith(", before it started last")
+    assert auditing.report(machine).source.endswith(", before its last start")
 
 
 def test_a_sealed_box_that_was_halted_has_told_too(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can ask it; what it is now is said."""
     machine = makemachine.make_machine(sealed=Sealed("worker", "example.org"))
     machine.audit_log.write_bytes(lines(check()))
-    assert auditing.report(machine).source.endswith("; now it is halted")
+    assert auditing.report(machine).source.endswith("; it is halted now")
 
 
 def test_a_box_that_tells_no_more_is_no_sound_one(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +260,7 @@ def test_only_the_end_of_the_log_is_read(world: Path, monkeypatch: pytest.Monkey
     as_state(monkeypatch, State.SEALED)
     machine.audit_log.write_bytes(lines(check()))
     os.truncate(machine.audit_log, 1 << 40)  # a hole
-    with pytest.raises(StateError, match="has not told yet"):
+    with refused(StateError, "report-missing", name="tiny"):
         auditing.report(machine)
 
 
@@ -277,7 +278,7 @@ def test_the_clock_of_a_guest_is_not_believed(
     machine = makemachine.make_machine()
     as_state(monkeypatch, State.SEALED)
     machine.audit_log.write_bytes(lines(check(), header=HEADER | {"at": at}))
-    assert f"told by the box {expected}" == auditing.report(machine).source
+    assert f"sent by the box {expected}" == auditing.report(machine).source
 
 
 # --- the verb
@@ -289,7 +290,7 @@ BREACH = check("net.tcp", "fail", found="2323 (tcp)\x1b[2J", remedy="stop what l
 
 def tells(monkeypatch: pytest.MonkeyPatch, *checks: dict[str, Any], site: str = "example.org") -> None:
     found = attrs.evolve(report(*checks), site=site)
-    monkeypatch.setattr(auditing, "report", lambda _: auditing.Audited(found, "told by the box 3 min ago"))
+    monkeypatch.setattr(auditing, "report", lambda _: auditing.Audited(found, "sent by the box 3 min ago"))
 
 
 def test_the_verb_shows_what_failed(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +300,7 @@ def test_the_verb_shows_what_failed(kimbox: Kimbox, monkeypatch: pytest.MonkeyPa
     code, out, _ = kimbox("audit", "tiny")
     assert 1 == code
     assert out.splitlines() == [
-        "tiny, worker of example.org: told by the box 3 min ago",
+        "tiny, worker of example.org: sent by the box 3 min ago",
         "FAIL high    net.tcp  About net.tcp [CIS 2.1.22]",
         "             expected  none",
         "             found     2323 (tcp)\ufffd[2J",
@@ -354,8 +355,8 @@ def test_before_and_after_are_compared(kimbox: Kimbox, world: Path, monkeypatch:
 def test_what_cannot_be_compared(kimbox: Kimbox, world: Path, text: str) -> None:
     """A file that holds no report is named, before any box is asked."""
     (world / "bad.json").write_text(text)
-    with pytest.raises(KimboxError, match="holds no report"):
+    with refused(KimboxError, "bad-report", path=str(world / "bad.json")):
         auditing.read(world / "bad.json")
     code, _, err = kimbox("audit", "tiny", "--compare", str(world / "bad.json"))
     assert 1 == code
-    assert "bad.json holds no report of an audit" in err
+    assert f"cannot read an audit report from {world}/bad.json: " in err
