@@ -1,4 +1,7 @@
-"""What is true of a machine now, and how ssh reaches it. Imports no library for ssh or git, as `status` needs none."""
+"""Observes a machine, checks who owns it, and finds how ssh reaches it.
+
+Imports no library for ssh or git, because `status` needs none and must start fast.
+"""
 
 from __future__ import annotations
 
@@ -19,56 +22,57 @@ from kimbox.machine.record import Purpose, Record
 from kimbox.machine.state import STATE_HINTS, Observation, State, derive, require
 from kimbox.project.project import Project
 
+#: A sha256 digest of a manifest.
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def observe(machine: Machine) -> Observation:
-    """What is true of a machine now. Takes no lock."""
+    """Observes a machine, also one that does not exist. Takes no lock."""
     try:
         record = machine.record()
     except StateError:
-        return Observation(False, False, False, False, (), False)
+        return Observation(exists=False, running=False, paused=False, suspended=False, events=(), ended_by_us=False)
     return registry.of(machine).observe(record)
 
 
 def state(machine: Machine) -> State:
-    """The state of a machine now."""
+    """Returns the present state of a machine."""
     return derive(observe(machine))
 
 
 def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | None:
-    """What a box is made of and how it was provisioned, as its own box.json has it; None where it has not told."""
-    told = next((event for event in reversed(events) if event.name == "box"), None)
-    digest = told.text("manifest") if told else ""
-    if told is None or not _DIGEST.fullmatch(digest):
+    """Returns what a box is made of and how it was provisioned, as /etc/kimbox/box.json in the box has it.
+
+    None if the box has not reported it.
+    """
+    event = next((event for event in reversed(events) if event.name == "box"), None)
+    digest = event.text("manifest") if event else ""
+    if event is None or not _DIGEST.fullmatch(digest):
         return None
     try:
         described = read_json(machine.locks / f"{digest}.json")
-    except (OSError, KimboxError):  # it was brought by another machine, or kept by none
+    except (OSError, KimboxError):  # another host sent the manifest, or this file was removed
         described = {}
     return {
         "manifest": digest,
-        "role": told.text("role"),
-        "site": told.text("site"),
-        "username": told.text("username"),
-        "unpinned": told.text("unpinned").split(),
-        "stale": stale.from_event(told),
+        "role": event.text("role"),
+        "site": event.text("site"),
+        "username": event.text("username"),
+        "unpinned": event.text("unpinned").split(),
+        "stale": stale.from_event(event),
         "provisioned": {
-            "at": told.text("at") or None,
-            "by": told.text("by"),
-            "boot_mode": told.text("mode"),
-            "setup_commit": told.text("commit") or None,
-            "part": told.text("part") or None,
+            "at": event.text("at") or None,
+            "by": event.text("by"),
+            "boot_mode": event.text("mode"),
+            "setup_commit": event.text("commit") or None,
+            "part": event.text("part") or None,
         },
         **described,
     }
 
 
 def check_owner(machine: Machine, project: Project, purpose: Purpose = Purpose.BOX) -> None:
-    """Checks that a machine, if it is there, was made from this spec and for this purpose.
-
-    Raises StateError, saying which spec owns the name, or what the machine is for.
-    """
+    """Checks that a machine, if it exists, was made from this spec and for this purpose. Raises StateError if not."""
     if not machine.exists:
         return
     record = machine.record()
@@ -78,51 +82,63 @@ def check_owner(machine: Machine, project: Project, purpose: Purpose = Purpose.B
     if record.shipped or Path(record.source).resolve() != project.source.resolve():
         raise StateError(
             f"the name {machine.name} belongs to the spec {record.source}, not to {project.source}",
+            code="name-taken",
+            fields={"name": machine.name, "owner": record.source, "spec": str(project.source)},
             hint=f"give this spec another name, or remove the other box with `kimbox destroy {machine.name}`",
         )
 
 
 def refuse_purpose(record: Record, purpose: Purpose = Purpose.BOX) -> None:
-    """Raises StateError if a machine is for another purpose than this one."""
+    """Raises StateError if a machine is for another purpose."""
     if record.purpose is purpose:
         return
     name, box = record.name, record.box
+    fields = {"name": name, "box": box, "purpose": str(record.purpose)}
     if record.purpose is Purpose.MAINTENANCE:
-        hint = f"`kimbox maintain {box}` starts it; halt, status, ssh and exec take its name"
-        raise StateError(f"{name} is the machine in which {box} is maintained", hint=hint)
-    hint = "halt, status, ssh and exec take its name"
-    raise StateError(f"{name} is a machine of the box {box} for another purpose: {record.purpose}", hint=hint)
+        hint = f"`kimbox maintain {box}` starts it; halt, status, ssh and exec accept its name"
+        raise StateError(f"{name} is the maintenance machine of {box}", code="wrong-purpose", hint=hint, fields=fields)
+    hint = f"halt, status, ssh and exec accept its name: `kimbox status {name}`"
+    message = f"{name} is a machine of the box {box} for another purpose: {record.purpose}"
+    raise StateError(message, code="wrong-purpose", hint=hint, fields=fields)
 
 
 def refuse_sealed(machine: Machine, verb: str) -> None:
-    """Raises StateError where a box was secured: from then on nobody enters it."""
+    """Raises StateError if the box is sealed, because a sealed box accepts no login. `verb` is for the message."""
     sealed = machine.record().sealed if machine.exists else None
     if sealed:
-        what = f"it is sealed as {sealed.role} of {sealed.site}"
         raise StateError(
-            f"cannot {verb} {machine.name}: {what}", hint=STATE_HINTS[State.SEALED].format(name=machine.name)
+            f"cannot {verb} {machine.name}: it is sealed as {sealed.role} of {sealed.site}",
+            code="box-sealed",
+            hint=STATE_HINTS[State.SEALED].format(name=machine.name),
+            fields={"name": machine.name, "verb": verb, "role": sealed.role, "site": sealed.site},
         )
 
 
-def is_open_still(machine: Machine, now: State) -> bool:
-    """Whether a box has taken its role and was not restarted since, which would close it."""
+def needs_restart_to_seal(machine: Machine, now: State) -> bool:
+    """Whether a box has taken its role, and is open until it restarts. `now`: its present state."""
     return now is State.READY and machine.record().sealed is not None and not machine.unseal_mark.exists()
 
 
 def endpoint(machine: Machine) -> Endpoint:
-    """How ssh reaches a box. Raises StateError if there is none."""
+    """Returns how ssh reaches a box. Raises StateError if there is no such box."""
     return machine.endpoint(machine.record())
 
 
 def reach(machine: Machine, verb: str = "ssh") -> Endpoint:
-    """`endpoint`, for a box that answers now. Raises StateError, saying what to do, if it cannot."""
+    """Returns how ssh reaches a box that accepts a login now; pins its host key first. `verb` is for messages.
+
+    Raises StateError if the box is sealed, is in a state without ssh, or has not reported its host key.
+    """
     refuse_sealed(machine, verb)
     require(verb, machine.name, state(machine))
     if not machine.known_hosts.exists():
-        told = [event for event in machine.boot_events() if event.name == "hostkey"]
-        if not told:
+        key_events = [event for event in machine.boot_events() if event.name == "hostkey"]
+        if not key_events:
             raise StateError(
-                f"{machine.name} has not told its ssh host key yet", hint=f"wait for it with `kimbox up {machine.name}`"
+                f"{machine.name} has not reported its ssh host key yet",
+                code="host-key-missing",
+                hint=f"`kimbox up {machine.name}` waits for it",
+                fields={"name": machine.name},
             )
-        keys.pin_host_key(machine, told[-1].text("key"))
+        keys.pin_host_key(machine, key_events[-1].text("key"))
     return endpoint(machine)

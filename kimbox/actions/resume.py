@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kimbox.actions.lifecycle.start import mend_record, wake
+from kimbox.actions.lifecycle.start import repair_record, wake
 from kimbox.actions.observe import state
 from kimbox.log import log
 from kimbox.machine.folder import Machine
@@ -10,10 +10,10 @@ from kimbox.machine.state import require
 
 
 def resume(machine: Machine) -> None:
-    """Continues from the saved state, with the guest's clock set. Raises StateError if there is no saved state."""
+    """Continues a suspended or paused box and sets the guest's clock. Raises StateError if it is in another state."""
     with machine.locked():
         before = state(machine)
         require("resume", machine.name, before)
-        mend_record(machine, before)
+        repair_record(machine, before)
         with log.step(f"resuming {machine.name}"):
             wake(machine, before)

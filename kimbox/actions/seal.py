@@ -15,7 +15,7 @@ import attrs
 
 from kimbox.actions import stop
 from kimbox.actions import up as starting
-from kimbox.actions.observe import check_owner, endpoint, is_open_still, state
+from kimbox.actions.observe import check_owner, endpoint, needs_restart_to_seal, state
 from kimbox.actions.up import UpRequest
 from kimbox.drivers import registry
 from kimbox.errors import GuestError, StateError
@@ -99,7 +99,7 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
 def close(request: UpRequest) -> None:
     """Restarts a box that has its role and is not sealed yet, as after an interrupted `secure`."""
     machine = machine_of(request.project.name)
-    if is_open_still(machine, state(machine)):
+    if needs_restart_to_seal(machine, state(machine)):
         stop.halt(machine)
         starting.up(request)
 

@@ -1,4 +1,4 @@
-"""Ends a machine's run, or a machine: halt, suspend, destroy. Needs no spec, image or ssh library."""
+"""Stops or removes a machine: halt, suspend, destroy. Needs no spec, image or ssh library."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended
 from kimbox.machine.state import State, require
 
-#: A guest that has not shut down within this time is powered off.
+#: Timeout of the shutdown of a guest, in seconds. After it the guest is powered off.
 HALT_TIMEOUT_S = 90.0
 
 
 def halt(machine: Machine, *, force: bool = False, timeout_s: float = HALT_TIMEOUT_S) -> State:
-    """Shuts a box down, cleanly if it will; returns the state before. Raises StateError if there is no such box.
+    """Shuts a box down, and powers it off after `timeout_s`. Returns the state before.
 
-    With `force` a suspended box loses its saved state: its disk stays as it was then.
+    `force` powers the box off without a shutdown. A suspended box loses its saved state and keeps its disk. Raises
+    StateError if there is no such box.
     """
     with machine.locked():
         record = machine.record()
@@ -30,38 +31,41 @@ def halt(machine: Machine, *, force: bool = False, timeout_s: float = HALT_TIMEO
             driver.drop_suspended()
             machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
         if not before.running:
-            if before is not State.SUSPENDED:  # a box that crashed or shut itself down has left its scratch space
+            if before is not State.SUSPENDED:  # a box that crashed or shut itself down leaves its scratch space
                 driver.tidy()
             return before
         with log.step(f"halting {machine.name}"):
             driver.stop(before, force=force, timeout_s=timeout_s)
-        shared.close(machine.folder)  # a guest that lost its network or was powered off has closed nothing
+        shared.close(machine.folder)  # a guest that lost its network or was powered off does not close it
         machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
         driver.tidy()
         return before
 
 
 def suspend(machine: Machine) -> None:
-    """Saves the state of a running box, with its memory, and ends it. Raises StateError where that is not possible."""
+    """Saves the state of a running box, with its memory, and stops it.
+
+    Raises StateError if the box is sealed or in a state that does not allow it, or if its driver cannot.
+    """
     with machine.locked():
         record = machine.record()
         refuse_sealed(machine, "suspend")
         registry.need_suspend(machine)
         require("suspend", machine.name, state(machine))
-        shared.close(machine.folder)  # while the guest runs: so its end of the connection closes, too
+        shared.close(machine.folder)  # while the guest runs, so that it closes its end of the connection
         with log.step(f"suspending {machine.name}"):
             registry.of(machine).suspend(lambda: machine.write_record(attrs.evolve(record, ended=Ended.SUSPENDED)))
 
 
 def destroy(machine: Machine) -> bool:
-    """Removes a box with all its files on this host, except the empty lock file; False if there was none.
+    """Removes a machine with all its files on this host, except the empty lock file. Returns whether it existed.
 
-    A process that waits for the lock holds that file open. If the file were removed, the next process would lock a new
-    one, and both would run.
+    A process that waits for the lock has that file open. If the file were removed, the next process would lock a new
+    file, and both processes would run.
     """
     with machine.locked():
-        there = machine.folder.exists()
+        existed = machine.folder.exists()
         shared.close(machine.folder)
         registry.of(machine).destroy()
         remove_tree(machine.unfinished)
-    return there
+    return existed

@@ -1,4 +1,4 @@
-"""kimbox up: brings a box to ready from any state, and does only what is missing."""
+"""kimbox up: brings a box to ready from any state, and does only the steps that are missing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import attrs
 
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.readiness import bring_to_ready, check_root
-from kimbox.actions.lifecycle.start import mend_record, start, wake
-from kimbox.actions.observe import check_owner, is_open_still, state
+from kimbox.actions.lifecycle.start import repair_record, start, wake
+from kimbox.actions.observe import check_owner, needs_restart_to_seal, state
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.errors import StateError, UsageError
@@ -25,35 +25,48 @@ from kimbox.spec.urls import why_not_followed
 
 @attrs.frozen
 class UpRequest:
-    """What `up` is to do."""
+    """The arguments of `up`."""
 
     project: Project
-    #: False: the box is booted, and nothing is sent to it.
+    #: False: the box only boots, and no manifest is sent.
     provision: bool = True
+    #: Timeout of the boot, in seconds.
     timeout_s: float = BOOT_TIMEOUT_S
+    #: The boot mode of the command line, if there is one.
     boot: Choice = attrs.field(factory=Choice)
-    #: Name of the driver that runs the machine; None: the one that runs it already, and the default for a new machine.
+    #: Name of the driver; None: the present driver of the machine, and the default driver for a new machine.
     driver: str | None = None
-    #: Which machine of the box.
+    #: Purpose of the machine: it selects one of the machines of the box.
     purpose: Purpose = Purpose.BOX
 
 
 def following(box: Box) -> Box:
-    """A box that follows the branch of its setup repository, as if its spec said so. Raises UsageError if it cannot."""
+    """Returns the box, changed to follow the branch of its setup repository, as with `follow: true` in its spec.
+
+    Raises UsageError if it cannot.
+    """
     setup = box.repository(SETUP)
     if setup is None:
-        raise UsageError(f"the box {box.name} has no setup repository to follow")
-    if why := why_not_followed(SETUP, setup.url, setup.ref, is_verified=bool(setup.keys)):
-        raise UsageError(f"{box.name} cannot follow {setup.url[:200]}: {why}")
+        raise UsageError(
+            f"the box {box.name} has no setup repository to follow",
+            code="repository-not-found",
+            fields={"box": box.name, "repository": SETUP},
+        )
+    if reason := why_not_followed(SETUP, setup.url, setup.ref, is_verified=bool(setup.keys)):
+        raise UsageError(
+            f"{box.name} cannot follow {setup.url[:200]}: {reason}",
+            code="conflicting-settings",
+            fields={"box": box.name, "repository": SETUP},
+        )
     others = (attrs.evolve(r, follow=True) if r.name == SETUP else r for r in box.repositories)
     return attrs.evolve(box, repositories=tuple(others))
 
 
 def up(request: UpRequest) -> State:
-    """Brings a box to ready from any state, doing only what is missing. Returns the state before.
+    """Brings a box to ready from any state, with only the steps that are missing. Returns the state before.
 
-    A box in maintain mode is ready when it has booted: it is neither sent a manifest nor provisioned. Raises
-    ImageError, GuestError, StateError (another spec owns the name) or SpecError (the lock).
+    A box in maintain mode is ready when it has booted: no manifest is sent. Raises ImageError; GuestError if the guest
+    fails; StateError, for example if another spec owns the name; SpecError if the lock has faults.
     """
     project, box = request.project, request.project.box
     machine = machine_of(project.name, request.purpose)
@@ -66,11 +79,15 @@ def up(request: UpRequest) -> State:
         if before is State.ABSENT:
             create(machine, plan, purpose=request.purpose, driver=request.driver)
         else:
-            mend_record(machine, before)
+            repair_record(machine, before)
             _warn_of_changes(machine, plan, before)
-        if is_open_still(machine, before):
-            hint = f"`kimbox secure {machine.name}` restarts it"
-            raise StateError(f"{machine.name} has taken its role, and is open until it restarts", hint=hint)
+        if needs_restart_to_seal(machine, before):
+            raise StateError(
+                f"{machine.name} has taken its role, and is open until it restarts",
+                code="restart-required",
+                hint=f"`kimbox secure {machine.name}` restarts it",
+                fields={"name": machine.name},
+            )
         last = last_manifest_event(machine.boot_events())
         is_part = last is not None and "part" in last.fields
         is_done = last is not None and last.text("manifest") == plan.digest == sent_manifest(last)
@@ -85,8 +102,8 @@ def up(request: UpRequest) -> State:
             start(machine, box)
         else:
             check_root(machine)
-        again = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)
-        bring_to_ready(machine, plan, timeout_s=request.timeout_s, again=again, send=request.provision)
+        must_send = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)
+        bring_to_ready(machine, plan, timeout_s=request.timeout_s, must_send=must_send, may_send=request.provision)
         return before
 
 
@@ -95,19 +112,23 @@ def _check_driver(machine: Machine, name: str | None) -> None:
     if name is None:
         return
     registry.named(name, machine)
-    now = registry.of(machine).name
-    if machine.exists and name != now:
-        hint = f"`kimbox destroy {machine.name}` and `kimbox up --provider {name}` make it anew"
-        raise StateError(f"{machine.name} is run by {now}, not by {name}", hint=hint)
+    present = registry.of(machine).name
+    if machine.exists and name != present:
+        raise StateError(
+            f"{machine.name} is run by {present}, not by {name}",
+            code="wrong-driver",
+            hint=f"`kimbox destroy {machine.name}` and `kimbox up --provider {name}` create it with {name}",
+            fields={"name": machine.name, "driver": present, "requested": name},
+        )
 
 
 def _warn_of_changes(machine: Machine, plan: Plan, before: State) -> None:
-    """Warns of changes in the spec that reach the machine only after a restart, or only when it is made anew."""
+    """Warns of changes in the spec that apply only after a restart, or only to a new machine."""
     record, box = machine.record(), plan.box
     if before.running and record.scratch != box.scratch:
-        log.warn(f"the spec of {box.name} asks for another scratch space: `kimbox reload {box.name}` makes it")
+        log.warn(f"the scratch space of {box.name} has changed in its spec: `kimbox reload {box.name}` creates it")
     if record.image != plan.lock.image:
         log.warn(
-            f"the spec of {box.name} now describes another image than the one this box was made from; "
-            f"`kimbox destroy {box.name}` and `kimbox up` make it anew"
+            f"the spec of {box.name} now describes another image than the one that this box was created from: "
+            f"`kimbox destroy {box.name}` and `kimbox up` create it from the new image"
         )

@@ -20,6 +20,7 @@ from kimbox.machine.console import (
     CONSOLE_BYTES,
     SHOWN_CHARACTERS,
     SHOWN_LINES,
+    SNAPSHOT_FULL,
     console_lines,
     explain,
     is_fatal,
@@ -30,129 +31,151 @@ from kimbox.machine.state import DONE, LOST_ROOT, POWERED_OFF, lost_root
 from kimbox.run import tail
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box
 
-#: From the start of the machine until sshd and provisiond run. A cold boot takes 10 s under emulation, 3 s with KVM.
+#: Timeout from the start of the machine until sshd and provisiond run, in seconds. A cold boot takes 10 s under
+#: emulation and 3 s with KVM.
 BOOT_TIMEOUT_S = 300.0
 
-#: Beyond the timeout of a step, the event of its end may take this long.
+#: Time from the timeout of a step until the event of its end must have arrived, in seconds.
 STEP_MARGIN_S = 120.0
 
 #: Maximum number of provisionings for one manifest: two attempts that crash the box, and then the last good manifest.
 PROVISIONINGS = 3
 
-#: The shortest limit on all of provisioning, where the timeouts of the box's steps are not known.
+#: Minimum of the limit on all of provisioning if the timeouts of the box's steps are not known, in seconds.
 TOTAL_TIMEOUT_S = 86400.0
 
-#: After a fatal line on the console, an event with a better explanation is waited for this long. A guest without a root
-#: powers itself off within this time.
-LAST_WORDS_S = 3.0
+#: Time from a fatal line on the console until the wait ends, in seconds. An event that explains the failure better may
+#: arrive within it, and a guest without a root powers itself off.
+FATAL_LINE_GRACE_S = 3.0
 
-#: A guest that reports that it powers itself off is gone within this time: QEMU may wait for the host's disk.
-ENDS_S = 30.0
+#: Maximum time until a guest has ended that reports that it powers itself off, in seconds. QEMU may have to wait for
+#: the disk of the host.
+POWER_OFF_TIMEOUT_S = 30.0
 
-#: Seconds between two looks at events, output and console.
+#: Interval between two reads of events, output and console, in seconds.
 POLL_INTERVAL_S = 0.05
 
-#: Maximum number of events that are kept. The last event of each other name is kept, too, for so many names at most.
+#: Maximum number of events that are kept. In addition the last event of each other name is kept, for at most MAX_NAMES
+#: names.
 MAX_EVENTS = 1000
 MAX_NAMES = 100
 
-#: Maximum size of the output of provisioning that is shown at one look.
+#: Maximum size of the output of provisioning that is read at once, in bytes.
 OUTPUT_PIECE_BYTES = 1 << 20
+
+#: Size of the end of the output that is read for an error, in bytes, and the number of its last lines that are shown.
+OUTPUT_TAIL_BYTES = 16 << 10
+SHOWN_OUTPUT_LINES = 12
+
+#: Maximum length of a reason from the guest in a message, in characters.
+MAX_REASON = 500
 
 
 @attrs.define
 class Watch:
-    """What was observed of a machine's boot. `look()` looks once; `until()` looks until a condition is true."""
+    """Follows the boot of a machine. `poll` reads once; `wait_until` reads until a condition is true."""
 
     machine: Machine
+    #: Timeout from the start of the machine, or of a wait, until provisioning begins.
     boot_timeout_s: float = BOOT_TIMEOUT_S
     #: The longest timeout of any step or probe, in seconds.
     step_timeout_s: float = 3600.0
-    #: Limit on all of provisioning, also while events arrive: `provisioning_limit`, where the box is known.
+    #: Limit on all of provisioning, even if events arrive, in seconds. If the box is known: `provisioning_limit_s`.
     total_timeout_s: float = attrs.field(
         default=attrs.Factory(lambda self: max(TOTAL_TIMEOUT_S, 10 * self.step_timeout_s), takes_self=True)
     )
+    #: Events of the present boot, oldest first.
     events: list[Event] = attrs.field(factory=list)
     _driver: Driver = attrs.field(init=False)
     _tail: Tail = attrs.field(init=False)
     _output: Output = attrs.field(init=False)
-    _started: float = attrs.field(factory=time.monotonic)
+    #: When the boot timeout started.
+    _boot_began_at: float = attrs.field(factory=time.monotonic)
     #: When the last event arrived.
-    _last_event: float = attrs.field(factory=time.monotonic)
-    _begun: float = attrs.field(factory=time.monotonic)
+    _last_event_at: float = attrs.field(factory=time.monotonic)
+    #: When the wait began.
+    _wait_began_at: float = attrs.field(factory=time.monotonic)
     _console_size: int = attrs.field(default=0, init=False)
     #: When a fatal line appeared on the console.
-    _hopeless_at: float | None = attrs.field(default=None, init=False)
+    _fatal_line_at: float | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._driver = registry.of(self.machine)
         self._tail = Tail(self.machine.events_file)
         self._output = Output(self.machine.provision_log)
 
-    def look(self) -> list[Event]:
-        """Reads and shows what is new; returns the new events. A reboot of the guest clears the list of events."""
-        new = self._take()
+    def poll(self) -> list[Event]:
+        """Reads and shows new events and output; returns the new events. A reboot of the guest clears `events`."""
+        new = self._read_events()
         for event in new:
             _show(event)
-        self._output.pass_on(_show_line)
+        self._output.show_new(_show_line)
         return new
 
     def catch_up(self) -> None:
-        """Reads what was written up to now, and shows nothing of it."""
-        while self._take():
+        """Reads what was written until now, without showing it."""
+        while self._read_events():
             pass
         self._output.skip()
 
-    def _take(self) -> list[Event]:
+    def _read_events(self) -> list[Event]:
+        """Reads the new events, adds them to `events` and returns them. Pins a reported host key."""
         new = self._tail.read()
         for event in new:
             if self.events and event.boot != self.events[-1].boot:
-                if self.seen("provisioning"):  # provisioning crashed the box: the boot timeout starts again
-                    self._started = time.monotonic()
+                if self.last_event("provisioning"):  # provisioning crashed the box: a new boot, a new timeout
+                    self._boot_began_at = time.monotonic()
                 self.events.clear()
             self.events.append(event)
-            self._last_event = time.monotonic()
+            self._last_event_at = time.monotonic()
             if event.name == "hostkey":
                 keys.pin_host_key(self.machine, event.text("key"))
         self.events = bounded(self.events)
         return new
 
-    def seen(self, name: str) -> Event | None:
-        """The last event of that name in this boot."""
+    def last_event(self, name: str) -> Event | None:
+        """Returns the last event of that name in this boot; None if there is none."""
         return next((event for event in reversed(self.events) if event.name == name), None)
 
-    def until(self, what: str, done: Callable[[Watch], bool]) -> None:
-        """Looks until `done`. Raises GuestError, explained from the console, if the guest ends or takes too long."""
-        self._started = self._last_event = self._begun = time.monotonic()
+    def wait_until(self, activity: str, is_done: Callable[[Watch], bool]) -> None:
+        """Polls until `is_done`. `activity` is the text of the progress line.
+
+        Raises GuestError, with the cause from events and console, if the guest fails, ends or takes too long.
+        """
+        self._boot_began_at = self._last_event_at = self._wait_began_at = time.monotonic()
         while True:
-            alive = self._driver.listen()
-            self.look()
+            is_alive = self._driver.listen()
+            self.poll()
             if failed := lost_root(self.events):
                 if failed.text("kind") in POWERED_OFF:
-                    self._driver.wait_until_gone(ENDS_S)
-                raise failure(self.machine, failed)
-            if done(self):
+                    self._driver.wait_until_gone(POWER_OFF_TIMEOUT_S)
+                raise error_of_failure(self.machine, failed)
+            if is_done(self):
                 return
-            provisioning = self.seen("provisioning") is not None
+            is_provisioning = self.last_event("provisioning") is not None
             now = time.monotonic()
-            waited = now - (self._last_event if provisioning else self._started)
-            limit = self.step_timeout_s + STEP_MARGIN_S if provisioning else self.boot_timeout_s
-            if alive and now - self._begun > PROVISIONINGS * (self.boot_timeout_s + self.total_timeout_s):
+            waited_s = now - (self._last_event_at if is_provisioning else self._boot_began_at)
+            limit_s = self.step_timeout_s + STEP_MARGIN_S if is_provisioning else self.boot_timeout_s
+            total_s, name = now - self._wait_began_at, self.machine.name
+            if is_alive and total_s > PROVISIONINGS * (self.boot_timeout_s + self.total_timeout_s):
                 raise GuestError(
-                    f"{self.machine.name}: provisioning did not end within {now - self._begun:.0f} s, more than all "
-                    "of its steps together may take",
-                    hint="see `kimbox logs`; look inside: `kimbox ssh`",
+                    f"{name}: provisioning did not end within {total_s:.0f} s, the limit for all of its steps together",
+                    code="timeout",
+                    hint=f"`kimbox logs {name}` shows its output; `kimbox ssh {name}` opens a shell in the box",
+                    fields={"name": name, "stage": "provisioning"},
                 )
-            if not alive or waited > limit or self._is_hopeless(now):
-                self.fail(alive=alive, waited_s=waited)
-            log.now(what)
+            is_late = waited_s > limit_s
+            if not is_alive or is_late or self._is_fatal(now):
+                code = "timeout" if is_alive and is_late else "boot-failed"
+                raise self._error(is_alive=is_alive, waited_s=waited_s, code=code)
+            log.now(activity)
             time.sleep(POLL_INTERVAL_S)
 
-    def _is_hopeless(self, now: float) -> bool:
-        """Whether the console shows a fatal error, and no event has explained it within LAST_WORDS_S.
+    def _is_fatal(self, now: float) -> bool:
+        """Whether the console has a fatal error, and no event has explained it within FATAL_LINE_GRACE_S.
 
-        The console is read only when it has grown. Once sshd runs, a panic is not fatal, as the box restarts; a full
-        snapshot is.
+        The console is read only if its size has changed. Once sshd runs, a panic is not fatal, because the box
+        restarts. A full snapshot is fatal.
         """
         try:
             size = self.machine.serial_log.stat().st_size
@@ -161,41 +184,47 @@ class Watch:
         if size != self._console_size:
             self._console_size = size
             raw = read_end(self.machine.serial_log, CONSOLE_BYTES)
-            if not (snapshot_is_full(raw) if self.seen("sshd") else is_fatal(raw, self.events)):
-                self._hopeless_at = None
-            elif self._hopeless_at is None:
-                self._hopeless_at = now
-        return self._hopeless_at is not None and now - self._hopeless_at >= LAST_WORDS_S
+            if not (snapshot_is_full(raw) if self.last_event("sshd") else is_fatal(raw, self.events)):
+                self._fatal_line_at = None
+            elif self._fatal_line_at is None:
+                self._fatal_line_at = now
+        return self._fatal_line_at is not None and now - self._fatal_line_at >= FATAL_LINE_GRACE_S
 
-    def fail(self, *, alive: bool, waited_s: float) -> None:
-        """Raises GuestError with the cause and the console's last lines."""
+    def _error(self, *, is_alive: bool, waited_s: float, code: str) -> GuestError:
+        """Returns the error with the cause and the last lines of the console. A full snapshot has its own code."""
         raw = read_end(self.machine.serial_log, CONSOLE_BYTES)
-        cause = explain(raw, self.events, alive=alive, waited_s=waited_s)
+        cause = explain(raw, self.events, alive=is_alive, waited_s=waited_s)
         shown = "\n".join(f"    {line[:SHOWN_CHARACTERS]}" for line in console_lines(raw)[-SHOWN_LINES:])
-        said = f"\nThe console's last lines:\n{shown}" if shown else ""
-        raise GuestError(f"{self.machine.name}: {cause.message}{said}", hint=cause.hint)
+        console = f"\nThe last lines of the console:\n{shown}" if shown else ""
+        stage = "provisioning" if self.last_event("provisioning") else "boot"
+        return GuestError(
+            f"{self.machine.name}: {cause.message}{console}",
+            code="snapshot-full" if cause is SNAPSHOT_FULL else code,
+            hint=cause.hint,
+            fields={"name": self.machine.name, "stage": stage},
+        )
 
 
-def provisioning_limit(box: Box) -> float:
-    """The longest time, in seconds, that provisioning of a box may take if each step keeps to its own timeout."""
+def provisioning_limit_s(box: Box) -> float:
+    """Returns the maximum duration of the provisioning of a box, in seconds, if each step ends within its timeout."""
     limits = [step.timeout_s for step in box.provision] + [probe.timeout_s for probe in box.probes]
     steps = len(limits) + len(box.repositories) + 2
-    return sum(limits) + 2 * _setup_timeout(box) + steps * STEP_MARGIN_S
+    return sum(limits) + 2 * _setup_timeout_s(box) + steps * STEP_MARGIN_S
 
 
-def longest_step(box: Box) -> float:
-    """The longest timeout, in seconds, of a step that provisioning runs in a box; an hour at least."""
+def longest_step_s(box: Box) -> float:
+    """Returns the longest timeout of the steps and probes of a box, in seconds; at least that of setup, an hour."""
     limits = [step.timeout_s for step in box.provision] + [probe.timeout_s for probe in box.probes]
-    return max([*limits, _setup_timeout(box), SETUP_TIMEOUT_S])
+    return max([*limits, _setup_timeout_s(box), SETUP_TIMEOUT_S])
 
 
-def _setup_timeout(box: Box) -> int:
+def _setup_timeout_s(box: Box) -> int:
     setup = box.repository(SETUP)
     return setup.timeout_s if setup else SETUP_TIMEOUT_S
 
 
 def bounded(events: list[Event]) -> list[Event]:
-    """The last MAX_EVENTS events, and before them the last event of each name that is not among these."""
+    """Returns the last MAX_EVENTS events, and before them the last event of each name that is not among these."""
     if len(events) <= MAX_EVENTS:
         return events
     old, new = events[:-MAX_EVENTS], events[-MAX_EVENTS:]
@@ -206,20 +235,21 @@ def bounded(events: list[Event]) -> list[Event]:
 
 
 class Output:
-    """Shows the output of provisioning, line by line, as the file grows."""
+    """Shows the output of provisioning line by line, while the guest writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
+        #: The line that is not complete yet.
         self._rest = b""
 
     def skip(self) -> None:
-        """Skips what the file holds now."""
+        """Skips the present content of the file."""
         with contextlib.suppress(OSError):
             self._offset = self.path.stat().st_size
 
-    def pass_on(self, show: Callable[[str], None]) -> None:
-        """Shows the complete lines that are new."""
+    def show_new(self, show: Callable[[str], None]) -> None:
+        """Passes each new complete line to `show`. A file that has become shorter is read from its beginning."""
         try:
             with self.path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._offset:
@@ -235,60 +265,82 @@ class Output:
             show(printable(line.decode("utf-8", "replace").rstrip("\r")))
 
 
-def failure(machine: Machine, event: Event) -> GuestError:
-    """The error of a `failed` event: step, exit status and last lines of output; or why the guest has no root."""
-    if event.text("kind") == "seal":
+def error_of_failure(machine: Machine, event: Event) -> GuestError:
+    """Returns the error of a `failed` event.
+
+    It has the step, its exit status and the last lines of output, or the reason why the guest has no root.
+    """
+    name, kind, reason = machine.name, event.text("kind"), event.text("reason")[:MAX_REASON]
+    if kind == "seal":
         return GuestError(
-            f"{machine.name} cannot close itself, and is off: {event.text('reason')[:500]}",
-            hint=f"nobody can enter it. `kimbox secure --unseal {machine.name}` opens it without its credentials, "
-            f"`kimbox destroy {machine.name}` ends it",
+            f"{name} could not seal itself and has shut down: {reason}",
+            code="sealing-failed",
+            hint=f"no login is possible. `kimbox secure --unseal {name}` opens it and removes its credentials, "
+            f"`kimbox destroy {name}` removes it",
+            fields={"name": name},
         )
-    if event.text("kind") in LOST_ROOT:
-        what = "did not boot" if event.text("kind") == "boot" else "lost its root"
+    if kind in LOST_ROOT:
+        failed = "did not boot" if kind == "boot" else "lost its root"
         return GuestError(
-            f"{machine.name} {what}: {event.text('reason')[:500] or event.text('name')[:100]}",
-            hint=f"`kimbox up --boot resnap {machine.name}` makes a new snapshot: changes on the old one are lost, "
-            f"/persistent stays. If that fails too, `kimbox destroy {machine.name}` and `kimbox up` make the disk anew",
+            f"{name} {failed}: {reason or event.text('name')[:100]}",
+            code="boot-failed" if kind == "boot" else "snapshot-full",
+            hint=f"`kimbox up --boot resnap {name}` creates a new snapshot: changes on the old one are lost, "
+            f"/persistent stays. If that fails too, `kimbox destroy {name}` and `kimbox up` create a new disk",
+            fields={"name": name, "stage": "boot" if kind == "boot" else "provisioning"},
         )
-    kind, name, reason = event.text("kind"), event.text("name"), event.text("reason")
-    said = tail(read_end(machine.provision_log, 16 << 10).decode("utf-8", "replace"), 12)
-    shown = "\n".join(f"    {printable(line)[:SHOWN_CHARACTERS]}" for line in said.splitlines())
-    code = event.number("exit")
-    status = "" if code is None else f" (exit status {code})"
-    message = f"{machine.name}: provisioning failed at {kind} {name}"[:SHOWN_CHARACTERS] + f"{status}: {reason[:500]}"
-    hint = f"the box stays up for a look: `kimbox ssh {machine.name}`; then `kimbox provision {machine.name}`"
+    return _provisioning_error(machine, event)
+
+
+def _provisioning_error(machine: Machine, event: Event) -> GuestError:
+    """Returns the error of a `failed` event that reports a step of provisioning."""
+    name, kind, step, reason = machine.name, event.text("kind"), event.text("name"), event.text("reason")
+    output = tail(read_end(machine.provision_log, OUTPUT_TAIL_BYTES).decode("utf-8", "replace"), SHOWN_OUTPUT_LINES)
+    shown = "\n".join(f"    {printable(line)[:SHOWN_CHARACTERS]}" for line in output.splitlines())
+    exit_status = event.number("exit")
+    status = "" if exit_status is None else f" (exit status {exit_status})"
+    message = f"{name}: provisioning failed at {kind} {step}"[:SHOWN_CHARACTERS] + f"{status}: {reason[:MAX_REASON]}"
+    hint = f"the box still runs: `kimbox ssh {name}` opens a shell in it; then run `kimbox provision {name}`"
     if machine.record().sealed:
-        hint = f"the box stays closed, and up; `kimbox reload {machine.name}` tries again, `kimbox secure --unseal "
-        hint += f"{machine.name}` opens it without its credentials"
-    return GuestError(f"{message}\n{shown}".rstrip(), hint=hint)
+        hint = f"the box still runs and is sealed: `kimbox reload {name}` runs it again, `kimbox secure --unseal "
+        hint += f"{name}` opens it and removes its credentials"
+    fields = {"name": name, "step_kind": kind[:100], "step": step[:100], "reason": reason[:MAX_REASON]}
+    if exit_status is not None:
+        fields["exit"] = str(exit_status)
+    return GuestError(f"{message}\n{shown}".rstrip(), code="provision-failed", hint=hint, fields=fields)
 
 
-def fallen_back(machine: Machine, answer: Event, told: Event | None) -> GuestError:
-    """The error where the guest fell back to its last good manifest. `told`: its event that gives the reason."""
-    name, wanted, good = machine.name, answer.text("wanted"), answer.text("manifest")
-    reason = told.text("reason") if told else ""
-    how = "is ready with" if answer.name in DONE else "has failed with"
+def error_of_fallback(machine: Machine, answer: Event, fallback: Event | None) -> GuestError:
+    """Returns the error for a guest that has fallen back to its last good manifest.
+
+    `answer`: the event with the result of the last good manifest. `fallback`: the event with the reason.
+    """
+    name, failed, good = machine.name, answer.text("wanted"), answer.text("manifest")
+    reason = fallback.text("reason")[:MAX_REASON] if fallback else ""
+    result = "is ready with" if answer.name in DONE else "has failed with"
     return GuestError(
-        f"{name}: the manifest {wanted[:12]} failed: {reason[:500] or 'no reason was told'}\n"
-        f"The box {how} the last good one, {good[:12]}.",
-        hint=f"mend it and `kimbox up {name}`; `kimbox provision {name}` tries the same once more",
+        f"{name}: the manifest {failed[:12]} failed: {reason or 'no reason was reported'}\n"
+        f"The box {result} the last good one, {good[:12]}.",
+        code="manifest-failed",
+        hint=f"correct it and run `kimbox up {name}`; `kimbox provision {name}` runs the same manifest again",
+        fields={"name": name, "manifest": failed, "good_manifest": good, "reason": reason, "state": answer.name},
     )
 
 
 def _show_line(line: str) -> None:
-    """Shows a line of provisioning's output. Headings of steps are left out: their events are shown."""
+    """Shows a line of the output of provisioning. Headings of steps are left out, because their events are shown."""
     if not line.startswith("== step "):
         log.guest(line)
 
 
 def _show(event: Event) -> None:
+    """Shows an event as a progress line or a warning."""
     if event.name == "step" and event.text("status") == "running":
         log.info(f"step {event.number('n')} of {event.number('of')}: {event.text('kind')} {event.text('name')}")
     elif event.name == "snapshot":
         log.warn(f"the snapshot of root is {event.number('percent')} % full")
     elif event.name == "died":
-        log.warn(f"the boot before this one died: {event.text('reason')[:500]}")
+        log.warn(f"the boot before this one ended early: {event.text('reason')[:MAX_REASON]}")
     elif event.name == "fallback":
-        log.warn("what was asked for has failed: the box goes back to its last good manifest")
+        log.warn("the manifest failed: the box falls back to its last good manifest")
     else:
         log.detail(f"guest: {event.name}")

@@ -47,17 +47,17 @@ def provision(
     from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.guest.delivery import Part
     from kimbox.machine.folder import machine_of
-    from kimbox.project.unpinned import Instead
+    from kimbox.project.unpinned import Replacement
 
     if only is not None and start is not None:
         raise UsageError("--only and --from exclude each other", hint="give one of them")
     how: Literal["only", "from"] = "only" if only is not None else "from"
     step = only if only is not None else start
-    instead = tuple(Instead.parse(word) for word in repo or [])
+    replacements = tuple(Replacement.parse(argument) for argument in repo or [])
     project = target.project(box, file)
     part = Part(how, step) if step is not None else None
     limit = settings.timeout_s or BOOT_TIMEOUT_S
-    provisioning.provision(project, instead=instead, part=part, timeout_s=limit)
+    provisioning.provision(project, replacements=replacements, part=part, timeout_s=limit)
     summary = summary_of(machine_of(project.name))
     lines = [f"{project.name} is {summary['state']}", *unusual_lines(summary["provenance"]), *stale_lines(summary)]
     report("provision", summary, "\n".join(lines))

@@ -18,73 +18,87 @@ from kimbox.project.project import Project
 from kimbox.spec.model import Box, PackageImage
 
 
-def base_parts(box: Box) -> tuple[Provisioner, ...]:
-    """The provisioners that go into the image of a box; none for an image that is not built here."""
+def base_provisioners(box: Box) -> tuple[Provisioner, ...]:
+    """Returns the provisioners that go into the image of a box. Empty for an image that is not built here."""
     return provisioners.load_all() if isinstance(box.image, PackageImage) else ()
 
 
-def recipe_for(box: Box, locked: LockedPackages | None, parts: Sequence[Provisioner]) -> Recipe | None:
-    """The recipe of a box's image, from locked packages and provisioners; None for an image that is not built here."""
+def recipe_for(box: Box, locked: LockedPackages | None, base: Sequence[Provisioner]) -> Recipe | None:
+    """Returns the recipe of a box's image, from locked packages and the provisioners `base`.
+
+    None for an image that is not built here.
+    """
     if locked is None or not isinstance(box.image, PackageImage):
         return None
-    return recipe(box, box.image, locked, parts)
+    return recipe(box, box.image, locked, base)
 
 
 def image_key(project: Project) -> str:
-    """The key of the image of a project that has a lock. Raises StateError if it has none."""
+    """Returns the key of the image that the lock of a project describes. Raises StateError if there is no lock."""
     path = project.lock_path
     if not path.exists():
         raise StateError(
-            f"{project.name} has no lock yet, and no image", hint="`kimbox up` or `kimbox build` makes both"
+            f"{project.name} has no lock yet, and therefore no image",
+            code="lock-not-found",
+            fields={"name": project.name, "path": str(path)},
+            hint=f"`kimbox build{f' {project.shipped}' if project.shipped else ''}` creates both",
         )
     return obtain.key_of(project.box, read_lock(path).packages)
 
 
-def check_lock_file(project: Project, parts: Sequence[Provisioner] | None = None) -> LockFaults:
-    """Compares the lock with its spec and with what this host has. Raises SpecError if there is no lock.
+def check_lock_file(project: Project, base: Sequence[Provisioner] | None = None) -> LockFaults:
+    """Compares the lock with its spec, and with the folders and mirrors of this host.
 
-    `parts`: the provisioners of the image (`base_parts`), where the caller has them already.
+    `base`: the provisioners of the image, if the caller has loaded them already (`base_provisioners`). Raises SpecError
+    if there is no lock.
     """
     path, box = project.lock_path, project.box
     if not path.exists():
-        raise SpecError.at(path, "there is no lock", hint="`kimbox lock` makes it; keep it in git beside the spec")
-    parts = base_parts(box) if parts is None else parts
+        hint = "`kimbox lock` writes it; keep it in git beside the spec"
+        raise SpecError.at(path, "lock not found", code="lock-not-found", hint=hint, fields={"path": str(path)})
+    base = base_provisioners(box) if base is None else base
     text = LockText.read(path)
-    if wrong := check_packages(box, text.lock, parts):
-        found = check(box, text, image=None)
-        return LockFaults([*found.wrong, *(text.problem(words, "packages", "request") for words in wrong)], found.notes)
-    return check(box, text, image=obtain.key_of(box, recipe_for(box, text.lock.packages, parts)))
+    if differences := package_differences(box, text.lock, base):
+        faults = check(box, text, image=None)
+        of_packages = (text.problem(difference, "packages", "request") for difference in differences)
+        return LockFaults([*faults.wrong, *of_packages], faults.notes)
+    return check(box, text, image=obtain.key_of(box, recipe_for(box, text.lock.packages, base)))
 
 
-def check_packages(box: Box, lock: Lock, parts: Sequence[Provisioner]) -> list[str]:
-    """Where spec and lock disagree about the packages of the image, in words; empty if they agree."""
+def package_differences(box: Box, lock: Lock, base: Sequence[Provisioner]) -> list[str]:
+    """Returns what differs between spec and lock about the packages of the image, as texts. Empty if they agree."""
     if not isinstance(box.image, PackageImage):
-        return ["the lock has packages, and the image is not built from any"] if lock.packages else []
+        return ["the lock has packages, but the image is not built from packages"] if lock.packages else []
     if lock.packages is None:
-        return ["the lock names no packages, and the image is built from some"]
-    if lock.packages.request != request(box.image, parts):
+        return ["the lock has no packages, but the image is built from packages"]
+    if lock.packages.request != request(box.image, base):
         return ["the image asks for other packages than the lock was made for"]
     return []
 
 
 def verify_lock(project: Project, *, remote: bool) -> tuple[Path, list[str]]:
-    """Checks the lock of a project, and with `remote` also against the servers.
+    """Checks the lock of a project; with `remote`, also against the servers.
 
-    Returns the file, and notes on a lock that holds. Raises SpecError, with every fault, for a lock that does not.
+    Returns the path of the lock, and the notes of the check. Raises SpecError, with every fault, if the lock has
+    faults; the notes are then warnings.
     """
     path = project.lock_path
-    found = check_lock_file(project)
-    notes = list(found.notes)
+    faults = check_lock_file(project)
+    notes = list(faults.notes)
     if remote:
-        asked = check_remote(project.box, LockText.read(path))
-        found, notes = LockFaults(found.wrong + asked.wrong), asked.notes
-    for note in notes if found.wrong else []:
+        remote_faults = check_remote(project.box, LockText.read(path))
+        faults, notes = LockFaults(faults.wrong + remote_faults.wrong), remote_faults.notes
+    for note in notes if faults.wrong else []:
         log.warn(note)
-    refuse(found, "`kimbox lock` brings it up to date; `kimbox lock --update NAME` takes a new commit")
+    raise_faults(faults, "`kimbox lock` brings it up to date; `kimbox lock --update NAME` takes a new commit")
     return path, notes
 
 
-def refuse(found: LockFaults, hint: str) -> None:
-    """Raises SpecError if the check found a fault."""
-    if found.wrong:
-        raise SpecError(found.wrong, hint=hint)
+def raise_faults(faults: LockFaults, hint: str) -> None:
+    """Raises SpecError with every fault of a check, if there are faults.
+
+    The code of the error is that of the faults if they all have the same, else `bad-spec`.
+    """
+    if faults.wrong:
+        codes = {problem.code for problem in faults.wrong}
+        raise SpecError(faults.wrong, code=codes.pop() if len(codes) == 1 else "bad-spec", hint=hint)

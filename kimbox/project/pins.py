@@ -1,4 +1,4 @@
-"""Makes the lock of a project: for `up` and the like where it is missing, for `kimbox lock` when pins move."""
+"""Writes the lock of a project: for `up`, `build` and others if it is missing, for `kimbox lock` when pins move."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kimbox.lock.git import submodules
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, pinned_submodules, read_lock, write_lock
 from kimbox.log import log
-from kimbox.project.check import base_parts, check_lock_file, check_packages, recipe_for, refuse
+from kimbox.project.check import base_provisioners, check_lock_file, package_differences, raise_faults, recipe_for
 from kimbox.project.project import Project
 from kimbox.spec.model import Box, PackageImage
 from kimbox.spec.schema import guess
@@ -26,10 +26,11 @@ from kimbox.spec.schema import guess
 
 @attrs.frozen
 class Locked:
-    """The lock of a project, and what it comes to on this host."""
+    """The lock of a project, with the mirrors and the recipe that follow from it on this host."""
 
     lock: Lock
-    #: They hold every commit that the lock names: by the name of the repository, a submodule by `submodules.key`.
+    #: Mirrors that hold every commit of the lock. The key is the name of the repository; for a submodule,
+    #: `submodules.key`.
     mirrors: dict[str, Mirror]
     #: How the image is built; None for an image that is not built here.
     recipe: Recipe | None
@@ -38,86 +39,106 @@ class Locked:
 
 
 def lock_for(project: Project) -> Locked:
-    """The lock of a project, made now if there is none, with the mirrors and the recipe that follow from it.
+    """Returns the lock of a project, with its mirrors and its recipe. If there is no lock, it is resolved and written.
 
-    Where the project is frozen the lock is never written; where it is offline no server is contacted. Raises SpecError
-    if spec and lock disagree (where frozen, in anything), GitError if a commit cannot be had.
+    A frozen project never writes its lock. An offline project contacts no server. Raises SpecError if spec and lock
+    disagree (if frozen: in any detail), GitError if a commit is not available.
     """
     box, path = project.box, project.lock_path
-    parts = base_parts(box)
+    base = base_provisioners(box)
     if project.frozen:
-        hint = "`kimbox lock` brings it up to date; without --locked, `kimbox up` does"
-        refuse(check_lock_file(project, parts), hint)
+        hint = "`kimbox lock` brings it up to date; so does `kimbox up` without --locked"
+        raise_faults(check_lock_file(project, base), hint)
     previous = read_lock(path) if path.exists() else None
-    if previous and (wrong := [*check_lock(box, previous), *check_packages(box, previous, parts)]):
-        hint = f"`kimbox lock` brings it up to date; see what moved with `git diff {path.name}`"
-        raise SpecError.at(path, "it does not fit the spec any more: " + "; ".join(wrong), hint=hint)
-    packages = _packages(box, previous, parts, offline=project.offline)
-    recipe = recipe_for(box, packages, parts)
+    if previous and (differences := [*check_lock(box, previous), *package_differences(box, previous, base)]):
+        raise SpecError.at(
+            path,
+            "the lock does not match the spec: " + "; ".join(differences),
+            code="lock-disagrees",
+            hint=f"`kimbox lock` brings it up to date; `git diff {path.name}` then shows what changed",
+            fields={"path": str(path)},
+        )
+    packages = _packages(box, previous, base, offline=project.offline)
+    recipe = recipe_for(box, packages, base)
     key = obtain.key_of(box, recipe)
-    made = make_lock(box, previous=previous, image=key, packages=packages, offline=project.offline)
-    lock = previous if project.frozen and previous else made
-    mirrors = {repository.name: Mirror.of(repository, offline=project.offline) for repository in box.repositories}
-    for name, mirror in list(mirrors.items()):
-        pinned = lock.repositories[name]
-        mirror.ensure(pinned.commit)
-        inner = submodules.collect(mirror, pinned.commit)
-        if pinned_submodules(inner) != pinned.submodules:
-            hint = f"`kimbox lock --update {name}` writes them anew"
-            raise SpecError.at(path, f"the submodules of {name} are not those of its commit", hint=hint)
-        mirrors |= {submodules.key(name, inside): submodule.mirror for inside, submodule in inner.items()}
+    new = make_lock(box, previous=previous, image=key, packages=packages, offline=project.offline)
+    lock = previous if project.frozen and previous else new
+    mirrors = _mirrors(project, lock)
     if not project.frozen and write_lock(path, lock):
         log.info(f"{'wrote' if previous is None else 'updated'} {path}")
     return Locked(lock, mirrors, recipe, key)
 
 
+def _mirrors(project: Project, lock: Lock) -> dict[str, Mirror]:
+    """Returns the mirrors of all repositories and submodules, with the commits of the lock fetched.
+
+    Raises SpecError if the lock has other submodules than a commit, GitError if a commit is not available.
+    """
+    repositories = project.box.repositories
+    mirrors = {repository.name: Mirror.of(repository, offline=project.offline) for repository in repositories}
+    for name, mirror in list(mirrors.items()):
+        pinned = lock.repositories[name]
+        mirror.ensure(pinned.commit)
+        collected = submodules.collect(mirror, pinned.commit)
+        if pinned_submodules(collected) != pinned.submodules:
+            raise SpecError.at(
+                project.lock_path,
+                f"the submodules of {name} are not those of its commit",
+                code="lock-disagrees",
+                hint=f"`kimbox lock --update {name}` corrects them",
+                fields={"path": str(project.lock_path), "repository": name},
+            )
+        mirrors |= {submodules.key(name, inside): submodule.mirror for inside, submodule in collected.items()}
+    return mirrors
+
+
 def _packages(
     box: Box,
     previous: Lock | None,
-    parts: Sequence[Provisioner],
+    base: Sequence[Provisioner],
     update: Collection[str] | None = (),
     *,
     offline: bool = False,
 ) -> LockedPackages | None:
-    """The packages of a box's image; None for an image that is not built here. See `choose`."""
+    """Returns the packages of a box's image; None for an image that is not built here. `update` as for `choose`."""
     if not isinstance(box.image, PackageImage):
         return None
     old = previous.packages if previous else None
-    return choose(box.image, requested(box.image, parts), old, update=update, offline=offline)
+    return choose(box.image, requested(box.image, base), old, update=update, offline=offline)
 
 
 @attrs.frozen
 class Relocked:
-    """What `relock` did; with `dry_run`, what it would do."""
+    """What `relock` changed; with `dry_run`, what it would change."""
 
     path: Path
-    #: Pins that are new or have moved: name -> old commit, new commit.
+    #: Pins that are new or have moved: name -> old commit, new commit. The old commit of a new pin is None.
     moved: dict[str, tuple[str | None, str]]
-    #: Repositories that the lock no longer names.
+    #: Repositories that are no longer in the lock.
     removed: list[str]
-    #: Whether the file was made or changed, or would be. It changes with the spec and the image, too.
+    #: Whether the file was created or changed, or would be. It also changes if the spec or the image changes.
     is_written: bool
-    #: How many packages the lock names.
+    #: Number of packages in the lock.
     packages: int = attrs.field(default=0, eq=False)
-    #: How it differs from the previous lock, if there was one.
+    #: Differences from the previous lock; None if there was none.
     diff: LockDiff | None = attrs.field(default=None, eq=False)
     #: Tags that were moved and branches that were force-pushed.
     warnings: list[str] = attrs.field(factory=list, eq=False)
 
 
 def relock(project: Project, *, update: list[str] | None, dry_run: bool = False) -> Relocked:
-    """Makes the lock fit the spec, moving the repositories and packages named in `update` (None: all).
+    """Brings the lock up to date with the spec, and updates the repositories and packages in `update` (None: all).
 
-    `dry_run` writes no lock. Raises KimboxError for a name that is neither.
+    `dry_run` writes no lock. Raises KimboxError for a name that is neither a repository nor a package.
     """
     box, path = project.box, project.lock_path
-    parts = base_parts(box)
+    base = base_provisioners(box)
     previous = read_lock(path) if path.exists() else None
     warnings: list[str] = []
     repositories, packages = _split(box, previous, update)
     with log.step(f"pinning {len(box.repositories)} repositories"):
-        chosen = _packages(box, previous, parts, packages)
-        key = obtain.key_of(box, recipe_for(box, chosen, parts))
+        chosen = _packages(box, previous, base, packages)
+        key = obtain.key_of(box, recipe_for(box, chosen, base))
         lock = make_lock(box, previous=previous, update=repositories, image=key, packages=chosen, warn=warnings.append)
     old = previous.repositories if previous else {}
     moved = {
@@ -132,7 +153,10 @@ def relock(project: Project, *, update: list[str] | None, dry_run: bool = False)
 
 
 def _split(box: Box, previous: Lock | None, update: list[str] | None) -> tuple[list[str] | None, list[str] | None]:
-    """Which of the names are repositories, and which packages."""
+    """Splits the names in `update` into repositories and packages. None and None if `update` is None: all of both.
+
+    Raises KimboxError for a name that is neither.
+    """
     if update is None:
         return None, None
     known = {ALL_PACKAGES, *(previous.packages.versions if previous and previous.packages else ())}
@@ -142,6 +166,8 @@ def _split(box: Box, previous: Lock | None, update: list[str] | None) -> tuple[l
         names = [repository.name for repository in box.repositories]
         raise KimboxError(
             f"the box {box.name} has no repository or package {', '.join(unknown)}",
+            code="pin-not-found",
+            fields={"box": box.name, "names": " ".join(unknown)},
             hint=guess(unknown[0], [*names, *sorted(known)]),
         )
     return repositories, packages

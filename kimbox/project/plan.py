@@ -1,4 +1,4 @@
-"""A plan: everything that follows from spec and lock, worked out once and passed on."""
+"""A plan: everything that follows from spec and lock. A command computes it once and passes it on."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock
 from kimbox.project.pins import lock_for
 from kimbox.project.project import Project
-from kimbox.project.unpinned import Instead, unpinned
+from kimbox.project.unpinned import Replacement, unpinned
 from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
 from kimbox.spec.model import Box
 
 
 @attrs.frozen
 class Plan:
-    """What a machine of a project is made from, and what its guest gets."""
+    """The inputs of a machine of a project, and the content that its guest receives."""
 
     project: Project
     lock: Lock
-    #: They hold every commit that the lock names; their names are those of `Locked.mirrors`.
+    #: Mirrors that hold every commit of the lock. The keys are those of `Locked.mirrors`.
     mirrors: Mapping[str, Mirror]
-    #: How spec and lock build the image; None where it is not built here, or where no image is needed.
+    #: The recipe of the image; None if the image is not built here, or if no image is needed.
     recipe: Recipe | None
-    #: Key of the image that the manifest names. For a machine that exists it is the image in its record.
+    #: Key of the image that the manifest names. For an existing machine it is the image in its record.
     image_key: str
     manifest: Manifest
     #: sha256 hex digest of the manifest; the guest's events carry it.
@@ -40,26 +40,26 @@ class Plan:
 
     @property
     def payload(self) -> Payload:
-        """What the guest is sent."""
+        """The content that is sent to the guest."""
         return Payload(self.manifest, self.digest, tuple(parcels_of(self.box, self.lock)), self.mirrors)
 
 
 def make_plan(project: Project, *, made_from: str | None = None) -> Plan:
-    """Works out the plan of a project; makes its lock if there is none.
+    """Computes the plan of a project. If there is no lock, it is resolved and written.
 
-    `made_from`: key of the image that an existing machine was made from; None for a machine that is to be made. Raises
-    what `lock_for` raises.
+    `made_from`: key of the image that an existing machine was made from; None for a new machine. Raises the errors of
+    `lock_for`.
     """
     locked = lock_for(project)
     return _plan(project, locked.lock, locked.mirrors, locked.recipe, made_from or locked.image_key)
 
 
-def make_unpinned_plan(project: Project, instead: Sequence[Instead], *, made_from: str) -> Plan:
-    """Works out a plan with other repositories in place of locked ones, for an existing machine. The lock stays.
+def make_unpinned_plan(project: Project, replacements: Sequence[Replacement], *, made_from: str) -> Plan:
+    """Computes a plan with replaced repositories, for an existing machine. The lock file is not changed.
 
-    `made_from` as for `make_plan`. Raises what `unpinned` raises.
+    `made_from` as for `make_plan`. Raises the errors of `unpinned`.
     """
-    lock, mirrors = unpinned(project, instead)
+    lock, mirrors = unpinned(project, replacements)
     return _plan(project, lock, mirrors, None, made_from)
 
 

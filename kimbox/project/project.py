@@ -1,4 +1,4 @@
-"""A project: a spec, where its lock lies, and how far a command may go to find what spec and lock name."""
+"""A project: a spec, the path of its lock, and whether a command may write the lock and contact servers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Project:
     """The spec that a command works on, and how it treats the lock."""
 
     box: Box
-    #: Name of the box if it ships with kimbox; None if the spec is a file of the user's.
+    #: Name of the box if it ships with kimbox; None if the spec is the user's own file.
     shipped: str | None = None
-    #: The lock is used as it is and never written: a lock that is missing or disagrees with the spec is an error.
+    #: The lock is never written: it is an error if the lock is missing or does not match the spec.
     frozen: bool = False
-    #: No server is contacted: what mirrors, image store and caches lack is an error.
+    #: No server is contacted: it is an error if something is missing in the mirrors, the image store or the caches.
     offline: bool = False
 
     @property
@@ -34,7 +34,10 @@ class Project:
 
     @property
     def lock_path(self) -> Path:
-        """The lock: beside the spec; for a shipped box, whose folder is not the user's, in kimbox's home."""
+        """The path of the lock: beside the spec.
+
+        For a shipped box it is in kimbox's home, because the user may not be able to write the folder of the spec.
+        """
         if self.shipped is not None:
             return paths.locks_dir() / f"{self.name}.lock"
         return self.source.with_suffix(".lock")

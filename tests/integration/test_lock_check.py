@@ -69,7 +69,7 @@ def test_no_lock_is_not_made(kimbox: Kimbox, work: Path) -> None:
     for arguments in (["lock", "--check"], ["up", "--locked"]):
         code, _, err = kimbox(*arguments)
         assert 3 == code
-        assert "there is no lock" in err
+        assert "lock not found" in err
     assert not (work / "kimbox.lock").exists()
 
 

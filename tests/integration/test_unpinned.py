@@ -29,7 +29,7 @@ from kimbox.log import log
 from kimbox.machine.state import State
 from kimbox.project import pins
 from kimbox.project.project import Project
-from kimbox.project.unpinned import Instead, unpinned
+from kimbox.project.unpinned import Replacement, unpinned
 from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.spec.model import Box
 
@@ -57,7 +57,7 @@ def work(tmp_path: Path, box: Box) -> Path:
 
 def taken(box: Box, *words: str) -> dict[str, str]:
     """Path -> mode and content of what would run as `setup`."""
-    lock, mirrors = unpinned(Project(box), [Instead.parse(word) for word in words])
+    lock, mirrors = unpinned(Project(box), [Replacement.parse(word) for word in words])
     mirror, commit = mirrors["setup"].path, lock.repositories["setup"].commit
     listed = makebox.git(mirror, "ls-tree", "-r", commit).splitlines()
     return {
@@ -96,7 +96,7 @@ def test_the_same_work_tree_is_the_same_commit(box: Box, work: Path) -> None:
     """Its content alone decides, not its history; a change of it is another manifest."""
 
     def digest() -> tuple[str, str]:
-        lock, _ = unpinned(Project(box), [Instead("setup", work, None)])
+        lock, _ = unpinned(Project(box), [Replacement("setup", work, None)])
         return lock.repositories["setup"].commit, manifest_digest(render_manifest(box, lock))
 
     first = digest()
@@ -170,7 +170,7 @@ def test_the_lock_is_not_touched_and_what_is_unpinned_is_named(box: Box, work: P
     path = tmp_path / "kimbox.lock"
     before = path.stat()
     makebox.commit(tmp_path / "code", {"a": "moved on\n"})
-    lock, mirrors = unpinned(Project(box), [Instead("setup", work, None)])
+    lock, mirrors = unpinned(Project(box), [Replacement("setup", work, None)])
     frozen = read_lock(path)
     assert (lock.unpinned, lock.digest) == (("setup",), frozen.digest)
     assert lock.repositories["code"] == frozen.repositories["code"]
@@ -182,26 +182,27 @@ def test_the_lock_is_not_touched_and_what_is_unpinned_is_named(box: Box, work: P
 
 def test_what_is_not_there_is_named(box: Box, tmp_path: Path) -> None:
     """A repository, a folder or a lock; a word of another form."""
-    with pytest.raises(UsageError, match="no repository setpu") as unknown:
-        unpinned(Project(box), [Instead("setpu", tmp_path, None)])
+    with refused(UsageError, "repository-not-found", repository="setpu") as unknown:
+        unpinned(Project(box), [Replacement("setpu", tmp_path, None)])
     assert unknown.value.hint == "did you mean setup?"
     with refused(GitError, "file-not-found"):
-        unpinned(Project(box), [Instead.parse("setup=/nowhere/at/all")])
+        unpinned(Project(box), [Replacement.parse("setup=/nowhere/at/all")])
     for word in ("setup", "setup=", "=x", "@main", ""):
-        with pytest.raises(UsageError, match="neither NAME=FOLDER nor NAME@REF"):
-            Instead.parse(word)
+        with refused(UsageError, "bad-value", option="--repo"):
+            Replacement.parse(word)
     for ref in ("--upload-pack=x", "a..b", "x:y"):
         with refused(GitError, "bad-ref"):
-            unpinned(Project(box), [Instead.parse(f"setup@{ref}")])
+            unpinned(Project(box), [Replacement.parse(f"setup@{ref}")])
     folder = attrs.evolve(box.repositories[0], url=str(tmp_path / "plain"), is_folder=True)
-    with pytest.raises(UsageError, match="is a folder"):
-        Instead("setup", None, "main").pin(box, folder)
+    with refused(UsageError, "ref-not-found", repository="setup", ref="main"):
+        Replacement("setup", None, "main").pin(box, folder)
     changed = attrs.evolve(box, repositories=(box.repositories[0], attrs.evolve(box.repositories[1], ref="v2")))
-    with pytest.raises(SpecError, match="asks for v2"):
-        unpinned(Project(changed), [Instead("setup", None, "main")])
+    with refused(SpecError, "lock-disagrees") as disagreeing:
+        unpinned(Project(changed), [Replacement("setup", None, "main")])
+    assert "asks for v2" in disagreeing.value.message
     (tmp_path / "kimbox.lock").unlink()
-    with pytest.raises(SpecError, match="there is no lock"):
-        unpinned(Project(box), [Instead("setup", None, "main")])
+    with refused(SpecError, "lock-not-found", path=str(tmp_path / "kimbox.lock")):
+        unpinned(Project(box), [Replacement("setup", None, "main")])
 
 
 def test_the_command_line(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,13 +223,13 @@ def test_provision_brings_it_and_up_takes_it_back(world: World, work: Path, box:
     world.after = [makemachine.event(kind, manifest=world.digest) for kind in ("provisioning", "ready")]
     feignedworld.up(world)
     locked = world.digest
-    lock, _ = unpinned(Project(box), [Instead("setup", work, None)])
+    lock, _ = unpinned(Project(box), [Replacement("setup", work, None)])
     assert lock.repositories["setup"].commit != world.lock.repositories["setup"].commit
     world.lock = lock
     world.after = [makemachine.event(kind, manifest=world.digest) for kind in ("provisioning", "ready")]
     assert world.digest != locked
     world.did.clear()
-    provision_machine(Project(box), instead=(Instead("setup", work, None),))
+    provision_machine(Project(box), replacements=(Replacement("setup", work, None),))
     assert world.did == ["deliver"]
     world.lock = read_lock(box.source.with_suffix(".lock"))
     world.after = [makemachine.event(kind, manifest=world.digest) for kind in ("provisioning", "ready")]
@@ -291,7 +292,7 @@ def test_a_bad_working_copy_does_not_brick_the_box(guest: FakeGuest, tmp_path: P
 
 def deliver(guest: FakeGuest, folder: Path, box: Box, work: Path) -> str:
     """Brings a box with a working copy in place of its setup repository; returns the digest of the manifest."""
-    lock, mirrors = unpinned(Project(box), [Instead("setup", work, None)])
+    lock, mirrors = unpinned(Project(box), [Replacement("setup", work, None)])
     digest, tar = delivery(folder, box, lock, mirrors)
     assert guest.run("/usr/lib/kimbox/receive", digest, stdin=str(tar)).code == 0
     return digest

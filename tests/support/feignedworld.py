@@ -114,8 +114,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(readiness, "Guest", FakeGuest)
     monkeypatch.setattr(start, "Guest", FakeGuest)
     monkeypatch.setattr(start, "set_clock", world.note("clock"))
-    monkeypatch.setattr(watch, "LAST_WORDS_S", 0.05)
-    monkeypatch.setattr(watch, "ENDS_S", 0.05)
+    monkeypatch.setattr(watch, "FATAL_LINE_GRACE_S", 0.05)
+    monkeypatch.setattr(watch, "POWER_OFF_TIMEOUT_S", 0.05)
     yield world
     world.end_process()
 

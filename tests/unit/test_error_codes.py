@@ -22,7 +22,12 @@ WITHOUT_CODES = {
     "actions",
     "cli",
     "image",
+<<<<<<< HEAD
     "project",
+=======
+    "machine",
+    "transfer",
+>>>>>>> 1905a45 (project, up, watch, lifecycle: codes for errors; plain words in messages, docstrings and names)
 }
 
 CODE = re.compile(r"[a-z]+(-[a-z]+)*")

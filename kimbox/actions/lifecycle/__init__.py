@@ -1,1 +1,1 @@
-"""What several verbs do with a machine: create.py makes it, start.py starts or wakes it, readiness.py waits for it."""
+"""Parts that several verbs share: create.py creates a machine, start.py starts or wakes it, readiness.py waits."""

@@ -1,4 +1,4 @@
-"""Makes a machine from a plan: complete, or not at all."""
+"""Creates a machine from a plan. After a failure no part of it is left."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ MAC_PREFIX = "52:54:00"
 
 
 def create(machine: Machine, plan: Plan, *, purpose: Purpose = Purpose.BOX, driver: str | None = None) -> None:
-    """Makes the folder of a machine, with its disk; gets the image first. `driver`: None for the default.
+    """Creates the folder of a machine with its disk, and before it the image if that is missing.
 
-    `prune` keeps the image until the record refers to it.
+    `driver`: name of the driver; None for the default. A lease keeps the image from `prune` until the record refers to
+    it. Raises ImageError if there is no image, and the errors of the driver.
     """
     remove_tree(machine.unfinished)
-    runner = registry.named(driver or registry.DEFAULT, machine)
+    chosen_driver = registry.named(driver or registry.DEFAULT, machine)
     with obtain.leased(plan.box, plan.recipe, offline=plan.project.offline) as image:
-        runner.prepare(plan.box, image)
+        chosen_driver.prepare(plan.box, image)
         try:
-            with log.step("making the machine"):
+            with log.step("creating the machine"):
                 machine.unfinished.mkdir(mode=0o700)
-                _fill(machine, plan, purpose, image, runner)
+                _fill(machine, plan, purpose, image, chosen_driver)
         except BaseException:
             remove_tree(machine.unfinished)
             raise
 
 
 def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: Driver) -> None:
-    """Writes key, disk and record into the folder. The record is written last, as it makes the folder a machine."""
-    box, temporary = plan.box, machine.unfinished
-    keys.make_pair(temporary / machine.key.name, machine.name)
-    driver.create(temporary, box, image)
-    if machine.folder.exists():  # an interrupted destroy left it: it has no record
+    """Writes key, disk and record into the folder. The record is last, because only a folder with one is a machine."""
+    box, folder = plan.box, machine.unfinished
+    keys.make_pair(folder / machine.key.name, machine.name)
+    driver.create(folder, box, image)
+    if machine.folder.exists():  # left by an interrupted destroy, without a record
         remove_tree(machine.folder)
     identity = uuid.uuid4()
-    with ports.allotting():  # until the record has the ports, where other processes see them
-        chosen = ports.choose(machine, host_ports(box), {})
+    with ports.allotting():  # until the ports are in the record, where other processes see them
+        allotted = ports.choose(machine, host_ports(box), {})
         record = Record(
             name=machine.name,
             source=str(box.source),
@@ -55,12 +56,12 @@ def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: 
             image=image.key,
             uuid=str(identity),
             mac=":".join([MAC_PREFIX, *(f"{byte:02x}" for byte in identity.bytes[:3])]),
-            ssh_port=chosen.pop(22),
-            forwards=chosen,
+            ssh_port=allotted.pop(22),
+            forwards=allotted,
             box=box.name,
             purpose=purpose,
             driver=driver.name,
             plan=PlanDigests(box.digest, plan.lock.digest, plan.digest),
         )
-        write_json(temporary / machine.record_file.name, record.as_json())
-        temporary.rename(machine.folder)
+        write_json(folder / machine.record_file.name, record.as_json())
+        folder.rename(machine.folder)

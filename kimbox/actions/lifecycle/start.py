@@ -1,4 +1,4 @@
-"""Starts the process of a machine, or wakes it, and keeps its record true."""
+"""Starts the process of a machine, or wakes it, and keeps its record up to date."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ from kimbox.spec.model import Box
 
 
 def start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
-    """Starts the process with the spec's shape; a saved state wakes with the shape that it was saved in.
+    """Starts the process of a machine, with the processors, memory and scratch space of the spec.
 
-    Without a spec the shape is that of the record. The record says that the machine runs only after the start: where
-    the start fails, a suspended box stays suspended. Raises StateError if neither knows the shape.
+    With `resume`, or without a spec, those of the record are used: a saved state needs those that it was saved with.
+    The record is changed after the start, so that a suspended box stays suspended if the start fails. Raises StateError
+    if neither spec nor record has the processors and the memory, and the errors of the driver.
     """
-    shared.close(machine.folder)  # a connection to a guest that crashed
+    shared.close(machine.folder)  # it may be to a guest that crashed
     record = machine.record()
     cpus, memory_bytes = (box.cpus, box.memory_bytes) if box else (None, None)
     scratch = box.scratch if box and not resume else record.scratch
     if resume:
         cpus, memory_bytes = record.cpus or cpus, record.memory_bytes or memory_bytes
     if cpus is None or memory_bytes is None:
-        raise StateError(f"the record of {machine.name} does not say what it ran with", hint=_drop_hint(machine))
+        raise StateError(
+            f"the record of {machine.name} has no number of processors or no size of the memory",
+            code="wrong-state",
+            fields={"name": machine.name},
+            hint=_discard_hint(machine),
+        )
     if box:
         record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source))
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
@@ -40,44 +46,51 @@ def start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
 
 
 def wake(machine: Machine, before: State, box: Box | None = None) -> None:
-    """Lets a paused or suspended guest continue; it does not report its events again."""
+    """Continues a paused or suspended guest, which does not send its events again. Sets its clock.
+
+    Raises GuestError if a suspended guest does not start. A clock that cannot be set is a warning.
+    """
     if before is State.PAUSED:
         registry.of(machine).unpause()
     else:
         try:
             start(machine, box, resume=True)
         except GuestError as error:
-            raise GuestError(error.message, hint=_drop_hint(machine)) from None
+            raise GuestError(error.message, code=error.code, fields=error.fields, hint=_discard_hint(machine)) from None
     try:
         if before is State.SUSPENDED:
             registry.of(machine).forget_suspended()
         if any(event.name == "sshd" for event in machine.boot_events()):
             set_clock(machine)
     except KimboxError as error:
-        log.warn(f"{machine.name} goes on, but {error}")
+        log.warn(f"{machine.name} runs, but its clock may be wrong: {error}")
 
 
 def set_clock(machine: Machine) -> None:
-    """Sets the clock of a guest that was stopped to the time of the host. Raises GuestError if the guest refuses."""
+    """Sets the clock of a guest to the time of the host. Raises GuestError if the guest refuses, and those of ssh."""
     with Guest(machine.endpoint(machine.record())) as guest:
         answer = guest.run(f"sudo -n date --utc --set=@{int(time.time())}", timeout_s=60)
         if answer.code != 0:
-            raise GuestError(f"its clock cannot be set: {answer.stderr.strip()}")
+            raise GuestError(
+                f"the clock of {machine.name} cannot be set: {answer.stderr.strip()}",
+                code="clock-not-set",
+                fields={"name": machine.name},
+            )
 
 
-def mend_record(machine: Machine, before: State) -> None:
-    """Brings the record up to date with a guest that runs or has taken its role.
+def repair_record(machine: Machine, before: State) -> None:
+    """Corrects the record of a guest that runs, or that has taken its role.
 
-    A kimbox that was killed may have left the record as it was before.
+    `before`: the state of the machine. The record is out of date if kimbox was killed before it wrote the record.
     """
     record = machine.record()
-    mended = attrs.evolve(record, ended=None) if before.running else record
+    repaired = attrs.evolve(record, ended=None) if before.running else record
     sealed = next((event for event in reversed(machine.boot_events()) if event.name == "sealed"), None)
     if sealed and not record.sealed and not machine.unseal_mark.exists():
-        mended = attrs.evolve(mended, sealed=Sealed(sealed.text("role")[:100], sealed.text("site")[:300]))
-    if mended != record:
-        machine.write_record(mended)
+        repaired = attrs.evolve(repaired, sealed=Sealed(sealed.text("role")[:100], sealed.text("site")[:300]))
+    if repaired != record:
+        machine.write_record(repaired)
 
 
-def _drop_hint(machine: Machine) -> str:
-    return f"`kimbox halt --force {machine.name}` drops the saved state, then `kimbox up {machine.name}` boots"
+def _discard_hint(machine: Machine) -> str:
+    return f"`kimbox halt --force {machine.name}` discards the saved state; then `kimbox up {machine.name}` boots"

@@ -1,4 +1,4 @@
-"""A command works its plan out once: the manifest is rendered once, and each provisioner is read once."""
+"""A command computes its plan once: the manifest is rendered once, and each provisioner is read once."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ world = feignedworld.world  # a fixture
 #: The real functions, which the double replaces.
 KEY_OF, LOCK_FOR = obtain.key_of, pins.lock_for
 
-#: What one command may do at most.
+#: Maximum counts of one command.
 ONCE = Counter({"render": 1} | dict.fromkeys(provisioners.BASE, 1))
 
 
 @pytest.fixture
 def counted(world: World, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often the manifest was rendered, and each provisioner read, with a real lock in the double's world."""
+    """Counts how often the manifest is rendered and each provisioner is read. The lock is real, the driver a double."""
     count: Counter[str] = Counter()
     load, render, leased = provisioners.load, plan.render_manifest, obtain.leased
 
@@ -68,7 +68,7 @@ def counted(world: World, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_up(world: World, counted: Counter[str]) -> None:
-    """The first one, which makes lock, image and machine, and the next one, which finds them."""
+    """The first one creates lock, image and machine. The second one uses them."""
     up(world)
     assert ["image", "disk", "start", "deliver"] == world.did
     assert counted == ONCE
@@ -78,7 +78,7 @@ def test_up(world: World, counted: Counter[str]) -> None:
 
 
 def test_up_with_a_frozen_lock(world: World, counted: Counter[str]) -> None:
-    """The check of the lock reads nothing again."""
+    """The check of the lock reads no provisioner a second time."""
     pins.lock_for(Project(world.box))
     counted.clear()
     up(world, project=Project(world.box, frozen=True))
@@ -86,7 +86,7 @@ def test_up_with_a_frozen_lock(world: World, counted: Counter[str]) -> None:
 
 
 def test_provision(world: World, counted: Counter[str]) -> None:
-    """The delivery has the manifest of the plan."""
+    """The delivery uses the manifest of the plan."""
     up(world)
     counted.clear()
     provision(Project(world.box), timeout_s=5)
@@ -94,7 +94,7 @@ def test_provision(world: World, counted: Counter[str]) -> None:
 
 
 def test_render(world: World, counted: Counter[str], tmp_path: Path) -> None:
-    """Nothing but the plan makes the Vagrantfile's folder, and `--check` compares with it."""
+    """The folder of the Vagrantfile is written from the plan, and `--check` compares with the plan."""
     request = vagrant_export.ExportRequest(Project(world.box))
     vagrant_export.render([request], tmp_path / "vagrant")
     assert counted == ONCE
@@ -104,7 +104,7 @@ def test_render(world: World, counted: Counter[str], tmp_path: Path) -> None:
 
 
 def test_nothing_else_renders_a_manifest() -> None:
-    """So that the counts above miss none."""
+    """Otherwise the counts above would be incomplete."""
     package = Path(plan.__file__).parents[1]
-    naming = [path for path in package.rglob("*.py") if "render_manifest" in path.read_text()]
-    assert {"project/plan.py", "render/manifest.py"} == {str(path.relative_to(package)) for path in naming}
+    modules = [path for path in package.rglob("*.py") if "render_manifest" in path.read_text()]
+    assert {"project/plan.py", "render/manifest.py"} == {str(path.relative_to(package)) for path in modules}

@@ -7,6 +7,7 @@ from pathlib import Path
 import makemachine
 import pytest
 from makemachine import HOST_KEY, OTHER_HOST_KEY, event, tell
+from refused import refused
 
 from kimbox.actions import observe
 from kimbox.errors import StateError
@@ -22,7 +23,7 @@ def _ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_box_without_a_host_key_is_not_reached() -> None:
     """ssh never trusts a key on first use: without the event there is no connection."""
     machine = makemachine.make_machine()
-    with pytest.raises(StateError):
+    with refused(StateError, "host-key-missing", name=machine.name):
         observe.reach(machine)
     assert not machine.known_hosts.exists()
 

@@ -1,4 +1,4 @@
-"""What the host makes of a box that has gone back to its last good manifest. The world is feigned."""
+"""`up` and `provision` with a box that has fallen back to its last good manifest. Driver and ssh are doubles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import makemachine
 import pytest
 from feignedworld import World, up
 from makemachine import BOOT, NEXT_BOOT, event
+from refused import refused
 
 from kimbox.actions import stop
 from kimbox.actions.observe import state
@@ -20,21 +21,21 @@ from kimbox.spec.model import Mode, Run, Step
 
 world = feignedworld.world  # a fixture
 
-#: A manifest that was ready once.
+#: Digest of a manifest that was ready once.
 GOOD = "9" * 64
 THIRD_BOOT = NEXT_BOOT.replace("9", "7")
 
 
 def fall_back(world: World, answer: str = "ready", **more: str | int) -> list[str]:
-    """What a guest tells that has gone back from the manifest of the box."""
+    """The events of a guest that has fallen back from the manifest of the box."""
     fallback = event("fallback", manifest=GOOD, wanted=world.digest, reason="setup setup: it broke")
     about: dict[str, str | int] = {"manifest": GOOD, "wanted": world.digest}
     return [fallback, event("provisioning", **about), event(answer, **about | more)]
 
 
 @pytest.mark.parametrize("verb", ["up", "reload"])
-def test_what_the_box_has_gone_back_from_is_not_brought_again(world: World, verb: str) -> None:
-    """It runs its last good manifest: that is told as a failure, with the reason, and nothing is delivered."""
+def test_a_manifest_that_failed_is_not_sent_again(world: World, verb: str) -> None:
+    """The box runs its last good manifest. The error has the reason, and nothing is sent."""
     up(world)
     world.did.clear()
     if verb == "reload":
@@ -42,7 +43,8 @@ def test_what_the_box_has_gone_back_from_is_not_brought_again(world: World, verb
         world.boot = [*world.boot[:-1], *fall_back(world)]
     else:
         makemachine.tell(world.machine, *fall_back(world))
-    with pytest.raises(GuestError) as e:
+    fields = {"name": "tiny", "manifest": world.digest, "good_manifest": GOOD, "state": "ready"}
+    with refused(GuestError, "manifest-failed", **fields, reason="setup setup: it broke") as e:
         up(world)
     assert e.value.message.splitlines() == [
         f"tiny: the manifest {world.digest[:12]} failed: setup setup: it broke",
@@ -53,16 +55,16 @@ def test_what_the_box_has_gone_back_from_is_not_brought_again(world: World, verb
     assert State.READY is state(world.machine)
 
 
-def test_after_a_fallback_the_user_decides(world: World) -> None:
-    """`provision` tries the same once more; another manifest is brought by `up`, be it the one that it runs."""
+def test_the_user_decides_after_a_fallback(world: World) -> None:
+    """`provision` sends the failed manifest again. `up` sends another one, also the one that the box runs."""
     up(world)
     makemachine.tell(world.machine, *fall_back(world))
     world.did.clear()
     provision(Project(world.box))
     assert ["deliver"] == world.did
     assert State.READY is up(world)
-    for told in (fall_back(world), [event("ready", manifest=world.digest, wanted=GOOD)]):
-        makemachine.tell(world.machine, *told)
+    for events in (fall_back(world), [event("ready", manifest=world.digest, wanted=GOOD)]):
+        makemachine.tell(world.machine, *events)
         world.did.clear()
         world.box = attrs.evolve(world.box, provision=(Step("more", "true", Mode.SYSTEM, Run.ONCE, 60),))
         world.after = [event("provisioning", manifest=world.digest), event("ready", manifest=world.digest)]
@@ -70,36 +72,39 @@ def test_after_a_fallback_the_user_decides(world: World) -> None:
         assert ["deliver"] == world.did
 
 
-def test_a_fallback_while_up_waits_ends_it(world: World) -> None:
-    """Setup took the box down twice: the third boot of the guest tells what came of it."""
+def test_a_fallback_during_up_ends_the_wait(world: World) -> None:
+    """Setup crashed the box twice. The third boot of the guest reports the fallback."""
     boots = [[event("provisioning", boot=boot, manifest=world.digest)] for boot in (BOOT, NEXT_BOOT)]
-    gone_back = [line.replace(BOOT, THIRD_BOOT) for line in fall_back(world)]
-    world.after = [*boots[0], *boots[1], *gone_back]
-    with pytest.raises(GuestError, match="it broke"):
+    fallback = [line.replace(BOOT, THIRD_BOOT) for line in fall_back(world)]
+    world.after = [*boots[0], *boots[1], *fallback]
+    with refused(GuestError, "manifest-failed", manifest=world.digest, reason="setup setup: it broke"):
         up(world)
     assert 1 == world.did.count("deliver")
 
 
-def test_a_good_manifest_that_fails_too(world: World) -> None:
-    """Both are named; the next `up` does not bring the failed one again."""
+def test_the_last_good_manifest_fails_too(world: World) -> None:
+    """The error names both. The next `up` does not send the failed one again."""
     up(world)
     world.did.clear()
     makemachine.tell(world.machine, *fall_back(world, "failed", kind="probe", name="p", exit=1, reason="no"))
     for _ in range(2):
-        with pytest.raises(GuestError, match=f"has failed with the last good one, {GOOD[:12]}"):
+        with refused(GuestError, "manifest-failed", good_manifest=GOOD, state="failed") as failed:
             up(world)
+        assert f"has failed with the last good one, {GOOD[:12]}" in failed.value.message
     assert [] == world.did
 
 
-def test_status_tells_both(world: World) -> None:
-    """What the box runs, what was wanted, and why it is not that; otherwise only the one."""
+def test_status_has_both_manifests(world: World) -> None:
+    """The one that runs, the one that failed, and the reason. Without a fallback it has one."""
     up(world)
     assert (world.digest, None, None) == tuple(
         summary_of(world.machine)[key] for key in ("manifest", "wanted", "reason")
     )
     makemachine.tell(world.machine, *fall_back(world))
-    told = summary_of(world.machine)
-    assert (GOOD, world.digest, "setup setup: it broke") == (told["manifest"], told["wanted"], told["reason"])
+    summary = summary_of(world.machine)
+    assert (GOOD, world.digest, "setup setup: it broke") == (
+        summary["manifest"], summary["wanted"], summary["reason"]
+    )  # fmt: skip
     makemachine.tell(world.machine, event("provisioning", manifest=world.digest))
     assert (world.digest, None, None) == tuple(
         summary_of(world.machine)[key] for key in ("manifest", "wanted", "reason")

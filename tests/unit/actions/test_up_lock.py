@@ -18,30 +18,30 @@ from kimbox.project.project import Project
 world = feignedworld.world  # a fixture
 
 
-def test_what_a_box_runs_is_known_afterwards(world: World) -> None:
-    """The lock of each manifest that is sent is kept."""
+def test_the_lock_of_a_sent_manifest_is_kept(world: World) -> None:
+    """Later commands read from it what a box runs."""
     up(world)
     lock = delivered_locks.lock_of(world.machine)
     assert (world.lock.repositories, world.lock.spec_digest) == (lock.repositories, lock.spec_digest)
 
 
 def test_locked_and_offline_reach_lock_and_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are asked for where they matter, and only then."""
-    asked: list[object] = []
+    """The lock gets both settings, the image only `offline`."""
+    calls: list[object] = []
 
     def lock_for(project: Project) -> Locked:
-        asked.append((project.frozen, project.offline))
+        calls.append((project.frozen, project.offline))
         return Locked(world.lock, {}, None, "e" * 64)
 
     monkeypatch.setattr(plan, "lock_for", lock_for)
     leased = obtain.leased
 
-    def noting(*_: object, offline: bool) -> Any:
-        asked.append(f"image, offline: {offline}")
+    def leased_and_recorded(*_: object, offline: bool) -> Any:
+        calls.append(f"image, offline: {offline}")
         return leased(world.box, None)
 
-    monkeypatch.setattr(obtain, "leased", noting)
+    monkeypatch.setattr(obtain, "leased", leased_and_recorded)
     up(world, project=Project(world.box, frozen=True))
     stop.destroy(world.machine)
     up(world, project=Project(world.box, offline=True))
-    assert [(True, False), "image, offline: False", (False, True), "image, offline: True"] == asked
+    assert [(True, False), "image, offline: False", (False, True), "image, offline: True"] == calls

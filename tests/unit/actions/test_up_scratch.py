@@ -1,4 +1,4 @@
-"""Scratch space in the life of a machine. The driver, the image store and ssh are doubles."""
+"""Scratch space while a machine starts, halts and resumes. The driver, the image store and ssh are doubles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ world = feignedworld.world  # a fixture
 
 
 def test_scratch_space_lives_as_long_as_a_run(world: World) -> None:
-    """Halt removes it, of a box that crashed too; a suspended box keeps it, unless its state is dropped."""
+    """Halt removes it, also after a crash. A suspended box keeps it, until its saved state is discarded."""
     world.box = attrs.evolve(world.box, scratch=Scratch(1 << 30, "/staging"))
     up(world)
     assert world.box.scratch == world.launches[-1].record.scratch == world.machine.record().scratch
@@ -37,7 +37,7 @@ def test_scratch_space_lives_as_long_as_a_run(world: World) -> None:
 
 
 def test_a_saved_state_wakes_with_its_own_scratch_space(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the spec says by now: that counts at the next start, and a box that runs is told so."""
+    """A changed spec applies at the next start; `up` warns of it while the box runs."""
     warned: list[str] = []
     monkeypatch.setattr(starting.log, "warn", warned.append)
     before = world.box
@@ -49,7 +49,7 @@ def test_a_saved_state_wakes_with_its_own_scratch_space(world: World, monkeypatc
     up(world)
     assert Scratch(1 << 30, "/staging") == world.launches[-1].record.scratch == world.machine.record().scratch
     up(world)
-    assert ["the spec of tiny asks for another scratch space: `kimbox reload tiny` makes it"] == warned
+    assert ["the scratch space of tiny has changed in its spec: `kimbox reload tiny` creates it"] == warned
     stop.halt(world.machine)
     world.boot = [*world.boot[:-1], *world.after]
     up(world)

@@ -1,4 +1,4 @@
-"""The lock of a box, and how `up` comes to it: with real git and real mirrors."""
+"""The lock of a box, and how `up` resolves it: with real git and real mirrors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import attrs
 import makebox
 import pytest
 import tinyimage
+from refused import refused
 
 from kimbox import paths
 from kimbox.errors import KimboxError, SpecError
@@ -27,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of a spec, with a setup folder beside it."""
+    """The folder of a spec, which contains a setup folder."""
     (tmp_path / "spec/setup").mkdir(parents=True)
     (tmp_path / "spec/setup/setup").write_text("#!/bin/sh\n")
     return tmp_path / "spec"
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def box(folder: Path, tmp_path: Path) -> Box:
-    """One repository of git, one folder."""
+    """A box with a git repository and a folder."""
     makebox.make_repository(tmp_path / "code")
     return makebox.make_box(
         folder,
@@ -46,10 +47,10 @@ def box(folder: Path, tmp_path: Path) -> Box:
     )
 
 
-def test_the_first_up_makes_the_lock(box: Box, folder: Path) -> None:
-    """Beside the spec, with every commit in a mirror; the second leaves it as it is."""
-    found = pins.lock_for(Project(box))
-    lock, mirrors = found.lock, found.mirrors
+def test_the_first_up_writes_the_lock(box: Box, folder: Path) -> None:
+    """It is beside the spec, and every commit is in a mirror. The second `up` does not write it."""
+    locked = pins.lock_for(Project(box))
+    lock, mirrors = locked.lock, locked.mirrors
     path = folder / "kimbox.lock"
     assert path == Project(box).lock_path
     assert {"setup", "code"} == set(lock.repositories) == set(mirrors)
@@ -60,7 +61,7 @@ def test_the_first_up_makes_the_lock(box: Box, folder: Path) -> None:
 
 
 def test_a_locked_commit_stays_and_a_folder_follows(box: Box, folder: Path, tmp_path: Path) -> None:
-    """What the world moved on to is not taken; what the user changed beside the spec is."""
+    """A new commit of a branch is not used. A change in a folder of the spec is."""
     first = pins.lock_for(Project(box)).lock
     makebox.commit(tmp_path / "code", {"a": "two\n"})
     (folder / "setup/setup").write_text("#!/bin/sh\necho changed\n")
@@ -70,41 +71,46 @@ def test_a_locked_commit_stays_and_a_folder_follows(box: Box, folder: Path, tmp_
     assert second == read_lock(folder / "kimbox.lock")
 
 
-def test_a_disagreement_is_an_error_with_a_way_out(box: Box, folder: Path) -> None:
-    """The spec asks for another ref, or for a repository that is not locked: nothing is guessed or written."""
+def test_a_disagreement_is_an_error_with_a_hint(box: Box, folder: Path) -> None:
+    """The spec has another ref, or fewer repositories than the lock: the lock is not written."""
     pins.lock_for(Project(box))
     text = (folder / "kimbox.lock").read_text()
     setup, code = box.repositories
     other = attrs.evolve(box, repositories=(setup, attrs.evolve(code, ref="v2")))
     fewer = attrs.evolve(box, repositories=(setup,))
     for changed, what in {other: "asks for v2", fewer: "no longer in the spec"}.items():
-        with pytest.raises(SpecError, match=f"kimbox\\.lock:1:1: it does not fit .*{what}") as wrong:
+        with refused(SpecError, "lock-disagrees", path=str(folder / "kimbox.lock")) as disagreeing:
             pins.lock_for(Project(changed))
-        assert "`kimbox lock` brings it up to date" in wrong.value.message
+        (problem,) = disagreeing.value.problems
+        assert (str(folder / "kimbox.lock"), 1, 1, "lock-disagrees") == (
+            problem.file, problem.line, problem.column, problem.code
+        )  # fmt: skip
+        assert what in problem.message
+        assert "`kimbox lock` brings it up to date" in disagreeing.value.message
     assert text == (folder / "kimbox.lock").read_text()
 
 
-def test_a_shipped_box_has_its_lock_at_home(box: Box, folder: Path) -> None:
-    """Its folder may be the system's, where the user may not write."""
+def test_the_lock_of_a_shipped_box_is_in_the_home_of_kimbox(box: Box, folder: Path) -> None:
+    """The user may not be allowed to write the folder of its spec."""
     pins.lock_for(Project(box, "tiny"))
     assert (paths.locks_dir() / "tiny.lock").is_file()
     assert not (folder / "kimbox.lock").exists()
 
 
-def test_relock_moves_what_it_is_told_to(box: Box, folder: Path, tmp_path: Path) -> None:
-    """`kimbox lock`, with and without names; it tells old and new."""
+def test_relock_updates_the_named_pins(box: Box, folder: Path, tmp_path: Path) -> None:
+    """`kimbox lock`, with and without names. The result has the old and the new commit."""
     old = pins.lock_for(Project(box)).lock
     new = makebox.commit(tmp_path / "code", {"a": "two\n"})
     assert pins.Relocked(folder / "kimbox.lock", {}, [], False) == pins.relock(Project(box), update=[])
     assert {"code": (old.repositories["code"].commit, new)} == pins.relock(Project(box), update=["code"]).moved
     newer = makebox.commit(tmp_path / "code", {"a": "three\n"})
     assert {"code": (new, newer)} == pins.relock(Project(box), update=None).moved
-    with pytest.raises(KimboxError, match="has no repository or package cod"):
+    with refused(KimboxError, "pin-not-found", box=box.name, names="cod"):
         pins.relock(Project(box), update=["cod"])
 
 
-def test_relock_tells_whether_it_wrote_and_what_is_gone(box: Box) -> None:
-    """A first lock is written; so is one for a spec without a repository that it names, or with another digest."""
+def test_relock_returns_whether_it_wrote_and_what_it_removed(box: Box) -> None:
+    """It writes a first lock, a lock of which a repository was removed, and a lock for a changed digest of the spec."""
     first = pins.relock(Project(box), update=[])
     assert ({"code", "setup"}, [], True) == (set(first.moved), first.removed, first.is_written)
     fewer = attrs.evolve(box, repositories=box.repositories[:1])
@@ -114,11 +120,11 @@ def test_relock_tells_whether_it_wrote_and_what_is_gone(box: Box) -> None:
     assert not pins.relock(Project(other), update=[]).is_written
 
 
-def test_the_lock_alone_is_enough_while_the_mirror_is_there(box: Box, tmp_path: Path) -> None:
-    """Without network a second `up` goes as well; a commit that is nowhere is an error that names it."""
+def test_the_lock_needs_no_server_while_the_mirror_exists(box: Box, tmp_path: Path) -> None:
+    """A second `up` works without the network. Without the mirror, the error names the repository."""
     lock = pins.lock_for(Project(box)).lock
-    (tmp_path / "code").rename(tmp_path / "gone")
+    (tmp_path / "code").rename(tmp_path / "moved-code")
     assert lock == pins.lock_for(Project(box)).lock
-    (tmp_path / "home/mirrors").rename(tmp_path / "lost")
+    (tmp_path / "home/mirrors").rename(tmp_path / "moved-mirrors")
     with pytest.raises(KimboxError, match="code"):
         pins.lock_for(Project(box))
