@@ -41,7 +41,7 @@ STEP_MARGIN_S = 120.0
 #: Maximum number of provisionings for one manifest: two attempts that crash the box, and then the last good manifest.
 PROVISIONINGS = 3
 
-#: Minimum of the limit on all of provisioning if the timeouts of the box's steps are not known, in seconds.
+#: Minimum of the limit on all of provisioning, in seconds, if the timeouts of the box's steps are not known.
 TOTAL_TIMEOUT_S = 86400.0
 
 #: Time from a fatal line on the console until the wait ends, in seconds. An event that explains the failure better may
@@ -76,7 +76,7 @@ class Watch:
     """Follows the boot of a machine. `poll` reads once; `wait_until` reads until a condition is true."""
 
     machine: Machine
-    #: Timeout from the start of the machine, or of a wait, until provisioning begins.
+    #: Timeout from the start of a wait, or of a new boot, until provisioning begins, in seconds.
     boot_timeout_s: float = BOOT_TIMEOUT_S
     #: The longest timeout of any step or probe, in seconds.
     step_timeout_s: float = 3600.0
@@ -96,7 +96,7 @@ class Watch:
     #: When the wait began.
     _wait_began_at: float = attrs.field(factory=time.monotonic)
     _console_size: int = attrs.field(default=0, init=False)
-    #: When a fatal line appeared on the console.
+    #: When a fatal line appeared on the console; None if there is none.
     _fatal_line_at: float | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:

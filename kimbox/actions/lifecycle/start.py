@@ -25,7 +25,7 @@ def start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
     The record is changed after the start, so that a suspended box stays suspended if the start fails. Raises StateError
     if neither spec nor record has the processors and the memory, and the errors of the driver.
     """
-    shared.close(machine.folder)  # it may be to a guest that crashed
+    shared.close(machine.folder)  # a connection that is left may be to a guest that crashed
     record = machine.record()
     cpus, memory_bytes = (box.cpus, box.memory_bytes) if box else (None, None)
     scratch = box.scratch if box and not resume else record.scratch
@@ -67,7 +67,7 @@ def wake(machine: Machine, before: State, box: Box | None = None) -> None:
 
 
 def set_clock(machine: Machine) -> None:
-    """Sets the clock of a guest to the time of the host. Raises GuestError if the guest refuses, and those of ssh."""
+    """Sets the clock of a guest to the time of the host. Raises GuestError if the guest refuses or ssh fails."""
     with Guest(machine.endpoint(machine.record())) as guest:
         answer = guest.run(f"sudo -n date --utc --set=@{int(time.time())}", timeout_s=60)
         if answer.code != 0:
@@ -93,4 +93,5 @@ def repair_record(machine: Machine, before: State) -> None:
 
 
 def _discard_hint(machine: Machine) -> str:
+    """Returns the hint for a saved state that cannot be resumed."""
     return f"`kimbox halt --force {machine.name}` discards the saved state; then `kimbox up {machine.name}` boots"

@@ -127,6 +127,17 @@ def test_a_name_belongs_to_one_spec(world: World, tmp_path: Path) -> None:
         assert "kimbox destroy tiny" in str(e.value.hint)
 
 
+def test_another_driver_is_refused(world: World) -> None:
+    """A machine keeps its driver. The hint has the commands that create it again."""
+    up(world)
+    world.did.clear()
+    with refused(StateError, "wrong-driver", name="tiny", driver="qemu", requested="vagrant") as failed:
+        up(world, driver="vagrant")
+    assert "kimbox up --provider vagrant" in str(failed.value.hint)
+    assert State.READY is up(world, driver="qemu")
+    assert [] == world.did
+
+
 def test_a_shipped_box_may_move(world: World, tmp_path: Path) -> None:
     """An update of kimbox may move the specs that it ships. Such a box is identified by its name."""
     up(world, shipped="tiny")

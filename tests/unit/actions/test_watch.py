@@ -106,6 +106,38 @@ def test_a_failure_has_step_exit_status_and_last_lines(machine: Machine) -> None
     assert "kimbox ssh tiny" in str(error.hint)
 
 
+@pytest.mark.parametrize(
+    ("kind", "code", "message", "command"),
+    [
+        ("boot", "boot-failed", "tiny did not boot: it broke", "kimbox up --boot resnap tiny"),
+        ("snapshot", "snapshot-full", "tiny lost its root: it broke", "kimbox up --boot resnap tiny"),
+        (
+            "seal",
+            "sealing-failed",
+            "tiny could not seal itself and has shut down: it broke",
+            "kimbox secure --unseal tiny",
+        ),
+    ],
+)
+def test_a_guest_without_a_root(machine: Machine, kind: str, code: str, message: str, command: str) -> None:
+    """Each kind of failure that ends the guest has its own code, and a hint with the command that helps."""
+    tell(machine, event("failed", manifest="", kind=kind, name="root_snap", exit=1, reason="it broke"))
+    error = error_of_failure(machine, machine.boot_events()[-1])
+    assert (code, "tiny", message) == (error.code, error.fields["name"], error.message)
+    assert f"`{command}`" in str(error.hint)
+
+
+def test_a_full_snapshot_has_its_own_code(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if only the console reports it, during provisioning."""
+    monkeypatch.setattr(watching, "FATAL_LINE_GRACE_S", 0.0)
+    machine.serial_log.write_bytes(
+        b"device-mapper: snapshots: Invalidating snapshot: Unable to allocate exception.\r\n"
+    )
+    tell(machine, event("sshd"), event("provisioning", manifest=MANIFEST))
+    with makemachine.running(machine), refused(GuestError, "snapshot-full", name="tiny", stage="provisioning"):
+        Watch(machine).wait_until("provisioning", settled)
+
+
 def test_the_message_of_a_failure_is_bounded(machine: Machine) -> None:
     """A guest may leave out fields, or send very long ones."""
     machine.provision_log.write_bytes(b"\xff" * 100000)
