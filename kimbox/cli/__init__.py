@@ -1,1 +1,1 @@
-"""The command line: a verb a file, arguments and output only."""
+"""The command line: one module for each verb, with its arguments and its output only."""

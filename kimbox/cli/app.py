@@ -1,6 +1,6 @@
-"""The command line: its verbs, the global options, and what becomes of errors.
+"""The command line: verbs, global options, and how errors end the program.
 
-Each verb is a function in a module of its own, which is loaded when the verb is used.
+Each verb is a function in a module of its own. The module is loaded when the verb is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LETTERS = re.compile("-[qv]+")
 
 
 class Verbs(TyperGroup):
-    """A group that loads a verb's module only when that verb is used."""
+    """A command group that loads the module of a verb only when the verb is used."""
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the verb. Two exceptions that typer would replace are raised as Interrupted and as RuntimeError."""
@@ -50,28 +50,28 @@ class Verbs(TyperGroup):
             raise RuntimeError("unexpected end of file") from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The verb and what follows it. Raises UsageError with the nearest one if there is no such verb."""
+        """Returns the verb and its arguments. Raises UsageError, with the most similar verb, if the verb is unknown."""
         if not ctx.resilient_parsing and args and args[0] not in VERBS and not args[0].startswith("-"):
             from kimbox.spec.schema import guess
 
-            near = guess(args[0], list(VERBS), list_all=False)
-            hint = f"{near} See `kimbox --help`" if near else "see `kimbox --help`"
-            raise UsageError(f"there is no verb {args[0]}", hint=hint)
+            similar = guess(args[0], list(VERBS), list_all=False)
+            hint = f"{similar} See `kimbox --help`" if similar else "see `kimbox --help`"
+            raise UsageError(f"unknown verb {args[0]}", code="usage", hint=hint, fields={"verb": args[0]})
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Every verb."""
+        """Returns every verb, in the order of the help."""
         return list(VERBS)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Writes the groups of the help, one line per verb."""
+        """Writes the groups of the help, with one line for each verb."""
         width = max(map(len, VERBS))
         for title, verbs in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(verb.ljust(width), summary) for verb, (_, summary) in verbs.items()])
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """The verbs or the options that begin with `incomplete`."""
+        """Returns the verbs or the options that begin with `incomplete`."""
         from kimbox.cli.completion import Candidate
 
         if incomplete.startswith("-"):
@@ -80,14 +80,13 @@ class Verbs(TyperGroup):
         return [Candidate(verb, text) for verb, text in summaries.items() if verb.startswith(incomplete)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a verb, or None."""
+        """Returns the command of a verb; None if there is no such verb."""
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"kimbox.cli.{VERBS[cmd_name]}")
-        one = typer.Typer(add_completion=False, rich_markup_mode=None)
-        options = getattr(module, "CONTEXT", None)
-        one.command(cmd_name, context_settings=options)(getattr(module, VERBS[cmd_name]))
-        command = typer.main.get_command(one)
+        verb_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        verb_app.command(cmd_name)(getattr(module, VERBS[cmd_name]))
+        command = typer.main.get_command(verb_app)
         command.name = cmd_name
         return command
 
@@ -101,10 +100,10 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(is_given: bool) -> None:
     from kimbox import __version__
 
-    if asked:
+    if is_given:
         print(f"kimbox {__version__}")
         raise typer.Exit
 
@@ -112,11 +111,15 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def kimbox(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Details, and the output of programs.")] = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR does the same.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print details, and the output of other programs.")
+    ] = False,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", help="Print no colours. The environment variable NO_COLOR does the same.")
+    ] = False,
     timeout: Annotated[
-        str | None, typer.Option("--timeout", metavar="DURATION", help="How long a boot may take (5m, 90s).")
+        str | None, typer.Option("--timeout", metavar="DURATION", help="Timeout of a boot, for example 5m or 90s.")
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
@@ -124,8 +127,8 @@ def kimbox(
 ) -> None:
     """Declarative, reproducible boxes: one YAML spec becomes a locked, provisioned virtual machine.
 
-    A verb without a name means the spec of this folder (kimbox.yaml, or -f FILE); a name means the machine of that
-    name or, at its first `up`, the box of that name that ships with kimbox.
+    BOX is the name of a machine that exists, or of a box that ships with kimbox. Without BOX, a verb uses the spec of
+    the current folder (kimbox.yaml, or -f FILE).
 
     \b
     Examples:
@@ -133,11 +136,11 @@ def kimbox(
       kimbox init && kimbox up
       kimbox exec -- cat /etc/os-release
 
-    Exit codes: 0 done; 1 failed; 2 usage; 3 bad spec, lock or box; 4 the guest failed (exec passes the command's
-    status through); 5 not found or wrong state; 6 a program is missing on the host; 70 a bug in kimbox;
+    Exit codes: 0 done; 1 failed; 2 usage; 3 invalid spec, lock or box; 4 the guest failed (`exec` exits with the status
+    of its command); 5 not found or wrong state; 6 a program is missing on the host; 70 a bug in kimbox;
     130 interrupted.
     """
-    # The options are declared for the help and the parser's errors; `run` has read their values before.
+    # The options are declared for the help and for the errors of the parser. `run` has already read their values.
 
 
 def _duration(text: str) -> float:
@@ -147,23 +150,26 @@ def _duration(text: str) -> float:
     try:
         return float(duration(text))
     except Fault as fault:
-        raise UsageError(f"--timeout: {fault}", hint="write it as 90s, 5m or 2h") from None
+        raise UsageError(
+            f"--timeout: {fault}", code=fault.code, hint="write it as 90s, 5m or 2h", fields={"option": "--timeout"}
+        ) from None
 
 
 def hoist(arguments: list[str]) -> list[str]:
     """Moves global options to the front. Arguments after `--` belong to another program and stay where they are.
 
-    So do, without `--`, the arguments after the program of `exec`: the parser refuses an option there.
+    The arguments after the program of `exec` stay too, without `--`: the parser rejects an option there.
     Raises UsageError if an option lacks its value.
     """
     front, rest, incomplete = _split(arguments)
     if incomplete:
-        raise UsageError(f"{incomplete} lacks its value", hint=f"write it as {incomplete} 5m or {incomplete}=90s")
+        hint = f"write it as {incomplete} 5m or {incomplete}=90s"
+        raise UsageError(f"{incomplete} lacks its value", code="usage", hint=hint, fields={"option": incomplete})
     return front + rest
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
-    """The global options with their values, the other arguments, and the option that lacks its value, if any."""
+    """Returns the global options with their values, the other arguments, and the option that lacks its value."""
     front: list[str] = []
     rest: list[str] = []
     names: list[str] = []
@@ -188,9 +194,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
 
 
 def _configure(arguments: list[str]) -> None:
-    """Sets the settings of this run, before the parser runs, because its errors depend on them.
+    """Sets the settings of this run. This happens before the parser runs, because its errors depend on the settings.
 
-    Raises UsageError, with the settings in place, if --timeout is not a duration.
+    Raises UsageError, after the settings are set, if --timeout is not a duration.
     """
     front, rest, _ = _split(arguments)
     while rest and _LETTERS.fullmatch(rest[0]):
@@ -212,19 +218,19 @@ def _configure(arguments: list[str]) -> None:
 
 
 def _timeout(front: list[str]) -> float | None:
-    """The value of the last --timeout, in seconds. Raises UsageError if it is not a duration."""
-    found = None
-    for word, following in itertools.pairwise([*front, ""]):
+    """Returns the value of the last --timeout, in seconds. Raises UsageError if it is not a duration."""
+    timeout = None
+    for word, next_word in itertools.pairwise([*front, ""]):
         option, equals, value = word.partition("=")
         if option == "--timeout":
-            found = value if equals else following
-    return None if found is None else _duration(found)
+            timeout = value if equals else next_word
+    return None if timeout is None else _duration(timeout)
 
 
 def run(arguments: list[str]) -> int:
     """Runs kimbox with these arguments. Prints every error, and returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):  # a file name can have bytes that are not valid text
             stream.reconfigure(errors="backslashreplace")
     try:
         _configure(arguments)
@@ -235,20 +241,20 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _report(Interrupted("interrupted", hint=_after_interrupt()))
     except BrokenPipeError:
-        return _no_reader()
+        return _discard_stdout()
     except OSError as error:
-        return _no_room(error) or _report(_refused(error))
+        return _report_stdout_error(error) or _report(_system_error(error))
     except Exception as error:
-        return _report(_usage(error) or _bug(error))
+        return _report(_usage_error(error) or _bug(error))
     return code
 
 
 def _call(arguments: list[str]) -> int:
-    """Calls the verb, or answers a shell that asks for completions. Returns the exit code."""
+    """Calls the verb, or prints the completions that a shell requests. Returns the exit code."""
     if COMPLETE_VARIABLE in os.environ:
-        from kimbox.cli.completion import answer
+        from kimbox.cli.completion import print_completions
 
-        return answer(app)
+        return print_completions(app)
     if not arguments:
         with contextlib.redirect_stdout(sys.stderr):
             app(["--help"], prog_name="kimbox", standalone_mode=False)
@@ -258,25 +264,29 @@ def _call(arguments: list[str]) -> int:
 
 
 def _report(error: KimboxError) -> int:
+    """Prints an error. Returns its exit code."""
     try:
         report_error(error)
         sys.stdout.flush()
     except BrokenPipeError:
-        _no_reader()
-    except OSError as refused:
-        _no_room(refused)
+        _discard_stdout()
+    except OSError as stdout_error:
+        _report_stdout_error(stdout_error)
     return error.exit_code
 
 
-def _no_reader() -> int:
-    """stdout is closed, as in `kimbox list | head`: keeps Python from flushing it at exit. Returns the exit code."""
+def _discard_stdout() -> int:
+    """Replaces stdout by /dev/null, so that Python's flush at exit does not fail. Returns the exit code.
+
+    The reader of a pipe may have ended, as in `kimbox list | head`.
+    """
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 
-def _no_room(error: OSError) -> int:
-    """Reports an error of stdout itself (a full disk behind `>file`) and returns 1; returns 0 for any other error."""
+def _report_stdout_error(error: OSError) -> int:
+    """Reports an error of stdout itself (a full disk behind `>file`) and returns 1. Returns 0 for any other error."""
     try:
         sys.stdout.flush()
         is_stdout = error.filename == STDOUT
@@ -285,38 +295,46 @@ def _no_room(error: OSError) -> int:
     if not is_stdout:
         return 0
     print(f"kimbox: error: stdout cannot be written: {error.strerror}", file=sys.stderr)
-    return _no_reader()
+    return _discard_stdout()
 
 
-def _usage(error: Exception) -> UsageError | None:
-    """The error as a UsageError if the parser raised it, else None."""
+def _usage_error(error: Exception) -> UsageError | None:
+    """Returns the error as a UsageError if the parser raised it, else None."""
     if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
         return None
     context = getattr(error, "ctx", None)
     hint = f"see `{context.command_path} --help`" if context else "see `kimbox --help`"
     if settings.verb == "exec" and settings.after is None:
-        hint = "the program and its arguments stand after `--`: kimbox exec [BOX] -- COMMAND [ARG]..."
-    return UsageError(error.format_message(), hint=hint)
+        hint = "write the program and its arguments after `--`: kimbox exec [BOX] -- COMMAND [ARG]..."
+    return UsageError(error.format_message(), code="usage", hint=hint)
 
 
 def _after_interrupt() -> str | None:
+    """Returns the hint for a verb whose machine keeps running after Ctrl-C; None for other verbs."""
     if settings.verb in ("up", "reload", "provision"):
-        return "a box that has started goes on by itself: the same command waits for it again, `kimbox halt` stops it"
+        return "if the box has started, it keeps running: the same command waits for it, `kimbox halt` stops it"
     return None
 
 
-def _refused(error: OSError) -> KimboxError:
-    """The error for what the operating system refuses (no space, no permission), which is not a bug."""
+def _system_error(error: OSError) -> KimboxError:
+    """Returns the KimboxError for an error of the operating system (no space, no permission), which is not a bug."""
     if log.verbose:
         traceback.print_exception(error)
-    if isinstance(error, FileNotFoundError) and not _is_anywhere():
-        return StateError("the current folder is there no more", hint="change to one that is, and try again")
+    if isinstance(error, FileNotFoundError) and not _current_folder_exists():
+        return StateError(
+            "the current folder was removed", code="file-not-found", hint="change to a folder that exists"
+        )
     where = f"{error.filename}: " if error.filename else ""
-    hint = "make room, or let $KIMBOX_HOME name a folder on a larger disk" if is_full(error) else None
-    return KimboxError(f"{where}{error.strerror or repr(error)}", hint=hint or "--verbose shows where it happened")
+    hint = "remove files, or set $KIMBOX_HOME to a folder on a larger disk" if is_full(error) else None
+    return KimboxError(
+        f"{where}{error.strerror or repr(error)}",
+        code="no-space" if is_full(error) else "failed",
+        hint=hint or "--verbose shows where it happened",
+        fields={"path": str(error.filename)} if error.filename else None,
+    )
 
 
-def _is_anywhere() -> bool:
+def _current_folder_exists() -> bool:
     try:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError:
@@ -325,14 +343,14 @@ def _is_anywhere() -> bool:
 
 
 class Bug(KimboxError):
-    """An unexpected exception: neither the user, the guest nor the host caused it."""
+    """An exception that kimbox does not expect. The cause is kimbox itself, not the user, the guest or the host."""
 
     exit_code = 70
     code = "bug"
 
 
 def _bug(error: Exception) -> Bug:
-    """Writes the traceback to a file for a bug report. The hint names the file."""
+    """Writes the traceback to a file for a bug report. Returns the error; its hint names the file."""
     try:
         handle, path = tempfile.mkstemp(prefix="kimbox-bug-", suffix=".txt")
         with os.fdopen(handle, "w", errors="backslashreplace") as file:

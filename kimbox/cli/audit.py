@@ -1,4 +1,4 @@
-"""kimbox audit: how well a box is closed."""
+"""kimbox audit: check how well a box is sealed."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ def audit(
     file: target.File = None,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="REPORT", help="Show what changed since this report."),
+        typer.Option("--compare", metavar="REPORT", help="Show the differences from an earlier report."),
     ] = None,
-    save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the report, as JSON.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Write the report to a file, as JSON.")
+    ] = None,
 ) -> None:
-    """Show how well a box is closed: sockets, firewall, accounts, files, secrets, mounts, kernel, services, packages.
+    """Check how well a box is sealed: sockets, firewall, accounts, files, secrets, mounts, kernel, services, packages.
 
-    Each check says what was expected and found, how bad it is, what to do, and its number in the CIS Debian Linux 12
-    Benchmark where it has one. Failed checks are shown, with --verbose all. The exit status is 1 where a failed check
-    is of severity high or medium.
+    Each check shows the expected and the actual state, the severity, the remedy and, if there is one, its number in the
+    CIS Debian Linux 12 Benchmark. Failed checks are shown; with --verbose, all checks. The exit status is 1 if a check
+    of severity high or medium failed.
 
-    An open box is asked over ssh, and most likely fails: the checks are those for a sealed box. A sealed box, which
-    nobody enters, audits itself when it has started and every quarter of an hour, and tells the host; the report says
-    how old it is, and one that is too old for a box that runs is a breach, too. It is the box's own word.
+    kimbox audits an open box over ssh. The checks are those for a sealed box, so an open box usually fails. A sealed
+    box accepts no login. It audits itself after each start and every 15 minutes, and sends the report to the host. The
+    output shows the age of the report. If the box runs and its report is too old, the exit status is 1, too. Such a
+    report comes from the box itself: an intruder with root could change it.
 
-    --compare takes a file that --save or --json wrote, of another time or another box.
+    --compare takes a file that --save or --json wrote, from an earlier time or from another box.
 
-    In its JSON: name, source (where the report comes from), stale (whether it is too old), report, breaches (ids),
-    counts (of each status) and compared (ids of what appeared, was mended and is the same; null without --compare).
+    The JSON has: name, source (origin of the report), stale (true if the report is too old), report, breaches (ids of
+    failed checks of severity high or medium), counts (checks of each status) and compared (ids of checks that appeared,
+    were mended or are the same; null without --compare).
 
     \b
     Examples:
@@ -51,58 +55,55 @@ def audit(
     from kimbox.guest import audit as audits
     from kimbox.log import log
 
-    before = auditing.read(compare) if compare else None
+    earlier_report = auditing.read(compare) if compare else None
     machine = target.machine(box, file)
     audited = auditing.report(machine)
-    found, source = audited.report, audited.source
+    audit_report = audited.report
     if save:
-        write_json(save, found.as_json())
-    changed = audits.compare(before, found) if before else None
+        write_json(save, audit_report.as_json())
+    comparison = audits.compare(earlier_report, audit_report) if earlier_report else None
+    stale_line = "STALE: a running box sends a report every 15 minutes; this one does not show its present state"
     lines = [
-        _head(machine.name, found, source),
-        *_failed(found),
-        *(_others(found) if log.verbose else []),
-        *(_changes(changed) if changed else []),
-        *(
-            ["STALE: a box that runs tells every quarter of an hour; this says nothing of it now"]
-            if audited.stale
-            else []
-        ),
-        _sum(found),
+        _head(machine.name, audit_report, audited.source),
+        *_failed(audit_report),
+        *(_not_failed(audit_report) if log.verbose else []),
+        *(_changes(comparison) if comparison else []),
+        *([stale_line] if audited.stale else []),
+        _counts(audit_report),
     ]
-    report("audit", _result(machine.name, audited, changed), "\n".join(map(printable, lines)))
-    if found.breaches or audited.stale:
+    report("audit", _result(machine.name, audited, comparison), "\n".join(map(printable, lines)))
+    if audit_report.breaches or audited.stale:
         raise typer.Exit(KimboxError.exit_code)
 
 
-def _result(name: str, audited: Audited, changed: Comparison | None) -> dict[str, Any]:
-    """As schemas/audit.schema.json has it."""
+def _result(name: str, audited: Audited, comparison: Comparison | None) -> dict[str, Any]:
+    """Returns the JSON result, as described by schemas/audit.schema.json."""
     from kimbox.guest.audit import Status
 
-    found = audited.report
+    audit_report = audited.report
     return {
         "name": name,
         "source": audited.source,
         "stale": audited.stale,
-        "report": found.as_json(),
-        "breaches": [check.id for check in found.breaches],
-        "counts": {str(status): len(found.of(status)) for status in Status},
-        "compared": _ids(changed) if changed else None,
+        "report": audit_report.as_json(),
+        "breaches": [check.id for check in audit_report.breaches],
+        "counts": {str(status): len(audit_report.of(status)) for status in Status},
+        "compared": _ids(comparison) if comparison else None,
     }
 
 
-def _head(name: str, found: Report, source: str) -> str:
-    role = f", {found.role}" if found.role else ""
-    return f"{name}{role}{f' of {found.site}' if found.site else ''}: {source}"
+def _head(name: str, audit_report: Report, source: str) -> str:
+    role = f", {audit_report.role}" if audit_report.role else ""
+    return f"{name}{role}{f' of {audit_report.site}' if audit_report.site else ''}: {source}"
 
 
-def _failed(found: Report) -> list[str]:
-    """The failed checks, the worst first, each with what to do."""
+def _failed(audit_report: Report) -> list[str]:
+    """Returns the failed checks with their remedies, the most severe first."""
     from kimbox.guest.audit import Severity, Status
 
     order = list(Severity)
     lines = []
-    for check in sorted(found.of(Status.FAIL), key=lambda check: order.index(check.severity)):
+    for check in sorted(audit_report.of(Status.FAIL), key=lambda check: order.index(check.severity)):
         lines += [
             f"FAIL {check.severity:<6}  {_title(check)}",
             f"             expected  {check.expected}",
@@ -112,36 +113,37 @@ def _failed(found: Report) -> list[str]:
     return lines
 
 
-def _others(found: Report) -> list[str]:
+def _not_failed(audit_report: Report) -> list[str]:
     from kimbox.guest.audit import Status
 
-    rest = [check for check in found.checks if check.status is not Status.FAIL]
-    return [f"{check.status:<4} {check.severity:<6}  {_title(check)}: {check.found}" for check in rest]
+    checks = [check for check in audit_report.checks if check.status is not Status.FAIL]
+    return [f"{check.status:<4} {check.severity:<6}  {_title(check)}: {check.found}" for check in checks]
 
 
 def _title(check: Check) -> str:
     return f"{check.id}  {check.title}{f' [CIS {check.cis}]' if check.cis else ''}"
 
 
-def _changes(changed: Comparison) -> list[str]:
-    lines = [f"appeared  {_title(check)}" for check in changed.appeared]
-    lines += [f"mended    {_title(check)}" for check in changed.mended]
-    lines += [f"the same  {_title(check)}" for check in changed.same]
-    return lines or ["no check failed, then or now"]
+def _changes(comparison: Comparison) -> list[str]:
+    lines = [f"appeared  {_title(check)}" for check in comparison.appeared]
+    lines += [f"mended    {_title(check)}" for check in comparison.mended]
+    lines += [f"the same  {_title(check)}" for check in comparison.same]
+    return lines or ["no check failed in either report"]
 
 
-def _ids(changed: Comparison) -> dict[str, Any]:
+def _ids(comparison: Comparison) -> dict[str, Any]:
     return {
-        "appeared": [check.id for check in changed.appeared],
-        "mended": [check.id for check in changed.mended],
-        "same": [check.id for check in changed.same],
+        "appeared": [check.id for check in comparison.appeared],
+        "mended": [check.id for check in comparison.mended],
+        "same": [check.id for check in comparison.same],
     }
 
 
-def _sum(found: Report) -> str:
+def _counts(audit_report: Report) -> str:
+    """Returns the number of checks of each status, as one line."""
     from kimbox.guest.audit import Status
 
-    failed, breaches = len(found.of(Status.FAIL)), len(found.breaches)
-    judged = f"{len(found.of(Status.PASS))} passed, {failed} failed ({breaches} of them breaches)"
-    rest = f"{len(found.of(Status.INFO))} for information, {len(found.of(Status.SKIP))} skipped"
-    return f"{len(found.checks)} checks: {judged}, {rest}"
+    failed, breaches = len(audit_report.of(Status.FAIL)), len(audit_report.breaches)
+    decided = f"{len(audit_report.of(Status.PASS))} passed, {failed} failed ({breaches} of them breaches)"
+    undecided = f"{len(audit_report.of(Status.INFO))} for information, {len(audit_report.of(Status.SKIP))} skipped"
+    return f"{len(audit_report.checks)} checks: {decided}, {undecided}"

@@ -1,4 +1,4 @@
-"""kimbox box: boxes made elsewhere, by name."""
+"""kimbox box: add, list and remove boxes that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kimbox.errors import UsageError
 
 
 class Action(StrEnum):
-    """What is done to the boxes of this machine."""
+    """What `kimbox box` does."""
 
     ADD = "add"
     LIST = "list"
@@ -28,26 +28,37 @@ def box(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME [FILE|URL|CATALOG]]", autocompletion=completers.box_words)
     ] = None,
-    digest: Annotated[str | None, typer.Option("--digest", metavar="sha256:HEX", help="What the file must be.")] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", metavar="sha256:HEX", help="With add: the digest that the file must have.")
+    ] = None,
     key: Annotated[
         list[str] | None,
-        typer.Option("--key", metavar="KEY", help="An ssh public key, or a file of some, that must have signed it."),
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            help="With add: an ssh public key, or a file of public keys. One of them must have signed the box.",
+        ),
     ] = None,
     version: Annotated[
-        str | None, typer.Option("--version", metavar="VERSION", help="Of a catalog; default: the newest.")
+        str | None,
+        typer.Option("--version", metavar="VERSION", help="With add: the version in a catalog. Default: the newest."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="With add: replace a box of that name.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With prune: only say what would go.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With prune: do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With prune: show the boxes that would be removed.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With prune: remove without a confirmation.")] = False,
 ) -> None:
-    """Add boxes made elsewhere: Vagrant's .box files for libvirt or VirtualBox, qcow2 and raw disks. A spec then says
-    `image: {box: NAME}`.
+    """Add, list and remove boxes that were made elsewhere: Vagrant's .box files for libvirt or VirtualBox, qcow2 and
+    raw disks. A spec uses an added box with `image: {box: NAME}`.
 
-    add checks the digest, the checksums of a box of kimbox's, and with --key its signature; archives that reach out of
-    themselves, are cut off or unpack without end are refused. A VMDK is converted. A box's own Vagrantfile is never
-    run. From a Vagrant catalog (a path or URL that ends in .json) comes the box of one version, which must have the
-    checksum that stands there. list shows the boxes; remove takes names, and the disks that nothing else needs; prune
-    removes every box that no machine was made from.
+    add checks the digest, the checksums if kimbox made the box, and with --key the signature. It rejects an archive
+    that is truncated, that has a path outside of its folder, or that exceeds a limit on its unpacked size. It converts
+    a VMDK. kimbox never runs the Vagrantfile of a box. From a Vagrant catalog (a path or URL that ends in .json), add
+    takes the box of one version, which must have the checksum of the catalog.
+
+    list shows the added boxes. remove takes names, and also removes disks that nothing else uses. prune removes every
+    box that no machine was made from.
 
     \b
     Examples:
@@ -60,15 +71,15 @@ def box(
     """
     names = [word.strip() for word in words or []]
     if action is not Action.ADD and (digest or key or force or version):
-        raise UsageError("--digest, --key, --version and --force belong to `kimbox box add`")
+        raise UsageError("--digest, --key, --version and --force require `kimbox box add`", code="usage")
     if action is not Action.PRUNE and (dry_run or yes):
-        raise UsageError("--dry-run and --yes belong to `kimbox box prune`")
+        raise UsageError("--dry-run and --yes require `kimbox box prune`", code="usage")
     if action is Action.ADD:
         _add(names, digest, key or [], version, force=force)
     elif action is Action.REMOVE:
         _remove(names)
     elif names:
-        raise UsageError(f"`kimbox box {action}` takes no names")
+        raise UsageError(f"`kimbox box {action}` takes no names", code="usage")
     elif action is Action.LIST:
         _list()
     else:
@@ -82,24 +93,32 @@ def _add(words: list[str], digest: str | None, keys: list[str], version: str | N
     from kimbox.spec.nodes import Fault
 
     if len(words) != 2:
-        raise UsageError("a name and a file or URL are needed", hint="kimbox box add NAME FILE|URL|CATALOG")
+        raise UsageError(
+            "`kimbox box add` requires a name and a file or URL",
+            code="usage",
+            hint="kimbox box add NAME FILE|URL|CATALOG",
+        )
     if version and not boxcatalog.is_catalog(words[1]):
-        raise UsageError("--version is of a catalog, whose name ends in .json")
+        raise UsageError(
+            "--version requires a catalog, whose name ends in .json", code="usage", fields={"option": "--version"}
+        )
     try:
         name = rules.vagrant_box(words[0])
         expected = rules.digest(digest) if digest else None
-        public = tuple(k for text in keys for k in _keys(text))
-        if any(signing.is_gpg(key) for key in public):
-            raise Fault("boxes are signed with keys of ssh", "name an ssh public key")
+        public_keys = tuple(key for text in keys for key in _keys(text))
+        if any(signing.is_gpg(key) for key in public_keys):
+            raise Fault(
+                "boxes are signed with ssh keys, not with gpg keys", "pass an ssh public key", code="bad-public-key"
+            )
     except Fault as fault:
-        raise UsageError(fault.message, hint=fault.hint) from None
-    added = boxes.add(name, words[1], digest=expected, keys=public, force=force, version=version)
-    signed = ", signed by one of the keys" if public else ""
+        raise UsageError(fault.message, code=fault.code, hint=fault.hint) from None
+    added = boxes.add(name, words[1], digest=expected, keys=public_keys, force=force, version=version)
+    signed = ", signed by one of the keys" if public_keys else ""
     report("box", {"added": added.as_json()}, f"added {added.name} ({added.digest}{signed})")
 
 
 def _keys(text: str) -> tuple[str, ...]:
-    """The keys of one --key: the key itself, or all keys of a file."""
+    """Returns the keys of one --key: the key itself, or all keys of a file. Raises Fault if one is invalid."""
     from kimbox.spec import signing
 
     file = Path(text).absolute()
@@ -111,10 +130,10 @@ def _keys(text: str) -> tuple[str, ...]:
 def _list() -> None:
     from kimbox.image.store import names
 
-    found = list(names.every())
+    added = list(names.every())
     rows = [["NAME", "VERSION", "FOR", "DIGEST", "FROM"]]
-    rows += [[b.name, b.version or "-", b.provider or "any", b.digest[:19], printable(b.location)] for b in found]
-    report("box", {"boxes": [b.as_json() for b in found]}, table(rows) if found else "there are no added boxes")
+    rows += [[b.name, b.version or "-", b.provider or "any", b.digest[:19], printable(b.location)] for b in added]
+    report("box", {"boxes": [b.as_json() for b in added]}, table(rows) if added else "there are no added boxes")
 
 
 def _remove(names: list[str]) -> None:
@@ -125,9 +144,11 @@ def _remove(names: list[str]) -> None:
     try:
         checked = [rules.vagrant_box(name) for name in names]
     except Fault as fault:
-        raise UsageError(fault.message, hint=fault.hint) from None
+        raise UsageError(fault.message, code=fault.code, hint=fault.hint) from None
     if not checked:
-        raise UsageError("which box?", hint="`kimbox box list` shows those there are")
+        raise UsageError(
+            "`kimbox box remove` requires a name", code="usage", hint="`kimbox box list` shows the added boxes"
+        )
     removed = boxes.remove(checked)
     result = [{"name": box.name, "freed_bytes": box.freed_bytes} for box in removed]
     lines = [f"removed {box.name} ({box.freed_bytes / 1e6:.0f} MB)" for box in removed]
@@ -141,7 +162,9 @@ def _prune(*, dry_run: bool, yes: bool) -> None:
     is_confirmed = bool(names) and not dry_run
     if is_confirmed and not yes:
         if not sys.stdin.isatty():
-            raise UsageError("prune asks before it removes something, and there is no terminal", hint="add -y")
+            raise UsageError(
+                "prune needs a confirmation, and there is no terminal to prompt on", code="no-terminal", hint="add -y"
+            )
         typer.echo("\n".join(names), err=True)
         is_confirmed = typer.confirm("Remove these boxes?", err=True)
     if is_confirmed:

@@ -1,4 +1,4 @@
-"""kimbox build: the image of a box, and nothing more."""
+"""kimbox build: build or download the image of a box, and start nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from kimbox.cli.output import report
 
 
 def build(box: target.Name = None, file: target.File = None) -> None:
-    """Build or fetch the image of a box, if the store does not have it yet: from the packages that its lock names.
+    """Build or download the image of a box, if the store does not have it yet. An image is built from the packages of
+    the lock.
 
     \b
     Examples:
@@ -20,7 +21,7 @@ def build(box: target.Name = None, file: target.File = None) -> None:
 
     project = target.project(box, file)
     locked = pins.lock_for(project)
-    there = images.find(locked.image_key) is not None
+    is_in_store = images.find(locked.image_key) is not None
     image = obtain.ensure(project.box, locked.recipe)
-    result = {"name": project.name, "key": image.key, "disk": str(image.disk), "built": not there}
-    report("build", result, f"{image.disk}" + (" (as it was)" if there else ""))
+    result = {"name": project.name, "key": image.key, "disk": str(image.disk), "built": not is_in_store}
+    report("build", result, f"{image.disk}" + (" (was in the store already)" if is_in_store else ""))

@@ -1,7 +1,7 @@
-"""What shell completion offers for an argument. A completer gets the parser's context and the beginning of the word.
+"""Candidates for shell completion. A completer gets the context of the parser and the beginning of the word.
 
-A completer that returns nothing leaves the word to the shell, which then completes file names. Completers run at each
-press of the tab key: they read names of files and parse nothing.
+If a completer returns no candidate, the shell completes file names. Completers run at each press of the tab key, so
+they only read file names and the beginning of a spec.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ COMPLETE_VARIABLE = "_KIMBOX_COMPLETE"
 #: A candidate: the word, and a short description that zsh and fish show.
 Candidates = list[tuple[str, str]]
 
-#: How much of a spec is searched for its name.
+#: Number of bytes at the start of a spec that are searched for its name.
 SPEC_HEAD_BYTES = 1 << 16
 
-#: The `name:` of a spec, found without a YAML parser, which is slow to load.
+#: The line `name:` of a spec. A YAML parser would be slow to load.
 _NAME = re.compile(r"""^name:[ \t]*["']?([a-z0-9][a-z0-9-]*)["']?[ \t]*(#.*)?$""", re.MULTILINE)
 
-#: Words that no shell has to quote. Others are not offered.
+#: Words that need no quotes in a shell. Other words are not offered.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
 def boxes(ctx: Any, incomplete: str) -> Candidates:
-    """Names of boxes: of this folder's spec, of this user's machines, of the boxes that ship with kimbox."""
+    """Returns names of boxes: the spec of this folder, the machines of this user, the boxes that ship with kimbox."""
     return _matching(_boxes(), incomplete)
 
 
 def first_box(ctx: Any, incomplete: str) -> Candidates:
-    """The same for verbs whose first word is a box and whose other words are not."""
+    """Returns names of boxes for the first word of a verb, and nothing for its other words."""
     from kimbox.settings import settings
 
     return [] if _words(ctx) or settings.after is not None else boxes(ctx, incomplete)
 
 
 def shipped_boxes(ctx: Any, incomplete: str) -> Candidates:
-    """Names of the boxes that ship with kimbox."""
+    """Returns the names of the boxes that ship with kimbox."""
     return _matching(_shipped(), incomplete)
 
 
 def boxes_or_specs(ctx: Any, incomplete: str) -> Candidates:
-    """Names of boxes, and the specs in this folder."""
+    """Returns names of boxes, and the specs in this folder."""
     return _matching([*_boxes(), *_files("*.yaml", "a spec")], incomplete)
 
 
 def boxes_or_locks(ctx: Any, incomplete: str) -> Candidates:
-    """Names of boxes, and the locks in this folder."""
+    """Returns names of boxes, and the locks in this folder."""
     return _matching([*_boxes(), *_files("*.lock", "a lock")], incomplete)
 
 
 def specs_or_shipped(ctx: Any, incomplete: str) -> Candidates:
-    """The specs in this folder, and the names of the boxes that ship with kimbox."""
+    """Returns the specs in this folder, and the names of the boxes that ship with kimbox."""
     return _matching([*_files("*.yaml", "a spec"), *_shipped()], incomplete)
 
 
 def snapshot_words(ctx: Any, incomplete: str) -> Candidates:
-    """The words of `kimbox snapshot ACT`: [NAME] [BOX].
+    """Returns candidates for the words of `kimbox snapshot ACT`: [NAME] [BOX].
 
-    For NAME the snapshots of the box that is meant; where none is, the snapshots of all boxes. For BOX the boxes that
-    have the snapshot NAME. `save` takes a new name, so it offers nothing there.
+    NAME: the snapshots of the box of the spec; if that box has none, the snapshots of all boxes. BOX: the boxes that
+    have the snapshot NAME. `save` takes a new name, so there is no candidate for it.
     """
     act, words = str(ctx.params.get("act")), _words(ctx)
     if act in ("list", "save"):
@@ -73,16 +73,18 @@ def snapshot_words(ctx: Any, incomplete: str) -> Candidates:
         return boxes(ctx, incomplete) if len(words) == position else []
     if act not in ("restore", "delete") or len(words) > 1:
         return []
-    found = dict(_snapshots())
+    snapshots = dict(_snapshots())
     if words:
-        return _matching([(box, "has this snapshot") for box, names in found.items() if words[0] in names], incomplete)
-    meant = _spec_name(ctx.params.get("file") or Path(paths.SPEC_NAME))
-    chosen = {meant: found[meant]} if meant in found else found
-    return _matching([(name, f"a snapshot of {box}") for box, names in chosen.items() for name in names], incomplete)
+        boxes_with_it = [(box, "has this snapshot") for box, names in snapshots.items() if words[0] in names]
+        return _matching(boxes_with_it, incomplete)
+    spec_name = _spec_name(ctx.params.get("file") or Path(paths.SPEC_NAME))
+    if spec_name in snapshots:
+        snapshots = {spec_name: snapshots[spec_name]}
+    return _matching([(name, f"a snapshot of {box}") for box, names in snapshots.items() for name in names], incomplete)
 
 
 def box_words(ctx: Any, incomplete: str) -> Candidates:
-    """The words of `kimbox box ACTION`: `remove` takes the names of added boxes, the others files or nothing."""
+    """Returns candidates for the words of `kimbox box ACTION`: names of added boxes for `remove`, else nothing."""
     if str(ctx.params.get("action")) != "remove":
         return []
     from urllib.parse import unquote
@@ -92,16 +94,16 @@ def box_words(ctx: Any, incomplete: str) -> Candidates:
 
 
 def _matching(candidates: Iterable[tuple[str, str]], incomplete: str) -> Candidates:
-    """The candidates that begin with a text, each word once, under its first description."""
-    found: dict[str, str] = {}
+    """Returns the candidates that begin with a text: each word once, with its first description."""
+    descriptions: dict[str, str] = {}
     for word, description in candidates:
         if word.startswith(incomplete) and _PLAIN.fullmatch(word):
-            found.setdefault(word, description)
-    return list(found.items())
+            descriptions.setdefault(word, description)
+    return list(descriptions.items())
 
 
 def _words(ctx: Any) -> list[str]:
-    """The complete words before the one that is completed."""
+    """Returns the words before the word that is completed."""
     return list(ctx.params.get("words") or [])
 
 
@@ -111,7 +113,7 @@ def _boxes() -> Iterator[tuple[str, str]]:
     if name := _spec_name(Path(paths.SPEC_NAME)):
         yield name, "the spec of this folder"
     for machine in machines():
-        yield machine.name, "a box of this user"
+        yield machine.name, "a machine of this user"
     yield from _shipped()
 
 
@@ -126,7 +128,7 @@ def _files(pattern: str, description: str) -> Iterator[tuple[str, str]]:
 
 
 def _snapshots() -> Iterator[tuple[str, list[str]]]:
-    """Every machine that has snapshots, and their names."""
+    """Yields every machine that has snapshots, and the names of the snapshots."""
     from kimbox.machine.folder import machines
 
     for machine in machines():
@@ -136,11 +138,11 @@ def _snapshots() -> Iterator[tuple[str, list[str]]]:
 
 
 def _spec_name(file: Path) -> str | None:
-    """The name that a spec gives itself; None if there is no such file or no such line."""
+    """Returns the name in a spec; None if the file or the line is missing."""
     try:
         with file.open("rb") as stream:
             head = stream.read(SPEC_HEAD_BYTES).decode(errors="replace")
     except OSError:
         return None
-    found = _NAME.search(head)
-    return found[1] if found else None
+    match = _NAME.search(head)
+    return match[1] if match else None

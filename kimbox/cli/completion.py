@@ -1,4 +1,4 @@
-"""kimbox completion: the completion script of a shell, and the answer to a shell that asks for completions."""
+"""kimbox completion: the completion script of a shell, and the completions that the script requests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kimbox.cli.output import report
 
 
 class Shell(StrEnum):
-    """Shells that have completion."""
+    """Shells for which there is a completion script."""
 
     BASH = "bash"
     ZSH = "zsh"
     FISH = "fish"
 
 
-def completion(shell: Annotated[Shell, typer.Argument(help="The shell")] = Shell.BASH) -> None:
+def completion(shell: Annotated[Shell, typer.Argument(help="The shell.")] = Shell.BASH) -> None:
     """Print the completion script of a shell. It completes verbs, options, names of boxes and snapshots, and files.
 
     \b
@@ -41,7 +41,7 @@ def completion(shell: Annotated[Shell, typer.Argument(help="The shell")] = Shell
 
 @attrs.frozen
 class Candidate:
-    """A word that completes the command line, with the attributes that typer expects of one."""
+    """A word that completes the command line, with the attributes that typer requires."""
 
     value: str
     help: str | None = None
@@ -49,10 +49,10 @@ class Candidate:
 
 
 class _GlobalOptions:
-    """Global options may follow the verb, so they are moved to its front before typer looks at the arguments."""
+    """Moves global options in front of the verb, because typer accepts them only there."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """The complete words after `kimbox`, and the beginning of the next one."""
+        """Returns the complete words after `kimbox`, and the beginning of the next word."""
         from kimbox.cli.app import hoist
         from kimbox.settings import settings
 
@@ -61,14 +61,14 @@ class _GlobalOptions:
         return hoist(words), incomplete
 
     def get_completions(self, args: list[str], incomplete: str) -> list[Any]:
-        """The candidates of the verb, and the global options with them."""
+        """Returns the candidates of the verb, with the global options."""
         from kimbox.cli.app import GLOBAL_OPTIONS
 
-        found: list[Any] = list(super().get_completions(args, incomplete))  # type: ignore[misc]
+        candidates: list[Any] = list(super().get_completions(args, incomplete))  # type: ignore[misc]
         if incomplete.startswith("-") and "--" not in args:
-            taken = {item.value for item in found} | set(args)
-            found += [Candidate(o) for o in GLOBAL_OPTIONS if o.startswith(incomplete) and o not in taken]
-        return found
+            used = {item.value for item in candidates} | set(args)
+            candidates += [Candidate(o) for o in GLOBAL_OPTIONS if o.startswith(incomplete) and o not in used]
+        return candidates
 
 
 class _Bash(_GlobalOptions, BashComplete):
@@ -77,7 +77,7 @@ class _Bash(_GlobalOptions, BashComplete):
 
 class _Zsh(_GlobalOptions, ZshComplete):
     def format_completion(self, item: Any) -> str:
-        """As typer has it; typer loads rich for the description alone, which costs a tenth of a second."""
+        """Formats a candidate as typer does, but without rich. Loading rich for the description takes 0.1 s."""
         value = super().format_completion(Candidate(item.value))  # type: ignore[arg-type]
         if not item.help:
             return value
@@ -86,21 +86,21 @@ class _Zsh(_GlobalOptions, ZshComplete):
 
 class _Fish(_GlobalOptions, FishComplete):
     def format_completion(self, item: Any) -> str:
-        """As typer has it, without rich."""
+        """Formats a candidate as typer does, but without rich."""
         return f"{item.value}\t{' '.join(item.help.split())}" if item.help else str(item.value)
 
 
-def answer(app: typer.Typer) -> int:
-    """Prints the completions that a shell asks for through the environment. Returns the exit code.
+def print_completions(app: typer.Typer) -> int:
+    """Prints the completions that a shell requests through the environment. Returns the exit code.
 
-    Nothing is printed on an error: the user is in the middle of a command line.
+    It prints no error, because the user is in the middle of a command line.
     """
     from typer import _completion_classes as classes
 
     for shell, kind in ((Shell.BASH, _Bash), (Shell.ZSH, _Zsh), (Shell.FISH, _Fish)):
         classes.add_completion_class(kind, str(shell))  # type: ignore[attr-defined]
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with Path(os.devnull).open("w") as devnull, contextlib.redirect_stderr(devnull):
             app([], prog_name="kimbox", standalone_mode=False)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1

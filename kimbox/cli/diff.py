@@ -1,4 +1,4 @@
-"""kimbox diff: what two locks, or a lock and a box, differ in."""
+"""kimbox diff: the differences between two locks, or between a lock and a box."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from kimbox.cli.output import printable, report
 Old = Annotated[
     str | None,
     typer.Argument(
-        metavar="[OLD]", help="Default: what the box of this folder runs", autocompletion=completers.boxes_or_locks
+        metavar="[OLD]",
+        help="A lock, REV:PATH or a box. Default: the box of this folder.",
+        autocompletion=completers.boxes_or_locks,
     ),
 ]
 New = Annotated[
     str | None,
     typer.Argument(
-        metavar="[NEW]", help="Default: the lock of this folder's spec", autocompletion=completers.boxes_or_locks
+        metavar="[NEW]",
+        help="A lock, REV:PATH or a box. Default: the lock of this folder.",
+        autocompletion=completers.boxes_or_locks,
     ),
 ]
 
@@ -28,14 +32,18 @@ def diff(
     new: New = None,
     file: target.File = None,
 ) -> None:
-    """Show what differs from OLD to NEW: spec, image, repositories added, removed or moved, and the commits between.
+    """Show the differences from OLD to NEW: the spec, the image, the repositories that were added, removed or moved,
+    and the commits between.
 
-    OLD and NEW are each a lock file, REV:PATH of the git repository around, or the name of a box, which stands for the
-    lock that it runs; of one that answers, packages that were installed, removed or moved in it since are told besides
-    (`installed` in the JSON). Steps that ran under other commits than those of that lock are named, too (`stale`), and
-    count as a difference. Without them it is what `kimbox up` would change in the box. Commits are read from this
-    machine's mirrors, + for those that came and - for those that went away, forty for a repository at most. The exit
-    status is 0 whether they differ or not; with --json, `differs` tells.
+    OLD and NEW are each a lock file, a lock in the git repository of this folder (REV:PATH), or the name of a box. A
+    box stands for the lock that it runs. Without OLD and NEW, the output is what `kimbox up` would change in the box.
+
+    If a box answers, the output also has the packages that were installed, removed or updated in it since (`installed`
+    in the JSON). Steps that ran under other commits than those of the lock are shown, too (`stale` in the JSON), and
+    count as a difference.
+
+    Commits are read from the mirrors on this host: + marks an added commit, - a removed one, at most 40 for each
+    repository. The exit status is 0 in both cases; with --json, `differs` is true or false.
 
     \b
     Examples:
@@ -55,21 +63,29 @@ def diff(
         return compare.of_spec(project)
 
     sides = [compare.named(word) if word else of_this_folder(which) for which, word in (("old", old), ("new", new))]
-    found = compare.compare(*sides)
-    own = [f"{side.name}, by itself: {line}" for side in sides if side.installed for line in side.installed.lines()]
-    lines = as_text(found.diff, found.logs)
-    lines += [
-        f"{side.name}, made under other commits: {words(step.as_json())}" for side in sides for step in side.stale or ()
+    compared = compare.compare(*sides)
+    package_lines = [
+        f"{side.name}, changed since its lock: {line}"
+        for side in sides
+        if side.installed
+        for line in side.installed.lines()
     ]
-    lines = lines or [f"{found.old.name} and {found.new.name} are equal"]
-    told = {"old": found.old.installed, "new": found.new.installed}
-    installed = {which: changes.as_json() if changes is not None else None for which, changes in told.items()}
-    outdated = {
-        which: None if side.stale is None else [step.as_json() for step in side.stale]
-        for which, side in (("old", found.old), ("new", found.new))
-    }
+    lines = as_text(compared.diff, compared.logs)
+    lines += [
+        f"{side.name}, ran under other commits: {words(step.as_json())}" for side in sides for step in side.stale or ()
+    ]
+    lines = lines or [f"{compared.old.name} and {compared.new.name} are equal"]
+    both = {"old": compared.old, "new": compared.new}
     result = {
-        "old": found.old.name, "new": found.new.name, "differs": found.differs, "installed": installed,
-        "stale": outdated,
-    }  # fmt: skip
-    report("diff", result | as_json(found.diff, found.logs), "\n".join(map(printable, [*lines, *own])))
+        "old": compared.old.name,
+        "new": compared.new.name,
+        "differs": compared.differs,
+        "installed": {
+            which: None if side.installed is None else side.installed.as_json() for which, side in both.items()
+        },
+        "stale": {
+            which: None if side.stale is None else [step.as_json() for step in side.stale]
+            for which, side in both.items()
+        },
+    }
+    report("diff", result | as_json(compared.diff, compared.logs), "\n".join(map(printable, [*lines, *package_lines])))

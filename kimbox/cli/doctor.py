@@ -1,4 +1,4 @@
-"""kimbox doctor: what this host lacks."""
+"""kimbox doctor: check this host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kimbox.cli.output import report
 
 
 def doctor() -> None:
-    """Check this host: programs, ids for builds, acceleration, space, and the command that mends each fault.
+    """Check this host: programs, ids for builds, acceleration and free space. Show the command that fixes each fault.
 
     The exit status is 6 if something that kimbox needs is missing.
 
@@ -24,7 +24,7 @@ def doctor() -> None:
     for check in checks:
         lines.append(f"{check.outcome:5} {check.what}: {check.result}")
         if check.repair:
-            lines.append(f"      mend it: {check.repair}")
+            lines.append(f"      fix: {check.repair}")
     result = {
         "checks": [{"what": c.what, "verdict": str(c.outcome), "found": c.result, "mend": c.repair} for c in checks]
     }

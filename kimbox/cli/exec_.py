@@ -1,4 +1,4 @@
-"""kimbox exec: run a program in the box."""
+"""kimbox exec: run a command in a box."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kimbox.errors import GuestError, UsageError
 if TYPE_CHECKING:
     from kimbox.guest.endpoint import Endpoint
 
-#: How ssh(1) ends where the connection failed. A program may end so too.
+#: Exit status of ssh(1) after a failed connection. A command in the guest may also exit with it.
 SSH_FAILED = 255
 
-#: Seconds that a box has to answer in when that is in doubt.
+#: Timeout of the login that shows which of both it was, in seconds.
 ANSWER_S = 10
 
 
@@ -27,11 +27,11 @@ def exec_(
         list[str] | None, typer.Argument(metavar="[BOX] -- COMMAND [ARG]...", autocompletion=completers.first_box)
     ] = None,
     file: target.File = None,
-    start: Annotated[bool, typer.Option("--up", help="Bring the box up first.")] = False,
+    start: Annotated[bool, typer.Option("--up", help="Run `kimbox up` first.")] = False,
 ) -> None:
-    """Run a program in a box; stdin, stdout, stderr and the exit status are its own.
+    """Run a command in a box. stdin, stdout, stderr and the exit status are those of the command.
 
-    Where the connection is lost meanwhile (the box stops, or does not answer any more) the exit status is 4.
+    If the connection is lost during the command (the box stops, or does not answer any more), the exit status is 4.
 
     \b
     Examples:
@@ -46,7 +46,7 @@ def exec_(
 
     name, command = target.split(words or [], settings.after)
     if not command:
-        raise UsageError("exec needs a command", hint="kimbox exec [BOX] -- COMMAND [ARG]...")
+        raise UsageError("exec requires a command", code="usage", hint="kimbox exec [BOX] -- COMMAND [ARG]...")
     if start:
         from kimbox.actions import up as starting
         from kimbox.actions.watch import BOOT_TIMEOUT_S
@@ -59,13 +59,16 @@ def exec_(
     code = shared.on_terminal(endpoint, command=shlex.join(command), terminal=terminal)
     if code == SSH_FAILED and not (registry.of(machine).listen() and _answers(endpoint)):
         raise GuestError(
-            f"the connection to {machine.name} was lost", hint="see `kimbox status` and `kimbox logs --serial`"
+            f"the connection to {machine.name} was lost during the command",
+            code="connection-lost",
+            hint=f"see `kimbox status {machine.name}` and `kimbox logs --serial {machine.name}`",
+            fields={"name": machine.name},
         )
     raise typer.Exit(code)
 
 
 def _answers(endpoint: Endpoint) -> bool:
-    """Whether a login works now: then it was the program, and not ssh, that ended with 255."""
+    """Whether a login works now. If it does, exit status 255 was that of the command, and not that of ssh."""
     from kimbox.guest.endpoint import ssh_command
     from kimbox.run import run
 

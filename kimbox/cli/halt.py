@@ -1,4 +1,4 @@
-"""kimbox halt: shut the box down."""
+"""kimbox halt: shut a box down."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from kimbox.cli.output import report, settings
 def halt(
     box: target.Name = None,
     file: target.File = None,
-    force: Annotated[bool, typer.Option("--force", help="Pull the plug at once.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Stop the machine immediately, without a shutdown of the guest.")
+    ] = False,
 ) -> None:
-    """Shut a box down; if it does not shut down in time, pull the plug. Its disk stays.
+    """Shut a box down. If the guest has not shut down at the end of the timeout, stop the machine. The disk is kept.
 
-    With --force, a suspended box forgets what it was doing and is halted too.
+    With --force, the saved memory of a suspended box is discarded, and the box is halted.
 
     \b
     Examples:

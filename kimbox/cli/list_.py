@@ -1,6 +1,8 @@
-"""kimbox list: every box of this user."""
+"""kimbox list: list all boxes of this user."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from kimbox.cli.output import report, table
 from kimbox.cli.status import summary_of
@@ -9,7 +11,7 @@ from kimbox.log import log
 
 
 def list_() -> None:
-    """List every box there is, with its state and where it came from.
+    """List all boxes of this user, with their states and the specs that they were made from.
 
     \b
     Examples:
@@ -18,17 +20,17 @@ def list_() -> None:
     """
     from kimbox.machine.folder import machines
 
-    found = []
+    summaries = []
     for machine in machines():
         try:
             summary = summary_of(machine)
-        except KimboxError as error:  # a damaged one does not hide the others
+        except KimboxError as error:  # a damaged machine must not hide the others
             log.warn(str(error) + (f" ({error.hint})" if error.hint else ""))
             continue
-        if summary["state"] != "absent":  # destroyed just now
-            found.append(summary)
+        if summary["state"] != "absent":  # it was destroyed since machines() listed it
+            summaries.append(summary)
     rows = [["NAME", "STATE", "SSH", "DISK", "SPEC"]]
-    for summary in found:
+    for summary in summaries:
         rows.append(
             [
                 summary["name"],
@@ -36,8 +38,15 @@ def list_() -> None:
                 if summary["state"] == "sealed" and summary["sealed"]
                 else summary["state"],
                 str(summary["ssh_port"]),
-                "libvirt" if summary["disk_bytes"] is None else f"{summary['disk_bytes'] / 1e6:.0f} MB",
+                _disk(summary),
                 summary["spec"],
             ]
         )
-    report("list", {"boxes": found}, table(rows) if found else "there are no boxes; `kimbox up minimal` makes one")
+    text = table(rows) if summaries else "there are no boxes (`kimbox up minimal` creates one)"
+    report("list", {"boxes": summaries}, text)
+
+
+def _disk(summary: dict[str, Any]) -> str:
+    """Returns the space that a disk takes; the name of the driver if kimbox does not own the disk."""
+    size_bytes = summary["disk_bytes"]
+    return str(summary["provider"]) if size_bytes is None else f"{size_bytes / 1e6:.0f} MB"

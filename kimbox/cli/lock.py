@@ -1,4 +1,4 @@
-"""kimbox lock: make the lock of a box, check it, or move its pins."""
+"""kimbox lock: write the lock of a box, check it, or update its pins."""
 
 from __future__ import annotations
 
@@ -19,25 +19,34 @@ def lock(
     file: target.File = None,
     update: Annotated[
         list[str] | None,
-        typer.Option("--update", metavar="NAME", help="Move this repository or package, or all `packages`; repeat it."),
+        typer.Option(
+            "--update",
+            metavar="NAME",
+            help="Update the pin of this repository or package, or of all `packages`. May be repeated.",
+        ),
     ] = None,
-    update_all: Annotated[bool, typer.Option("--update-all", help="Move all repositories and packages.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")] = False,
+    update_all: Annotated[
+        bool, typer.Option("--update-all", help="Update the pins of all repositories and packages.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the changes, and write nothing.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Only check the lock: exit status 3 if it does not stand.")
+        bool,
+        typer.Option(
+            "--check", help="Check the lock and write nothing. Exit status 3 if the lock does not match the spec."
+        ),
     ] = False,
     remote: Annotated[
-        bool, typer.Option("--remote", help="With --check: ask the servers too, what became of refs and commits.")
+        bool, typer.Option("--remote", help="With --check: also check refs and commits on their servers.")
     ] = False,
 ) -> None:
     """Write kimbox.lock beside the spec: each repository at one commit, each package of the image at one version.
 
-    What is in the lock stays where it is unless told to move. Where the spec asks for more packages, those that are
-    there keep their versions, as long as the archives have them.
+    Pins that are in the lock stay, unless an option updates them. If the spec names more packages than before, the
+    packages in the lock keep their versions as long as the archives have these.
 
-    --check writes nothing and asks no server. It fails where `kimbox lock` would change the file: spec, repositories,
-    image or a folder have changed. With --remote it also fails where a locked commit is nowhere to be had, and tells of
-    tags that were moved, branches that were force-pushed, and newer commits.
+    --check writes nothing and contacts no server. The exit status is 3 if `kimbox lock` would change the file, because
+    the spec, a repository, the image or a folder has changed. With --remote, the exit status is also 3 if a locked
+    commit is not available anywhere. --remote also reports moved tags, force-pushed branches and newer commits.
 
     \b
     Examples:
@@ -48,9 +57,9 @@ def lock(
       kimbox lock --check
     """
     if check and (update or update_all or dry_run):
-        raise UsageError("--check changes nothing, and --update, --update-all and --dry-run are about changes")
+        raise UsageError("--check excludes --update, --update-all and --dry-run", code="usage")
     if remote and not check:
-        raise UsageError("--remote belongs to --check", hint="write --check --remote")
+        raise UsageError("--remote requires --check", code="usage", hint="write --check --remote")
     project = target.project(box, file)
     if check:
         _check(project, remote)
@@ -62,7 +71,7 @@ def _check(project: Project, remote: bool) -> None:
     from kimbox.project.check import verify_lock
 
     path, notes = verify_lock(project, remote=remote)
-    text = "\n".join([*(f"note: {printable(note)}" for note in notes), f"{path} stands"])
+    text = "\n".join([*(f"note: {printable(note)}" for note in notes), f"{path} matches its spec"])
     report("lock", {"file": str(path), "stands": True, "notes": notes}, text)
 
 
@@ -72,20 +81,25 @@ def _lock(project: Project, update: list[str] | None, dry_run: bool) -> None:
     from kimbox.log import log
     from kimbox.project import pins
 
-    done = pins.relock(project, update=update, dry_run=dry_run)
-    for warning in done.warnings:
+    relocked = pins.relock(project, update=update, dry_run=dry_run)
+    for warning in relocked.warnings:
         log.warn(printable(warning))
-    logs = compare.logs(done.diff) if done.diff else {}
-    if done.diff:
-        lines = as_text(done.diff, logs)
+    logs = compare.logs(relocked.diff) if relocked.diff else {}
+    if relocked.diff:
+        lines = as_text(relocked.diff, logs)
     else:
-        lines = [f"{name}: {old or 'new'} -> {new}" for name, (old, new) in done.moved.items()]
-        lines += [f"{done.packages} packages"] if done.packages else []
+        lines = [f"{name}: {old or 'new'} -> {new}" for name, (old, new) in relocked.moved.items()]
+        lines += [f"{relocked.packages} packages"] if relocked.packages else []
     outcome = "would write" if dry_run else "wrote"
-    lines.append(f"{outcome} {done.path}" if done.is_written else f"{done.path} is up to date")
-    changes = {name: {"old": old, "new": new} for name, (old, new) in done.moved.items()}
+    lines.append(f"{outcome} {relocked.path}" if relocked.is_written else f"{relocked.path} is up to date")
+    changes = {name: {"old": old, "new": new} for name, (old, new) in relocked.moved.items()}
     result = {
-        "file": str(done.path), "written": done.is_written and not dry_run, "moved": changes, "removed": done.removed,
-        "dry_run": dry_run, "warnings": done.warnings, "diff": as_json(done.diff, logs) if done.diff else None,
-    }  # fmt: skip
+        "file": str(relocked.path),
+        "written": relocked.is_written and not dry_run,
+        "moved": changes,
+        "removed": relocked.removed,
+        "dry_run": dry_run,
+        "warnings": relocked.warnings,
+        "diff": as_json(relocked.diff, logs) if relocked.diff else None,
+    }
     report("lock", result, "\n".join(map(printable, lines)))

@@ -1,4 +1,4 @@
-"""kimbox logs: what a box wrote."""
+"""kimbox logs: show the output of provisioning, or another log of a box."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from kimbox.log import log
 if TYPE_CHECKING:
     from kimbox.machine.folder import Machine
 
-#: Read in pieces of this size.
-PIECE_BYTES = 1 << 16
+#: Maximum number of bytes that one read returns.
+CHUNK_BYTES = 1 << 16
 
-#: With -f, how often the file is looked at.
-LOOK_S = 0.2
+#: Interval at which --follow checks the file for new output, in seconds.
+POLL_INTERVAL_S = 0.2
 
 
 def logs(
     box: target.Name = None,
     file: target.LongFile = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
-    serial: Annotated[bool, typer.Option("--serial", help="The console of the guest.")] = False,
-    events: Annotated[bool, typer.Option("--events", help="What the guest told, as JSON lines.")] = False,
-    build: Annotated[bool, typer.Option("--build", help="How its image was built.")] = False,
-    qemu: Annotated[bool, typer.Option("--qemu", help="What QEMU itself said.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show new output as it is written, until Ctrl-C.")
+    ] = False,
+    serial: Annotated[bool, typer.Option("--serial", help="Show the log of the guest's serial console.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="Show the events of the guest, as JSON lines.")] = False,
+    build: Annotated[bool, typer.Option("--build", help="Show the log of the build of the image.")] = False,
+    qemu: Annotated[bool, typer.Option("--qemu", help="Show the log of QEMU.")] = False,
 ) -> None:
-    """Show the output of a box's provisioning, or another of its logs.
+    """Show the output of provisioning, or another log of a box.
 
-    A box is provisioned when it is made; where this boot provisioned nothing, the output of the boot before is shown.
-    --follow waits for what this boot and the next ones write.
+    If the current boot provisioned nothing, the output of the previous boot is shown. --follow also shows the output of
+    later boots.
 
     \b
     Examples:
@@ -46,7 +48,7 @@ def logs(
       kimbox logs --serial openkim-dev
     """
     if serial + events + build + qemu > 1:
-        raise UsageError("logs shows one log at a time")
+        raise UsageError("--serial, --events, --build and --qemu exclude each other", code="usage")
     machine = target.machine(box, file)
     if build:
         path = _build_log(machine, box, file)
@@ -60,26 +62,31 @@ def logs(
     elif qemu:
         path = machine.qemu_log
     if not path.exists():
-        raise StateError(f"{machine.name} has no such log yet", hint=f"it would be {path}")
+        raise StateError(
+            f"{machine.name} has no such log yet",
+            code="log-not-found",
+            hint=f"kimbox expects it at {path}",
+            fields={"name": machine.name, "path": str(path)},
+        )
     _show(path, follow=follow)
 
 
 def _provision_log(machine: Machine) -> Path:
-    """The log of this boot, which began it anew; if that is empty, the log of the boot before, where there is one."""
+    """Returns the log of the current boot; the log of the previous boot if only that has content."""
     path = machine.provision_log
-    before = path.with_name(path.name + ".1")
-    if _size(path) or not _size(before):
+    previous = path.with_name(path.name + ".1")
+    if _size_bytes(path) or not _size_bytes(previous):
         return path
-    log.info(f"this boot of {machine.name} provisioned nothing; this is the log of the boot before")
-    return before
+    log.info(f"the current boot of {machine.name} provisioned nothing; showing the log of the previous boot")
+    return previous
 
 
-def _size(path: Path) -> int:
+def _size_bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
 def _build_log(machine: Machine, box: str | None, file: Path | None) -> Path:
-    """The log of the machine's image; where the image could not be built, that of the last try."""
+    """Returns the log of the build of the machine's image; if the build failed, the log of the last attempt."""
     from kimbox import paths
 
     if machine.exists:
@@ -88,21 +95,21 @@ def _build_log(machine: Machine, box: str | None, file: Path | None) -> Path:
         from kimbox.project.check import image_key
 
         key = image_key(target.project(box, file))
-    made, failed = paths.images_dir() / key / "build.log", paths.images_dir() / f"{key}.failed.log"
-    return failed if failed.exists() and not made.exists() else made
+    complete, failed = paths.images_dir() / key / "build.log", paths.images_dir() / f"{key}.failed.log"
+    return failed if failed.exists() and not complete.exists() else complete
 
 
 def _show(path: Path, *, follow: bool) -> None:
-    """Copies a file to stdout. With `follow` what is written from then on too, also by a new file of that name."""
+    """Copies a file to stdout. With `follow`, it also copies new output, and a new file of the same name."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     file = path.open("rb")
     try:
         _copy(file, decoder)
         while follow:
-            time.sleep(LOOK_S)
-            is_new = _is_new(path, file)  # looked at first: what the old one still got is not lost
+            time.sleep(POLL_INTERVAL_S)
+            is_replaced = _is_replaced(path, file)  # checked before the copy, so that no output of the old file is lost
             _copy(file, decoder)
-            if is_new:
+            if is_replaced:
                 file.close()
                 decoder.reset()
                 file = path.open("rb")
@@ -111,27 +118,27 @@ def _show(path: Path, *, follow: bool) -> None:
         file.close()
 
 
-def _is_new(path: Path, file: IO[bytes]) -> bool:
-    """Whether another file has taken the name, or the same one begins anew: each start of a box does one of these."""
+def _is_replaced(path: Path, file: IO[bytes]) -> bool:
+    """Whether another file has the name now, or the file was truncated. Each start of a box does one of these."""
     try:
-        now, then = path.stat(), os.fstat(file.fileno())
-    except FileNotFoundError:  # for a moment, or for good
+        current, opened = path.stat(), os.fstat(file.fileno())
+    except FileNotFoundError:  # between the rename of the old file and the creation of the new one
         return False
-    return (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino) or now.st_size < file.tell()
+    return (current.st_dev, current.st_ino) != (opened.st_dev, opened.st_ino) or current.st_size < file.tell()
 
 
 def _copy(file: IO[bytes], decoder: codecs.IncrementalDecoder) -> None:
-    """Copies what there is, made safe if stdout is a terminal."""
-    while piece := file.read(PIECE_BYTES):
+    """Copies the file to its end. If stdout is a terminal, control characters are replaced."""
+    while chunk := file.read(CHUNK_BYTES):
         if sys.stdout.isatty():
-            sys.stdout.write(safe(decoder.decode(piece)))
+            sys.stdout.write(safe(decoder.decode(chunk)))
         else:
-            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.write(chunk)
     sys.stdout.flush()
 
 
 def safe(text: str) -> str:
-    """Text of a guest without what could steer a terminal; its line ends stay."""
+    """Returns text of a guest without characters that control a terminal. Line ends are kept."""
     from kimbox.guest.events import printable
 
     return "\n".join(printable(line) for line in text.replace("\r", "").split("\n"))

@@ -1,4 +1,4 @@
-"""kimbox maintain: change the base of a box."""
+"""kimbox maintain: change the base image of a box and make a new image of it."""
 
 from __future__ import annotations
 
@@ -17,43 +17,60 @@ if TYPE_CHECKING:
     from kimbox.actions.maintain import Committed
     from kimbox.project.project import Project
 
-#: Lines about changes that are shown; --json and the record have all.
+#: Maximum number of lines about changes that are printed. --json and the record have all changes.
 MAX_LINES = 200
 
-#: With --commit.
-Folder = Annotated[Path | None, typer.Option("--package", metavar="FOLDER", help="Also write packages of it there.")]
+#: Options that require --commit.
+Folder = Annotated[
+    Path | None,
+    typer.Option("--package", metavar="FOLDER", help="With --commit: also write packages of the new image to FOLDER."),
+]
 Formats = Annotated[
     list[str] | None,
-    typer.Option("--format", metavar="FORMAT", help="Of the packages, as of `kimbox package`; default: libvirt."),
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="With --package: a format, as for `kimbox package`. May be repeated. Default: libvirt.",
+    ),
 ]
-Key = Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="A key of ssh that signs their checksums.")]
+Key = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="With --package: the private ssh key that signs the checksums."),
+]
 
 
 def maintain(
     box: target.Name = None,
     file: target.File = None,
-    commit: Annotated[str | None, typer.Option("--commit", metavar="NAME", help="Make an image called NAME.")] = None,
-    discard: Annotated[bool, typer.Option("--discard", help="Throw away what was changed.")] = False,
+    commit: Annotated[
+        str | None, typer.Option("--commit", metavar="NAME", help="Make a new image and add it as the box NAME.")
+    ] = None,
+    discard: Annotated[bool, typer.Option("--discard", help="Discard all changes.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --commit: replace an added box of that name.")] = False,
     package: Folder = None,
     format: Formats = None,
     sign: Key = None,
 ) -> None:
-    """Change the base of a box: boot the real root of its image, on a disk apart, and make a new image of it.
+    """Change the base image of a box and make a new image of it. kimbox boots the real root of the image, on a separate
+    disk.
 
-    The box itself is not touched. Its base runs as a machine of its own, BOX-maintain, for `kimbox ssh` and `exec`;
-    nothing is provisioned there. Halted, it goes on with the same command.
+    The box itself does not change. Its base image runs as another machine, BOX-maintain, for `kimbox ssh` and `exec`.
+    kimbox does not provision that machine. If it is halted, the same command starts it again.
 
-    --commit configures what is half configured, makes every initramfs, the kernel's links and GRUB's entries anew,
-    halts, removes what belongs to this one machine (identity, keys, logs, caches, /persistent), drops free space,
-    looks for keys and identities that are left, which are an error, and adds the image under NAME: a spec then says
-    `image: {box: NAME}`. What differs from the former image, packages and files, is shown and recorded for review.
-    With --package the new image is handed on, too, as `kimbox package` does it: the record is in its kimbox.json, and
-    its SBOM lists what is installed. Where something fails before the image is there, the machine stays as it is.
+    --commit does these steps in this order. It configures packages that are only unpacked. It creates every initramfs,
+    the links to the kernel and the entries of GRUB again. It halts the machine. It removes the data of this machine
+    (identity, keys, logs, caches, /persistent) and the free space. It searches for remaining keys and identities; one
+    that remains is an error. Then it adds the image as the box NAME, for `image: {box: NAME}` in a spec. It shows and
+    records the differences from the former image: packages and files. If a step fails before the image exists, the
+    machine stays as it is.
 
-    In its JSON: name and state of the machine; with --commit: box, image, former (keys of the images), size_bytes,
-    record (the file), files (of packages), and changes: packages (name, old, new), files (added, removed, changed) that
-    belong to none of these, and package_files, how many do; kept_keys: keys that packages ship in their files.
+    With --package, kimbox also writes packages of the new image, as `kimbox package` does. Their kimbox.json has the
+    record, and their SBOM lists the installed packages.
+
+    The JSON has: name and state of the machine. With --commit also: box, image, former (keys of both images),
+    size_bytes, record (its file), files (the packages that were written), kept_keys (keys that Debian packages ship in
+    their files), and changes: packages (name, old, new), files (added, removed, changed) that belong to no changed
+    package, and package_files (the number of changed files that do).
 
     \b
     Examples:
@@ -70,7 +87,7 @@ def maintain(
     from kimbox.machine.record import Purpose
 
     if discard and commit is not None:
-        raise UsageError("--commit keeps what was changed, --discard does not", hint="give one of them")
+        raise UsageError("--commit and --discard exclude each other", code="usage", hint="pass one of them")
     _need("--commit NAME", commit, {"--force": force, "--package": package})
     _need("--package FOLDER", package, {"--format": format, "--sign": sign})
     project = target.project(box, file)
@@ -95,8 +112,8 @@ def _begin(project: Project, limit_s: float) -> None:
     maintaining.begin(project, limit_s)
     machine = machine_of(project.name, Purpose.MAINTENANCE)
     text = (
-        f"{machine.name} runs on the real root of {project.name}: change it with `kimbox ssh {machine.name}`;\n"
-        f"`kimbox maintain {project.name} --commit NAME` makes an image of it, --discard throws it away"
+        f"{machine.name} runs on the real root of {project.name}. Change it with `kimbox ssh {machine.name}`.\n"
+        f"`kimbox maintain {project.name} --commit NAME` makes an image of it, --discard discards the changes."
     )
     report("maintain", {"name": machine.name, "state": str(state(machine))}, text)
 
@@ -106,28 +123,30 @@ def _discard(project: Project) -> None:
     from kimbox.machine.folder import machine_of
     from kimbox.machine.record import Purpose
 
-    there = maintaining.discard(project)
+    was_maintained = maintaining.discard(project)
     name = machine_of(project.name, Purpose.MAINTENANCE).name
-    text = f"what was changed in {name} is gone" if there else f"nothing of {project.name} was being maintained"
+    text = f"discarded the changes in {name}" if was_maintained else f"{project.name} has no maintenance to discard"
     report("maintain", {"name": name, "state": "absent"}, text)
 
 
 def _need(option: str, given: object, dependent: Mapping[str, object]) -> None:
-    """Raises UsageError for an option that means nothing without another."""
+    """Raises UsageError if an option of `dependent` has a value, and the option that it requires has none."""
     for name, value in dependent.items():
         if value and given is None:
-            raise UsageError(f"{name} belongs to {option}")
+            raise UsageError(f"{name} requires {option}", code="usage", fields={"option": name, "requires": option})
 
 
 def _checked(name: str) -> str:
-    """A name for an added box. Raises UsageError for what cannot be one."""
+    """Returns a name for an added box. Raises UsageError if it is not allowed."""
     from kimbox.spec.nodes import Fault
     from kimbox.spec.rules import vagrant_box
 
     try:
         return vagrant_box(name)
     except Fault as fault:
-        raise UsageError(f"--commit: {fault.message}", hint=fault.hint) from None
+        raise UsageError(
+            f"--commit: {fault.message}", code=fault.code, hint=fault.hint, fields={"option": "--commit"}
+        ) from None
 
 
 def _committed(done: Committed, name: str) -> None:
@@ -135,10 +154,10 @@ def _committed(done: Committed, name: str) -> None:
 
     lines = done.changes.lines()
     if len(lines) > MAX_LINES:
-        lines = [*lines[:MAX_LINES], f"... {len(lines) - MAX_LINES} more lines; the record has all"]
+        lines = [*lines[:MAX_LINES], f"... and {len(lines) - MAX_LINES} more lines, all of them in the record"]
     lines += [
-        f"recorded in {done.record}",
-        f"{done.box.name} is an image of {size_words(done.size_bytes)}: `image: {{box: {done.box.name}}}` in a spec",
+        f"wrote the record {done.record}",
+        f"added the box {done.box.name} ({size_words(done.size_bytes)}): `image: {{box: {done.box.name}}}` in a spec",
     ]
     lines += kept_lines(done.kept)
     lines += [f"wrote {file}" for file in done.packages]

@@ -1,10 +1,10 @@
-"""Prints the result of a verb: text, or with --json one object of a documented shape.
+"""Prints the result of a verb: text, or with --json one object.
 
 {"kimbox": 1, "verb": "status", "result": {...}}
 {"kimbox": 1, "verb": "up", "error": {"kind": ..., "code": ..., "message": ..., "hint": ..., "fields": {...},
                                        "exit_code": ...}}
 
-`code` is a key of kimbox.codes.CODES. Where a spec or lock is wrong, the error also has `problems`: each with file,
+`code` is a key of kimbox.codes.CODES. If a spec or lock is invalid, the error also has `problems`: each with file,
 line, column, code, message and hint.
 """
 
@@ -20,7 +20,7 @@ from kimbox.settings import settings as settings  # verbs import it from here
 #: The file name in an OSError of stdout.
 STDOUT = "stdout"
 
-#: Version of the JSON shape.
+#: Version of the form of the JSON object.
 SHAPE = 1
 
 
@@ -43,14 +43,14 @@ def report_error(error: KimboxError) -> None:
 
 
 def printable(text: str) -> str:
-    """A line of text from elsewhere, without the characters that control a terminal."""
-    from kimbox.guest.events import printable as safe
+    """Returns a line of untrusted text without the characters that control a terminal."""
+    from kimbox.guest.events import printable as printable_line
 
-    return safe(text)
+    return printable_line(text)
 
 
 def _safe(text: str, *, indent: int = 0) -> str:
-    """`printable` for text of several lines."""
+    """Returns untrusted text of several lines without control characters; lines after the first are indented."""
     return ("\n" + " " * indent).join(printable(line) for line in text.splitlines())
 
 
@@ -59,7 +59,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _print(text: str) -> None:
-    """Prints on stdout at once. Raises OSError, with STDOUT as the file name, if it cannot be written."""
+    """Prints on stdout and flushes it. Raises OSError, with STDOUT as the file name, if it cannot be written."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -69,7 +69,7 @@ def _print(text: str) -> None:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows as aligned columns. The first row is the header."""
+    """Returns rows as text with aligned columns. The first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -1,4 +1,4 @@
-"""kimbox package: a box as others take it."""
+"""kimbox package: export a box for Vagrant, as OVA, qcow2 or raw disk."""
 
 from __future__ import annotations
 
@@ -16,47 +16,63 @@ if TYPE_CHECKING:
     from kimbox.image.formats.export import Format
     from kimbox.image.sanitize.secrets import Finding
 
+#: Maximum number of characters of a version in a catalog.
+MAX_VERSION_CHARACTERS = 100
+
+#: Maximum number of characters of an unknown format that the message repeats.
+MAX_SHOWN_CHARACTERS = 40
+
 
 def package(
     box: target.Name = None,
     file: target.File = None,
     format: Annotated[
         list[str] | None,
-        typer.Option("--format", metavar="FORMAT", help="libvirt (the default), virtualbox, ova, qcow2 or raw."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Format of a package: libvirt (the default), virtualbox, ova, qcow2 or raw. May be repeated.",
+        ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write packages; default: here.")
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the packages. Default: the current folder."),
     ] = Path(),
-    image: Annotated[bool, typer.Option("--image", help="The image, although there is a machine.")] = False,
+    image: Annotated[bool, typer.Option("--image", help="Package the image, even if the machine exists.")] = False,
     sign: Annotated[
-        Path | None, typer.Option("--sign", metavar="KEY", help="A key of ssh that signs the checksums.")
+        Path | None, typer.Option("--sign", metavar="KEY", help="The private ssh key that signs the checksums.")
     ] = None,
     catalog: Annotated[
         str | None,
         typer.Option(
             "--catalog",
             metavar="URL",
-            help="Also a catalog for Vagrant, of all versions; the folder will be served there.",
+            help="Also write or update a catalog of all versions for Vagrant. URL is the future address of FOLDER.",
         ),
     ] = None,
-    version: Annotated[str, typer.Option("--version", metavar="VERSION", help="In the catalog.")] = "0",
+    version: Annotated[
+        str, typer.Option("--version", metavar="VERSION", help="Version of the packages in the catalog.")
+    ] = "0",
 ) -> None:
-    """Make packages of a box: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks.
+    """Export a box: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks.
 
-    Packaged is the root of the box's halted machine, as its maintainer left it (maintain mode), or, where there is no
-    machine, its image. A copy is cleaned: identity, keys, logs, caches, histories and all of /persistent go, and what
-    a boot wrote to the snapshot of root; the first boot of the package is that of a new box. An image that came from
-    elsewhere and has run is cleaned, too, if it has the layout of kimbox's images; if not, a warning says so. What is
-    packaged is then looked through: a private key, a shared secret, the identity of a machine or a database in it is
-    an error that names the file; a key that a package ships in its files is kept, and listed. A sealed box is refused.
+    kimbox packages the root of the box's halted machine, with the changes that were made in maintain mode. If there is
+    no machine, it packages the image. It works on a copy. From the copy it removes identity, keys, logs, caches, shell
+    histories, all of /persistent, and everything that a boot wrote to the snapshot of root. The first boot of the
+    package is therefore the first boot of a new box. An image that was made elsewhere and has run is cleaned, too, if
+    it has the layout of kimbox's images; if not, kimbox prints a warning.
 
-    Vagrant boxes hold spec, lock, SBOM, statement and SHA256SUMS; for other formats they lie beside. The same disk
-    gives the same bytes.
-    Nothing is overwritten. With --catalog they go into a folder of their own in FOLDER, named by the version, beside
-    the catalog.
+    Then kimbox searches the copy for secrets. A private key, a shared secret, the identity of a machine or a database
+    is an error that names the file. A key that a Debian package ships in its files is kept and listed. A sealed box is
+    refused.
 
-    Packages for VirtualBox are tested with its controllers in QEMU; VirtualBox itself is not. Their network card is
-    e1000 where the kernel has its driver (Debian: `linux-image-amd64` among the packages), else one of virtio.
+    Vagrant boxes contain spec, lock, SBOM, statement and SHA256SUMS. For other formats these are separate files beside
+    the package. The same disk gives the same bytes. Existing files are not overwritten. With --catalog, the packages
+    are in a subfolder of FOLDER, named after the version, and the catalog is in FOLDER.
+
+    Packages for VirtualBox are tested in QEMU, with the controllers that VirtualBox uses, but not in VirtualBox itself.
+    Their network card is e1000 if the kernel has its driver (Debian: with `linux-image-amd64` among the packages), else
+    virtio.
 
     \b
     Examples:
@@ -77,24 +93,29 @@ def package(
 def _packaged(name: str, made: Packaged) -> None:
     from kimbox.log import log
 
-    result = {"name": name, "from": made.source, "files": [str(f) for f in made.files]}
     lines = [f"wrote {f}  {f.stat().st_size / 1e6:.1f} MB" for f in made.files]
-    lines += [f"removed or reset in it: {len(made.cleaned)} (--json names them)"] if made.cleaned else []
+    lines += [f"removed or reset {len(made.cleaned)} items (--json names them)"] if made.cleaned else []
     lines += kept_lines(made.kept)
     if made.opaque is not None:
-        log.warn(f"kimbox cannot look into this image, which is handed on as it is: {made.opaque}")
-    kept = [finding.as_json() for finding in made.kept]
-    more = {"cleaned": list(made.cleaned), "kept_keys": kept, "opaque": made.opaque}
-    report("package", result | more, "\n".join(lines))
+        log.warn(f"kimbox cannot read this image, and packages it unchanged: {made.opaque}")
+    result = {
+        "name": name,
+        "from": made.source,
+        "files": [str(f) for f in made.files],
+        "cleaned": list(made.cleaned),
+        "kept_keys": [finding.as_json() for finding in made.kept],
+        "opaque": made.opaque,
+    }
+    report("package", result, "\n".join(lines))
 
 
 def kept_lines(kept: tuple[Finding, ...]) -> list[str]:
-    """What stays although it is a key, or looks like one, for people."""
-    return [f"keeps {f.path}: {f.kind}" + (f", a file of the package {f.package}" if f.package else "") for f in kept]
+    """Returns one line of text for each key, or text that looks like a key, that the package still contains."""
+    return [f"kept {f.path}: {f.kind}" + (f", a file of the package {f.package}" if f.package else "") for f in kept]
 
 
 def _check_catalog(url: str | None, version: str, kinds: tuple[Format, ...]) -> None:
-    """Raises UsageError where there can be no such catalog of these formats, or no such version in one."""
+    """Raises UsageError if the URL, the version or the formats are not possible in a catalog."""
     from kimbox.image.formats.catalog import VERSION
     from kimbox.spec import urls
     from kimbox.spec.nodes import Fault
@@ -103,20 +124,34 @@ def _check_catalog(url: str | None, version: str, kinds: tuple[Format, ...]) -> 
         try:
             urls.mirror(url)
         except Fault as fault:
-            raise UsageError(f"--catalog: {fault.message}", hint=fault.hint) from None
+            raise UsageError(
+                f"--catalog: {fault.message}", code=fault.code, hint=fault.hint, fields={"option": "--catalog"}
+            ) from None
         if not any(kind.holds_files for kind in kinds):
-            raise UsageError("a catalog is of Vagrant boxes", hint="add --format libvirt or virtualbox")
-    if not VERSION.fullmatch(version) or len(version) > 100:
-        raise UsageError(f"--version: {version[:100]} is no version", hint="write it as 1.2.0 or 2026.1")
+            raise UsageError(
+                "--catalog requires a Vagrant box", code="usage", hint="add --format libvirt or --format virtualbox"
+            )
+    if not VERSION.fullmatch(version) or len(version) > MAX_VERSION_CHARACTERS:
+        raise UsageError(
+            f"--version: {version[:MAX_VERSION_CHARACTERS]} is not a version",
+            code="bad-value",
+            hint="write it as 1.2.0 or 2026.1",
+            fields={"option": "--version"},
+        )
 
 
 def formats_of(words: list[str] | None) -> tuple[Format, ...]:
-    """The formats that were asked for, each once; libvirt if none was. Raises UsageError for a word that is none."""
+    """Returns the formats of the options, each once; libvirt without options. Raises UsageError for an unknown one."""
     from kimbox.image.formats.export import Format
 
     known = [str(kind) for kind in Format]
     words = words or [str(Format.LIBVIRT)]
     for word in words:
         if word not in known:
-            raise UsageError(f"there is no format {word[:40]}", hint=f"there are: {', '.join(known)}")
+            raise UsageError(
+                f"--format: unknown format {word[:MAX_SHOWN_CHARACTERS]}",
+                code="bad-value",
+                hint=f"formats: {', '.join(known)}",
+                fields={"option": "--format"},
+            )
     return tuple(dict.fromkeys(Format(word) for word in words))

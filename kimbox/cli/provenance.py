@@ -1,4 +1,4 @@
-"""kimbox provenance: what a box is made of, as an SBOM and an in-toto statement."""
+"""kimbox provenance: write the SBOM and the provenance statement of a box."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ def provenance(
     box: target.Name = None,
     file: target.File = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write both; default: here.")
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for both files. Default: the current folder."),
     ] = Path(),
 ) -> None:
-    """Write what a box is made of: an SBOM (NAME.cdx.json) and an in-toto statement (NAME.intoto.json).
+    """Write the SBOM (NAME.cdx.json) and the in-toto statement (NAME.intoto.json) of a box.
 
-    The SBOM is CycloneDX 1.6 and names every package of the image and every repository. The statement has the predicate
+    The SBOM is CycloneDX 1.6 and lists every package of the image and every repository. The statement has the predicate
     https://slsa.dev/provenance/v1 and links the image to the digests of spec and lock, and to each package and commit.
-    Sign it with what you sign with.
+    kimbox does not sign it; sign it with a tool of your choice.
 
-    Steps of the box that ran under other commits than those of its lock are named in both, with these commits: as
-    properties `kimbox:stale` of the SBOM and as `stale` in the statement.
+    Both name the steps that ran under other commits than those of the lock, with these commits: the SBOM as properties
+    `kimbox:stale`, the statement as `stale`.
 
-    Both tell of what the box runs; of a box that is not there, or has not told, of what its lock says. Equal input
-    gives equal files.
+    Both describe what the box runs. If the machine does not exist, or has not reported it, they describe the lock.
+    Equal input gives equal files.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""kimbox provision: make a running box what its spec says, again, or a part of it."""
+"""kimbox provision: provision a running box again, as a whole or in part."""
 
 from __future__ import annotations
 
@@ -17,23 +17,30 @@ def provision(
     file: target.File = None,
     repo: Annotated[
         list[str] | None,
-        typer.Option("--repo", metavar="NAME=FOLDER|NAME@REF", help="Run this in place of the locked one; repeat it."),
+        typer.Option(
+            "--repo",
+            metavar="NAME=FOLDER|NAME@REF",
+            help="Use this folder or ref of a repository in place of its locked commit. May be repeated.",
+        ),
     ] = None,
-    only: Annotated[str | None, typer.Option("--only", metavar="STEP", help="Run this step alone.")] = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Run this step and what follows.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STEP", help="Run only this step.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STEP", help="Run this step and all steps after it.")
+    ] = None,
 ) -> None:
-    """Send a running box its manifest again and run what has not been done: after a failure, or a change of the spec.
+    """Provision a running box again after a change of the spec or a failure. kimbox sends the manifest, and the box
+    runs the steps that are not done.
 
-    Where the box has gone back to its last good manifest, this tries the one that failed once more.
+    If the box returned to its last good manifest, this command attempts the manifest that failed once more.
 
-    --repo takes a working copy as it lies there, a git work tree with what is not committed, or another branch, tag or
-    commit of the same URL. The lock is neither used for it nor changed. The box is unpinned until the next `kimbox up`
-    or `provision` without --repo; `kimbox status` and /etc/kimbox/box.json say so. If it fails, the next boot goes back
-    to the last good manifest.
+    --repo takes a folder as it is (also a git work tree with changes that are not committed), or another branch, tag or
+    commit of the same URL. kimbox does not use the lock for this repository, and does not change the lock. The box is
+    unpinned until the next `kimbox up` or `provision` without --repo; `kimbox status` and /etc/kimbox/box.json show
+    this. If it fails, the next boot returns to the last good manifest.
 
-    --only and --from name a step of the spec, or `setup`. It runs even if it was done. Repositories are brought to
-    their commits first; nothing else runs, and the manifest counts neither as done nor as failed: the next boot, or
-    `kimbox up`, runs what was left out.
+    --only and --from take the name of a step of the spec, or `setup`. The step runs even if it is done. First the box
+    checks out the repositories at their commits; nothing else runs. The manifest then counts neither as done nor as
+    failed: the next boot, or `kimbox up`, runs the steps that were left out.
 
     \b
     Examples:
@@ -50,12 +57,12 @@ def provision(
     from kimbox.project.unpinned import Replacement
 
     if only is not None and start is not None:
-        raise UsageError("--only and --from exclude each other", hint="give one of them")
-    how: Literal["only", "from"] = "only" if only is not None else "from"
+        raise UsageError("--only and --from exclude each other", code="usage", hint="pass one of them")
+    mode: Literal["only", "from"] = "only" if only is not None else "from"
     step = only if only is not None else start
     replacements = tuple(Replacement.parse(argument) for argument in repo or [])
     project = target.project(box, file)
-    part = Part(how, step) if step is not None else None
+    part = Part(mode, step) if step is not None else None
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     provisioning.provision(project, replacements=replacements, part=part, timeout_s=limit)
     summary = summary_of(machine_of(project.name))

@@ -1,4 +1,4 @@
-"""kimbox prune: give space back."""
+"""kimbox prune: remove unused images and the remains of interrupted runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from kimbox.errors import UsageError
 
 
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    packages: Annotated[
-        bool, typer.Option("--packages", help="Also the cache of packages, which are fetched again when needed.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the files that would be removed, and remove nothing.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    packages: Annotated[
+        bool,
+        typer.Option("--packages", help="Also remove the package cache. Builds download the packages again."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without a confirmation.")] = False,
 ) -> None:
-    """Remove images that no box was made from, and what interrupted work left behind. Boxes and mirrors stay.
+    """Remove images that no box was made from, and the remains of interrupted runs. Boxes and mirrors are kept.
 
-    The cache of packages stays, too, unless --packages is given: with it, images are built without a network.
+    The package cache is kept, too, unless --packages is given. With the cache, images can be built without a network.
 
     \b
     Examples:
@@ -35,14 +38,16 @@ def prune(
     is_confirmed = bool(items) and not dry_run
     if is_confirmed and not yes:
         if not sys.stdin.isatty():
-            raise UsageError("prune asks before it removes something, and there is no terminal", hint="add -y")
+            raise UsageError(
+                "prune needs a confirmation, and there is no terminal to prompt on", code="no-terminal", hint="add -y"
+            )
         typer.echo("\n".join(lines), err=True)
-        is_confirmed = typer.confirm("Remove these?", err=True)
+        is_confirmed = typer.confirm("Remove these files?", err=True)
     if is_confirmed:
         removed = pruning.remove(items)
-        lines += [f"{item.path} stays: it is in use now" for item in items if item not in removed]
+        lines += [f"kept {item.path}: it is in use now" for item in items if item not in removed]
         items = removed
-    total = f"{sum(item.size_bytes for item in items) / 1e6:.0f} MB"
-    end = f"removed {total}" if is_confirmed else f"{total} could be removed" if items else "there is nothing to remove"
+    size = f"{sum(item.size_bytes for item in items) / 1e6:.0f} MB"
+    last = f"removed {size}" if is_confirmed else f"{size} could be removed" if items else "there is nothing to remove"
     unused = [{"path": str(item.path), "size_bytes": item.size_bytes} for item in items]
-    report("prune", {"unused": unused, "removed": is_confirmed}, "\n".join([*lines, end]))
+    report("prune", {"unused": unused, "removed": is_confirmed}, "\n".join([*lines, last]))

@@ -1,4 +1,4 @@
-"""kimbox reload: halt and up."""
+"""kimbox reload: halt a box and start it again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kimbox.cli.up import bring_up
 def reload(
     box: target.Name = None, file: target.File = None, boot: target.Boot = None, once: target.Once = False
 ) -> None:
-    """Shut a box down and bring it up again, with what its spec says now; --boot and --once are those of `up`.
+    """Halt a box and start it again with its current spec. --boot and --once are those of `kimbox up`.
 
     \b
     Examples:
@@ -26,9 +26,9 @@ def reload(
     from kimbox.machine.folder import machine_of
 
     choice = target.choice(boot, once)
-    project = target.project(box, file)  # a spec with faults leaves the box running
+    project = target.project(box, file)  # an invalid spec must not halt the box
     machine = machine_of(project.name)
-    check_owner(machine, project)  # so does a spec whose name another spec owns
+    check_owner(machine, project)  # a spec whose name belongs to another spec must not halt that machine
     refuse_sealed(machine, choice)
     stop.halt(machine)
     bring_up("reload", UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice))

@@ -1,7 +1,8 @@
-"""kimbox render: what Vagrant needs to make boxes, for those who have no kimbox."""
+"""kimbox render: write a Vagrantfile that makes a box without kimbox."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ Boxes = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[BOX]...",
-        help="Boxes, or files of their specs. Default: the spec of this folder",
+        help="Boxes, or their spec files. Default: the spec of this folder.",
         autocompletion=completers.boxes_or_specs,
     ),
 ]
@@ -24,29 +25,30 @@ Boxes = Annotated[
 def render(
     boxes: Boxes = None,
     file: target.File = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the files.")] = Path(
         "vagrant"
     ),
     box: Annotated[
         str | None,
-        typer.Option("--box", metavar="FILE|URL", help="Where Vagrant finds the image, in place of FOLDER/NAME.box."),
+        typer.Option("--box", metavar="FILE|URL", help="The image for Vagrant, in place of FOLDER/NAME.box."),
     ] = None,
     digest: Annotated[
         str | None,
-        typer.Option("--digest", metavar="SHA256", help="With --box: what Vagrant checks that file against."),
+        typer.Option("--digest", metavar="SHA256", help="With --box: the digest that Vagrant requires of that file."),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only compare: exit status 3 where a file is not what would be written.")
+        bool,
+        typer.Option("--check", help="Compare, and write nothing. Exit status 3 if a file differs."),
     ] = False,
 ) -> None:
-    """Write a Vagrantfile, and what provisions its boxes, for libvirt and VirtualBox.
+    """Write a Vagrantfile, and the files that provision its boxes, for libvirt and VirtualBox.
 
-    Where the folder is used no kimbox is needed: `vagrant up` there makes the box from its image, at the commits of the
-    lock, in the way `kimbox up` does; later boots provision themselves. Several boxes become several machines of one
-    Vagrantfile. The image is FOLDER/NAME.box, unless --box names another place.
+    The user of the folder needs no kimbox. `vagrant up` in the folder makes the box from its image, at the commits of
+    the lock, as `kimbox up` does. Later boots provision themselves. Several boxes become several machines of one
+    Vagrantfile. The image is FOLDER/NAME.box, unless --box names another file or URL.
 
-    The same spec and lock give the same files. --check writes nothing and asks no server. Under VirtualBox
-    boxes have no scratch space, and what is rendered for it has never been run.
+    The same spec and lock give the same files. --check contacts no server. Under VirtualBox, boxes have no scratch
+    space, and the files for VirtualBox are not tested with it.
 
     \b
     Examples:
@@ -58,19 +60,20 @@ def render(
     from kimbox.actions import vagrant_export
 
     if (box or digest) and len(boxes or []) > 1:
-        raise UsageError("--box and --digest are about one box", hint="render the boxes one by one")
+        raise UsageError("--box and --digest require a single box", code="usage", hint="render the boxes one by one")
     if digest and not box:
-        raise UsageError("--digest belongs to --box", hint="write --box FILE|URL --digest SHA256")
-    requests, given = [], [*(boxes or []), *([] if boxes else [None])]
-    for named in given:
-        project = target.project(named, file)
+        raise UsageError("--digest requires --box", code="usage", hint="write --box FILE|URL --digest SHA256")
+    requests = []
+    sources: Sequence[str | None] = boxes if boxes else [None]
+    for source in sources:
+        project = target.project(source, file)
         location = vagrant_export.checked_location(box, output)
         requests.append(vagrant_export.ExportRequest(project, location, _digest(digest)))
     names = [request.project.name for request in requests]
     result = {"folder": str(output), "machines": names}
     if check:
         vagrant_export.check(requests, output)
-        report("render", result | {"written": []}, f"{output} stands")
+        report("render", result | {"written": []}, f"{output} is up to date")
         return
     written = vagrant_export.render(requests, output)
     text = "\n".join(f"wrote {path}" for path in written) or f"{output} is up to date"
@@ -84,4 +87,6 @@ def _digest(text: str | None) -> str | None:
     try:
         return rules.digest(text) if text else None
     except Fault as fault:
-        raise UsageError(f"--digest: {fault.message}", hint=fault.hint) from None
+        raise UsageError(
+            f"--digest: {fault.message}", code=fault.code, hint=fault.hint, fields={"option": "--digest"}
+        ) from None

@@ -1,4 +1,4 @@
-"""kimbox resume: go on from where suspend left off."""
+"""kimbox resume: continue a suspended box."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kimbox.cli.output import report
 
 
 def resume(box: target.Name = None, file: target.File = None) -> None:
-    """Let a suspended box go on, with its clock set right.
+    """Continue a suspended box. kimbox sets the clock of the guest.
 
     \b
     Examples:
@@ -19,5 +19,5 @@ def resume(box: target.Name = None, file: target.File = None) -> None:
 
     machine = target.machine(box, file)
     resuming.resume(machine)
-    now = str(state(machine))
-    report("resume", {"name": machine.name, "state": now}, f"{machine.name} is {now}")
+    new_state = str(state(machine))
+    report("resume", {"name": machine.name, "state": new_state}, f"{machine.name} is {new_state}")

@@ -1,4 +1,4 @@
-"""kimbox schema: what a spec may say."""
+"""kimbox schema: print the JSON Schema of box specs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kimbox.spec.schema import box_schema
 def schema() -> None:
     """Print the JSON Schema of box specs, for editors and other programs.
 
-    An editor with the YAML language server completes and checks a spec whose first line names the schema:
+    An editor with the YAML language server completes and checks a spec whose first line names the schema file:
 
     \b
       # yaml-language-server: $schema=kimbox.schema.json

@@ -1,4 +1,4 @@
-"""kimbox secure: a box takes a role of its site, and closes itself."""
+"""kimbox secure: give a box a role of its site and seal it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,31 @@ if TYPE_CHECKING:
     from kimbox.machine.record import Sealed
     from kimbox.spec.model import Box, Gateway, Role, Secure
 
+#: Maximum number of characters of an unknown role that the message repeats.
+MAX_SHOWN_CHARACTERS = 100
+
 RoleName = Annotated[
-    str | None, typer.Option("--role", metavar="ROLE", help="What the box becomes: a role of the spec.")
+    str | None, typer.Option("--role", metavar="ROLE", help="The role that the box takes: one of those in the spec.")
 ]
-Site = Annotated[str | None, typer.Option("--site", metavar="NAME", help="Name of the site, such as openkim.org.")]
-Username = Annotated[str | None, typer.Option("--username", metavar="NAME", help="Whom the site knows.")]
+Site = Annotated[str | None, typer.Option("--site", metavar="NAME", help="Name of the site, for example openkim.org.")]
+Username = Annotated[str | None, typer.Option("--username", metavar="NAME", help="User name at the site.")]
 PasswordFile = Annotated[
-    Path | None, typer.Option("--password-file", metavar="FILE", help="The password is its first line; - is stdin.")
+    Path | None,
+    typer.Option(
+        "--password-file", metavar="FILE", help="File with the password in its first line. - reads it from stdin."
+    ),
 ]
 KeyFile = Annotated[
     Path | None,
-    typer.Option("--key-file", metavar="FILE", help="A private ssh key, without a passphrase, in its place."),
+    typer.Option("--key-file", metavar="FILE", help="Private ssh key, without a passphrase, in place of a password."),
 ]
-Netrc = Annotated[bool, typer.Option("--netrc", help="User name and password from ~/.netrc, by the gateway's host.")]
-Rotate = Annotated[bool, typer.Option("--rotate", help="Give a sealed box new credentials; it restarts.")]
-Unseal = Annotated[bool, typer.Option("--unseal", help="Open a sealed box; its credentials are destroyed first.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether to unseal.")]
+Netrc = Annotated[
+    bool,
+    typer.Option("--netrc", help="Take user name and password from ~/.netrc, from the entry of the gateway's host."),
+]
+Rotate = Annotated[bool, typer.Option("--rotate", help="Give a sealed box new credentials, and restart it.")]
+Unseal = Annotated[bool, typer.Option("--unseal", help="Destroy the credentials of a sealed box, and open it.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="With --unseal: open it without a confirmation.")]
 
 
 def secure(
@@ -48,16 +57,16 @@ def secure(
     unseal: Unseal = False,
     yes: Yes = False,
 ) -> None:
-    """Make a box a worker or a director of its site, and close it: from then on nobody enters it.
+    """Give a box a role of its site, for example worker or director, and seal it. A sealed box accepts no login.
 
-    Four questions, role, sitename, username and password, are asked where options do not answer them. With them the box
-    asks the gateway of the role (`secure:` in the spec) for the site's credentials. Where the site refuses, or cannot
-    be reached, the box says so and stays as it was. Else it restarts, closes itself before its network comes up, at
-    this and every later boot, and does the work of its role. `kimbox status` and `kimbox audit` tell how it is; the
-    host can halt, reload and destroy it.
+    kimbox prompts for role, sitename, username and password, unless options give them. With these, the box requests the
+    credentials of the site from the gateway of the role (`secure:` in the spec). If the gateway refuses or cannot be
+    reached, the box reports why and stays unchanged. Otherwise the box restarts. At this and every later boot it seals
+    itself before its network starts, and then does the work of its role. `kimbox status` and `kimbox audit` show its
+    state. The host can halt, reload and destroy it.
 
-    --unseal is the way back: the key of the credentials is destroyed, and the box restarts in maintain mode without
-    anything that it kept in its role.
+    --unseal opens the box again: kimbox destroys the key of the credentials, and the box restarts in maintain mode,
+    without the data of its role.
 
     \b
     Examples:
@@ -72,7 +81,7 @@ def secure(
     from kimbox.machine.folder import machine_of
 
     if rotate and unseal:
-        raise UsageError("--rotate and --unseal exclude each other")
+        raise UsageError("--rotate and --unseal exclude each other", code="usage", fields={"option": "--rotate"})
     project = target.project(box, file)
     spec, policy = project.box, _policy(project.box)
     request = UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
@@ -80,12 +89,18 @@ def secure(
     sealed = machine.record().sealed
     if unseal:
         if not yes:
-            _confirm(f"destroy the credentials of {spec.name} and open it?")
+            _confirm(f"Destroy the credentials of {spec.name} and open it?")
         sealing.unseal(request)
-        _report(spec.name, None, f"{spec.name} is open, in maintain mode, and has no role: `kimbox reload {spec.name}`")
+        text = f"{spec.name} is open, in maintain mode, and has no role (`kimbox reload {spec.name}` leaves the mode)"
+        _report(spec.name, None, text)
     elif rotate:
         if sealed is None:
-            raise StateError(f"{spec.name} is not sealed: it has no credentials", hint="`kimbox secure` gives it some")
+            raise StateError(
+                f"{spec.name} is not sealed, so it has no credentials to replace",
+                code="wrong-state",
+                hint=f"`kimbox secure {spec.name}` seals it",
+                fields={"name": spec.name},
+            )
         given = _given(policy, sealed.role, sealed.site, username, password_file, key_file, netrc)
         sealing.rotate(request, given.username, given.secret)
         _report(spec.name, sealed, f"{spec.name} has new credentials, as {given.username}")
@@ -99,80 +114,101 @@ def secure(
 
 def _policy(spec: Box) -> Secure:
     if spec.secure is None:
-        hint = "docs/spec.md has the key `secure`; the boxes openkim-worker and openkim-director show it"
-        raise StateError(f"the spec of {spec.name} does not say what it can become: it has no `secure`", hint=hint)
+        raise StateError(
+            f"the spec of {spec.name} has no roles: its key `secure` is missing",
+            code="missing-key",
+            hint="docs/spec.md describes the key `secure`; the boxes openkim-worker and openkim-director have it",
+            fields={"name": spec.name, "key": "secure"},
+        )
     return spec.secure
 
 
 def _report(name: str, sealed: Sealed | None, text: str) -> None:
-    facts = {"name": name, "role": sealed.role if sealed else None, "site": sealed.site if sealed else None}
-    report("secure", facts, text)
+    result = {"name": name, "role": sealed.role if sealed else None, "site": sealed.site if sealed else None}
+    report("secure", result, text)
 
 
 def _given(
     policy: Secure, role: str | None, site: str | None, username: str | None, password_file: Path | None,
     key_file: Path | None, netrc: bool,
 ) -> Answers:  # fmt: skip
-    """The answers, from options or by asking. Raises UsageError naming every option that lacks where nobody answers."""
+    """Returns the answers, from options or prompts. Raises UsageError if one is invalid or there is no terminal."""
     from kimbox.actions.seal import Answers
     from kimbox.spec.nodes import Fault
     from kimbox.spec.sealing import account_name, login_name, site_name
 
     if sum((password_file is not None, key_file is not None, netrc)) > 1:
-        raise UsageError("--password-file, --key-file and --netrc exclude each other")
-    names = [one.name for one in policy.roles]
+        raise UsageError(
+            "--password-file, --key-file and --netrc exclude each other",
+            code="usage",
+            fields={"option": "--password-file"},
+        )
+    names = [role_of_site.name for role_of_site in policy.roles]
     role = role or (names[0] if len(names) == 1 else None)
-    _must_be_answered({"--role": role, "--site": site or policy.site, "--username": username or netrc,
+    _need_terminal_or({"--role": role, "--site": site or policy.site, "--username": username or netrc,
                        "--password-file, --key-file or --netrc": password_file or key_file or netrc})  # fmt: skip
-    chosen = _role(policy, role or _ask(f"role ({', '.join(names)})"))
+    chosen_role = _role(policy, role or _prompt(f"role ({', '.join(names)})"))
     try:
-        where = site_name(site or (policy.site if not _is_terminal() else _ask("sitename", policy.site)) or "")
+        sitename = site_name(site or (policy.site if not _is_terminal() else _prompt("sitename", policy.site)) or "")
         secret: Secret | None = None
         if netrc:
-            found, secret = _from_netrc(chosen.gateway)
-            username = username or found
-        who = (login_name if chosen.gateway else account_name)(username or _ask("username"))
-        if not chosen.gateway and who in chosen.accounts:
-            raise Fault(f"{who} is an account of the role {chosen.name} itself", "choose another name")
+            netrc_username, secret = _from_netrc(chosen_role.gateway)
+            username = username or netrc_username
+        check_username = login_name if chosen_role.gateway else account_name
+        username = check_username(username or _prompt("username"))
+        if not chosen_role.gateway and username in chosen_role.accounts:
+            raise Fault(
+                f"{username} is an account of the role {chosen_role.name} itself",
+                "choose another name",
+                code="duplicate",
+            )
     except Fault as fault:
-        raise UsageError(fault.message, hint=fault.hint) from None
-    return Answers(chosen, where, who, secret or _secret(password_file, key_file))
+        raise UsageError(fault.message, code=fault.code, hint=fault.hint) from None
+    return Answers(chosen_role, sitename, username, secret or _secret(password_file, key_file))
 
 
 def _is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty() and not settings.json
 
 
-def _must_be_answered(answers: dict[str, object]) -> None:
-    lacking = [option for option, answer in answers.items() if not answer]
-    if lacking and not _is_terminal():
+def _need_terminal_or(answers: dict[str, object]) -> None:
+    """Raises UsageError, with every option that lacks a value, if there is no terminal to prompt on."""
+    missing = ", ".join(option for option, answer in answers.items() if not answer)
+    if missing and not _is_terminal():
         raise UsageError(
-            f"nobody is there to answer: {', '.join(lacking)} must be given", hint="see `kimbox secure --help`"
+            "no terminal to prompt on", code="no-terminal", hint=f"pass {missing}", fields={"options": missing}
         )
 
 
-def _ask(question: str, default: str | None = None) -> str:
+def _prompt(question: str, default: str | None = None) -> str:
     return str(typer.prompt(question, default=default, err=True))
 
 
 def _role(policy: Secure, name: str) -> Role:
     from kimbox.spec.schema import guess
 
-    found = policy.role(name)
-    if found is None:
-        raise UsageError(f"there is no role {name[:100]}", hint=guess(name, [one.name for one in policy.roles]))
-    return found
+    role = policy.role(name)
+    if role is None:
+        raise UsageError(
+            f"role {name[:MAX_SHOWN_CHARACTERS]} not found in the spec",
+            code="role-not-found",
+            hint=guess(name, [role_of_site.name for role_of_site in policy.roles]),
+            fields={"role": name},
+        )
+    return role
 
 
 def _secret(password_file: Path | None, key_file: Path | None) -> Secret:
-    """The password or the key. Raises UsageError if there is none in what is named."""
+    """Returns the password or the key. Raises UsageError if the file does not contain one."""
     from kimbox.actions.seal import MAX_SECRET_BYTES, Secret
     from kimbox.files import read_bounded
 
     if key_file is not None:
         data = read_bounded(key_file, limit_bytes=MAX_SECRET_BYTES)
         if b"PRIVATE KEY-----" not in data:
-            raise UsageError(f"{key_file} holds no private key of ssh")
+            raise UsageError(
+                f"{key_file} is not a private ssh key", code="bad-credentials", fields={"path": str(key_file)}
+            )
         return Secret("id", data)
     if password_file is None:
         text = typer.prompt("password", hide_input=True, err=True)
@@ -183,33 +219,51 @@ def _secret(password_file: Path | None, key_file: Path | None) -> Secret:
         data = read_bounded(password_file, limit_bytes=MAX_SECRET_BYTES)
     line = data.split(b"\n", 1)[0].rstrip(b"\r")
     if not line:
-        raise UsageError(f"{password_file} holds no password in its first line")
+        raise UsageError(
+            f"the first line of {password_file} is empty: it must be the password",
+            code="bad-credentials",
+            fields={"path": str(password_file)},
+        )
     return Secret("password", line + b"\n")
 
 
 def _from_netrc(gateway: Gateway | None) -> tuple[str, Secret]:
-    """User name and password of the gateway in ~/.netrc. Raises UsageError if it has none, or others may read it."""
+    """Returns user name and password of the gateway from ~/.netrc.
+
+    Raises UsageError if the file has none, is invalid, or may be read by other users.
+    """
     import netrc
 
     from kimbox.actions.seal import Secret
 
     path = Path.home() / ".netrc"
     if gateway is None:
-        raise UsageError("this role has no gateway: ~/.netrc cannot name it", hint="give --password-file")
+        raise UsageError(
+            "--netrc requires a role with a gateway: the entry of ~/.netrc is found by the gateway's host",
+            code="usage",
+            hint="pass --password-file",
+            fields={"option": "--netrc"},
+        )
+    fields = {"path": str(path)}
     try:
         if path.stat().st_mode & 0o077:
-            raise UsageError(f"{path} may be read by others", hint=f"chmod 600 {path}")
-        found = netrc.netrc(path).authenticators(gateway.host)
+            raise UsageError(
+                f"{path} may be read by other users", code="file-not-private", hint=f"chmod 600 {path}", fields=fields
+            )
+        entry = netrc.netrc(path).authenticators(gateway.host)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}", code="file-unreadable", fields=fields) from None
     except netrc.NetrcParseError as error:
-        raise UsageError(f"{path}:{error.lineno}: {error.msg}") from None
-    if not found or not found[0] or not found[2]:
-        raise UsageError(f"{path} has no login and password for {gateway.host}")
-    return found[0], Secret("password", found[2].encode() + b"\n")
+        raise UsageError(f"{path}:{error.lineno}: {error.msg}", code="bad-credentials", fields=fields) from None
+    if not entry or not entry[0] or not entry[2]:
+        raise UsageError(f"{path} has no login and password for {gateway.host}", code="bad-credentials", fields=fields)
+    return entry[0], Secret("password", entry[2].encode() + b"\n")
 
 
 def _confirm(question: str) -> None:
+    """Prompts for a confirmation. Raises UsageError if there is no terminal to prompt on."""
     if not _is_terminal():
-        raise UsageError("nobody is there to confirm it", hint="--yes says so beforehand")
+        raise UsageError(
+            "--unseal needs a confirmation, and there is no terminal to prompt on", code="no-terminal", hint="add --yes"
+        )
     typer.confirm(question, abort=True, err=True)

@@ -1,4 +1,4 @@
-"""kimbox shrink: bring a box to its true size."""
+"""kimbox shrink: reduce the disk of a halted box to the space in use."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ def shrink(
     box: target.Name = None,
     file: target.File = None,
     resnap: Annotated[
-        bool, typer.Option("--resnap", help="Throw away what is in the root's snapshot, as a resnap boot does.")
+        bool, typer.Option("--resnap", help="Discard the content of the root's snapshot, as a resnap boot does.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would give, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the size that the disk would have, and change nothing.")
+    ] = False,
 ) -> None:
-    """Bring the disk of a halted box to the size of what is in it.
+    """Reduce the disk of a halted box to the space in use.
 
-    Free space of its file systems and of the volume group, swapped pages and idle journals are dropped. Nothing is
-    written over the disk, and no guest runs: all that is in use is copied, and takes the disk's place in one step.
-    What a box booted with `keep` has changed is kept. Where spec and disk both say that the next boot is `resnap`,
-    which makes the snapshot anew, its content goes; --resnap lets it go in any case.
+    kimbox copies the blocks that are in use to a new disk, which then replaces the old one in one step. It does not
+    write to the old disk, and no guest runs. Free space of file systems and of the volume group, swapped pages and
+    journals without pending transactions are not copied.
 
-    A file system that was not unmounted is kept whole. A damaged disk is refused, and left as it is.
+    The changes of a box that boots with `keep` are kept. If spec and disk both say that the next boot is `resnap`,
+    which creates a new snapshot, the content of the snapshot is discarded. --resnap discards it in any case.
 
-    In its JSON: name, before_bytes and after_bytes (what the disk takes on this host), snapshot (kept or dropped),
-    notes (what was kept whole, and why) and dry_run.
+    If a file system was not unmounted, kimbox copies all of it. A damaged disk is an error, and stays unchanged.
+
+    The JSON has: name, before_bytes and after_bytes (the space that the disk takes on this host), snapshot (kept or
+    dropped), notes (what was copied as a whole, and why) and dry_run.
 
     \b
     Examples:
@@ -42,19 +46,18 @@ def shrink(
 
     machine, boot = target.machine(box, file), None
     if machine.exists:
-        with contextlib.suppress(KimboxError):  # without its spec the box keeps its snapshot
+        with contextlib.suppress(KimboxError):  # without a spec, the content of the snapshot is kept
             boot = target.project(box, file).box.boot
-    done = shrinking.shrink(machine, boot, drop=resnap, dry_run=dry_run)
+    shrunk = shrinking.shrink(machine, boot, drop=resnap, dry_run=dry_run)
     result = {
         "name": machine.name,
-        "before_bytes": done.before_bytes,
-        "after_bytes": done.after_bytes,
-        "snapshot": "dropped" if done.dropped else "kept",
-        "notes": list(done.notes),
+        "before_bytes": shrunk.before_bytes,
+        "after_bytes": shrunk.after_bytes,
+        "snapshot": "dropped" if shrunk.dropped else "kept",
+        "notes": list(shrunk.notes),
         "dry_run": dry_run,
     }
-    would = "would take" if dry_run else "takes"
-    words = (
-        f"the disk of {machine.name} took {size_words(done.before_bytes)}, and {would} {size_words(done.after_bytes)}"
-    )
-    report("shrink", result, "\n".join(map(printable, [*done.notes, words])))
+    verb = "would take" if dry_run else "takes"
+    before, after = size_words(shrunk.before_bytes), size_words(shrunk.after_bytes)
+    text = f"the disk of {machine.name} took {before}, and {verb} {after}"
+    report("shrink", result, "\n".join(map(printable, [*shrunk.notes, text])))

@@ -1,4 +1,4 @@
-"""kimbox snapshot: keep a box as it is, and go back to that."""
+"""kimbox snapshot: save, restore, list and delete snapshots of a box."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kimbox.errors import UsageError
 
 
 class Act(StrEnum):
-    """What is to be done."""
+    """What `kimbox snapshot` does."""
 
     SAVE = "save"
     RESTORE = "restore"
@@ -27,17 +27,18 @@ def snapshot(
         list[str] | None,
         typer.Argument(
             metavar="[NAME] [BOX]",
-            help="The snapshot (not for list), and the box",
+            help="Name of the snapshot (not for list), and name of the box. Default: the box of this folder.",
             autocompletion=completers.snapshot_words,
         ),
     ] = None,
     file: target.File = None,
 ) -> None:
-    """Keep a box as it is now, under a name, and go back to that later.
+    """Save, restore, list and delete snapshots of a box.
 
-    Of a box that runs the memory is kept too: `restore` lets it go on where it stood, with its clock set right. A
-    halted box is halted again. Snapshots lie in the box's disk, and go with it. They are the whole box, /persistent
-    too: the new root of a resnap boot is another thing, and needs none.
+    A snapshot of a running box includes its memory: `restore` continues the box from that point and sets its clock. A
+    snapshot of a halted box restores a halted box. Snapshots are in the box's disk, and are removed with it. A snapshot
+    is the whole disk, with /persistent. The new root of a resnap boot is an LVM snapshot in the guest, which does not
+    need this command.
 
     \b
     Examples:
@@ -48,21 +49,24 @@ def snapshot(
     """
     from kimbox.actions import snapshot as snapshots
 
-    rest = list(words or [])
-    name = snapshots.check_name(rest.pop(0)) if act is not Act.LIST and rest else ""
-    if len(rest) > 1 or (act is not Act.LIST and not name):
-        raise UsageError(f"snapshot {act} takes " + ("a box" if act is Act.LIST else "a name, and maybe a box"))
-    machine = target.machine(rest[0] if rest else None, file)
+    box_words = list(words or [])
+    name = snapshots.check_name(box_words.pop(0)) if act is not Act.LIST and box_words else ""
+    if len(box_words) > 1 or (act is not Act.LIST and not name):
+        usage = "[BOX]" if act is Act.LIST else "NAME [BOX]"
+        raise UsageError(
+            f"wrong arguments of `kimbox snapshot {act}`", code="usage", hint=f"kimbox snapshot {act} {usage}"
+        )
+    machine = target.machine(box_words[0] if box_words else None, file)
     if act is Act.LIST:
-        found = snapshots.names(machine)
-        text = "\n".join(found) or f"{machine.name} has no snapshots"
-        report("snapshot", {"name": machine.name, "snapshots": found}, text)
+        names = snapshots.names(machine)
+        text = "\n".join(names) or f"{machine.name} has no snapshots"
+        report("snapshot", {"name": machine.name, "snapshots": names}, text)
         return
     result = {"name": machine.name, "snapshot": name}
     if act is Act.DELETE:
         snapshots.delete(machine, name)
-        report("snapshot", result, f"{name} of {machine.name} is gone")
+        report("snapshot", result, f"deleted the snapshot {name} of {machine.name}")
         return
     state = (snapshots.save if act is Act.SAVE else snapshots.restore)(machine, name)
-    did = "is kept as" if act is Act.SAVE else "has gone back to"
-    report("snapshot", result | {"state": str(state)}, f"{machine.name} {did} {name}; it is {state}")
+    done = f"saved {machine.name} as" if act is Act.SAVE else f"restored {machine.name} from"
+    report("snapshot", result | {"state": str(state)}, f"{done} {name}; {machine.name} is {state}")

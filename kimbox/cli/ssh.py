@@ -1,4 +1,4 @@
-"""kimbox ssh: a shell in the box."""
+"""kimbox ssh: open a shell in a box."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def ssh(
         list[str] | None,
         typer.Argument(
             metavar="[BOX] [-- SSH-ARGUMENT...]",
-            help="The box, and what ssh(1) gets",
+            help="Name of the box, and arguments for ssh(1).",
             autocompletion=completers.first_box,
         ),
     ] = None,
@@ -24,9 +24,9 @@ def ssh(
 ) -> None:
     """Open a shell in a box, as the user `vagrant`, who may use sudo.
 
-    What `ssh` and `exec` do in a box shares one connection, which stays for a minute after the last of them: only the
-    first pays the handshake. What a login settles, groups say, is settled for all of them. With options of ssh(1)
-    there is a connection for that call alone.
+    All calls of `kimbox ssh` and `kimbox exec` for a box share one connection, so that only the first call needs the
+    handshake. The connection stays open for a minute after the last call. The groups of the user, and everything else
+    that a login sets, are those of the first call. A call with options of ssh(1) has a connection of its own.
 
     \b
     Examples:
@@ -40,5 +40,9 @@ def ssh(
 
     box, options = target.split(words or [], settings.after)
     if options and settings.after is None:
-        raise UsageError("ssh takes one box", hint="options of ssh(1) stand after `--`; `kimbox exec` runs a program")
+        raise UsageError(
+            "ssh takes one box",
+            code="usage",
+            hint="write options of ssh(1) after `--`; `kimbox exec` runs a command",
+        )
     raise typer.Exit(shared.on_terminal(reach(target.machine(box, file)), words=options))

@@ -1,4 +1,4 @@
-"""kimbox ssh-config: for programs that use ssh themselves."""
+"""kimbox ssh-config: print the ssh_config(5) entry of a box."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kimbox.cli.output import report
 
 
 def ssh_config(box: target.Name = None, file: target.File = None) -> None:
-    """Print the box as a Host for ssh_config(5), for ssh, scp, rsync, git and editors.
+    """Print the ssh_config(5) entry of a box, for ssh, scp, rsync, git and editors.
 
     \b
     Examples:

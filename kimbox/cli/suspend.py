@@ -1,4 +1,4 @@
-"""kimbox suspend: save a running box to its disk."""
+"""kimbox suspend: save a running box, memory included, and stop it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kimbox.cli.output import report
 
 
 def suspend(box: target.Name = None, file: target.File = None) -> None:
-    """Save the whole state of a running box into its disk and free its memory; `kimbox resume` goes on from there.
+    """Save a running box, memory included, to its disk and stop it. `kimbox resume` continues it.
 
     \b
     Examples:

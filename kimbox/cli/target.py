@@ -1,4 +1,4 @@
-"""Which box a verb means: by name, by the spec of this folder, or by -f FILE."""
+"""Finds the box of a verb: by name, by the spec of this folder, or by -f FILE."""
 
 from __future__ import annotations
 
@@ -16,42 +16,46 @@ if TYPE_CHECKING:
     from kimbox.machine.folder import Machine
     from kimbox.project.project import Project
 
-_FILE_HELP = "The spec, in place of ./kimbox.yaml"
+_FILE_HELP = "Spec of the box, in place of ./kimbox.yaml."
 
-#: The argument and the option that every verb has.
+#: The argument and the option that most verbs have.
 Name = Annotated[
     str | None,
     typer.Argument(
-        metavar="[BOX]", help="Name of the box. Default: the spec of this folder", autocompletion=completers.boxes
+        metavar="[BOX]", help="Name of the box. Default: the spec of this folder.", autocompletion=completers.boxes
     ),
 ]
 File = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help=_FILE_HELP)]
-#: The same where -f means something else.
+#: The same option for a verb in which -f is another option.
 LongFile = Annotated[Path | None, typer.Option("--file", metavar="FILE", help=_FILE_HELP)]
 
 #: Options of the verbs that boot a box.
 Boot = Annotated[
     BootMode | None,
-    typer.Option("--boot", metavar="MODE", help="resnap, keep or maintain, in place of the spec's `boot`"),
+    typer.Option("--boot", metavar="MODE", help="Boot mode: resnap, keep or maintain. Default: `boot` of the spec."),
 ]
-Once = Annotated[bool, typer.Option("--once", help="With --boot: for one boot alone; later ones have the spec's mode")]
+Once = Annotated[
+    bool, typer.Option("--once", help="With --boot: use the mode for one boot. Later boots use the mode of the spec.")
+]
 
 
 def choice(boot: BootMode | None, once: bool) -> Choice:
-    """The mode that is asked for. Raises UsageError for --once alone."""
+    """Returns the boot mode of the options. Raises UsageError for --once without --boot."""
     from kimbox.machine.bootmode import Choice
 
     if once and boot is None:
-        raise UsageError("--once says for how long, and --boot is missing", hint="write --boot MODE --once")
+        raise UsageError(
+            "--once requires --boot", code="usage", hint="write --boot MODE --once", fields={"option": "--once"}
+        )
     return Choice(boot, once)
 
 
 def project(name: str | None, file: Path | None, *, frozen: bool = False, offline: bool = False) -> Project:
-    """The project that is meant: by the name of a box or a machine, by `file`, or the spec of this folder.
+    """Returns the project of a box: by the name of a box or a machine, by `file`, or by the spec of this folder.
 
-    The name of a machine means the spec it was made from. Any other name means this folder's spec if that has it, or
-    the shipped box. Raises StateError, with what there is, if it is none of them, and for a machine that is not its
-    box's own.
+    The name of a machine stands for the spec that it was made from. Any other name stands for the spec of this folder,
+    if that has the name, or for the shipped box. Raises StateError, with a similar name, if there is none of them, and
+    if the machine has another purpose than to be its box.
     """
     from kimbox import paths
     from kimbox.project.project import Project
@@ -65,35 +69,39 @@ def project(name: str | None, file: Path | None, *, frozen: bool = False, offlin
 
 
 def _spec_path(name: str | None, file: Path | None) -> Path | None:
-    """The spec of the machine or the folder that has this name; None where `find_box` is to find the spec."""
+    """Returns the spec of the machine or of the folder that has this name; None if `find_box` must find the spec."""
     from kimbox import paths
     from kimbox.actions.observe import refuse_purpose
     from kimbox.machine.folder import Machine
 
     if name is None or file is not None or _is_path(name):
         if name is not None and file is not None:
-            raise UsageError(f"{name} and --file both say which box is meant", hint="give one of them")
+            raise UsageError(f"the name {name} and --file exclude each other", code="usage", hint="pass one of them")
         return None
     machine = Machine(_checked(name))
     if machine.exists:
         record = machine.record()
         source = Path(record.source)
         if record.shipped is None and not source.exists():
-            hint = f"put it back; `kimbox destroy {name}` works without it"
-            raise StateError(f"the spec of the box {name}, {source}, is gone", hint=hint)
+            raise StateError(
+                f"the spec of the box {name} was not found: {source}",
+                code="spec-not-found",
+                hint=f"restore the file; `kimbox destroy {name}` works without it",
+                fields={"name": name, "path": str(source)},
+            )
         refuse_purpose(record)
         return source if record.shipped is None else None
-    if _name_here() == name:
+    if _name_of_spec() == name:
         return Path(paths.SPEC_NAME)
     _check_shipped(name)
     return None
 
 
 def machine(name: str | None, file: Path | None) -> Machine:
-    """The machine that is meant; it need not exist. Its spec is read only where no name is given.
+    """Returns the machine of a box, whether it exists or not. The spec is read only if no name is given.
 
-    Raises StateError if another spec owns the machine of the name that a spec has; a machine that is named outright is
-    not checked.
+    Raises StateError if the machine was made from another spec with the same name. A machine that is given by its name
+    is not checked.
     """
     from kimbox.machine.folder import Machine, machine_of
 
@@ -101,27 +109,32 @@ def machine(name: str | None, file: Path | None) -> Machine:
         return Machine(_checked(name))
     from kimbox.actions.observe import check_owner
 
-    meant = project(name, file)
-    found = machine_of(meant.name)
-    check_owner(found, meant)
-    return found
+    box_project = project(name, file)
+    box_machine = machine_of(box_project.name)
+    check_owner(box_machine, box_project)
+    return box_machine
 
 
 def split(words: list[str], after: list[str] | None) -> tuple[str | None, list[str]]:
-    """The box's name, if any, and what follows `--`, from the words that the parser gives: without the `--` itself.
+    """Returns the name of the box, if any, and the words after `--`.
 
-    Where there is no `--` (`after` is None), all but the first word follow.
+    `words` are those of the parser, which removes the `--`. `after` are the words after `--`. If there is no `--`,
+    `after` is None, and every word after the first is returned. Raises UsageError for two names.
     """
     if after is None:
         return (words[0] if words else None), words[1:]
     before = words[: len(words) - len(after)]
     if len(before) > 1:
-        raise UsageError(f"one box is meant, and there are {len(before)} names: {' '.join(before)}")
+        raise UsageError(
+            f"{len(before)} names of boxes, and the verb takes one: {' '.join(before)}",
+            code="usage",
+            fields={"names": " ".join(before)},
+        )
     return (before[0] if before else None), after
 
 
-def _name_here() -> str | None:
-    """The name that the spec of this folder gives, faulty or not; None if there is no spec or it has no name."""
+def _name_of_spec() -> str | None:
+    """Returns the name in the spec of this folder, valid or not; None if there is no spec or it has no name."""
     from kimbox import paths
     from kimbox.spec.nodes import Problems
     from kimbox.spec.parse import Budget, read_tree
@@ -133,7 +146,7 @@ def _name_here() -> str | None:
 
 
 def _check_shipped(name: str) -> None:
-    """Raises StateError, with a name that may be meant, if no shipped box has this one."""
+    """Raises StateError, with a similar name, if no shipped box has this name."""
     from kimbox import paths
     from kimbox.machine.folder import machines
     from kimbox.spec.schema import guess
@@ -142,20 +155,20 @@ def _check_shipped(name: str) -> None:
     if name not in shipped:
         known = sorted(shipped | {machine.name for machine in machines()})
         hint = f"{guess(name, known)}; `kimbox init --name {name}` writes a spec of that name"
-        raise StateError(f"there is no box {name}", hint=hint)
+        raise StateError(f"box {name} not found", code="box-not-found", hint=hint, fields={"name": name})
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name is that of a file, as in `find_box`."""
+    """Whether a text is the path of a file and not the name of a box, as in `find_box`."""
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
 def _checked(name: str) -> str:
-    """A name as a spec may have it. Raises UsageError for any other: names become folders."""
+    """Returns a name that a spec may have. Raises UsageError for any other name, because names become folders."""
     from kimbox.spec.nodes import Fault
     from kimbox.spec.rules import box_name
 
     try:
         return box_name(name)
     except Fault as fault:
-        raise UsageError(fault.message, hint=fault.hint) from None
+        raise UsageError(fault.message, code=fault.code, hint=fault.hint) from None

@@ -1,4 +1,4 @@
-"""kimbox up: from a spec to a box that is ready."""
+"""kimbox up: start a box, from a spec to the state ready."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from kimbox.spec.model import BootMode
 if TYPE_CHECKING:
     from kimbox.actions.up import UpRequest
 
-#: Options of `up` alone.
+#: Options that only `up` has.
 Follow = Annotated[
-    bool, typer.Option("--follow", help="Let the box follow the branch of its setup repository, at each boot.")
+    bool, typer.Option("--follow", help="At each boot, use the newest commit of the branch of the setup repository.")
 ]
 Driver = Annotated[
-    str | None, typer.Option("--provider", metavar="NAME", help="Who runs a new box: qemu (the default) or vagrant.")
+    str | None,
+    typer.Option("--provider", metavar="NAME", help="Program that runs a new box: qemu (the default) or vagrant."),
 ]
 
 
@@ -27,41 +28,44 @@ def up(
     box: target.Name = None,
     file: target.File = None,
     no_provision: Annotated[
-        bool, typer.Option("--no-provision", help="Boot the box and change nothing in it.")
+        bool, typer.Option("--no-provision", help="Boot the box, and change nothing in it.")
     ] = False,
     boot: target.Boot = None,
     once: target.Once = False,
     follow: Follow = False,
     driver: Driver = None,
     locked: Annotated[
-        bool, typer.Option("--locked", help="Never write the lock: one that is missing or disagrees is an error.")
+        bool,
+        typer.Option("--locked", help="Never write the lock. A lock that is missing or does not match is an error."),
     ] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no server: what this machine does not have yet is an error.")
+        bool, typer.Option("--offline", help="Contact no server. Data that this host does not have is an error.")
     ] = False,
 ) -> None:
-    """Bring a box to ready: build or fetch its image, boot it, provision it, check its probes.
+    """Start a box, until it is ready: build or download its image, boot it, provision it, check its probes.
 
-    Only what is missing is done: a halted box is started, one that is ready is left alone. What made the box go back to
-    its last good manifest is not tried again: that is told, and `kimbox provision` does.
+    kimbox does only what is missing: it starts a halted box, and does not change a box that is ready. If the box
+    returned to its last good manifest, kimbox does not attempt the failed manifest again. It reports the failure;
+    `kimbox provision` makes another attempt.
 
-    A step runs again when its text or a repository that it uses has changed. Steps that ran under other commits than
-    the box has now, and were not run again, are named, each with the command that does it.
+    A step runs again if its text or a repository that it uses has changed. kimbox lists the steps that ran under other
+    commits than the box has now and did not run again, each with the command that runs it.
 
-    --boot chooses the root for this start, and for the reboots of the guest until the next start: resnap is a new
-    snapshot, every change is gone; keep the snapshot as it was left; maintain the real root, which later snapshots are
-    made of, and where nothing is provisioned. With --once it holds for the first boot alone. A box that runs in another
-    mode takes `kimbox reload --boot MODE`.
+    --boot selects the root for this start, and for reboots of the guest until the next start. resnap: a new snapshot,
+    all earlier changes are lost. keep: the existing snapshot. maintain: the real root, from which later snapshots are
+    made; nothing is provisioned. With --once, the mode is for the first boot only. For a box that runs in another mode,
+    use `kimbox reload --boot MODE`.
 
-    --follow is `follow: true` of the repository `setup` for this time: at each boot the box fetches the newest commit
-    of the branch `ref` by itself and is provisioned with it. A commit that fails costs a boot; without a network the
-    box goes on with what it has. `kimbox status` shows the commit. The next `kimbox up` without --follow ends it.
+    --follow acts as `follow: true` of the repository `setup` until the next `kimbox up` without --follow. At each boot
+    the box fetches the newest commit of the branch `ref` and is provisioned with it. If a commit fails, the next boot
+    returns to the last good one. Without a network, the box continues with the commit that it has. `kimbox status`
+    shows the commit.
 
-    --provider vagrant has Vagrant run the box, under libvirt, or VirtualBox where that alone is installed; every later
-    verb knows it.
+    With --provider vagrant, Vagrant runs the box under libvirt, or under VirtualBox if only that is installed. Later
+    verbs use the same provider.
 
-    --locked is for machines that must not decide: the exit status is 3 where `kimbox lock --check` finds a fault.
-    --offline takes commits from this machine's mirrors and images from its store. Both go together.
+    --locked is for automation that must not change pins: the exit status is 3 if `kimbox lock --check` finds a fault.
+    --offline takes commits from the mirrors and images from the store of this host. Both may be combined.
 
     \b
     Examples:
@@ -86,7 +90,7 @@ def up(
 
 
 def bring_up(verb: str, request: UpRequest) -> None:
-    """Brings a box up and reports it, for `up` and `reload`."""
+    """Starts a box and prints its summary, for `up` and `reload`."""
     from kimbox.actions import up as starting
     from kimbox.guest.stale import words
     from kimbox.machine.bootmode import MAINTAINED
@@ -94,14 +98,15 @@ def bring_up(verb: str, request: UpRequest) -> None:
     from kimbox.machine.state import State
 
     machine = machine_of(request.project.name)
-    was = summary_of(machine)
-    before = starting.up(request)
+    old_summary = summary_of(machine)
+    old_state = starting.up(request)
     summary = summary_of(machine)
     text = f"{summary['name']} is {summary['state']}"
     if summary["stale"]:
-        text = "\n".join([f"{text}, but made under other commits:", *(f"  {words(step)}" for step in summary["stale"])])
-    elif before is State.READY and all(summary[key] == was[key] for key in ("manifest", "provenance")):
+        steps = [f"  {words(step)}" for step in summary["stale"]]
+        text = "\n".join([f"{text}, but has steps that ran under other commits:", *steps])
+    elif old_state is State.READY and all(summary[key] == old_summary[key] for key in ("manifest", "provenance")):
         text += ", as it was"
     if summary["boot"] == BootMode.MAINTAIN:
         text += "\n" + MAINTAINED.format(name=summary["name"])
-    report(verb, summary | {"before": str(before)}, text)
+    report(verb, summary | {"before": str(old_state)}, text)

@@ -1,4 +1,4 @@
-"""kimbox validate: is this spec right?"""
+"""kimbox validate: check box specs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def validate(
         list[str] | None,
         typer.Argument(
             metavar="[FILE]...",
-            help="Specs to check, or names of shipped boxes. Default: ./kimbox.yaml",
+            help="Specs to check, or names of shipped boxes. Default: ./kimbox.yaml.",
             autocompletion=completers.specs_or_shipped,
         ),
     ] = None,
     file: target.File = None,
 ) -> None:
-    """Check box specs, and say everything that is wrong with them, each fault with file, line and column.
+    """Check box specs. Show every fault with file, line and column.
 
-    Nothing is fetched, built or started. The exit status is 3 if a spec does not hold, or if one of several is not
-    there; 5 if the only one is not there.
+    Nothing is downloaded, built or started. The exit status is 3 if a spec is invalid, or if one of several is missing.
+    It is 5 if the only one is missing.
 
     \b
     Examples:
@@ -38,25 +38,25 @@ def validate(
     checked: list[dict[str, object]] = []
     lines: list[str] = []
     problems: list[Problem] = []
-    wanted: list[tuple[str | None, Path | None]] = [(name, None) for name in files or []]
-    if file or not wanted:
-        wanted.append((None, file))
-    for name, given in wanted:
+    requested: list[tuple[str | None, Path | None]] = [(name, None) for name in files or []]
+    if file or not requested:
+        requested.append((None, file))
+    for name, spec_file in requested:
         try:
-            path = find_box(name, Path(), given)
+            path = find_box(name, Path(), spec_file)
             box = load_box(path)
         except SpecError as error:
             problems.extend(error.problems)
             continue
         except StateError as error:
-            if len(wanted) == 1:
+            if len(requested) == 1:
                 raise
-            problems.append(Problem(str(given or name), 1, 1, error.message, error.hint))
+            problems.append(Problem(str(spec_file or name), 1, 1, error.message, error.hint, code=error.code))
             continue
         checked.append(
             {"file": str(path), "name": box.name, "digest": box.digest, "layers": [str(p) for p in box.layers]}
         )
         lines.append(f"{path}: a valid spec of the box {box.name}")
     if problems:
-        raise SpecError(problems)
+        raise SpecError(problems, code="bad-spec")
     report("validate", {"specs": checked}, "\n".join(lines))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: The verbs in the groups of `kimbox --help`: verb -> (module of kimbox.cli with a function of the same name, summary).
-#: The summary is here and not in the module, so that the help loads no verb. A line of the help holds 60 characters.
+#: The summary is not in the module, so that the help loads no verb. A summary has at most 60 characters.
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Start and stop a box": {
         "init": ("init", "Write a kimbox.yaml to start from into this folder"),

@@ -1,4 +1,4 @@
-"""kimbox verify: whether spec and lock give the same image again."""
+"""kimbox verify: build an image again and compare it byte for byte."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import typer
 from kimbox.cli import target
 from kimbox.cli.output import printable, report
 
-#: Lines about differences that are shown; --json has all.
+#: Maximum number of lines about differences that are printed. --json has all differences.
 MAX_LINES = 200
 
 
 def verify(
     box: target.Name = None,
     file: target.File = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no server: the package cache alone.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Contact no server, and use only the package cache.")
+    ] = False,
 ) -> None:
-    """Build the image of a box again from its spec and lock, and compare it byte for byte with the one in the store.
+    """Build the image of a box again from its spec and lock, and compare it byte for byte with the image in the store.
 
-    Nothing is changed: the second image is removed. Where they differ, the partition, the logical volume and the files
-    are named, and the exit status is 1.
+    The second image is removed, and the store does not change. If the images differ, the exit status is 1, and the
+    output has the partition, the logical volume and the files that differ.
 
     \b
     Examples:
@@ -35,19 +37,21 @@ def verify(
 
     project = target.project(box, file, frozen=True, offline=offline)
     locked = pins.lock_for(project)
-    found = verifying.verify(project.box, locked.recipe, offline=offline)
-    lines = [line for difference in found.differences for line in difference.lines()]
+    comparison = verifying.verify(project.box, locked.recipe, offline=offline)
+    lines = [line for difference in comparison.differences for line in difference.lines()]
     if len(lines) > MAX_LINES:
-        lines = [*lines[:MAX_LINES], f"... {len(lines) - MAX_LINES} more lines; --json has all"]
-    end = "they differ" if found.differences else f"the same again, sha256 {found.stored_sha256}"
-    report(
-        "verify",
-        {
-            "name": project.name, "key": found.key, "same": not found.differences, "build_s": found.build_s,
-            "sha256": {"stored": found.stored_sha256, "built": found.built_sha256},
-            "differences": [attrs.asdict(difference) for difference in found.differences],
-        },
-        "\n".join(map(printable, [*lines, end])),
-    )  # fmt: skip
-    if found.differences:
+        lines = [*lines[:MAX_LINES], f"... and {len(lines) - MAX_LINES} more lines, all of them in --json"]
+    conclusion = (
+        "the images differ" if comparison.differences else f"the images are the same, sha256 {comparison.stored_sha256}"
+    )
+    result = {
+        "name": project.name,
+        "key": comparison.key,
+        "same": not comparison.differences,
+        "build_s": comparison.build_s,
+        "sha256": {"stored": comparison.stored_sha256, "built": comparison.built_sha256},
+        "differences": [attrs.asdict(difference) for difference in comparison.differences],
+    }
+    report("verify", result, "\n".join(map(printable, [*lines, conclusion])))
+    if comparison.differences:
         raise typer.Exit(KimboxError.exit_code)

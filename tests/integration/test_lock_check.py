@@ -58,7 +58,7 @@ def test_a_lock_that_stands(kimbox: Kimbox, work: Path) -> None:
     before = (work / "kimbox.lock").stat()
     makebox.commit(work.parent / "code", {"a": "two\n"})
     code, out, _ = kimbox("lock", "--check")
-    assert (0, f"{work}/kimbox.lock stands\n") == (code, out)
+    assert (0, f"{work}/kimbox.lock matches its spec\n") == (code, out)
     after = (work / "kimbox.lock").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 

@@ -259,7 +259,7 @@ def test_the_packages_of_a_box_that_answers(
     assert result["installed"]["old"] == {
         "added": {"came": "7"}, "removed": {"gone": "1"}, "moved": {"moved": [f"1 all {'a' * 64}", "2 amd64 "]}
     }  # fmt: skip
-    assert "the box tiny, by itself: package came: new, 7" in kimbox("diff", "tiny", "old.lock")[1]
+    assert "the box tiny, changed since its lock: package came: new, 7" in kimbox("diff", "tiny", "old.lock")[1]
     monkeypatch.setattr(compare, "state", lambda _: State.HALTED)
     assert clirun.result(kimbox("diff", "tiny", "old.lock", "--json")[1], "diff")["installed"]["old"] is None
 

@@ -269,7 +269,7 @@ def test_another_layout_is_packaged_with_a_warning(added: Any, kimbox: Kimbox, b
         file.write(bytes(510) + b"\x55\xaa")
     folder = added(disk)
     code, out, err = kimbox("--json", "package", "-f", str(folder / "kimbox.yaml"), "--format", "raw")
-    assert (0, True) == (code, "cannot look into this image" in err), err
+    assert (0, True) == (code, "cannot read this image" in err), err
     assert "layout" in result(out, "package")["opaque"]
     assert False is json.loads((box / "again.kimbox.json").read_text())["cleaned"]
     assert disk.read_bytes() == (box / "again.raw").read_bytes()

@@ -158,7 +158,7 @@ def test_check_names_the_outdated_files(kimbox: Kimbox, work: Path) -> None:
     assert 3 == kimbox("render", "--check", "director.yaml")[0]
     assert not (work / "vagrant").exists()
     kimbox("render", "director.yaml")
-    assert (0, "vagrant stands\n") == kimbox("render", "--check", "director.yaml")[:2]
+    assert (0, "vagrant is up to date\n") == kimbox("render", "--check", "director.yaml")[:2]
     before = files_of(work / "vagrant")
     (work / "vagrant/Vagrantfile").write_text("# by hand\n")
     (work / "vagrant/deliver").unlink()

@@ -163,7 +163,7 @@ def test_up_names_them_each_time(
         for _ in range(2):
             code, out, _ = kimbox("up")
             assert (0, False) == (code, "as it was" in out)
-            assert "ready, but made under other commits" in out
+            assert "ready, but has steps that ran under other commits" in out
             assert "`kimbox provision --only install tiny` runs it again" in out
         assert [STALE] == result(kimbox("up", "--json")[1], "up")["stale"]
 

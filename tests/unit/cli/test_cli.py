@@ -1,4 +1,4 @@
-"""The command line as a whole: what it takes, what it prints, how it ends. Nothing behind it runs."""
+"""The command line as a whole: arguments, output and exit codes. No action of a verb runs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from kimbox.settings import Settings
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
-#: Names that no box can have; some would lead out of the folder of machines.
+#: Names that no box can have. Some of them are paths outside of the folder of machines.
 STRANGE_NAMES = ["", "a b", "..", ".", "A", "a\nb", "a\0b", "x" * 64, "-", "a_b", "é", "\udcff", "*", "$(id)", "a.lock"]
 STRANGE_PATHS = ["../x", "/etc/passwd", "a/../../b", "/", "//", "x.yaml", "machines/../../x"]
 
-#: Verbs that mean a box.
+#: Verbs that act on one box.
 BOX_VERBS = [
     "lock", "build", "up", "provision", "status", "ssh", "exec", "logs", "halt", "reload", "suspend", "resume",
     "destroy", "ssh-config", "shrink",
@@ -40,7 +40,7 @@ Out = tuple[int, str, str]
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(kimbox: Kimbox, verb: str) -> None:
-    """--help and -h, with examples that begin with kimbox and the verb."""
+    """--help and -h give the same text, with examples that begin with kimbox and the verb."""
     code, out, err = kimbox(verb, "--help")
     assert (0, "") == (code, err)
     examples = out.split("Examples:\n")[1].split("\n\n")[0]
@@ -50,7 +50,7 @@ def test_every_verb_explains_itself(kimbox: Kimbox, verb: str) -> None:
 
 
 def test_the_help_lists_every_verb(kimbox: Kimbox) -> None:
-    """On stdout if asked for; on stderr, as a wrong usage, where nothing is said."""
+    """--help prints it on stdout. Without arguments it is on stderr, with the exit code of a wrong usage."""
     code, out, _ = kimbox("--help")
     assert 0 == code
     assert list(VERBS) == re.findall(r"(?m)^  ([a-z-]+)  ", out.partition(f"\n{next(iter(GROUPS))}:\n")[2])
@@ -59,7 +59,7 @@ def test_the_help_lists_every_verb(kimbox: Kimbox) -> None:
 
 
 def test_the_help_fits_a_terminal(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 80 columns each verb is one whole line of a group, with the summary as it was written."""
+    """At 80 columns each verb is one line of a group, with its whole summary."""
     monkeypatch.setenv("COLUMNS", "80")
     out = kimbox("--help")[1]
     assert [] == [line for line in out.splitlines() if len(line) > 80]
@@ -87,22 +87,22 @@ def test_the_help_fits_a_terminal(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_global_options_stand_anywhere(expected: list[str], given: list[str]) -> None:
-    """Before and after the verb; what belongs to another program is left to it."""
+    """Global options are accepted before and after the verb. Arguments of another program are not changed."""
     assert expected == hoist(given)
 
 
 @pytest.mark.parametrize("options", [["--json"], ["--timeout", "5m", "--json"], ["--json", "--timeout=5m"]])
 def test_the_verb_of_an_error_is_the_verb(kimbox: Kimbox, options: list[str]) -> None:
-    """Also where options stand before it, and where the parser itself is not content."""
+    """The JSON of an error has the verb, also if options are before the verb and if the parser rejects an option."""
     for arguments in ([*options, "halt", "no"], ["halt", "no", *options], ["halt", "no", *options[:1], *options[1:]]):
         code, out, _ = kimbox(*arguments)
         assert (5, "StateError") == (code, error(out, "halt")["kind"])
     code, out, _ = kimbox(*options, "halt", "--no-such-option")
-    assert (2, 2) == (code, error(out, "halt")["exit_code"])
+    assert (2, 2, "usage") == (code, error(out, "halt")["exit_code"], error(out, "halt")["code"])
 
 
 def test_settings_of_one_run_do_not_reach_the_next(kimbox: Kimbox) -> None:
-    """run() may be called again in one process."""
+    """A second run() in one process starts with the default settings."""
     kimbox("--json", "--timeout", "90s", "list")
     assert (True, 90.0) == (settings.json, settings.timeout_s)
     kimbox("list")
@@ -127,7 +127,7 @@ def test_settings_of_one_run_do_not_reach_the_next(kimbox: Kimbox) -> None:
 def test_settings_are_set_once(
     kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, given: list[str], expected: Settings
 ) -> None:
-    """All options and the verb, in one place, before the parser runs; the log reads the same object."""
+    """All options and the verb are set once, before the parser runs. The log reads the same object."""
     replaced: list[Settings] = []
     replace = Settings.replace
 
@@ -144,7 +144,7 @@ def test_settings_are_set_once(
 
 
 def test_json_after_the_dashes_is_the_programs_own(kimbox: Kimbox) -> None:
-    """The error is in words then."""
+    """A --json after `--` belongs to the other program, so the error of kimbox is text."""
     code, out, err = kimbox("exec", "no", "--", "prog", "--json")
     assert (5, "") == (code, out)
     assert err.startswith("kimbox: error: cannot exec no: there is no box\n  hint: create it with `kimbox up no`")
@@ -152,14 +152,16 @@ def test_json_after_the_dashes_is_the_programs_own(kimbox: Kimbox) -> None:
 
 @pytest.mark.parametrize("bad", ["--timeout=x", "--timeout=", "--timeout=-1s", "--timeout=1y"])
 def test_a_wrong_duration(kimbox: Kimbox, bad: str) -> None:
-    """Is a usage error that says how to write one."""
-    code, _, err = kimbox("list", bad)
-    assert 2 == code
-    assert "90s, 5m or 2h" in err
+    """It is a usage error. Its hint shows the form of a duration."""
+    code, out, _ = kimbox("--json", "list", bad)
+    failed = error(out, "list")
+    assert (2, {"option": "--timeout"}) == (code, failed["fields"])
+    assert failed["code"] in ("bad-duration", "out-of-range")
+    assert "90s, 5m or 2h" in failed["hint"]
 
 
 def test_results_as_json(kimbox: Kimbox, world: Path) -> None:
-    """One object on stdout, nothing else there, for every verb that reports and needs no guest."""
+    """Every verb that reports a result and needs no guest prints one object on stdout, and nothing else."""
     assert {"boxes": []} == result(kimbox("--json", "list")[1], "list")
     absent = result(kimbox("status", "minimal", "--json")[1], "status")
     assert ("minimal", "absent", True) == (absent["name"], absent["state"], absent["spec"].endswith("/minimal.yaml"))
@@ -169,10 +171,11 @@ def test_results_as_json(kimbox: Kimbox, world: Path) -> None:
     assert "$schema" in result(kimbox("schema", "--json")[1], "schema")
     assert "script" in result(kimbox("completion", "fish", "--json")[1], "completion")
     machine = makemachine.make_machine()
-    found = result(kimbox("status", "tiny", "--json")[1], "status")
-    assert ("halted", 20022, {"8888": 20023}, None) == tuple(found[k] for k in ("state", "ssh_port", "forwards", "pid"))
-    assert sorted(absent) == sorted(found)
-    assert [found] == result(kimbox("list", "--json")[1], "list")["boxes"]
+    summary = result(kimbox("status", "tiny", "--json")[1], "status")
+    keys = ("state", "ssh_port", "forwards", "pid")
+    assert ("halted", 20022, {"8888": 20023}, None) == tuple(summary[key] for key in keys)
+    assert sorted(absent) == sorted(summary)
+    assert [summary] == result(kimbox("list", "--json")[1], "list")["boxes"]
     assert machine.alias == result(kimbox("ssh-config", "tiny", "--json")[1], "ssh-config")["host"]
     halted = {"name": "tiny", "state": "halted", "before": "halted"}
     assert halted == result(kimbox("halt", "tiny", "--json")[1], "halt")
@@ -182,23 +185,24 @@ def test_results_as_json(kimbox: Kimbox, world: Path) -> None:
 
 @pytest.mark.parametrize("verb", BOX_VERBS)
 def test_errors_of_every_verb_as_json(kimbox: Kimbox, verb: str, world: Path) -> None:
-    """A folder without a spec: 5. A spec that does not hold: 3, with its problems. A wrong option: 2."""
+    """A folder without a spec gives 5. An invalid spec gives 3, with its problems. A wrong option gives 2."""
     after = ["--", "true"] if verb == "exec" else []
     code, out, _ = kimbox(verb, "--json", *after)
-    assert (5, 5) == (code, error(out, verb)["exit_code"])
+    assert (5, 5, "spec-not-found") == (code, error(out, verb)["exit_code"], error(out, verb)["code"])
     assert "kimbox init" in error(out, verb)["hint"]
     Path("kimbox.yaml").write_text("kimbox: 1\nname: x\nnonsense: 1\n")
     code, out, _ = kimbox(verb, "--json", *after)
     assert 3 == code
-    assert error(out, verb)["problems"][0]["line"] == 3
+    problem = error(out, verb)["problems"][0]
+    assert (3, "unknown-key") == (problem["line"], problem["code"])
     code, out, _ = kimbox(verb, "--json", "--nonsense", *after)
-    assert (2, "UsageError") == (code, error(out, verb)["kind"])
+    assert (2, "UsageError", "usage") == (code, error(out, verb)["kind"], error(out, verb)["code"])
     assert verb in error(out, verb)["hint"]
 
 
 @pytest.mark.parametrize("verb", BOX_VERBS)
 def test_names_never_leave_the_folder_of_machines(kimbox: Kimbox, verb: str, world: Path) -> None:
-    """A name that no spec may have is refused by every verb, before anything is made or removed."""
+    """Every verb refuses a name that no spec may have, before it creates or removes a file."""
     precious = world / "home/x"
     precious.mkdir(parents=True)
     (precious / "machine.json").write_text("{}")
@@ -217,13 +221,14 @@ def test_names_never_leave_the_folder_of_machines(kimbox: Kimbox, verb: str, wor
 
 
 def test_a_name_and_a_file_are_too_much(kimbox: Kimbox) -> None:
-    """One of them says which box is meant."""
-    assert 2 == kimbox("status", "tiny", "-f", "kimbox.yaml")[0]
+    """They exclude each other."""
+    code, out, _ = kimbox("--json", "status", "tiny", "-f", "kimbox.yaml")
+    assert (2, "usage") == (code, error(out, "status")["code"])
 
 
 @pytest.mark.parametrize("text", [None, b"\0", b"\xff\xfe\xfa", b"[", b"a: &x [*x]", b"", b"x" * (5 << 20)])
 def test_a_spec_that_cannot_be_read(kimbox: Kimbox, text: bytes | None) -> None:
-    """Whatever it holds: a code of 3 or 5, and words."""
+    """Whatever a file contains, the exit code is 3 or 5, with a message."""
     if text is not None:
         Path("bad.yaml").write_bytes(text)
     for arguments in (["validate", "bad.yaml"], ["up", "-f", "bad.yaml"], ["status", "--file=bad.yaml"]):
@@ -234,32 +239,38 @@ def test_a_spec_that_cannot_be_read(kimbox: Kimbox, text: bytes | None) -> None:
 
 @pytest.mark.parametrize("given", [["up", "--timeout"], ["up", "--timeout", "--json"], ["--timeout", "up"]])
 def test_an_option_without_its_value(kimbox: Kimbox, given: list[str]) -> None:
-    """Is named, and what follows it is not taken for the value."""
+    """The error names the option. The next word is not taken as its value."""
     code, out, err = kimbox(*given)
     assert 2 == code
     assert "--timeout lacks its value" in (error(out, "up")["message"] if "--json" in given else err)
+    if "--json" in given:
+        assert ("usage", {"option": "--timeout"}) == (error(out, "up")["code"], error(out, "up")["fields"])
 
 
-def test_a_verb_that_is_nearly_one(kimbox: Kimbox) -> None:
-    """Is answered with the one that may be meant."""
+def test_a_misspelled_verb(kimbox: Kimbox) -> None:
+    """The hint has the most similar verb."""
     assert (
         2,
         "",
-        "kimbox: error: there is no verb sttus\n  hint: did you mean status? See `kimbox --help`\n",
+        "kimbox: error: unknown verb sttus\n  hint: did you mean status? See `kimbox --help`\n",
     ) == kimbox("sttus")
+    failed = error(kimbox("--json", "sttus")[1], "sttus")
+    assert ("usage", {"verb": "sttus"}) == (failed["code"], failed["fields"])
 
 
 def test_the_current_folder_is_gone(kimbox: Kimbox, world: Path) -> None:
-    """A state that is told in words."""
+    """The error says that the folder was removed."""
     (world / "work").rmdir()
     for verb in ("status", "validate", "init"):
-        code, _, err = kimbox(verb)
-        assert (5, True) == (code, "the current folder is there no more" in err)
+        code, out, _ = kimbox("--json", verb)
+        failed = error(out, verb)
+        assert (5, "file-not-found") == (code, failed["code"])
+        assert "the current folder was removed" == failed["message"]
 
 
 @pytest.mark.parametrize("arguments", ["list", "--version", "schema", "halt no --json", "--help"])
 def test_a_stdout_that_takes_nothing(world: Path, arguments: str) -> None:
-    """Closed, or on a full disk: 1 (or what the error stands for) and one line; no traceback, nor one at the end."""
+    """stdout is closed, or on a full disk: exit code 1 (or that of the error), one line, and no traceback."""
     for where in (">&-", ">/dev/full"):
         done = run_program(
             ["sh", "-c", f"{sys.executable} -m kimbox {arguments} {where}"], env=environment(world), check=False
@@ -269,14 +280,14 @@ def test_a_stdout_that_takes_nothing(world: Path, arguments: str) -> None:
 
 
 def test_a_closed_stderr(world: Path) -> None:
-    """Takes nothing, and stops nothing."""
+    """A closed stderr does not change the exit code."""
     for arguments, code in {"list": 0, "sttus": 2, "list -v": 0}.items():
         argv = ["sh", "-c", f"{sys.executable} -m kimbox {arguments} 2>&-"]
         assert code == run_program(argv, env=environment(world), check=False).code
 
 
 def test_unknown_words(kimbox: Kimbox) -> None:
-    """A verb and options that there are not."""
+    """An unknown verb, unknown options and too many arguments give a usage error with a hint."""
     for arguments in (["upp"], ["--nonsense"], ["up", "--nonsense"], ["up", "a", "b"], ["--quiet=x", "list"], ["-z"]):
         code, out, err = kimbox(*arguments)
         assert (2, "") == (code, out)
@@ -284,13 +295,13 @@ def test_unknown_words(kimbox: Kimbox) -> None:
 
 
 def test_every_global_option_is_known() -> None:
-    """What hoist moves is what the parser has."""
+    """The options that hoist moves are those of the parser."""
     names = {name for parameter in typer.main.get_command(app.app).params for name in parameter.opts}
     assert set(GLOBAL_OPTIONS) == names - {"--version", "--help", "-h"}
 
 
 def test_errors_are_safe_and_hints_stand_apart(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a guest said cannot steer the terminal; each line of a hint is indented."""
+    """Text of a guest cannot control the terminal. Each line of a hint is indented."""
     raised: list[Exception] = []
 
     def fail(*_: object, **__: object) -> None:
@@ -307,7 +318,7 @@ def test_errors_are_safe_and_hints_stand_apart(kimbox: Kimbox, monkeypatch: pyte
 
 
 def test_interrupted(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C is 130; where a box goes on by itself that is said."""
+    """Ctrl-C gives 130. The hint of `up` says that the box keeps running."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -317,12 +328,12 @@ def test_interrupted(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (130, "", "kimbox: error: interrupted\n") == kimbox("status", "tiny")
     code, _, err = kimbox("up", "minimal")
     assert 130 == code
-    assert "goes on by itself" in err
+    assert "it keeps running" in err
     assert "Interrupted" == error(kimbox("status", "tiny", "--json")[1], "status")["kind"]
 
 
 def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
-    """The traceback is in a file that the message names, in words and as JSON; a full disk is no bug."""
+    """The traceback is in a file that the hint names. A full disk is not a bug."""
     monkeypatch.setattr("tempfile.tempdir", str(world))
 
     def fail(*_: object, **__: object) -> None:
@@ -330,9 +341,9 @@ def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(observe, "observe", fail)
     code, _, err = kimbox("status", "tiny")
-    found = re.search(r"hint: please report it with (\S+)\n", err)
-    assert found
-    assert "ZeroDivisionError: oh" in Path(found[1]).read_text()
+    hint = re.search(r"hint: please report it with (\S+)\n", err)
+    assert hint
+    assert "ZeroDivisionError: oh" in Path(hint[1]).read_text()
     assert "a bug in kimbox: ZeroDivisionError('oh')" in err
     assert 70 == code == error(kimbox("status", "tiny", "--json")[1], "status")["exit_code"]
 
@@ -341,11 +352,13 @@ def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(observe, "observe", full)
     code, _, err = kimbox("status", "tiny")
-    assert (1, True) == (code, "error: /x: No space left on device\n  hint: make room" in err)
+    assert (1, True) == (code, "error: /x: No space left on device\n  hint: remove files" in err)
+    failed = error(kimbox("status", "tiny", "--json")[1], "status")
+    assert ("no-space", {"path": "/x"}) == (failed["code"], failed["fields"])
 
 
-def test_nobody_reads(world: Path) -> None:
-    """`kimbox list | true` ends quietly, whether much or little was printed."""
+def test_a_pipe_without_a_reader(world: Path) -> None:
+    """`kimbox list | true` prints no error, whether the output is long or short."""
     for arguments in ("schema", "list", "--help", "up --no-such-option --json"):
         script = f"{{ {sys.executable} -m kimbox {arguments}; echo $? >code; }} | true"
         done = run_program(["sh", "-c", f"{script}; cat code"], env=environment(world))

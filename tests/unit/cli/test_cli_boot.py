@@ -1,4 +1,4 @@
-"""Boot modes on the command line: the options, and what `status` and `up` say of what the guest told."""
+"""Boot modes on the command line: the options, and how `status` and `up` show the events of the guest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import clirun
 import fakedriver
 import makemachine
 import pytest
-from clirun import Kimbox, result
+from clirun import Kimbox, error, result
 from makemachine import NEXT_BOOT, event, tell
 
 from kimbox.actions import stop
@@ -43,36 +43,41 @@ def machine(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> Mac
 def test_the_options_reach_the_start(
     kimbox: Kimbox, machine: Machine, monkeypatch: pytest.MonkeyPatch, verb: str, options: list[str], choice: Choice
 ) -> None:
-    """Of `up` and of `reload`, which halts first."""
-    asked: list[UpRequest] = []
-    done: list[str] = []
+    """`up` and `reload` pass the boot mode on. `reload` halts first."""
+    requests: list[UpRequest] = []
+    calls: list[str] = []
 
     def up(request: UpRequest) -> State:
-        asked.append(request)
+        requests.append(request)
         return State.HALTED
 
     monkeypatch.setattr(starting, "up", up)
-    monkeypatch.setattr(stop, "halt", lambda _: done.append("halt"))
+    monkeypatch.setattr(stop, "halt", lambda _: calls.append("halt"))
     assert 0 == kimbox(verb, *options)[0]
-    assert [choice] == [request.boot for request in asked]
-    assert (["halt"] if verb == "reload" else []) == done
+    assert [choice] == [request.boot for request in requests]
+    assert (["halt"] if verb == "reload" else []) == calls
 
 
 @pytest.mark.parametrize("verb", ["up", "reload"])
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--once"], "--boot is missing"), (["--boot", "pristine"], "resnap"), (["--boot"], "--boot")],
+    [(["--once"], "requires --boot"), (["--boot", "pristine"], "resnap"), (["--boot"], "--boot")],
 )
 def test_wrong_options_leave_the_box_alone(
-    kimbox: Kimbox, machine: Machine, verb: str, options: list[str], words: str
+    kimbox: Kimbox, machine: Machine, monkeypatch: pytest.MonkeyPatch, verb: str, options: list[str], words: str
 ) -> None:
-    """They are errors of usage; nothing is halted."""
-    code, out, err = kimbox(verb, *options)
-    assert (2, "", True) == (code, out, words in err)
+    """They are usage errors, and nothing is halted."""
+    calls: list[object] = []
+    monkeypatch.setattr(stop, "halt", calls.append)
+    code, out, err = kimbox("--json", verb, *options)
+    failed = error(out, verb)
+    assert (2, "usage", "") == (code, failed["code"], err)
+    assert words in failed["message"]
+    assert [] == calls
 
 
-def test_status_tells_of_the_snapshot(kimbox: Kimbox, machine: Machine) -> None:
-    """How full it was when that was last told in this boot, and what the boot before died of; nothing is None."""
+def test_status_shows_the_snapshot(kimbox: Kimbox, machine: Machine) -> None:
+    """`status` has the last fill level of this boot, and the reason why the previous boot ended; unknown is None."""
     keys = ("boot", "snapshot_percent", "died", "failure", "reason")
     tell(machine, event("booting", mode="keep"), event("snapshot", percent=70), event("snapshot", percent=85))
     with makemachine.running(machine):
@@ -83,13 +88,13 @@ def test_status_tells_of_the_snapshot(kimbox: Kimbox, machine: Machine) -> None:
         tell(machine, event("died", boot=NEXT_BOOT, reason="its snapshot was full"), event("sshd", boot=NEXT_BOOT))
         facts = result(kimbox("status", "--json")[1], "status")
         assert ["resnap", None, "its snapshot was full", None, None] == [facts[key] for key in keys]
-        assert "died before its snapshot was full" in kimbox("status")[1]
+        assert "  previous    the boot ended: its snapshot was full" in kimbox("status")[1].splitlines()
         tell(machine, event("snapshot", boot=NEXT_BOOT, percent="many"))
         assert result(kimbox("status", "--json")[1], "status")["snapshot_percent"] is None
 
 
-def test_status_tells_why_there_was_no_root(kimbox: Kimbox, machine: Machine) -> None:
-    """Of a box that has powered itself off; of one whose snapshot filled up while it ran."""
+def test_status_shows_why_the_root_was_lost(kimbox: Kimbox, machine: Machine) -> None:
+    """`status` has the reason for a box that powered itself off, and for a box whose snapshot became full."""
     tell(machine, event("failed", manifest="", kind="boot", name="root_snap", exit=1, reason="it is invalid"))
     machine.write_record(attrs.evolve(machine.record(), ended=None))
     machine.serial_log.write_bytes(b"[    5.1] reboot: Power down\r\n")
@@ -107,7 +112,7 @@ def test_status_tells_why_there_was_no_root(kimbox: Kimbox, machine: Machine) ->
 
 
 def test_maintain_mode_is_announced(kimbox: Kimbox, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By `status`, `up` and `reload`; in no other mode."""
+    """`status`, `up` and `reload` announce maintain mode, and no other mode."""
     monkeypatch.setattr(starting, "up", lambda _: State.READY)
     monkeypatch.setattr(stop, "halt", lambda _: None)
     tell(machine, event("booting", mode="maintain"), event("ready", manifest="", mode="maintain"))

@@ -1,4 +1,4 @@
-"""kimbox doctor on a host that lacks much: every check is reported, with the command that fixes it."""
+"""kimbox doctor on a host with many faults: every check is reported, with the command that fixes the fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
 @pytest.fixture
 def _poor_host(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No programs of users on PATH, no ids for builds, an apt that cannot be read, a full disk."""
+    """A host without programs on PATH, without ids for builds, with an unreadable apt configuration and a full disk."""
 
     def no_ids() -> None:
         raise KimboxError("no ids for builds", hint="sudo usermod --add-subuids 100000-165535 $USER")
@@ -32,7 +32,7 @@ def _poor_host(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_poor_host")
 def test_everything_is_reported(kimbox: Kimbox) -> None:
-    """A check that fails hides no other one; the exit status is that of a missing program."""
+    """A failed check does not hide another one. The exit status is that of a missing program."""
     code, out, err = kimbox("doctor", "--json")
     assert (6, "") == (code, err)
     checks = {check["what"]: check for check in result(out, "doctor")["checks"]}
@@ -47,10 +47,10 @@ def test_everything_is_reported(kimbox: Kimbox) -> None:
 
 
 @pytest.mark.usefixtures("_poor_host")
-def test_words(kimbox: Kimbox) -> None:
-    """One line for each check, and below it the command, where there is one."""
+def test_text(kimbox: Kimbox) -> None:
+    """Each check has one line, and below it the command, if there is one."""
     code, out, _ = kimbox("doctor")
     assert 6 == code
     lines = out.splitlines()
-    at = next(number for number, line in enumerate(lines) if line.startswith("bad   git: "))
-    assert lines[at + 1].strip().endswith("sudo apt-get install git")
+    index = next(number for number, line in enumerate(lines) if line.startswith("bad   git: "))
+    assert "      fix: sudo apt-get install git" == lines[index + 1]

@@ -1,4 +1,4 @@
-"""Several machines of one box, on the command line: each verb means the one that is named, and no other."""
+"""Several machines of one box, on the command line: each verb acts only on the machine that is named."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kimbox.machine.record import Purpose
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
-#: Images of the two machines, and one that no machine has.
+#: Keys of the images of the two machines, and of an image that no machine uses.
 KEYS = ("a" * 64, "b" * 64, "c" * 64)
 
 
 @pytest.fixture
 def pair(kimbox: Kimbox, world: Path) -> tuple[Machine, Machine]:
-    """The box of this folder's spec, and a job of it, each made from an image of its own."""
+    """The machine of this folder's spec, and a job of the same box, each made from another image."""
     kimbox("init", "--name", "study")
     for key in KEYS:
         image = paths.images_dir() / key
@@ -37,20 +37,21 @@ def pair(kimbox: Kimbox, world: Path) -> tuple[Machine, Machine]:
     )
 
 
-def test_list_and_status_tell_them_apart(kimbox: Kimbox, pair: tuple[Machine, Machine]) -> None:
-    """By name, box and purpose; without a name `status` means the box itself."""
+def test_list_and_status_show_both(kimbox: Kimbox, pair: tuple[Machine, Machine]) -> None:
+    """They differ in name, box and purpose. Without a name, `status` shows the machine of the spec."""
+    keys = ("name", "box", "purpose", "ssh_port")
     expected = [("study", "study", "box", 20022), ("study-job", "study", "job", 20099)]
-    shown = result(kimbox("--json", "list")[1], "list")["boxes"]
-    assert expected == [(one["name"], one["box"], one["purpose"], one["ssh_port"]) for one in shown]
-    for arguments, which in (((), 0), (("study",), 0), (("study-job",), 1)):
-        one = result(kimbox("--json", "status", *arguments)[1], "status")
-        assert expected[which] == (one["name"], one["box"], one["purpose"], one["ssh_port"])
+    summaries = result(kimbox("--json", "list")[1], "list")["boxes"]
+    assert expected == [tuple(summary[key] for key in keys) for summary in summaries]
+    for arguments, index in (((), 0), (("study",), 0), (("study-job",), 1)):
+        summary = result(kimbox("--json", "status", *arguments)[1], "status")
+        assert expected[index] == tuple(summary[key] for key in keys)
     assert "  purpose     job, of study\n" in kimbox("status", "study-job")[1]
     assert "purpose" not in kimbox("status", "study")[1]
 
 
-def test_halt_and_destroy_take_the_one_that_is_named(kimbox: Kimbox, pair: tuple[Machine, Machine]) -> None:
-    """The other one is left as it is."""
+def test_halt_and_destroy_act_on_the_named_machine(kimbox: Kimbox, pair: tuple[Machine, Machine]) -> None:
+    """The other machine does not change."""
     box, job = pair
     assert 0 == kimbox("halt", "study-job")[0]
     assert 0 == kimbox("destroy", "study-job", "-y")[0]
@@ -58,13 +59,13 @@ def test_halt_and_destroy_take_the_one_that_is_named(kimbox: Kimbox, pair: tuple
 
 
 def test_prune_keeps_the_images_of_both(pair: tuple[Machine, Machine]) -> None:
-    """And removes the image of neither."""
+    """It removes only the image that no machine uses."""
     assert [KEYS[2]] == [item.path.name for item in prune.unused()]
 
 
 @pytest.mark.parametrize("verb", ["up", "reload", "provision", "secure", "lock", "build"])
-def test_a_job_is_no_box_to_bring_up(kimbox: Kimbox, pair: tuple[Machine, Machine], verb: str) -> None:
-    """The verbs that take a spec refuse its name, and say whose it is."""
+def test_a_job_is_not_a_box_to_start(kimbox: Kimbox, pair: tuple[Machine, Machine], verb: str) -> None:
+    """The verbs that take a spec refuse the name of a job. The message has its box and its purpose."""
     code, out, _ = kimbox("--json", verb, "study-job")
     assert 5 == code
     assert "study-job is a machine of the box study for another purpose: job" == error(out, verb)["message"]

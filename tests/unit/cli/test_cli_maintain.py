@@ -1,4 +1,4 @@
-"""`kimbox maintain`: what it refuses, and which machine it means. No guest runs."""
+"""`kimbox maintain`: its options, its errors, and the machine that it starts. No guest runs."""
 
 from __future__ import annotations
 
@@ -26,33 +26,32 @@ def study(kimbox: Kimbox, world: Path) -> None:
     kimbox("init", "--name", "study")
 
 
-def maintained() -> Machine:
-    """A halted machine in which it is maintained."""
+def make_maintenance_machine() -> Machine:
+    """Creates the halted machine for the maintenance of the box."""
     source = str(Path("kimbox.yaml").absolute())
     return makemachine.make_machine("study-maintain", source=source, box="study", purpose=Purpose.MAINTENANCE)
 
 
-def test_it_boots_a_machine_of_its_own(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In maintain mode, without the ports and the scratch space of the box."""
-    asked: list[Any] = []
+def test_it_boots_another_machine(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine boots in maintain mode, without the ports and the scratch space of the box."""
+    requests: list[Any] = []
 
-    def note(request: Any) -> State:
-        asked.append(request)
-        maintained()
+    def up(request: Any) -> State:
+        requests.append(request)
+        make_maintenance_machine()
         return State.ABSENT
 
-    monkeypatch.setattr("kimbox.actions.up.up", note)
-    told = result(kimbox("--json", "maintain")[1], "maintain")
-    assert {"name": "study-maintain", "state": "halted"} == told
-    (request,) = asked
+    monkeypatch.setattr("kimbox.actions.up.up", up)
+    assert {"name": "study-maintain", "state": "halted"} == result(kimbox("--json", "maintain")[1], "maintain")
+    (request,) = requests
     assert (Purpose.MAINTENANCE, BootMode.MAINTAIN) == (request.purpose, request.boot.mode)
     box = request.project.box
     assert ("study", (), None) == (box.name, box.forwards, box.scratch)
 
 
-def test_its_name_is_no_box_to_bring_up(kimbox: Kimbox) -> None:
-    """`up` would give it the spec's other machine; halt and destroy know what is meant."""
-    maintained()
+def test_its_name_is_not_a_box_to_start(kimbox: Kimbox) -> None:
+    """The verbs that take a spec refuse the name of this machine. `halt` accepts it."""
+    make_maintenance_machine()
     for verb in ("up", "reload", "provision", "maintain"):
         code, out, _ = kimbox("--json", verb, "study-maintain")
         assert 5 == code
@@ -61,22 +60,29 @@ def test_its_name_is_no_box_to_bring_up(kimbox: Kimbox) -> None:
 
 
 def test_discard(kimbox: Kimbox) -> None:
-    """It removes the machine, and only that one; a second time there is nothing to do."""
-    made, other = maintained(), makemachine.make_machine("study", source=str(Path("kimbox.yaml").absolute()))
+    """It removes the machine of the maintenance only. A second call has nothing to do."""
+    maintenance = make_maintenance_machine()
+    other = makemachine.make_machine("study", source=str(Path("kimbox.yaml").absolute()))
     assert 0 == kimbox("maintain", "--discard")[0]
-    assert (False, True) == (made.exists, other.exists)
-    assert (0, "nothing of study was being maintained\n", "") == kimbox("maintain", "--discard")
+    assert (False, True) == (maintenance.exists, other.exists)
+    assert (0, "study has no maintenance to discard\n", "") == kimbox("maintain", "--discard")
 
 
 def test_what_cannot_be_committed(kimbox: Kimbox) -> None:
-    """Nothing that was begun; a name that is none, or is taken; both ends at once."""
+    """No machine, a name that exists, an invalid name, and options that exclude or require each other are errors."""
     code, out, _ = kimbox("--json", "maintain", "--commit", "new")
     assert (5, "wrong-state") == (code, error(out, "maintain")["code"])
-    made = maintained()
+    maintenance = make_maintenance_machine()
     names.write(AddedBox("new", "a" * 64, None, "elsewhere"))
     code, out, _ = kimbox("--json", "maintain", "--commit", "new")
     assert (5, "name-in-use") == (code, error(out, "maintain")["code"])
     assert "--force" in error(out, "maintain")["hint"]
-    for words in (["--commit", "a b"], ["--commit", "../x"], ["--commit", "x", "--discard"], ["--force"]):
-        assert 2 == kimbox("maintain", *words)[0]
-    assert made.exists
+    for options, expected in (
+        (["--commit", "a b"], "bad-name"),
+        (["--commit", "../x"], "bad-name"),
+        (["--commit", "x", "--discard"], "usage"),
+        (["--force"], "usage"),
+    ):
+        code, out, _ = kimbox("--json", "maintain", *options)
+        assert (2, expected) == (code, error(out, "maintain")["code"]), options
+    assert maintenance.exists

@@ -1,4 +1,4 @@
-"""Single verbs of the command line: how they read their arguments and what they print."""
+"""Single verbs of the command line: their arguments and their output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import clirun
 import makemachine
 import pytest
 import typer
-from clirun import Kimbox, environment
+from clirun import Kimbox, environment, error
 
 from kimbox import paths
 from kimbox.actions import observe, stop
@@ -44,45 +44,50 @@ kimbox, world = clirun.kimbox, clirun.world  # fixtures
         ((None, ["a  b", ""]), ["--", "a  b", ""]),
     ],
 )
-def test_exec_knows_box_from_command(
+def test_exec_separates_box_and_command(
     kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, expected: tuple[str | None, list[str]], arguments: list[str]
 ) -> None:
-    """With and without `--`; words stay words on their way into the guest's shell."""
-    called: list[Any] = []
+    """With and without `--`. The guest's shell gets the same words."""
+    calls: list[Any] = []
 
-    def note(what: list[str], code: int) -> int:
-        called.append(what)
-        return code
+    def attached(argv: list[str], **_: Any) -> int:
+        calls.append(shlex.split(argv[-1]))
+        return 42
 
-    monkeypatch.setattr(target, "machine", lambda name, file: called.append(name))
+    monkeypatch.setattr(target, "machine", lambda name, file: calls.append(name))
     monkeypatch.setattr(target, "project", lambda *_: None)
-    monkeypatch.setattr("kimbox.actions.up.up", lambda *_: called.append("up"))
-    monkeypatch.setattr(observe, "reach", lambda *_: an_endpoint())
-    monkeypatch.setattr("kimbox.guest.shared.attached", lambda argv, **_: note(shlex.split(argv[-1]), 42))
+    monkeypatch.setattr("kimbox.actions.up.up", lambda *_: calls.append("up"))
+    monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
+    monkeypatch.setattr("kimbox.guest.shared.attached", attached)
     assert 42 == kimbox("exec", *arguments)[0]
-    assert [*expected] == [word for word in called if word != "up"]
-    assert ("up" in called) is (arguments[0] == "--up")
+    assert [*expected] == [call for call in calls if call != "up"]
+    assert ("up" in calls) is (arguments[0] == "--up")
 
 
 @pytest.mark.parametrize(
-    ("runs", "ssh_says", "expected"),
+    ("runs", "ssh_status", "expected"),
     [(False, 0, 4), (True, 255, 4), (True, 0, 255)],
     ids=["the box has stopped", "it does not answer", "it was the program"],
 )
-def test_exec_tells_a_lost_connection_from_a_program(
-    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, runs: bool, ssh_says: int, expected: int
+def test_exec_detects_a_lost_connection(
+    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, runs: bool, ssh_status: int, expected: int
 ) -> None:
-    """ssh ends with 255 where the connection fails, and so may a program."""
+    """ssh exits with 255 if the connection fails. A program may exit with 255, too."""
     machine = makemachine.make_machine()
-    monkeypatch.setattr(observe, "reach", lambda *_: an_endpoint())
+    monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.attached", lambda *_, **__: 255)
-    monkeypatch.setattr("kimbox.run.run", lambda *_, **__: Completed(ssh_says, "", ""))
+    monkeypatch.setattr("kimbox.run.run", lambda *_, **__: Completed(ssh_status, "", ""))
     with makemachine.running(machine) if runs else contextlib.nullcontext():
-        code, _, err = kimbox("exec", "tiny", "--", "false")
-    assert (expected, expected == 4) == (code, "the connection to tiny was lost" in err)
+        code, out, _ = kimbox("--json", "exec", "tiny", "--", "false")
+    assert expected == code
+    if expected == 4:
+        assert ("connection-lost", {"name": "tiny"}) == (error(out, "exec")["code"], error(out, "exec")["fields"])
+    else:
+        assert "" == out
 
 
-def an_endpoint() -> Endpoint:
+def make_endpoint() -> Endpoint:
+    """Returns the endpoint of a machine without a running guest."""
     machine = Machine("tiny")
     machine.folder.mkdir(parents=True, exist_ok=True)
     return machine.endpoint(makemachine.RECORD)
@@ -90,61 +95,63 @@ def an_endpoint() -> Endpoint:
 
 @pytest.mark.parametrize("arguments", [[], ["--"], ["box"], ["box", "--"], ["a", "b", "--", "c"], ["box", "ls", "-v"]])
 def test_exec_without_a_command(kimbox: Kimbox, arguments: list[str]) -> None:
-    """Or with two boxes, or options of the program that we would take for ours: says how it is written."""
-    code, _, err = kimbox("exec", *arguments)
-    assert 2 == code
-    assert "--" in err or "2 names" in err
+    """No command, two boxes, and an option of the program before `--` are usage errors."""
+    code, out, _ = kimbox("--json", "exec", *arguments)
+    failed = error(out, "exec")
+    assert (2, "usage") == (code, failed["code"])
+    assert "--" in (failed["hint"] or "") or {"names": "a b"} == failed["fields"]
 
 
 def test_ssh_passes_options_on(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands after `--` goes to ssh(1), with and without a box; two boxes are too many."""
-    called: list[Any] = []
+    """The words after `--` are passed to ssh(1), with and without a box. Two boxes are a usage error."""
+    calls: list[Any] = []
 
-    def note(what: list[str], code: int) -> int:
-        called.append(what)
-        return code
+    def attached(argv: list[str], **_: Any) -> int:
+        calls.append(argv)
+        return 0
 
-    monkeypatch.setattr(target, "machine", lambda name, file: called.append(name))
-    monkeypatch.setattr(observe, "reach", lambda *_: an_endpoint())
-    monkeypatch.setattr("kimbox.guest.shared.attached", lambda argv, **_: note(argv, 0))
+    monkeypatch.setattr(target, "machine", lambda name, file: calls.append(name))
+    monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
+    monkeypatch.setattr("kimbox.guest.shared.attached", attached)
     for name in (None, "box"):
         assert 0 == kimbox("ssh", *([name] if name else []), "--", "-L", "1:localhost:2")[0]
-        assert [name, ["127.0.0.1", "-L", "1:localhost:2"]] == [called[-2], called[-1][-3:]]
-        assert not any("Control" in word for word in called[-1])  # the port is forwarded as long as it runs
+        assert [name, ["127.0.0.1", "-L", "1:localhost:2"]] == [calls[-2], calls[-1][-3:]]
+        assert not any("Control" in word for word in calls[-1])  # a shared connection would forward the port longer
         assert 0 == kimbox("ssh", *([name] if name else []), "--", "uname", "-a")[0]
-        assert [name, ["127.0.0.1", "uname", "-a"]] == [called[-2], called[-1][-3:]]
-        assert "-oControlMaster=auto" in called[-1]
+        assert [name, ["127.0.0.1", "uname", "-a"]] == [calls[-2], calls[-1][-3:]]
+        assert "-oControlMaster=auto" in calls[-1]
     assert 2 == kimbox("ssh", "box", "box")[0]
 
 
 @pytest.mark.parametrize("given", [["-L", "1111:localhost:2222"], ["-L", "1111:localhost:2222", "uname", "-a"]])
 def test_ssh_reads_options_after_the_host(given: list[str]) -> None:
-    """As the real client understands the command line; it connects to nothing."""
-    done = run_program(["ssh", "-G", *ssh_command(an_endpoint(), options=given)[1:]])
-    told = done.stdout.splitlines()
-    assert {"hostname 127.0.0.1", "port 20022"} <= set(told)
-    assert "localforward 1111 [localhost]:2222" in told
+    """The real ssh accepts this order of arguments. With -G it does not connect."""
+    configuration = run_program(["ssh", "-G", *ssh_command(make_endpoint(), options=given)[1:]]).stdout.splitlines()
+    assert {"hostname 127.0.0.1", "port 20022"} <= set(configuration)
+    assert "localforward 1111 [localhost]:2222" in configuration
 
 
-def test_destroy_asks(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a terminal it wants -y; a `no` leaves the box as it is."""
+def test_destroy_needs_a_confirmation(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal it requires -y. If the user declines, the box does not change."""
     machine = makemachine.make_machine()
     code, _, err = kimbox("destroy", "tiny")
     assert (2, True) == (code, machine.exists)
     assert "hint: add -y" in err
+    assert "no-terminal" == error(kimbox("--json", "destroy", "tiny")[1], "destroy")["code"]
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(typer, "confirm", lambda *_, **__: False)
-    code, _, err = kimbox("destroy", "tiny")
+    code, out, _ = kimbox("--json", "destroy", "tiny")
     assert (1, True) == (code, machine.exists)
-    assert "stays as it is" in err
-    assert (0, "tiny is gone\n", "") == kimbox("destroy", "tiny", "-y")
-    assert 5 == kimbox("destroy", "tiny", "-y")[0]
+    assert ("declined", {"name": "tiny"}) == (error(out, "destroy")["code"], error(out, "destroy")["fields"])
+    assert (0, "tiny was removed\n", "") == kimbox("destroy", "tiny", "-y")
+    code, out, _ = kimbox("--json", "destroy", "tiny", "-y")
+    assert (5, "box-not-found") == (code, error(out, "destroy")["code"])
 
 
-def test_destroy_takes_what_is_left_of_a_box(kimbox: Kimbox) -> None:
-    """A folder without a record, one with a damaged one, and one in the making."""
-    for left in ("tiny", ".tmp-tiny"):
-        folder = paths.machines_dir() / left
+def test_destroy_removes_an_incomplete_machine(kimbox: Kimbox) -> None:
+    """It removes the folder of a machine with a damaged record, and of a machine that was not completed."""
+    for name in ("tiny", ".tmp-tiny"):
+        folder = paths.machines_dir() / name
         folder.mkdir(parents=True)
         (folder / "machine.json").write_text("{")
         assert 0 == kimbox("destroy", "tiny", "-y")[0]
@@ -152,8 +159,8 @@ def test_destroy_takes_what_is_left_of_a_box(kimbox: Kimbox) -> None:
 
 
 def test_list(kimbox: Kimbox) -> None:
-    """Nothing says so; a damaged box does not hide the others, and quiet does not hide the warning."""
-    assert (0, "there are no boxes; `kimbox up minimal` makes one\n", "") == kimbox("list")
+    """An empty list has a hint. A damaged machine does not hide the others, and --quiet does not hide the warning."""
+    assert (0, "there are no boxes (`kimbox up minimal` creates one)\n", "") == kimbox("list")
     makemachine.make_machine("one")
     makemachine.make_machine("two").record_file.write_text("{")
     code, out, err = kimbox("list", "-q")
@@ -164,12 +171,14 @@ def test_list(kimbox: Kimbox) -> None:
 
 
 def test_logs(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
-    """Each by its option, byte for byte into a pipe; a missing one, and two at once, are errors."""
+    """Each option prints its log, byte for byte into a pipe. A missing log and two options are errors."""
     assert 5 == run(["logs", "tiny"])
     machine = makemachine.make_machine()
     capsysbinary.readouterr()
-    assert 5 == run(["logs", "tiny"])
-    assert b"has no such log yet\n  hint: it would be " in capsysbinary.readouterr().err
+    assert 5 == run(["--json", "logs", "tiny"])
+    failed = error(capsysbinary.readouterr().out.decode(), "logs")
+    assert ("log-not-found", str(machine.provision_log)) == (failed["code"], failed["fields"]["path"])
+    assert str(machine.provision_log) in failed["hint"]
     build = paths.images_dir() / f"{'e' * 64}.failed.log"
     build.parent.mkdir(parents=True)
     logs = {
@@ -184,7 +193,7 @@ def test_logs(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
 
 
 def test_logs_of_a_build_that_failed_before_there_was_a_box(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log is there to be looked at although the machine is not."""
+    """The log is shown although the machine does not exist."""
     monkeypatch.setattr(obtain, "key_of", lambda *_: "f" * 64)
     paths.images_dir().mkdir(parents=True)
     (paths.images_dir() / f"{'f' * 64}.failed.log").write_text("E: no such package\n")
@@ -195,14 +204,14 @@ def test_logs_of_a_build_that_failed_before_there_was_a_box(kimbox: Kimbox, monk
 
 
 def test_logs_f_means_follow(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """-f belongs to --follow there; the spec is given with --file alone. Ctrl-C ends it."""
+    """`logs -f` is --follow, so only --file names the spec. Ctrl-C ends it."""
     machine = makemachine.make_machine()
     machine.provision_log.write_text("one\n")
-    looks: list[float] = []
+    sleeps: list[float] = []
 
     def sleep(seconds: float) -> None:
-        looks.append(seconds)
-        if len(looks) > 1:
+        sleeps.append(seconds)
+        if len(sleeps) > 1:
             raise KeyboardInterrupt
         with machine.provision_log.open("a") as file:
             file.write("two\n")
@@ -213,35 +222,38 @@ def test_logs_f_means_follow(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) ->
     assert 5 == kimbox("logs", "--file", "none.yaml")[0]
 
 
-def test_validate_goes_on_after_a_file_that_is_not_there(kimbox: Kimbox) -> None:
-    """Of several specs every fault is told, and 3 is the end of it; the only one not being there is 5; -f names one."""
+def test_validate_continues_after_a_missing_file(kimbox: Kimbox) -> None:
+    """Every fault of several specs is reported, with exit code 3. If the only spec is missing, the code is 5."""
     Path("bad.yaml").write_text("kimbox: 1\nname: x\nnonsense: 1\n")
     code, _, err = kimbox("validate", "gone.yaml", "nobox", "minimal", "bad.yaml")
     assert 3 == code
     expected = ("file gone.yaml not found", "shipped box `nobox` not found", "bad.yaml:3:1")
     assert [] == [words for words in expected if words not in err]
+    out = kimbox("--json", "validate", "gone.yaml", "nobox", "minimal", "bad.yaml")[1]
+    problems = {problem["file"]: problem["code"] for problem in error(out, "validate")["problems"]}
+    assert {"bad.yaml": "unknown-key", "gone.yaml": "spec-not-found", "nobox": "box-not-found"} == problems
     assert 5 == kimbox("validate", "gone.yaml")[0] == kimbox("validate", "-f", "gone.yaml")[0]
     assert 3 == kimbox("validate", "--file", "bad.yaml")[0] == kimbox("validate", "minimal", "-f", "bad.yaml")[0]
 
 
 def test_logs_of_a_boot_that_provisioned_nothing(kimbox: Kimbox) -> None:
-    """Each start begins the log anew: the one of the boot before is shown, and said to be that."""
+    """Each start begins an empty log. Then kimbox shows the log of the previous boot, and prints that it does."""
     machine = makemachine.make_machine()
-    before = machine.folder / "provision.log.1"
+    previous = machine.folder / "provision.log.1"
     assert 5 == kimbox("logs", "tiny")[0]
-    before.write_text("old\n")
-    for is_begun in (False, True):
-        if is_begun:
+    previous.write_text("old\n")
+    for has_empty_log in (False, True):
+        if has_empty_log:
             machine.provision_log.touch()
         code, out, err = kimbox("logs", "tiny")
         assert (0, "old\n") == (code, out)
-        assert "the log of the boot before" in err
+        assert "showing the log of the previous boot" in err
     machine.provision_log.write_text("new\n")
     assert (0, "new\n", "") == kimbox("logs", "tiny")
 
 
-def test_following_goes_on_after_a_restart(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start moves the log away, or empties it: what the old file still got comes first, then the new one."""
+def test_following_continues_after_a_restart(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start renames or truncates the log. The last output of the old file is printed before the new file."""
     machine = makemachine.make_machine()
     path = machine.provision_log
     path.write_text("one\n")
@@ -263,13 +275,13 @@ def test_following_goes_on_after_a_restart(kimbox: Kimbox, monkeypatch: pytest.M
 
 
 def test_a_log_on_a_terminal_is_safe() -> None:
-    """No control character but the line's end comes through, and line ends of a console are not doubled."""
+    """The line end is the only control character that is printed. The CR LF of a console gives one line end."""
     assert "a\nb \ufffd[31m\n\nend" == safe("a\r\nb\t\x1b[31m\n\nend")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(kimbox: Kimbox, shell: str, world: Path) -> None:
-    """The script names kimbox and the variable, and what it then asks for answers with verbs and options."""
+    """The script has the name of kimbox and of the variable. The requests of the script give verbs and options."""
     code, out, _ = kimbox("completion", shell)
     assert (0, True, True) == (code, "kimbox" in out, "_KIMBOX_COMPLETE" in out)
     for words, expected in {"kimbox u": "up", "kimbox up --no": "--no-provision"}.items():
@@ -283,68 +295,70 @@ def test_completion(kimbox: Kimbox, shell: str, world: Path) -> None:
 
 
 def test_the_script_works_in_bash(kimbox: Kimbox, world: Path) -> None:
-    """As a shell runs it: sourced, then the function that it has registered."""
+    """bash sources the script and calls the function that the script registers."""
     (world / "kimbox").write_text(f'#!/bin/sh\nexec {sys.executable} -m kimbox "$@"\n')
     (world / "kimbox").chmod(0o755)
     (world / "script").write_text(kimbox("completion", "bash")[1])
-    ask = 'source ../script; COMP_WORDS=(kimbox s); COMP_CWORD=1; _kimbox_completion kimbox; echo "${COMPREPLY[@]}"'
-    done = run_program(["bash", "-c", ask], env=environment(world, PATH=f"{world}:{os.environ['PATH']}"))
+    code = 'source ../script; COMP_WORDS=(kimbox s); COMP_CWORD=1; _kimbox_completion kimbox; echo "${COMPREPLY[@]}"'
+    done = run_program(["bash", "-c", code], env=environment(world, PATH=f"{world}:{os.environ['PATH']}"))
     verbs = ["schema", "secure", "shrink", "snapshot", "ssh", "ssh-config", "status", "suspend"]
     assert verbs == sorted(done.stdout.split())
 
 
 def test_halt_reports_what_it_did(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A box that was halted already is as it was; --timeout and --force reach it."""
+    """The output says if the box was halted before. --timeout and --force are passed on."""
     makemachine.make_machine()
     assert (0, "tiny is halted, as it was\n") == kimbox("halt", "tiny")[:2]
-    called: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     def halt(_: object, **options: Any) -> Any:
-        called.append(options)
+        calls.append(options)
         return State.READY
 
     monkeypatch.setattr(stop, "halt", halt)
     assert (0, "tiny is halted\n") == kimbox("halt", "tiny", "--force", "--timeout", "7s")[:2]
-    assert [{"force": True, "timeout_s": 7.0}] == called
+    assert [{"force": True, "timeout_s": 7.0}] == calls
 
 
-#: Verbs that act on a box, and what they need to do so.
-ACTING = {
+#: Verbs that act on a machine, and the arguments that they require.
+ACTING_VERBS = {
     "destroy": ["-y"], "halt": [], "reload": [], "suspend": [], "resume": [], "status": [], "logs": [], "ssh": [],
     "exec": ["--", "true"], "ssh-config": [], "provision": [], "up": [],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", ACTING)
+@pytest.mark.parametrize("verb", ACTING_VERBS)
 def test_a_spec_does_not_reach_the_machine_of_another(kimbox: Kimbox, world: Path, verb: str) -> None:
-    """Two folders with specs of one name: the one that does not own the machine is told whose it is."""
+    """Two folders have specs with the same name. The spec that does not own the machine cannot act on it."""
     kimbox("init", "--name", "study")
     machine = makemachine.make_machine("study", source=str(world / "theirs/kimbox.yaml"))
     before = machine.record()
-    for given in ([], ["-f" if verb != "logs" else "--file", "kimbox.yaml"]):
-        code, out, err = kimbox(verb, *given, *ACTING[verb])
+    for options in ([], ["-f" if verb != "logs" else "--file", "kimbox.yaml"]):
+        code, out, err = kimbox(verb, *options, *ACTING_VERBS[verb])
         assert (5, "") == (code, out)
         assert f"the name study belongs to the spec {world}/theirs/kimbox.yaml, not to " in err
         assert before == machine.record()
 
 
-def test_the_owner_and_who_names_the_machine_reach_it(kimbox: Kimbox, world: Path) -> None:
-    """The folder of its spec, and any folder where its name is given."""
+def test_the_spec_and_the_name_reach_the_machine(kimbox: Kimbox, world: Path) -> None:
+    """A machine is found from the folder of its spec, and by its name from any folder."""
     kimbox("init", "--name", "study")
     makemachine.make_machine("study", source=str(world / "work/kimbox.yaml"))
-    assert (0, "study is gone\n") == kimbox("destroy", "-y")[:2]
+    assert (0, "study was removed\n") == kimbox("destroy", "-y")[:2]
     makemachine.make_machine("study")
-    assert (0, "study is gone\n") == kimbox("destroy", "study", "-y")[:2]
+    assert (0, "study was removed\n") == kimbox("destroy", "study", "-y")[:2]
 
 
-def test_resume_needs_no_spec_and_the_others_say_which_is_gone(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record says what to start; what needs the spec names it, and the way out."""
+def test_verbs_that_need_the_spec_report_a_missing_one(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`resume` needs only the record. The other verbs report the missing file and the verb that works without it."""
     makemachine.make_machine()
-    called: list[Machine] = []
-    monkeypatch.setattr("kimbox.actions.resume.resume", called.append)
+    calls: list[Machine] = []
+    monkeypatch.setattr("kimbox.actions.resume.resume", calls.append)
     assert 0 == kimbox("resume", "tiny")[0]
-    assert [Machine("tiny")] == called
+    assert [Machine("tiny")] == calls
     for verb in ("up", "reload", "provision", "lock", "build"):
-        code, _, err = kimbox(verb, "tiny")
-        assert (5, True) == (code, "the spec of the box tiny, /nowhere/kimbox.yaml, is gone" in err), verb
-        assert "`kimbox destroy tiny` works without it" in err
+        code, out, _ = kimbox("--json", verb, "tiny")
+        failed = error(out, verb)
+        assert (5, "spec-not-found") == (code, failed["code"]), verb
+        assert {"name": "tiny", "path": "/nowhere/kimbox.yaml"} == failed["fields"]
+        assert "`kimbox destroy tiny` works without it" in failed["hint"]

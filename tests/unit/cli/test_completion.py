@@ -1,4 +1,4 @@
-"""Completion: what a shell gets that asks kimbox through the protocol of typer, and the scripts in real shells."""
+"""Completion: the candidates that kimbox prints in the protocol of typer, and the scripts in real shells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ kimbox, world = clirun.kimbox, clirun.world  # fixtures
 SHELLS = ["bash", "zsh", "fish"]
 SHIPPED = ["minimal", "openkim-dev", "openkim-director", "openkim-worker"]
 
-#: A word that zsh gets, in front of its description.
+#: A candidate in the output for zsh, in front of its description.
 ZSH_WORD = re.compile(r'(?:^_arguments \'\*: :\(\(|^)"([^"]*)"', re.MULTILINE)
 
 
@@ -33,20 +33,23 @@ Words = Callable[[str, str], list[str]]
 
 @pytest.fixture
 def ask(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Asks as the script of a shell does, with the cursor at the end of the line: exit code, stdout, stderr."""
+    """Requests completions as the script of a shell does, with the cursor at the end of the line.
+
+    Returns exit code, stdout and stderr.
+    """
 
     def call(shell: str, line: str, *, action: str = "get-args") -> tuple[int, str, str]:
         position = len(line.split()) - (0 if line.endswith(" ") else 1)
-        asked = {
+        variables = {
             "_KIMBOX_COMPLETE": f"complete_{shell}", "COMP_WORDS": line, "COMP_CWORD": str(position),
             "_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": action,
         }  # fmt: skip
-        for name, value in asked.items():
+        for name, value in variables.items():
             monkeypatch.setenv(name, value)
         try:
             return kimbox()
         finally:
-            for name in asked:
+            for name in variables:
                 monkeypatch.delenv(name)
 
     return call
@@ -54,7 +57,7 @@ def ask(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> Ask:
 
 @pytest.fixture
 def words(ask: Ask) -> Words:
-    """The candidates for the word at the end of the line; none means that the shell completes files."""
+    """Returns the candidates for the word at the end of the line. If there are none, the shell completes files."""
 
     def call(shell: str, line: str) -> list[str]:
         code, out, err = ask(shell, line)
@@ -62,24 +65,24 @@ def words(ask: Ask) -> Words:
         if shell == "zsh":
             assert ("_files" == out.strip()) == (not ZSH_WORD.findall(out))
             return ZSH_WORD.findall(out)
-        found = [candidate.split("\t")[0] for candidate in out.splitlines() if candidate]
+        candidates = [candidate.split("\t")[0] for candidate in out.splitlines() if candidate]
         if shell == "fish":
-            assert (0 if found else 1) == ask(shell, line, action="is-args")[0]
-        return found
+            assert (0 if candidates else 1) == ask(shell, line, action="is-args")[0]
+        return candidates
 
     return call
 
 
 def make_snapshot(name: str, box: str) -> None:
-    """A snapshot of a machine, as far as completion can see."""
+    """Creates the files of a snapshot that completion reads."""
     folder = makemachine.Machine(box).snapshots / name
     folder.mkdir(parents=True)
     (folder / "machine.json").write_text("{}")
 
 
 @pytest.fixture
-def here(kimbox: Kimbox, world: Path) -> Path:
-    """A folder with the spec of the box `study`, which is a machine; another machine `tiny`; both with snapshots."""
+def folder(kimbox: Kimbox, world: Path) -> Path:
+    """A folder with the spec of the machine `study`, and another machine `tiny`. Both machines have snapshots."""
     kimbox("init", "--name", "study")
     makemachine.make_machine("study")
     makemachine.make_machine()
@@ -97,8 +100,8 @@ def here(kimbox: Kimbox, world: Path) -> Path:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_boxes(words: Words, here: Path, shell: str) -> None:
-    """This folder's spec first, then machines, then boxes that ship; with what is typed before and after the verb."""
+def test_boxes(words: Words, folder: Path, shell: str) -> None:
+    """The spec of this folder is first, then machines, then boxes that ship. Options before and after do not matter."""
     expected = ["study", "tiny", *SHIPPED]
     for verb in ("up", "halt", "ssh", "exec", "snapshot list", "-q status", "up --json", "--timeout 5m up --locked"):
         assert expected == words(shell, f"kimbox {verb} "), verb
@@ -110,8 +113,8 @@ def test_boxes(words: Words, here: Path, shell: str) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_snapshots(words: Words, here: Path, shell: str) -> None:
-    """Of the box that is meant; then the boxes that have the snapshot. A name to save is new, so none is offered."""
+def test_snapshots(words: Words, folder: Path, shell: str) -> None:
+    """Snapshots of the box of the spec, then the boxes that have the snapshot. A name for `save` has no candidates."""
     assert ["before-upgrade", "clean"] == words(shell, "kimbox snapshot restore ")
     assert ["before-upgrade"] == words(shell, "kimbox snapshot delete b")
     assert ["study", "tiny"] == words(shell, "kimbox snapshot restore clean ")
@@ -126,8 +129,8 @@ def test_snapshots(words: Words, here: Path, shell: str) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_files(words: Words, here: Path, shell: str) -> None:
-    """The shell completes files where a file is meant; where both may stand, boxes and the fitting files here."""
+def test_files(words: Words, folder: Path, shell: str) -> None:
+    """The shell completes files if a word must be a file. If it may be both, kimbox offers boxes and matching files."""
     for line in ("up -f ", "up --file ", "audit --save ", "up ./", "box add name ", "validate sub/"):
         assert [] == words(shell, f"kimbox {line}"), line
     boxes = ["study", "tiny", *SHIPPED]
@@ -137,8 +140,8 @@ def test_files(words: Words, here: Path, shell: str) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_options(words: Words, here: Path, shell: str) -> None:
-    """Those of the verb, and the global ones that are not there yet; the values of an option with a fixed set."""
+def test_options(words: Words, folder: Path, shell: str) -> None:
+    """Options of the verb, global options that are not on the line yet, and the values of an option."""
     assert ["--boot", "--offline", "--provider", "--quiet"] == sorted(
         {*words(shell, "kimbox --json up -")} & {"--boot", "--offline", "--provider", "--json", "--quiet"}
     )
@@ -149,7 +152,7 @@ def test_options(words: Words, here: Path, shell: str) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_errors_are_silent(ask: Ask, shell: str, world: Path) -> None:
-    """Whatever is on the command line and in the folders: nothing on stderr, and no traceback."""
+    """No command line and no file content gives output on stderr."""
     Path("kimbox.yaml").write_bytes(b"\xff\0name: \xfe\nname: {[\n")
     (world / "home").write_text("a file where a folder should be")
     for line in ("no-such-verb ", "up --timeout ", "up 'x", '"', "", "box x ", "up ", "snapshot restore "):
@@ -158,7 +161,7 @@ def test_errors_are_silent(ask: Ask, shell: str, world: Path) -> None:
 
 
 def test_an_unexpected_error_is_silent(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a bug, and a shell that typer does not know."""
+    """A bug, and a shell that typer does not support, give no output."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
@@ -169,7 +172,7 @@ def test_an_unexpected_error_is_silent(ask: Ask, monkeypatch: pytest.MonkeyPatch
 
 
 def script(shell: str, kimbox: Kimbox, world: Path) -> dict[str, str]:
-    """Writes the completion script to `../script`, and kimbox to PATH. Returns the environment of the shell."""
+    """Writes the completion script to `../script`, and the program kimbox. Returns the environment of the shell."""
     program = world / "kimbox"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m kimbox "$@"\n')
     program.chmod(0o755)
@@ -177,14 +180,15 @@ def script(shell: str, kimbox: Kimbox, world: Path) -> dict[str, str]:
     return environment(world, PATH=f"{world}:{os.environ['PATH']}", HOME=str(world))
 
 
-def need(shell: str) -> None:
+def skip_without(shell: str) -> None:
+    """Skips the test if a shell is not installed."""
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not installed")
 
 
-def test_in_bash(kimbox: Kimbox, here: Path) -> None:
+def test_in_bash(kimbox: Kimbox, folder: Path) -> None:
     """The function that the script registers fills COMPREPLY with one word each."""
-    env = script("bash", kimbox, here)
+    env = script("bash", kimbox, folder)
     code = (
         ". ../script; COMP_WORDS=(LINE); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _kimbox_completion kimbox; "
         'printf "%s\\n" "${COMPREPLY[@]}"'
@@ -195,24 +199,24 @@ def test_in_bash(kimbox: Kimbox, here: Path) -> None:
         assert expected == done.stdout.splitlines()
 
 
-def test_in_fish(kimbox: Kimbox, here: Path) -> None:
-    """fish prints the candidates with their descriptions; where there are none, the files."""
-    need("fish")
-    env = script("fish", kimbox, here)
+def test_in_fish(kimbox: Kimbox, folder: Path) -> None:
+    """fish prints the candidates with their descriptions. If there are none, it prints files."""
+    skip_without("fish")
+    env = script("fish", kimbox, folder)
     done = run_program(["fish", "-c", "source ../script; complete -C 'kimbox up t'"], env=env)
-    assert "tiny\ta box of this user\n" == done.stdout
+    assert "tiny\ta machine of this user\n" == done.stdout
     done = run_program(["fish", "-c", "source ../script; complete -C 'kimbox up -f dir'"], env=env)
     assert "director.yaml" == done.stdout.strip()
 
 
-def test_in_zsh(kimbox: Kimbox, here: Path) -> None:
-    """zsh evaluates the answer as a call of _arguments or _files, which are replaced here by functions that print."""
-    need("zsh")
-    env = script("zsh", kimbox, here)
+def test_in_zsh(kimbox: Kimbox, folder: Path) -> None:
+    """zsh evaluates the output as a call of _arguments or _files. Here both are functions that print."""
+    skip_without("zsh")
+    env = script("zsh", kimbox, folder)
     code = (
         'compdef() { :; }; _arguments() { print -r -- "$1"; }; _files() { print files; }; . ../script; '
         "words=(kimbox up {word}); CURRENT=3; _kimbox_completion"
     )
     done = run_program(["zsh", "-fc", code.replace("{word}", "t")], env=env)
-    assert '*: :(("tiny":"a box of this user"))' == done.stdout.strip()
+    assert '*: :(("tiny":"a machine of this user"))' == done.stdout.strip()
     assert "files" == run_program(["zsh", "-fc", code.replace("{word}", "./x")], env=env).stdout.strip()
