@@ -1,4 +1,4 @@
-"""The global options of this run. `kimbox.cli.app` sets them once, before a verb starts; everything else only reads."""
+"""The global options of this run. `kimbox.cli.app` sets them once, before a verb starts; other modules read them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import attrs
 
 @attrs.define
 class Settings:
-    """One field per global option, and what the command line says about the verb."""
+    """One field for each global option, the verb, and the arguments after `--`."""
 
     #: --json: one JSON object on stdout.
     json: bool = False
@@ -15,9 +15,9 @@ class Settings:
     quiet: bool = False
     #: --verbose: details, and the output of programs, on stderr.
     verbose: bool = False
-    #: False for --no-color, or where NO_COLOR is set.
+    #: False for --no-color, or if NO_COLOR is set.
     color: bool = True
-    #: --timeout, in seconds; None where it is not given.
+    #: --timeout, in seconds. None if it is not given.
     timeout_s: float | None = None
     #: The verb, or "" if there is none.
     verb: str = ""

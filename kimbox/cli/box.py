@@ -24,9 +24,14 @@ class Action(StrEnum):
 
 
 def box(
-    action: Annotated[Action, typer.Argument(metavar="add|list|remove|prune")],
+    action: Annotated[Action, typer.Argument(metavar="add|list|remove|prune", help="What to do with added boxes.")],
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME [FILE|URL|CATALOG]]", autocompletion=completers.box_words)
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME [FILE|URL|CATALOG]]",
+            help="Name of the added box and, with add, the file, URL or catalog. remove takes several names.",
+            autocompletion=completers.box_words,
+        ),
     ] = None,
     digest: Annotated[
         str | None, typer.Option("--digest", metavar="sha256:HEX", help="With add: the digest that the file must have.")

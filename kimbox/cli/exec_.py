@@ -24,7 +24,12 @@ ANSWER_S = 10
 
 def exec_(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[BOX] -- COMMAND [ARG]...", autocompletion=completers.first_box)
+        list[str] | None,
+        typer.Argument(
+            metavar="[BOX] -- COMMAND [ARG]...",
+            help="Name of the box, and the command with its arguments.",
+            autocompletion=completers.first_box,
+        ),
     ] = None,
     file: target.File = None,
     start: Annotated[bool, typer.Option("--up", help="Run `kimbox up` first.")] = False,

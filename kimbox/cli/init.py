@@ -16,7 +16,7 @@ def init(
     box: Annotated[
         str,
         typer.Argument(
-            help="Name of the box, of those that ship with kimbox, to start from.",
+            help="Name of the shipped box to start from.",
             autocompletion=completers.shipped_boxes,
         ),
     ] = "minimal",

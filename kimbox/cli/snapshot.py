@@ -22,7 +22,7 @@ class Act(StrEnum):
 
 
 def snapshot(
-    act: Annotated[Act, typer.Argument(metavar="save|restore|list|delete")],
+    act: Annotated[Act, typer.Argument(metavar="save|restore|list|delete", help="What to do with snapshots.")],
     words: Annotated[
         list[str] | None,
         typer.Argument(

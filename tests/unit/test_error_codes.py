@@ -18,17 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERIC = {"KimboxError", "UsageError", "SpecError", "ImageError", "GuestError", "StateError", "Problem", "Fault"}
 
 #: Packages and modules of kimbox/ that still raise errors without a code. The list only gets shorter.
-WITHOUT_CODES = {
-    "actions",
-    "cli",
-    "image",
-<<<<<<< HEAD
-    "project",
-=======
-    "machine",
-    "transfer",
->>>>>>> 1905a45 (project, up, watch, lifecycle: codes for errors; plain words in messages, docstrings and names)
-}
+WITHOUT_CODES: set[str] = set()
 
 CODE = re.compile(r"[a-z]+(-[a-z]+)*")
 
