@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import clirun
+import fakedriver
 import makemachine
 import pytest
 import typer
@@ -22,6 +23,7 @@ from kimbox.actions import observe, stop
 from kimbox.cli import target
 from kimbox.cli.app import run
 from kimbox.cli.logs import safe
+from kimbox.drivers.base import Features
 from kimbox.guest.endpoint import Endpoint, ssh_command
 from kimbox.image import obtain
 from kimbox.machine.folder import Machine
@@ -168,6 +170,16 @@ def test_list(kimbox: Kimbox) -> None:
     assert "two/machine.json" in err
     assert "`kimbox destroy two`" in err
     assert 1 == kimbox("status", "two")[0]
+
+
+def test_a_disk_that_the_driver_keeps(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`list` and `status` show the name of the driver, because kimbox does not know the size of the disk."""
+    fakedriver.install(monkeypatch, features=Features())
+    machine = makemachine.make_machine()
+    columns = kimbox("list")[1].splitlines()[1].split()
+    assert ["tiny", "halted", "20022", "qemu"] == columns[:4]
+    expected = f"  disk        managed by qemu; other files of the machine at {machine.folder}"
+    assert expected in kimbox("status", "tiny")[1].splitlines()
 
 
 def test_logs(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
