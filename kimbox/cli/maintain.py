@@ -88,8 +88,8 @@ def maintain(
 
     if discard and commit is not None:
         raise UsageError("--commit and --discard exclude each other", code="usage", hint="pass one of them")
-    _need("--commit NAME", commit, {"--force": force, "--package": package})
-    _need("--package FOLDER", package, {"--format": format, "--sign": sign})
+    _require("--commit NAME", commit, {"--force": force, "--package": package})
+    _require("--package FOLDER", package, {"--format": format, "--sign": sign})
     project = target.project(box, file)
     request = PackageRequest(project, formats_of(format), package, key=sign) if package else None
     limit = settings.timeout_s or BOOT_TIMEOUT_S
@@ -129,7 +129,7 @@ def _discard(project: Project) -> None:
     report("maintain", {"name": name, "state": "absent"}, text)
 
 
-def _need(option: str, given: object, dependent: Mapping[str, object]) -> None:
+def _require(option: str, given: object, dependent: Mapping[str, object]) -> None:
     """Raises UsageError if an option of `dependent` has a value, and the option that it requires has none."""
     for name, value in dependent.items():
         if value and given is None:
@@ -149,21 +149,30 @@ def _checked(name: str) -> str:
         ) from None
 
 
-def _committed(done: Committed, name: str) -> None:
+def _committed(committed: Committed, name: str) -> None:
+    """Prints the new image and its differences from the former one. `name` is the machine of the maintenance."""
     from kimbox.files import size_words
 
-    lines = done.changes.lines()
+    lines = committed.changes.lines()
     if len(lines) > MAX_LINES:
         lines = [*lines[:MAX_LINES], f"... and {len(lines) - MAX_LINES} more lines, all of them in the record"]
+    box, size = committed.box, size_words(committed.size_bytes)
     lines += [
-        f"wrote the record {done.record}",
-        f"added the box {done.box.name} ({size_words(done.size_bytes)}): `image: {{box: {done.box.name}}}` in a spec",
+        f"wrote the record {committed.record}",
+        f"added the box {box.name} ({size}): `image: {{box: {box.name}}}` in a spec",
     ]
-    lines += kept_lines(done.kept)
-    lines += [f"wrote {file}" for file in done.packages]
+    lines += kept_lines(committed.kept)
+    lines += [f"wrote {file}" for file in committed.packages]
     result = {
-        "name": name, "state": "absent", "box": done.box.name, "image": done.box.image, "former": done.former,
-        "size_bytes": done.size_bytes, "record": done.record, "files": [str(file) for file in done.packages],
-        "changes": done.changes.as_json(), "kept_keys": [finding.as_json() for finding in done.kept],
-    }  # fmt: skip
+        "name": name,
+        "state": "absent",
+        "box": box.name,
+        "image": box.image,
+        "former": committed.former,
+        "size_bytes": committed.size_bytes,
+        "record": committed.record,
+        "files": [str(file) for file in committed.packages],
+        "changes": committed.changes.as_json(),
+        "kept_keys": [finding.as_json() for finding in committed.kept],
+    }
     report("maintain", result, "\n".join(map(printable, lines)))

@@ -90,21 +90,22 @@ def package(
     _packaged(project.name, made)
 
 
-def _packaged(name: str, made: Packaged) -> None:
+def _packaged(name: str, packaged: Packaged) -> None:
+    """Prints the packages that were written."""
     from kimbox.log import log
 
-    lines = [f"wrote {f}  {f.stat().st_size / 1e6:.1f} MB" for f in made.files]
-    lines += [f"removed or reset {len(made.cleaned)} items (--json names them)"] if made.cleaned else []
-    lines += kept_lines(made.kept)
-    if made.opaque is not None:
-        log.warn(f"kimbox cannot read this image, and packages it unchanged: {made.opaque}")
+    lines = [f"wrote {f}  {f.stat().st_size / 1e6:.1f} MB" for f in packaged.files]
+    lines += [f"removed or reset {len(packaged.cleaned)} items (--json names them)"] if packaged.cleaned else []
+    lines += kept_lines(packaged.kept)
+    if packaged.opaque is not None:
+        log.warn(f"kimbox cannot read this image, and packages it unchanged: {packaged.opaque}")
     result = {
         "name": name,
-        "from": made.source,
-        "files": [str(f) for f in made.files],
-        "cleaned": list(made.cleaned),
-        "kept_keys": [finding.as_json() for finding in made.kept],
-        "opaque": made.opaque,
+        "from": packaged.source,
+        "files": [str(f) for f in packaged.files],
+        "cleaned": list(packaged.cleaned),
+        "kept_keys": [finding.as_json() for finding in packaged.kept],
+        "opaque": packaged.opaque,
     }
     report("package", result, "\n".join(lines))
 

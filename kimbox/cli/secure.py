@@ -101,14 +101,14 @@ def secure(
                 hint=f"`kimbox secure {spec.name}` seals it",
                 fields={"name": spec.name},
             )
-        given = _given(policy, sealed.role, sealed.site, username, password_file, key_file, netrc)
-        sealing.rotate(request, given.username, given.secret)
-        _report(spec.name, sealed, f"{spec.name} has new credentials, as {given.username}")
+        answers = _collect_answers(policy, sealed.role, sealed.site, username, password_file, key_file, netrc)
+        sealing.rotate(request, answers.username, answers.secret)
+        _report(spec.name, sealed, f"{spec.name} has new credentials, as {answers.username}")
     elif sealed:
         sealing.close(request)
         _report(spec.name, sealed, f"{spec.name} is sealed already, as {sealed.role} of {sealed.site}")
     else:
-        sealed = sealing.secure(request, _given(policy, role, site, username, password_file, key_file, netrc))
+        sealed = sealing.secure(request, _collect_answers(policy, role, site, username, password_file, key_file, netrc))
         _report(spec.name, sealed, f"{spec.name} is sealed, as {sealed.role} of {sealed.site}")
 
 
@@ -128,7 +128,7 @@ def _report(name: str, sealed: Sealed | None, text: str) -> None:
     report("secure", result, text)
 
 
-def _given(
+def _collect_answers(
     policy: Secure, role: str | None, site: str | None, username: str | None, password_file: Path | None,
     key_file: Path | None, netrc: bool,
 ) -> Answers:  # fmt: skip

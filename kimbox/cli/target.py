@@ -78,7 +78,7 @@ def _spec_path(name: str | None, file: Path | None) -> Path | None:
         if name is not None and file is not None:
             raise UsageError(f"the name {name} and --file exclude each other", code="usage", hint="pass one of them")
         return None
-    machine = Machine(_checked(name))
+    machine = Machine(_check_name(name))
     if machine.exists:
         record = machine.record()
         source = Path(record.source)
@@ -106,7 +106,7 @@ def machine(name: str | None, file: Path | None) -> Machine:
     from kimbox.machine.folder import Machine, machine_of
 
     if name is not None and file is None and not _is_path(name):
-        return Machine(_checked(name))
+        return Machine(_check_name(name))
     from kimbox.actions.observe import check_owner
 
     box_project = project(name, file)
@@ -163,7 +163,7 @@ def _is_path(name: str) -> bool:
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def _checked(name: str) -> str:
+def _check_name(name: str) -> str:
     """Returns a name that a spec may have. Raises UsageError for any other name, because names become folders."""
     from kimbox.spec.nodes import Fault
     from kimbox.spec.rules import box_name
