@@ -40,8 +40,8 @@ def test_twenty_jobs_over_several_models_and_lattices_are_done_once(tmp_path: Pa
     with makepipeline.pipeline(tmp_path, SHIPPED) as made:
         made.start_all()
         finished(made, 20)
-        until("the host knows", lambda: made.told() == "jobs total=20 done=20 failed=0 duplicates=0")
-        assert 20 == len(made.begun())
+        until("the host knows", lambda: made.last_event() == "jobs total=20 done=20 failed=0 duplicates=0")
+        assert 20 == len(made.computed())
         assert {} == made.duplicates()
         assert [] == list(made.incoming.iterdir())
         for entry in SHIPPED:
@@ -62,7 +62,7 @@ def test_whatever_is_killed_while_a_job_runs_nothing_is_lost(few: Pipeline, vict
     """
     (few.here / "hold").write_text("fcc\n")
     few.start_all("--compare-every", "1000")
-    until("a job waits", lambda: any(line.endswith("fcc") for line in few.begun()))
+    until("a job waits", lambda: any(line.endswith("fcc") for line in few.computed()))
     few.kill(victim)
     if victim == "gateway":
         until("the link has gone with it", lambda: not makepipeline.answers(few.ssh_port))
@@ -74,14 +74,14 @@ def test_whatever_is_killed_while_a_job_runs_nothing_is_lost(few: Pipeline, vict
     finished(few, 3)
     assert {"done"} == {result["status"] for result in few.results().values()}
     assert {} == few.duplicates()
-    assert 3 + (victim == "worker") == len(few.begun())
+    assert 3 + (victim == "worker") == len(few.computed())
 
 
 def test_a_reset_of_both_boxes_leaves_every_job_to_be_done(few: Pipeline) -> None:
     """Everything at once, in the middle: what was done stays, the rest is done."""
     (few.here / "hold").write_text("fcc\nhcp\n")
     few.start_all()
-    until("one is done, one runs", lambda: len(few.results()) == 1 and len(few.begun()) == 2)
+    until("one is done, one runs", lambda: len(few.results()) == 1 and len(few.computed()) == 2)
     kept = few.results()
     few.stop()
     (few.here / "hold").unlink()
@@ -103,15 +103,15 @@ def test_a_queue_that_lost_its_memory_gets_what_is_not_done(few: Pipeline) -> No
     (few.here / "hold").unlink()
     few.start_queue()
     few.start_director()
-    until("they are there again", lambda: few.said("director").count("put into the queue") == 2)
+    until("they are there again", lambda: few.output("director").count("put into the queue") == 2)
     few.kill("director")
-    heard = len(few.heard())
+    events_before = len(few.events())
     few.start_director()
-    until("it has compared once more", lambda: len(few.heard()) > heard)
+    until("it has compared once more", lambda: len(few.events()) > events_before)
     assert 2 == few.queued()
     few.start_worker()
     finished(few, 3)
-    assert 1 == sum(line.endswith("diamond") for line in few.begun())
+    assert 1 == sum(line.endswith("diamond") for line in few.computed())
     assert {"done"} == {result["status"] for result in few.results().values()}
 
 
@@ -119,7 +119,7 @@ def test_a_job_that_the_ledger_does_not_know_is_not_put_twice(few: Pipeline) -> 
     """A director that dies between the queue's answer and its own note finds the job again."""
     few.start_queue()
     few.start_director()
-    until("all are queued", lambda: few.said("director").count("put into the queue") == 3)
+    until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
     few.kill("director")
     ledger = few.here / "state/ledger"
     ledger.write_bytes(ledger.read_bytes()[:-6])  # and its last line is cut short
@@ -139,9 +139,9 @@ def test_a_job_that_two_workers_did_is_marked(tmp_path: Path) -> None:
         one.start_director("--ttr", "1")
         one.start_link()
         one.start_worker("silent", "--touch-every", "100")
-        until("it has a job", lambda: len(one.begun()) == 1)
+        until("it has a job", lambda: len(one.computed()) == 1)
         one.start_worker("other")
-        until("the other got it, too", lambda: len(one.begun()) == 2)
+        until("the other got it, too", lambda: len(one.computed()) == 2)
         (one.here / "hold").unlink()
         finished(one, 1)
         until("both results are here", lambda: len(one.duplicates()) == 1)
@@ -150,7 +150,7 @@ def test_a_job_that_two_workers_did_is_marked(tmp_path: Path) -> None:
         assert (DIAMOND, True, "done") == (beside["job"], beside["duplicate"], beside["status"])
         assert {"silent", "other"} == {beside["worker"], counts["worker"]}
         assert not counts["duplicate"]
-        until("the host knows", lambda: one.told() == "jobs total=1 done=1 failed=0 duplicates=1")
+        until("the host knows", lambda: one.last_event() == "jobs total=1 done=1 failed=0 duplicates=1")
 
 
 def test_a_slow_job_stays_with_its_worker(tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_a_slow_job_stays_with_its_worker(tmp_path: Path) -> None:
     with makepipeline.pipeline(tmp_path, FEW[:1]) as made:
         (made.here / "hold").write_text("diamond\n")
         made.start_all("--ttr", "4")
-        until("it has the job", lambda: len(made.begun()) == 1)
+        until("it has the job", lambda: len(made.computed()) == 1)
         with beanstalk.Queue(("127.0.0.1", made.queue_port), jobs.TUBE) as queue:
             assert queue.reserve(6) is None
         (made.here / "hold").unlink()
         finished(made, 1)
-        assert 1 == len(made.begun())
+        assert 1 == len(made.computed())
 
 
 def test_a_job_that_fails_is_tried_three_times(few: Pipeline) -> None:
@@ -181,8 +181,8 @@ def test_a_job_that_fails_is_tried_three_times(few: Pipeline) -> None:
         failed["status"], failed["values"], failed["reason"],
     )  # fmt: skip
     assert ["a warning", "LAMMPS (a stand-in)", "ERROR: no such crystal"] == failed["tail"]
-    assert 3 == sum(line.endswith("diamond") for line in few.begun())
-    until("the others are done", lambda: few.told() == "jobs total=3 done=2 failed=1 duplicates=0")
+    assert 3 == sum(line.endswith("diamond") for line in few.computed())
+    until("the others are done", lambda: few.last_event() == "jobs total=3 done=2 failed=1 duplicates=0")
     until("it is buried", lambda: few.queued() == 1)
 
 

@@ -59,7 +59,7 @@ def test_the_director_believes_no_worker(few: Pipeline) -> None:
     secret.write_text(good)
     few.start_queue()
     few.start_director()
-    until("all are queued", lambda: few.said("director").count("put into the queue") == 3)
+    until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
     tricks = [
         lambda: (inbox / name).symlink_to(secret),
         lambda: two_names(inbox / name, good),
@@ -88,7 +88,7 @@ def test_the_director_believes_no_worker(few: Pipeline) -> None:
     ]  # fmt: skip
     for number, trick in enumerate(tricks, 1):
         trick()
-        until(f"trick {number} is refused", lambda: few.said("director").count("refused") == number)  # noqa: B023
+        until(f"trick {number} is refused", lambda: few.output("director").count("refused") == number)  # noqa: B023
         until("it is removed", lambda: not list(inbox.glob("*.json")))
     assert ({}, good, 3) == (few.results(), secret.read_text(), few.queued())
     sent(few, FCC)
@@ -99,14 +99,14 @@ def test_a_job_that_is_laid_aside_comes_back(few: Pipeline) -> None:
     """Whoever has a worker's key may bury a job, or put it off for years, without a result: it is put there again."""
     few.start_queue()
     few.start_director()
-    until("all are queued", lambda: few.said("director").count("put into the queue") == 3)
+    until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
     with beanstalk.Queue(("127.0.0.1", few.queue_port), jobs.TUBE) as queue:
         first, second = queue.reserve(3), queue.reserve(3)
         assert first
         assert second
         assert queue.bury(first.id)
         assert queue.release(second.id, delay_s=10 * 365 * 86400)
-        until("they are there again", lambda: few.said("director").count("put into the queue") == 5)
+        until("they are there again", lambda: few.output("director").count("put into the queue") == 5)
         assert (None, None, 3) == (queue.peek(first.id), queue.peek(second.id), few.queued())
         bodies = {got.body for got in iter(lambda: queue.reserve(0), None) if got}
         assert {first.body, second.body} <= bodies
@@ -116,7 +116,7 @@ def test_a_wrong_value_does_not_settle_a_job(few: Pipeline) -> None:
     """Its worker takes it for done and removes it; three times in all, then it has failed."""
     few.start_queue()
     few.start_director()
-    until("all are queued", lambda: few.said("director").count("put into the queue") == 3)
+    until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
     with beanstalk.Queue(("127.0.0.1", few.queue_port), jobs.TUBE) as queue:
 
         def remove(job: str) -> None:
@@ -124,12 +124,12 @@ def test_a_wrong_value_does_not_settle_a_job(few: Pipeline) -> None:
             queue.delete(number)
 
         def put(job: str) -> int:
-            return few.said("director").count(f"{job}: put into the queue")
+            return few.output("director").count(f"{job}: put into the queue")
 
         for count in (1, 2, 3):
             until("it is in the queue", lambda: put(FCC) == count)  # noqa: B023
             sent(few, FCC, values={"a": 4.0321, "e": -3.3}, run_name=f"0000000{count}")
-            until("it came", lambda: few.said("director").count(f"{FCC}: failed") == count)  # noqa: B023
+            until("it came", lambda: few.output("director").count(f"{FCC}: failed") == count)  # noqa: B023
             remove(FCC)
         remove(HCP)
         until("another that was removed is there again", lambda: put(HCP) == 2)
@@ -157,13 +157,13 @@ def test_a_file_of_another_account_is_refused(few: Pipeline) -> None:
     """Only what the workers' own account wrote is read."""
     few.start_queue()
     few.start_director()
-    until("all are queued", lambda: few.said("director").count("put into the queue") == 3)
+    until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
     few.kill("director")
     os.chown(few.incoming / sent(few, HCP), 65534, 65534)
     sent(few, FCC)
     few.start_director()
     until("ours is taken", lambda: list(few.results()) == [FCC])
-    until("another's is refused", lambda: "no plain file of a worker's" in few.said("director"))
+    until("another's is refused", lambda: "no plain file of a worker's" in few.output("director"))
 
 
 def test_a_job_that_would_be_a_command_is_never_begun(few: Pipeline) -> None:
@@ -181,8 +181,8 @@ def test_a_job_that_would_be_a_command_is_never_begun(few: Pipeline) -> None:
         ids = [queue.put(json.dumps(job).encode(), ttr_s=60) for job in bad]
         ids.append(queue.put(b"x" * 5000, ttr_s=60))
         few.start_worker()
-        until("all are buried", lambda: few.said("worker").count("gets buried") == len(ids))
-        assert [] == few.begun()
+        until("all are buried", lambda: few.output("worker").count("gets buried") == len(ids))
+        assert [] == few.computed()
         assert all(queue.peek(number) is not None for number in ids)
 
 
@@ -217,31 +217,31 @@ def test_another_host_key_gets_no_results(few: Pipeline) -> None:
 def test_only_numbers_reach_the_host(few: Pipeline) -> None:
     """Whatever the runner writes, by mistake or not."""
     few.start_status()
-    with (few.here / "told").open("w") as pipe:
+    with (few.here / "status").open("w") as pipe:
         for line in (
             "total=1 done=x", "ready=1", "total=1 done=1 manifest=1", "total=", "$(id)", "*", "total=99999999999", "",
             "done=1 " * 9, "total=1 -n", "done=1", "total=2 done=1", "running=1 x",
         ):  # fmt: skip
             pipe.write(f"{line}\n")
         pipe.flush()
-        until("the newest of those has come", lambda: few.told() == "jobs total=2 done=1")
+        until("the newest of those has come", lambda: few.last_event() == "jobs total=2 done=1")
         pipe.write("done=3 failed=0 running=1\n")
-    until("the last has come", lambda: "running" in few.told())
-    heard = few.heard()
-    assert ["jobs total=2 done=1", "jobs done=3 failed=0 running=1"] == heard[-2:]
-    assert {"jobs done=1"} >= set(heard[:-2])  # the burst was not seen whole
+    until("the last has come", lambda: "running" in few.last_event())
+    events = few.events()
+    assert ["jobs total=2 done=1", "jobs done=3 failed=0 running=1"] == events[-2:]
+    assert {"jobs done=1"} >= set(events[:-2])  # the burst was not seen whole
 
 
 def test_a_line_that_comes_in_pieces_reaches_the_host(few: Pipeline) -> None:
     """Also where the time runs out in its middle."""
     few.start_status()
-    with (few.here / "told").open("w") as pipe:
+    with (few.here / "status").open("w") as pipe:
         pipe.write("done=1\ntotal=3 do")
         pipe.flush()
-        until("the first has come", lambda: few.told() == "jobs done=1")
+        until("the first has come", lambda: few.last_event() == "jobs done=1")
         pipe.write("ne=2\n")
         pipe.flush()
-        until("the second has come", lambda: few.told() == "jobs total=3 done=2")
+        until("the second has come", lambda: few.last_event() == "jobs total=3 done=2")
 
 
 @pytest.mark.parametrize(

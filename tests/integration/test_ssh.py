@@ -13,8 +13,9 @@ import attrs
 import makebox
 import pytest
 import realsshd
-from realsshd import free_port, make_key
+from realsshd import make_key
 from refused import refused
+from servers import free_port
 
 from kimbox.errors import GuestError
 from kimbox.guest import delivery

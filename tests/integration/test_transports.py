@@ -46,7 +46,7 @@ def served(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
         with makeserver.daemon(folder) as url:
             yield url
     elif scheme == "ssh":
-        with makeserver.sshd(home, folder) as (url, command):
+        with makeserver.sshd(home / "sshd", folder) as (url, command):
             configure(home, f'[core]\n\tsshCommand = "{command}"\n')
             yield url
     else:
@@ -133,9 +133,9 @@ def test_a_host_key_that_changed_is_refused(home: Path) -> None:
     """With what to do about it."""
     (home / "served").mkdir()
     makebox.make_repository(home / "served/code")
-    with makeserver.sshd(home, home / "served") as (url, command):
+    with makeserver.sshd(home / "sshd", home / "served") as (url, command):
         configure(home, f'[core]\n\tsshCommand = "{command}"\n')
-        (home / "known").write_text("")
+        (home / "sshd/known_hosts").write_text("")
         with pytest.raises(GitError, match="Host key verification failed") as refused:
             of(f"{url}/code").resolve("main")
         assert "once with ssh, check its host key" in str(refused.value.hint)

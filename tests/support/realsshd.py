@@ -1,83 +1,58 @@
-"""A real sshd on loopback, run by the current user."""
+"""A real sshd on 127.0.0.1 that the current user runs."""
 
 from __future__ import annotations
 
 import contextlib
 import getpass
 import os
+import pwd
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import free_port, listening
 
 from kimbox.guest.endpoint import Endpoint
-from kimbox.run import CommandError, run, which
+from kimbox.run import run, which
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
 
-# Another home: what the user's own shell does when somebody logs in is none of the tests' business.
-_CONFIG = """
-Port {port}
-ListenAddress 127.0.0.1
-HostKey {folder}/host
-AuthorizedKeysFile {folder}/client.pub
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-PermitRootLogin prohibit-password
-SetEnv HOME={folder}
-"""
-
 
 def make_key(path: Path) -> str:
-    """Makes a key pair; returns the public half."""
+    """Makes a key pair and returns the public key."""
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", path])
     return " ".join(path.with_suffix(".pub").read_text().split()[:2])
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def configuration(folder: Path, port: int) -> str:
+    """Returns the settings of sshd_config(5) that every sshd of the tests has. Its host key is the file `host`.
+
+    As root it also creates /run/sshd, which sshd requires for privilege separation.
+    """
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    return (
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+        "KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
+    )
 
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Endpoint]:
-    """An sshd whose keys, configuration and log are in the folder."""
+    """Runs an sshd whose keys, configuration and log are in the folder. Skips the test if this is not possible."""
     if SSHD is None or which("ssh-keygen") is None:
         pytest.skip("needs the package openssh-server")
+    if pwd.getpwuid(os.getuid()).pw_shell.endswith(("/nologin", "/false")):
+        pytest.skip("this account has no login shell")
     host_key = make_key(folder / "host")
     make_key(folder / "client")
     port = free_port()
-    (folder / "config").write_text(_CONFIG.format(port=port, folder=folder))
+    # With another HOME, the start-up files of the user's own shell and the user's git configuration are not read.
+    (folder / "config").write_text(
+        f"{configuration(folder, port)}AuthorizedKeysFile {folder}/client.pub\nPidFile {folder}/pid\n"
+        f"SetEnv HOME={folder}\n"
+    )
     (folder / "known_hosts").write_text(f"box {host_key}\n")
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd of root wants it for privilege separation
-    pidfile = folder / "pid"
-    serve = f"echo $$ >{pidfile}; exec {SSHD} -D -e -f {folder}/config 2>{folder}/log"
-
-    def daemon() -> None:
-        with contextlib.suppress(CommandError):  # it is ended by a signal
-            run(["sh", "-c", serve])
-
-    thread = threading.Thread(target=daemon)
-    thread.start()
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.05)
+    with listening([SSHD, "-D", "-e", "-f", str(folder / "config")], port, folder / "pid", folder / "log"):
         yield Endpoint("127.0.0.1", port, getpass.getuser(), folder / "client", folder / "known_hosts", "box")
-    finally:
-        os.kill(int(pidfile.read_text()), 15)
-        thread.join(10)

@@ -1,0 +1,48 @@
+"""Starts and stops server programs on ports of 127.0.0.1."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from waiting import until
+
+from kimbox.run import detach
+
+#: Timeout until a server accepts connections, in seconds.
+START_TIMEOUT_S = 60.0
+
+
+def free_port() -> int:
+    """Returns a TCP port of 127.0.0.1 on which no program listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def listening(argv: list[str], port: int, pid_file: Path, log: Path) -> Iterator[None]:
+    """Runs a server, from the moment that it accepts connections.
+
+    The server writes its process id to `pid_file`; this process is stopped, because the daemon of git is a child of the
+    program that was started. The output goes to the file `log`.
+    """
+    exit_code = detach(argv, log=log)
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            assert exit_code() is None, log.read_text()
+            assert time.monotonic() < deadline, f"{argv[0]} does not listen: {log.read_text()}"
+            time.sleep(0.02)
+        yield
+    finally:
+        if pid_file.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid_file.read_text()), signal.SIGTERM)
+        until(f"{argv[0]} exits", lambda: exit_code() is not None)
