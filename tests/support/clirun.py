@@ -24,7 +24,7 @@ Kimbox = Callable[..., Out]
 
 @pytest.fixture(autouse=True)
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty home, an empty folder to work in, and the log as it is at a start."""
+    """An empty home, an empty working directory, and the settings of a new process."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -38,7 +38,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def kimbox(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Out]:
-    """Runs kimbox: exit code, stdout, stderr."""
+    """A function that runs kimbox with arguments. It returns the exit code, stdout and stderr."""
 
     def call(*arguments: str) -> Out:
         monkeypatch.setattr(log, "stream", sys.stderr)
@@ -51,21 +51,22 @@ def kimbox(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 def result(out: str, verb: str) -> Any:
-    """The result in an answer with --json, whose shape is checked."""
+    """Returns the result of the output of a verb with --json. Checks the members of the output."""
     value = json.loads(out)
     assert (["kimbox", "result", "verb"], 1, verb) == (sorted(value), value["kimbox"], value["verb"])
     return value["result"]
 
 
 def error(out: str, verb: str) -> dict[str, Any]:
-    """The error in an answer with --json, whose shape is checked."""
+    """Returns the error of the output of a verb with --json. Checks the members of the output."""
     value = json.loads(out)
     assert (["error", "kimbox", "verb"], 1, verb) == (sorted(value), value["kimbox"], value["verb"])
     assert {"kind", "code", "message", "hint", "fields", "exit_code"} <= set(value["error"])
     assert value["error"]["code"] in CODES
-    found: dict[str, Any] = value["error"]
-    return found
+    problem: dict[str, Any] = value["error"]
+    return problem
 
 
 def environment(world: Path, **more: str) -> dict[str, str]:
+    """Returns the environment of a kimbox in a process of its own, with more variables."""
     return {"KIMBOX_HOME": str(world / "home"), "PYTHONPATH": str(Path(app.__file__).parents[2])} | more

@@ -1,4 +1,4 @@
-"""Counts how often the parts of disks are parsed."""
+"""Counts how often partition tables, LVM metadata and superblocks are parsed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kimbox.image.disk.lvm import reader
 
 @attrs.define
 class Reads:
-    """How often partition tables, LVM metadata and superblocks of file systems were parsed."""
+    """Numbers of parsed partition tables, volume groups and superblocks of file systems."""
 
     tables: int = 0
     groups: int = 0
@@ -23,7 +23,7 @@ class Reads:
 
 
 def count(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    """Counts from now on."""
+    """Starts to count. Returns the numbers, which change with each read until the test ends."""
     reads = Reads()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

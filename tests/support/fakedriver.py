@@ -1,4 +1,4 @@
-"""A driver that runs no guest: it notes each call, and does to the machine's folder what QEMU would."""
+"""A driver without a guest. It records each call, and changes the machine's folder as QEMU does."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ ALL_FEATURES = Features(own_disk=True, sealing=True, suspend=True, memory_snapsh
 
 @attrs.define
 class Script:
-    """How the guest of a FakeDriver behaves, and what the driver was asked for."""
+    """The behaviour of the guest of a FakeDriver, and the calls of the driver."""
 
-    #: Calls, in order.
+    #: Names of the calls, in order.
     did: list[str] = attrs.field(factory=list)
-    #: Every start, with the record as it was then.
+    #: The arguments of every start, with the record at that time.
     launches: list[Launch] = attrs.field(factory=list)
-    #: The events of a boot, as lines of JSON.
+    #: The events that the guest sends during a boot, as lines of JSON.
     boot: list[str] = attrs.field(factory=lambda: [*BOOT_EVENTS])
-    #: `paused`, or any other word for a guest that runs.
+    #: `paused`. Every other value means that the guest runs.
     status: str = "running"
-    #: The guest shuts down when the power button is pressed.
+    #: Whether the guest shuts down after the power button is pressed.
     on_power: bool = True
 
 
@@ -84,7 +84,7 @@ class FakeDriver:
         (folder / self.machine.disk.name).touch()
 
     def choose_boot(self, mode: BootMode, choice: Choice) -> None:
-        assert self._run_lock is None, "the disk of a machine that runs"
+        assert self._run_lock is None, "the boot mode cannot be set in the disk of a machine that runs"
         bootmode.choose(self.machine, mode, choice)
 
     def start(self, launch: Launch) -> Record:
@@ -172,7 +172,7 @@ class FakeDriver:
 
 @attrs.frozen
 class FakeDrivers:
-    """The class of a driver, as the registry has it: makes one FakeDriver for each machine, and keeps it."""
+    """What the registry contains for a driver: called with a machine, it returns the FakeDriver of this machine."""
 
     script: Script
     made: dict[str, FakeDriver] = attrs.field(factory=dict)
@@ -188,7 +188,7 @@ class FakeDrivers:
 def install(
     monkeypatch: pytest.MonkeyPatch, script: Script | None = None, features: Features = ALL_FEATURES
 ) -> FakeDrivers:
-    """Puts FakeDriver in the place of the default driver."""
+    """Replaces the default driver with FakeDriver until the test ends."""
     drivers = FakeDrivers(script or Script(), features=features)
     monkeypatch.setitem(registry.DRIVERS, registry.DEFAULT, lambda: drivers)
     return drivers

@@ -1,7 +1,7 @@
-"""A root folder in which the guest's own scripts run under their real paths, in a mount namespace of their own.
+"""A root folder in which the guest's own scripts run at their real paths, in a mount namespace of their own.
 
-Programs come from the host by symbolic links; /persistent, /run, /var and /home/vagrant are the test's; runuser,
-systemctl, chown and sync are stand-ins; the two virtio-serial ports are files.
+Programs are symbolic links to those of the host. /persistent, /run, /var and /home/vagrant belong to the test.
+runuser, systemctl, chown and sync are replaced by scripts. The two virtio-serial ports are files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.run import Completed, run
 from kimbox.spec.model import SETUP_TIMEOUT_S, Box, Mode, Probe, Repository, Role, Run, Secure, Step
 
-#: What the namespace needs: its own mounts, and for an ordinary user the right to make them.
+#: Enters a mount namespace. An ordinary user needs a user namespace too, which gives the right to mount.
 UNSHARE = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
 
 _ENTER = """
@@ -41,7 +41,7 @@ exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin "$
 
 _RUNUSER = '#!/bin/sh\n[ "$1" = -u ] && shift 2\n[ "$1" = -- ] && shift\nexec "$@"\n'
 _CHOWN = "#!/bin/sh\n"
-#: It notes what it was asked for: the file systems to be written would be this machine's.
+#: Writes its arguments to a log. The real `sync` would write the file systems of the host.
 _SYNC = '#!/bin/sh\necho "sync $*" >>/tmp/sync.log\n'
 _SYSTEMCTL = """#!/bin/sh
 [ "$1" != is-system-running ] || cat /run/systemd/system/state
@@ -50,15 +50,15 @@ echo "$*" >>/run/systemctl.log
 
 
 def can_unshare() -> bool:
-    """Whether this machine lets us make a mount namespace."""
+    """Whether this host permits a mount namespace."""
     return run([*UNSHARE, "true"], check=False).ok
 
 
-needs_namespace = pytest.mark.skipif(not can_unshare(), reason="this machine allows no mount namespace")
+needs_namespace = pytest.mark.skipif(not can_unshare(), reason="this host does not permit a mount namespace")
 
 
 class FakeGuest:
-    """The guest's file system, and its two ports."""
+    """The guest's file system and its two virtio-serial ports."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -88,9 +88,9 @@ class FakeGuest:
             if not (root / name).is_symlink() and Path("/", name).is_dir():
                 (root / name).symlink_to(f"/host/{name}")
         shutil.copytree(provisioner / "root/usr/lib/kimbox", root / "usr/lib/kimbox")
-        for more in (scratch, paths.provisioners_dir() / "secure"):
-            shutil.copytree(more / "root/usr/lib/kimbox", root / "usr/lib/kimbox", dirs_exist_ok=True)
-        for name in ("harden", "seal"):  # what they close would be this machine
+        for other in (scratch, paths.provisioners_dir() / "secure"):
+            shutil.copytree(other / "root/usr/lib/kimbox", root / "usr/lib/kimbox", dirs_exist_ok=True)
+        for name in ("harden", "seal"):  # the real scripts would close the host
             (root / "usr/lib/kimbox" / name).write_text(f'#!/bin/sh\necho "{name} $*"\n')
         shutil.copytree(provisioner / "persistent", root / "persistent")
         shutil.copytree(provisioner / "persistent", root / "persistent.first")
@@ -108,20 +108,24 @@ class FakeGuest:
                 (self.root / folder / entry.name).symlink_to(f"/host/{folder}/{entry.name}")
 
     def run(self, *command: str, stdin: str = "", mount: str = "", remount: str = "", pids: bool = False) -> Completed:
-        """Runs a command in the guest. `mount`: options of a tmpfs put on /persistent; `remount`: those set after."""
+        """Runs a command in the guest.
+
+        `stdin`: a file of the host. `mount`: options of a tmpfs that is mounted on /persistent. `remount`: options that
+        are set after /persistent has its content. `pids`: the command has a pid namespace of its own.
+        """
         argv = ["sh", "-c", _ENTER, "enter", str(self.root), mount, remount, *command]
         if stdin:
             argv = ["sh", "-c", 'in=$1; shift; exec "$@" <"$in"', "with", stdin, *argv]
         return run([*UNSHARE, *(["--pid", "--fork"] if pids else []), *argv], check=False, timeout_s=60)
 
     def path(self, name: str) -> Path:
-        """A file of the guest, by its path there."""
+        """The path on the host of a file of the guest."""
         return self.root / name.lstrip("/")
 
     def events(self, *, box: bool = False) -> list[dict[str, Any]]:
-        """What came out of the port so far, without boot and time; then the port is emptied.
+        """Returns the events in the port without `boot` and `uptime_s`, and empties the port.
 
-        What the box is made of is told between the others (event `box`): it is left out unless asked for.
+        The event `box` (what the box consists of) can come between any two others. It is left out unless `box` is true.
         """
         port = self.ports / "org.kimbox.0"
         lines = [json.loads(line) for line in port.read_text().splitlines()]
@@ -132,23 +136,23 @@ class FakeGuest:
         return [line for line in lines if box or line["event"] != "box"]
 
     def note_syncs(self, condition: str) -> None:
-        """From now on each sync notes whether a condition, a command of a shell, holds, and what was told by then."""
+        """Makes each later sync record whether a condition (a shell command) holds, and the events sent before."""
         port = "/dev/virtio-ports/org.kimbox.0"
         held = f"if {condition}; then held=true; else held=false; fi"
-        note = f'printf \'{{"held": %s, "told": [%s]}}\\n\' "$held" "$(paste -sd, {port})" >>/tmp/notes'
+        note = f'printf \'{{"held": %s, "sent": [%s]}}\\n\' "$held" "$(paste -sd, {port})" >>/tmp/notes'
         self.path("/usr/local/sbin/sync").write_text(f"#!/bin/sh\n{held}\n{note}\n")
 
     def was_synced_before(self, event: str) -> bool:
-        """Whether the condition held at a sync before that event was told."""
+        """Whether the condition of `note_syncs` held at a sync before this event was sent."""
         notes = [json.loads(line) for line in self.path("/tmp/notes").read_text().splitlines()]
-        return any(note["held"] and all(told["event"] != event for told in note["told"]) for note in notes)
+        return any(note["held"] and all(sent["event"] != event for sent in note["sent"]) for note in notes)
 
     def log(self) -> str:
-        """What came out of the log port."""
+        """The content of the log port."""
         return (self.ports / "org.kimbox.log").read_text()
 
     def secure(self, role: str = "worker", site: str = "example.org") -> None:
-        """What `kimbox secure` leaves in a box: a role without a gateway, and one file of credentials."""
+        """Does to the guest what `kimbox secure` does, with a role without a gateway and one file of credentials."""
         sealed, given, files = (
             self.path("/persistent/secure"),
             self.path("/run/credentials/@system"),
@@ -168,19 +172,19 @@ class FakeGuest:
         self._close()
 
     def _close(self) -> None:
-        """What `seal` leaves."""
+        """Creates the mark of `seal` if the box is sealed."""
         if self.path("/persistent/kimbox/secured").exists():
             self.path("/run/kimbox").mkdir(exist_ok=True)
             self.path("/run/kimbox/closed").touch()
 
     def new_root(self) -> None:
-        """What a resnap does: root is as built, /persistent stays."""
+        """Does what a resnap does: root becomes as built, /persistent stays."""
         shutil.rmtree(self.path("/var/lib/kimbox"), ignore_errors=True)
         shutil.rmtree(self.path("/etc/kimbox"), ignore_errors=True)
         self.new_boot()
 
     def new_boot(self) -> None:
-        """What any boot does."""
+        """Does what every boot does: empties /run."""
         shutil.rmtree(self.path("/run/kimbox"), ignore_errors=True)
         self._close()
 
@@ -202,7 +206,7 @@ def box_with(
     setup: str = "#!/bin/sh\necho set up\n",
     timeout_s: int = SETUP_TIMEOUT_S,
 ) -> Box:
-    """A box with a setup repository, another one, and these steps."""
+    """Returns a box with these steps, a setup repository and a second repository."""
     if not (folder / "setup").exists():
         makebox.make_repository(folder / "setup", {"setup": setup})
         makebox.make_repository(folder / "code", {"a": "one\n"})
@@ -216,7 +220,7 @@ def box_with(
 def delivery(
     folder: Path, box: Box, lock: Lock | None = None, mirrors: dict[str, Mirror] | None = None
 ) -> tuple[str, Path]:
-    """What the host would send: the digest and the tar. Without a lock, that of the present."""
+    """Returns the manifest's digest and the tar that the host sends. Without `lock`, the box is locked now."""
     lock = lock or make_lock(box)
     mirrors = mirrors or {repository.name: Mirror.of(repository) for repository in box.repositories}
     manifest = render_manifest(box, lock)
@@ -232,7 +236,7 @@ def delivery(
 
 
 def provision(guest: FakeGuest, folder: Path, box: Box) -> int:
-    """Delivers a box and runs provisiond; returns its exit status."""
+    """Delivers a box and runs provisiond. Returns its exit status."""
     digest, tar = delivery(folder, box)
     received = guest.run("/usr/lib/kimbox/receive", digest, stdin=str(tar))
     assert received.code == 0, received.stderr
@@ -240,4 +244,5 @@ def provision(guest: FakeGuest, folder: Path, box: Box) -> int:
 
 
 def steps_of(events: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Returns kind, name and status of every step that has ended, in order."""
     return [(e["kind"], e["name"], e["status"]) for e in events if e["event"] == "step" and e["status"] != "running"]

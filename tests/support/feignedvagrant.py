@@ -1,4 +1,4 @@
-"""A host whose Vagrant and virsh are scripts of the test's, and a machine that Vagrant runs."""
+"""A host on which the programs `vagrant` and `virsh` are scripts of the test, and a machine that Vagrant runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATUS = (
 
 
 class Host:
-    """A PATH on which `vagrant` and `virsh` are scripts of the test's; every call of them is noted."""
+    """A PATH on which `vagrant` and `virsh` are scripts of the test. Every call of them is recorded."""
 
     def __init__(self, folder: Path) -> None:
         self.bin = folder / "bin"
@@ -27,13 +27,13 @@ class Host:
         self.fake("virsh", "exit 0")
 
     def fake(self, name: str, script: str) -> None:
-        """Puts a program there."""
+        """Replaces a program with a script."""
         program = self.bin / name
         program.write_text(f'#!/bin/sh\necho "{name} $*" >>"{self.calls_file}"\n{script}\n')
         program.chmod(0o755)
 
     def says(self, text: str, *, code: int = 0, on_stderr: str = "") -> None:
-        """What vagrant answers from now on."""
+        """Sets the output and the exit code of every later call of vagrant."""
         (self.bin / "out").write_text(text)
         (self.bin / "err").write_text(on_stderr)
         self.fake("vagrant", f'cat "{self.bin}/out"; cat "{self.bin}/err" >&2; exit {code}')
@@ -48,13 +48,13 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     host = Host(tmp_path)
     monkeypatch.setenv("PATH", f"{host.bin}:/usr/bin:/bin")
-    monkeypatch.setattr(accelerator, "find", lambda: Accelerator("tcg", "max", "there is no /dev/kvm"))
+    monkeypatch.setattr(accelerator, "find", lambda: Accelerator("tcg", "max", "/dev/kvm is missing"))
     return host
 
 
 @pytest.fixture
 def machine(host: Host) -> Machine:
-    """A machine that Vagrant runs, which it has made already."""
+    """A machine that Vagrant has created."""
     machine = makemachine.make_machine(driver="vagrant")
     machine.vagrantfile.touch()
     mark = machine.folder / ".vagrant/machines/tiny/libvirt/id"

@@ -1,4 +1,4 @@
-"""The driver, the image store and ssh as doubles that write down what they did, for tests of a machine's life."""
+"""Doubles of the driver, the image store and ssh that record their calls, for tests of the actions of a machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kimbox.spec.model import BootMode
 
 
 class World(Script):
-    """Everything that the actions call, feigned. `did` is what was done, in order."""
+    """Doubles for everything that the actions call. `did` has the names of the calls, in order."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
@@ -43,10 +43,11 @@ class World(Script):
         self.machine = Machine("tiny")
         self.driver = fakedriver.install(monkeypatch, self)(self.machine)
         self.lock = Lock("d" * 64, "e" * 64, {})
-        #: Boot modes that were set in the disk, each with the one for once; or why they cannot be.
+        #: Boot modes that were set in the disk, each with the mode for the next boot only.
         self.modes: list[tuple[str, str | None]] = []
+        #: If set, boot modes cannot be set in the disk, with this error.
         self.no_modes: KimboxError | None = None
-        #: What the guest tells when it got its manifest.
+        #: The events that the guest sends after it has received its manifest.
         self.after = [event("provisioning", manifest=self.digest), event("ready", manifest=self.digest)]
 
     @property
@@ -72,7 +73,7 @@ class World(Script):
 
 
 class FakeGuest:
-    """An ssh connection that answers everything with success."""
+    """An ssh connection on which every command succeeds."""
 
     code = 0
 

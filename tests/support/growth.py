@@ -1,7 +1,7 @@
-"""Looks for regular expressions whose work grows faster than their text, with texts derived from the expression.
+"""Finds regular expressions whose work grows faster than the length of the text. Derives the texts from the expression.
 
-Work is the time of this process's processor, so that a busy machine changes little. What seems to grow is measured
-again.
+Work is measured as the CPU time of this process, so that a busy host changes it little. Growth that is detected once
+is measured again.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any, AnyStr
 
-#: Lengths of the texts. The first ones notice an exponential expression before it takes for ever. With the last, a
-#: linear one takes a millisecond, and a quadratic one that does little for each character several tenths of a second.
+#: Lengths of the texts. The first lengths detect an exponential expression before a call lasts too long. With the last
+#: length, a linear expression takes a millisecond, and a quadratic one with little work for each character several
+#: tenths of a second.
 LENGTHS = (*range(8, 42, 2), 60, 90, 140, 210, 320, 640, 2_500, 10_000, 50_000)
 
-#: Less time than this is never called growth, in seconds.
+#: CPU time below which a call is never reported as growth, in seconds.
 FLOOR_S = 0.05
 
-#: Fold of work that four times the text may take. Linear is 4, quadratic 16.
+#: Maximum factor of work for a text that is four times as long. Linear is 4, quadratic 16.
 MOST_FOLD = 8
 
-#: How often a suspicion is measured; the least of all results counts.
+#: Number of measurements of growth that was detected once. All of them must show it.
 TRIES = 3
 
-#: How much is combined: characters of a class, and of all classes; pieces in pairs; beginnings.
+#: Maximum numbers: characters of one class, characters of all classes, pieces that are paired, beginnings.
 MAX_CHARACTERS, MAX_LETTERS, MAX_PAIRED, MAX_HEADS = 2, 8, 4, 3
 
-#: How texts end: with the last piece, and with what hardly any expression takes.
+#: Ends of the texts: none, and a character that hardly any expression matches.
 TAILS = ("", "\x00")
 
 _CATEGORIES = {
@@ -40,7 +41,7 @@ _CATEGORIES = {
 
 
 def hard_text(pattern: re.Pattern[AnyStr], methods: Iterable[str], longest: int = LENGTHS[-1]) -> str | None:
-    """Describes a text on which one of these methods of an expression does more than linear work, if one is known."""
+    """Returns a description of a text on which one of these methods does more than linear work, or None."""
     is_text = isinstance(pattern.pattern, str)
     source = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode("latin-1")
     for (head, unit, tail), method in itertools.product(texts(source, pattern.flags & ~re.UNICODE), sorted(methods)):
@@ -55,7 +56,7 @@ def hard_text(pattern: re.Pattern[AnyStr], methods: Iterable[str], longest: int 
 
 
 def seconds(pattern: re.Pattern[AnyStr], method: str, text: AnyStr) -> float:
-    """What one call takes of the processor. All that `finditer` finds is taken, as by `findall`, `sub` and `split`."""
+    """Returns the CPU time of one call in seconds. `finditer` is read to its end, as `findall` and `split` do."""
     started = time.process_time()
     if method == "finditer":
         for _ in pattern.finditer(text):
@@ -66,7 +67,7 @@ def seconds(pattern: re.Pattern[AnyStr], method: str, text: AnyStr) -> float:
 
 
 def outgrows(run: Callable[[int], float], longest: int) -> bool:
-    """Whether the work grows faster than the length of the text, up to a length."""
+    """Whether the work grows faster than the length of the text, for lengths up to `longest`."""
     for length in LENGTHS:
         if length <= longest and run(length) > FLOOR_S:
             return all(run(length) > max(FLOOR_S, MOST_FOLD * run(length // 4)) for _ in range(TRIES))
@@ -74,9 +75,9 @@ def outgrows(run: Callable[[int], float], longest: int) -> bool:
 
 
 def texts(pattern: str, flags: int) -> Iterator[tuple[str, str, str]]:
-    """What may be hard for an expression: what a text begins with, a piece to be repeated, what it ends with.
+    """Yields texts that may be slow for an expression: the beginning, a piece that is repeated, and the end.
 
-    Pieces are the characters of the expression, its beginnings, and pairs of both; they stand behind its beginnings.
+    Pieces are the characters of the expression, its beginnings, and pairs of both. They follow its beginnings.
     """
     tree = parser.parse(pattern, flags)
     heads = list(dict.fromkeys(beginnings(tree)))
@@ -87,7 +88,7 @@ def texts(pattern: str, flags: int) -> Iterator[tuple[str, str, str]]:
 
 
 def alphabet(tree: Any) -> Iterator[str]:
-    """Characters that an expression distinguishes: of each class a few; those that may repeat come first."""
+    """Yields the characters that an expression distinguishes, a few of each class. Repeatable characters come first."""
     later = []
     for code, value in tree:
         if code is codes.LITERAL:
@@ -106,24 +107,24 @@ def alphabet(tree: Any) -> Iterator[str]:
 
 
 def members(items: Any) -> list[str]:
-    """A few characters of a class, and of what it leaves out."""
-    found: list[str] = []
+    """Returns a few characters of a class. For a negated class, the first character is outside of its ranges."""
+    characters: list[str] = []
     ranges: set[str] = set()
     for code, value in items:
         if code is codes.LITERAL:
-            found.append(chr(value))
+            characters.append(chr(value))
         elif code is codes.RANGE:
-            found.append(chr(value[0]))
+            characters.append(chr(value[0]))
             ranges.update(map(chr, range(value[0], value[1] + 1)))
         elif code is codes.CATEGORY:
-            found.append(_CATEGORIES[value])
+            characters.append(_CATEGORIES[value])
     if items[0][0] is codes.NEGATE:
-        return [next(c for c in "a0 -\n" if c not in ranges and c not in found), *found[:MAX_CHARACTERS]]
-    return found[:MAX_CHARACTERS]
+        return [next(c for c in "a0 -\n" if c not in ranges and c not in characters), *characters[:MAX_CHARACTERS]]
+    return characters[:MAX_CHARACTERS]
 
 
 def subtrees(value: Any) -> Iterator[Any]:
-    """The parts of an expression below a node of its tree."""
+    """Yields the subexpressions below a node of the tree of an expression."""
     if isinstance(value, parser.SubPattern):
         yield value
     elif isinstance(value, list | tuple):
@@ -131,29 +132,29 @@ def subtrees(value: Any) -> Iterator[Any]:
             yield from subtrees(item)
 
 
-def sample(tree: Any) -> str:
-    """A text that these parts of an expression take: what repeats once, of branches the first."""
-    found = ""
+def matching_text(tree: Any) -> str:
+    """Returns a text that these parts of an expression match. Branches: the first. Repetitions: the minimum, but 1."""
+    text = ""
     for code, value in tree:
         if code is codes.LITERAL:
-            found += chr(value)
+            text += chr(value)
         elif code is codes.IN:
-            found += members(value)[0]
+            text += members(value)[0]
         elif code in (codes.ANY, codes.NOT_LITERAL):
-            found += "a" if value != ord("a") else "b"
+            text += "a" if value != ord("a") else "b"
         elif code is codes.BRANCH:
-            found += sample(value[1][0])
+            text += matching_text(value[1][0])
         elif code in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
-            found += sample(value[2]) * max(1, min(value[0], 100))
+            text += matching_text(value[2]) * max(1, min(value[0], 100))
         elif code is codes.SUBPATTERN:
-            found += sample(value[-1])
+            text += matching_text(value[-1])
         elif code is codes.ATOMIC_GROUP:
-            found += sample(value)
-    return found
+            text += matching_text(value)
+    return text
 
 
 def beginnings(tree: Any) -> Iterator[str]:
-    """What an expression takes, up to the end of each of its parts that is no mere character."""
+    """Yields texts that match the expression up to the end of each part that is not a single character."""
     text = ""
     for number, (code, value) in enumerate(tree):
         if code is codes.BRANCH:
@@ -161,6 +162,6 @@ def beginnings(tree: Any) -> Iterator[str]:
                 yield from (text + more for more in beginnings(branch))
         elif code is codes.SUBPATTERN:
             yield from (text + more for more in beginnings(value[-1]))
-        text += sample([(code, value)])
+        text += matching_text([(code, value)])
         if text and (code is not codes.LITERAL or number + 1 == len(tree) or tree[number + 1][0] is not codes.LITERAL):
             yield text

@@ -1,4 +1,4 @@
-"""A web server on 127.0.0.1 that offers one file and misbehaves as it is told."""
+"""A web server on 127.0.0.1 with one file. Tests can make it answer wrongly."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 
 
 class Site:
-    """What the server offers, how it misbehaves, and what it was asked."""
+    """The file of the server, the faults of its answers, and the requests."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        #: Its version, as `ETag`; None: no validator is sent.
+        #: The file's version, as `ETag`. None: no validator is sent.
         self.etag: str | None = '"1"'
         self.takes_ranges = True
-        #: Added to the start of a range in what is told of it.
+        #: Added to the start of the range in `Content-Range`, in bytes.
         self.range_lie = 0
-        #: For one request after another: break off after so many bytes of the body.
+        #: For each request in order: the number of bytes of the body after which the connection ends.
         self.break_after: list[int] = []
-        #: For one request after another: answer with this status and no file.
+        #: For each request in order: the status of an answer without a file.
         self.statuses: list[int] = []
-        #: Added to the length that is told.
+        #: Added to `Content-Length`, in bytes.
         self.lie = 0
-        #: Whether the length is told at all.
+        #: Whether `Content-Length` is sent.
         self.tells_length = True
-        #: Called once an answer broke off.
+        #: Called after each answer that `break_after` has ended.
         self.after_break: Any = None
-        #: After the first bytes, one byte each time this passes (seconds); 0: nothing at all.
+        #: Pause after each byte that follows the first 1000 bytes, in seconds. 0: no byte follows. None: no pauses.
         self.drip_s: float | None = None
         self.location: str | None = None
-        #: Every request's headers.
+        #: The headers of every request.
         self.requests: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.port = 0
@@ -45,21 +45,21 @@ class Site:
 
     @property
     def ranges(self) -> list[str | None]:
-        """The Range of every request."""
+        """The header `Range` of every request."""
         return [r.get("Range") for r in self.requests]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves the site of its class."""
+    """Serves the site that its class attribute names."""
 
     site: Site
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Writes no log."""
 
     def do_GET(self) -> None:
-        """Answers, or not quite."""
+        """Sends an answer, possibly with the faults of the site."""
         site = self.site
         site.requests.append(dict(self.headers.items()))
         site.paths.append(self.path)
@@ -72,14 +72,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file()
 
     def answer(self, status: int, headers: dict[str, str]) -> None:
-        """The head of an answer."""
+        """Sends the status and the headers of an answer."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
 
     def send_file(self) -> None:
-        """The file, or the part of it that was asked for."""
+        """Sends the file, or the requested range."""
         site, size = self.site, len(self.site.content)
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(match[1]) if match and site.takes_ranges else 0
@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_body(body)
 
     def send_body(self, body: bytes) -> None:
-        """All of it, or as much as the site is willing to send."""
+        """Sends the body completely, slowly or in part, as the site requires."""
         site = self.site
         if site.drip_s is not None:
             self.wfile.write(body[:1000])
@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(content: bytes) -> Iterator[Site]:
-    """The site while it serves."""
+    """Serves a file. Yields the site, whose attributes a test can change."""
     site = Site(content)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("SiteHandler", (Handler,), {"site": site}))
     server.daemon_threads = True

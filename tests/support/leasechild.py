@@ -1,9 +1,9 @@
-"""A kimbox of its own for the tests of leases: takes a disk into the store and makes a machine of it, slowly.
+"""A kimbox in a process of its own, for the tests of leases. It puts a disk into the store and creates a machine.
 
     leasechild.py DISK DIGEST FOLDER
 
-Under the lease it starts a program that outlives it, writes FOLDER/leased-PID, and waits for FOLDER/go. Then it
-writes the record of a machine that was made from the image.
+While it has the lease, it starts a program that continues after it ends, writes FOLDER/leased-PID, and waits for
+FOLDER/go. Then it writes the record of a machine that was created from the image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kimbox import run
 from kimbox.image import obtain
 from kimbox.spec.model import RemoteImage
 
-#: Maximum wait for FOLDER/go, and the life of the program.
+#: Timeout of the wait for FOLDER/go, and duration of the program.
 BOUND_S = 60
 
 #: Writes its process id, then sleeps.
@@ -27,7 +27,7 @@ PROGRAM = 'echo $$ >"$0.new"; mv "$0.new" "$0"; exec sleep "$1"'
 
 
 def main(disk: str, digest: str, folder: Path) -> None:
-    """One machine."""
+    """Obtains the image and creates one machine."""
     with obtain.leased_file(RemoteImage(disk, digest)) as image:
         program = folder / f"program-{os.getpid()}"
         run.detach(["sh", "-c", PROGRAM, program, str(BOUND_S)], log=folder / "log")
@@ -38,10 +38,10 @@ def main(disk: str, digest: str, folder: Path) -> None:
 
 
 def wait_for(path: Path) -> None:
-    """Returns when the file exists."""
-    end = time.monotonic() + BOUND_S
+    """Waits until the file exists."""
+    deadline = time.monotonic() + BOUND_S
     while not path.exists():
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             sys.exit(f"{path.name} did not appear")
         time.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""A libvirtd for tests, started and ended by hand: machines that run tests have no systemd, and no business with it."""
+"""A libvirtd for tests. It runs without systemd, because a host that runs tests may have none."""
 
 from __future__ import annotations
 
@@ -16,62 +16,66 @@ import pytest
 from kimbox import run
 from kimbox.drivers.vagrant.libvirt import virsh
 
-#: What libvirtd needs to run guests as root, and to leave their files to them.
+#: Settings with which libvirtd runs guests as root and does not change the owner of their files.
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 SETTINGS = 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nstdio_handler = "file"\n'
 
-#: libvirtd looks for this account, which the Debian package of the daemon alone does not make.
+#: An account that libvirtd requires. The Debian package of the daemon does not create it.
 ACCOUNT = "libvirt-qemu"
 
+#: Timeout of the start and of the end of libvirtd, in seconds.
 START_S = 60.0
 
 
 def why_not() -> str | None:
-    """Why no libvirtd can be had here."""
-    lacks = [name for name in ("vagrant", "libvirtd", "virsh", "dnsmasq", "iptables") if not run.which(name)]
-    if lacks:
-        return f"there is no {', '.join(lacks)} here; `script/bootstrap test` brings it"
+    """Returns the reason why libvirtd cannot run here, or None."""
+    missing = [name for name in ("vagrant", "libvirtd", "virsh", "dnsmasq", "iptables") if not run.which(name)]
+    if missing:
+        return f"missing programs: {', '.join(missing)} (`script/bootstrap test` installs them)"
     if not answers() and os.geteuid() != 0:
-        return "no libvirtd answers, and only root may start one"
+        return "no libvirtd answers, and only root can start one"
     return None
 
 
 def answers() -> bool:
-    """Whether a libvirtd answers this user."""
+    """Whether a libvirtd answers the current user."""
     return virsh("version", check=False).ok
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[None]:
-    """A libvirtd that answers: the one that is there, or one that ends with its networks. Skips where there is none."""
+    """Provides a libvirtd that answers: the running one, or one that is stopped at the end with its networks.
+
+    Skips the test if neither is possible.
+    """
     if why := why_not():
         pytest.skip(why)
     if answers():
         yield
         return
     _make_account()
-    is_ours = not QEMU_CONF.exists()
-    if is_ours:
+    creates_configuration = not QEMU_CONF.exists()
+    if creates_configuration:
         QEMU_CONF.parent.mkdir(exist_ok=True)
         QEMU_CONF.write_text(SETTINGS)
     pid_file = folder / "libvirtd.pid"
-    ended = run.detach(["libvirtd", "--pid-file", str(pid_file)], log=folder / "libvirtd.log")
+    exit_code = run.detach(["libvirtd", "--pid-file", str(pid_file)], log=folder / "libvirtd.log")
     try:
         deadline = time.monotonic() + START_S
         while not answers():
-            assert ended() is None, (folder / "libvirtd.log").read_text()
+            assert exit_code() is None, (folder / "libvirtd.log").read_text()
             assert time.monotonic() < deadline, "libvirtd does not answer"
             time.sleep(0.1)
         yield
     finally:
         for network in virsh("net-list", "--name", check=False).stdout.split():
             virsh("net-destroy", network, check=False)
-        if ended() is None:
+        if exit_code() is None:
             os.kill(int(pid_file.read_text()), signal.SIGTERM)
             deadline = time.monotonic() + START_S
-            while ended() is None and time.monotonic() < deadline:
+            while exit_code() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
-        if is_ours:
+        if creates_configuration:
             QEMU_CONF.unlink()
 
 
@@ -87,7 +91,7 @@ def _make_account() -> None:
 
 
 def inventory() -> dict[str, list[str]]:
-    """Domains, networks and volumes that libvirt has."""
+    """Returns the names of libvirt's domains, networks and volumes."""
     volumes = virsh("vol-list", "default", check=False)
     return {
         "domains": sorted(virsh("list", "--all", "--name").stdout.split()),

@@ -1,4 +1,4 @@
-"""Reads LVM2's on-disk format for tests: written from its description, sharing no code with what writes it."""
+"""Reads the on-disk format of LVM2. It is written from the format's description and shares no code with the writer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CRC_TABLE = [
 
 
 def checksum(data: bytes) -> int:
-    """LVM's checksum, bit by bit as the original does it."""
+    """Returns LVM's checksum, computed like calc_crc in lib/misc/crc.c."""
     crc = 0xF597A6CF
     for byte in data:
         crc ^= byte
@@ -26,7 +26,7 @@ def checksum(data: bytes) -> int:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """LVM's text format: sections, numbers, quoted texts, lists."""
+    """Parses LVM's text format: sections, numbers, quoted texts, lists."""
     tokens = [m[1] for m in TOKEN.finditer(text)]
     value, rest = _section(tokens, 0)
     assert rest == len(tokens)
@@ -34,18 +34,18 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def _section(tokens: list[str], at: int) -> tuple[dict[str, Any], int]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     while at < len(tokens) and tokens[at] != "}":
         name, sign = tokens[at], tokens[at + 1]
-        assert name not in found, f"{name} is there twice"
+        assert name not in fields, f"{name} occurs twice"
         if sign == "{":
-            found[name], at = _section(tokens, at + 2)
+            fields[name], at = _section(tokens, at + 2)
             assert tokens[at] == "}"
             at += 1
         else:
             assert sign == "="
-            found[name], at = _value(tokens, at + 2)
-    return found, at
+            fields[name], at = _value(tokens, at + 2)
+    return fields, at
 
 
 def _value(tokens: list[str], at: int) -> tuple[Any, int]:
@@ -60,16 +60,16 @@ def _scalar(token: str) -> str | int:
 
 
 def _locations(data: bytes, at: int) -> tuple[list[tuple[int, int]], int]:
-    """A list of (offset, size), ended by zeros; and what follows it."""
-    found = []
+    """Returns a list of (offset, size) that ends with zeros, and the position after it."""
+    pairs = []
     while (pair := struct.unpack_from("<QQ", data, at)) != (0, 0):
-        found.append(pair)
+        pairs.append(pair)
         at += 16
-    return found, at + 16
+    return pairs, at + 16
 
 
 def read(pv: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the label says of a PV, and its volume group. Every checksum must be right."""
+    """Returns the facts in the label of a physical volume, and its volume group. Checks every checksum."""
     label = pv[512:1024]
     name, sector, crc, offset, kind = struct.unpack_from("<8sQII8s", label)
     assert (name, sector, kind) == (b"LABELONE", 1, b"LVM2 001")

@@ -1,4 +1,4 @@
-"""Disks of kimbox's layout with real ext4 file systems and made snapshots, written in a moment and without root."""
+"""Disks of kimbox's layout with real ext4 file systems and a snapshot store, written quickly and without root."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLACES = {"boot": LAYOUT.boot, "root": LAYOUT.root.place, "persistent": LAYOUT.p
 
 
 def make(disk: Path) -> None:
-    """A whole disk: partition table, LVM, three file systems, GRUB's environment, swap, an empty snapshot."""
+    """Writes a disk with a partition table, LVM, three file systems, GRUB's environment, swap and an empty snapshot."""
     with disk.open("wb") as file:
         file.truncate(LAYOUT.size_bytes)
         pieces = [(0, sectors.mbr(LAYOUT, SEED, bytes(512))), *writer.pieces(LAYOUT, SEED, 0)]
@@ -50,65 +50,65 @@ def make(disk: Path) -> None:
 
 @attrs.frozen
 class Places:
-    """Where on a disk /boot and root lie: offset and size in bytes."""
+    """The places of /boot and root on a disk: offset and size in bytes."""
 
     boot: tuple[int, int]
     root: tuple[int, int]
 
 
 def places_of(disk: Path) -> Places:
-    """Of any raw disk of kimbox's layout."""
+    """Returns the places on a raw disk of kimbox's layout."""
     with rawdisk.opened(disk) as view:
         return Places(*view.boot.pieces, *view.root.pieces)
 
 
 def differences(former: Path, disk: Path) -> changes.Changes:
-    """What differs between two raw disks."""
+    """Returns the differences between two raw disks."""
     with rawdisk.opened(former) as old, rawdisk.opened(disk) as new:
         return changes.find(old, new)
 
 
 def device(disk: Path, place: Extent) -> str:
-    """How e2fsprogs name a file system in a disk."""
+    """Returns the name of a file system in a disk for the programs of e2fsprogs."""
     return f"{disk}?offset={place.offset_bytes}"
 
 
 def put(disk: Path, place: Extent, name: str, content: Path) -> None:
-    """Copies a file into the top folder of a file system."""
+    """Copies a file into the root directory of a file system."""
     run.run(["debugfs", "-w", "-R", f"write {content} {name}", device(disk, place)])
 
 
 def remove(disk: Path, place: Extent, name: str) -> None:
-    """Removes a file, as a guest does: its blocks are free and keep what was in them."""
+    """Removes a file as a guest does: its blocks become free and keep their content."""
     run.run(["debugfs", "-w", "-R", f"rm {name}", device(disk, place)])
 
 
 def get(disk: Path, place: Extent, name: str, target: Path) -> bytes:
-    """The content of a file in a file system."""
+    """Returns the content of a file in a file system. `target` is a temporary file."""
     target.unlink(missing_ok=True)
     run.run(["debugfs", "-R", f"dump {name} {target}", device(disk, place)])
     return target.read_bytes()
 
 
 def is_sound(disk: Path, place: Extent) -> bool:
-    """Whether fsck finds nothing to mend."""
+    """Whether e2fsck finds no error."""
     return run.run(["e2fsck", "-fn", device(disk, place)], check=False).ok
 
 
 def read(disk: Path, offset: int, size: int) -> bytes:
-    """Bytes of a raw disk."""
+    """Reads bytes of a raw disk."""
     with disk.open("rb") as file:
         return os.pread(file.fileno(), size, offset)
 
 
 def write(disk: Path, offset: int, data: bytes) -> None:
-    """Puts bytes into a raw disk."""
+    """Writes bytes to a raw disk."""
     with disk.open("r+b") as file:
         os.pwrite(file.fileno(), data, offset)
 
 
 def store(disk: Path, chunks: Mapping[int, bytes], *, valid: bool = True) -> None:
-    """Writes the snapshot's store as the kernel does: header, one area, and these chunks of the origin."""
+    """Writes the COW store of the snapshot as the kernel does: header, one area, and these chunks of the origin."""
     unit, start = SNAPSHOT_CHUNK_BYTES, LAYOUT.snapshot.place.offset_bytes
     write(disk, start, struct.pack("<IIII", 0x70416E53, valid, 1, unit // 512))
     table = b"".join(struct.pack("<QQ", old, 2 + index) for index, old in enumerate(chunks))
@@ -118,12 +118,12 @@ def store(disk: Path, chunks: Mapping[int, bytes], *, valid: bool = True) -> Non
 
 
 def overlaid(base: Path, changed: Path, overlay: Path) -> Path:
-    """An overlay on `base` that shows what `changed` holds."""
+    """Makes an overlay on `base` with the content of `changed`. Returns the overlay."""
     run.run(["qemu-img", "convert", "-O", "qcow2", "-B", base, "-F", "raw", changed, overlay])
     return overlay
 
 
 def raw_of(overlay: Path, target: Path) -> Path:
-    """What a guest would see of an overlay."""
+    """Writes the content of an overlay, as a guest reads it, to a raw disk. Returns the raw disk."""
     run.run(["qemu-img", "convert", "-O", "raw", overlay, target])
     return target

@@ -20,13 +20,13 @@ _KEY = "%no-protection\nKey-Type: EDDSA\nKey-Curve: ed25519\nName-Real: Archive\
 
 
 def usable() -> bool:
-    """Whether this machine has what it takes."""
+    """Whether this host has the required programs."""
     return all(run.which(program) for program in ("apt-get", "apt-cache", "dpkg-deb", "gpg"))
 
 
 @attrs.frozen
 class Archive:
-    """An archive in a folder: `main` of a suite, for amd64."""
+    """A package archive in a folder, with the component `main` of one suite for amd64."""
 
     folder: Path
     suite: str = "trixie"
@@ -46,7 +46,7 @@ class Archive:
         run.run(["gpg", "--homedir", home, "--batch", "--yes", "--quiet", *args], input=input)
 
     def add(self, name: str, version: str = "1.0", **fields: str) -> LockedPackage:
-        """A package that does nothing; fields as in deb-control(5), with underscores."""
+        """Adds a package without a program. `fields` are those of deb-control(5), with underscores."""
         tree = self.folder / "tree" / f"{name}-{version.replace(':', '_')}"
         (tree / "DEBIAN").mkdir(parents=True)
         pairs = {"Package": name, "Version": version, "Architecture": "all", "Maintainer": "A <a@example.org>"}
@@ -61,15 +61,15 @@ class Archive:
         return LockedPackage(version, "all", hashlib.sha256(file.read_bytes()).hexdigest())
 
     def publish(self, *, signed: bool = True) -> None:
-        """Writes the index of all that is in the pool."""
+        """Writes the index of all packages in the pool."""
         index = self.folder / f"archive/dists/{self.suite}/main/binary-amd64/Packages"
         index.parent.mkdir(parents=True, exist_ok=True)
         stanzas = []
         for file in sorted((self.folder / "archive/pool").glob("*.deb")):
             data = file.read_bytes()
             control = run.run(["dpkg-deb", "--field", file]).stdout
-            more = f"Filename: pool/{file.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
-            stanzas.append(control + more)
+            location = f"Filename: pool/{file.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
+            stanzas.append(control + location)
         text = "\n".join(stanzas)
         index.write_text(text)
         entry = f"{hashlib.sha256(text.encode()).hexdigest()} {len(text.encode())} main/binary-amd64/Packages"
@@ -90,7 +90,7 @@ class Archive:
 
 
 def base(folder: Path) -> Archive:
-    """An archive with what every system holds, and `tool`, which needs `library`."""
+    """Returns an archive with the packages of every system, and with `tool`, which depends on `library`."""
     folder.mkdir(parents=True, exist_ok=True)
     archive = Archive(Path(os.path.realpath(folder)))
     archive.add("base-files", Essential="yes", Priority="required")

@@ -1,7 +1,7 @@
-"""A root folder that looks like a sealed box in which the audit finds nothing, to open holes in.
+"""A root folder like that of a sealed box without any breach. Tests add a breach and run the audit.
 
-The scripts run under their real paths in a mount namespace; nft, systemctl, sshd, apt-config and apt-get are stand-ins
-that say what lies in /said, and /proc is a folder of files. Other programs come from the host.
+The scripts run at their real paths in a mount namespace. nft, systemctl, sshd, apt-config and apt-get are scripts that
+print the files in /said, and /proc is a folder of files. Other programs are those of the host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from kimbox.run import Completed, run
 BOOT = "11111111-2222-4333-8444-555555555555"
 AUDIT = "/usr/lib/kimbox/audit"
 
-#: Into a tmpfs, so that a search of the root does not go on into the host's; `host` makes /proc the real one.
+#: The root is copied into a tmpfs, so that a search of the root does not continue into the host's. With a second
+#: argument, /proc is the real one.
 _ENTER = """
 mkdir -p "$1.live" && mount -t tmpfs -o mode=0755 none "$1.live" && cp -a "$1/." "$1.live/" || exit 99
 [ -z "$2" ] || mount --rbind /proc "$1.live/proc" || exit 99
@@ -36,7 +37,7 @@ list-units) cat /said/units ;;
 esac
 """
 
-#: What nft lists, as `seal` has loaded it.
+#: The rules that nft lists after `seal` has loaded them.
 RULES = """\
 table inet kimbox {
     set inbound {
@@ -79,7 +80,7 @@ table inet kimbox {
 }
 """
 
-#: What each file of the box holds, and its mode.
+#: The content and the mode of each file of the box.
 FILES = {
     "etc/passwd": (
         "root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin\n"
@@ -164,7 +165,7 @@ FILES = {
 
 _SOCKETS = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 
-#: What listens: address, port and state as the kernel writes them, and the account's number.
+#: The listening sockets: address, port and state as the kernel writes them, and the user id.
 LISTENING = {
     "tcp": [("0100007F", 11300, "0A", 0), ("00000000", 22, "0A", 0), ("0F02000A", 8080, "01", 0)],
     "tcp6": [("0" * 24 + "01000000", 25, "0A", 0), ("0" * 32, 22, "0A", 0)],
@@ -172,7 +173,7 @@ LISTENING = {
     "udp6": [],
 }
 
-#: Kernel settings as a sealed box has them. The names are those below /proc/sys.
+#: Kernel settings of a sealed box. The names are paths below /proc/sys.
 SETTINGS = {
     "kernel/randomize_va_space": 2, "kernel/yama/ptrace_scope": 2, "fs/suid_dumpable": 0, "fs/protected_hardlinks": 1,
     "fs/protected_symlinks": 1, "fs/protected_fifos": 2, "fs/protected_regular": 2, "kernel/kptr_restrict": 2,
@@ -192,12 +193,12 @@ SETTINGS = {
     "net/ipv4/conf/all/rp_filter": 1, "net/ipv4/conf/all/log_martians": 1, "net/ipv4/conf/lo/accept_redirects": 1,
 }  # fmt: skip
 
-#: Of /etc, what the host's programs need.
+#: Entries of /etc that the programs of the host need.
 _KEPT = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")
 
 
 class AuditedBox(FakeGuest):
-    """A sealed box; what is written below `path` opens holes."""
+    """A sealed box. Tests change its files to add a breach."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -219,7 +220,7 @@ class AuditedBox(FakeGuest):
         self.path("/tmp").chmod(0o1777)
 
     def write(self, name: str, text: str, mode: int = 0o644) -> None:
-        """Puts a file in place of what is there."""
+        """Writes a file in place of an existing file or link."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -227,20 +228,20 @@ class AuditedBox(FakeGuest):
         path.chmod(mode)
 
     def append(self, name: str, text: str) -> None:
-        """Adds to a file."""
+        """Appends to a file."""
         path = self.path(name)
         mode = path.stat().st_mode & 0o7777
         self.write(name, path.read_text() + text, mode)
 
     def replace(self, name: str, old: str, new: str) -> None:
-        """Changes a text in a file, which must be there."""
+        """Replaces a text in a file. The text must occur in it."""
         path = self.path(name)
         text = path.read_text()
         assert old in text
         self.write(name, text.replace(old, new), path.stat().st_mode & 0o7777)
 
     def listen(self, name: str, rows: list[tuple[str, int, str, int]]) -> None:
-        """What /proc/net says; an address as the kernel writes it."""
+        """Writes a file of /proc/net. An address has the kernel's form."""
         lines = [
             f"   {i}: {address}:{port:04X} {'0' * len(address)}:0000 {state} 0:0 00:0 0 {uid:5d} 0 {100 + i}\n"
             for i, (address, port, state, uid) in enumerate(rows)
@@ -248,20 +249,20 @@ class AuditedBox(FakeGuest):
         self.write(f"proc/net/{name}", _SOCKETS + "".join(lines))
 
     def audit(self, *arguments: str, host: bool = False) -> Completed:
-        """Runs the audit. `host`: with the real /proc."""
+        """Runs the audit. With `host`, /proc is the real one."""
         enter = ["sh", "-c", _ENTER, "enter", str(self.root), "host" if host else "", AUDIT, *arguments]
         return run([*UNSHARE, *enter], check=False, timeout_s=120)
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Every check of a whole report, by its id."""
+        """Runs the audit and returns every check of its report, by id."""
         done = self.audit()
         assert (0, "") == (done.code, done.stderr)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert {"end": True, "checks": len(lines) - 2} == lines[-1]
-        found = {line["id"]: line for line in lines[1:-1]}
-        assert len(found) == len(lines) - 2
-        return found
+        checks = {line["id"]: line for line in lines[1:-1]}
+        assert len(checks) == len(lines) - 2
+        return checks
 
     def failed(self) -> set[str]:
-        """The checks that failed."""
+        """Runs the audit and returns the ids of the checks that failed."""
         return {name for name, check in self.rows().items() if check["status"] == "fail"}

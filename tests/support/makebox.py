@@ -17,7 +17,7 @@ def make_box(
     provision: tuple[Step, ...] = (),
     probes: tuple[Probe, ...] = (),
 ) -> Box:
-    """A small box whose spec lies in `folder`."""
+    """Returns a small box whose spec is in `folder`."""
     volumes = {n: Volume(n, 64 * MIB) for n in ("root", "persistent", "swap")}
     return Box(
         name="tiny",
@@ -38,21 +38,21 @@ def make_box(
 
 
 def git(folder: Path, *args: str) -> str:
-    """Runs git as a user would, with an identity and nobody's configuration."""
+    """Runs git with an identity, and without the configuration of the user and the system. Returns its output."""
     env = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main")
-    return run(["git", *who, *args], cwd=folder, env=env, die_with_parent=False).stdout.strip()
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main")
+    return run(["git", *identity, *args], cwd=folder, env=env, die_with_parent=False).stdout.strip()
 
 
 def make_repository(folder: Path, files: dict[str, str] | None = None) -> str:
-    """A git repository with one commit on `main`; returns the commit. Files whose name is `setup` are executable."""
+    """Makes a git repository with one commit on `main`. Returns it. Files that begin with `#!` are executable."""
     folder.mkdir(parents=True)
     git(folder, "init", "-q")
     return commit(folder, files or {"a": "one\n"})
 
 
 def commit(folder: Path, files: dict[str, str]) -> str:
-    """One more commit."""
+    """Adds a commit with these files and returns it."""
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)

@@ -1,4 +1,4 @@
-"""Makes folders of machines for tests; no process runs in them, but one can be feigned by holding the run lock."""
+"""Makes folders of machines for tests. No process runs; a test can hold the run lock as a process would."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECORD = Record(
 
 
 def make_machine(name: str = "tiny", **changes: Any) -> Machine:
-    """A machine with a record, a key and an empty disk."""
+    """Makes a machine with a record, a key and an empty disk."""
     machine = Machine(name)
     machine.folder.mkdir(parents=True)
     machine.disk.touch()
@@ -43,19 +43,19 @@ def make_machine(name: str = "tiny", **changes: Any) -> Machine:
 
 
 def event(kind: str, /, *, boot: str = BOOT, uptime_s: float = 1.5, **fields: str | int) -> str:
-    """A line as a guest writes it."""
+    """Returns an event as a line that a guest writes."""
     return json.dumps({"event": kind, "boot": boot, "uptime_s": uptime_s} | fields) + "\n"
 
 
 def tell(machine: Machine, *lines: str) -> None:
-    """What the guest says through its port."""
+    """Appends lines to the events of the guest."""
     with machine.events_file.open("a") as file:
         file.writelines(lines)
 
 
 @contextlib.contextmanager
 def running(machine: Machine) -> Iterator[None]:
-    """The machine's process seems to live."""
+    """Holds the run lock, so that the machine appears to run."""
     with machine.run_lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

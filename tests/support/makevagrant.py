@@ -1,4 +1,4 @@
-"""Archives as Vagrant has them, and as nobody should make them."""
+"""Box archives of Vagrant, valid and invalid."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from kimbox import run
 
-#: A disk with a partition table and something in it, a few MiB long.
+#: Size of the disk in an archive.
 DISK_BYTES = 4 << 20
 
 
 def raw_disk(path: Path) -> Path:
-    """A small raw disk."""
+    """Writes a small raw disk with a partition signature and some data. Returns its path."""
     content = bytearray(DISK_BYTES)
     content[510:512] = b"\x55\xaa"
     content[1 << 20 : (1 << 20) + 4000] = b"kimbox! " * 500
@@ -25,7 +25,7 @@ def raw_disk(path: Path) -> Path:
 
 
 def converted(raw: Path, kind: str, *options: str) -> bytes:
-    """A disk in another format."""
+    """Returns the content of a raw disk in another format."""
     target = raw.with_name(f"converted.{kind}")
     run.run(["qemu-img", "convert", "-f", "raw", "-O", kind, *options, raw, target])
     data = target.read_bytes()
@@ -34,14 +34,14 @@ def converted(raw: Path, kind: str, *options: str) -> bytes:
 
 
 def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    """The head of a member of any kind."""
+    """Returns the header of a member of any kind."""
     info = tarfile.TarInfo(name)
     info.size, info.type, info.linkname = size, kind, link
     return info
 
 
 def archive(*members: tuple[str | tarfile.TarInfo, bytes], compress: str = "") -> bytes:
-    """A tar archive of these, compressed with `gzip` or `xz` where asked for."""
+    """Returns a tar archive with these members. `compress` is `gzip`, `xz` or empty."""
     buffer = io.BytesIO()
     with tarfile.TarFile(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for head, data in members:
@@ -53,6 +53,6 @@ def archive(*members: tuple[str | tarfile.TarInfo, bytes], compress: str = "") -
 
 
 def metadata(provider: str = "libvirt", **more: object) -> tuple[str, bytes]:
-    """metadata.json, as of a box for libvirt unless told otherwise."""
+    """Returns the name and content of metadata.json of a box for a provider."""
     value = {"provider": provider} | ({"format": "qcow2", "virtual_size": 1} if provider == "libvirt" else {})
     return "metadata.json", json.dumps(value | more).encode()

@@ -1,4 +1,4 @@
-"""A home for each test: none sees what another made, or what the user of this host has."""
+"""A KIMBOX_HOME for each test, so that a test uses neither files of other tests nor files of the user."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """KIMBOX_HOME, which is not there yet."""
+    """The path of KIMBOX_HOME. The folder does not exist yet."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     return tmp_path / "home"

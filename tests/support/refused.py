@@ -1,4 +1,4 @@
-"""Expects an error by its class, its code and its fields. The wording of a message may change, these may not."""
+"""Expects an error by its class, its code and its fields. The text of a message may change; these do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = TypeVar("Kind", bound=KimboxError)
 
 @contextlib.contextmanager
 def refused(kind: type[Kind], code: str, **fields: str) -> Iterator[pytest.ExceptionInfo[Kind]]:
-    """The block raises an error of class `kind` with this code, and with at least these fields."""
+    """Expects that the block raises an error of the class `kind` with this code, and with at least these fields."""
     with pytest.raises(kind) as caught:
         yield caught
     error = caught.value

@@ -1,8 +1,9 @@
-"""A kimbox of its own for the tests of the store: makes the tiny image, and dies on the way if it is told to.
+"""A kimbox in a process of its own, for the tests of the store. It builds the tiny image, and can kill itself.
 
     storechild.py POINT BUILDS KIMBOXES
 
-Notes each build with a line in BUILDS, and does not finish one before so many KIMBOXES have asked for it.
+POINT is a key of POINTS or any other word. Each build adds a line to the file BUILDS. A build does not finish before
+KIMBOXES processes have requested the image.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from kimbox.image import namespace, obtain
 from kimbox.image.build import disk, rootfs
 from kimbox.image.store import images
 
-#: Waiting for the others.
+#: Timeout of the wait for the other processes.
 BOUND_S = 20.0
 
 
 def die() -> None:
-    """As kill -9 does it."""
+    """Kills this process as `kill -9` does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def dying_before(real: Callable[..., Any]) -> Callable[..., Any]:
-    """Never does what it should."""
+    """Replaces a function: kills the process before the first call."""
     return lambda *_, **__: die()
 
 
 def dying_after(real: Callable[..., Any], calls: int = 1) -> Callable[..., Any]:
-    """Does it, and dies at the end of that many calls."""
+    """Replaces a function: kills the process at the end of the given call, counted from 1."""
     done = 0
 
     def wrapped(*args: Any, **options: Any) -> Any:
@@ -49,7 +50,7 @@ def dying_after(real: Callable[..., Any], calls: int = 1) -> Callable[..., Any]:
     return wrapped
 
 
-#: Where a build may be cut: what is replaced, and by what.
+#: The points at which a build can be killed: module, function, and its replacement.
 POINTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "before the packages": (rootfs, "build", dying_before),
     "after the packages": (rootfs, "build", dying_after),
@@ -64,7 +65,7 @@ POINTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 
 
 def noting(builds: Path, kimboxes: int) -> Callable[..., Path]:
-    """The tiny root, with a note, once the others are here."""
+    """Returns a replacement of rootfs.build that records the call, and waits for the other processes."""
 
     def build(*args: Any, **options: Any) -> Path:
         with builds.open("a") as file:
@@ -78,7 +79,7 @@ def noting(builds: Path, kimboxes: int) -> Callable[..., Path]:
 
 
 def main(point: str, builds: Path, kimboxes: int) -> None:
-    """One `ensure`."""
+    """Obtains the image once and prints its key."""
     rootfs.build = noting(builds, kimboxes)  # type: ignore[assignment]
     if point in POINTS:
         module, name, change = POINTS[point]

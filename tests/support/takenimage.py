@@ -1,4 +1,4 @@
-"""An image made for tests, and what taking it into the store leaves behind."""
+"""An image for tests, and the files that remain after the store has read it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def disk_bytes(size: int = 3 * MIB) -> bytes:
-    """Something like a disk: an MBR, some data, a long run of zeros, some more data."""
+    """Returns the content of a disk: an MBR, data, a long run of zeros, more data."""
     data = bytearray(size)
     data[:512] = bytes(510) + b"\x55\xaa"
     for start in (4096, size - 70000):
@@ -30,21 +30,21 @@ CONTENT = disk_bytes()
 
 
 def digest_of(content: bytes) -> str:
-    """As a spec has it."""
+    """Returns the digest of a content as a spec contains it."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def leftovers(home: Path) -> list[str]:
-    """All in the home that is neither an image nor a lock."""
+    """Returns the names of all entries of images/ and downloads/ that are not an image, a lock or a lease."""
     images = {str(p.relative_to(home)) for p in (home / "images").glob("*") if p.suffix not in (".lock", ".lease")}
     downloads = {str(p.relative_to(home)) for p in (home / "downloads").glob("*")}
     return sorted(n for n in images | downloads if len(Path(n).name) != 64)
 
 
 def fetched(image: RemoteImage) -> Image:
-    """The image in a file or at a URL, taken into the store."""
-    with obtain.leased_file(image) as found:
-        return found
+    """Puts the image in a file or at a URL into the store and returns it."""
+    with obtain.leased_file(image) as stored:
+        return stored
 
 
 def refusal(location: str | Path, content: bytes = CONTENT) -> KimboxError:

@@ -1,4 +1,4 @@
-"""A recipe and a root file system so small that a disk of them is written in a moment."""
+"""A recipe and a root file system that are so small that their disk is written in less than a second."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DISK = Disk(
     Volume("root_snap", None),
 )
 
-#: What mmdebstrap would leave: files of several owners, what SPLIT moves elsewhere, and GRUB's two files.
+#: Creates what mmdebstrap would create: files of several owners, files that SPLIT moves, and GRUB's two images.
 TREE = r"""
 set -eu
 mkdir -p root/boot/grub root/etc root/home/user root/persistent root/dev root/proc root/tmp root/run root/sys
@@ -48,18 +48,18 @@ touch -d @100 root/etc/hostname
 """
 
 
-#: What a lock would name: nothing to install.
+#: Locked packages of a lock that installs nothing.
 LOCKED = LockedPackages("0" * 64, "2026-01-01T00:00:00Z", ("deb http://m.example.org/debian trixie main",), {})
 
 
 def choose(image: PackageImage, names: Iterable[str], previous: LockedPackages | None, **_: object) -> LockedPackages:
-    """In place of lock.choose.choose: no archive is asked."""
+    """Replaces lock.apt.choose.choose. It does not read an archive."""
     request = request_digest(image.distribution, image.suite, image.mirror, names)
     return previous if previous and previous.request == request else attrs.evolve(LOCKED, request=request)
 
 
 def usable() -> bool:
-    """Whether this user can build here."""
+    """Whether the current user can build an image on this host."""
     try:
         namespace.check()
         run.require("mke2fs")
@@ -69,12 +69,12 @@ def usable() -> bool:
 
 
 def tiny_box(folder: Path, *, packages: tuple[str, ...] = ("one",)) -> Box:
-    """A box with a small disk."""
+    """Returns a box with a small disk."""
     return attrs.evolve(make_box(folder), disk=DISK, image=PackageImage("debian", "trixie", packages))
 
 
 def tiny_recipe() -> Recipe:
-    """A recipe with a file for /persistent, and nothing to install."""
+    """Returns a recipe with files for /persistent and without packages."""
     return Recipe(
         distribution="debian",
         suite="trixie",
@@ -87,7 +87,7 @@ def tiny_recipe() -> Recipe:
 
 
 def fill(_: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO[str]) -> Path:
-    """In place of rootfs.build."""
+    """Replaces image.build.rootfs.build. Returns the root folder."""
     log.write("installing\n")
     on_line("installing")
     namespace.call(["sh", "-c", TREE], cwd=work)
@@ -95,6 +95,6 @@ def fill(_: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO[str])
 
 
 def key_of(box: Box) -> str:
-    """The key of its image."""
+    """Returns the key of the image of a box."""
     assert isinstance(box.image, PackageImage)
     return recipe.recipe(box, box.image, LOCKED).key

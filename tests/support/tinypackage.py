@@ -1,4 +1,4 @@
-"""A tiny box whose image is built in a moment, its halted machine, and `kimbox package` of it."""
+"""A tiny box whose image is built in about a second, its halted machine, and `kimbox package` of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ disk:
   volumes: {root: 256MiB, persistent: 16MiB, swap: 16MiB, root_snap: 8MiB}
 """
 
-#: What every image of kimbox's has, and the tiny one has not.
+#: Adds the files that every image of kimbox contains and that the tiny image does not contain.
 MORE = """
 printf '%s\\n' '# GRUB Environment Block' saved_entry=keep >root/boot/grub/grubenv
 head -c 982 /dev/zero | tr '\\0' '#' >>root/boot/grub/grubenv
@@ -53,7 +53,7 @@ mkdir -p root/var/log root/var/tmp root/var/cache/apt/archives root/root root/ho
 
 @pytest.fixture
 def box(world: Path, kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a tiny box whose image is built."""
+    """The folder of the tiny box. Its image is built."""
 
     def fill(*args: Any, **options: Any) -> Path:
         root = tinyimage.fill(*args, **options)
@@ -69,7 +69,7 @@ def box(world: Path, kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def made(kimbox: Kimbox, box: Path) -> Made:
-    """Runs `kimbox package` and returns its result."""
+    """A function that runs `kimbox package` with arguments and returns its result."""
 
     def call(*words: str) -> dict[str, Any]:
         code, out, err = kimbox("--json", "package", *words)
@@ -81,26 +81,26 @@ def made(kimbox: Kimbox, box: Path) -> Made:
 
 
 def image_of(folder: Path) -> images.Image:
-    """The image of the box, which is built."""
+    """Returns the image of the box in a folder."""
     image = images.find(read_lock(folder / "kimbox.lock").image or "")
     assert image is not None
     return image
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """All in an archive."""
+    """Returns the names and contents of all members of an archive."""
     with tarfile.open(path) as archive:
         return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
 
 
 def everything(disk: Path) -> dict[bytes, Entry]:
-    """Every path of the root on a raw disk."""
+    """Returns every path of the root on a raw disk, with its entry."""
     with rawdisk.opened(disk) as view:
         return {entry.path: entry for entry in directories.walk(view.root.file_system)}
 
 
 def content(disk: Path, path: bytes) -> bytes | None:
-    """The content of a small file of the root on a raw disk."""
+    """Returns the content of a small file of the root on a raw disk."""
     with rawdisk.opened(disk) as view:
         system = view.root.file_system
         entry = directories.find(system, path)
@@ -109,7 +109,7 @@ def content(disk: Path, path: bytes) -> bytes | None:
 
 
 def machine_of(folder: Path, image: images.Image, script: str, *, tree: Path | None = None) -> Machine:
-    """A halted machine whose root a debugfs script has changed; with `tree` its root holds that folder's files."""
+    """Returns a halted machine with a root that a debugfs script has changed. With `tree`, its root has those files."""
     machine = make_machine(
         "tiny", source=str(folder / "kimbox.yaml"), image=image.key, ended=Ended.HALTED,
         spec_digest=load_box(folder / "kimbox.yaml").digest,

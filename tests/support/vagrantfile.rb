@@ -1,4 +1,4 @@
-# Reads a Vagrantfile as Vagrant would, and prints all that it asks for, in order, as JSON: [path, arguments] each.
+# Reads a Vagrantfile as Vagrant does. Prints all of its settings in order as JSON, each as [path, arguments].
 require 'json'
 
 class Recorder < BasicObject

@@ -1,17 +1,17 @@
-"""Waiting for what others do, where no guest is in it."""
+"""Waits for conditions in tests without a guest."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-#: What is waited for takes seconds; a busy machine may need longer.
+#: Timeout of a wait. The conditions take a few seconds; a busy host needs longer.
 LIMIT_S = 60.0
 
 
 def until(what: str, holds: Callable[[], bool]) -> None:
-    """Waits until something holds; fails, naming it, when the time is up."""
-    end = time.monotonic() + LIMIT_S
+    """Waits until `holds` returns true. At the timeout, fails with the name of the condition."""
+    deadline = time.monotonic() + LIMIT_S
     while not holds():
-        assert time.monotonic() < end, f"not within {LIMIT_S:g} s: {what}"
+        assert time.monotonic() < deadline, f"timeout after {LIMIT_S:g} s: {what}"
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""A folder of this host on the web, for its guests and its programs."""
+"""A web server with the files of a folder, for guests and for programs of this host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A web server that does not report each request."""
+    """A request handler that writes no log."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -19,7 +19,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[int]:
-    """Serves a folder on 127.0.0.1; gives the port."""
+    """Serves a folder on 127.0.0.1. Yields the port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
