@@ -1,4 +1,4 @@
-"""One home for every test of a run, so that an image is built once; boxes are driven through the real command line."""
+"""One KIMBOX_HOME for all guest tests of a run, so that an image is built once. Tests use the real command line."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from kimbox import run
 from kimbox.actions import observe
 from kimbox.machine.folder import Machine
 
-#: No verb of a test takes longer, in seconds; a build with all packages of openkim-dev is the longest.
+#: Timeout of a verb, in seconds. The longest is a build with all packages of openkim-dev.
 VERB_TIMEOUT_S = 1800.0
 
 
-#: Between two looks at what is waited for, in seconds: at first, and after a while.
-LOOK_S, LATER_S = 0.02, 0.25
-SOON_S = 5.0
+#: Pause between two checks of a wait, in seconds: within the first FAST_PHASE_S seconds, and after them.
+FAST_PAUSE_S, SLOW_PAUSE_S = 0.02, 0.25
+FAST_PHASE_S = 5.0
 
-#: The same where a look is a program of its own, which takes its time from the guests. `state_of` needs none.
-ASK_S = 2.0
+#: Pause between two checks that start a program, because the program takes CPU time from the guests. `state_of` starts
+#: no program.
+PROGRAM_PAUSE_S = 2.0
 
 
 def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0, every_s: float | None = None) -> None:
-    """Looks until `done`; fails, naming what was waited for, when the time is up."""
+    """Waits until `done` returns true. At the timeout, fails with the name of the condition."""
     started = time.monotonic()
     pause = threading.Event()
     while not done():
         waited_s = time.monotonic() - started
-        assert waited_s < limit_s, f"waited {limit_s:.0f} s in vain: {what}"
-        pause.wait(every_s or (LOOK_S if waited_s < SOON_S else LATER_S))
+        assert waited_s < limit_s, f"timeout after {limit_s:.0f} s: {what}"
+        pause.wait(every_s or (FAST_PAUSE_S if waited_s < FAST_PHASE_S else SLOW_PAUSE_S))
 
 
-#: Files of tests that take longest, in this order: begun first, they do not leave other processors idle at the end.
+#: The slowest test files, slowest first. They start first, so that no processor is idle at the end of the run.
 LONGEST = (
     "test_secure.py", "test_provisiond.py", "test_boot_modes.py", "test_resnap.py", "test_providers.py", "test_kill.py",
     "test_images.py",
@@ -52,17 +53,17 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in the order in which they should begin."""
+    """Puts the slowest files first."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def state_of(name: str) -> str:
-    """What a machine is now, as `kimbox status` tells it."""
+    """Returns the state of a machine as `kimbox status` prints it, without starting a program."""
     return str(observe.state(Machine(name)))
 
 
 def is_given_back(port: int, home: Path) -> bool:
-    """Whether no program of this home listens on a TCP port; a box of those who run other tests may have it by now."""
+    """Whether no program of this home listens on a TCP port. A box of a parallel test run may already use the port."""
     holders = re.findall(r"pid=(\d+)", run.run(["ss", "-Hltnp", f"sport = :{port}"]).stdout)
     for pid in holders:
         with contextlib.suppress(OSError):
@@ -74,13 +75,13 @@ def is_given_back(port: int, home: Path) -> bool:
 
 @attrs.frozen
 class Kimbox:
-    """The program `kimbox`, in a folder, with a home of its own."""
+    """The program `kimbox` with a working directory and a KIMBOX_HOME."""
 
     home: Path
     folder: Path
 
     def __call__(self, *words: str | Path, check: bool = True, input: str | None = None) -> run.Completed:
-        """Runs a verb. With `check`, a failure shows what kimbox said."""
+        """Runs a verb. With `check`, a failure raises AssertionError with the output."""
         done = run.run(
             [sys.executable, "-m", "kimbox", *map(str, words)],
             check=False,
@@ -91,17 +92,17 @@ class Kimbox:
         )
         if check and not done.ok:
             raise AssertionError(
-                f"kimbox {' '.join(map(str, words))} ended with {done.code}:\n{done.stdout}{done.stderr}"
+                f"kimbox {' '.join(map(str, words))} exited with {done.code}:\n{done.stdout}{done.stderr}"
             )
         return done
 
     def json(self, *words: str | Path, check: bool = True) -> dict[str, Any]:
-        """Runs a verb with --json and returns its result, or its error."""
+        """Runs a verb with --json. Returns its result, or its error."""
         answer = json.loads(self("--json", *words, check=check).stdout)
         return dict(answer.get("result") or answer["error"])
 
     def sh(self, box: str, script: str, *, check: bool = True) -> str:
-        """Runs a shell script in a box and returns what it printed."""
+        """Runs a shell script in a box and returns its stdout."""
         return self("exec", box, "--", "sh", "-c", script, check=check).stdout
 
     def spec(self, name: str, text: str = "") -> Path:
@@ -111,44 +112,44 @@ class Kimbox:
         return path
 
     def machine(self, name: str) -> Machine:
-        """The folder of a machine; its paths are right while KIMBOX_HOME is this home."""
+        """Returns a machine. Its paths are right while KIMBOX_HOME is this home."""
         return Machine(name)
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """KIMBOX_HOME of the whole run; no machine is left running at its end."""
+    """KIMBOX_HOME of the run. All machines are destroyed at the end."""
     home = tmp_path_factory.mktemp("home", numbered=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KIMBOX_HOME", str(home))
         yield home
         kimbox = Kimbox(home, home)
-        left = [box["name"] for box in kimbox.json("list")["boxes"]]
-        for name in left:
+        remaining = [box["name"] for box in kimbox.json("list")["boxes"]]
+        for name in remaining:
             kimbox("destroy", "-y", name)
 
 
 def exchange(home: Path) -> None:
-    """Gives the images of this home to those who run other tests beside these, and takes theirs: none is built twice.
+    """Shares the images of this home with the parallel processes of pytest, so that no image is built twice.
 
-    An image is never written again, so that links do.
+    The files are hard links, which is possible because an image never changes.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
-    mine, common = home / "images", home.parent.parent / "images"
-    for source, target in ((common, mine), (mine, common)):
+    own, shared = home / "images", home.parent.parent / "images"
+    for source, target in ((shared, own), (own, shared)):
         target.mkdir(parents=True, exist_ok=True)
         for image in source.glob("[0-9a-f]" * 64):
             if not (target / image.name).exists():
-                with tempfile.TemporaryDirectory(dir=target.parent, prefix="taken-") as taken:
-                    shutil.copytree(image, Path(taken, "image"), copy_function=os.link)
-                    with contextlib.suppress(OSError):  # another was quicker
-                        Path(taken, "image").rename(target / image.name)
+                with tempfile.TemporaryDirectory(dir=target.parent, prefix="taken-") as temporary:
+                    shutil.copytree(image, Path(temporary, "image"), copy_function=os.link)
+                    with contextlib.suppress(OSError):  # another process has already made the folder
+                        Path(temporary, "image").rename(target / image.name)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def exchanged(home: Path) -> Iterator[None]:
-    """Images are exchanged before and after the tests of a file."""
+    """Shares images before and after the tests of a file."""
     exchange(home)
     yield
     exchange(home)
@@ -156,13 +157,13 @@ def exchanged(home: Path) -> Iterator[None]:
 
 @pytest.fixture
 def kimbox(home: Path, tmp_path: Path) -> Kimbox:
-    """kimbox in an empty folder."""
+    """kimbox in an empty working directory."""
     return Kimbox(home, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def minimal(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox]:
-    """The shipped box `minimal`, brought up by the plain command; each test finds it ready."""
+    """The shipped box `minimal`, started with `kimbox up minimal`. It is ready at the start of each test."""
     kimbox = Kimbox(home, tmp_path_factory.mktemp("minimal"))
     kimbox("up", "minimal")
     exchange(home)

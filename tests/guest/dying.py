@@ -1,6 +1,7 @@
-"""kimbox that kills itself with SIGKILL where it opens a certain file: `dying.py PATTERN COUNT kimbox-words...`.
+"""Runs kimbox, which kills itself with SIGKILL when it opens a certain file: `dying.py PATTERN COUNT ARGUMENTS...`.
 
-For points too brief to be seen from outside. PATTERN is a glob for the file's whole path, COUNT says at which opening.
+For points that are too short to be detected from outside. PATTERN is a glob for the absolute path of the file. COUNT is
+the number of the matching `open` call that kills the process.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any
 from kimbox.__main__ import main
 
 pattern, count, *words = sys.argv[1:]
-left = int(count)
+remaining = int(count)
 
 
 def die_at(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook; sees each opening before it happens."""
-    global left
+    """An audit hook. Python calls it before each `open`."""
+    global remaining
     if event != "open" or not isinstance(arguments[0], str | bytes):
         return
-    left -= fnmatch.fnmatch(os.fsdecode(arguments[0]), pattern)
-    if left == 0:
+    remaining -= fnmatch.fnmatch(os.fsdecode(arguments[0]), pattern)
+    if remaining == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

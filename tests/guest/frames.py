@@ -1,8 +1,10 @@
-"""Ethernet frames to and from a running box, past QEMU's user network, which lets in what it forwards alone: a scan.
+"""Sends Ethernet frames to a running box and reads its answers, as a port scan does.
 
-QEMU's filters on the box's network device take frames from a socket (filter-redirector) and write what passes into a
-file (filter-dump). Formats: Ethernet II, ARP (RFC 826), IPv4 (RFC 791), IPv6 (RFC 8200), neighbour discovery (RFC
-4861), TCP (RFC 9293), pcap.
+QEMU's user network only passes forwarded connections to the box. The frames go around it.
+
+Two filters of QEMU on the box's network device read frames from a socket (filter-redirector) and write all frames to a
+file (filter-dump). Formats: Ethernet II, ARP (RFC 826), IPv4 (RFC 791), IPv6 (RFC 8200), neighbour discovery
+(RFC 4861), TCP (RFC 9293), pcap.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from kimbox.drivers.qemu import qmp
 from kimbox.drivers.qemu.command import GUEST_ADDRESS
 from kimbox.machine.folder import Machine
 
-#: Who we are: an address of the link, one of QEMU's user network, and a locally administered one of Ethernet.
+#: The sender's addresses: link-local IPv6, IPv4 in QEMU's user network, and a locally administered MAC address.
 OURS = {6: ipaddress.IPv6Address("fe80::1:2:3:4").packed, 4: ipaddress.IPv4Address("10.0.2.77").packed}
 OUR_MAC = bytes.fromhex("020000000001")
 
@@ -29,7 +31,7 @@ SYN, ACK = 0x02, 0x10
 
 
 def checksum(data: bytes) -> int:
-    """That of the Internet (RFC 1071)."""
+    """Returns the Internet checksum (RFC 1071)."""
     total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -38,7 +40,7 @@ def checksum(data: bytes) -> int:
 
 @attrs.frozen
 class Packet:
-    """What a box sent to us: the version of IP, and the port and flags of TCP."""
+    """A TCP packet from the box to the sender: version of IP, source port and flags of TCP."""
 
     version: int
     port: int
@@ -47,7 +49,7 @@ class Packet:
 
 @attrs.frozen
 class Wire:
-    """The network device of a box, and its addresses of both families, the IPv4 one being its only one."""
+    """The network device of a box, and its addresses by version of IP. The box has no other IPv4 address."""
 
     to_box: socket.socket
     dump: Path
@@ -59,7 +61,7 @@ class Wire:
         self.to_box.sendall(struct.pack("!I", len(frame)) + frame)
 
     def _send_ip(self, version: int, kind: int, payload: bytes, checksum_at: int) -> None:
-        """Sends a packet to the box, with its checksums put in."""
+        """Sends a packet to the box, with its checksums."""
         ends = OURS[version] + self.addresses[version]
         total = checksum(ends + struct.pack("!II", len(payload), kind) + payload)
         payload = payload[:checksum_at] + struct.pack("!H", total) + payload[checksum_at + 2 :]
@@ -70,25 +72,25 @@ class Wire:
         self._send(0x0800, head[:10] + struct.pack("!H", checksum(head)) + ends + payload)
 
     def introduce(self) -> None:
-        """Asks the box for its addresses, by which it learns ours."""
+        """Sends a neighbour solicitation and an ARP request, from which the box reads the sender's addresses."""
         self._send_ip(6, ICMPV6, struct.pack("!BBHI", 135, 0, 0, 0) + self.addresses[6] + b"\x01\x01" + OUR_MAC, 2)
         self._send(0x0806, struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + OUR_MAC + OURS[4] + bytes(6) + self.addresses[4])
 
     def knock(self, port: int) -> None:
-        """Asks for a connection, by IPv6 and IPv4."""
+        """Sends a TCP SYN to a port by IPv6 and by IPv4."""
         for version in (6, 4):
             self._send_ip(version, TCP, struct.pack("!HHIIBBHHH", 50000, port, 1, 0, 5 << 4, SYN, 4096, 0, 0), 16)
 
     def answered(self, version: int) -> set[int]:
-        """Ports of the box that have said anything at all to our knocks."""
+        """Returns the ports of the box that have sent any TCP packet."""
         return {packet.port for packet in self._packets() if packet.version == version}
 
     def opened(self, version: int) -> set[int]:
-        """Those that took the connection."""
+        """Returns the ports of the box that have accepted a connection."""
         return {p.port for p in self._packets() if (p.version, p.flags) == (version, SYN | ACK)}
 
     def _packets(self) -> Iterator[Packet]:
-        """Packets of TCP from the box to us in what the dump has by now."""
+        """Yields the TCP packets from the box to the sender that the dump contains."""
         data = self.dump.read_bytes()
         at = 24
         while at + 16 <= len(data):
@@ -105,21 +107,21 @@ class Wire:
 
 @contextlib.contextmanager
 def wired(machine: Machine, address: str, folder: Path) -> Iterator[Wire]:
-    """A way to send frames to a box that runs and has this IPv6 address of the link, and to see what it sends."""
+    """Connects to the network device of a running box that has this link-local IPv6 address."""
     path, dump = folder / "wire", folder / "dump"
     backend = {
         "type": "socket",
         "data": {"addr": {"type": "unix", "data": {"path": str(path)}}, "server": True, "wait": False},
     }
 
-    def ask(command: str, **arguments: object) -> None:
+    def execute(command: str, **arguments: object) -> None:
         qmp.execute(machine.qmp_socket, command, arguments)
 
-    ask("chardev-add", id="wire", backend=backend)
+    execute("chardev-add", id="wire", backend=backend)
     with socket.socket(socket.AF_UNIX) as to_box:
         to_box.connect(str(path))
-        ask("object-add", **{"qom-type": "filter-dump", "id": "dump", "netdev": "net0", "file": str(dump)})
-        ask(
+        execute("object-add", **{"qom-type": "filter-dump", "id": "dump", "netdev": "net0", "file": str(dump)})
+        execute(
             "object-add",
             **{"qom-type": "filter-redirector", "id": "in", "netdev": "net0", "queue": "tx", "indev": "wire"},
         )
@@ -129,5 +131,5 @@ def wired(machine: Machine, address: str, folder: Path) -> Iterator[Wire]:
             yield Wire(to_box, dump, mac, addresses)
         finally:
             for name in ("in", "dump"):
-                ask("object-del", id=name)
-    ask("chardev-remove", id="wire")
+                execute("object-del", id=name)
+    execute("chardev-remove", id="wire")

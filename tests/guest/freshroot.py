@@ -1,7 +1,7 @@
-"""A Debian root as bare as a new machine, made with this machine's own apt and pip configuration, and a way into it.
+"""Builds a minimal Debian root with the apt and pip configuration of this host, and runs scripts in it.
 
-It is entered with pivot_root in a mount and pid namespace of its own (see enter-root), as root or through sudo. The
-network is this machine's.
+Scripts run after pivot_root in a mount and pid namespace of their own (see enter-root). They use the network of this
+host. This requires root, or sudo.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ import attrs
 
 from kimbox import run
 
-#: All that is there beside what apt itself needs.
+#: Packages in the root, in addition to those that apt requires.
 PACKAGES = ["python3", "sudo", "git", "ca-certificates"]
 
-#: The account that works in it: an ordinary one that may use sudo, and has no range of ids yet.
+#: The account that runs the scripts: an ordinary user with sudo, without a range of subordinate ids.
 USER = "worker"
 
-#: Its user and group id: the first that useradd gives out.
+#: Its user and group id: the first that useradd assigns.
 USER_ID = 1000
 
-#: The release it is made of where this machine runs Debian; elsewhere it is the machine's own.
+#: The release of the root if this host runs Debian. On another distribution it is the release of the host.
 DEBIAN_RELEASE = "bookworm"
 
-#: What a new login finds.
+#: PATH of a new login, in the form of env(1).
 SYSTEM_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: Variables that say how this machine reaches the network and whom it trusts there.
+#: Variables with which this host reaches the network, and with the certificates that it trusts.
 NETWORK_ENV = re.compile(r"PIP_(?!CONFIG_FILE$).+|(https?|ftp|no)_proxy|(HTTPS?|NO)_PROXY|SSL_CERT_FILE|.*_CA_BUNDLE")
 
-#: apt's settings of the same kind.
+#: Settings of apt of the same kind.
 _APT_NETWORK = re.compile(r'Acquire::(?:https?|ftp|Retries)\b.* "[^"]+";')
 
-#: Mirrors on this machine's own disk.
+#: Mirrors on the disk of this host.
 _ON_DISK = re.compile(r"(?:(?:mirror\+)?file|copy):/*(/.*)")
 
 
 def privileged() -> list[str] | None:
-    """What to put before a command so that it runs as root; None if this user cannot without a password."""
+    """Returns the prefix of a command that runs as root, or None if the user cannot run it without a password."""
     if os.geteuid() == 0:
         return []
     if run.which("sudo") and run.run(["sudo", "-n", "true"], check=False).ok:
@@ -57,12 +57,12 @@ def privileged() -> list[str] | None:
 
 @attrs.define
 class FreshRoot:
-    """The root folder, and what of this machine has to be there for the network to work."""
+    """The root folder, and the folders and variables of this host that the network requires."""
 
     folder: Path
-    #: How to become root.
+    #: Prefix of a command that runs as root.
     sudo: list[str]
-    #: Folders of this machine that its configuration names: package archives on disk.
+    #: Folders of this host that its configuration names: package archives on disk.
     folders: set[Path] = attrs.field(factory=set)
     env: dict[str, str] = attrs.field(factory=dict)
 
@@ -71,7 +71,7 @@ class FreshRoot:
         return self.folder / "root"
 
     def build(self, log: IO[str]) -> None:
-        """Makes the root and carries in the configuration of apt, pip and name resolution."""
+        """Creates the root and copies the configuration of apt, pip and name resolution into it."""
         self.env = {name: value for name, value in os.environ.items() if NETWORK_ENV.fullmatch(name)}
         self._bootstrap(log)
         self._carry_in_pip()
@@ -80,9 +80,9 @@ class FreshRoot:
             self._put(Path(name), Path(name).read_text())
 
     def run(self, job: str, *, log: IO[str], timeout_s: int, folders: Mapping[Path, str]) -> list[str]:
-        """Runs the bash script `job` as USER in the root, and returns its lines; `folders` are put where they say.
+        """Runs the bash script `job` as USER in the root and returns its lines. `folders`: paths here and in the root.
 
-        Raises CommandError if it fails, lasts too long, or leaves a process.
+        Raises CommandError if it fails, exceeds the timeout, or leaves a process behind.
         """
         settings = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self.env.items())
         self._put(Path("/job"), f"set -euo pipefail\n{settings}{job}")
@@ -97,11 +97,11 @@ class FreshRoot:
         return lines
 
     def remove(self) -> None:
-        """Removes it. Nothing is mounted there: every mount was in a namespace that is gone."""
+        """Removes the root. It contains no mounts, because the namespaces with the mounts no longer exist."""
         run.run([*self.sudo, "rm", "-rf", "--one-file-system", "--", self.path])
 
     def give_to_user(self, folder: Path) -> None:
-        """Makes USER the owner of a folder, without which git does not trust it."""
+        """Makes USER the owner of a folder. git refuses a folder of another owner."""
         run.run([*self.sudo, "chown", "-R", f"{USER_ID}:{USER_ID}", folder])
 
     def _bootstrap(self, log: IO[str]) -> None:
@@ -113,7 +113,7 @@ class FreshRoot:
             (keys / key.name).write_bytes(key.read_bytes())
         network = [line for line in run.run(["apt-config", "dump"]).stdout.splitlines() if _APT_NETWORK.fullmatch(line)]
         add_user = f"useradd --create-home --shell /bin/bash --uid {USER_ID} {USER}"
-        # Its mounts are in a namespace of their own, and gone with it however it ends.
+        # mmdebstrap mounts in a namespace of its own, so that no mount remains if it is killed.
         argv = [*self.sudo, "unshare", "--mount", "mmdebstrap", "--mode=root", "--variant=minbase"]
         argv += [f"--include={','.join(PACKAGES)}", f"--keyring={keys}", *(f"--aptopt={line}" for line in network)]
         argv += [f'--customize-hook=chroot "$1" {add_user}']
@@ -123,7 +123,7 @@ class FreshRoot:
         run.stream([*argv, suite, str(self.path), *sources], on_line=lambda _: None, log=log)
 
     def _carry_in_pip(self) -> None:
-        """The settings of this machine's pip, as the new root's own, and the folders and files that they name."""
+        """Copies the settings of this host's pip into the root, and the files and folders that they name."""
         sections: defaultdict[str, list[str]] = defaultdict(list)
         values = [v for k, v in self.env.items() if k.startswith("PIP_")]
         listed = run.run([sys.executable, "-m", "pip", "config", "list"]).stdout
@@ -138,7 +138,7 @@ class FreshRoot:
         for word in {w for value in values for w in value.split()}:
             named = Path(unquote(word.removeprefix("file://")))
             if named.is_absolute() and named.is_dir():
-                # The pages of an index on disk name its files by a path that goes up and down again.
+                # The pages of an index on disk name files with a path that contains `..`.
                 self.folders.add(named.parent if named.name == "simple" else named)
             elif named.is_absolute() and named.is_file():
                 self._put(named, named.read_text())
@@ -155,21 +155,21 @@ def _os_release() -> dict[str, str]:
 
 
 def _sources() -> tuple[str, list[str]]:
-    """The release to make, and the lines of its sources.list: where this machine's own packages come from."""
-    here = _os_release()
-    codename = here["VERSION_CODENAME"]
-    wanted = DEBIAN_RELEASE if here["ID"] == "debian" else codename
+    """Returns the release of the root, and the lines of its sources.list, from the sources of this host."""
+    host = _os_release()
+    codename = host["VERSION_CODENAME"]
+    target = DEBIAN_RELEASE if host["ID"] == "debian" else codename
     form = "$(CREATED_BY) $(REPO_URI) $(RELEASE) $(COMPONENT)"
     components: defaultdict[str, list[str]] = defaultdict(list)
     for line in run.run(["apt-get", "indextargets", "--format", form]).stdout.splitlines():
         kind, uri, release, component = line.split()
         if kind == "Packages" and re.match(rf"{codename}\b", release):
-            components[f"deb {uri} {release.replace(codename, wanted, 1)}"].append(component)
-    return wanted, [f"{source} {' '.join(sorted(set(parts)))}" for source, parts in components.items()]
+            components[f"deb {uri} {release.replace(codename, target, 1)}"].append(component)
+    return target, [f"{source} {' '.join(sorted(set(parts)))}" for source, parts in components.items()]
 
 
 def _keyrings() -> set[Path]:
-    """Every keyring that this machine's apt trusts for some source."""
+    """Returns every keyring that the apt of this host trusts for some source."""
     lists = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     text = "\n".join(f.read_text() for f in lists if f.is_file())
     named = {Path(p) for p in re.findall(r"signed-by\s*[:=]\s*(/[^\s,\]]+)", text, re.IGNORECASE)}

@@ -1,22 +1,25 @@
-"""What the event `ready` promises (docs/how-it-works.md), asked for inside of a guest."""
+"""Checks in a guest what the event `ready` promises (docs/how-it-works.md)."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-#: The shell script that asks.
+#: The shell script that checks.
 PROMISE = Path(__file__).with_name("promise").read_text()
 
 
-def promised(said: str) -> set[str]:
-    """The mount points that the script has found; fails where anything was missing."""
-    assert re.fullmatch(r"mounts: (?:\S+ )+\n", said), said
-    return set(said.split()[1:])
+def promised(output: str) -> set[str]:
+    """Returns the mount points in the output of the script. Fails if the output reports something missing."""
+    assert re.fullmatch(r"mounts: (?:\S+ )+\n", output), output
+    return set(output.split()[1:])
 
 
 def step(file: str) -> str:
-    """A step of `provision`, for a spec, that asks in the first moment in which a step runs. `file`: what it found."""
+    """Returns a step of `provision` for a spec. It writes the output of the script to `file` in the guest.
+
+    As the first step, it checks the earliest moment at which a step runs.
+    """
     script = PROMISE.replace("\n", "\n      ").rstrip()
     return f"""
   - name: promise

@@ -1,6 +1,6 @@
-"""A box's disk booted by QEMU straight into its own kernel and initramfs: to the root and no further, in seconds.
+"""Boots the disk of a box in QEMU with the box's kernel and initramfs. A boot ends after the root is mounted.
 
-The kernel and initramfs are the box's; the kernel's words are the test's; PID 1 is the script `look`.
+A boot lasts seconds. The test sets the kernel command line. PID 1 is the script `look`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from kimbox.drivers.accelerator import EMULATED_CPU
 from kimbox.drivers.qemu import qmp
 from kimbox.guest.events import Event, Tail
 
-#: Where the box holds the script that looks.
+#: Path of the script `look` in the box.
 LOOK = "/persistent/look"
 
+#: The kernel command line, without the words of the test.
 ACTIVE = (
     "root=/dev/mapper/vagrant--pipeline-{root} ro volgroup={group} lvroot=root lvsnap=root_snap lvsize=2052M "
     "console=ttyS0,115200 panic=5 rootdelay=3 init=" + LOOK
@@ -30,14 +31,14 @@ ACTIVE = (
 
 @attrs.frozen
 class Rig:
-    """A folder with the box's kernel and initramfs; `disk` is the box's, and is written to."""
+    """A folder with the kernel and initramfs of a box. `disk` is the box's own disk, which boots change."""
 
     folder: Path
     disk: Path
 
     @classmethod
     def of(cls, kimbox: Kimbox, name: str, folder: Path) -> Rig:
-        """From a running box, which is halted then."""
+        """Makes a rig from a running box, and halts the box."""
         for file in ("vmlinuz", "initrd.img"):
             (folder / file).write_bytes(base64.b64decode(kimbox.sh(name, f"sudo base64 /boot/linux/{file}")))
         text = Path(__file__).with_name("look").read_text()
@@ -47,13 +48,13 @@ class Rig:
 
     @property
     def console(self) -> str:
-        """What the last boot wrote to its serial console."""
+        """The output of the last boot on its serial console."""
         path = self.folder / "console"
         return path.read_text(errors="replace") if path.exists() else ""
 
     @property
     def events(self) -> list[Event]:
-        """What the last boot told the host."""
+        """The events that the last boot sent to the host."""
         return Tail(self.folder / "events").read()
 
     @property
@@ -62,9 +63,9 @@ class Rig:
         return self.folder / "qmp.sock"
 
     def start(self, words: str = "", *, root: str = "root_snap", group: str = "vagrant-pipeline", at: str = "") -> Boot:
-        """Starts QEMU with these words on the kernel's command line besides the usual ones.
+        """Starts QEMU with these words added to the kernel command line.
 
-        `at`: from a point that was saved, disk and all, and not before it is told to go on.
+        `at`: the name of a saved state. The machine has the disk of that state and continues after `go_on`.
         """
         for file in ("console", "events", "pid"):
             (self.folder / file).unlink(missing_ok=True)
@@ -85,39 +86,37 @@ class Rig:
         return Boot(self, run.detach(argv, log=self.folder / "qemu.log"))
 
     def boot(self, words: str = "", *, root: str = "root_snap", group: str = "vagrant-pipeline") -> str:
-        """A boot to its end, by itself. Returns what `look` saw: `pristine`, `changed`, or nothing if it never ran."""
+        """Boots, waits for the end, and returns the output of `look`: `pristine`, `changed`, or empty without one."""
         self.start(words, root=root, group=group).ended()
         assert "reboot: Power down" in self.console, self.console[-2000:]
-        said = re.findall(r"look: (pristine|changed)", self.console)
-        return said[-1] if said else ""
+        printed = re.findall(r"look: (pristine|changed)", self.console)
+        return printed[-1] if printed else ""
 
 
 @attrs.frozen
 class Boot:
-    """A QEMU under way."""
+    """A running QEMU."""
 
     rig: Rig
     poll: Callable[[], int | None]
 
-    def until_said(self, words: str) -> None:
-        """Waits until the console holds these words."""
-        until(
-            f"the console to say {words!r}", lambda: words in self.rig.console or self.poll() is not None, limit_s=120
-        )
-        assert words in self.rig.console, f"QEMU ended first: {self.rig.console[-2000:]}"
+    def until_printed(self, words: str) -> None:
+        """Waits until the console shows these words."""
+        until(f"{words!r} on the console", lambda: words in self.rig.console or self.poll() is not None, limit_s=120)
+        assert words in self.rig.console, f"QEMU exited before: {self.rig.console[-2000:]}"
 
     def ended(self) -> None:
-        """Waits until QEMU has ended."""
+        """Waits until QEMU has exited."""
         until("the end of the boot", lambda: self.poll() is not None, limit_s=120)
 
     def save(self, point: str) -> None:
-        """Keeps the machine as it is now, its disk and memory, and ends it."""
+        """Saves the state of the machine, disk and memory, and kills it."""
         job = {"job-id": "save", "tag": point, "vmstate": "image", "devices": ["image"]}
         qmp.run_job(self.rig.control, "snapshot-save", job, timeout_s=120)
         self.kill()
 
     def go_on(self) -> None:
-        """The start of a machine that was saved."""
+        """Continues a machine that was started from a saved state."""
         until("the saved machine to be loaded", lambda: self.rig.control.exists() and self._status() == "prelaunch")
         qmp.execute(self.rig.control, "cont")
 
@@ -127,7 +126,7 @@ class Boot:
         return ""
 
     def kill(self) -> None:
-        """The power fails."""
-        with contextlib.suppress(FileNotFoundError):  # the boot has ended by itself meanwhile
+        """Kills QEMU, as a power failure does."""
+        with contextlib.suppress(FileNotFoundError):  # QEMU has already exited
             run.run(["kill", "-KILL", (self.rig.folder / "pid").read_text().strip()], check=False)
         self.ended()

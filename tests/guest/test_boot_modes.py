@@ -1,4 +1,4 @@
-"""The boot modes: one image, one box, whose root is chosen at each start from outside; its volumes have other names."""
+"""The boot modes of one box: the host selects its root at each start. Its volumes do not have the default names."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ provision:
   - {{name: mark, script: 'echo x >>/persistent/runs; touch /made'}}
 {promise}"""
 
-#: What was there in the first moment in which a step ran.
+#: Output of the check that runs as the first step.
 FIRST_STEP = "/var/tmp/first-step"
 
-#: The host, as QEMU's user network shows it to the guest.
+#: Address of the host in QEMU's user network.
 HOST = "10.0.2.2"
 
-#: Runs of the step, and which of the files that tests make are there.
+#: Prints how often the step ran, and which files of the tests exist.
 LOOK = "wc -l </persistent/runs; ls -d /made /changed /base /persistent/kept /boot/kept 2>/dev/null || true"
 
 
 @pytest.fixture(scope="module")
 def box(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox]:
-    """A box with `boot: keep` and a step that leaves a mark; each test finds it ready, in whatever mode."""
+    """A box with `boot: keep` and a step that creates a file. It is ready at the start of each test, in any mode."""
     kimbox = Kimbox(home, tmp_path_factory.mktemp(NAME))
     write_spec(kimbox, "keep")
     kimbox("up")
@@ -47,17 +47,17 @@ def box(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox
 
 
 def write_spec(box: Kimbox, mode: str) -> None:
-    """The spec with that `boot:`."""
+    """Writes the spec with this `boot:`."""
     box.spec(NAME, SPEC.format(mode=mode, promise=step(FIRST_STEP).strip("\n")))
 
 
 def look(box: Kimbox) -> list[str]:
-    """What `LOOK` finds."""
+    """Returns the output of `LOOK` as words."""
     return box.sh(NAME, LOOK).split()
 
 
 def reloaded(box: Kimbox, *options: str) -> str:
-    """Restarts the box and returns the mode that it told, as its kernel command line bears out."""
+    """Restarts the box and returns its boot mode. Checks that its kernel command line and its mounts match the mode."""
     assert box.json("reload", *options)["state"] == "ready"
     mode = str(box.json("status")["boot"])
     root = "base--1" if mode == "maintain" else "new--root"  # as device-mapper writes hyphens
@@ -69,8 +69,8 @@ def reloaded(box: Kimbox, *options: str) -> str:
     return mode
 
 
-def reboots(box: Kimbox) -> None:
-    """The guest restarts itself, and kimbox has no hand in it but to see it ready."""
+def reboot_inside(box: Kimbox) -> None:
+    """Reboots from inside the guest. `kimbox up` then only waits until the box is ready."""
     machine = Machine(NAME)
     boot = box.sh(NAME, "cat /proc/sys/kernel/random/boot_id").strip()
     box.sh(NAME, "sudo systemctl --no-block reboot", check=False)
@@ -79,7 +79,7 @@ def reboots(box: Kimbox) -> None:
 
 
 def download(package: str, version: str, folder: Path) -> Path:
-    """A package of Debian trixie, by this machine's apt."""
+    """Downloads a package of Debian trixie with the apt of this host. Returns the file."""
     lines = [source.line().replace("deb ", "deb [trusted=yes] ", 1) for source in apt.sources("debian", "trixie", None)]
     (folder / "sources.list").write_text("\n".join(lines) + "\n")
     (folder / "lists" / "partial").mkdir(parents=True)
@@ -97,15 +97,15 @@ def download(package: str, version: str, folder: Path) -> Path:
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     run.run(["apt-get", *words, "-q", "update"])
     run.run(["apt-get", *words, "-q", "download", f"{package}={version}"], cwd=folder)
-    (found,) = folder.glob("*.deb")
-    # Not compressed: to unpack it is what takes longest under emulation.
-    run.run(["dpkg-deb", "--raw-extract", found, folder / "tree"])
+    (package_file,) = folder.glob("*.deb")
+    # Not compressed, because decompression is the slowest part of the installation under emulation.
+    run.run(["dpkg-deb", "--raw-extract", package_file, folder / "tree"])
     run.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", folder / "tree", folder / "plain.deb"])
     return folder / "plain.deb"
 
 
 def update_kernel(box: Kimbox, folder: Path) -> None:
-    """Installs the kernel's package anew, in a root whose link to the kernel is broken."""
+    """Reinstalls the package of the kernel, in a root with a broken link to the kernel."""
     release = box.sh(NAME, "uname -r").strip()
     version = box.sh(NAME, f"dpkg-query -f '${{Version}}' -W linux-image-{release}")
     download(f"linux-image-{release}", version, folder).rename(folder / "kernel.deb")
@@ -116,13 +116,13 @@ def update_kernel(box: Kimbox, folder: Path) -> None:
     box.sh(NAME, "sudo apt-get install -q -y --reinstall /var/tmp/kernel.deb")
     assert box.sh(NAME, f"stat -c %i-%Y /boot/initrd.img-{release}") != before
     assert box.sh(NAME, "readlink /boot/linux") == f"linux-{release}\n"
-    held = box.sh(NAME, f"lsinitramfs /boot/initrd.img-{release}")
-    assert re.search(r"^scripts/local-premount/resnap$", held, re.MULTILINE)
-    assert re.findall(r"sbin/modprobe.*", held) == ["sbin/modprobe.kimbox"]  # which init-top makes modprobe
+    listed = box.sh(NAME, f"lsinitramfs /boot/initrd.img-{release}")
+    assert re.search(r"^scripts/local-premount/resnap$", listed, re.MULTILINE)
+    assert re.findall(r"sbin/modprobe.*", listed) == ["sbin/modprobe.kimbox"]  # init-top renames it to modprobe
 
 
-def test_a_step_finds_what_ready_promises(box: Kimbox) -> None:
-    """In the first moment in which a step runs; and nothing is mounted later over what it writes."""
+def test_a_step_has_what_ready_promises(box: Kimbox) -> None:
+    """The first step has all of it, and nothing is mounted later over the files that it writes."""
     first = promised(box.sh(NAME, f"cat {FIRST_STEP}"))
     assert {"/", "/boot", "/persistent", "/tmp", "/run/lock"} <= first
     box.sh(NAME, "timeout 300 systemctl is-system-running --wait || true")
@@ -130,15 +130,15 @@ def test_a_step_finds_what_ready_promises(box: Kimbox) -> None:
     assert box.sh(NAME, "ls /boot/step") == "/boot/step\n"
 
 
-def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
-    """A change of root stays in `keep` and is gone in `resnap`, where steps run again; /persistent and /boot stay.
+def test_resnap_discards_the_root_and_keep_keeps_it(box: Kimbox) -> None:
+    """`keep` keeps changes of the root. `resnap` discards them and runs the steps. /persistent and /boot stay.
 
-    Whatever stands in GRUB's environment, a reboot of the guest's own keeps the snapshot; the next start mends it.
+    With a damaged GRUB environment, a reboot from inside the guest keeps the snapshot. The next start repairs it.
     """
     key = box.machine(NAME).known_hosts.read_text()
-    harm = "printf junk | sudo dd of=/boot/grub/grubenv conv=notrunc status=none"
-    box.sh(NAME, f"{harm}; sudo touch /changed /persistent/kept /boot/kept; sync")
-    reboots(box)
+    damage = "printf junk | sudo dd of=/boot/grub/grubenv conv=notrunc status=none"
+    box.sh(NAME, f"{damage}; sudo touch /changed /persistent/kept /boot/kept; sync")
+    reboot_inside(box)
     assert box.json("status")["boot"] == "keep"
     assert look(box) == ["1", "/boot/kept", "/changed", "/made", "/persistent/kept"]
     kept = promised(box.sh(NAME, f"cat {FIRST_STEP}"))
@@ -150,12 +150,14 @@ def test_resnap_forgets_the_root_and_keep_keeps_it(box: Kimbox) -> None:
     assert box.machine(NAME).known_hosts.read_text() == key
 
 
-def test_maintain_for_once(box: Kimbox, tmp_path: Path) -> None:
-    """The real root, announced; nothing is provisioned. A reboot inside has the spec's mode; a resnap the change.
+def test_maintain_once(box: Kimbox, tmp_path: Path) -> None:
+    """`--boot maintain --once` boots the root itself with a warning, and provisions nothing.
 
-    The kernel's package is installed anew in that root: its initramfs makes snapshots as before, and GRUB starts it.
-    GRUB's own tool in the guest and kimbox outside share GRUB's environment: a variable of the guest's stays, and
-    a file that the guest makes anew is found. Another `boot:` in the spec holds from the next start on.
+    A reboot from inside the guest uses the mode of the spec. A later resnap has the change of the root.
+
+    The package of the kernel is reinstalled in that root: its initramfs still replaces snapshots, and GRUB starts it.
+    grub-editenv in the guest and kimbox on the host both write GRUB's environment: kimbox keeps a variable of the
+    guest, also in a new file of the guest. A changed `boot:` of the spec applies at the next start.
     """
     tool = "sudo grub-editenv /boot/grub/grubenv"
     box.sh(NAME, f"{tool} create; {tool} set mine='a b'; sync")
@@ -169,7 +171,7 @@ def test_maintain_for_once(box: Kimbox, tmp_path: Path) -> None:
     assert "maintain mode" in box.sh(NAME, "cat /run/motd.d/kimbox")
     assert box.sh(NAME, "bash -lic 'echo $debian_chroot' 2>/dev/null") == "maintain\n"
     update_kernel(box, tmp_path)
-    reboots(box)
+    reboot_inside(box)
     assert box.json("status")["boot"] == "keep"
     assert "/made" in look(box)
     images = sorted((box.home / "images").iterdir())
@@ -183,7 +185,7 @@ def test_maintain_for_once(box: Kimbox, tmp_path: Path) -> None:
 
 
 def test_a_running_box_is_not_rebooted_by_up(box: Kimbox) -> None:
-    """Another mode is refused, with the command; the same one is what it has."""
+    """`up` with another mode is refused with the command that changes it. `up` with the same mode does nothing."""
     before = box.json("status")
     mode, other = ("keep", "resnap") if before["boot"] == "keep" else (before["boot"], "keep")
     refused = box.json("up", "--boot", other, check=False)
@@ -193,8 +195,8 @@ def test_a_running_box_is_not_rebooted_by_up(box: Kimbox) -> None:
     assert box.json("up", "--boot", mode)["pid"] == before["pid"]
 
 
-def test_a_snapshot_that_is_lost_is_told_at_once(box: Kimbox) -> None:
-    """The box boots nothing in its stead: `up` has the reason and the way back, long before its time is up."""
+def test_a_lost_snapshot_is_reported_immediately(box: Kimbox) -> None:
+    """The box boots nothing in its place. `up` reports the reason and the repair long before its timeout."""
     box("halt", NAME)
     offset = plan(load_box(box.folder / "kimbox.yaml").disk).snapshot.place.offset_bytes
     disk = Machine(NAME).disk

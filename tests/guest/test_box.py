@@ -1,4 +1,4 @@
-"""The life of a small box, from nothing to nothing, in a real guest."""
+"""The verbs for a small box in a real guest."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kimbox.spec.load import load_box
 
 pytestmark = pytest.mark.guest
 
-#: A unit that runs as soon as `ready` has been said, in a box that has nothing to provision.
-MOMENT = """
+#: Creates a unit that runs immediately after the event `ready`, in a box without steps.
+CREATE_UNIT = """
 set -e
 cat >/persistent/promise
 printf '%s\\n' '[Unit]' DefaultDependencies=no After=kimbox-ready.service '[Service]' Type=oneshot User=vagrant \\
@@ -28,27 +28,27 @@ ln -s ../moment.service /etc/systemd/system/sysinit.target.wants/
 sync
 """
 
-#: What a box is filled with, on each of two file systems.
+#: Size of the file that is written to each of two file systems.
 JUNK_BYTES = 60 << 20
 
 
 def image_of(kimbox: Kimbox, box: str) -> Path:
-    """Folder of the image that a box was made from."""
+    """Returns the folder of the image that a box was created from."""
     return kimbox.home / "images" / kimbox.json("status", box)["image"]
 
 
 def test_up_again_does_nothing(minimal: Kimbox) -> None:
-    """A box that is ready stays as it is: the same process, no new image, no new lock."""
+    """`up` of a ready box changes nothing: the process and the images are the same."""
     before = minimal.json("status", "minimal")
     images = sorted((minimal.home / "images").iterdir())
-    again = minimal.json("up", "minimal")
-    assert again["before"] == "ready"
-    assert again["pid"] == before["pid"]
+    second = minimal.json("up", "minimal")
+    assert second["before"] == "ready"
+    assert second["pid"] == before["pid"]
     assert sorted((minimal.home / "images").iterdir()) == images
 
 
 def test_exec_is_the_command_itself(minimal: Kimbox) -> None:
-    """Exit status, both streams and stdin pass through; arguments arrive as they are."""
+    """Exit status, stdin, stdout and stderr pass through. Arguments are unchanged."""
     done = minimal("exec", "minimal", "--", "sh", "-c", "cat; echo err >&2; exit 37", check=False, input="in\n")
     assert (done.code, done.stdout, done.stderr) == (37, "in\n", "err\n")
     words = ["a b", "$HOME", "'", '"', "*", "\\", "é"]
@@ -58,7 +58,7 @@ def test_exec_is_the_command_itself(minimal: Kimbox) -> None:
 
 
 def test_lvm_of_the_guest_accepts_the_disk(minimal: Kimbox) -> None:
-    """The guest's own LVM finds the volume group that kimbox wrote, clean, with the names and sizes of the spec."""
+    """LVM in the guest finds no error in the volume group that kimbox wrote, and the names and sizes of the spec."""
     layout = plan(load_box(Path(minimal.json("status", "minimal")["spec"])).disk)
     checked = minimal.sh("minimal", "sudo vgck vagrant-pipeline && sudo pvck /dev/vda2 2>&1; echo $?")
     assert checked.splitlines()[-1] == "0"
@@ -78,7 +78,7 @@ def test_lvm_of_the_guest_accepts_the_disk(minimal: Kimbox) -> None:
 
 
 def test_file_systems_are_clean_and_the_image_is_sparse_and_small(minimal: Kimbox) -> None:
-    """e2fsck finds nothing in any file system of the image; unpacked it is under 350 MB, and its holes are holes."""
+    """e2fsck finds no error in the file systems of the image. Its content is below 350 MB, and its file is sparse."""
     folder = image_of(minimal, "minimal")
     disk = folder / "disk.raw"
     layout = plan(load_box(Path(minimal.json("status", "minimal")["spec"])).disk)
@@ -90,22 +90,22 @@ def test_file_systems_are_clean_and_the_image_is_sparse_and_small(minimal: Kimbo
 
 
 def test_the_rest_of_the_system_starts_too(minimal: Kimbox) -> None:
-    """What was put off is at work soon after: udev, networkd, the journal; nothing has failed."""
+    """Services that start after `ready` run soon after it: udev, networkd, the journal. No unit has failed."""
     minimal.sh(
         "minimal", "timeout 120 sh -c 'until systemctl is-system-running --wait >/dev/null 2>&1; do sleep 1; done'"
     )
     active = minimal.sh("minimal", "systemctl is-active systemd-udevd systemd-journald systemd-networkd dbus ssh")
     assert active.split() == ["active"] * 5
     assert minimal.sh("minimal", "systemctl --failed --no-legend") == ""
-    # The brackets keep sudo's own note of this command out.
+    # The brackets exclude the entry that sudo writes for this command.
     assert minimal.sh("minimal", "sudo journalctl -b -q --no-pager -g 'ordering c[y]cle' || true") == ""
     assert "/dev/vda1 /boot ext4" in minimal.sh("minimal", "cat /proc/mounts")
     assert len(minimal.sh("minimal", "cat /proc/swaps").splitlines()) == 2
     assert "could not resolve" not in minimal("exec", "minimal", "--", "sudo", "true").stderr
 
 
-def test_no_secret_is_in_the_command_line_and_only_the_own_key_logs_in(minimal: Kimbox) -> None:
-    """QEMU's arguments hold no private key; another key, and root, are refused."""
+def test_no_secret_is_in_the_command_line_and_only_the_box_key_logs_in(minimal: Kimbox) -> None:
+    """QEMU's arguments contain no private key. Another key and root are refused."""
     machine = Machine("minimal")
     arguments = Path(f"/proc/{qemu.pid(machine)}/cmdline").read_bytes().decode()
     secret = machine.key.read_text().splitlines()[1]
@@ -123,7 +123,7 @@ def test_no_secret_is_in_the_command_line_and_only_the_own_key_logs_in(minimal: 
 
 
 def test_ssh_config_serves_other_programs(minimal: Kimbox) -> None:
-    """ssh and scp reach the box through what ssh-config prints."""
+    """ssh and scp connect to the box with the output of ssh-config."""
     config = minimal.folder / "ssh.conf"
     config.write_text(minimal("ssh-config", "minimal").stdout)
     assert run.run(["ssh", "-F", config, "kimbox-minimal", "echo", "here"]).stdout == "here\n"
@@ -132,24 +132,24 @@ def test_ssh_config_serves_other_programs(minimal: Kimbox) -> None:
 
 
 def test_halt_and_up_keep_the_disk_and_the_host_key(minimal: Kimbox) -> None:
-    """`keep` is the default: what was written is there after a halt; a second halt says so.
+    """`keep` is the default: a file stays after a halt. A second halt reports that the box is halted.
 
-    What `ready` promises is there in the moment in which it is said, though nothing was left to provision.
+    All that `ready` promises is true when the event is sent, also without any provisioning.
     """
     key = Machine("minimal").known_hosts.read_text()
-    minimal("exec", "minimal", "--", "sudo", "sh", "-c", MOMENT, input=PROMISE)
+    minimal("exec", "minimal", "--", "sudo", "sh", "-c", CREATE_UNIT, input=PROMISE)
     minimal.sh("minimal", "echo mine >~/mine; sync")
     assert minimal.json("halt", "minimal")["state"] == "halted"
     assert minimal.json("halt", "minimal")["before"] == "halted"
     assert minimal.json("up", "minimal")["state"] == "ready"
-    until("the end of that unit", lambda: "mounts: " in minimal.sh("minimal", "cat /persistent/moment"), every_s=2)
+    until("the end of the unit", lambda: "mounts: " in minimal.sh("minimal", "cat /persistent/moment"), every_s=2)
     assert {"/boot", "/persistent", "/tmp", "/run/lock"} <= promised(minimal.sh("minimal", "cat /persistent/moment"))
     assert minimal.sh("minimal", "cat ~/mine") == "mine\n"
     assert Machine("minimal").known_hosts.read_text() == key
 
 
-def test_a_box_that_loses_its_process_is_crashed_and_comes_back(minimal: Kimbox) -> None:
-    """kill -9 of QEMU is seen as a crash, at once, and `up` mends it."""
+def test_a_box_without_its_process_is_crashed_and_starts_again(minimal: Kimbox) -> None:
+    """After kill -9 of QEMU, the state is `crashed` immediately. `up` starts the box."""
     process = minimal.json("status", "minimal")["pid"]
     run.run(["kill", "-9", str(process)])
     assert qemu.wait_until_gone(Machine("minimal"), 10)
@@ -158,8 +158,8 @@ def test_a_box_that_loses_its_process_is_crashed_and_comes_back(minimal: Kimbox)
     assert minimal.json("up", "minimal")["state"] == "ready"
 
 
-def test_it_is_filled_and_shrunk(minimal: Kimbox, tmp_path: Path) -> None:
-    """What was deleted goes from the snapshot's store and from /persistent, what is there stays, and the box boots."""
+def test_a_filled_box_is_shrunk(minimal: Kimbox, tmp_path: Path) -> None:
+    """`shrink` frees the space of deleted files in the snapshot and in /persistent. Other files stay. The box boots."""
     minimal.sh(
         "minimal",
         "head -c 60M /dev/urandom | sudo tee /var/tmp/junk | sudo tee /persistent/junk >/dev/null; "
@@ -184,7 +184,7 @@ def test_it_is_filled_and_shrunk(minimal: Kimbox, tmp_path: Path) -> None:
 
 
 def test_a_name_belongs_to_one_spec(minimal: Kimbox) -> None:
-    """Another spec of the same name is refused, and told whose it is."""
+    """Another spec with the same name is refused. The message names the spec of the box."""
     spec = minimal.spec("minimal")
     refused = minimal.json("up", "-f", spec, check=False)
     assert refused["exit_code"] == 5

@@ -1,4 +1,4 @@
-"""A machine that has nothing: one command makes it run a box."""
+"""On a minimal host, one command installs kimbox and starts a box."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kimbox.spec.load import load_box
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Where the machine finds the repository that a scientist would clone.
+#: Path in the root of the repository that the user clones.
 REPOSITORY = "/srv/kimbox.git"
 
-#: Packages, Python packages, an image and a boot under software emulation take minutes.
-TIME_LIMIT_S = 45 * 60
+#: Timeout of the job, in seconds. Packages, Python packages, an image and a boot under emulation take minutes.
+TIMEOUT_S = 45 * 60
 
 JOB = f"""
 say() {{ printf '== %s\\n' "$*"; }}
@@ -58,10 +58,10 @@ say end
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[FreshRoot]:
-    """A fresh root, gone at the end."""
+    """A fresh root. It is removed at the end."""
     sudo = privileged()
     if sudo is None:
-        pytest.skip("making a root needs root, or sudo without a password")
+        pytest.skip("needs root, or sudo without a password")
     root = FreshRoot(tmp_path, sudo)
     try:
         with (tmp_path / "build.log").open("w") as log:
@@ -72,7 +72,7 @@ def machine(tmp_path: Path) -> Iterator[FreshRoot]:
 
 
 def part(lines: list[str], name: str) -> list[str]:
-    """The lines that the job said under a heading."""
+    """Returns the lines of the job's output under a heading."""
     start = lines.index(f"== {name}") + 1
     ends = [i for i, line in enumerate(lines) if line.startswith("== ") and i >= start]
     return lines[start : ends[0]]
@@ -80,20 +80,20 @@ def part(lines: list[str], name: str) -> list[str]:
 
 @pytest.mark.guest
 def test_one_command_on_a_bare_machine(machine: FreshRoot, tmp_path: Path, home: Path) -> None:
-    """An ordinary user with sudo clones, types script/up, has a box that answers, and destroys it without a trace.
+    """An ordinary user with sudo clones the repository, runs script/up, uses the box and destroys it completely.
 
-    The image that this user made is, byte for byte, the one that is made here from the same lock.
+    The image of this user is byte for byte the same as the image that this test builds from the same lock.
     """
     copy = tmp_path / "kimbox.git"
     run.run(["git", "-c", "safe.directory=*", "clone", "--quiet", "--bare", "--no-hardlinks", ROOT, copy])
     machine.give_to_user(copy)
     with (tmp_path / "job.log").open("w") as log:
-        lines = machine.run(JOB, log=log, timeout_s=TIME_LIMIT_S, folders={copy: REPOSITORY})
+        lines = machine.run(JOB, log=log, timeout_s=TIMEOUT_S, folders={copy: REPOSITORY})
     up = "\n".join(part(lines, "up"))
     assert "  python3-venv - " in up
     assert "kimbox ssh minimal" in up
-    again = part(lines, "again")
-    assert [] == [line for line in again if line.startswith(("Installing", "This machine lacks"))]
+    second = part(lines, "again")
+    assert [] == [line for line in second if line.startswith(("Installing", "This machine lacks"))]
     assert "ID=debian" in part(lines, "exec")
     (tmp_path / "minimal.lock").write_text("\n".join(part(lines, "lock")) + "\n")
     image = obtain.ensure(load_box(boxes_dir() / "minimal.yaml"), read_lock(tmp_path / "minimal.lock").packages)

@@ -1,4 +1,4 @@
-"""Keys and identities in a real guest: in no image, made by each box at its first boot, in no package."""
+"""Keys and identities: no image and no package contains them. Each box makes its own at the first boot."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kimbox.image.sanitize.key_formats import Kind
 
 pytestmark = pytest.mark.guest
 
-#: Small packages that make a key or an identity when they are installed.
+#: Small packages whose installation makes a key or an identity.
 SMALL = "[ssl-cert, munge, bind9, nsd, open-iscsi, nvme-cli, pacemaker]"
 
-#: What each makes, with owner, group and mode of stat(1).
+#: The files that they make, with owner, group and mode as stat(1) prints them.
 MADE = {
     "/etc/ssl/private/ssl-cert-snakeoil.key": "root ssl-cert 640",
     "/etc/ssl/certs/ssl-cert-snakeoil.pem": "root root 644",
@@ -33,18 +33,18 @@ MADE = {
 
 
 def scan(disk: Path) -> secrets.Findings:
-    """Keys and identities on a raw disk."""
+    """Finds keys and identities on a raw disk."""
     with rawdisk.opened(disk) as view:
         return secrets.scan(view)
 
 
 def image_of(kimbox: Kimbox) -> Path:
-    """The disk of the image of the spec in this folder, built now."""
+    """Builds the image of the spec in this folder and returns its disk."""
     return kimbox.home / "images" / str(kimbox.json("build")["key"]) / "disk.raw"
 
 
-def test_small_ones(kimbox: Kimbox, tmp_path: Path) -> None:
-    """Two builds are equal and hold none; the box that is ready has each, with its owner; its package has none."""
+def test_small_packages(kimbox: Kimbox, tmp_path: Path) -> None:
+    """Two builds are equal and contain none of the files. The ready box has all of them. Its package has none."""
     kimbox.spec("makers", f"image: {{packages: {SMALL}}}\n")
     image = image_of(kimbox)
     assert kimbox.json("verify")["same"]
@@ -56,7 +56,7 @@ def test_small_ones(kimbox: Kimbox, tmp_path: Path) -> None:
     works = "munge -n 2>/dev/null | unmunge 2>/dev/null"
     waited = kimbox.sh("makers", f"timeout 300 sh -c 'until {works}; do sleep 1; done'")
     assert "Success (0)" in waited
-    # What is made is made from the new root's own chance: the certificate's key fits it.
+    # The key and its certificate were made together: the public key of both is the same.
     key = kimbox.sh("makers", "sudo openssl pkey -in /etc/ssl/private/ssl-cert-snakeoil.key -pubout")
     assert key == kimbox.sh("makers", "openssl x509 -in /etc/ssl/certs/ssl-cert-snakeoil.pem -noout -pubkey")
     digests = "sudo sha256sum /etc/munge/munge.key /etc/nvme/hostid /etc/iscsi/initiatorname.iscsi"
@@ -67,8 +67,8 @@ def test_small_ones(kimbox: Kimbox, tmp_path: Path) -> None:
     assert set() == set(first.splitlines()) & set(kimbox.sh("makers", digests).splitlines())
     kimbox("halt")
     kimbox("package", "--format", "raw", "--output", str(tmp_path / "out"))
-    found = scan(tmp_path / "out/makers.raw")
-    assert () == found.forbidden
+    findings = scan(tmp_path / "out/makers.raw")
+    assert () == findings.forbidden
     with rawdisk.opened(tmp_path / "out/makers.raw") as disk:
         assert [] == [path for path in MADE if find(disk.root.file_system, path.encode())]
     kimbox("destroy", "-y")
@@ -83,7 +83,7 @@ def test_small_ones(kimbox: Kimbox, tmp_path: Path) -> None:
     ],
 )
 def test_databases(kimbox: Kimbox, packages: str, check: str) -> None:
-    """Two builds are equal and hold no database; the box has one, which answers."""
+    """Two builds are equal and contain no database. The box has one, and it answers."""
     kimbox.spec("data", f"image: {{packages: {packages}}}\ndisk: {{size: 8GiB, volumes: {{root: 3GiB}}}}\n")
     image = image_of(kimbox)
     assert kimbox.json("verify")["same"]
@@ -96,7 +96,7 @@ def test_databases(kimbox: Kimbox, packages: str, check: str) -> None:
 
 @pytest.mark.soak
 def test_java(kimbox: Kimbox) -> None:
-    """Java's store of certificates is the same in both builds, and Java reads it; it is kept, and listed."""
+    """Java's certificate store is equal in both builds. The scan lists it as kept, and Java reads it."""
     kimbox.spec("java", "image: {packages: [openjdk-21-jre-headless]}\ndisk: {size: 8GiB, volumes: {root: 3GiB}}\n")
     image = image_of(kimbox)
     assert kimbox.json("verify")["same"]

@@ -1,4 +1,4 @@
-"""Other images: an older suite, one made elsewhere, and the box that computes what was published."""
+"""Other images: an older suite, an image that kimbox did not build, and the box with the published results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_openkim_dev_reproduces_aluminium(kimbox: Kimbox) -> None:
-    """The shipped box computes what was published: a = 4.0321 A and E = -3.3600 eV per atom, within 1e-3."""
+    """The shipped box computes the published values: a = 4.0321 A and E = -3.3600 eV per atom, within 1e-3."""
     assert kimbox.json("up", "openkim-dev")["state"] == "ready"
     printed = kimbox("exec", "openkim-dev", "--", "kimbox-al").stdout
     a = re.search(r"^a = ([0-9.]+) A$", printed, re.MULTILINE)
@@ -37,7 +37,7 @@ def test_openkim_dev_reproduces_aluminium(kimbox: Kimbox) -> None:
     kimbox("destroy", "-y", "openkim-dev")
 
 
-#: Another folder, time zone, language, mask and number of processors than those that the tests run with.
+#: Runs a program with another folder, time zone, language, umask and number of processors than those of the tests.
 ELSEWHERE = """
 cd /
 umask 077
@@ -49,47 +49,47 @@ exec taskset --cpu-list 0 "$@"
 
 @pytest.fixture(scope="module")
 def built(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The disk of the image of the shipped box `minimal`, which others boot."""
+    """The disk of the image of the shipped box `minimal`, which other tests boot."""
     key = Kimbox(home, tmp_path_factory.mktemp("built")).json("build", "minimal")["key"]
     return home / "images" / str(key) / "disk.raw"
 
 
 def test_the_same_lock_gives_the_same_image(built: Path, kimbox: Kimbox, tmp_path: Path) -> None:
-    """Built again, elsewhere and otherwise, from the cache alone; the digests are those of the image that boots."""
+    """A build in another environment, without a network, gives the digest of the image that other tests boot."""
     offline = ["unshare", "--net", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]
-    found = is_the_same_again(kimbox, ["minimal"], tmp_path, offline if os.geteuid() == 0 else [])
-    assert {found["sha256"]["stored"], found["sha256"]["built"]} == {sha256(built)}
+    verified = verify_elsewhere(kimbox, ["minimal"], tmp_path, offline if os.geteuid() == 0 else [])
+    assert {verified["sha256"]["stored"], verified["sha256"]["built"]} == {sha256(built)}
 
 
-def is_the_same_again(kimbox: Kimbox, box: list[str], tmp_path: Path, within: Sequence[str] = ()) -> dict[str, Any]:
-    """What `kimbox verify` found, run elsewhere and otherwise; fails where it found a difference."""
+def verify_elsewhere(kimbox: Kimbox, box: list[str], tmp_path: Path, within: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs `kimbox verify` in another environment and returns its result. Fails if there is a difference."""
     (tmp_path / "tmp").mkdir()
     path = os.pathsep.join([str(ROOT), *sys.path])
     verify = ["sh", "-c", ELSEWHERE, "sh", tmp_path / "tmp", sys.executable, "-m", "kimbox", "--json", "verify"]
     env = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": path}
-    found: dict[str, Any] = json.loads(run.run([*within, *verify, *box], env=env, timeout_s=1800).stdout)["result"]
-    assert (True, []) == (found["same"], found["differences"])
-    return found
+    verified: dict[str, Any] = json.loads(run.run([*within, *verify, *box], env=env, timeout_s=1800).stdout)["result"]
+    assert (True, []) == (verified["same"], verified["differences"])
+    return verified
 
 
 @pytest.mark.soak
 def test_openkim_dev_gives_the_same_image(kimbox: Kimbox, tmp_path: Path) -> None:
-    """The large box too, with its compilers and Python packages."""
+    """The same for the large box, with its compilers and Python packages."""
     kimbox("build", "openkim-dev")
-    assert is_the_same_again(kimbox, ["openkim-dev"], tmp_path)
+    assert verify_elsewhere(kimbox, ["openkim-dev"], tmp_path)
 
 
 @pytest.mark.soak
 def test_bookworm_gives_the_same_image(kimbox: Kimbox, tmp_path: Path) -> None:
-    """The older suite too, whose mke2fs writes the time of the build."""
+    """The same for the older suite, whose mke2fs writes the time of the build."""
     kimbox.spec("older", "image: {suite: bookworm}\n")
     kimbox("build")
-    assert is_the_same_again(kimbox, ["-f", str(kimbox.folder / "kimbox.yaml")], tmp_path)
+    assert verify_elsewhere(kimbox, ["-f", str(kimbox.folder / "kimbox.yaml")], tmp_path)
 
 
 @pytest.mark.soak
 def test_bookworm_is_built_and_boots(kimbox: Kimbox) -> None:
-    """Debian 12 as the guest: built from the same machine, its LVM accepts the disk, it halts cleanly."""
+    """Debian 12 in the guest: the same host builds it, its LVM accepts the disk, and it halts cleanly."""
     kimbox.spec("older", "image: {suite: bookworm}\n")
     kimbox("up")
     assert "VERSION_CODENAME=bookworm" in kimbox.sh("older", "cat /etc/os-release")
@@ -100,8 +100,8 @@ def test_bookworm_is_built_and_boots(kimbox: Kimbox) -> None:
     kimbox("destroy", "-y")
 
 
-def test_an_image_made_elsewhere_boots_if_its_digest_is_right(built: Path, kimbox: Kimbox) -> None:
-    """`location` and `digest`: a wrong digest is refused and names both; the right one gives a box that is ready."""
+def test_an_image_by_location_boots_if_its_digest_matches(built: Path, kimbox: Kimbox) -> None:
+    """`location` and `digest`: the error of a wrong digest names both digests. With the right one, the box is ready."""
     digest = sha256(built)
     image = f'  location: {built}\n  digest: "sha256:{{digest}}"\n'
     (kimbox.folder / "kimbox.yaml").write_text(
@@ -119,8 +119,8 @@ def test_an_image_made_elsewhere_boots_if_its_digest_is_right(built: Path, kimbo
     kimbox("destroy", "-y")
 
 
-#: A boot sector that says a few words on the serial console, and waits. Loaded at 0x7c00, as any is.
-STRANGER = (
+#: A boot sector that prints a line on the serial console, and waits. The BIOS loads it at 0x7c00.
+FOREIGN_BOOT_SECTOR = (
     bytes.fromhex(
         "31c0 8ed8 fc"  # xor ax, ax; mov ds, ax; cld
         "baf803 be167c"  # mov dx, 0x3f8; mov si, 0x7c16
@@ -131,10 +131,10 @@ STRANGER = (
 )
 
 
-def test_a_box_without_kimboxs_scripts_boots_and_is_left_to_its_owner(kimbox: Kimbox, tmp_path: Path) -> None:
-    """Nobody can know when it is ready: `up` says so in time, with what its console said, and the guest goes on."""
+def test_a_box_without_kimboxs_scripts_boots_and_keeps_running(kimbox: Kimbox, tmp_path: Path) -> None:
+    """Such a guest cannot report that it is ready. `up` fails at its timeout with the output of the console."""
     disk = tmp_path / "disk.raw"
-    disk.write_bytes(STRANGER.ljust(510, b"\0") + b"\x55\xaa" + bytes(8 << 20))
+    disk.write_bytes(FOREIGN_BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa" + bytes(8 << 20))
     box = makevagrant.archive(makevagrant.metadata(), ("box.img", makevagrant.converted(disk, "qcow2")))
     (kimbox.folder / "stranger.box").write_bytes(box)
     kimbox("box", "add", "own/stranger", "stranger.box")
@@ -151,6 +151,6 @@ def test_a_box_without_kimboxs_scripts_boots_and_is_left_to_its_owner(kimbox: Ki
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Returns the hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

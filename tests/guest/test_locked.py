@@ -1,4 +1,4 @@
-"""A box from its lock alone, in a real guest: submodules, signatures, --locked, --offline, and what diff says of it."""
+"""A box from its lock in a real guest: submodules, signatures, --locked, --offline, and the output of diff."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.guest
 
 
 def git(folder: Path, *words: str) -> str:
-    """A git command in a folder, as a committer who signs where asked to."""
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    """Runs git in a folder with an identity and a signing key. Returns the output."""
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
     signing = ["-c", "gpg.format=ssh", "-c", f"user.signingKey={folder.parent}/key"]
-    return run.run(["git", *who, *signing, "-C", str(folder), *words]).stdout.strip()
+    return run.run(["git", *identity, *signing, "-C", str(folder), *words]).stdout.strip()
 
 
 def make(folder: Path, text: str) -> str:
-    """A repository with one file, or one more commit in it."""
+    """Makes a repository with one file, or adds a commit to it. Returns the commit."""
     if not folder.exists():
         folder.mkdir()
         git(folder, "init", "-q")
@@ -32,15 +32,15 @@ def make(folder: Path, text: str) -> str:
 
 
 def link(folder: Path, path: str, commit: str) -> None:
-    """The submodule `path` of a repository at another commit."""
+    """Commits another commit of the submodule `path`."""
     (folder / ".gitmodules").write_text(f'[submodule "{path}"]\n\tpath = {path}\n\turl = ../inner\n')
     git(folder, "add", ".gitmodules")
     git(folder, "update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
     git(folder, "commit", "-q", "-S", "-m", "inner")
 
 
-def test_a_box_is_what_its_lock_says(kimbox: Kimbox) -> None:
-    """A signed repository with a submodule goes in, moves, is compared, and comes up again without its servers."""
+def test_a_box_matches_its_lock(kimbox: Kimbox) -> None:
+    """A signed repository with a submodule is provisioned, moved, compared, and provisioned without its servers."""
     folder = kimbox.folder
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"])
     old_inner = make(folder / "inner", "inner one\n")
@@ -52,22 +52,22 @@ def test_a_box_is_what_its_lock_says(kimbox: Kimbox) -> None:
     kimbox("lock")
     kimbox("lock", "--check", "--remote")
     kimbox("up", "--locked")
-    seen = "cat /opt/tool/file /opt/tool/lib/inner/file && sudo git -C /opt/tool/lib/inner rev-parse HEAD"
-    assert f"tool one\ninner one\n{old_inner}\n" == kimbox.sh("locked", seen)
+    look = "cat /opt/tool/file /opt/tool/lib/inner/file && sudo git -C /opt/tool/lib/inner rev-parse HEAD"
+    assert f"tool one\ninner one\n{old_inner}\n" == kimbox.sh("locked", look)
     assert "are equal" in kimbox("diff").stdout
 
     new_inner = make(folder / "inner", "inner two\n")
     link(folder / "tool", "lib/inner", new_inner)
     make(folder / "tool", "tool two\n")
     kimbox("lock", "--update", "tool")
-    told = kimbox.json("diff")
-    assert ["tool two", "inner"] == [line.split(" ", 1)[1] for line in told["repositories"]["tool"]["log"]["came"]]
+    compared = kimbox.json("diff")
+    assert ["tool two", "inner"] == [line.split(" ", 1)[1] for line in compared["repositories"]["tool"]["log"]["came"]]
     assert f"submodule lib/inner: {old_inner[:12]} -> {new_inner[:12]}" in kimbox("diff").stdout
     for name in ("inner", "tool"):
         (folder / name).rename(folder / f"{name}-away")
     kimbox("halt")
     kimbox("up", "--locked", "--offline")
-    assert f"tool two\ninner two\n{new_inner}\n" == kimbox.sh("locked", seen)
+    assert f"tool two\ninner two\n{new_inner}\n" == kimbox.sh("locked", look)
     assert "are equal" in kimbox("diff").stdout
     assert new_inner == read_lock(folder / "kimbox.lock").repositories["tool"].submodules["lib/inner"].commit
     kimbox("destroy", "-y")

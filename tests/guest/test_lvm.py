@@ -1,4 +1,4 @@
-"""Real LVM in a guest: kimbox reads from a disk what LVM wrote there, and shrinks and packs disks that LVM changed."""
+"""Real LVM in a guest: kimbox reads volume groups that LVM wrote, and shrinks and packages disks that LVM changed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from kimbox.image.disk.lvm import reader
 
 pytestmark = pytest.mark.guest
 
-#: Makes the layouts, and hands rows and images out.
+#: The script that creates the layouts, and prints rows about them.
 SCRIPT = Path(__file__).with_name("lvm-layouts")
 FOLDER = "/dev/shm/lvm"
 
-#: Layouts that are refused, and the words of the refusal; of those with several disks by the number of the disk.
+#: Reasons of refused layouts.
 SEVERAL = "the volume group has several physical volumes"
 ABSENT = "the physical volume belongs to no volume group, or the metadata is on another physical volume"
+
+#: Refused layouts with the reason. Of a layout with several disks, `+` and the number of the disk follow the name.
 REFUSED = {
     "cached": "the volume a has the type cache+CACHE_USES_CACHEVOL, which kimbox does not read",
     "errors": "the volume e has the type error, which kimbox does not read",
@@ -51,13 +53,13 @@ REFUSED = {
 
 Pieces = list[tuple[int, int, int]]
 
-#: Volumes that LVM does not report: it shows nothing of a group that was exported.
+#: Volumes that LVM does not report, because their group is exported.
 UNREPORTED: dict[str, dict[str, Pieces]] = {"exported": {"a": [(0, 4 << 20, 1 << 20)]}}
 
 
 @attrs.define
 class Reported:
-    """What LVM reports of the group on one disk. Pieces: offset in the volume, size, offset on the disk, in bytes."""
+    """LVM's report on the group on one disk. Pieces: offset in the volume, size, offset on the disk, in bytes."""
 
     group: str
     start: int
@@ -67,9 +69,9 @@ class Reported:
 
 
 def reported(rows: str) -> dict[str, Reported]:
-    """The script's rows, by the name of the image. A device has another image from its next row `disk` on."""
+    """Parses the rows of the script. Returns reports by image name. A row `disk` assigns a device to a new image."""
     devices: dict[str, str] = {}
-    found: dict[str, Reported] = {}
+    reports: dict[str, Reported] = {}
     for row in rows.splitlines():
         if row.startswith("disk|"):
             _, image, device = row.split("|")
@@ -79,18 +81,18 @@ def reported(rows: str) -> dict[str, Reported]:
         if "PE_START" in fields:
             if image := devices.get(fields["PV_NAME"], ""):
                 sizes = int(fields["PE_START"]), int(fields["VG_EXTENT_SIZE"] or 0)
-                found[image] = Reported(fields["VG_NAME"], *sizes)
+                reports[image] = Reported(fields["VG_NAME"], *sizes)
         elif place := re.fullmatch(r"(/dev/loop\d+):(\d+)-\d+", fields["SEG_PE_RANGES"]):
-            one, name = found[devices[place[1]]], fields["LV_NAME"].strip("[]")
-            start = one.start + int(place[2]) * one.extent
-            one.volumes.setdefault(name, []).append((int(fields["SEG_START"]), int(fields["SEG_SIZE"]), start))
+            report, name = reports[devices[place[1]]], fields["LV_NAME"].strip("[]")
+            start = report.start + int(place[2]) * report.extent
+            report.volumes.setdefault(name, []).append((int(fields["SEG_START"]), int(fields["SEG_SIZE"]), start))
             if fields["ORIGIN"] and fields["SEGTYPE"] == "linear":
-                one.snapshots.add((name, fields["ORIGIN"].strip("[]"), int(fields["CHUNK_SIZE"])))
-    return found
+                report.snapshots.add((name, fields["ORIGIN"].strip("[]"), int(fields["CHUNK_SIZE"])))
+    return reports
 
 
 def read(path: Path) -> Reported:
-    """What kimbox reads of the same."""
+    """Reads the group on a disk with kimbox."""
     size = path.stat().st_size
     with path.open("rb") as file:
 
@@ -109,10 +111,10 @@ def read(path: Path) -> Reported:
 
 
 def test_what_real_lvm_writes_is_read_or_refused(minimal: Kimbox, tmp_path: Path) -> None:
-    """Of each layout the same volumes at the same places as LVM itself says, or the reason why not."""
-    run = f"cat >/persistent/layouts; sh /persistent/layouts {FOLDER} 2>{FOLDER}.said"
+    """For each layout, kimbox reads the same volumes at the same places as LVM, or refuses it with the reason."""
+    run = f"cat >/persistent/layouts; sh /persistent/layouts {FOLDER} 2>{FOLDER}.log"
     rows = minimal("exec", "minimal", "--", "sudo", "sh", "-c", run, input=SCRIPT.read_text()).stdout
-    packed = minimal.sh("minimal", f"cd {FOLDER} && sudo tar -czSf - *.img | base64; cat {FOLDER}.said >&2")
+    packed = minimal.sh("minimal", f"cd {FOLDER} && sudo tar -czSf - *.img | base64; cat {FOLDER}.log >&2")
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed))) as tar:
         tar.extractall(tmp_path, filter="data")
     images = {path.stem: path for path in tmp_path.glob("*.img")}
@@ -124,11 +126,11 @@ def test_what_real_lvm_writes_is_read_or_refused(minimal: Kimbox, tmp_path: Path
     refusals = {}
     for name, path in sorted(images.items()):
         try:
-            found = read(path)
+            group = read(path)
         except UnknownUsage as error:
             refusals[name] = error.message
         else:
-            assert attrs.evolve(expected[name], extent=0) == found, name
+            assert attrs.evolve(expected[name], extent=0) == group, name
     assert REFUSED == refusals
     assert {"a": [(0, 2 << 20, 1 << 20), (2 << 20, 2 << 20, 5 << 20), (4 << 20, 2 << 20, 9 << 20)]}.items() <= (
         expected["thrice"].volumes.items()
@@ -137,7 +139,7 @@ def test_what_real_lvm_writes_is_read_or_refused(minimal: Kimbox, tmp_path: Path
 
 
 def test_a_box_whose_volumes_were_changed_is_shrunk_and_packed(minimal: Kimbox) -> None:
-    """A volume is made and the snapshot extended in the guest: what they hold stays, and nothing is called damaged."""
+    """The guest creates a volume and extends the snapshot. Both keep their content, and kimbox reports no damage."""
     content = hashlib.sha256(b"extra").hexdigest()
     minimal.sh(
         "minimal",

@@ -1,4 +1,4 @@
-"""`kimbox maintain` in a real guest: a base is changed on a disk apart, committed, reviewed, booted as a new box."""
+"""`kimbox maintain` in a real guest: a base is changed on a separate disk, committed, and booted as a new box."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.guest
 
 NAME = "based"
 
-#: What a maintainer does by hand: a package that cannot be configured yet, damage to GRUB's entries, to the initramfs
-#: and to the kernel's links, and traces.
+#: Manual changes: a package that cannot be configured yet, damage to GRUB's entries, to the initramfs and to the links
+#: of the kernel, and files with secrets.
 CHANGE = """
 set -e
 mkdir -p /var/tmp/deb/DEBIAN /var/tmp/deb/opt/extra
@@ -33,10 +33,10 @@ sync
 
 
 def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None:
-    """What was changed is recorded, packaged (for VirtualBox) and booted; what is of the one machine is gone."""
+    """The changes are recorded, packaged (for VirtualBox) and booted. The files of the single machine are removed."""
     kimbox.spec(NAME)
-    told = kimbox.json("maintain")
-    assert ("based-maintain", "ready") == (told["name"], told["state"])
+    started = kimbox.json("maintain")
+    assert ("based-maintain", "ready") == (started["name"], started["state"])
     assert "absent" == kimbox.json("status", NAME)["state"]
     assert "/dev/mapper/vagrant--pipeline-root / ext4" in kimbox.sh("based-maintain", "cat /proc/mounts")
     assert 5 == kimbox("up", "based-maintain", check=False).code
@@ -52,7 +52,7 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     assert [{"name": "kimbox-extra", "old": "", "new": "1.5"}] == done["changes"]["packages"]
     files = done["changes"]["files"]
     assert "/etc/by-hand" in files["added"]
-    assert not [path for found in files.values() for path in found if "/var/tmp/" in path or "secret" in path]
+    assert not [path for paths in files.values() for path in paths if "/var/tmp/" in path or "secret" in path]
     assert done["changes"].items() <= json.loads(Path(done["record"]).read_text()).items()
     assert 5 == kimbox("status", "based-maintain", check=False).code
 
@@ -74,8 +74,8 @@ def test_a_base_is_changed_and_committed(kimbox: Kimbox, tmp_path: Path) -> None
     new("box", "remove", "based-3")
 
 
-def test_nothing_is_maintained(kimbox: Kimbox) -> None:
-    """--discard is content with that, --commit is not."""
+def test_no_maintenance_machine(kimbox: Kimbox) -> None:
+    """Without a maintenance machine, --discard succeeds and --commit fails."""
     kimbox.spec(NAME)
     assert 0 == kimbox("maintain", "--discard").code
     assert 5 == kimbox("maintain", "--commit", "based-3", check=False).code

@@ -1,4 +1,4 @@
-"""Steps and the commits that they ran under, in a real box that keeps its root; and what a power cut leaves of them."""
+"""Steps and the commits that they ran with, in a real box that keeps its root, also after a power failure."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ACCOUNT = "  - {name: account, uses: [], script: useradd -m alice}\n"
 
 COUNT = "cat /var/tmp/named | wc -l; cat /var/tmp/path | wc -l; cat /var/tmp/plain | wc -l"
 
-#: Records as a kimbox wrote them that did not note commits.
-FORGET = "sudo sed -i '2,$d' /var/lib/kimbox/done/provision-*; cat /var/lib/kimbox/done/provision-* | wc -l"
+#: Removes the commits from the records of steps: older versions of kimbox wrote records without commits.
+REMOVE_COMMITS = "sudo sed -i '2,$d' /var/lib/kimbox/done/provision-*; cat /var/lib/kimbox/done/provision-* | wc -l"
 
 
 def move(kimbox: Kimbox, text: str) -> str:
-    """A new commit of the tool, which prints the text; the lock follows. Returns the commit."""
+    """Commits a tool that prints the text, and updates the lock. Returns the commit."""
     tool, files = kimbox.folder / "tool", {"run": f"#!/bin/sh\necho {text}\n"}
     if not tool.exists():
         return makebox.make_repository(tool, files)
@@ -41,31 +41,34 @@ def move(kimbox: Kimbox, text: str) -> str:
     return commit
 
 
-def test_a_box_is_never_of_a_former_commit_in_silence(kimbox: Kimbox) -> None:
-    """A pin moves: users run again, others are named until they did; records of old stay valid; no step runs twice."""
-    one = move(kimbox, "one")
+def test_steps_of_an_old_commit_are_reported(kimbox: Kimbox) -> None:
+    """After a pin moves, steps that use the repository run again. Other steps are reported until they run again.
+
+    Records of older versions stay valid. No step runs twice.
+    """
+    first = move(kimbox, "one")
     spec = kimbox.spec("moved", SPEC.replace("TOOL", str(kimbox.folder / "tool")))
     assert kimbox.json("up")["stale"] == []
-    assert kimbox.sh("moved", FORGET) == "3\n"
+    assert kimbox.sh("moved", REMOVE_COMMITS) == "3\n"
 
-    two = move(kimbox, "two")
+    second = move(kimbox, "two")
     stale = [
         {
             "step": "plain",
-            "repositories": {"tool": {"old": one, "new": two}},
+            "repositories": {"tool": {"old": first, "new": second}},
             "command": "kimbox provision --only plain moved",
         }
     ]
     assert kimbox.json("up")["stale"] == stale
     assert kimbox.sh("moved", f"{COUNT}; tool") == "2\n2\n1\ntwo\n"
-    again = kimbox("up").stdout
-    assert "plain" in again
-    assert "as it was" not in again
+    printed = kimbox("up").stdout
+    assert "plain" in printed
+    assert "as it was" not in printed
     assert kimbox.json("status")["stale"] == stale
     assert kimbox.json("diff")["stale"] == {"old": stale, "new": None}
     assert kimbox.json("diff")["differs"] is True
-    assert kimbox.json("provenance")["stale"] == {"plain": {"tool": one}}
-    assert one in json.dumps(json.loads((kimbox.folder / "moved.intoto.json").read_text()))
+    assert kimbox.json("provenance")["stale"] == {"plain": {"tool": first}}
+    assert first in json.dumps(json.loads((kimbox.folder / "moved.intoto.json").read_text()))
 
     assert kimbox.json("provision", "--only", "plain")["stale"] == []
     assert kimbox.json("diff")["differs"] is False

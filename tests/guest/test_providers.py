@@ -1,4 +1,4 @@
-"""The same box under every provider: QEMU, and real Vagrant with real libvirt. One machine each for the whole table."""
+"""The same tests with every provider: QEMU, and real Vagrant with real libvirt. Each provider has one machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 import libvirtd
 import pytest
-from conftest import ASK_S, Kimbox, is_given_back, until
+from conftest import PROGRAM_PAUSE_S, Kimbox, is_given_back, until
 
 from kimbox import run
 from kimbox.drivers import accelerator
@@ -35,7 +35,7 @@ probes: [{description: "hello is there", script: "test -s /etc/hello"}]
 
 @attrs.frozen
 class Rig:
-    """A box that runs, and what libvirt had before it, where libvirt is at work."""
+    """A running box, and the inventory of libvirt before its start (empty for QEMU)."""
 
     kimbox: Kimbox
     provider: str
@@ -49,21 +49,21 @@ class Rig:
         return str(self.kimbox.json("status", self.name)["state"])
 
     def served(self) -> str:
-        """What the guest serves on its port 8080, as this host gets it through the forwarded port."""
+        """Returns a file that the guest serves on its port 8080, downloaded through the forwarded port."""
         self.sh("pgrep -x busybox >/dev/null || busybox httpd -p 8080 -h /etc")
         port = int(self.kimbox.json("status", self.name)["forwards"]["8080"])
-        said: list[str] = []
+        answers: list[str] = []
 
-        def answers() -> bool:
-            try:  # under Vagrant an ssh of its own forwards it, which has just been started
+        def has_answered() -> bool:
+            try:  # with Vagrant, a separate ssh process forwards the port, and needs time to start
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/from-setup", timeout=60) as answer:
-                    said.append(bytes(answer.read()).decode())
+                    answers.append(bytes(answer.read()).decode())
             except OSError:
                 return False
             return True
 
-        until("what the guest serves", answers, limit_s=120)
-        return said[0]
+        until("the answer of the guest's web server", has_answered, limit_s=120)
+        return answers[0]
 
     def boot_id(self) -> str:
         return self.sh("cat /proc/sys/kernel/random/boot_id")
@@ -71,7 +71,7 @@ class Rig:
 
 @pytest.fixture(scope="module", params=NAMES)
 def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A box of one provider. The first tries under Vagrant are killed on their way: `up` has something to mend."""
+    """A box of one provider. With Vagrant, two `up` are killed before, so that `up` must repair their state."""
     provider = str(request.param)
     kimbox = Kimbox(home, tmp_path_factory.mktemp(provider))
     name = f"table-{provider}"
@@ -89,7 +89,7 @@ def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Tem
 
 
 def write_spec(kimbox: Kimbox, name: str, more: str = "") -> None:
-    """A box with a setup repository, a step and a probe."""
+    """Writes the spec of a box with a setup repository, a step and a probe."""
     setup = kimbox.folder / "setup/setup"
     setup.parent.mkdir()
     setup.write_text("#!/bin/sh\necho hello >/etc/from-setup\n")
@@ -98,7 +98,7 @@ def write_spec(kimbox: Kimbox, name: str, more: str = "") -> None:
 
 
 def interrupt(kimbox: Kimbox, name: str, volume: str) -> None:
-    """Kills kimbox, and so the Vagrant that it runs, once a volume of the box whose name holds this is in the pool."""
+    """Starts `up` and kills it, and so its Vagrant, when the pool has a volume of the box whose name contains this."""
     settings = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join(sys.path)}
     script = 'echo $$ >pid; exec "$@"'
     argv = [
@@ -111,22 +111,22 @@ def interrupt(kimbox: Kimbox, name: str, volume: str) -> None:
         script,
         "sh",
     ]
-    ended = run.detach(
+    exit_code = run.detach(
         [*argv, sys.executable, "-m", "kimbox", "up", "--provider", "vagrant"], log=kimbox.folder / "log"
     )
 
-    def there() -> bool:
-        assert ended() is None, (kimbox.folder / "log").read_text()
-        return any(one.startswith(names.domain(name)) and volume in one for one in libvirt.volumes())
+    def is_in_pool() -> bool:
+        assert exit_code() is None, (kimbox.folder / "log").read_text()
+        return any(other.startswith(names.domain(name)) and volume in other for other in libvirt.volumes())
 
-    until(f"{volume} in libvirt's pool", there)
+    until(f"{volume} in libvirt's pool", is_in_pool)
     os.kill(int((kimbox.folder / "pid").read_text()), signal.SIGKILL)
-    until("the end of what was killed", lambda: ended() is not None)
+    until("the end of the killed process", lambda: exit_code() is not None)
     until("the end of Vagrant", lambda: working_in(str(kimbox.machine(name).folder)) == [], limit_s=30)
 
 
 def test_up_makes_it_ready(rig: Rig) -> None:
-    """The same states, facts and words of status; what runs it is named."""
+    """`up` makes the box ready. `status` has the same members as `list`, and names the provider."""
     facts = rig.kimbox.json("status")
     assert (rig.provider, "ready") == (facts["provider"], facts["state"])
     assert facts["provenance"]["provisioned"]["by"] == "first"
@@ -138,14 +138,14 @@ def test_up_makes_it_ready(rig: Rig) -> None:
 
 
 def test_another_provider_is_refused(rig: Rig) -> None:
-    """A box belongs to who runs it."""
+    """A box that exists cannot be started with another provider."""
     other = next(name for name in NAMES if name != rig.provider)
     refused = rig.kimbox.json("up", "--provider", other, check=False)
     assert (5, True) == (refused["exit_code"], f"is run by {rig.provider}, not by {other}" in refused["message"])
 
 
 def test_exec_and_ssh(rig: Rig) -> None:
-    """A command's output and exit status are its own; the box has its name and a network; setup and step have run."""
+    """Output and exit status of a command pass through. The host name and network are set. Setup and step have run."""
     assert f"{rig.name}\n" == rig.sh("hostname")
     assert "hello\n" == rig.sh("test -s /etc/hello && cat /etc/from-setup")
     assert 7 == rig.kimbox("exec", rig.name, "--", "sh", "-c", "exit 7", check=False).code
@@ -161,13 +161,13 @@ def test_a_forward_reaches_the_guest(rig: Rig) -> None:
         socket.create_connection(("127.0.0.2", port), 30)
 
 
-def test_a_snapshot_brings_everything_back(rig: Rig) -> None:
-    """What was changed since is gone, on root and on /persistent; the guest goes on without a boot, its clock right."""
+def test_a_snapshot_restores_everything(rig: Rig) -> None:
+    """Later changes of root and /persistent are removed. The guest continues without a boot, with the right time."""
     boot = rig.boot_id()
     assert {"name": rig.name, "snapshot": "one", "state": "ready"} == rig.kimbox.json("snapshot", "save", "one")
     rig.sh("sudo touch /gone /persistent/gone; sync")
-    again = rig.kimbox.json("snapshot", "save", "one", check=False)
-    assert (5, True) == (again["exit_code"], "has a snapshot one already" in again["message"])
+    refused = rig.kimbox.json("snapshot", "save", "one", check=False)
+    assert (5, True) == (refused["exit_code"], "has a snapshot one already" in refused["message"])
     assert "ready" == rig.kimbox.json("snapshot", "restore", "one")["state"]
     assert (boot, "") == (rig.boot_id(), rig.sh("ls -d /gone /persistent/gone 2>/dev/null || true"))
     assert abs(int(rig.sh("date +%s")) - time.time()) < 30
@@ -175,12 +175,12 @@ def test_a_snapshot_brings_everything_back(rig: Rig) -> None:
     assert ["one"] == rig.kimbox.json("snapshot", "list")["snapshots"]
     rig.kimbox("snapshot", "delete", "one")
     assert [] == rig.kimbox.json("snapshot", "list")["snapshots"]
-    gone = rig.kimbox.json("snapshot", "restore", "one", check=False)
-    assert (5, True) == (gone["exit_code"], "has no snapshot one" in gone["message"])
+    refused = rig.kimbox.json("snapshot", "restore", "one", check=False)
+    assert (5, True) == (refused["exit_code"], "has no snapshot one" in refused["message"])
 
 
 def test_suspend_and_resume(rig: Rig) -> None:
-    """A suspended box answers nothing and says so; it goes on in the same boot, memory and all, its clock right."""
+    """A suspended box runs no command. After `resume` it is in the same boot, with its memory and the right time."""
     look = "cat /proc/sys/kernel/random/boot_id /dev/shm/kept"
     before = rig.sh(f"echo kept >/dev/shm/kept; {look}")
     rig.kimbox("suspend")
@@ -196,7 +196,7 @@ def test_suspend_and_resume(rig: Rig) -> None:
 
 
 def test_resnap(rig: Rig) -> None:
-    """A reboot gives a new root, provisioned by itself, and keeps /persistent."""
+    """After a reboot, the box has a new root that it has provisioned itself, and the same /persistent."""
     rig.sh("sudo touch /gone /persistent/kept; sync")
     assert "ready" == rig.kimbox.json("reload")["state"]
     facts = rig.kimbox.json("status")
@@ -207,7 +207,7 @@ def test_resnap(rig: Rig) -> None:
 
 
 def test_halt(rig: Rig) -> None:
-    """A halted box is halted, however often; it can be kept as it is; ssh says what to do."""
+    """A halted box can be halted again, packaged, saved and restored. `exec` reports that the box is halted."""
     halted = rig.kimbox.json("halt")
     assert ("halted", "ready") == (halted["state"], halted["before"])
     assert "halted" == rig.kimbox.json("halt")["before"] == rig.state()
@@ -215,15 +215,15 @@ def test_halt(rig: Rig) -> None:
     assert (5, True) == (refused["exit_code"], "the box is halted" in refused["message"])
     packaged = rig.kimbox.json("package", "--format", "qcow2", "--output", "out")
     assert ("machine", f"{rig.name}.qcow2") == (packaged["from"], Path(packaged["files"][0]).name)
-    assert [] == packaged["cleaned"]  # every boot was on the snapshot: the root is as it was built
+    assert [] == packaged["cleaned"]  # every boot used the snapshot, so that the root itself is unchanged
     assert "halted" == rig.kimbox.json("snapshot", "save", "off")["state"]
     assert "halted" == rig.kimbox.json("snapshot", "restore", "off")["state"]
 
 
 def test_destroy_leaves_nothing(rig: Rig) -> None:
-    """Folder and record are gone, snapshots and all; libvirt has the domains, networks, volumes of before.
+    """Folder, record and snapshots are removed. libvirt has the same domains, networks and volumes as before the box.
 
-    A connection that `exec` made in the box's many lives has ended, too.
+    All ssh connections of `exec` to earlier boots of the box have ended.
     """
     folder = str(rig.kimbox.machine(rig.name).folder)
     (port,) = rig.kimbox.json("status")["forwards"].values()
@@ -238,19 +238,19 @@ def test_destroy_leaves_nothing(rig: Rig) -> None:
 
 
 def working_in(folder: str) -> list[str]:
-    """Processes whose folder is this one, there or not any more."""
-    found = []
+    """Returns the ids of processes whose working directory is this folder, also if it was removed."""
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if str((process / "cwd").readlink()).startswith(folder):
-                found.append(process.name)
-    return found
+                processes.append(process.name)
+    return processes
 
 
 def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
-    """From a package and what was rendered, without kimbox: provisioned, and a new root, provisioned, at each boot.
+    """Vagrant without kimbox, with a package and the rendered files, provisions the box and the new root of each boot.
 
-    Its scratch space is empty then, too.
+    The scratch space is empty after a boot.
     """
     kimbox = Kimbox(home, tmp_path)
     write_spec(kimbox, "plain", "scratch: {size: 1GiB}\n")
@@ -276,9 +276,13 @@ def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
                 "/staging" == vagrant("ssh", "-c", "sudo touch /gone; touch $TMPDIR/gone; sync; echo $TMPDIR").strip()
             )
             vagrant("reload")
-            until("the new root to be provisioned", lambda: holds("-s /etc/from-setup -a -s /etc/hello"), every_s=ASK_S)
+            until(
+                "the new root to be provisioned",
+                lambda: holds("-s /etc/from-setup -a -s /etc/hello"),
+                every_s=PROGRAM_PAUSE_S,
+            )
             assert holds("-w /staging -a ! -e /gone -a ! -e /staging/gone")
         finally:
             vagrant("destroy", "-f")
-            (image,) = set(libvirtd.inventory()["volumes"]) - before  # Vagrant leaves it there
+            (image,) = set(libvirtd.inventory()["volumes"]) - before  # Vagrant does not remove it
             libvirt.virsh("vol-delete", image, "--pool", "default")

@@ -1,4 +1,4 @@
-"""A box that provisions itself anew at each boot, without network or host; and manifests that would brick it."""
+"""A box that provisions itself at each boot, without network or host, also after a manifest that breaks it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ repositories:
   setup: {url: ./setup, timeout: 20s}
 """
 
-#: Steps that install a Debian package and a wheel, as anybody would write them.
+#: Steps that install a Debian package and a wheel in the usual way.
 INSTALLS = """
 provision:
   - name: packages
@@ -47,8 +47,8 @@ probes:
   - {description: both are installed, script: 'kimbox-probe && python3 -c "import kimbox_wheel"', timeout: 10s}
 """
 
-#: A `setup` that takes the box down: as a crash does at first, then by asking for it, and ending well.
-GOES_DOWN = """#!/bin/sh
+#: A `setup` that stops the box: with a crash at first, then with a reboot and exit status 0.
+STOPS_THE_BOX = """#!/bin/sh
 [ ! -e /persistent/crashed ] || exec systemctl reboot
 touch /persistent/crashed
 sync
@@ -58,7 +58,7 @@ sleep 60
 
 GOOD = "#!/bin/sh\necho all is well\n"
 
-#: `setup` scripts that would brick a box, and what is told of each.
+#: `setup` scripts that break a box, with the reported reason.
 BAD = {
     "hangs": ("sleep 1000", "setup did not end within 20 s"),
     "stops sshd": ("systemctl stop ssh.service; mv /usr/sbin/sshd /usr/sbin/gone", "sshd no longer listens on port 22"),
@@ -74,7 +74,7 @@ BAD = {
 
 
 def make_packages(folder: Path) -> None:
-    """A flat apt repository with one package, and a package index with one wheel."""
+    """Makes a flat apt repository with one package, and a package index with one wheel."""
     tree, apt, index = folder / "tree", folder / "apt", folder / "simple/kimbox-wheel"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "usr/bin").mkdir(parents=True)
@@ -100,14 +100,14 @@ def make_packages(folder: Path) -> None:
 
 
 def write_setup(kimbox: Kimbox, script: str) -> None:
-    """The folder of the setup repository holds this `setup`."""
+    """Writes this `setup` into the folder of the setup repository."""
     (kimbox.folder / "setup").mkdir(exist_ok=True)
     (kimbox.folder / "setup/setup").write_text(script)
     (kimbox.folder / "setup/setup").chmod(0o755)
 
 
 def reset(machine: Machine) -> list[Event]:
-    """The box starts anew, as after a power cut; returns what it told until it was ready or had failed."""
+    """Resets the box, as after a power failure. Returns its events until it is ready or has failed."""
     before = machine.boot_events()[-1].boot
 
     def answered() -> bool:
@@ -115,13 +115,13 @@ def reset(machine: Machine) -> list[Event]:
         return events[-1].boot != before and any(event.name in ("ready", "failed") for event in events)
 
     qmp.execute(machine.qmp_socket, "system_reset")
-    until("the box has started anew", answered)
+    until("the box is ready or has failed", answered)
     return [event for event in machine.boot_events() if event.name not in ("step", "box")]
 
 
 @pytest.fixture(scope="module")
 def box(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox]:
-    """One box for every test here, ready, whose packages were fetched from a server that is gone."""
+    """A ready box for all tests of this file. The server of its packages has stopped."""
     kimbox = Kimbox(home, tmp_path_factory.mktemp(NAME))
     make_packages(kimbox.folder)
     write_setup(kimbox, GOOD)
@@ -133,21 +133,21 @@ def box(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox
 
 
 def test_a_new_root_is_provisioned_without_network_or_host(box: Kimbox) -> None:
-    """With the cable pulled, the servers gone and no key to log in, the box returns with its package and its wheel."""
+    """Without a network, servers and a key to log in, the box becomes ready with its package and its wheel."""
     machine = box.machine(NAME)
     box.sh(NAME, "sudo touch /gone; sync")
     assert "kimbox-probe_1%3a2.0-1_all.deb" in box.sh(NAME, "ls /persistent/cache/apt/archives")
     key = machine.key.rename(machine.key.with_name("put-away"))
     qmp.execute(machine.qmp_socket, "set_link", {"name": "net0", "up": False})
-    told = reset(machine)
+    events = reset(machine)
     qmp.execute(machine.qmp_socket, "set_link", {"name": "net0", "up": True})
     key.rename(machine.key)
-    assert [event.name for event in told][-2:] == ["provisioning", "ready"], machine.provision_log.read_text()
-    assert told[-1].text("manifest") == told[-2].text("manifest") == box.json("status")["manifest"]
-    said = json.loads(box.sh(NAME, "cat /etc/kimbox/box.json"))
-    assert said == box.json("status")["provenance"]
-    assert (said["provisioned"]["by"], said["provisioned"]["boot_mode"]) == ("resnap", "resnap")
-    assert said["image"] == machine.record().image
+    assert [event.name for event in events][-2:] == ["provisioning", "ready"], machine.provision_log.read_text()
+    assert events[-1].text("manifest") == events[-2].text("manifest") == box.json("status")["manifest"]
+    provenance = json.loads(box.sh(NAME, "cat /etc/kimbox/box.json"))
+    assert provenance == box.json("status")["provenance"]
+    assert (provenance["provisioned"]["by"], provenance["provisioned"]["boot_mode"]) == ("resnap", "resnap")
+    assert provenance["image"] == machine.record().image
     assert box.sh(NAME, ". /etc/kimbox/box.env && echo $KIMBOX_BOX $KIMBOX_LOCK_DIGEST").split() == [
         NAME,
         read_lock(box.folder / "kimbox.lock").digest,
@@ -163,7 +163,7 @@ def test_a_new_root_is_provisioned_without_network_or_host(box: Kimbox) -> None:
 
 
 def test_by_hand(box: Kimbox) -> None:
-    """In the box, `runsetup URL` runs a working copy's branch `stable`; without words, the pinned one again."""
+    """`runsetup URL` in the box runs the branch `stable` of a working copy. Without URL, it runs the pinned commit."""
     for script in ("runsetup", "runsecure"):
         assert box.sh(NAME, f"/persistent/{script} --help").startswith(script)
     git = "git -c user.name=t -c user.email=t@example.org -c init.defaultBranch=stable"
@@ -177,7 +177,10 @@ def test_by_hand(box: Kimbox) -> None:
 
 
 def test_working_on_the_setup(box: Kimbox) -> None:
-    """A dirty work tree runs, alone or as a whole, and is said to; a bad one is gone at the next boot; `up` ends it."""
+    """A dirty work tree runs, in part or completely, and is reported.
+
+    A work tree that fails is not used at the next boot. `up` returns to the pinned commit.
+    """
     machine, work = box.machine(NAME), box.folder / "work"
     git = ["git", "-C", work, "-c", "user.name=t", "-c", "user.email=t@example.org"]
     box.spec(NAME, SPEC)
@@ -189,29 +192,29 @@ def test_working_on_the_setup(box: Kimbox) -> None:
     (work / "setup").chmod(0o755)
     lock = (box.folder / "kimbox.lock").read_bytes()
     pinned = box.json("status")["manifest"]
-    told = box("provision", "--repo", "setup=work", "--only", "setup").stdout
-    assert "UNPINNED    setup" in told
-    assert "PARTIAL     only setup" in told
+    printed = box("provision", "--repo", "setup=work", "--only", "setup").stdout
+    assert "UNPINNED    setup" in printed
+    assert "PARTIAL     only setup" in printed
     assert box.sh(NAME, "cat /var/tmp/said") == "unpinned is setup\n"
     box("provision", "--repo", "setup=work")
-    said = box.json("status")["provenance"]
-    assert (said["unpinned"], said["provisioned"]["part"]) == (["setup"], None)
-    assert said == json.loads(box.sh(NAME, "cat /etc/kimbox/box.json"))
+    provenance = box.json("status")["provenance"]
+    assert (provenance["unpinned"], provenance["provisioned"]["part"]) == (["setup"], None)
+    assert provenance == json.loads(box.sh(NAME, "cat /etc/kimbox/box.json"))
     (work / "setup").write_text("#!/bin/sh\nexit 3\n")
     assert box.json("provision", "--repo", "setup=work", check=False)["exit_code"] == 4
-    assert reset(machine)[-1].text("manifest") == said["manifest"] != pinned
+    assert reset(machine)[-1].text("manifest") == provenance["manifest"] != pinned
     assert (box.folder / "kimbox.lock").read_bytes() == lock
     box("up")
     status = box.json("status")
     assert (status["manifest"], status["provenance"]["unpinned"], status["wanted"]) == (pinned, [], None)
 
 
-def told_of_fallback(box: Kimbox, wanted: str, good: str, reason: str) -> None:
-    """`up` and `status` say what the box runs, what was wanted, and why it is not that; it is ready, and answers."""
-    again = box.json("up", check=False)
-    assert again["exit_code"] == 4
+def check_fallback(box: Kimbox, wanted: str, good: str, reason: str) -> None:
+    """Checks that `up` and `status` report the running manifest, the wanted one and the reason. The box answers."""
+    failed = box.json("up", check=False)
+    assert failed["exit_code"] == 4
     for words in (wanted[:12], good[:12], reason, "last good one"):
-        assert words in again["message"]
+        assert words in failed["message"]
     status = box.json("status")
     assert (status["state"], status["manifest"], status["wanted"]) == ("ready", good, wanted)
     assert reason in status["reason"]
@@ -220,7 +223,7 @@ def told_of_fallback(box: Kimbox, wanted: str, good: str, reason: str) -> None:
 
 
 def test_bad_pins_do_not_brick_the_box(box: Kimbox) -> None:
-    """Whatever a setup does, the box is told to have failed and stays up; its next boot is ready with the good one."""
+    """If a setup breaks the box, its state is `failed` and it keeps running. The next boot uses the good manifest."""
     machine = box.machine(NAME)
     box.spec(NAME, SPEC)
     box("up")
@@ -232,17 +235,17 @@ def test_bad_pins_do_not_brick_the_box(box: Kimbox) -> None:
         status = box.json("status")
         assert (status["state"], status["wanted"]) == ("failed", None), what
         bad = status["manifest"]
-        told = reset(machine)
-        assert [event.name for event in told][-3:] == ["fallback", "provisioning", "ready"], (what, told)
-        assert (told[-1].text("manifest"), told[-1].text("wanted")) == (good, bad), what
-        told_of_fallback(box, bad, good, reason)
+        events = reset(machine)
+        assert [event.name for event in events][-3:] == ["fallback", "provisioning", "ready"], (what, events)
+        assert (events[-1].text("manifest"), events[-1].text("wanted")) == (good, bad), what
+        check_fallback(box, bad, good, reason)
     assert box.sh(NAME, "df --output=avail / /persistent | tail -n 2").split()[1] == "0"
     box.sh(NAME, "sudo rm /persistent/junk /persistent/more")
 
-    write_setup(box, GOES_DOWN)
+    write_setup(box, STOPS_THE_BOX)
     down = box.json("up", check=False)
     assert (down["exit_code"], "went down twice" in down["message"]) == (4, True), down["message"]
-    told_of_fallback(box, box.json("status")["wanted"], good, "went down twice")
+    check_fallback(box, box.json("status")["wanted"], good, "went down twice")
 
     write_setup(box, f"{GOOD}echo mended\n")
     box("up")
@@ -252,7 +255,7 @@ def test_bad_pins_do_not_brick_the_box(box: Kimbox) -> None:
 
 
 def test_following_a_branch(box: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The box takes what was pushed by itself; it goes back from a bad commit; it needs no server to boot."""
+    """The box uses a pushed commit. After a bad commit it returns to the last good one. It boots offline too."""
     machine, work = box.machine(NAME), box.folder / "branch"
     git = ["git", "-C", work, "-c", "user.name=t", "-c", "user.email=t@example.org"]
     work.mkdir()
@@ -266,7 +269,7 @@ def test_following_a_branch(box: Kimbox, monkeypatch: pytest.MonkeyPatch) -> Non
         return run.run([*git, "rev-parse", "HEAD"]).stdout.strip()
 
     pinned = push("echo pinned")
-    with serving(box.folder) as port:  # at another address for the guest than for the host
+    with serving(box.folder) as port:  # the guest uses another address than the host
         (work.parent / "user").mkdir()
         (work.parent / "user/.gitconfig").write_text(
             f'[url "http://127.0.0.1:{port}/"]\n\tinsteadOf = http://10.0.2.2:{port}/\n'

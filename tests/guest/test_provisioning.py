@@ -25,13 +25,13 @@ probes:
 
 
 def git(*words: str, folder: object) -> str:
-    """A git command in a folder, as a committer of its own."""
+    """Runs git in a folder with an identity. Returns the output."""
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
     return run.run(["git", *identity, "-C", str(folder), *words]).stdout.strip()
 
 
 def make_project(kimbox: Kimbox) -> str:
-    """A setup folder and a git repository with a branch `stable`; returns the commit of that."""
+    """Makes a setup folder and a git repository with a branch `stable`. Returns the commit of the branch."""
     setup = kimbox.folder / "setup"
     setup.mkdir()
     (setup / "setup").write_text('#!/bin/sh\necho "setting up $KIMBOX_BOX"\necho ran >>/var/tmp/setup-ran\n')
@@ -48,13 +48,16 @@ def make_project(kimbox: Kimbox) -> str:
 
 
 def test_a_box_is_provisioned_from_pinned_commits(kimbox: Kimbox) -> None:
-    """The whole way: a failing step names itself and leaves the box up; mended, it is ready; pins hold; reruns skip."""
+    """A failed step is named and the box keeps running. With the step corrected, the box is ready.
+
+    The box keeps its pinned commits. A second provisioning skips the steps that are done.
+    """
     commit = make_project(kimbox)
     spec = kimbox.spec("pinned", SPEC.replace("TOOL", str(kimbox.folder / "tool.git")))
     failed = kimbox.json("up", check=False)
     assert failed["exit_code"] == 4
-    for told in ("breaks", "exit status 23", "about to break"):
-        assert told in failed["message"]
+    for words in ("breaks", "exit status 23", "about to break"):
+        assert words in failed["message"]
     assert kimbox.json("status")["state"] == "failed"
     assert kimbox.json("status")["failure"] == "provision breaks"
 
@@ -69,7 +72,7 @@ def test_a_box_is_provisioned_from_pinned_commits(kimbox: Kimbox) -> None:
     assert kimbox.sh("pinned", "cat /var/tmp/setup-ran") == "ran\n"
     assert "setting up pinned" in kimbox("logs").stdout
 
-    moved_tool(kimbox)
+    move_tool(kimbox)
     kimbox("reload")
     assert kimbox.sh("pinned", "sudo git -C /opt/tool rev-parse HEAD").strip() == commit
     assert kimbox.sh("pinned", "cat /var/tmp/setup-ran") == "ran\n"
@@ -79,14 +82,14 @@ def test_a_box_is_provisioned_from_pinned_commits(kimbox: Kimbox) -> None:
     moved = kimbox.json("lock", "--update", "tool")["moved"]
     assert moved == {"tool": {"old": commit, "new": git("rev-parse", "stable", folder=kimbox.folder / "tool.git")}}
     (kimbox.folder / "setup" / "setup").write_text("#!/bin/sh\necho again >>/var/tmp/setup-ran\n")
-    told = kimbox("up").stderr
-    assert "the folder ./setup has changed" in told
+    log = kimbox("up").stderr
+    assert "the folder ./setup has changed" in log
     assert kimbox.sh("pinned", "/opt/tool/run; cat /var/tmp/setup-ran") == "two\nran\nagain\n"
     kimbox("destroy", "-y")
 
 
-def moved_tool(kimbox: Kimbox) -> None:
-    """The branch of the tool moves on; nobody has asked for it yet."""
+def move_tool(kimbox: Kimbox) -> None:
+    """Adds a commit to the branch of the tool. The lock does not change."""
     tool = kimbox.folder / "tool.git"
     git("checkout", "-q", "stable", folder=tool)
     (tool / "run").write_text("#!/bin/sh\necho two\n")
@@ -94,7 +97,7 @@ def moved_tool(kimbox: Kimbox) -> None:
 
 
 def test_no_provision_boots_and_changes_nothing(kimbox: Kimbox) -> None:
-    """--no-provision leaves the box as its image made it. A probe that does not hold is named in its own words."""
+    """--no-provision leaves the box as in its image. A failed probe is reported with its description and hint."""
     step = "provision: [{name: mark, script: touch /var/tmp/marked}]\n"
     kimbox.spec("bare", step)
     kimbox("up", "--no-provision")

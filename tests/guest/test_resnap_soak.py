@@ -1,4 +1,4 @@
-"""Slow: `script/test soak` alone runs it. One box restarts itself again and again, and is pristine each time."""
+"""A box that reboots many times in resnap mode. Only `script/test soak` runs this test, because it is slow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPEC = "boot: resnap\nprovision: [{name: mark, script: 'touch /provisioned'}]\n"
 
 
 def test_fifty_resnap_reboots_in_a_row(kimbox: Kimbox) -> None:
-    """Each boot finds neither what the last one changed nor what it provisioned, and provisions again."""
+    """Each boot has a root without the changes and the provisioning of the last boot, and provisions it."""
     kimbox.spec(NAME, SPEC)
     kimbox("up")
     machine = kimbox.machine(NAME)
@@ -28,9 +28,9 @@ def test_fifty_resnap_reboots_in_a_row(kimbox: Kimbox) -> None:
             f"boot {reboot + 1} to be ready",
             lambda: any(event.name in ("ready", "failed") for event in machine.boot_events()),
         )
-        told = {event.name: event for event in machine.boot_events()}
-        assert "ready" in told, f"after {reboot} reboots: {told}"
-        assert told["booting"].text("mode") == "resnap"
-        assert "provisioning" in told
+        events = {event.name: event for event in machine.boot_events()}
+        assert "ready" in events, f"after {reboot} reboots: {events}"
+        assert events["booting"].text("mode") == "resnap"
+        assert "provisioning" in events
     assert kimbox.sh(NAME, "ls /changed /persistent/kept 2>/dev/null || true") == "/persistent/kept\n"
     kimbox("destroy", "-y")

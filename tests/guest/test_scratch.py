@@ -1,4 +1,4 @@
-"""Scratch space in a real guest: there at every start, named by TMPDIR, gone with the run, kept over a suspend."""
+"""Scratch space in a real guest: mounted at every start, named by TMPDIR, empty in each run, kept by suspend."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.guest
 
 BOX = "scratched"
 
-#: A file of so many bytes is left in the scratch space, full of these words.
-LEFT_BYTES = 16 << 20
+#: Size and content of a file that the tests write to the scratch space.
+FILE_BYTES = 16 << 20
 WORDS = b"nobody will miss me\n"
 
 SPEC = """\
@@ -36,26 +36,26 @@ def scratched(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     kimbox("destroy", "-y", BOX)
 
 
-def leave(kimbox: Kimbox) -> None:
-    """Puts a file into the scratch space, as far as its disk."""
-    kimbox.sh(BOX, f"yes '{WORDS.decode().strip()}' | head -c {LEFT_BYTES} >/staging/left; sync")
+def write_file(kimbox: Kimbox) -> None:
+    """Writes a file to the scratch space, and to its disk on the host."""
+    kimbox.sh(BOX, f"yes '{WORDS.decode().strip()}' | head -c {FILE_BYTES} >/staging/left; sync")
     assert WORDS in Machine(BOX).scratch.read_bytes()
 
 
 def end(kimbox: Kimbox, verb: str) -> None:
-    """The guest ends its run by itself, while a program works in the scratch space that nobody has told to stop."""
-    left = "cd /staging && { nohup sleep 1000 >/dev/null 2>&1 </dev/null & } && cd / && "
-    kimbox.sh(BOX, f"{left} sudo systemctl {verb}", check=False)
+    """Ends the run from inside the guest, while a program still uses the scratch space."""
+    keep_busy = "cd /staging && { nohup sleep 1000 >/dev/null 2>&1 </dev/null & } && cd / && "
+    kimbox.sh(BOX, f"{keep_busy} sudo systemctl {verb}", check=False)
 
 
 def check_new(kimbox: Kimbox) -> None:
-    """The scratch space is mounted, empty, and the disk on the host holds nothing of before."""
+    """Checks that the scratch space is mounted and empty, and that its disk on the host has no old content."""
     assert kimbox.sh(BOX, "stat -c '%a %U' /staging; ls -A /staging") == "1777 root\n"
     assert WORDS not in Machine(BOX).scratch.read_bytes()
 
 
-def test_it_is_there_and_named(scratched: Kimbox) -> None:
-    """Mounted, for everyone, without programs of root or devices; commands, root's too, and steps have TMPDIR."""
+def test_it_is_mounted_and_tmpdir_names_it(scratched: Kimbox) -> None:
+    """It is writable for all users, without set-uid programs and devices. Commands, also of root, and steps use it."""
     mounted = scratched.sh(BOX, "grep ' /staging ' /proc/mounts").split()
     assert mounted[2] == "ext4"
     assert {"rw", "nosuid", "nodev"} <= set(mounted[3].split(","))
@@ -63,25 +63,25 @@ def test_it_is_there_and_named(scratched: Kimbox) -> None:
     named = 'echo "$TMPDIR"; mktemp -u; sudo sh -c \'echo "$TMPDIR"\'; bash -lc \'echo "$TMPDIR"\''
     assert [line.rpartition("/tmp.")[0] or line for line in scratched.sh(BOX, named).split()] == ["/staging"] * 4
     assert scratched.sh(BOX, "cat /run/root-tmpdir ~/user-tmpdir") == "/staging\n/staging\n"
-    told = scratched.json("status", BOX)["scratch"]
-    assert told == {"size_bytes": 1 << 30, "mount": "/staging"}
+    scratch = scratched.json("status", BOX)["scratch"]
+    assert scratch == {"size_bytes": 1 << 30, "mount": "/staging"}
 
 
 def test_suspend_keeps_it(scratched: Kimbox) -> None:
-    """What is in it, and a file that is open, survive suspend and resume."""
-    leave(scratched)
+    """Its files, and a file that is open, are the same after suspend and resume."""
+    write_file(scratched)
     scratched.sh(BOX, "nohup sh -c 'exec 5>/staging/open; until [ -e /run/lock/go ]; do sleep 0.2; done; echo on >&5' "
                  ">/dev/null 2>&1 </dev/null & until [ -e /staging/open ]; do sleep 0.1; done")  # fmt: skip
     scratched("suspend", BOX)
     assert Machine(BOX).scratch.exists()
     scratched("resume", BOX)
     scratched.sh(BOX, "sudo touch /run/lock/go; timeout 60 sh -c 'until [ -s /staging/open ]; do sleep 0.2; done'")
-    assert scratched.sh(BOX, "wc -c </staging/left; cat /staging/open") == f"{LEFT_BYTES}\non\n"
+    assert scratched.sh(BOX, "wc -c </staging/left; cat /staging/open") == f"{FILE_BYTES}\non\n"
 
 
 def test_a_reboot_inside_empties_it(scratched: Kimbox) -> None:
-    """Without the host's doing, and although a program was still at work in it: the host's file holds nothing of it."""
-    leave(scratched)
+    """The guest empties it, although a program still uses it. The file on the host has no old content."""
+    write_file(scratched)
     machine = Machine(BOX)
     boot = machine.boot_events()[-1].boot
     end(scratched, "reboot")
@@ -91,16 +91,16 @@ def test_a_reboot_inside_empties_it(scratched: Kimbox) -> None:
 
 
 def test_a_halt_removes_it_and_a_start_makes_it(scratched: Kimbox) -> None:
-    """The file on the host goes with the run, also where the plug is pulled; the next run has another."""
-    leave(scratched)
+    """`halt --force` removes the file on the host. The next start makes a new one."""
+    write_file(scratched)
     scratched("halt", "--force", BOX)
     assert not Machine(BOX).scratch.exists()
     scratched("up")
     check_new(scratched)
 
 
-def test_what_is_in_the_way_is_named(scratched: Kimbox) -> None:
-    """A mount point that holds something is left alone, and the box says so; once it is empty, `provision` goes on."""
+def test_a_mount_point_with_files_is_reported(scratched: Kimbox) -> None:
+    """A mount point with a file is not changed, and the box reports it. After it is empty, `provision` succeeds."""
     hidden = "sudo systemctl stop kimbox-scratch && sudo mkdir -p /staging && sudo touch /staging/mine"
     scratched.sh(BOX, f"{hidden}; sudo systemctl start kimbox-scratch", check=False)
     failed = scratched.json("provision", check=False)
@@ -113,8 +113,8 @@ def test_what_is_in_the_way_is_named(scratched: Kimbox) -> None:
 
 
 def test_a_poweroff_inside_empties_it(scratched: Kimbox) -> None:
-    """The host's file, which stays until the next start or halt, holds nothing of what was in it."""
-    leave(scratched)
+    """The file on the host stays until the next start or halt. It has no old content."""
+    write_file(scratched)
     end(scratched, "poweroff")
     machine = Machine(BOX)
     until("the end of its process", lambda: not machine.running)

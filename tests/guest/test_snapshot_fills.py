@@ -1,4 +1,4 @@
-"""A snapshot smaller than its origin, in a real guest: how it fills, grows, dies, and is well again."""
+"""A snapshot that is smaller than its origin, in a real guest: it fills, is extended, becomes invalid, is replaced."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ pytestmark = pytest.mark.guest
 
 NAME = "filling"
 
-#: The volume group has 64 MiB left: the snapshot grows from 128 to 192 MiB, and no further.
+#: The volume group has 64 MiB free, so that the snapshot can grow from 128 to 192 MiB.
 SPEC = "boot: resnap\ndisk: {size: 3268MiB, volumes: {root_snap: 128MiB}}\n"
 
-#: Fills the snapshot to 86 % of what it has once nobody gives it more.
+#: Fills the snapshot to 86 % of its size after the last extension.
 FILL = """
 i=0
 while :; do
@@ -31,35 +31,35 @@ done
 """
 
 
-def told(kimbox: Kimbox, name: str) -> list[dict[str, object]]:
-    """Events of the box's present boot."""
+def events(kimbox: Kimbox, name: str) -> list[dict[str, object]]:
+    """Returns the fields of the events with a name that the box has sent in the current boot."""
     return [event.fields for event in kimbox.machine(NAME).boot_events() if event.name == name]
 
 
 def level(kimbox: Kimbox) -> int:
-    """The highest level of fullness that the box has told of in this boot."""
-    return max((int(str(fields["percent"])) for fields in told(kimbox, "snapshot")), default=0)
+    """Returns the highest percentage that the box has reported in this boot, or 0."""
+    return max((int(str(fields["percent"])) for fields in events(kimbox, "snapshot")), default=0)
 
 
 def extended(kimbox: Kimbox) -> list[object]:
-    """For each level that the box has told of in this boot, whether more was given then: yes or no."""
-    return [fields["extended"] for fields in told(kimbox, "snapshot")]
+    """Returns for each percentage that the box has reported in this boot: was the snapshot extended, yes or no."""
+    return [fields["extended"] for fields in events(kimbox, "snapshot")]
 
 
-def test_a_snapshot_that_fills_is_told_extended_and_survived(kimbox: Kimbox) -> None:
-    """Levels are told while it fills; at 100 % the box says what it died of, starts again, and is pristine."""
+def test_a_snapshot_that_fills_is_reported_and_extended(kimbox: Kimbox) -> None:
+    """The box reports percentages while it fills. At 100 % it reports the failure and reboots with a new root."""
     kimbox.spec(NAME, SPEC)
     kimbox("up")
     first = kimbox.machine(NAME).boot_events()[-1].boot
-    assert told(kimbox, "snapshot") == []
+    assert events(kimbox, "snapshot") == []
     size_sectors = "sudo dmsetup table vagrant--pipeline-root_snap-cow | cut -d' ' -f2"
     before = int(kimbox.sh(NAME, size_sectors))
     kimbox.sh(NAME, FILL)
-    until("the level at which nobody gives it more", lambda: "no" in extended(kimbox))
-    seen = level(kimbox)
-    assert 85 <= seen < 100
+    until("the level at which it cannot be extended", lambda: "no" in extended(kimbox))
+    reported = level(kimbox)
+    assert 85 <= reported < 100
     assert kimbox.json("status")["snapshot_percent"] >= 70
-    assert f'"percent":{seen}' in kimbox("logs", "--events").stdout.replace(" ", "")
+    assert f'"percent":{reported}' in kimbox("logs", "--events").stdout.replace(" ", "")
     assert "yes" in extended(kimbox)
     assert int(kimbox.sh(NAME, size_sectors)) == before + (64 << 20) // 512
 
@@ -75,6 +75,6 @@ def test_a_snapshot_that_fills_is_told_extended_and_survived(kimbox: Kimbox) -> 
     kimbox("reload", "--boot", "keep")
     assert kimbox.json("status")["died"] is None
     kimbox("exec", "--", "sudo", "dd", "if=/dev/zero", "of=/var/last", "bs=1M", "count=300", check=False)
-    # What `up` says of it then is tested with the boot modes.
+    # test_boot_modes.py tests the message of `up` after this.
     until("the box to power itself off", lambda: state_of(NAME) in ("crashed", "halted"))
     kimbox("destroy", "-y")

@@ -1,4 +1,4 @@
-"""A package for VirtualBox, behind the controllers that it presents. VirtualBox itself is not run."""
+"""A package for VirtualBox, booted in QEMU with the controllers of VirtualBox. VirtualBox itself does not run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kimbox.drivers.qemu import qmp
 
 pytestmark = pytest.mark.guest
 
-#: The machine that VirtualBox makes of an OVF: SATA, an Intel network card, nothing of virtio.
+#: QEMU with the devices that VirtualBox creates from an OVF: SATA, an Intel network card, no virtio.
 VIRTUALBOX = (
     "qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,tb-size=256", "-cpu", EMULATED_CPU, "-smp", "1",
     "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none",
@@ -39,7 +39,7 @@ def test_behind_the_controllers_of_virtualbox(kimbox: Kimbox, tmp_path: Path) ->
     run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", tmp_path / "box-disk001.vmdk", "-F", "vmdk", overlay])
     public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
     console, control = tmp_path / "console", tmp_path / "qmp.sock"
-    ended = run.detach(
+    exit_code = run.detach(
         [
             *VIRTUALBOX, "-drive", f"if=none,id=disk,format=qcow2,file={overlay}",
             "-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22", "-device", "e1000,netdev=net,romfile=",
@@ -55,24 +55,24 @@ def test_behind_the_controllers_of_virtualbox(kimbox: Kimbox, tmp_path: Path) ->
         known = ["-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path}/known"]
         ssh = ["ssh", "-F", "none", "-p", ports[0], "-i", key, "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *known]
         look = "lsblk -ndo TRAN; basename $(readlink /sys/class/net/eth0/device/driver); uname -r"
-        said: list[str] = []
+        words: list[str] = []
 
         def answers() -> bool:
             done = run.run([*ssh, "vagrant@127.0.0.1", look], check=False, timeout_s=120)
-            said[:] = done.stdout.split()
-            return done.ok or ended() is not None
+            words[:] = done.stdout.split()
+            return done.ok or exit_code() is not None
 
         until("ssh through the e1000 card", answers, limit_s=900)
-        assert ["sata", "e1000"] == said[:2], console.read_text(errors="replace")[-2000:]
-        assert "cloud" not in said[2]
+        assert ["sata", "e1000"] == words[:2], console.read_text(errors="replace")[-2000:]
+        assert "cloud" not in words[2]
     finally:
         run.run(["kill", "-KILL", (tmp_path / "pid").read_text().strip()], check=False)
-        until("the end of QEMU", lambda: ended() is not None, limit_s=60)
+        until("the end of QEMU", lambda: exit_code() is not None, limit_s=60)
 
 
 def _ports(control: Path) -> list[str]:
-    """The port of the host that QEMU has chosen for the guest's ssh; none before QEMU answers."""
+    """Returns the host port that QEMU forwards to the guest's ssh, in a list. It is empty before QEMU answers."""
     with contextlib.suppress(OSError, qmp.QmpError):
-        told = str(qmp.execute(control, "human-monitor-command", {"command-line": "info usernet"}))
-        return re.findall(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", told)
+        answer = str(qmp.execute(control, "human-monitor-command", {"command-line": "info usernet"}))
+        return re.findall(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", answer)
     return []
