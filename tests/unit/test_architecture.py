@@ -1,4 +1,4 @@
-"""Rules of the whole tree that no single module can hold itself to."""
+"""Rules for the whole source tree."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from kimbox.drivers import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Longer than this, a module or function lacks a concept.
+#: Maximum lengths. A longer module or function has more than one purpose.
 MODULE_LINES = 400
 FUNCTION_LINES = 60
 
-#: The first line of a shell script, or of one that others source.
+#: The first line of a shell script, or of a file that shell scripts source.
 SHELL = re.compile(rb"(#!.*[/ ]|# shellcheck shell=)(sh|bash|dash)( |$)")
 
-#: Names of the machine itself, which any text may hold.
+#: Names of the local host, which every text may contain.
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 TOP_FOLDERS = ["boxes", "provisioners", "schemas", "kimbox", "bench", "script", "docs", "tests"]
 TOP_FILES = ["Vagrantfile.j2", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "constraints.txt", ".ci/run"]
 
 
-#: Where the programs of the Python that runs the tests are, be it on PATH or not.
+#: Folder with the programs of the Python that runs the tests. It need not be on PATH.
 BIN = Path(sys.executable).parent
 
 
@@ -44,7 +44,7 @@ def in_environment(program: Path, *args: str) -> run.Completed:
 
 @functools.cache
 def tree() -> tuple[Path, ...]:
-    """Every file of the checkout that git knows or would take."""
+    """Returns every file of the checkout that git tracks or does not ignore."""
     listed = run.run(
         ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -54,19 +54,19 @@ def tree() -> tuple[Path, ...]:
 
 
 def modules(*folders: str) -> list[Path]:
-    """Python modules below these top folders."""
+    """Returns the Python modules below these top folders."""
     return [f for f in tree() if f.suffix == ".py" and f.relative_to(ROOT).parts[0] in folders]
 
 
 def functions(module: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Every function of a module, methods and inner ones too."""
+    """Yields every function of a module, including methods and inner functions."""
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
 
 def imported(module: Path) -> set[str]:
-    """Top-level names of all that a module imports, lazily or not."""
+    """Returns the top-level names of all imports of a module, including those inside of functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
@@ -77,13 +77,13 @@ def imported(module: Path) -> set[str]:
 
 
 def test_the_layout_is_the_one_of_the_design() -> None:
-    """The top folders and files that documents and the wheel rely on are there."""
+    """The top folders and files that documents and the wheel require exist."""
     missing = [n for n in TOP_FOLDERS if not (ROOT / n).is_dir()] + [n for n in TOP_FILES if not (ROOT / n).is_file()]
     assert missing == []
 
 
 def test_imports_point_down_only() -> None:
-    """The contracts of pyproject.toml are kept."""
+    """import-linter finds no violation of the contracts in pyproject.toml."""
     done = in_environment(BIN / "lint-imports", "--no-cache")
     assert done.ok, done.stdout + done.stderr
 
@@ -106,21 +106,21 @@ def test_functions_are_short() -> None:
 
 
 def test_one_module_starts_processes() -> None:
-    """Nothing but kimbox/run.py imports subprocess, not even inside a function."""
+    """Only kimbox/run.py imports subprocess. This includes imports inside of functions."""
     assert ["kimbox/run.py"] == [
         str(m.relative_to(ROOT)) for m in modules("kimbox", "bench", "tests") if "subprocess" in imported(m)
     ]
 
 
-def asks_for_a_driver(source: str) -> bool:
-    """Whether anything is compared with the name of a driver."""
+def compares_with_a_driver(source: str) -> bool:
+    """Whether the source compares any value with the name of a driver."""
     compared: list[ast.AST] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):
             compared += [node.left, *node.comparators]
         elif isinstance(node, ast.match_case):
             compared.append(node.pattern)
-    parts = [part for each in compared for part in ast.walk(each)]
+    parts = [part for expression in compared for part in ast.walk(expression)]
     return any(
         part.value in registry.NAMES
         if isinstance(part, ast.Constant)
@@ -129,10 +129,10 @@ def asks_for_a_driver(source: str) -> bool:
     )
 
 
-def test_features_are_asked_for_and_no_names() -> None:
-    """Outside of drivers/ nothing compares with the name of a driver: what a driver can do is in its Features."""
+def test_only_drivers_compare_names_of_drivers() -> None:
+    """Outside of drivers/, code reads the Features of a driver and never compares its name."""
     outside = [m for m in modules("kimbox") if "drivers" not in m.relative_to(ROOT).parts]
-    assert [] == [str(m.relative_to(ROOT)) for m in outside if asks_for_a_driver(m.read_text())]
+    assert [] == [str(m.relative_to(ROOT)) for m in outside if compares_with_a_driver(m.read_text())]
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_features_are_asked_for_and_no_names() -> None:
         'match name:\n    case "vagrant":\n        pass',
     ],
 )
-def test_a_question_for_a_name_is_found(source: str) -> None:
-    """The rule above finds one, in each way to write it; a name that is only passed on is none."""
-    assert asks_for_a_driver(source)
-    assert not asks_for_a_driver('f("qemu"); driver = registry.DEFAULT; kind == "box"')
+def test_a_comparison_with_a_name_is_detected(source: str) -> None:
+    """The rule detects a comparison in each syntax. A name that is only passed on is not a comparison."""
+    assert compares_with_a_driver(source)
+    assert not compares_with_a_driver('f("qemu"); driver = registry.DEFAULT; kind == "box"')
 
 
 def test_shell_scripts_are_clean() -> None:
@@ -160,13 +160,13 @@ def test_shell_scripts_are_clean() -> None:
 
 
 def test_documents_are_up_to_date() -> None:
-    """The spec reference and the man page are what schema and command line say."""
+    """The generated documents match the schema, the error codes and the command line."""
     done = in_environment(ROOT / "script/docs", "--check")
     assert done.ok, done.stdout + done.stderr
 
 
 def apt_hosts() -> set[str]:
-    """Hosts that this machine's apt is set up to use."""
+    """Returns the hosts in the configuration of apt on this host."""
     if not run.which("apt-get"):
         return set()
     listed = run.run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], check=False).stdout
@@ -174,7 +174,7 @@ def apt_hosts() -> set[str]:
 
 
 def pip_hosts() -> set[str]:
-    """Hosts that this machine's pip is set up to use, or uses by itself."""
+    """Returns the hosts in the configuration of pip on this host, and the default hosts of pip."""
     env = {k: v for k, v in os.environ.items() if k.startswith("PIP_")}
     listed = run.run([sys.executable, "-m", "pip", "config", "list"], env=env, check=False).stdout
     code = "from pip._internal.models.index import PyPI as p; print(p.netloc, p.file_storage_domain)"
@@ -184,7 +184,7 @@ def pip_hosts() -> set[str]:
 
 @pytest.mark.parametrize("hosts_of", [apt_hosts, pip_hosts])
 def test_no_registry_is_named(hosts_of: object) -> None:
-    """Where packages come from is the machine's own configuration: no file names such a host."""
+    """No file names a package registry, because the configuration of the host selects it."""
     assert callable(hosts_of)
     hosts = {h.lower().encode() for h in hosts_of() if "." in h and h not in LOCAL_HOSTS}
     named = [str(f.relative_to(ROOT)) for f in tree() if any(h in f.read_bytes().lower() for h in hosts)]

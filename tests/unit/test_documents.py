@@ -1,4 +1,4 @@
-"""Documents that are made from the program hold all of it."""
+"""Documents match the program and the files of the repository."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ COMING = {"kimbox/drivers/base.py", "kimbox/drivers/registry.py", "docs/errors.m
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_man_page_has_every_verb(verb: str) -> None:
-    """A section for each, so that `script/docs --check` compares something."""
+    """Every verb has a section with examples."""
     manual = (ROOT / "docs" / "kimbox.1").read_text()
     section = manual.partition(f"\n.SS \\fBkimbox {verb.replace('-', chr(92) + '-')}\\fR")[2]
     assert "Examples:" in section.partition("\n.SS ")[0]
 
 
 def paths_in(text: str) -> set[str]:
-    """Every path of the repository that a document names in code quotes; a placeholder in upper case becomes a `*`."""
+    """Returns the paths of the repository that a document names as code. A placeholder in upper case becomes a `*`."""
     words = {word for word in CODE.findall(text) if PATH.fullmatch(word)}
     return {PLACEHOLDER.sub("*", word) for word in words}
 
 
 def test_every_file_of_the_recipes_exists() -> None:
-    """CONTRIBUTING.md sends nobody to a file that was moved."""
+    """CONTRIBUTING.md names no file that was moved."""
     named = paths_in((ROOT / "CONTRIBUTING.md").read_text())
     assert {"kimbox/cli/verbs.py", "schemas/box.schema.json", "kimbox/actions/*.py", "README.md"} <= named
     assert [] == sorted(name for name in named - COMING if not list(ROOT.glob(name)))
 
 
-def test_a_file_that_is_not_there_is_found() -> None:
-    """Paths are told from commands, files in a guest and other code; a placeholder stands for any file."""
+def test_paths_are_detected() -> None:
+    """Commands, files in a guest and other code are not paths of the repository. A placeholder means any file."""
     text = "`kimbox/cli/VERB.py` `kimbox/nowhere.py` `docs/` `GONE.md`"
     text += " `/persistent/x` `$HOME/x` `kimbox up` `--json` `a.service` `x.py`"
     assert {"kimbox/cli/*.py", "kimbox/nowhere.py", "docs/", "GONE.md"} == paths_in(text)

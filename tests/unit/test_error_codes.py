@@ -1,4 +1,4 @@
-"""Every error has a stable code, and the catalog lists exactly the codes that are used."""
+"""Every error has a stable code, and the catalog lists exactly the used codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kimbox.errors import GuestError, Interrupted, KimboxError, Problem, SpecErr
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Classes whose code says only what kind of error it is: whoever raises one passes a code.
+#: Classes whose own code is too general: each `raise` passes a code.
 GENERIC = {"KimboxError", "UsageError", "SpecError", "ImageError", "GuestError", "StateError", "Problem", "Fault"}
 
 #: Packages and modules of kimbox/ that still raise errors without a code. The list only gets shorter.
@@ -24,18 +24,18 @@ CODE = re.compile(r"[a-z]+(-[a-z]+)*")
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
-    """Every module of kimbox/, by its path there."""
+    """Yields the path below kimbox/ and the syntax tree of every module."""
     for module in sorted((ROOT / "kimbox").rglob("*.py")):
         yield module.relative_to(ROOT / "kimbox"), ast.parse(module.read_text())
 
 
 def classes() -> dict[str, ast.ClassDef]:
-    """Every class of kimbox/ by its name; no two errors have the same."""
+    """Returns every class of kimbox/ by its name. No two errors have the same name."""
     return {node.name: node for _, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
 def own_code(node: ast.ClassDef) -> str | None:
-    """The code that a class has for all that is raised of it."""
+    """Returns the code that a class sets for all of its instances, or None."""
     for line in node.body:
         target = (
             line.target
@@ -50,30 +50,30 @@ def own_code(node: ast.ClassDef) -> str | None:
 
 
 def errors(known: dict[str, ast.ClassDef]) -> set[str]:
-    """The names of KimboxError and all classes that are derived from it."""
-    found = {"KimboxError"}
+    """Returns the names of KimboxError and of all classes that are derived from it."""
+    names = {"KimboxError"}
     while more := {
         name
         for name, node in known.items()
-        if name not in found and any(isinstance(base, ast.Name) and base.id in found for base in node.bases)
+        if name not in names and any(isinstance(base, ast.Name) and base.id in names for base in node.bases)
     }:
-        found |= more
-    return found
+        names |= more
+    return names
 
 
 def must_pass_a_code(known: dict[str, ast.ClassDef]) -> set[str]:
-    """Classes of which an instance needs a code: the generic ones, and those derived from them without a code."""
-    found = set(GENERIC)
+    """Returns the classes whose instances need a code: the generic ones, and subclasses without a code."""
+    names = set(GENERIC)
     for name in errors(known) - GENERIC:
         body = {line.name: line for line in known[name].body if isinstance(line, ast.FunctionDef)}
         makes_its_own = "__init__" in body and "code" not in [a.arg for a in body["__init__"].args.kwonlyargs]
         if own_code(known[name]) is None and not makes_its_own:
-            found.add(name)
-    return found
+            names.add(name)
+    return names
 
 
 def made(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    """Every call that makes an object of a class, `Class(...)` or `Class.at(...)`, and the name of the class."""
+    """Yields every call that creates an object, `Class(...)` or `Class.at(...)`, with the name of the class."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -84,22 +84,22 @@ def made(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
             yield function.id, node
 
 
-def lacks_a_code(call: ast.Call) -> bool:
+def is_without_code(call: ast.Call) -> bool:
     """Whether a call has no argument `code=`."""
     return "code" not in [keyword.arg for keyword in call.keywords]
 
 
 def own_super_calls(node: ast.ClassDef) -> Iterator[ast.Call]:
-    """The calls of `super().__init__` in a class."""
+    """Yields the calls of `super().__init__` in a class."""
     for call in ast.walk(node):
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
             yield call
 
 
 def used_codes() -> dict[str, list[str]]:
-    """Every code that is written down in kimbox/, and the modules that have it.
+    """Returns every code in the source of kimbox/, with the modules that contain it.
 
-    A code stands in an argument `code=` of a call, or in `code = ` of a class.
+    A code is an argument `code=` of a call, or the attribute `code = ` of a class.
     """
     used: dict[str, list[str]] = {}
     for path, tree in trees():
@@ -117,17 +117,17 @@ def used_codes() -> dict[str, list[str]]:
 
 
 def _results(value: ast.expr) -> list[ast.expr]:
-    """What an expression may evaluate to: both branches of a conditional."""
+    """Returns the possible results of an expression: both branches of a conditional, else the expression."""
     return [*_results(value.body), *_results(value.orelse)] if isinstance(value, ast.IfExp) else [value]
 
 
 def test_every_code_that_is_used_is_in_the_catalog() -> None:
-    """Otherwise the documents would not have it."""
+    """The documents list the codes of the catalog only."""
     assert {} == {code: where for code, where in used_codes().items() if code not in CODES}
 
 
 def test_every_code_of_the_catalog_is_used() -> None:
-    """Otherwise a caller would wait for what never comes."""
+    """A code that no error has would mislead callers."""
     assert [] == sorted(set(CODES) - set(used_codes()))
 
 
@@ -149,7 +149,7 @@ def test_errors_have_codes() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and node.name in errors(known) - {"KimboxError"}:
                 calls += own_super_calls(node)
-        found |= {path.parts[0] for call in calls if lacks_a_code(call)}
+        found |= {path.parts[0] for call in calls if is_without_code(call)}
     assert [] == sorted(found - WITHOUT_CODES), "raise without a code"
     assert [] == sorted(WITHOUT_CODES - found), "have codes everywhere: take them off the list"
 
@@ -164,14 +164,14 @@ def test_errors_have_codes() -> None:
         ("raise ValueError('x')", None),
     ],
 )
-def test_the_search_finds_what_it_should(text: str, expected: bool | None) -> None:
-    """An error without a code, however it is made."""
-    calls = [lacks_a_code(call) for name, call in made(ast.parse(text)) if name in GENERIC]
+def test_an_error_without_a_code_is_detected(text: str, expected: bool | None) -> None:
+    """In a `raise`, in an assignment and with `at`. Other exceptions need no code."""
+    calls = [is_without_code(call) for name, call in made(ast.parse(text)) if name in GENERIC]
     assert ([] if expected is None else [expected]) == calls
 
 
 def test_code_and_fields_are_in_the_json() -> None:
-    """The code that was passed, else that of the class; `fields` is always there."""
+    """`code` is the passed code, else that of the class. `fields` is always a member."""
     error = StateError("no box x", code="box-not-found", fields={"name": "x"}, hint="see `kimbox list`")
     assert error.as_json() == {
         "kind": "StateError",
@@ -187,7 +187,7 @@ def test_code_and_fields_are_in_the_json() -> None:
 
 
 def test_problems_have_codes_of_their_own() -> None:
-    """An error with one fault has the code of that; the text does not show it."""
+    """An error with one problem has the code of the problem. The text does not show it."""
     error = SpecError.at("a.yaml", "what is wrong", code="unknown-key", line=3, column=7, hint="try this")
     problem = {"file": "a.yaml", "line": 3, "column": 7, "message": "what is wrong", "hint": "try this"}
     assert ("unknown-key", [problem | {"code": "unknown-key"}]) == (error.code, error.as_json()["problems"])

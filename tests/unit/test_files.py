@@ -1,4 +1,4 @@
-"""Large files: copied with their holes, shared where the file system can, and never without room."""
+"""Large files: copies keep holes, share data if the file system can, and require enough free space."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 
 def sparse(path: Path, *pieces: tuple[int, bytes], size: int = 8 * MIB) -> Path:
-    """A file with data at these offsets and holes between."""
+    """Writes a file with data at these offsets and holes between them. Returns its path."""
     with path.open("wb") as file:
         file.truncate(size)
         for offset, data in pieces:
@@ -41,9 +41,9 @@ PIECES = [
 def test_a_copy_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[tuple[int, bytes]], is_clone: bool
 ) -> None:
-    """Content, length and digest are those of the source, by either way; what is zero takes no room."""
+    """With both methods, content, length and digest equal those of the source. Zeros use no space on the disk."""
     source = sparse(tmp_path / "source", *pieces)
-    if is_clone:  # as FICLONE does it, where there is none
+    if is_clone:  # does the same as FICLONE on a file system without it
 
         def clone(old: int, new: int) -> bool:
             while os.copy_file_range(old, new, MIB):
@@ -62,15 +62,15 @@ def test_a_copy_is_the_same(
 
 
 def test_a_copy_replaces_nothing(tmp_path: Path) -> None:
-    """What is there stays as it is."""
-    (tmp_path / "there").write_text("mine")
+    """An existing file is an error and does not change."""
+    (tmp_path / "existing").write_text("mine")
     with pytest.raises(FileExistsError):
-        files.copy_sparse(sparse(tmp_path / "source"), tmp_path / "there")
-    assert "mine" == (tmp_path / "there").read_text()
+        files.copy_sparse(sparse(tmp_path / "source"), tmp_path / "existing")
+    assert "mine" == (tmp_path / "existing").read_text()
 
 
 def test_no_copy_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts is the data, not the holes; the error tells both numbers."""
+    """The required space is that of the data without the holes. The error has both numbers."""
     free = shutil.disk_usage(tmp_path)._replace(free=MIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     monkeypatch.setattr(files, "_clone", lambda *_: False)
@@ -94,12 +94,12 @@ def test_no_copy_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_sizes_in_words(count: int, expected: str) -> None:
-    """The largest unit that leaves a number of one digit or more."""
+    """A size is printed in the largest unit in which it is at least 1."""
     assert expected == files.size_words(count)
 
 
-def test_is_locked_takes_nothing(tmp_path: Path) -> None:
-    """It tells, and whoever wants the lock afterwards gets it."""
+def test_is_locked_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """After is_locked, the lock can be acquired."""
     path = tmp_path / "lock"
     assert not files.is_locked(path)
     with files.locked(path):
@@ -110,15 +110,15 @@ def test_is_locked_takes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{", "[]", "\xff"])
-def test_json_that_is_none(tmp_path: Path, text: str) -> None:
-    """Damaged or nested without end: an error that names the file."""
+def test_invalid_json(tmp_path: Path, text: str) -> None:
+    """JSON that is damaged or nested too deeply is an error that names the file."""
     (tmp_path / "x.json").write_text(text, "latin-1")
     with refused(KimboxError, "file-damaged", path=str(tmp_path / "x.json")):
         files.read_json(tmp_path / "x.json")
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
-    """Only temporary files of the same target, and none of a writer at work."""
+def test_the_next_write_removes_files_of_a_killed_writer(tmp_path: Path) -> None:
+    """It removes temporary files of the same target only, and none of a running writer."""
     kept = [".a.json.at_work_.tmp", ".b.json.abcd_123.tmp", ".a.json.abcd.tmp", ".aXjson.abcd_123.tmp", "a.json.tmp"]
     for name in (".a.json.abcd_123.tmp", *kept):
         (tmp_path / name).touch()
@@ -131,10 +131,10 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
     assert "two" == (tmp_path / "a.json").read_text()
 
 
-def test_a_temporary_file_that_is_taken_for_one_left_is_made_again(
+def test_a_temporary_file_that_another_process_removes_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between making and locking it, another may remove it."""
+    """Another process can remove the file after it is created and before it is locked."""
     lock = fcntl.flock
 
     def removed_first(handle: int, operation: int) -> None:
@@ -147,8 +147,8 @@ def test_a_temporary_file_that_is_taken_for_one_left_is_made_again(
     assert ["a.json"] == [p.name for p in tmp_path.iterdir()]
 
 
-def test_a_bounded_read_says_by_its_code_why_it_refuses(tmp_path: Path) -> None:
-    """A file that is one byte too long, and a FIFO, have codes of their own."""
+def test_a_bounded_read_has_a_code_for_each_reason(tmp_path: Path) -> None:
+    """A file that is one byte too long and a FIFO have different codes."""
     (tmp_path / "file").write_bytes(b"abc")
     os.mkfifo(tmp_path / "fifo")
     assert b"abc" == files.read_bounded(tmp_path / "file", limit_bytes=3)

@@ -20,7 +20,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Stream(io.StringIO):
-    """A stream that lets other threads run within each line: print() writes a line and its end one after the other."""
+    """A stream that lets other threads run within each line, because print() writes a line and its end separately."""
 
     def write(self, text: str) -> int:
         time.sleep(0.0001)
@@ -28,7 +28,7 @@ class Stream(io.StringIO):
 
 
 class Terminal(Stream):
-    """A stream that says it is a terminal."""
+    """A stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -43,7 +43,7 @@ def _default_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def lines(log: Log) -> list[str]:
-    """What was written, with every duration as N s."""
+    """Returns the written lines, with every duration as `N s`."""
     assert isinstance(log.stream, io.StringIO)
     return re.sub(r"\d+\.\d s", "N s", log.stream.getvalue()).splitlines()
 
@@ -58,8 +58,8 @@ def together(*functions: Callable[[], None]) -> None:
         assert not thread.is_alive()
 
 
-def speak(log: Log) -> None:
-    """Every kind of line, inside and outside of a step."""
+def write_all_kinds(log: Log) -> None:
+    """Writes every kind of line, inside and outside of a step."""
     with log.step("outer"):
         log.info("info")
         log.now("activity")
@@ -73,7 +73,7 @@ def speak(log: Log) -> None:
 def test_lines_and_steps() -> None:
     """Steps are nested and timed; details need --verbose."""
     log = Log(io.StringIO())
-    speak(log)
+    write_all_kinds(log)
     expected = [
         "outer ...", "  info", "  inner ...", "    | guest", "  inner: N s", "kimbox: warning: warning", "outer: N s",
         "end",
@@ -82,19 +82,19 @@ def test_lines_and_steps() -> None:
 
 
 def test_quiet_and_verbose_are_settings() -> None:
-    """The log reads them, so that they cannot differ from what the command line says."""
+    """The log reads the settings, so that they cannot differ from the command line."""
     settings.replace(Settings(quiet=True))
     log = Log(io.StringIO())
-    speak(log)
+    write_all_kinds(log)
     assert ["kimbox: warning: warning"] == lines(log)
     settings.replace(Settings(verbose=True))
     log = Log(io.StringIO())
-    speak(log)
+    write_all_kinds(log)
     assert ["  activity", "    detail"] == [line for line in lines(log) if line.strip() in ("activity", "detail")]
 
 
-def test_a_failed_step_says_so() -> None:
-    """With its duration, and the steps around it fail with it."""
+def test_a_failed_step_is_reported() -> None:
+    """The line of a failed step has its duration. The outer steps fail too."""
     log = Log(io.StringIO())
     with pytest.raises(ValueError, match="no"), log.step("outer"), log.step("inner"):
         raise ValueError("no")
@@ -117,7 +117,7 @@ def test_threads_have_steps_of_their_own() -> None:
 
 
 def test_an_attached_thread_is_part_of_the_step() -> None:
-    """What it prints is indented below the step in which the function was attached. Another thread's is not."""
+    """Its lines are indented below the step in which the function was attached. Those of other threads are not."""
     log = Log(io.StringIO())
 
     def work() -> None:
@@ -134,7 +134,7 @@ def test_an_attached_thread_is_part_of_the_step() -> None:
 
 
 @pytest.mark.parametrize("stream", [Stream, Terminal])
-def test_lines_of_many_threads_are_whole(stream: type[Stream]) -> None:
+def test_lines_of_many_threads_are_not_mixed(stream: type[Stream]) -> None:
     """No line is mixed with another one and none is lost, with a spinner and without."""
     log = Log(stream())
 
@@ -152,7 +152,7 @@ def test_lines_of_many_threads_are_whole(stream: type[Stream]) -> None:
     assert [] == log._open
 
 
-def test_the_spinner_lives_as_long_as_any_step() -> None:
+def test_the_spinner_runs_until_the_last_step_ends() -> None:
     """A thread that ends its step does not stop the spinner of another one; the last step stops it."""
     log = Log(Terminal())
     other_is_in, other_may_end = threading.Event(), threading.Event()
@@ -176,8 +176,8 @@ def test_the_spinner_lives_as_long_as_any_step() -> None:
     assert "\x1b[?25h" in log.stream.getvalue(), "the cursor is shown again"  # type: ignore[attr-defined]
 
 
-def test_the_activity_stands_beside_the_spinner() -> None:
-    """Of the thread's own step, also in an attached thread; it is not a line."""
+def test_the_activity_is_beside_the_spinner() -> None:
+    """The spinner shows the activity of its step, also from an attached thread. The activity is not a line."""
     log = Log(Terminal())
     with log.step("whole"):
         together(log.attach(lambda: log.now("receiving")))

@@ -1,4 +1,4 @@
-"""Regular expressions of kimbox: each takes time in proportion to its text, and `$` is not where a text goes on."""
+"""Regular expressions of kimbox: the work grows linearly with the text, and `$` matches at the end of a text only."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ import kimbox
 from kimbox import paths
 from kimbox.spec.schema import end_of_text
 
-#: Methods of an expression, by what they cost: from one place, or from every place of the text.
+#: Methods of an expression, and the method with the same work: from one position, or from every position of the text.
 METHODS = {
     "match": "match", "fullmatch": "fullmatch", "search": "finditer", "finditer": "finditer", "findall": "finditer",
     "split": "finditer", "sub": "finditer", "subn": "finditer",
 }  # fmt: skip
 
-#: Expressions whose texts are so short that their work does not matter, and the characters that a text has at most.
+#: Expressions whose texts are so short that their work does not matter, with the maximum length of a text.
 BOUNDED = {
     "kimbox.image.disk.grubenv._LINE": 1024,  # the block of GRUB's environment
     "kimbox.machine.console.SIGNS": 400,  # LINE_CHARACTERS
 }
 
-#: Expressions that must be noticed, with what is called of them: exponential, quadratic, quadratic with little work.
+#: Expressions that must be detected, with the called method: exponential, quadratic, quadratic with little work.
 KNOWN = [
     (r'\s*(?:#[^\n]*\s*)*("(?:[^"\\]|\\.)*"|[\[\]{}=,]|[^\s\[\]{}=,"#]+)', "finditer"),
     (r"(a+)+b", "match"),
@@ -45,14 +45,14 @@ KNOWN = [
 
 @functools.cache
 def trees() -> dict[str, ast.Module]:
-    """The source of every module of kimbox, by its name."""
+    """Returns the syntax tree of every module of kimbox, by its name."""
     names = [info.name for info in pkgutil.walk_packages(kimbox.__path__, "kimbox.") if info.name != "kimbox.__main__"]
     files = {name: importlib.import_module(name).__file__ for name in names}
     return {name: ast.parse(Path(file).read_text()) for name, file in files.items() if file}
 
 
 def patterns_in(value: Any, depth: int = 0) -> Iterator[re.Pattern[Any]]:
-    """The expressions in a value of a module: itself, or what stands in its collections and records."""
+    """Yields the expressions in a value of a module: the value, or the members of its collections and records."""
     if isinstance(value, re.Pattern):
         yield value
     elif depth < 4:
@@ -69,40 +69,43 @@ def patterns_in(value: Any, depth: int = 0) -> Iterator[re.Pattern[Any]]:
 
 @functools.cache
 def calls() -> dict[tuple[str, str], set[str]]:
-    """What is called of each name in each module; under "" of names in any module."""
-    found: dict[tuple[str, str], set[str]] = {}
+    """Returns the methods that are called of each name in each module. The module "" has the calls of all modules."""
+    methods: dict[tuple[str, str], set[str]] = {}
     for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
                 owner = node.func.value
                 name = getattr(owner, "id", None) or getattr(owner, "attr", "")
                 for place in (module, ""):
-                    found.setdefault((place, name), set()).add(METHODS[node.func.attr])
-    return found
+                    methods.setdefault((place, name), set()).add(METHODS[node.func.attr])
+    return methods
 
 
 def uses(module: str, name: str) -> set[str]:
-    """What is called of a constant, in its module or, if it is public, in any; everything where that cannot be told."""
+    """Returns the methods that are called of a constant, or all methods if no call is found.
+
+    The calls of a private constant are those in its module; a public one can be called in every module.
+    """
     return calls().get((module if name.startswith("_") else "", name)) or set(METHODS.values())
 
 
 @functools.cache
-def found_patterns() -> list[tuple[str, re.Pattern[Any], set[str]]]:
-    """Every expression that a module of kimbox or a schema holds: its name, itself, what is called of it."""
-    found = []
+def all_patterns() -> list[tuple[str, re.Pattern[Any], set[str]]]:
+    """Returns every expression of kimbox's modules and schemas: its name, the expression, and the called methods."""
+    patterns = []
     for module, tree in trees().items():
         own = {n.id for s in tree.body for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         for name, value in vars(importlib.import_module(module)).items():
             for pattern in patterns_in(value) if name in own else ():
-                found.append((f"{module}.{name}", pattern, uses(module, name)))
+                patterns.append((f"{module}.{name}", pattern, uses(module, name)))
     for file in sorted(paths.schemas_dir().glob("*.json")):
         for text in dict.fromkeys(schema_patterns(json.loads(file.read_text()))):
-            found.append((file.name, re.compile(end_of_text(text)), {"finditer"}))
-    return found
+            patterns.append((file.name, re.compile(end_of_text(text)), {"finditer"}))
+    return patterns
 
 
 def schema_patterns(part: Any) -> Iterator[str]:
-    """Every `pattern` of a schema."""
+    """Yields every `pattern` of a schema."""
     if isinstance(part, dict):
         if isinstance(part.get("pattern"), str):
             yield part["pattern"]
@@ -112,27 +115,27 @@ def schema_patterns(part: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("pattern", "method"), KNOWN)
-def test_expressions_that_explode_are_noticed(pattern: str, method: str) -> None:
-    """Those that kimbox once had among them, and the classic ones."""
+def test_slow_expressions_are_detected(pattern: str, method: str) -> None:
+    """Expressions of earlier versions of kimbox, and well-known ones."""
     assert growth.hard_text(re.compile(pattern), {method}) is not None
 
 
 def test_the_work_of_every_expression_is_linear() -> None:
-    """A text of a stranger that is four times as long takes no more than about four times the work."""
-    found = found_patterns()
+    """An untrusted text that is four times as long requires no more than about four times the work."""
+    patterns = all_patterns()
     assert {"kimbox.lock.apt.packages._LINE", "kimbox.image.formats.tarstream._DIGITS", "lock.schema.json"} <= {
-        n for n, _, _ in found
+        n for n, _, _ in patterns
     }
     hard = {
         f"{name}: {pattern.pattern!r}": text
-        for name, pattern, methods in found
+        for name, pattern, methods in patterns
         if (text := growth.hard_text(pattern, methods, BOUNDED.get(name, growth.LENGTHS[-1])))
     }
     assert {} == hard
 
 
 def test_every_expression_is_a_constant() -> None:
-    """None is built, or called by its text, inside a function, where the test above would not see it."""
+    """No function compiles an expression or passes it as a text, because the test above reads constants only."""
     inside = [
         f"{module}: {ast.unparse(node)}"
         for module, tree in trees().items()
@@ -151,8 +154,8 @@ def test_every_expression_is_a_constant() -> None:
     ] == inside
 
 
-def test_a_line_end_is_no_end_of_a_text() -> None:
-    """`$` is the end alone in schemas' patterns, and stands in no other expression but those for lines."""
+def test_a_line_end_is_not_the_end_of_a_text() -> None:
+    """In patterns of schemas, `$` only occurs at the end. Other expressions have it for lines only."""
     schemas = [
         text for file in paths.schemas_dir().glob("*.json") for text in schema_patterns(json.loads(file.read_text()))
     ]
@@ -161,6 +164,6 @@ def test_a_line_end_is_no_end_of_a_text() -> None:
         assert not text.endswith(r"\$")
     assert {"kimbox.machine.console.SIGNS"} == {
         name
-        for name, pattern, _ in found_patterns()
+        for name, pattern, _ in all_patterns()
         if "$" in str(pattern.pattern).replace(r"\$", "") and not pattern.flags & re.MULTILINE
     }

@@ -1,4 +1,4 @@
-"""The terminal picture of the README: script/picture records real output, without anything of the host in it."""
+"""The terminal picture of the README: script/picture records real output, without names and paths of the host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The picture that the README shows.
 PICTURE = ROOT / "docs/kimbox-up.svg"
 
-#: Limit on the picture in the repository, in bytes.
+#: Maximum size of the picture in the repository.
 MAX_BYTES = 60_000
 
 
@@ -46,7 +46,7 @@ def test_a_picture_shows_commands_and_their_real_output(tmp_path: Path) -> None:
 
 
 def test_a_picture_shows_what_stays_on_a_terminal(tmp_path: Path) -> None:
-    """Commands run in a terminal. The frames of a spinner are not in the picture, the lines above it are."""
+    """Commands run in a terminal. The picture contains the lines above a spinner, but not the frames of the spinner."""
     file = tmp_path / "a.svg"
     code = "from rich.console import Console\nc = Console()\n"
     code += "with c.status('turning ' * 25):\n    c.print(c.is_terminal)\n    c.print('[red]red')"
@@ -75,7 +75,7 @@ def test_a_command_that_cannot_be_shown_writes_no_picture(tmp_path: Path, comman
 
 
 def test_the_picture_of_the_readme() -> None:
-    """It is small, loads nothing, contains no path of the machine that made it, and the README shows it."""
+    """It is small, loads no other file, contains no path of the host that made it, and the README shows it."""
     text = PICTURE.read_text()
     assert MAX_BYTES > len(text.encode())
     assert 1 == text.replace("https://", "http://").count("http://"), "the name space alone"

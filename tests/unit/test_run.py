@@ -1,4 +1,4 @@
-"""What kimbox starts ends with it."""
+"""Programs that kimbox starts are killed when it ends, and their failures have codes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from kimbox.run import CommandError, die_with_parent_prefix, run
 
 
 def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
-    """Its arguments reach it as they are; after kill -9 of kimbox it is gone."""
-    noted = tmp_path / "pid"
+    """It gets its arguments unchanged. After kill -9 of kimbox it is killed."""
+    pid_file = tmp_path / "pid"
     child = os.fork()
     if not child:
         try:
             script = 'echo "$$ $1" >"$0.new"; mv "$0.new" "$0"; exec sleep 1000'
-            run([*die_with_parent_prefix(), "sh", "-c", script, noted, "$(a) 'b'"], die_with_parent=False)
+            run([*die_with_parent_prefix(), "sh", "-c", script, pid_file, "$(a) 'b'"], die_with_parent=False)
         finally:
             os._exit(0)
-    until("it has started", noted.exists)
-    pid, said = noted.read_text().split(" ", 1)
-    assert said == "$(a) 'b'\n"
+    until("it has started", pid_file.exists)
+    pid, arguments = pid_file.read_text().split(" ", 1)
+    assert arguments == "$(a) 'b'\n"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     line = Path("/proc", pid, "cmdline")
     until("it has ended", lambda: not line.exists() or not line.read_bytes())
 
 
-def test_where_kimbox_has_died_before_nothing_starts(tmp_path: Path) -> None:
-    """Whoever has another parent by then does nothing."""
+def test_nothing_starts_after_kimbox_has_died(tmp_path: Path) -> None:
+    """A program whose parent is not the expected process does not start."""
     *before, _ = die_with_parent_prefix()
-    done = run([*before, "1", "touch", tmp_path / "there"], check=False)
-    assert (done.ok, (tmp_path / "there").exists()) == (False, False)
+    done = run([*before, "1", "touch", tmp_path / "created"], check=False)
+    assert (done.ok, (tmp_path / "created").exists()) == (False, False)
 
 
-def test_how_a_program_failed_is_a_code() -> None:
-    """An exit status, a timeout and a missing program differ by their codes, and name the program."""
+def test_each_failure_of_a_program_has_a_code() -> None:
+    """An exit status, a timeout and a missing program have different codes, and name the program."""
     with refused(CommandError, "command-failed", program="false"):
         run(["false"])
     with refused(CommandError, "timeout", program="sleep"):

@@ -1,4 +1,4 @@
-"""What a start loads: libraries that a verb does not need cost every user their time. No clock is asked."""
+"""The modules that a start loads. A library that a verb does not need makes every start slower."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kimbox.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Runs kimbox in this process, then tells which of the modules named are there.
-ASK = """
+#: Runs kimbox in this process, then prints which of the given modules are loaded.
+RUN_AND_LIST = """
 import sys
 sys.argv = ["kimbox", *{arguments!r}]
 from kimbox.__main__ import main
@@ -32,8 +32,8 @@ REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "filelock", "cyclonedx
 
 
 def loaded(home: Path, arguments: list[str], names: list[str], **env: str) -> list[str]:
-    """Which of the modules `names` a run of kimbox loads."""
-    code = ASK.format(arguments=arguments, names=names)
+    """Returns which of the modules `names` a run of kimbox loads."""
+    code = RUN_AND_LIST.format(arguments=arguments, names=names)
     env |= {"KIMBOX_HOME": str(home), "PYTHONPATH": str(ROOT)}
     return run([sys.executable, "-c", code], env=env, cwd=home).stderr.split()
 
@@ -58,7 +58,7 @@ def loaded(home: Path, arguments: list[str], names: list[str], **env: str) -> li
 def test_a_verb_loads_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], unwanted: list[str]
 ) -> None:
-    """And nothing of the list."""
+    """It loads none of the modules in the list."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
     makemachine.make_machine().provision_log.touch()
     assert [] == loaded(tmp_path, arguments, unwanted)
@@ -67,18 +67,18 @@ def test_a_verb_loads_what_it_needs(
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize("line", ["kimbox ", "kimbox halt ", "kimbox snapshot restore "])
 def test_completion_loads_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str, line: str) -> None:
-    """The user waits for it at a key press: nothing that reads specs, and not rich, which typer would load."""
+    """Completion loads no module that reads specs, and not rich, because the user waits for it at a key press."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
     makemachine.make_machine()
     (tmp_path / "kimbox.yaml").write_text("name: tiny\n")
-    asked = {
+    completion_env = {
         "_KIMBOX_COMPLETE": f"complete_{shell}", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split())),
         "_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }  # fmt: skip
     unwanted = [*SSH, *GIT, *SPEC, *IMAGE, *REST, "kimbox.actions.up", "kimbox.drivers.qemu.process"]
-    assert [] == loaded(tmp_path, [], unwanted, **asked)
+    assert [] == loaded(tmp_path, [], unwanted, **completion_env)
 
 
-def test_the_question_is_a_good_one(tmp_path: Path) -> None:
-    """It finds what is loaded."""
+def test_loaded_modules_are_detected(tmp_path: Path) -> None:
+    """A module that is loaded is in the result."""
     assert ["kimbox.spec.load", "ruamel.yaml"] == loaded(tmp_path, ["validate", "minimal"], ["ruamel.yaml", SPEC[2]])

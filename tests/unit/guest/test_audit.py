@@ -1,4 +1,4 @@
-"""The report of an audit, from a guest that may be broken or hostile, and the verb that shows it."""
+"""The report of an audit from a guest that may be broken or hostile, and the verb that shows it."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ HEADER = {"audit": 1, "at": AT, "boot": makemachine.BOOT, "role": "worker", "sit
 
 
 def check(name: str = "net.tcp", status: str = "pass", **more: Any) -> dict[str, Any]:
-    """A check's line."""
+    """Returns the line of a check as a mapping."""
     usual = {"cis": "2.1.22", "severity": "high", "expected": "none", "found": "none", "remedy": "close it"}
     return {"id": name, "title": f"About {name}", "status": status} | usual | more
 
 
 def lines(*checks: dict[str, Any], header: Any = HEADER, end: Any = None) -> bytes:
-    """What a guest writes."""
+    """Returns a report as a guest writes it."""
     last = {"end": True, "checks": len(checks)} if end is None else end
     return "".join(json.dumps(line) + "\n" for line in (header, *checks, last)).encode()
 
@@ -60,7 +60,7 @@ def ids(checks: tuple[Check, ...]) -> list[str]:
 
 
 def test_a_report_is_read() -> None:
-    """The box, each check with its fields, and none that is not known."""
+    """A report has the facts of the box, and each check with its known fields."""
     found = report(check(more="x"), check("kernel.sysrq", "fail", severity="low", cis=""))
     assert (AT, makemachine.BOOT, "worker", "example.org") == (found.at, found.boot, found.role, found.site)
     usual = ("2.1.22", Severity.HIGH, Status.PASS, "none", "none", "close it")
@@ -69,8 +69,8 @@ def test_a_report_is_read() -> None:
     assert found == Report.parse(json.loads(json.dumps(found.as_json())))
 
 
-def test_the_newest_whole_report_counts() -> None:
-    """Several stand one after another; the first may have lost its head, and the last its end."""
+def test_the_newest_complete_report_is_used() -> None:
+    """A log has several reports. The start of the first one and the end of the last one may be missing."""
     first, second = lines(check("a.a")), lines(check("b.b"))
     assert ["b.b"] == ids(report_of(first[30:] + first + second + lines(check("c.c"))[:-3]).checks)
     assert ["a.a", "b.b"] == [one.checks[0].id for one in audit.reports(first + second)]
@@ -101,27 +101,27 @@ def report_of(data: bytes) -> Report:
         b"{" * 60000, b"\0" * 100, b"\xff\xfe\n",
     ],
 )  # fmt: skip
-def test_what_is_no_report_is_none(data: bytes) -> None:
-    """Wrong JSON, wrong types, other counts, checks twice or without end: nothing of it is believed, nothing raised."""
+def test_an_invalid_report_is_ignored(data: bytes) -> None:
+    """Invalid JSON, wrong types, wrong counts, duplicate checks and a missing end give None, and no exception."""
     assert [] == list(audit.reports(data))
     assert ["z.z"] == ids(report_of(data + b"\n" + lines(check("z.z"))).checks)
 
 
 @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from(lines(check()).split(b"\n"))), max_size=12))
 def test_no_bytes_of_a_guest_raise(pieces: list[bytes]) -> None:
-    """Whatever it writes."""
+    """All bytes give a report or None."""
     for found in audit.reports(b"\n".join(pieces)):
         assert ["net.tcp"] == ids(found.checks)
 
 
-def test_text_is_bounded_and_cannot_reach_a_terminal_as_a_command() -> None:
-    """Escape sequences, line breaks, lone surrogates; a text without end."""
+def test_text_is_bounded_and_cannot_control_a_terminal() -> None:
+    """Escape sequences, line breaks and lone surrogates are replaced, and a long text is shortened."""
     found = report(check(found="a\x1b[2Jb\nc\ud800", title="x" * 5000)).checks[0]
     assert ("a\ufffd[2Jb c\ufffd", audit.MAX_TEXT) == (found.found, len(found.title))
 
 
-def test_the_schema_says_the_same() -> None:
-    """Lines that are read are of the schema, and wrong ones are not."""
+def test_the_schema_accepts_the_same_lines() -> None:
+    """The schema accepts lines that the parser reads, and rejects invalid ones."""
     schema = json.loads((paths.schemas_dir() / "audit.schema.json").read_text())
     for line in lines(check(), check("a.b", "fail", cis="")).splitlines():
         jsonschema.validate(json.loads(line), schema)
@@ -145,12 +145,12 @@ def test_the_schema_says_the_same() -> None:
     ],
 )
 def test_what_is_a_breach(expected: list[str], status: str, severity: str) -> None:
-    """A failed check that matters, and nothing else."""
+    """Only a failed check with a sufficient severity is a breach."""
     assert expected == ids(report(check("a.a", status, severity=severity)).breaches)
 
 
 def test_two_reports_are_compared() -> None:
-    """What fails now and did not; what is mended; what is the same, which is also what was not looked at again."""
+    """Checks that fail now only, that no longer fail, and that are unchanged or were not run again."""
     before = report(
         check("a.same", "fail"), check("b.mended", "fail"), check("c.gone", "fail"), check("d.new"), check("e.ok")
     )

@@ -1,4 +1,4 @@
-"""Events of a guest, which may be broken or hostile."""
+"""Events of a guest that may be broken or hostile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def line(event: str = "ready", /, **fields: object) -> bytes:
 
 
 def test_an_event_is_read() -> None:
-    """Name, boot, time and the remaining fields."""
+    """An event has name, boot, time and the remaining fields."""
     event = parse_line(line("step", n=2, of=5, kind="setup", name="setup", status="running"))
     assert event == Event("step", BOOT, 4.25, {"n": 2, "of": 5, "kind": "setup", "name": "setup", "status": "running"})
     assert (event.number("n"), event.text("status"), event.number("status"), event.text("none")) == (
@@ -46,13 +46,13 @@ def test_an_event_is_read() -> None:
         line(**{f"k{'x' * i}": 1 for i in range(40)}), line(reason="x" * MAX_LINE_BYTES),
     ],
 )  # fmt: skip
-def test_what_is_no_event_is_dropped(raw: bytes) -> None:
-    """Wrong JSON, wrong types, too much of anything: no event, and no exception."""
+def test_an_invalid_line_is_ignored(raw: bytes) -> None:
+    """Invalid JSON, wrong types and values above the limits give no event and no exception."""
     assert parse_line(raw) is None
 
 
-def test_text_cannot_reach_a_terminal_as_a_command() -> None:
-    """Escape sequences, line breaks and lone surrogates of a guest are harmless."""
+def test_text_cannot_control_a_terminal() -> None:
+    """Escape sequences, line breaks and lone surrogates of a guest are replaced."""
     event = parse_line(b'{"event":"failed","boot":"","uptime_s":1,"reason":"a\\u001b[2Jb\\nc\\ud800"}')
     assert event is not None
     assert event.fields["reason"] == "a\ufffd[2Jb c\ufffd"
@@ -60,13 +60,13 @@ def test_text_cannot_reach_a_terminal_as_a_command() -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_give_a_traceback(raw: bytes) -> None:
-    """Whatever comes, it is an event or nothing."""
+    """All bytes give an event or None."""
     event = parse_line(raw)
     assert event is None or event.name
 
 
-def test_tail_reads_what_is_new_and_waits_for_whole_lines(tmp_path: Path) -> None:
-    """No file is no event; a part of a line is kept until the rest comes."""
+def test_tail_reads_new_lines_when_they_are_complete(tmp_path: Path) -> None:
+    """A missing file has no events. An incomplete line is kept until its end is written."""
     path = tmp_path / "events"
     tail = Tail(path)
     assert tail.read() == []
@@ -80,8 +80,8 @@ def test_tail_reads_what_is_new_and_waits_for_whole_lines(tmp_path: Path) -> Non
     assert [e.name for e in Tail(path, offset=tail.offset).read()] == []
 
 
-def test_tail_survives_truncation_and_replacement(tmp_path: Path) -> None:
-    """A new start of the machine truncates the file; it may be longer again before we look."""
+def test_tail_detects_truncation_and_replacement(tmp_path: Path) -> None:
+    """A start of the machine truncates the file. At the next read, the new content may already be longer."""
     path = tmp_path / "events"
     tail = Tail(path)
     path.write_bytes(line("booting", mode="keep") * 2)
@@ -96,7 +96,7 @@ def test_tail_survives_truncation_and_replacement(tmp_path: Path) -> None:
 
 
 def test_tail_is_bounded(tmp_path: Path) -> None:
-    """A line without end is skipped in bounded memory, also across reads; a flood is read in pieces."""
+    """A line that is too long is skipped in bounded memory, also over several reads. Many lines are read in pieces."""
     path = tmp_path / "events"
     tail = Tail(path)
     with path.open("wb") as file:
@@ -117,7 +117,7 @@ def test_tail_is_bounded(tmp_path: Path) -> None:
 
 
 def test_the_schema_documents_the_events() -> None:
-    """Every event of the list is valid by schemas/events.schema.json, and a step without its number is not."""
+    """schemas/events.schema.json accepts every event of the list, and rejects a step without its number."""
     schema = json.loads((paths.schemas_dir() / "events.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     check = jsonschema.Draft202012Validator(schema)

@@ -1,4 +1,4 @@
-"""The end of the connection that all ssh of a box shares: ssh says yes before it is over."""
+"""The end of the shared ssh connection of a box. `ssh -O exit` answers before the connection has ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kimbox.run import Completed
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of a box whose shared connection listens."""
+    """The folder of a box whose shared connection accepts clients."""
     monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(shared.SOCKET)
@@ -24,11 +24,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield tmp_path
 
 
-def ssh(monkeypatch: pytest.MonkeyPatch, does: Callable[[], None]) -> None:
-    """Stands for ssh: it does something, and says yes."""
+def replace_ssh(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Replaces ssh by an action that is followed by the answer of `ssh -O exit`."""
 
     def run(*_: Any, **__: Any) -> Completed:
-        does()
+        action()
         return Completed(0, "", "Exit request sent.\n")
 
     monkeypatch.setattr(shared, "run", run)
@@ -38,15 +38,15 @@ def ssh(monkeypatch: pytest.MonkeyPatch, does: Callable[[], None]) -> None:
 def test_its_socket_is_removed_when_it_is_closed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Path], None]
 ) -> None:
-    """Who comes next must not be taken in by one that is about to end."""
+    """The next client must not connect to a connection that is about to end."""
     ending = threading.Timer(0.3, (folder / shared.SOCKET).unlink)
-    ssh(monkeypatch, ending.start)
+    replace_ssh(monkeypatch, ending.start)
     end(folder)
     assert not (folder / shared.SOCKET).exists()
 
 
-def test_one_that_comes_after_it_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody connected anew between: that is not the one which was to end."""
+def test_a_new_connection_is_not_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that another client has made in the meantime stays open."""
     with socket.socket(socket.AF_UNIX) as later:
 
         def replace() -> None:
@@ -54,16 +54,16 @@ def test_one_that_comes_after_it_is_left_alone(folder: Path, monkeypatch: pytest
             later.listen()
             (folder / "later").rename(folder / shared.SOCKET)
 
-        ssh(monkeypatch, replace)
+        replace_ssh(monkeypatch, replace)
         monkeypatch.setattr(shared, "_ANSWER_S", 3600.0)  # a wait would not end
         shared.close(folder)
         with socket.socket(socket.AF_UNIX) as probe:
             assert 0 == probe.connect_ex(shared.SOCKET)
 
 
-def test_one_that_does_not_end_is_not_waited_for_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its socket stays, as it still listens."""
+def test_the_wait_for_the_end_has_a_timeout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the timeout the socket stays, because the connection still accepts clients."""
     monkeypatch.setattr(shared, "_ANSWER_S", 0.2)
-    ssh(monkeypatch, lambda: None)
+    replace_ssh(monkeypatch, lambda: None)
     shared.close(folder)
     assert (folder / shared.SOCKET).exists()

@@ -1,4 +1,4 @@
-"""The connection that ssh and exec share, and the life of a machine, with a driver double."""
+"""The shared ssh connection ends when a run of the machine starts or ends. The driver is a double."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from kimbox.project.project import Project
 world = feignedworld.world  # a fixture
 
 
-def left(world: World) -> Path:
-    """The socket of a connection that nobody listens at any more."""
+def leave_socket(world: World) -> Path:
+    """Leaves the socket of a connection that accepts no clients. Returns its path."""
     with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(world.machine.folder):
         listener.bind(shared.SOCKET)
     return world.machine.folder / shared.SOCKET
 
 
 def test_the_shared_ssh_connection_ends_with_the_run(world: World) -> None:
-    """Each verb that ends or begins a run leaves none: the next guest would never answer on it."""
+    """Each verb that starts or ends a run removes the socket, because the next guest cannot answer on it."""
     up(world)
     for act in (
         lambda: stop.halt(world.machine),
@@ -38,16 +38,16 @@ def test_the_shared_ssh_connection_ends_with_the_run(world: World) -> None:
         lambda: snapshot.save(world.machine, "now"),
         lambda: snapshot.restore(world.machine, "now"),
     ):
-        there = left(world)
+        path = leave_socket(world)
         act()
-        assert not there.exists()
+        assert not path.exists()
 
 
-def test_it_ends_where_provisioning_does_not(world: World) -> None:
-    """What was provisioned until then may have changed what a login gives."""
+def test_it_ends_if_provisioning_fails(world: World) -> None:
+    """The steps that ran may have changed the environment of a login."""
     up(world)
-    there = left(world)
+    path = leave_socket(world)
     world.after = []
     with pytest.raises(KimboxError, match="did not speak"):
         provision(Project(world.box), timeout_s=0.2)
-    assert not there.exists()
+    assert not path.exists()

@@ -1,4 +1,4 @@
-"""kimbox.lock: made, kept, compared, and refused when it is damaged."""
+"""kimbox.lock: creation, update, comparison, and errors of damaged files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kimbox.spec.model import Box, Repository
 
 @pytest.fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """A box with a repository and a folder."""
+    """A box with a git repository and a folder as repositories."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     makebox.make_repository(tmp_path / "code")
     (tmp_path / "setup").mkdir()
@@ -41,7 +41,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
 
 
 def test_a_lock_is_written_for_review_and_read_back(box: Box, tmp_path: Path) -> None:
-    """Header, fixed order with setup first, a value a line; writing it again changes nothing."""
+    """The file has a header, a fixed order with setup first, and one value on each line. A second write is equal."""
     lock = make_lock(box, image="abc")
     path = tmp_path / "kimbox.lock"
     assert write_lock(path, lock)
@@ -55,8 +55,8 @@ def test_a_lock_is_written_for_review_and_read_back(box: Box, tmp_path: Path) ->
     assert all(len(line.split(": ")) <= 2 or line.startswith("#") or " # " in line for line in text.splitlines())
 
 
-def test_a_commit_stays_until_it_is_moved(box: Box, tmp_path: Path) -> None:
-    """What is locked is taken from the lock; `update` moves one, some or all."""
+def test_a_commit_stays_until_it_is_updated(box: Box, tmp_path: Path) -> None:
+    """Locked commits stay. `update` moves the given repositories, or all of them."""
     lock = make_lock(box)
     new = makebox.commit(tmp_path / "code", {"a": "two\n"})
     assert make_lock(box, previous=lock) == lock
@@ -66,20 +66,20 @@ def test_a_commit_stays_until_it_is_moved(box: Box, tmp_path: Path) -> None:
         make_lock(box, previous=lock, update=["nosuch"])
 
 
-def test_a_changed_folder_is_pinned_anew_and_told(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder beside the spec is part of it: its pin follows, and the user reads so."""
+def test_a_changed_folder_is_pinned_and_reported(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder beside the spec is part of the spec. Its pin follows its content, and a line of the log reports it."""
     lock = make_lock(box)
     (tmp_path / "setup/setup").write_text("#!/bin/sh\necho new\n")
-    said: list[str] = []
-    monkeypatch.setattr(log, "info", said.append)
+    reported: list[str] = []
+    monkeypatch.setattr(log, "info", reported.append)
     new = make_lock(box, previous=lock)
     assert new.repositories["setup"] != lock.repositories["setup"]
-    assert "the folder ./setup has changed" in said[0]
+    assert "the folder ./setup has changed" in reported[0]
     assert check_lock(box, lock) == []
 
 
-def test_disagreements_are_in_words(box: Box) -> None:
-    """Added, removed, another url, another ref."""
+def test_differences_between_spec_and_lock(box: Box) -> None:
+    """Repositories that are added, removed, or have another URL or ref."""
     lock = make_lock(box)
     code, setup = box.repositories
     assert check_lock(box, lock) == []
@@ -96,8 +96,8 @@ def test_disagreements_are_in_words(box: Box) -> None:
     ]
 
 
-def test_credentials_do_not_get_into_a_lock(box: Box) -> None:
-    """A lock is reviewed in git."""
+def test_a_lock_contains_no_credentials(box: Box) -> None:
+    """Locks are committed to git, where everybody can read them."""
     pin = PinnedRepository("https://x.org/y", "main", "a" * 40, "b" * 40)
     secret = attrs.evolve(box.repositories[0], url="https://me:secret@x.org/y")
     lock = make_lock(attrs.evolve(box, repositories=(secret,)), previous=Lock("", None, {"code": pin}))
@@ -120,7 +120,7 @@ GOOD = format_lock(Lock("d" * 64, None, {"code": PinnedRepository("https://x/y",
     ],
 )
 def test_a_damaged_lock_is_refused_at_its_line(tmp_path: Path, old: str, new: str, place: str, words: str) -> None:
-    """Whatever somebody did to it by hand, the message says where."""
+    """The error of a manual change has the line."""
     path = tmp_path / "kimbox.lock"
     assert old in GOOD
     path.write_text(GOOD.replace(old, new, 1))
@@ -133,8 +133,8 @@ def test_a_damaged_lock_is_refused_at_its_line(tmp_path: Path, old: str, new: st
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"x", b"\xff\xfe", b"a: &a [*a, *a]", b"\0", b"lock: 1\n", b"lock:\n", b"- " * 5000]
 )
-def test_what_is_no_lock_is_refused(tmp_path: Path, data: bytes) -> None:
-    """Anything else than a lock is a SpecError."""
+def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
+    """Every file that is not a lock is a SpecError."""
     (tmp_path / "kimbox.lock").write_bytes(data)
     with pytest.raises(SpecError):
         read_lock(tmp_path / "kimbox.lock")
@@ -160,7 +160,7 @@ commits = st.text("0123456789abcdef", min_size=40, max_size=40) | st.text("01234
 def test_every_lock_is_read_back_as_written(
     tmp_path_factory: pytest.TempPathFactory, url: str, ref: str, commit: str, image: str | None, path: str
 ) -> None:
-    """Values that look like numbers, YAML syntax or comments survive."""
+    """Values that look like numbers, YAML syntax or comments are unchanged."""
     file = tmp_path_factory.getbasetemp() / "round.lock"
     pinned = PinnedRepository(
         url, ref, commit, "1" * 40, {path: PinnedSubmodule(url, commit), "lib/x": PinnedSubmodule("u", commit)}

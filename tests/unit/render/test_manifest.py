@@ -1,4 +1,4 @@
-"""The manifest: what the guest is told to be."""
+"""The manifest: the target state of the guest."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LOCK = Lock(
 )
 
 
-def test_the_manifest_holds_what_the_guest_needs(tmp_path: Path) -> None:
-    """setup first, steps in order with their digests, probes, and whether there is something to do each time."""
+def test_the_manifest_contains_what_the_guest_needs(tmp_path: Path) -> None:
+    """setup is first, then the steps in order with their digests, the probes, and whether a step runs at each boot."""
     steps = (
         Step("first.one", "true", Mode.USER, Run.ONCE, 60),
         Step("2", "#!/bin/bash\ntrue\n", Mode.SYSTEM, Run.ONCE, 5),
@@ -44,12 +44,12 @@ def test_the_manifest_holds_what_the_guest_needs(tmp_path: Path) -> None:
     assert manifest["steps/02-2/script"] == (b"#!/bin/bash\ntrue\n", 0o755)
     assert b"KIMBOX_EACH_TIME='no'\n" in manifest["manifest.env"][0]
     assert b"KIMBOX_STEPS='5'\n" in manifest["manifest.env"][0]
-    again = attrs.evolve(box, probes=(Probe("p", "true", None, 5),))
-    assert b"KIMBOX_EACH_TIME='yes'\n" in render_manifest(again, LOCK)["manifest.env"][0]
+    with_probe = attrs.evolve(box, probes=(Probe("p", "true", None, 5),))
+    assert b"KIMBOX_EACH_TIME='yes'\n" in render_manifest(with_probe, LOCK)["manifest.env"][0]
 
 
 def test_nothing_in_a_spec_becomes_shell(tmp_path: Path) -> None:
-    """A shell that sources the files gets every value exactly, and runs none of it."""
+    """A shell that sources the files gets every value exactly and runs no part of a value."""
     box = makebox.make_box(
         tmp_path,
         provision=(Step(HOSTILE, "true", Mode.SYSTEM, Run.ONCE, 5),),
@@ -60,16 +60,16 @@ def test_nothing_in_a_spec_becomes_shell(tmp_path: Path) -> None:
         p: "KIMBOX_STEP" if "steps" in p else "KIMBOX_PROBE_HINT" for p in manifest if p.endswith("/env")
     }.items():
         (tmp_path / "env").write_bytes(manifest[path][0])
-        said = run(["dash", "-c", f'. "$1"; printf %s "${variable}"', "x", tmp_path / "env"]).stdout
-        assert said == (HOSTILE if variable == "KIMBOX_STEP" else HOSTILE.replace("\n", " "))
+        printed = run(["dash", "-c", f'. "$1"; printf %s "${variable}"', "x", tmp_path / "env"]).stdout
+        assert printed == (HOSTILE if variable == "KIMBOX_STEP" else HOSTILE.replace("\n", " "))
         assert ".." not in path
         assert path.isascii()
     with pytest.raises(ValueError, match="cannot be assigned"):
         assignments({"KIMBOX_X": "a\0b"})
 
 
-def test_the_digest_moves_with_everything_and_nothing_else(tmp_path: Path) -> None:
-    """Same spec and lock, same digest; another commit, script, mode or hint gives another."""
+def test_the_digest_depends_on_spec_and_lock_only(tmp_path: Path) -> None:
+    """The same spec and lock have the same digest. Another commit, script, mode or hint has another digest."""
     box = makebox.make_box(
         tmp_path, repositories=REPOSITORIES, provision=(Step("s", "true", Mode.SYSTEM, Run.ONCE, 5),)
     )
@@ -94,7 +94,7 @@ def test_the_digest_moves_with_everything_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_a_lock_that_lacks_a_repository_is_refused(tmp_path: Path) -> None:
-    """What is not pinned does not go into a guest; nor does a path that would break the list."""
+    """A repository without a commit is an error, and so is a path that would break the list."""
     box = makebox.make_box(tmp_path, repositories=REPOSITORIES)
     with pytest.raises(KimboxError) as missing:
         render_manifest(box, Lock("", None, {}))
@@ -106,7 +106,7 @@ def test_a_lock_that_lacks_a_repository_is_refused(tmp_path: Path) -> None:
 
 
 def uses_of(folder: Path, *steps: Step) -> list[str]:
-    """KIMBOX_STEP_USES of each step, of a box with these repositories and one below each home folder."""
+    """Returns KIMBOX_STEP_USES of each step of a box with these repositories and one below each home folder."""
     more = tuple(
         Repository(name, f"https://example.org/{name}", False, "main", path)
         for name, path in {"own": "/home/vagrant/src/own", "roots": "/root/src/roots"}.items()
@@ -136,29 +136,29 @@ def uses_of(folder: Path, *steps: Step) -> list[str]:
         ("roots", "ls ~/src/roots $HOME/src/roots/x ${HOME}/src/roots"),
     ],
 )
-def test_a_script_uses_what_it_names(tmp_path: Path, expected: str, script: str) -> None:
-    """A whole path of a repository counts, and nothing that only begins or ends like one."""
+def test_a_script_uses_the_repositories_that_it_names(tmp_path: Path, expected: str, script: str) -> None:
+    """Only the complete path of a repository counts, and not a path that begins or ends like it."""
     used = uses_of(tmp_path, Step("s", script, Mode.SYSTEM, Run.ONCE, 5))
     assert sorted(expected.split()) == sorted(used[0].split())
 
 
 def test_a_home_folder_is_that_of_the_account(tmp_path: Path) -> None:
-    """`~` of a step of mode user is the home folder of vagrant."""
+    """In a step of mode user, `~` is the home folder of vagrant."""
     script = "ls ~/src/own ~/src/roots"
     steps = (Step("u", script, Mode.USER, Run.ONCE, 5), Step("r", script, Mode.SYSTEM, Run.ONCE, 5))
     assert ["own", "roots"] == uses_of(tmp_path, *steps)
 
 
-def test_what_a_step_says_that_it_uses_stands_in_place_of_its_text(tmp_path: Path) -> None:
-    """Names in the order of the spec; a step that says that it uses nothing is told from one that does not say."""
+def test_uses_of_a_step_replaces_the_search_in_its_script(tmp_path: Path) -> None:
+    """The names are in the order of the spec. An empty `uses` differs from a missing `uses`."""
     script = "ls /opt/api"
-    said = [("setup", "api"), ("own",), ()]
-    steps = (Step(str(n), script, Mode.SYSTEM, Run.ONCE, 5, uses) for n, uses in enumerate(said))
+    all_uses = [("setup", "api"), ("own",), ()]
+    steps = (Step(str(n), script, Mode.SYSTEM, Run.ONCE, 5, uses) for n, uses in enumerate(all_uses))
     assert ["api setup", "own", "-"] == uses_of(tmp_path, *steps)
 
 
-def test_an_older_image_refuses_what_it_would_pass_over(tmp_path: Path) -> None:
-    """A manifest in which a step says what it uses is of another format; one that says `nothing` needs none."""
+def test_an_older_image_refuses_a_manifest_that_it_would_misread(tmp_path: Path) -> None:
+    """A manifest with a non-empty `uses` has a newer format number, because older images would ignore the key."""
     formats = []
     for uses in (None, (), ("api",)):
         step = Step("s", "ls /opt/api", Mode.SYSTEM, Run.ONCE, 5, uses)
@@ -167,8 +167,8 @@ def test_an_older_image_refuses_what_it_would_pass_over(tmp_path: Path) -> None:
     assert ["1", "1", "3"] == formats
 
 
-def test_the_digest_of_a_step_stays_that_of_mode_and_text(tmp_path: Path) -> None:
-    """What a guest noted as done under an older kimbox is known by the same digest, whatever the step uses."""
+def test_the_digest_of_a_step_is_that_of_mode_and_script(tmp_path: Path) -> None:
+    """`uses` does not change the digest, so that records of done steps from an older kimbox stay valid."""
     digests = set()
     for uses in (None, (), ("api",)):
         step = Step("s", "ls /opt/api", Mode.SYSTEM, Run.ONCE, 5, uses)
@@ -178,7 +178,7 @@ def test_the_digest_of_a_step_stays_that_of_mode_and_text(tmp_path: Path) -> Non
 
 
 def test_paths_in_a_script_are_found_in_bounded_work(tmp_path: Path) -> None:
-    """What is found of a path of very many folders grows with the length of the text alone."""
+    """The work for a path with very many folders grows linearly with the length of the text."""
     step = Step("s", "ls " + "/a" * 200_000, Mode.SYSTEM, Run.ONCE, 5)
     assert MAX_FOLDERS >= len(named_paths(step)) > 0
     assert [""] == uses_of(tmp_path, step)

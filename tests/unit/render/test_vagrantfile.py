@@ -1,4 +1,4 @@
-"""The rendered Vagrantfile: whatever a spec says stays inside a Ruby literal."""
+"""The rendered Vagrantfile: every value of a spec stays inside a Ruby literal."""
 
 from __future__ import annotations
 
@@ -64,34 +64,34 @@ _SINGLE_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
 
 
 def unquoted(literal: str) -> str:
-    """What Ruby reads in a single-quoted literal: `\\\\` and `\\'` are escapes, and nothing else is."""
+    """Returns the value of a single-quoted Ruby literal. The only escapes are `\\\\` and `\\'`."""
     match = _SINGLE_QUOTED.fullmatch(literal)
     assert match, f"not one single-quoted Ruby literal: {literal}"
     return re.sub(r"\\([\\'])", r"\1", match[1])
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_was_quoted_is_read_back(text: str) -> None:
-    """A quoted text, read by Ruby's own rules, is the text."""
+def test_a_quoted_text_is_read_back(text: str) -> None:
+    """Ruby reads a quoted text as the original text."""
     assert text == unquoted(ruby_literal(text))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
 def test_any_text_survives_quoting(text: str) -> None:
-    """Quoting loses nothing, whatever the text."""
+    """Quoting changes no text."""
     assert text == unquoted(ruby_literal(text))
 
 
 @pytest.mark.parametrize("text", ["\0", "a\rb", "\x1b[0m", "\x7f", "\ud800"])
-def test_what_ruby_would_change_is_refused(text: str) -> None:
-    """Characters that Ruby drops, or ends a file at, are an error and not a different text."""
+def test_characters_that_ruby_would_change_are_refused(text: str) -> None:
+    """Characters that Ruby removes, or that end a file for Ruby, are an error."""
     with pytest.raises(KimboxError) as caught:
         ruby_literal(text)
     assert "forbidden-character" == caught.value.code
 
 
 def test_every_value_of_the_template_is_quoted() -> None:
-    """The template has no expression that does not go through `ruby`, and no statement but loops."""
+    """Every expression of the template uses the filter `ruby`, and its only statements are loops."""
     template = (paths.data_dir() / "Vagrantfile.j2").read_text()
     expressions = re.findall(r"\{\{(.*?)\}\}", template, re.DOTALL)
     statements = re.findall(r"\{%-?\s*(\w+)", template)
@@ -101,7 +101,7 @@ def test_every_value_of_the_template_is_quoted() -> None:
 
 
 def full(box: Box = BOX, text: str = "minimal") -> str:
-    """A Vagrantfile that has every part of the template, each text of it `text`."""
+    """Returns a Vagrantfile with every part of the template. Each of its texts is `text`."""
     hostile = attrs.evolve(box, name=text, scratch=Scratch(_GIB, text))
     delivery = Delivery(text, text, "keep")
     machines = [
@@ -113,14 +113,14 @@ def full(box: Box = BOX, text: str = "minimal") -> str:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_text_changes_values_and_no_code(text: str) -> None:
-    """With every literal taken out, the file of a hostile box is the file of a tame one."""
+    """Without the literals, the file of a hostile box is equal to that of an ordinary box."""
     hostile, tame = full(text=text), full()
     assert _SINGLE_QUOTED.sub("''", tame) == _SINGLE_QUOTED.sub("''", hostile)
     assert text in [unquoted(f"'{m}'") for m in _SINGLE_QUOTED.findall(hostile)]
 
 
 def test_a_machine_for_each_box() -> None:
-    """Several boxes become several machines; the same boxes give the same bytes."""
+    """Each box becomes a machine. The same boxes give the same bytes."""
     machines = [VagrantMachine(attrs.evolve(BOX, name=name), f"kimbox-{name}") for name in ("director", "worker")]
     text = render_vagrantfile(machines)
     assert ["director", "worker"] == re.findall(r"vm\.define '(\w+)'", text)
@@ -128,7 +128,7 @@ def test_a_machine_for_each_box() -> None:
 
 
 def test_sizes_and_ports_are_those_of_the_spec() -> None:
-    """CPUs, memory in MiB and forwarded ports come from the box; an open port may be moved by Vagrant."""
+    """CPUs, memory in MiB and forwarded ports are those of the box. Vagrant may change a port with `host: auto`."""
     box = attrs.evolve(
         BOX,
         cpus=3,
@@ -136,13 +136,13 @@ def test_sizes_and_ports_are_those_of_the_spec() -> None:
         forwards=(Forward(8888, None), Forward(80, None), Forward(22, 2222), Forward(9000, None)),
     )
     text = render_vagrantfile([VagrantMachine(box, "minimal", host_ports={9000: 9001})])
-    found = re.findall(r"guest: (\d+),\s+host: (\d+),\s+host_ip: '127.0.0.1',\s+auto_correct: (\w+)", text)
+    ports = re.findall(r"guest: (\d+),\s+host: (\d+),\s+host_ip: '127.0.0.1',\s+auto_correct: (\w+)", text)
     expected = [
         ("8888", "8888", "true"),
         ("80", "10080", "true"),
         ("22", "2222", "false"),
         ("9000", "9001", "false"),
     ]
-    assert expected == found
+    assert expected == ports
     assert 2 == text.count(".cpus = 3\n")
     assert 2 == text.count(".memory = 3073\n")

@@ -1,4 +1,4 @@
-"""The disk's arithmetic: nothing overlaps, everything is aligned, and a full-size snapshot never overflows."""
+"""The layout of a disk: no parts overlap, all are aligned, and a full-size snapshot cannot overflow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kimbox.spec.layout import (
 )
 from kimbox.spec.model import Disk, Volume
 
-#: Every run takes the same examples.
+#: Every run has the same examples.
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
 sizes = st.integers(1, 16 << 30)
@@ -40,17 +40,17 @@ disks = st.builds(
 
 
 def chunk_of_change(number: int) -> int:
-    """Where the kernel puts the data of the n-th changed chunk (from 0), in chunks from the start of the COW store.
+    """Returns the position of the data of the n-th changed chunk (from 0), in chunks from the start of the store.
 
-    Chunk 0 is the header. Then come groups: one chunk of metadata, and the chunks of data that it describes, as many as
-    records of 16 bytes fit into one chunk.
+    Chunk 0 is the header. Then come groups: one chunk of metadata, and the chunks of data that it describes. Metadata
+    has a record of 16 bytes for each chunk of data.
     """
     group = SNAPSHOT_CHUNK_BYTES // 16
     return 1 + (number // group) * (group + 1) + 1 + number % group
 
 
 def chunk_of_next_metadata(changes: int) -> int:
-    """The metadata chunk that the kernel clears beforehand when a group is full (dm-snap-persistent.c, commit)."""
+    """Returns the metadata chunk that the kernel clears when a group is full (dm-snap-persistent.c, commit)."""
     group = SNAPSHOT_CHUNK_BYTES // 16
     return 1 + (changes // group) * (group + 1)
 
@@ -58,7 +58,7 @@ def chunk_of_next_metadata(changes: int) -> int:
 @quick
 @given(st.integers(1, 2 << 40))
 def test_a_full_snapshot_holds_a_change_of_every_chunk(origin_bytes: int) -> None:
-    """The last change, and the metadata chunk that the kernel prepares after it, lie inside the COW store."""
+    """The last change, and the metadata chunk that the kernel prepares after it, are inside the COW store."""
     changes = -(-origin_bytes // SNAPSHOT_CHUNK_BYTES)
     last = max(chunk_of_change(changes - 1), chunk_of_next_metadata(changes))
     size = full_snapshot_bytes(origin_bytes)
@@ -69,7 +69,7 @@ def test_a_full_snapshot_holds_a_change_of_every_chunk(origin_bytes: int) -> Non
 @quick
 @given(st.integers(1, 2 << 40))
 def test_a_full_snapshot_wastes_little(origin_bytes: int) -> None:
-    """It is larger than its origin by a thousandth and two extents at most."""
+    """It is at most a thousandth and two extents larger than its origin."""
     assert full_snapshot_bytes(origin_bytes) <= origin_bytes + origin_bytes // 1000 + 2 * EXTENT_BYTES
 
 
@@ -100,8 +100,8 @@ def test_nothing_overlaps_and_everything_is_aligned(disk: Disk) -> None:
 
 @quick
 @given(disks)
-def test_every_part_has_what_the_spec_asks(disk: Disk) -> None:
-    """No part is smaller than its size; the snapshot is only where it could use no more."""
+def test_every_part_has_the_size_of_the_spec(disk: Disk) -> None:
+    """No part is smaller than in the spec. Only a snapshot may be smaller, if it cannot use the space."""
     try:
         layout = plan(disk)
     except ImageError:
@@ -117,7 +117,7 @@ def test_every_part_has_what_the_spec_asks(disk: Disk) -> None:
 @quick
 @given(disks, st.integers(-2, 2))
 def test_a_disk_fits_exactly_from_the_sum_of_its_shares(disk: Disk, off_by: int) -> None:
-    """The disk is refused below the sum that the spec's own check uses, and laid out from there on."""
+    """A disk below the sum in the check of the spec is refused. From this sum on, it has a layout."""
     parts = shares(disk)
     size = sum(parts.values()) + off_by
     exact = attrs.evolve(disk, size_bytes=size)

@@ -1,4 +1,4 @@
-"""The part `secure` of a spec, and the files that a box gets of it."""
+"""The key `secure` of a spec, and the files that it gives a box."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ WORKER = f'gateway: {{host: 10.0.2.2, port: 2222, host_keys: ["{KEY}"]}}'
 
 
 def load(tmp_path: Path, text: str) -> Secure | None:
-    """The part `secure` of a spec."""
+    """Returns `secure` of a spec with this text."""
     path = tmp_path / "kimbox.yaml"
     path.write_text(f"kimbox: 1\nname: x\n{text}\n")
     return load_box(path).secure
 
 
-def test_a_spec_without_it(tmp_path: Path) -> None:
-    """Such a box takes no role."""
+def test_a_spec_without_secure(tmp_path: Path) -> None:
+    """A box without `secure` has no roles."""
     assert load(tmp_path, "") is None
     assert load(tmp_path, "secure: null") is None
 
 
-def test_roles_as_they_are_written(tmp_path: Path) -> None:
-    """Every key reaches the model; what is left out is closed."""
+def test_roles(tmp_path: Path) -> None:
+    """The model has every key. A missing key means that nothing is open."""
     (tmp_path / "keys.pub").write_text(f"# who may\n{KEY} me@home\n")
-    found = load(
+    secure = load(
         tmp_path,
         f"secure:\n  site: a.org\n  keys: [keys.pub]\n  dns: true\n  remove: [gcc]\n  disable: [a.service]\n  roles:\n"
         f"    worker: {{{WORKER}, outbound:\n"
         "      [{host: git.a.org, port: 443}, {host: '::1', port: 9, protocol: udp}]}\n"
         "    director: {inbound: [22, 80], accounts: [site], services: [b.service]}",
     )
-    away = (Outbound("git.a.org", 443), Outbound("::1", 9, "udp"))
-    assert found == Secure(
+    outbound = (Outbound("git.a.org", 443), Outbound("::1", 9, "udp"))
+    assert secure == Secure(
         site="a.org",
         roles=(
-            Role("worker", Gateway("10.0.2.2", 2222, (KEY,)), (), away, (), ()),
+            Role("worker", Gateway("10.0.2.2", 2222, (KEY,)), (), outbound, (), ()),
             Role("director", None, (22, 80), (), ("site",), ("b.service",)),
         ),
         keys=(KEY,),
@@ -52,7 +52,7 @@ def test_roles_as_they_are_written(tmp_path: Path) -> None:
         disable=("a.service",),
         updates=False,
     )
-    assert found.role("nobody") is None
+    assert secure.role("nobody") is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_roles_as_they_are_written(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_faults_are_reported_at_their_places(tmp_path: Path, text: str, place: str, code: str) -> None:
-    """Line and column of the value, and the code."""
+    """A problem has the line and column of the value, and a code."""
     with pytest.raises(SpecError) as caught:
         load(tmp_path, text)
     assert f"{place} {code}" in [f"{p.line}:{p.column} {p.code}" for p in caught.value.problems], caught.value
@@ -116,17 +116,17 @@ def test_faults_are_reported_at_their_places(tmp_path: Path, text: str, place: s
         ),
     ],
 )
-def test_messages_say_what_helps(tmp_path: Path, text: str, message: str) -> None:
-    """As a user reads them."""
+def test_messages_have_a_hint(tmp_path: Path, text: str, message: str) -> None:
+    """The complete text of the message and its hint."""
     with pytest.raises(SpecError) as caught:
         load(tmp_path, f"secure: {text}")
     assert any(str(problem).endswith(f": {message}") for problem in caught.value.problems), str(caught.value)
 
 
-def test_what_a_box_is_told() -> None:
-    """Values for the shell, a line for each host that may be reached, the gateway first and by one name."""
-    away = (Outbound("10.0.2.2", 2222), Outbound("git.a.org", 443))
-    role = Role("worker", Gateway("10.0.2.2", 2222, (KEY,)), (80, 443), away, ("site",), ("b.service",))
+def test_files_of_a_role() -> None:
+    """The files contain values for the shell, and a line for each permitted host. The gateway is the first line."""
+    outbound = (Outbound("10.0.2.2", 2222), Outbound("git.a.org", 443))
+    role = Role("worker", Gateway("10.0.2.2", 2222, (KEY,)), (80, 443), outbound, ("site",), ("b.service",))
     secure = Secure("a.org", (role,), (KEY,), True, ("gcc", "make"), ("a.service",), False)
     files = sealing.files(secure, role)
     assert {
@@ -139,12 +139,12 @@ def test_what_a_box_is_told() -> None:
         "known_hosts": f"kimbox-gateway {KEY}\n".encode(),
         "operator_keys": f"{KEY}\n".encode(),
     } == files
-    told = parse_assignments(sealing.answers(role, "a.org", "o'brien"))
-    assert {"KIMBOX_ROLE": "worker", "KIMBOX_SITE": "a.org", "KIMBOX_USERNAME": "o'brien"} == told
+    answers = parse_assignments(sealing.answers(role, "a.org", "o'brien"))
+    assert {"KIMBOX_ROLE": "worker", "KIMBOX_SITE": "a.org", "KIMBOX_USERNAME": "o'brien"} == answers
 
 
 def test_a_role_without_openings() -> None:
-    """Every file is there, and empty; nobody is asked."""
+    """All files exist, and they are empty."""
     role = Role("worker", None, (), (), (), ())
     files = sealing.files(Secure(None, (role,), (), False, (), (), False), role)
     assert (b"", b"", b"") == (files["outbound"], files["known_hosts"], files["operator_keys"])

@@ -1,4 +1,4 @@
-"""Every fault of a spec is reported at its place, with its code and a message that helps."""
+"""Every fault of a spec is reported with its line and column, its code and a hint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from kimbox.errors import Problem, SpecError
 from kimbox.spec.load import load_box
 
-#: (name of the case, what the spec holds besides format and name, place, code). The text starts in line 3.
+#: (name of the case, text of the spec after format and name, place, code). The text starts in line 3.
 BAD = [
     ("unknown-key", "nmae: x", "3:1", "unknown-key"),
     ("unknown-key-below", "disk: {sise: 9GiB}", "3:8", "unknown-key"),
@@ -151,7 +151,7 @@ BAD = [
     ("base-itself", "base: [kimbox.yaml]", "3:8", "layer-cycle"),
 ]
 
-#: Name of a case in BAD -> the message and hint that a user reads: one of each kind.
+#: The message and hint of some cases in BAD, by the name of the case: one of each kind.
 MESSAGES = {
     "unknown-key": "unknown key `nmae` (did you mean name?)",
     "unknown-key-below": "unknown key `sise` in disk (did you mean size?)",
@@ -277,20 +277,20 @@ MESSAGES = {
 
 
 def problems_of(path: Path) -> list[Problem]:
-    """The problems that load_box reports for a spec."""
+    """Returns the problems that load_box reports for a spec."""
     with pytest.raises(SpecError) as caught:
         load_box(path)
     return caught.value.problems
 
 
 def places(problems: list[Problem]) -> list[str]:
-    """Each problem as file name, line, column and code."""
+    """Returns each problem as file name, line, column and code."""
     return [f"{Path(p.file).name}:{p.line}:{p.column} {p.code}" for p in problems]
 
 
 @pytest.mark.parametrize(("name", "content", "place", "code"), BAD, ids=[case[0] for case in BAD])
 def test_a_fault_is_reported_at_its_place(tmp_path: Path, name: str, content: str, place: str, code: str) -> None:
-    """One of the problems is the expected one, in its line and column; no message repeats a secret."""
+    """One of the problems has the expected line, column and code. No message contains a secret."""
     (tmp_path / "kimbox.yaml").write_text(f"kimbox: 1\nname: a\n{content}\n")
     problems = problems_of(tmp_path / "kimbox.yaml")
     assert f"kimbox.yaml:{place} {code}" in places(problems)
@@ -300,7 +300,7 @@ def test_a_fault_is_reported_at_its_place(tmp_path: Path, name: str, content: st
 
 
 def test_every_message_is_of_a_case() -> None:
-    """None of them is compared with nothing."""
+    """Every name in the messages is the name of a case."""
     assert set() == set(MESSAGES) - {case[0] for case in BAD}
 
 
@@ -328,7 +328,7 @@ def test_every_message_is_of_a_case() -> None:
     ],
 )
 def test_a_fault_of_the_whole_file(tmp_path: Path, text: str, place: str, code: str, message: str) -> None:
-    """A fault that no single value has is reported where it shows."""
+    """A fault without a single value has a place too."""
     (tmp_path / "kimbox.yaml").write_text(text)
     problems = problems_of(tmp_path / "kimbox.yaml")
     assert f"kimbox.yaml:{place} {code}" in places(problems)
@@ -336,7 +336,7 @@ def test_a_fault_of_the_whole_file(tmp_path: Path, text: str, place: str, code: 
 
 
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
-    """Faults of types, of values and of a layer come together, in order of file and line."""
+    """Faults of types, of values and of a layer are reported together, in the order of file and line."""
     (tmp_path / "low.yaml").write_text("kimbox: 1\ncpus: none\n")
     (tmp_path / "kimbox.yaml").write_text("kimbox: 1\nname: A\nbase: [low.yaml]\nboot: x\nmemory: 5\n")
     assert [

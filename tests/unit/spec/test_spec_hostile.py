@@ -14,10 +14,10 @@ from kimbox.errors import SpecError
 from kimbox.spec.load import load_box
 from kimbox.spec.parse import MAX_BYTES, MAX_NODES
 
-#: Longest time of the processor that a refusal may take, in seconds. The slowest takes 0.5 s.
+#: Maximum CPU time of a refusal, in seconds. The slowest one is 0.5 s.
 PATIENCE_S = 5
 
-#: Address space of a process that reads them, Python and its libraries included.
+#: Maximum address space of a process that reads them, including Python and its libraries.
 MEMORY_BYTES = 160 << 20
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -104,8 +104,8 @@ BYTES = [
 
 
 def refused(path: Path) -> SpecError:
-    """The error for a spec. Fails if it takes too long."""
-    started = time.process_time()  # a busy machine delays it, and makes it no slower
+    """Returns the error of a spec. Fails if it exceeds the limit of CPU time."""
+    started = time.process_time()  # a busy host does not change the CPU time
     with pytest.raises(SpecError) as caught:
         load_box(path)
     assert time.process_time() - started < PATIENCE_S
@@ -113,14 +113,14 @@ def refused(path: Path) -> SpecError:
 
 
 def message(error: SpecError, folder: Path) -> str:
-    """The text of an error, without the name of its folder."""
+    """Returns the text of an error without the name of its folder."""
     return str(error).replace(f"{folder}/", "")
 
 
 @pytest.mark.cpu_time
 @pytest.mark.parametrize(("text", "code", "words"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
 def test_hostile_yaml(tmp_path: Path, text: str, code: str, words: str) -> None:
-    """It is refused in time, with a short message."""
+    """It is refused within the limit, with a short message."""
     (tmp_path / "kimbox.yaml").write_text(text)
     error = refused(tmp_path / "kimbox.yaml")
     assert code in [problem.code for problem in error.problems if words in problem.message]
@@ -131,7 +131,7 @@ def test_hostile_yaml(tmp_path: Path, text: str, code: str, words: str) -> None:
 
 @pytest.mark.parametrize(("data", "code", "text"), [case[1:] for case in BYTES], ids=[case[0] for case in BYTES])
 def test_hostile_bytes(tmp_path: Path, data: bytes, code: str, text: str) -> None:
-    """The error says how the file is not a small text in UTF-8."""
+    """The error has the reason why the file is not a small UTF-8 text."""
     (tmp_path / "kimbox.yaml").write_bytes(data)
     error = refused(tmp_path / "kimbox.yaml")
     assert ["bad-spec", code] == [error.code, error.problems[0].code]
@@ -139,7 +139,7 @@ def test_hostile_bytes(tmp_path: Path, data: bytes, code: str, text: str) -> Non
 
 
 def refused_in_little_memory(*specs: Path) -> list[str]:
-    """The first problem of each spec, from a process that loads them and cannot have more than MEMORY_BYTES."""
+    """Loads specs in a process that has at most MEMORY_BYTES. Returns the first problem of each."""
     code = (
         "import resource, sys; from pathlib import Path; from kimbox.errors import SpecError\n"
         "from kimbox.spec.load import load_box\n"
@@ -154,7 +154,7 @@ def refused_in_little_memory(*specs: Path) -> list[str]:
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """The worst of them take little memory."""
+    """The specs with the greatest need of memory stay within the limit."""
     chosen = [case for case in HOSTILE if case[0] in ("bomb", "many-nodes", "many-unknown", "open-quote")]
     for name, text, *_ in chosen:
         (tmp_path / name).write_text(text)
@@ -163,7 +163,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
-    """100 MB and 1 TB are refused without being read."""
+    """Files of 100 MB and 1 TB are refused and not read."""
     specs = [tmp_path / "small", tmp_path / "large"]
     for spec, size in zip(specs, (100 << 20, 1 << 40), strict=True):
         with spec.open("wb") as file:
@@ -174,7 +174,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_what_is_not_a_file(tmp_path: Path) -> None:
-    """Folders, FIFOs, loops of links, missing and impossible names have messages of their own, and none blocks."""
+    """Folders, FIFOs, loops of links, missing and invalid names have different messages. None of them blocks."""
 
     def check(path: Path, code: str, text: str) -> None:
         error = refused(path)
@@ -207,7 +207,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
 
 @pytest.mark.cpu_time
 def test_hostile_layers_share_one_budget(tmp_path: Path) -> None:
-    """Layers that each are small enough are refused together."""
+    """Layers are refused if their total size exceeds the limit, also if each layer is small enough."""
     for index in range(4):
         items = "".join(f"  - p{index}x{i}\n" for i in range(15_000))
         (tmp_path / f"{index}.yaml").write_text(f"kimbox: 1\nimage:\n packages:\n{items}")

@@ -1,4 +1,4 @@
-"""Layers: where they are found, and what wins."""
+"""Layers: the search for their files, and the order of merging."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kimbox.spec.parse import parse
 
 
 def node(text: str) -> Node:
-    """A tree from YAML."""
+    """Parses YAML into a tree."""
     return parse(text, "test", Problems())
 
 
 def merged(*texts: str) -> object:
-    """What layers come to, the last one on top."""
+    """Merges layers. The last one has the highest priority."""
     tree = node(texts[0])
     for text in texts[1:]:
         tree = merge(tree, node(text))
@@ -77,20 +77,20 @@ def merged(*texts: str) -> object:
         ("disk: text", "disk: {size: 1}", {"disk": {"size": 1}}),
     ],
 )
-def test_what_wins(below: str, above: str, expected: object) -> None:
+def test_the_order_of_merging(below: str, above: str, expected: object) -> None:
     """Each kind of value merges as the order of merging states."""
     assert expected == merged(below, above)
 
 
 def test_a_value_keeps_the_place_it_came_from() -> None:
-    """After merging, each value points to the layer that gave it."""
+    """After merging, each value has the place in the layer that it comes from."""
     tree = merge(parse("a: 1\nb: 2", "low", Problems()), parse("\n\nb:  3", "high", Problems()))
     places = {key: (child.mark.file, child.mark.line, child.mark.column) for key, child in tree.mapping.items()}
     assert {"a": ("low", 1, 4), "b": ("high", 3, 5)} == places
 
 
 def test_layers_on_layers(tmp_path: Path) -> None:
-    """Layers are merged in order, each upon its own, the spec last; a path starts at the file that names it."""
+    """Layers are merged in order, each onto its own layers, the spec last. A path is relative to the file with it."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/deep.yaml").write_text("kimbox: 1\ncpus: 3\nimage: {packages: [deep, one]}\n")
     (tmp_path / "sub/one.yaml").write_text("kimbox: 1\nbase: [deep.yaml]\nmemory: 1GiB\nimage: {packages: [one]}\n")
@@ -109,7 +109,7 @@ def test_layers_on_layers(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_the_spec_comes_before_the_shipped_boxes(tmp_path: Path) -> None:
-    """_defaults/debian.yaml is the shipped one, unless there is one beside the spec."""
+    """_defaults/debian.yaml is the shipped file, unless the folder of the spec has one."""
     spec = tmp_path / "kimbox.yaml"
     spec.write_text("kimbox: 1\nname: a\nbase: [_defaults/debian.yaml]\n")
     assert 2 == load_box(spec).cpus
@@ -118,8 +118,8 @@ def test_the_folder_of_the_spec_comes_before_the_shipped_boxes(tmp_path: Path) -
     assert 7 == load_box(spec).cpus
 
 
-def test_a_box_from_packages_can_become_one_from_elsewhere(tmp_path: Path) -> None:
-    """The form of the image above replaces the one below as a whole."""
+def test_an_upper_layer_replaces_the_image(tmp_path: Path) -> None:
+    """An image of another kind in an upper layer replaces the complete image of the lower layer."""
     digest = "sha256:" + "0" * 64
     spec = tmp_path / "kimbox.yaml"
     spec.write_text(
@@ -130,7 +130,7 @@ def test_a_box_from_packages_can_become_one_from_elsewhere(tmp_path: Path) -> No
 
 
 def test_a_folder_in_a_layer_is_beside_the_layer(tmp_path: Path) -> None:
-    """A repository's folder starts at the file that names it."""
+    """The folder of a repository is relative to the file that names it."""
     (tmp_path / "sub/here").mkdir(parents=True)
     (tmp_path / "sub/low.yaml").write_text("kimbox: 1\nrepositories: {setup: {url: ./here}}\n")
     (tmp_path / "kimbox.yaml").write_text("kimbox: 1\nname: a\nbase: [sub/low.yaml]\n")
@@ -138,21 +138,21 @@ def test_a_folder_in_a_layer_is_beside_the_layer(tmp_path: Path) -> None:
 
 
 def refused(spec: Path) -> list[str]:
-    """The problems of a spec: file name, line, column, code and message of each."""
+    """Returns the problems of a spec: file name, line, column, code and message of each."""
     with pytest.raises(SpecError) as caught:
         load_box(spec)
     return [f"{Path(p.file).name}:{p.line}:{p.column} {p.code}: {p.message}" for p in caught.value.problems]
 
 
 def test_a_circle_of_layers(tmp_path: Path) -> None:
-    """Layers that include each other are refused, at the entry that closes the circle."""
+    """Layers that include each other are refused. The place is the entry that completes the cycle."""
     (tmp_path / "kimbox.yaml").write_text("kimbox: 1\nname: a\nbase: [b.yaml]\n")
     (tmp_path / "b.yaml").write_text("kimbox: 1\nbase: [kimbox.yaml]\n")
     assert ["b.yaml:2:8 layer-cycle: the layer `kimbox.yaml` includes itself"] == refused(tmp_path / "kimbox.yaml")
 
 
 def test_too_many_layers(tmp_path: Path) -> None:
-    """A tower of layers and a tree that doubles at every level are both refused, quickly."""
+    """Too many nested layers, and layers whose number doubles at every level, are refused quickly."""
     for level in range(20):
         (tmp_path / f"{level}.yaml").write_text(f"kimbox: 1\nname: a\nbase: [{level + 1}.yaml, {level + 1}.yaml]\n")
     (tmp_path / "20.yaml").write_text("kimbox: 1\n")
@@ -163,8 +163,8 @@ def test_too_many_layers(tmp_path: Path) -> None:
     assert any(line.endswith(" too-complex: a spec has at most 64 layers") for line in refused(tmp_path / "0.yaml"))
 
 
-def test_a_link_does_not_lead_out(tmp_path: Path) -> None:
-    """A symbolic link to a place outside of the spec's folder is no layer and no folder of a repository."""
+def test_a_symbolic_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    """A symbolic link that leaves the folder of the spec cannot be a layer or the folder of a repository."""
     folder = tmp_path / "box"
     folder.mkdir()
     (tmp_path / "out").mkdir()

@@ -1,4 +1,4 @@
-"""What a valid spec becomes, its defaults, and which spec a verb means."""
+"""The box of a valid spec, defaults, and the selection of the spec by a verb."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ probes:
 
 
 def box_of(folder: Path, text: str) -> Box:
-    """The box of a spec with this content."""
+    """Returns the box of a spec with this content."""
     (folder / "kimbox.yaml").write_text(text)
     return load_box(folder / "kimbox.yaml")
 
 
 def test_every_key_reaches_the_model(tmp_path: Path) -> None:
-    """A spec that uses all keys is a Box that holds all of it, sizes rounded up to whole extents."""
+    """The box of a spec with all keys has all values. Sizes are rounded up to whole extents."""
     (tmp_path / "mine").mkdir()
     box = box_of(tmp_path, FULL)
     assert box.digest
@@ -103,7 +103,7 @@ def test_every_key_reaches_the_model(tmp_path: Path) -> None:
 
 
 def test_a_spec_of_two_lines_has_sensible_defaults(tmp_path: Path) -> None:
-    """Format and name are enough."""
+    """Only format and name are required."""
     box = box_of(tmp_path, "kimbox: 1\nname: a\n")
     assert (PackageImage("debian", "trixie", ()), BootMode.KEEP, 2, 2 << 30) == (
         box.image, box.boot, box.cpus, box.memory_bytes,
@@ -116,7 +116,7 @@ def test_a_spec_of_two_lines_has_sensible_defaults(tmp_path: Path) -> None:
 
 
 def test_scratch_space_of_layers(tmp_path: Path) -> None:
-    """It is merged key by key, and null takes it away; without a mount point it is at /staging."""
+    """It is merged key by key, and null removes it. The default mount point is /staging."""
     (tmp_path / "low.yaml").write_text("kimbox: 1\nscratch: {size: 4GiB, mount: /mnt/low}\n")
     box = "kimbox: 1\nname: a\nbase: [low.yaml]\n"
     assert Scratch(4 << 30, "/mnt/low") == box_of(tmp_path, box).scratch
@@ -126,14 +126,14 @@ def test_scratch_space_of_layers(tmp_path: Path) -> None:
 
 
 def test_the_readable_defaults_are_the_defaults() -> None:
-    """boxes/_defaults/debian.yaml says what the schema says, so a box with it is the same as one without."""
+    """boxes/_defaults/debian.yaml has the defaults of the schema, so that a box is equal with and without it."""
     layer = parse((paths.boxes_dir() / "_defaults/debian.yaml").read_text(), "layer", Problems())
     bare = with_defaults(parse("kimbox: 1", "bare", Problems())).plain()
     assert bare | {"image": bare["image"] | {"suite": "trixie"}} == with_defaults(layer).plain()
 
 
 def test_every_key_is_documented() -> None:
-    """Each key of the schema has a title, a description that ends in a full stop, and an example that it accepts."""
+    """Each key of the schema has a title, a description that ends in a full stop, and a valid example."""
 
     def visit(part: dict[str, Any], path: str) -> None:
         for name, raw in part.get("properties", {}).items():
@@ -151,8 +151,8 @@ def test_every_key_is_documented() -> None:
         visit(box_schema()["$defs"][form], form)
 
 
-def test_an_image_from_elsewhere(tmp_path: Path) -> None:
-    """A location is a URL, or a path that starts from the folder of the spec."""
+def test_an_image_by_location(tmp_path: Path) -> None:
+    """A location is a URL, or a path relative to the folder of the spec."""
     digest = "sha256:" + "a" * 64
     text = f'kimbox: 1\nname: a\nimage: {{location: ../x.box, digest: "{digest}"}}\n'
     assert RemoteImage(str(tmp_path.parent / "x.box"), digest) == box_of(tmp_path, text).image
@@ -160,32 +160,32 @@ def test_an_image_from_elsewhere(tmp_path: Path) -> None:
     assert RemoteImage("https://example.org/x.box", digest) == box_of(tmp_path, text).image
 
 
-def test_the_digest_is_of_what_a_spec_says(tmp_path: Path) -> None:
-    """Comments, order, formatting, layers and place do not change the digest; a value does."""
-    one = box_of(tmp_path, "kimbox: 1\nname: a\ncpus: 2\nboot: resnap\n").digest
+def test_the_digest_depends_on_values_only(tmp_path: Path) -> None:
+    """Comments, order, formatting, layers and folder do not change the digest. A value changes it."""
+    digest = box_of(tmp_path, "kimbox: 1\nname: a\ncpus: 2\nboot: resnap\n").digest
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/low.yaml").write_text("kimbox: 1\nboot: resnap\n")
-    assert one == box_of(tmp_path / "sub", "# x\nboot: 'resnap'\n\nname: a\nkimbox: 1\n").digest
-    assert one == box_of(tmp_path / "sub", "{kimbox: 1, base: [low.yaml], name: a, memory: 2GiB}\n").digest
-    assert one != box_of(tmp_path, "kimbox: 1\nname: a\ncpus: 3\nboot: resnap\n").digest
+    assert digest == box_of(tmp_path / "sub", "# x\nboot: 'resnap'\n\nname: a\nkimbox: 1\n").digest
+    assert digest == box_of(tmp_path / "sub", "{kimbox: 1, base: [low.yaml], name: a, memory: 2GiB}\n").digest
+    assert digest != box_of(tmp_path, "kimbox: 1\nname: a\ncpus: 3\nboot: resnap\n").digest
 
 
 @pytest.mark.parametrize("box", shipped_boxes(), ids=lambda box: box.name)
-def test_shipped_boxes_hold(box: Any) -> None:
-    """Every box that ships is valid, is named as its file, and says what it is for."""
+def test_shipped_boxes_are_valid(box: Any) -> None:
+    """Every shipped box is valid, has the name of its file, and has a description."""
     loaded = load_box(box.path)
     assert (box.name, box.description) == (loaded.name, loaded.description)
     assert box.description
     layout.plan(loaded.disk)
 
 
-def test_shipped_boxes_are_the_ones_promised() -> None:
-    """The two boxes that documents speak of are there."""
+def test_the_documented_boxes_are_shipped() -> None:
+    """The two boxes in the documents exist."""
     assert {"minimal", "openkim-dev", "openkim-director", "openkim-worker"} == {box.name for box in shipped_boxes()}
 
 
-def test_the_spec_a_verb_means(tmp_path: Path) -> None:
-    """-f wins; no name means kimbox.yaml here; a name means a shipped box; a path means itself."""
+def test_the_spec_of_a_verb(tmp_path: Path) -> None:
+    """-f has priority. No name means kimbox.yaml in this folder. A name means a shipped box, a path means the file."""
     spec = tmp_path / "kimbox.yaml"
     spec.write_text("")
     assert spec == find_box(None, tmp_path, None)
@@ -220,7 +220,7 @@ def test_the_spec_a_verb_means(tmp_path: Path) -> None:
 def test_a_spec_that_does_not_exist(
     tmp_path: Path, name: str | None, file: Path | None, code: str, message: str, hint: str
 ) -> None:
-    """The error names what is missing, in its message and in its fields, and the boxes that exist."""
+    """The message and the fields name the missing box or file. The message lists the existing boxes."""
     with pytest.raises(StateError) as caught:
         find_box(name, tmp_path, file)
     assert code == caught.value.code
@@ -248,19 +248,19 @@ def test_sizes(text: str, count: int) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("36h", 129600), ("7d", 604800)])
 def test_durations(text: str, seconds: int) -> None:
-    """Durations are whole numbers with a unit."""
+    """A duration is a whole number with a unit."""
     assert seconds == units.duration(text)
 
 
 @pytest.mark.parametrize("text", ["", "5", "5 GiB", "GiB", "-5GiB", "5gib", "٥GiB", "5GiB\n", "1e3GiB", "5GiB5MiB"])
-def test_what_is_no_size(text: str) -> None:
-    """Nothing but digits and one binary unit is a size."""
+def test_invalid_sizes(text: str) -> None:
+    """A size is digits and one binary unit."""
     with pytest.raises(Fault):
         units.size(text)
 
 
-def test_init_starts_a_valid_spec(tmp_path: Path) -> None:
-    """The written spec keeps its comments, has a name of its own and holds in any folder."""
+def test_init_writes_a_valid_spec(tmp_path: Path) -> None:
+    """The written spec keeps its comments, has the given name and is valid in every folder."""
     folder = tmp_path / "My Study"
     folder.mkdir()
     started = start_spec("minimal", folder)
@@ -272,8 +272,8 @@ def test_init_starts_a_valid_spec(tmp_path: Path) -> None:
     assert ("my-study", shipped.disk, shipped.probes) == (lambda b: (b.name, b.disk, b.probes))(load_box(started.spec))
 
 
-def test_init_brings_the_setup_folder(tmp_path: Path) -> None:
-    """A box with a folder beside it is copied with that folder, which is then the user's own."""
+def test_init_copies_the_setup_folder(tmp_path: Path) -> None:
+    """A box with a folder beside it is copied with this folder."""
     started = start_spec("openkim-dev", tmp_path, "al")
     setup = load_box(started.spec).repository("setup")
     assert setup is not None
@@ -282,7 +282,7 @@ def test_init_brings_the_setup_folder(tmp_path: Path) -> None:
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
-    """What is there stays, a broken link included, and nothing else is written."""
+    """An existing file or broken link is an error. It stays, and nothing is written."""
     (tmp_path / "kimbox.yaml").symlink_to("nowhere")
     with pytest.raises(StateError) as exists:
         start_spec("minimal", tmp_path)

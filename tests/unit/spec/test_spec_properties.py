@@ -1,4 +1,4 @@
-"""Properties that hold for every spec: it is a Box or a SpecError, never a traceback, and merging is orderly."""
+"""Properties of all specs: the result is a Box or a SpecError, never another exception, and merging has its laws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kimbox.spec.nodes import Mark, Problems, from_plain
 from kimbox.spec.parse import parse
 from kimbox.spec.schema import box_schema, with_defaults
 
-#: Every run takes the same examples, and all of this file takes a few seconds.
+#: Every run has the same examples. All tests of this file last a few seconds.
 quick = settings(
     max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -43,7 +43,7 @@ VALID: dict[str, Any] = {
     "probes": [{"description": "works", "script": "true", "hint": None, "timeout": "9s"}],
 }
 
-#: Pieces of YAML, and of values that programs stumble over.
+#: Pieces of YAML, and values that often cause errors in programs.
 TOKENS = [
     ": ", "- ", "[", "]", "{", "}", "&a ", "*a ", "!x ", "<<: ", "'", '"', "|", ">", "#", "%YAML 1.1\n", "---\n",
     "...\n", "\t", "\n", "\n  ", "? ", "@", "`", '"\\U0011FFFF"', '"\\ud800"', "0o9", "1e999", ".inf", "null", "~", "é",
@@ -62,7 +62,7 @@ trees = st.recursive(
 
 
 def load(text: str) -> Box | SpecError:
-    """The box of a text, or what is wrong with it. Every other exception is a bug."""
+    """Returns the box of a text, or its SpecError. Every other exception is a bug."""
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "kimbox.yaml"
         spec.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -83,7 +83,7 @@ def load(text: str) -> Box | SpecError:
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every container of a tree with a key of it."""
+    """Returns every container of a tree with each of its keys."""
     if not isinstance(value, dict | list):
         return []
     keys = list(value) if isinstance(value, dict) else range(len(value))
@@ -92,8 +92,8 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 @quick
 @given(st.data())
-def test_structural_mutations_give_a_box_or_words(data: st.DataObject) -> None:
-    """Values replaced, removed and added anywhere in a valid spec never give a traceback."""
+def test_structural_mutations_give_a_box_or_a_spec_error(data: st.DataObject) -> None:
+    """Values that are replaced, removed or added at any place of a valid spec raise no other exception."""
     spec = copy.deepcopy(VALID)
     for _ in range(data.draw(st.integers(1, 3))):
         container, key = data.draw(st.sampled_from(places(spec)))
@@ -114,8 +114,8 @@ def test_structural_mutations_give_a_box_or_words(data: st.DataObject) -> None:
 
 @quick
 @given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from(TOKENS), st.integers(0, 20)), min_size=1, max_size=5))
-def test_textual_mutations_give_a_box_or_words(edits: list[tuple[float, str, int]]) -> None:
-    """Pieces put in place of others anywhere in the text of a valid spec never give a traceback."""
+def test_textual_mutations_give_a_box_or_a_spec_error(edits: list[tuple[float, str, int]]) -> None:
+    """Pieces that replace others at any place in the text of a valid spec raise no other exception."""
     text = SPEC_TEXT
     for where, token, length in edits:
         at = int(where * len(text))
@@ -141,22 +141,22 @@ provision:
 
 
 def test_the_specs_to_mutate_are_valid() -> None:
-    """The mutations start from specs that hold."""
+    """The specs before the mutations are valid."""
     assert isinstance(load(json.dumps(VALID)), Box)
     assert isinstance(load(SPEC_TEXT), Box)
 
 
 @quick
 @given(st.text(max_size=60))
-def test_any_text_gives_a_box_or_words(text: str) -> None:
-    """Text of any kind is refused in words."""
+def test_any_text_is_a_spec_error(text: str) -> None:
+    """Random text is a SpecError and raises no other exception."""
     assert isinstance(load(text), SpecError)
 
 
 @quick
 @given(trees)
-def test_what_is_read_is_what_was_written(value: Any) -> None:
-    """Data written as JSON, which is YAML, is read back as it was."""
+def test_json_is_read_back(value: Any) -> None:
+    """Data that is written as JSON, which is YAML, is read back unchanged."""
     text = json.dumps({"value": value})
     problems = Problems()
     read = parse(text, "test", problems).plain()
@@ -166,33 +166,33 @@ def test_what_is_read_is_what_was_written(value: Any) -> None:
 
 @quick
 @given(st.dictionaries(st.sampled_from("abc"), trees), st.dictionaries(st.sampled_from("abc"), trees))
-def test_laws_of_merging(one: dict[str, Any], two: dict[str, Any]) -> None:
-    """Nothing added changes nothing, a thing merged with itself is itself, and the upper one wins."""
-    low, high, nothing = (from_plain(value, Mark("x")) for value in (one, two, {}))
-    assert one == merge(low, nothing).plain() == merge(nothing, low).plain() == merge(low, low).plain()
+def test_laws_of_merging(lower: dict[str, Any], upper: dict[str, Any]) -> None:
+    """An empty layer changes nothing, a tree merged with itself is unchanged, and the upper layer has priority."""
+    low, high, nothing = (from_plain(value, Mark("x")) for value in (lower, upper, {}))
+    assert lower == merge(low, nothing).plain() == merge(nothing, low).plain() == merge(low, low).plain()
     both = merge(low, high).plain()
-    assert set(one) | set(two) == set(both)
-    assert all(both[key] == two[key] for key in two if not isinstance(two[key], dict))
-    assert all(both[key] == one[key] for key in one if key not in two)
+    assert set(lower) | set(upper) == set(both)
+    assert all(both[key] == upper[key] for key in upper if not isinstance(upper[key], dict))
+    assert all(both[key] == lower[key] for key in lower if key not in upper)
     assert both == merge(merge(low, high), high).plain()
 
 
 @quick
 @given(trees, trees, trees)
-def test_merging_mappings_is_associative(one: Any, two: Any, three: Any) -> None:
-    """Layers may be grouped in any way."""
-    a, b, c = (from_plain({"disk": {"x": value}}, Mark("x")) for value in (one, two, three))
+def test_merging_mappings_is_associative(lower: Any, upper: Any, top: Any) -> None:
+    """Merging is associative."""
+    a, b, c = (from_plain({"disk": {"x": value}}, Mark("x")) for value in (lower, upper, top))
     left, right = merge(merge(a, b), c).plain(), merge(a, merge(b, c)).plain()
-    kinds = {isinstance(value, dict) for value in (one, two, three)}
+    kinds = {isinstance(value, dict) for value in (lower, upper, top)}
     assert left == right or len(kinds) == 2
 
 
 @quick
 @given(st.lists(st.sampled_from("abcdef"), unique=True), st.lists(st.sampled_from("abcdef"), unique=True))
-def test_packages_are_joined_once_each(one: list[str], two: list[str]) -> None:
-    """The union, in the order of first appearance."""
-    low, high = (from_plain({"image": {"packages": names}}, Mark("x")) for names in (one, two))
-    assert [*dict.fromkeys(one + two)] == merge(low, high).plain()["image"]["packages"]
+def test_lists_of_packages_are_merged(lower: list[str], upper: list[str]) -> None:
+    """The result is the union of the lists, in the order of first appearance."""
+    low, high = (from_plain({"image": {"packages": names}}, Mark("x")) for names in (lower, upper))
+    assert [*dict.fromkeys(lower + upper)] == merge(low, high).plain()["image"]["packages"]
 
 
 @quick
@@ -214,7 +214,7 @@ def test_a_place_points_to_the_value(data: st.DataObject) -> None:
 @quick
 @given(trees)
 def test_defaults_are_stable(value: Any) -> None:
-    """Filling in defaults twice is filling them in once, and what a spec says stays."""
+    """Defaults that are added twice are the same as once, and they replace no value of a spec."""
     tree = from_plain({"kimbox": 1, "cpus": value, "provision": [{"name": "a"}]}, Mark("x"))
     once = with_defaults(tree)
     assert value == once.plain()["cpus"]

@@ -1,4 +1,4 @@
-"""Every key of a spec, given every wrong kind of value, is valid or a fault at its place: never a traceback."""
+"""Every key of a spec with every kind of value is valid, or a fault at its place. There is no other exception."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from kimbox.spec.schema import box_schema, resolve
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
-#: Values as YAML writes them on one line, of every kind that a file can hold.
+#: Values of every kind in YAML, each on one line.
 VALUES = [
     "", "true", "yes", "-1", "9" * 18, "1e999", ".nan", '""', "text", '"a\\nb"', "'" + "x" * 5000 + "'", "[]", "[null]",
     "[true, 1, 1.5, text]", "[[text]]", "[{}]", "{}", "{'': {}}", "{a: {b: [c]}}", "[&a text, *a]", "*box",
 ]  # fmt: skip
 
-#: Values whose fault lies in the value itself, wherever it stands.
+#: Values that are invalid at every place.
 FAULTY_EVERYWHERE = [
     "9" * 40, '"\\0"', '"\\ud800"', "{1: 2}", "{null: 2}", "{1.5: x}", "{true: x}", "{? [a] : b}", "{? {a: b} : c}",
     "!!binary aGk=", "!!set {a}", "!!python/name:os.system ''", "!x [a]", "!!timestamp 2024-01-31", "*nowhere",
@@ -36,12 +36,12 @@ FAULTY_EVERYWHERE = [
 #: Values for patterns of the schema that have no example.
 EXAMPLES = ("abc", "gcc", "a.service", "512MiB", "90s")
 
-#: Where the value of the key stands in the text.
+#: Marks the value of the key in the text.
 PLACE = "HERE"
 
 
 def example(part: dict[str, Any]) -> Any:
-    """A value that the schema takes for this part, with no more keys than it must have."""
+    """Returns a value that the schema accepts for this part, with the required keys only."""
     part = resolve(part)
     if part.get("title") == "Name of the box":
         return "abc"
@@ -55,7 +55,7 @@ def example(part: dict[str, Any]) -> Any:
 
 
 def parts(part: dict[str, Any], around: Any = PLACE) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Specs with PLACE at each place that this part of the schema knows, and what the schema has for that place.
+    """Yields specs with PLACE at each place of this part of the schema, and the schema of that place.
 
     `around` is the spec around the part.
     """
@@ -75,7 +75,7 @@ def parts(part: dict[str, Any], around: Any = PLACE) -> Iterator[tuple[Any, dict
 
 
 def put(around: Any, value: Any) -> Any:
-    """A spec with another value at its PLACE."""
+    """Returns a spec with another value at its PLACE."""
     if isinstance(around, dict):
         return {key: put(child, value) for key, child in around.items()}
     if isinstance(around, list):
@@ -87,18 +87,18 @@ SPECS = list(dict.fromkeys(json.dumps(spec) for spec, _ in parts(box_schema())))
 
 
 def written(spec: str, value: str) -> str:
-    """The text of a spec with this value at its PLACE, and the anchor `box` above it; lines end after commas."""
+    """Returns the text of a spec with this value at its PLACE and the anchor `box`. Lines end after commas."""
     return spec.replace('"name": "', '"name": &box "').replace(", ", ",\n ").replace(f'"{PLACE}"', f"{value} ")
 
 
 def misplaced(error: SpecError, texts: dict[str, list[str]]) -> list[str]:
-    """The faults that do not lie in one of these texts (lines by the name of the file)."""
-    assert error.problems  # an error without any would end well
+    """Returns the faults whose place is not in one of these texts (lines by the name of the file)."""
+    assert error.problems  # without problems, the check would succeed
     return [str(p) for p in error.problems if not is_inside(texts.get(Path(p.file).name, []), p.line, p.column)]
 
 
 def misplaced_in(path: Path, texts: dict[str, list[str]], read: Callable[[Path], object] = load_box) -> list[str]:
-    """`misplaced` for what `read` says of a file; none where it is valid."""
+    """Returns `misplaced` of the error that `read` raises for a file, or an empty list if the file is valid."""
     try:
         read(path)
     except SpecError as error:
@@ -107,13 +107,13 @@ def misplaced_in(path: Path, texts: dict[str, list[str]], read: Callable[[Path],
 
 
 def is_inside(lines: list[str], line: int, column: int) -> bool:
-    """Whether there is such a place; the one behind the end of a line, and of the text, are places too."""
+    """Whether the place exists. The positions after the end of a line and of the text exist too."""
     return 1 <= line <= len(lines) and 1 <= column <= len(lines[line - 1]) + 1
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_every_key_takes_every_value_or_names_its_place(tmp_path: Path, value: str) -> None:
-    """For each key that the schema knows: a spec that is valid, or faults with file, line and column inside it."""
+def test_every_value_of_every_key_is_valid_or_a_fault_at_its_place(tmp_path: Path, value: str) -> None:
+    """For each key of the schema: a valid spec, or faults with file, line and column inside of it."""
     path = tmp_path / "kimbox.yaml"
     for spec in SPECS:
         text = written(spec, value)
@@ -122,8 +122,8 @@ def test_every_key_takes_every_value_or_names_its_place(tmp_path: Path, value: s
 
 
 @pytest.mark.parametrize("value", FAULTY_EVERYWHERE)
-def test_what_no_spec_may_hold_is_a_fault_at_its_place(tmp_path: Path, value: str) -> None:
-    """Tags, keys that are no text, broken references: refused at every eighth of the keys, with the place."""
+def test_values_that_are_always_invalid(tmp_path: Path, value: str) -> None:
+    """Tags, keys that are not texts and broken references are refused with their place, for every eighth key."""
     path = tmp_path / "kimbox.yaml"
     for spec in SPECS[::8]:
         text = written(spec, value)
@@ -135,7 +135,7 @@ def test_what_no_spec_may_hold_is_a_fault_at_its_place(tmp_path: Path, value: st
 
 @pytest.mark.parametrize("value", ["null", "true", "9", "text", "[text]", "[{}]", "{a: {}}"])
 def test_layers_of_different_kinds_are_merged_or_refused(tmp_path: Path, value: str) -> None:
-    """For every second key: a wrong value in a layer below a right one, and in the spec above it."""
+    """For every second key: a wrong value in a layer below a valid one, and in the spec above it."""
     spec, layer = tmp_path / "kimbox.yaml", tmp_path / "low.yaml"
     below = '"base": ["low.yaml"], "name"'
     for number, text in enumerate(SPECS[1::2]):
@@ -147,14 +147,14 @@ def test_layers_of_different_kinds_are_merged_or_refused(tmp_path: Path, value: 
 
 
 def places(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The path of each value of a tree of mappings."""
+    """Yields the path of each value of a tree of mappings."""
     yield path
     for key, below in tree.items() if isinstance(tree, dict) else ():
         yield from places(below, (*path, key))
 
 
 def replaced(tree: Any, path: tuple[str, ...], value: Any) -> Any:
-    """A tree with another value at a path."""
+    """Returns a tree with another value at a path."""
     return {**tree, path[0]: replaced(tree[path[0]], path[1:], value)} if path else value
 
 
@@ -181,8 +181,8 @@ LOCK = {
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_every_value_of_a_lock_is_taken_or_refused_at_its_place(tmp_path: Path, value: str) -> None:
-    """As for specs: a Lock, or faults with file, line and column inside the file."""
+def test_every_value_of_a_lock_is_valid_or_a_fault_at_its_place(tmp_path: Path, value: str) -> None:
+    """The result is a Lock, or faults with file, line and column inside of the file."""
     path = tmp_path / "kimbox.lock"
     for place in places(LOCK):
         text = written(json.dumps(replaced(LOCK, place, PLACE)), value).replace('"spec": "', '"spec": &box "')
@@ -191,7 +191,7 @@ def test_every_value_of_a_lock_is_taken_or_refused_at_its_place(tmp_path: Path, 
 
 
 def test_a_line_end_behind_a_value_of_a_lock_is_refused(tmp_path: Path) -> None:
-    """Every text of a lock, and every name in it: Python's `$` would let it pass."""
+    """No text and no name in a lock may end with a line end, which Python's `$` would accept."""
     path = tmp_path / "kimbox.lock"
     values = [place for place in places(LOCK) if isinstance(functools.reduce(dict.get, place, LOCK), str)]  # type: ignore[arg-type]
     names = [place for place in places(LOCK) if place and place[-1] in ("setup", "gcc", "lib")]
@@ -208,11 +208,11 @@ def test_a_line_end_behind_a_value_of_a_lock_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_line_end_behind_a_value_of_a_spec_is_refused(tmp_path: Path) -> None:
-    """Every text of a spec that has a pattern."""
+    """No text with a pattern in a spec may end with a line end."""
     path = tmp_path / "kimbox.yaml"
-    found = [(spec, part) for spec, part in parts(box_schema()) if "pattern" in part]
-    assert len(found) >= 20
-    for spec, part in found:
+    with_pattern = [(spec, part) for spec, part in parts(box_schema()) if "pattern" in part]
+    assert len(with_pattern) >= 20
+    for spec, part in with_pattern:
         value = str(next(e for e in (*part.get("examples", ()), *EXAMPLES) if re.search(part["pattern"], str(e))))
         path.write_text(json.dumps(put(spec, value + "\n")))
         with pytest.raises(SpecError):
@@ -239,7 +239,7 @@ def test_a_line_end_behind_a_value_of_a_spec_is_refused(tmp_path: Path) -> None:
 def test_a_truth_value_of_another_kind_is_a_fault_of_the_spec(
     kimbox: Kimbox, tmp_path: Path, expected: str, text: str
 ) -> None:
-    """`follow`, `dns` and `updates`: the command line ends with 3, and the message has file, line and column."""
+    """`follow`, `dns` and `updates`: the exit status is 3, and the message has file, line and column."""
     path = tmp_path / "kimbox.yaml"
     path.write_text(f"kimbox: 1\nname: tiny\n{text}\n")
     code, out, err = kimbox("validate", str(path))
