@@ -127,7 +127,7 @@ FOREIGN_BOOT_SECTOR = (
         "ac 84c0 7403 ee ebf8"  # lodsb; test al, al; jz +3; out dx, al; jmp -8
         "f4 ebfd"  # hlt; jmp -3
     )
-    + b"I am a stranger\r\n\0"
+    + b"I am a foreign box\r\n\0"
 )
 
 
@@ -136,18 +136,18 @@ def test_a_box_without_kimboxs_scripts_boots_and_keeps_running(kimbox: Kimbox, t
     disk = tmp_path / "disk.raw"
     disk.write_bytes(FOREIGN_BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa" + bytes(8 << 20))
     box = makevagrant.archive(makevagrant.metadata(), ("box.img", makevagrant.converted(disk, "qcow2")))
-    (kimbox.folder / "stranger.box").write_bytes(box)
-    kimbox("box", "add", "own/stranger", "stranger.box")
-    (kimbox.folder / "kimbox.yaml").write_text("kimbox: 1\nname: stranger\nimage: {box: own/stranger}\n")
+    (kimbox.folder / "foreign.box").write_bytes(box)
+    kimbox("box", "add", "own/foreign", "foreign.box")
+    (kimbox.folder / "kimbox.yaml").write_text("kimbox: 1\nname: foreign\nimage: {box: own/foreign}\n")
     failed = kimbox.json("up", "--timeout", "10s", check=False)
-    assert (4, True) == (failed["exit_code"], "I am a stranger" in failed["message"]), failed
+    assert (4, True) == (failed["exit_code"], "I am a foreign box" in failed["message"]), failed
     assert "without kimbox's scripts" in failed["hint"]
     assert "booting" == kimbox.json("status")["state"]
     kimbox("halt", "--force")
     refused = kimbox.json("up", "--boot", "resnap", check=False)
     assert "need an image of kimbox's" in refused["hint"]
     kimbox("destroy", "-y")
-    kimbox("box", "remove", "own/stranger")
+    kimbox("box", "remove", "own/foreign")
 
 
 def sha256(path: Path) -> str:

@@ -45,7 +45,7 @@ def writes_disk(kimbox: Kimbox) -> bool:
 
 
 def event(name: str) -> Callable[[Kimbox], bool]:
-    """Returns a function that tells whether the guest has sent this event."""
+    """Returns a function that returns whether the guest has sent this event."""
     return lambda kimbox: any(event.name == name for event in Machine(NAME).boot_events())
 
 

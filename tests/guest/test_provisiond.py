@@ -188,14 +188,14 @@ def test_working_on_the_setup(box: Kimbox) -> None:
     work.mkdir()
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "nothing"]):
         run.run([*git, *words])
-    (work / "setup").write_text("#!/bin/sh\n. /etc/kimbox/box.env\necho unpinned is $KIMBOX_UNPINNED >/var/tmp/said\n")
+    (work / "setup").write_text("#!/bin/sh\n. /etc/kimbox/box.env\necho unpinned is $KIMBOX_UNPINNED >/var/tmp/env\n")
     (work / "setup").chmod(0o755)
     lock = (box.folder / "kimbox.lock").read_bytes()
     pinned = box.json("status")["manifest"]
     printed = box("provision", "--repo", "setup=work", "--only", "setup").stdout
     assert "UNPINNED    setup" in printed
     assert "PARTIAL     only setup" in printed
-    assert box.sh(NAME, "cat /var/tmp/said") == "unpinned is setup\n"
+    assert box.sh(NAME, "cat /var/tmp/env") == "unpinned is setup\n"
     box("provision", "--repo", "setup=work")
     provenance = box.json("status")["provenance"]
     assert (provenance["unpinned"], provenance["provisioned"]["part"]) == (["setup"], None)
@@ -247,7 +247,7 @@ def test_bad_pins_do_not_brick_the_box(box: Kimbox) -> None:
     assert (down["exit_code"], "went down twice" in down["message"]) == (4, True), down["message"]
     check_fallback(box, box.json("status")["wanted"], good, "went down twice")
 
-    write_setup(box, f"{GOOD}echo mended\n")
+    write_setup(box, f"{GOOD}echo repaired\n")
     box("up")
     status = box.json("status")
     assert (status["state"], status["wanted"]) == ("ready", None)

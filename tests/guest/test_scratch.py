@@ -16,7 +16,7 @@ BOX = "scratched"
 
 #: Size and content of a file that the tests write to the scratch space.
 FILE_BYTES = 16 << 20
-WORDS = b"nobody will miss me\n"
+WORDS = b"temporary content\n"
 
 SPEC = """\
 scratch: {size: 1GiB}
