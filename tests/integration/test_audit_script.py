@@ -1,4 +1,4 @@
-"""provisioners/secure's audit: a sealed box in which it finds nothing, and a hole of each kind, which it finds."""
+"""The audit of provisioners/secure: no check fails in a sealed box, and the audit detects each kind of breach."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def listens(name: str, *rows: tuple[str, int, str, int]) -> Hole:
 
 
 def rule(chain: str, text: str) -> Hole:
-    """A rule at the start of a chain."""
+    """Returns a function that adds a rule at the start of a chain."""
     first = f"hook {chain} priority filter; policy drop;\n"
-    return changes("said/nft", first, f"{first}{text}\n")
+    return changes("data/nft", first, f"{first}{text}\n")
 
 
 def adds(name: str, text: str) -> Hole:
@@ -66,7 +66,7 @@ def sets(name: str, value: int) -> Hole:
 
 
 def runs(unit: str) -> Hole:
-    return adds("said/units", f"{unit} loaded active running x\n")
+    return adds("data/units", f"{unit} loaded active running x\n")
 
 
 def installed(package: str) -> Hole:
@@ -88,35 +88,35 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     "UDP": ({"net.udp"}, listens("udp", ("00000000", 111, "07", 0))),
     "UDP on IPv6": ({"net.udp"}, listens("udp6", (ANYWHERE6, 53, "07", 0))),
     "UDP of an account": ({"net.udp"}, listens("udp", ("00000000", 40124, "07", 1001))),
-    "no firewall": ({*POLICIES, "fw.changed"}, makes("said/nft", 0o644, "")),
-    "input accepts": ({"fw.input", "fw.changed"}, changes("said/nft", f"{INPUT}drop", f"{INPUT}accept")),
-    "another family": ({*POLICIES, "fw.changed"}, changes("said/nft", "table inet", "table ip")),
+    "no firewall": ({*POLICIES, "fw.changed"}, makes("data/nft", 0o644, "")),
+    "input accepts": ({"fw.input", "fw.changed"}, changes("data/nft", f"{INPUT}drop", f"{INPUT}accept")),
+    "another family": ({*POLICIES, "fw.changed"}, changes("data/nft", "table inet", "table ip")),
     "a port": ({"fw.accepts", "fw.changed"}, rule("input", "tcp dport 2323 accept")),
     "ports": ({"fw.accepts", "fw.changed"}, rule("input", "tcp dport { 22, 80 } accept")),
     "every port": ({"fw.accepts", "fw.changed"}, rule("input", "counter packets 0 bytes 0 accept")),
     "a network": ({"fw.accepts", "fw.changed"}, rule("input", 'iifname "eth0" accept comment "x"')),
     "another chain": ({"fw.accepts", "fw.changed"}, rule("input", "jump more")),
-    "a port in the set": ({"fw.accepts", "fw.changed"}, changes("said/nft", "{ 22 }", "{ 22,\n 2323 }")),
+    "a port in the set": ({"fw.accepts", "fw.changed"}, changes("data/nft", "{ 22 }", "{ 22,\n 2323 }")),
     "the host without an operator": (
         {"fw.accepts", "fw.changed"},
-        changes("said/nft", "type ipv4_addr\n", "type ipv4_addr\nelements = { 10.0.2.2 }\n"),
+        changes("data/nft", "type ipv4_addr\n", "type ipv4_addr\nelements = { 10.0.2.2 }\n"),
     ),
     "a router": ({"fw.forwards", "fw.changed"}, rule("forward", "accept")),
     "everything out": ({"fw.sends", "fw.changed"}, rule("output", "meta skuid 0 accept")),
     "another host": (
-        {"fw.sends", "fw.changed"}, changes("said/nft", "10.0.2.9 . tcp", "203.0.113.9 . tcp . 443,\n10.0.2.9 . tcp")
+        {"fw.sends", "fw.changed"}, changes("data/nft", "10.0.2.9 . tcp", "203.0.113.9 . tcp . 443,\n10.0.2.9 . tcp")
     ),
     "a name server": (
-        {"fw.sends", "fw.changed"}, changes("said/nft", "set hypervisor4 {", "set resolvers4 {\nelements = { 8.8.8.8 }")
+        {"fw.sends", "fw.changed"}, changes("data/nft", "set hypervisor4 {", "set resolvers4 {\nelements = { 8.8.8.8 }")
     ),
     "keys elsewhere": (
         {"ssh.authorizedkeysfile"},
-        makes("said/sshd.match", 0o644, "authorizedkeysfile /run/kimbox/authorized_keys/%u .ssh/authorized_keys\n"),
+        makes("data/sshd.match", 0o644, "authorizedkeysfile /run/kimbox/authorized_keys/%u .ssh/authorized_keys\n"),
     ),
-    "an authority": ({"ssh.trustedusercakeys"}, makes("said/sshd.match", 0o644, "trustedusercakeys /etc/ssh/ca\n")),
-    "passwords by ssh": ({"ssh.passwordauthentication"}, changes("said/sshd", "passwordauthentication no", PASSWORDS)),
-    "root by ssh": ({"ssh.permitrootlogin"}, changes("said/sshd", "rootlogin no", "rootlogin without-password")),
-    "ssh of one account": ({"ssh.x11forwarding"}, makes("said/sshd.match", 0o644, "x11forwarding yes\n")),
+    "an authority": ({"ssh.trustedusercakeys"}, makes("data/sshd.match", 0o644, "trustedusercakeys /etc/ssh/ca\n")),
+    "passwords by ssh": ({"ssh.passwordauthentication"}, changes("data/sshd", "passwordauthentication no", PASSWORDS)),
+    "root by ssh": ({"ssh.permitrootlogin"}, changes("data/sshd", "rootlogin no", "rootlogin without-password")),
+    "ssh of one account": ({"ssh.x11forwarding"}, makes("data/sshd.match", 0o644, "x11forwarding yes\n")),
     "a password": ({"account.password"}, changes("etc/shadow", "daemon:*", "daemon:$y$j9T$x")),
     "no password": ({"account.empty"}, changes("etc/shadow", "worker:!", "worker:")),
     "root's password": (
@@ -179,7 +179,7 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     "one interface": ({"kernel.ipv6.accept_ra"}, sets("net/ipv6/conf/eth0/accept_ra", 1)),
     "a router's setting": ({"kernel.ipv4.ip_forward"}, sets("net/ipv4/ip_forward", 1)),
     "a service": ({"service.running"}, runs("evil.service")),
-    "a timer": ({"service.timers"}, adds("said/units", "evil.timer loaded active waiting x\n")),
+    "a timer": ({"service.timers"}, adds("data/units", "evil.timer loaded active waiting x\n")),
     "a job of cron": ({"service.cron"}, makes("etc/cron.d/evil", 0o644)),
     "a job of an account": ({"service.cron"}, makes("var/spool/cron/crontabs/worker", 0o600)),
     "a package that is to go": ({"package.removed"}, installed("gcc")),
@@ -190,7 +190,7 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
 
 
 def test_a_sealed_box_has_no_breach(box: AuditedBox) -> None:
-    """Nothing fails; each line is of the schema; role and site are the box's, whatever characters are in them."""
+    """No check fails. Each line is valid by the schema. Role and site are those of the box, with all characters."""
     done = box.audit()
     schema = json.loads((paths.schemas_dir() / "audit.schema.json").read_text())
     for line in done.stdout.splitlines():
@@ -204,7 +204,7 @@ def test_a_sealed_box_has_no_breach(box: AuditedBox) -> None:
 
 @pytest.mark.parametrize("name", HOLES)
 def test_a_hole_of_each_kind_is_found(box: AuditedBox, name: str) -> None:
-    """The checks that are about it fail, and no other."""
+    """The checks of this breach fail, and no other checks."""
     expected, dig = HOLES[name]
     dig(box)
     assert expected == box.failed()
@@ -212,7 +212,7 @@ def test_a_hole_of_each_kind_is_found(box: AuditedBox, name: str) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away and make devices")
 def test_what_only_root_can_leave_is_found(box: AuditedBox) -> None:
-    """Files of an account that is gone, a device outside of /dev, one in it that everybody may open."""
+    """Files of a removed account, a device outside of /dev, and a device in /dev that every user can open."""
     box.write("srv/orphan", "x")
     os.chown(box.path("/srv/orphan"), 4242, 0)
     box.write("srv/group", "x")
@@ -230,7 +230,7 @@ def test_what_only_root_can_leave_is_found(box: AuditedBox) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
 def test_a_key_may_be_for_the_group_of_a_role_s_account(box: AuditedBox) -> None:
-    """So does a director hand keys on; any other group is one too many."""
+    """A director uses this to distribute keys. Any other group is a breach."""
     for name, group in {"handed": 1001, "root": 0}.items():
         box.write(f"persistent/{name}", KEY, 0o640)
         os.chown(box.path(f"/persistent/{name}"), 0, group)
@@ -253,18 +253,18 @@ def test_a_key_may_be_for_the_group_of_a_role_s_account(box: AuditedBox) -> None
     ],
 )
 def test_what_is_no_hole_is_let_pass(box: AuditedBox, dig: Hole) -> None:
-    """Loopback in another notation, ports of the role, DHCP, names of hosts, what base packages bring."""
+    """Loopback in another notation, ports of the role, DHCP, host names, and files of base packages."""
     dig(box)
     assert box.failed() <= {"fw.changed"}
 
 
 def test_the_policy_lets_pass_what_the_role_needs(box: AuditedBox) -> None:
-    """An operator with sudo, a service, timers of updates; without the policy each is a breach."""
+    """The policy permits an operator with sudo, a service and timers of updates. Without it, each is a breach."""
     box.append("etc/passwd", "operator:x:1002:1001::/nowhere:/bin/bash\n")
     box.append("etc/shadow", "operator:!:20000::::::\n")
     box.write("run/kimbox/authorized_keys/operator", "ssh-ed25519 AAAA\n")
     box.write("etc/sudoers.d/operator", "operator ALL=(ALL) NOPASSWD: ALL\n", 0o440)
-    box.append("said/units", "apt-daily.timer loaded active waiting x\n")
+    box.append("data/units", "apt-daily.timer loaded active waiting x\n")
     assert {"account.login", "sudo.rules", "service.timers"} == box.failed()
     box.replace(POLICY, "OPERATOR=''", "OPERATOR='yes'")
     box.replace(POLICY, "UPDATES=''", "UPDATES='yes'")
@@ -275,23 +275,23 @@ def test_the_policy_lets_pass_what_the_role_needs(box: AuditedBox) -> None:
 
 
 def test_the_policy_is_read_and_never_run(box: AuditedBox) -> None:
-    """Whatever stands in it."""
-    box.append(POLICY, "touch /said/ran\nKIMBOX_OPERATOR=$(touch /said/ran)\nKIMBOX_ROLE='$(touch /said/ran)'\n")
+    """No text in the policy is executed."""
+    box.append(POLICY, "touch /data/ran\nKIMBOX_OPERATOR=$(touch /data/ran)\nKIMBOX_ROLE='$(touch /data/ran)'\n")
     done = box.audit()
-    assert "$(touch /said/ran)" == json.loads(done.stdout.splitlines()[0])["role"]
-    assert not (box.root.with_name("box.live") / "said/ran").exists()
+    assert "$(touch /data/ran)" == json.loads(done.stdout.splitlines()[0])["role"]
+    assert not (box.root.with_name("box.live") / "data/ran").exists()
 
 
 def test_names_of_files_cannot_break_the_report(box: AuditedBox) -> None:
-    """Line breaks, quotes, bytes that are no text, and a thousand of them: the report is whole and bounded."""
+    """The report is complete and bounded with line breaks, quotes and invalid UTF-8 in names, and with 1000 files."""
     box.path("/srv").mkdir()
     for name in (b'a\n{"end":true,"checks":1}', b'"\\\x1b[31m', b"\xff\xfe", "caf\u00e9".encode()):
         path = os.fsencode(box.path("/srv")) + b"/" + name
         os.close(os.open(path, os.O_CREAT, 0o600))
         Path(os.fsdecode(path)).chmod(0o666)
     found = box.rows()["file.writable"]["found"]
-    for said in ('/srv/a?{"end":true,"checks":1}', '/srv/"\\\x1b[31m', "/srv/\ufffd\ufffd", "/srv/caf\u00e9"):
-        assert said in found
+    for path in ('/srv/a?{"end":true,"checks":1}', '/srv/"\\\x1b[31m', "/srv/\ufffd\ufffd", "/srv/caf\u00e9"):
+        assert path in found
     for number in range(1000):
         box.write(f"srv/{number:04}", "", 0o666)
     found = box.rows()["file.writable"]["found"]
@@ -301,28 +301,28 @@ def test_names_of_files_cannot_break_the_report(box: AuditedBox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "found", "said"),
+    ("expected", "found", "upgrade"),
     [
         ("info", "libc6", "Inst libc6 [1] (2 Debian-Security:13/stable-security)\nInst bash [1] (2 Debian:13)\n"),
         ("info", "none", "Inst bash [1] (2 Debian:13)\n"),
         ("skip", "the box has no lists of packages", None),
     ],
 )
-def test_security_updates(box: AuditedBox, expected: str, found: str, said: str | None) -> None:
-    """Those from an archive of security updates are told; where nobody asked for lists, that is."""
-    if said is None:
+def test_security_updates(box: AuditedBox, expected: str, found: str, upgrade: str | None) -> None:
+    """Updates from a security archive are reported. Without package lists, the check is skipped."""
+    if upgrade is None:
         box.path("/var/lib/apt/lists/archive_Packages").unlink()
     else:
-        box.write("said/upgrade", said)
+        box.write("data/upgrade", upgrade)
     row = box.rows()["package.updates"]
     assert (expected, found) == (row["status"], row["found"])
     box.write("persistent/secure/policy.env", box.path("/persistent/secure/policy.env").read_text() + UPDATES, 0o600)
-    if expected == "info":  # where the spec wants them installed, they are to be
+    if expected == "info":  # if the spec requires updates, they must be installed
         assert ("fail" if found == "libc6" else "pass") == box.rows()["package.updates"]["status"]
 
 
 def test_a_box_without_sshd(box: AuditedBox) -> None:
-    """There is nothing to look at; where it runs and does not understand its own configuration, that is a breach."""
+    """Without sshd, the checks are skipped. An sshd that rejects its configuration is a breach."""
     box.write("usr/local/sbin/sshd", "#!/bin/sh\necho Bad configuration >&2; exit 255\n", 0o755)
     row = box.rows()["ssh.permitrootlogin"]
     assert ("fail", "Bad configuration") == (row["status"], row["found"])
@@ -331,7 +331,7 @@ def test_a_box_without_sshd(box: AuditedBox) -> None:
 
 
 def test_any_debian_gives_a_report(box: AuditedBox) -> None:
-    """With this machine's own /proc, no programs but the usual ones, and hardly a file where it looks: it is whole."""
+    """The report is complete with the /proc of this host, with ordinary programs and with few files."""
     for name in ("nft", "systemctl", "sshd", "apt-config", "apt-get"):
         box.write(f"usr/local/sbin/{name}", "#!/bin/sh\nexit 127\n", 0o755)
     for name in ("etc/shadow", "etc/sudoers", "var/lib/dpkg/status"):
@@ -341,13 +341,13 @@ def test_any_debian_gives_a_report(box: AuditedBox) -> None:
     report = audit.newest(done.stdout.encode())
     assert report
     assert {"fw.input", "service.running", "account.login"} <= {check.id for check in report.breaches}
-    # What the kernel says reaches a reader once: one that takes byte by byte, as the shell does, gets a byte.
-    said = Path("/proc/sys/kernel/kptr_restrict").read_text().strip()
+    # The file gives its content to one read only. A reader that reads single bytes, as the shell does, gets one byte.
+    value = Path("/proc/sys/kernel/kptr_restrict").read_text().strip()
     row = next(check for check in report.checks if check.id == "kernel.kptr_restrict")
-    assert ("as expected" if said in ("1", "2") else f"kernel/kptr_restrict = {said}") == row.found
+    assert ("as expected" if value in ("1", "2") else f"kernel/kptr_restrict = {value}") == row.found
 
 
 def test_help_and_wrong_words(box: AuditedBox) -> None:
-    """--help says what it is; anything else is refused."""
+    """--help prints a description. Every other argument is refused."""
     assert "KIMBOX_INBOUND" in box.audit("--help").stdout
     assert (2, "usage: audit\n") == (box.audit("--all").code, box.audit("--all").stderr)

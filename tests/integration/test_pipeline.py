@@ -1,4 +1,4 @@
-"""The shipped pipeline, with a real beanstalkd and a real sshd: no job is lost, and none done twice without a mark."""
+"""The shipped pipeline with a real beanstalkd and sshd: no job is lost, and a second result of a job is marked."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def few(tmp_path: Path) -> Iterator[Pipeline]:
         yield made
 
 
-def finished(made: Pipeline, count: int) -> None:
-    """Waits until so many jobs have a result and nothing is left to do."""
+def wait_until_done(made: Pipeline, count: int) -> None:
+    """Waits until this number of jobs have a result and the queue is empty."""
     until("every job has a result", lambda: len(made.results()) == count)
     until("the queue is empty", lambda: made.queued() == 0)
 
 
 def test_twenty_jobs_over_several_models_and_lattices_are_done_once(tmp_path: Path) -> None:
-    """Each with its values and with what its worker is made of; the host hears how far it is."""
+    """Each result has its values and the box of its worker. The director sends the progress to the host."""
     assert (20, 20) == (len(SHIPPED), len({entry["job"] for entry in SHIPPED}))
     assert len({entry["model"] for entry in SHIPPED}) >= 4
     assert set(jobs.LATTICES) == {entry["lattice"] for entry in SHIPPED}
     with makepipeline.pipeline(tmp_path, SHIPPED) as made:
         made.start_all()
-        finished(made, 20)
-        until("the host knows", lambda: made.last_event() == "jobs total=20 done=20 failed=0 duplicates=0")
+        wait_until_done(made, 20)
+        until("the event of the last job", lambda: made.last_event() == "jobs total=20 done=20 failed=0 duplicates=0")
         assert 20 == len(made.computed())
         assert {} == made.duplicates()
         assert [] == list(made.incoming.iterdir())
@@ -55,30 +55,30 @@ def test_twenty_jobs_over_several_models_and_lattices_are_done_once(tmp_path: Pa
 
 
 @pytest.mark.parametrize("victim", ["director", "gateway", "link", "queue", "worker"])
-def test_whatever_is_killed_while_a_job_runs_nothing_is_lost(few: Pipeline, victim: str) -> None:
-    """A worker that outlives the others finishes, and what it had is not done again.
+def test_no_job_is_lost_if_a_program_is_killed(few: Pipeline, victim: str) -> None:
+    """A worker finishes its job if another program is killed, and the job is not computed again.
 
-    The director looks at the queue once only: each worker removes its own.
+    The director compares the queue once only, so that the worker must remove its job itself.
     """
     (few.here / "hold").write_text("fcc\n")
     few.start_all("--compare-every", "1000")
     until("a job waits", lambda: any(line.endswith("fcc") for line in few.computed()))
     few.kill(victim)
     if victim == "gateway":
-        until("the link has gone with it", lambda: not makepipeline.answers(few.ssh_port))
+        until("the gateway does not listen", lambda: not makepipeline.answers(few.ssh_port))
     (few.here / "hold").unlink()
     getattr(few, f"start_{victim}")()
-    if victim == "gateway":  # as systemd would
+    if victim == "gateway":  # as systemd does
         few.kill("link")
         few.start_link()
-    finished(few, 3)
+    wait_until_done(few, 3)
     assert {"done"} == {result["status"] for result in few.results().values()}
     assert {} == few.duplicates()
     assert 3 + (victim == "worker") == len(few.computed())
 
 
-def test_a_reset_of_both_boxes_leaves_every_job_to_be_done(few: Pipeline) -> None:
-    """Everything at once, in the middle: what was done stays, the rest is done."""
+def test_every_job_is_done_after_a_reset_of_both_boxes(few: Pipeline) -> None:
+    """All programs are killed while jobs run. Results stay, and the other jobs are done."""
     (few.here / "hold").write_text("fcc\nhcp\n")
     few.start_all()
     until("one is done, one runs", lambda: len(few.results()) == 1 and len(few.computed()) == 2)
@@ -86,13 +86,13 @@ def test_a_reset_of_both_boxes_leaves_every_job_to_be_done(few: Pipeline) -> Non
     few.stop()
     (few.here / "hold").unlink()
     few.start_all()
-    finished(few, 3)
+    wait_until_done(few, 3)
     assert kept.items() <= few.results().items()
     assert {} == few.duplicates()
 
 
-def test_a_queue_that_lost_its_memory_gets_what_is_not_done(few: Pipeline) -> None:
-    """Ids begin anew there: a job is known by what it holds."""
+def test_an_empty_queue_gets_the_jobs_without_a_result(few: Pipeline) -> None:
+    """The ids of a new queue start at 1, so that the director recognizes a job by its content."""
     (few.here / "hold").write_text("fcc\nhcp\n")
     few.start_all()
     until("one is done", lambda: list(few.results()) == [DIAMOND])
@@ -103,34 +103,34 @@ def test_a_queue_that_lost_its_memory_gets_what_is_not_done(few: Pipeline) -> No
     (few.here / "hold").unlink()
     few.start_queue()
     few.start_director()
-    until("they are there again", lambda: few.output("director").count("put into the queue") == 2)
+    until("two jobs are in the queue", lambda: few.output("director").count("put into the queue") == 2)
     few.kill("director")
     events_before = len(few.events())
     few.start_director()
-    until("it has compared once more", lambda: len(few.events()) > events_before)
+    until("it has compared the queue", lambda: len(few.events()) > events_before)
     assert 2 == few.queued()
     few.start_worker()
-    finished(few, 3)
+    wait_until_done(few, 3)
     assert 1 == sum(line.endswith("diamond") for line in few.computed())
     assert {"done"} == {result["status"] for result in few.results().values()}
 
 
-def test_a_job_that_the_ledger_does_not_know_is_not_put_twice(few: Pipeline) -> None:
-    """A director that dies between the queue's answer and its own note finds the job again."""
+def test_a_job_that_is_missing_in_the_ledger_is_not_added_twice(few: Pipeline) -> None:
+    """A director that is killed between the queue's answer and the write to its ledger recognizes the job."""
     few.start_queue()
     few.start_director()
     until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
     few.kill("director")
     ledger = few.here / "state/ledger"
-    ledger.write_bytes(ledger.read_bytes()[:-6])  # and its last line is cut short
+    ledger.write_bytes(ledger.read_bytes()[:-6])  # the last line is incomplete
     few.start_director()
-    until("it has noted it", lambda: ledger.read_bytes().endswith(b"}\n"))
+    until("the ledger has it", lambda: ledger.read_bytes().endswith(b"}\n"))
     with beanstalk.Queue(("127.0.0.1", few.queue_port), jobs.TUBE) as queue:
         assert (3, None) == (few.queued(), queue.peek(4))
 
 
 def test_a_job_that_two_workers_did_is_marked(tmp_path: Path) -> None:
-    """One that is silent for too long loses its job to another; the first result counts, the second lies beside it."""
+    """A worker that is silent for too long loses its job to another. The first result counts, the second is marked."""
     with makepipeline.pipeline(tmp_path, FEW[:1]) as one:
         (one.here / "hold").write_text("diamond\n")
         one.start_status()
@@ -141,20 +141,20 @@ def test_a_job_that_two_workers_did_is_marked(tmp_path: Path) -> None:
         one.start_worker("silent", "--touch-every", "100")
         until("it has a job", lambda: len(one.computed()) == 1)
         one.start_worker("other")
-        until("the other got it, too", lambda: len(one.computed()) == 2)
+        until("the other worker has it too", lambda: len(one.computed()) == 2)
         (one.here / "hold").unlink()
-        finished(one, 1)
-        until("both results are here", lambda: len(one.duplicates()) == 1)
+        wait_until_done(one, 1)
+        until("the second result", lambda: len(one.duplicates()) == 1)
         (beside,) = one.duplicates().values()
         counts = one.results()[DIAMOND]
         assert (DIAMOND, True, "done") == (beside["job"], beside["duplicate"], beside["status"])
         assert {"silent", "other"} == {beside["worker"], counts["worker"]}
         assert not counts["duplicate"]
-        until("the host knows", lambda: one.last_event() == "jobs total=1 done=1 failed=0 duplicates=1")
+        until("the event of the duplicate", lambda: one.last_event() == "jobs total=1 done=1 failed=0 duplicates=1")
 
 
 def test_a_slow_job_stays_with_its_worker(tmp_path: Path) -> None:
-    """It says that it is still at it, so that nobody else gets the job."""
+    """The worker regularly reports that it works, so that no other worker gets the job."""
     with makepipeline.pipeline(tmp_path, FEW[:1]) as made:
         (made.here / "hold").write_text("diamond\n")
         made.start_all("--ttr", "4")
@@ -162,12 +162,12 @@ def test_a_slow_job_stays_with_its_worker(tmp_path: Path) -> None:
         with beanstalk.Queue(("127.0.0.1", made.queue_port), jobs.TUBE) as queue:
             assert queue.reserve(6) is None
         (made.here / "hold").unlink()
-        finished(made, 1)
+        wait_until_done(made, 1)
         assert 1 == len(made.computed())
 
 
 def test_a_job_that_fails_is_tried_three_times(few: Pipeline) -> None:
-    """Also when the queue is killed in between; then it is told why, and the others are done."""
+    """This is so too if the queue is killed between attempts. The result has the reason. The other jobs are done."""
     (few.here / "fail").write_text("diamond\n")
     few.start_all()
     # The queue keeps the count of failures: killed before it has written the first one down, it allows one more.

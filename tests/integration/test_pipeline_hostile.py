@@ -1,4 +1,4 @@
-"""The shipped pipeline and those who mean it ill: workers, jobs, servers in another's place."""
+"""The shipped pipeline with hostile workers, jobs and servers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from kimbox.run import run
 few = test_pipeline.few  # a fixture
 
 
-def ask(made: Pipeline, *command: str) -> str:
-    """What sftp with a worker's key complains about; with some versions of it a refused `ls` is no failure."""
+def sftp_errors(made: Pipeline, *command: str) -> str:
+    """Runs commands of sftp with a worker's key and returns stderr. Some versions exit with 0 after a refused `ls`."""
     batch = made.here / "batch"
     batch.write_text("\n".join(command) + "\n")
     done = run(["sftp", "-F", made.here / "ssh_config", "-b", batch, "gateway"], check=False, timeout_s=30)
     return done.stderr
 
 
-def sent(made: Pipeline, job: str, /, *, run_name: str = "0123abcd", **changes: Any) -> str:
-    """A worker's result in the folder for them, with changes; returns the file's name."""
+def send_result(made: Pipeline, job: str, /, *, run_name: str = "0123abcd", **changes: Any) -> str:
+    """Writes the result of a worker, with changes, into the folder of incoming results. Returns the file name."""
     entry = next(entry for entry in made.entries if entry["job"] == job)
     asked = jobs.from_fields({key: value for key, value in entry.items() if key != "expected"})
     values = {key: entry["expected"][key] for key in ("a", "e")}
@@ -44,16 +44,16 @@ def sent(made: Pipeline, job: str, /, *, run_name: str = "0123abcd", **changes: 
 
 
 def two_names(path: Path, content: str) -> None:
-    """A file that has a second name, somewhere else."""
+    """Makes a file with a second hard link."""
     elsewhere = path.with_name("elsewhere.part")
     elsewhere.write_text(content)
     os.link(elsewhere, path)
 
 
-def test_the_director_believes_no_worker(few: Pipeline) -> None:
-    """Links, pipes, folders, other names, too much, other content: refused, removed, and the jobs stay in the queue."""
+def test_the_director_refuses_invalid_results(few: Pipeline) -> None:
+    """Links, pipes, folders, wrong names, sizes and contents are refused and removed. The jobs stay in the queue."""
     inbox, secret = few.incoming, few.here / "secret"
-    name = sent(few, FCC)
+    name = send_result(few, FCC)
     good = (inbox / name).read_text()
     (inbox / name).unlink()
     secret.write_text(good)
@@ -70,33 +70,33 @@ def test_the_director_believes_no_worker(few: Pipeline) -> None:
         lambda: (inbox / name).write_bytes(b" " * (results.LIMIT + 1)),
         lambda: (inbox / name).write_text("[" * 100000),
         lambda: (inbox / name).write_bytes(b"\xff\xfe"),
-        lambda: sent(few, FCC, values={"a": float("nan"), "e": -3.36}),
-        lambda: sent(few, FCC, values={"a": True, "e": -3.36}),
-        lambda: sent(few, FCC, values={"a": 10**400, "e": -3.36}),
-        lambda: sent(few, FCC, values=[]),
-        lambda: sent(few, FCC, job=HCP),
-        lambda: sent(few, FCC, attempt="1"),
-        lambda: sent(few, FCC, asked={}),
-        lambda: sent(few, FCC, tail=["x"] * 100),
-        lambda: sent(few, FCC, reason="\x1b[2J"),
-        lambda: sent(few, FCC, box=[]),
-        lambda: sent(few, FCC, box=json.loads('{"x":' * 300 + "1" + "}" * 300)),
+        lambda: send_result(few, FCC, values={"a": float("nan"), "e": -3.36}),
+        lambda: send_result(few, FCC, values={"a": True, "e": -3.36}),
+        lambda: send_result(few, FCC, values={"a": 10**400, "e": -3.36}),
+        lambda: send_result(few, FCC, values=[]),
+        lambda: send_result(few, FCC, job=HCP),
+        lambda: send_result(few, FCC, attempt="1"),
+        lambda: send_result(few, FCC, asked={}),
+        lambda: send_result(few, FCC, tail=["x"] * 100),
+        lambda: send_result(few, FCC, reason="\x1b[2J"),
+        lambda: send_result(few, FCC, box=[]),
+        lambda: send_result(few, FCC, box=json.loads('{"x":' * 300 + "1" + "}" * 300)),
         lambda: (inbox / name).write_text(good.replace('"box": {}', '"box": {"x": 1e999}')),
-        lambda: sent(few, FCC, started="now"),
-        lambda: sent(few, FCC, status="perfect"),
-        lambda: sent(few, FCC, more=1),
+        lambda: send_result(few, FCC, started="now"),
+        lambda: send_result(few, FCC, status="perfect"),
+        lambda: send_result(few, FCC, more=1),
     ]  # fmt: skip
     for number, trick in enumerate(tricks, 1):
         trick()
         until(f"trick {number} is refused", lambda: few.output("director").count("refused") == number)  # noqa: B023
         until("it is removed", lambda: not list(inbox.glob("*.json")))
     assert ({}, good, 3) == (few.results(), secret.read_text(), few.queued())
-    sent(few, FCC)
-    until("a good one is taken", lambda: list(few.results()) == [FCC])
+    send_result(few, FCC)
+    until("a valid result is accepted", lambda: list(few.results()) == [FCC])
 
 
-def test_a_job_that_is_laid_aside_comes_back(few: Pipeline) -> None:
-    """Whoever has a worker's key may bury a job, or put it off for years, without a result: it is put there again."""
+def test_a_buried_or_delayed_job_is_added_again(few: Pipeline) -> None:
+    """A worker can bury a job or delay it for years without a result. The director then adds the job again."""
     few.start_queue()
     few.start_director()
     until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
@@ -106,14 +106,14 @@ def test_a_job_that_is_laid_aside_comes_back(few: Pipeline) -> None:
         assert second
         assert queue.bury(first.id)
         assert queue.release(second.id, delay_s=10 * 365 * 86400)
-        until("they are there again", lambda: few.output("director").count("put into the queue") == 5)
+        until("both jobs are added again", lambda: few.output("director").count("put into the queue") == 5)
         assert (None, None, 3) == (queue.peek(first.id), queue.peek(second.id), few.queued())
         bodies = {got.body for got in iter(lambda: queue.reserve(0), None) if got}
         assert {first.body, second.body} <= bodies
 
 
-def test_a_wrong_value_does_not_settle_a_job(few: Pipeline) -> None:
-    """Its worker takes it for done and removes it; three times in all, then it has failed."""
+def test_a_wrong_value_is_not_the_result_of_a_job(few: Pipeline) -> None:
+    """After a wrong value, the worker removes the job and the director adds it again. After three, it has failed."""
     few.start_queue()
     few.start_director()
     until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
@@ -128,25 +128,25 @@ def test_a_wrong_value_does_not_settle_a_job(few: Pipeline) -> None:
 
         for count in (1, 2, 3):
             until("it is in the queue", lambda: put(FCC) == count)  # noqa: B023
-            sent(few, FCC, values={"a": 4.0321, "e": -3.3}, run_name=f"0000000{count}")
-            until("it came", lambda: few.output("director").count(f"{FCC}: failed") == count)  # noqa: B023
+            send_result(few, FCC, values={"a": 4.0321, "e": -3.3}, run_name=f"0000000{count}")
+            until("the result is read", lambda: few.output("director").count(f"{FCC}: failed") == count)  # noqa: B023
             remove(FCC)
         remove(HCP)
-        until("another that was removed is there again", lambda: put(HCP) == 2)
+        until("another removed job is added again", lambda: put(HCP) == 2)
     assert (3, "failed", 2) == (put(FCC), few.results()[FCC]["status"], few.queued())
 
 
-def test_a_wrong_value_is_a_failure_until_a_right_one_comes(few: Pipeline) -> None:
-    """The one that is done counts; one that failed, before or after, lies beside it."""
+def test_a_right_value_replaces_a_failure(few: Pipeline) -> None:
+    """The result with status `done` counts. Failed ones, before or after it, are duplicates."""
     few.start_queue()
     few.start_director()
-    sent(few, FCC, values={"a": 4.0321, "e": -3.3}, run_name="00000001")
-    until("it came", lambda: FCC in few.results())
+    send_result(few, FCC, values={"a": 4.0321, "e": -3.3}, run_name="00000001")
+    until("the result is read", lambda: FCC in few.results())
     assert "E = -3.3000 eV/atom are not within 0.001 of 4.0321 and -3.3600" in few.results()[FCC]["reason"]
-    sent(few, FCC, run_name="00000002")
-    until("a right one counts", lambda: few.results()[FCC]["status"] == "done")
-    sent(few, FCC, status="failed", values=None, reason="late", run_name="00000003")
-    until("all came", lambda: len(few.duplicates()) == 2)
+    send_result(few, FCC, run_name="00000002")
+    until("the right value counts", lambda: few.results()[FCC]["status"] == "done")
+    send_result(few, FCC, status="failed", values=None, reason="late", run_name="00000003")
+    until("all results are read", lambda: len(few.duplicates()) == 2)
     assert "00000002" == few.results()[FCC]["run"]
     beside = [(result["run"], result["status"], result["duplicate"]) for result in few.duplicates().values()]
     assert [("00000001", "failed", True), ("00000003", "failed", True)] == beside
@@ -154,20 +154,20 @@ def test_a_wrong_value_is_a_failure_until_a_right_one_comes(few: Pipeline) -> No
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs files of another account")
 def test_a_file_of_another_account_is_refused(few: Pipeline) -> None:
-    """Only what the workers' own account wrote is read."""
+    """The director only reads files of the workers' account."""
     few.start_queue()
     few.start_director()
     until("all are queued", lambda: few.output("director").count("put into the queue") == 3)
     few.kill("director")
-    os.chown(few.incoming / sent(few, HCP), 65534, 65534)
-    sent(few, FCC)
+    os.chown(few.incoming / send_result(few, HCP), 65534, 65534)
+    send_result(few, FCC)
     few.start_director()
-    until("ours is taken", lambda: list(few.results()) == [FCC])
-    until("another's is refused", lambda: "no plain file of a worker's" in few.output("director"))
+    until("the file of the workers' account is accepted", lambda: list(few.results()) == [FCC])
+    until("the file of another account is refused", lambda: "no plain file of a worker's" in few.output("director"))
 
 
-def test_a_job_that_would_be_a_command_is_never_begun(few: Pipeline) -> None:
-    """LAMMPS has a command `shell`, and every worker can put jobs into the queue."""
+def test_a_job_with_a_command_is_not_computed(few: Pipeline) -> None:
+    """LAMMPS has a command `shell`, and every worker can add jobs to the queue."""
     good = {key: value for key, value in FEW[0].items() if key != "expected"}
     bad = [
         good | {"model": "x\nshell touch /tmp/x"}, good | {"lattice": "fcc 1\nshell x\nlattice fcc"},
@@ -186,15 +186,15 @@ def test_a_job_that_would_be_a_command_is_never_begun(few: Pipeline) -> None:
         assert all(queue.peek(number) is not None for number in ids)
 
 
-def test_a_workers_key_opens_nothing_else(few: Pipeline) -> None:
-    """It may write a file and rename it; no list, no reading, no folders, no links, no shell, no other port."""
+def test_a_workers_key_permits_nothing_else(few: Pipeline) -> None:
+    """A worker can write and rename files. It has no listing, reading, folders, links, shell or other ports."""
     few.start_queue()
     few.start_gateway()
     (few.here / "x").write_text("x")
-    assert "" == ask(few, f"put -f {few.here}/x y.part", "rename y.part y")
+    assert "" == sftp_errors(few, f"put -f {few.here}/x y.part", "rename y.part y")
     assert "x" == (few.incoming / "y").read_text()
     for command in ("ls", "mkdir z", "ln -s y z", "ln y z", "rm y", "chmod 777 y", f"get y {few.here}/got"):
-        answer = ask(few, command)
+        answer = sftp_errors(few, command)
         assert "denied" in answer or "does not support" in answer, command
     assert ["y"] == [path.name for path in few.incoming.iterdir()]
     ssh = ["ssh", "-F", few.here / "ssh_config"]
@@ -207,15 +207,15 @@ def test_a_workers_key_opens_nothing_else(few: Pipeline) -> None:
 
 
 def test_another_host_key_gets_no_results(few: Pipeline) -> None:
-    """Whoever answers in the gateway's place is told nothing."""
+    """A server with another host key receives nothing."""
     few.start_gateway()
-    assert "" == ask(few, "pwd")
+    assert "" == sftp_errors(few, "pwd")
     (few.here / "known").write_text(f"kimbox-gateway {(few.here / 'key.pub').read_text()}")
-    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in ask(few, "pwd")
+    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in sftp_errors(few, "pwd")
 
 
 def test_only_numbers_reach_the_host(few: Pipeline) -> None:
-    """Whatever the runner writes, by mistake or not."""
+    """All other output of the runner is dropped."""
     few.start_status()
     with (few.here / "status").open("w") as pipe:
         for line in (
@@ -224,24 +224,24 @@ def test_only_numbers_reach_the_host(few: Pipeline) -> None:
         ):  # fmt: skip
             pipe.write(f"{line}\n")
         pipe.flush()
-        until("the newest of those has come", lambda: few.last_event() == "jobs total=2 done=1")
+        until("the newest line is sent", lambda: few.last_event() == "jobs total=2 done=1")
         pipe.write("done=3 failed=0 running=1\n")
-    until("the last has come", lambda: "running" in few.last_event())
+    until("the last line is sent", lambda: "running" in few.last_event())
     events = few.events()
     assert ["jobs total=2 done=1", "jobs done=3 failed=0 running=1"] == events[-2:]
-    assert {"jobs done=1"} >= set(events[:-2])  # the burst was not seen whole
+    assert {"jobs done=1"} >= set(events[:-2])  # some lines of the burst are skipped
 
 
-def test_a_line_that_comes_in_pieces_reaches_the_host(few: Pipeline) -> None:
-    """Also where the time runs out in its middle."""
+def test_a_line_in_pieces_reaches_the_host(few: Pipeline) -> None:
+    """This is so too if the timeout of a read is within the line."""
     few.start_status()
     with (few.here / "status").open("w") as pipe:
         pipe.write("done=1\ntotal=3 do")
         pipe.flush()
-        until("the first has come", lambda: few.last_event() == "jobs done=1")
+        until("the first line is sent", lambda: few.last_event() == "jobs done=1")
         pipe.write("ne=2\n")
         pipe.flush()
-        until("the second has come", lambda: few.last_event() == "jobs total=3 done=2")
+        until("the second line is sent", lambda: few.last_event() == "jobs total=3 done=2")
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,8 @@ def test_a_line_that_comes_in_pieces_reaches_the_host(few: Pipeline) -> None:
         (None, "timed out"),
     ],
 )
-def test_a_queue_that_lies_costs_neither_time_nor_memory(answer: bytes | None, words: str) -> None:
-    """Too long, out of step, an error, the end, or nothing at all: an exception."""
+def test_a_wrong_answer_of_the_queue_is_an_error(answer: bytes | None, words: str) -> None:
+    """An answer that is too long, out of step, an error, empty or missing raises an exception, in bounded memory."""
     done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -1,4 +1,4 @@
-"""Every transport that a spec may name, against real servers: pinned, moved, vanished, and the user's credentials."""
+"""Every transport of a spec, with real servers: pinned, moved and missing refs, and the user's credentials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kimbox.spec.model import Repository
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of kimbox, and a git configuration of the user that the tests write."""
+    """A KIMBOX_HOME, and a git configuration of the user that the tests write."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "kimbox"))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
@@ -36,7 +36,7 @@ def configure(folder: Path, more: str = "") -> None:
 
 @pytest.fixture(params=["file", "git", "ssh", "http", "https"])
 def served(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
-    """What stands before the names of repositories in the folder `served`."""
+    """The URL of the folder `served`, for each transport."""
     folder = home / "served"
     folder.mkdir()
     scheme = request.param
@@ -56,17 +56,18 @@ def served(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
             yield url
 
 
-def of(url: str, ref: str = "main") -> Mirror:
-    urls.repository(url)  # a spec may name it
+def mirror_of(url: str, ref: str = "main") -> Mirror:
+    """Returns the mirror of a repository. Checks that a spec may contain the URL."""
+    urls.repository(url)
     return Mirror.of(Repository("code", url, False, ref, "/opt/code"))
 
 
 def test_a_repository_is_pinned_and_followed(home: Path, served: str) -> None:
-    """Branch, tag and commit; what was moved, force-pushed or is gone is named."""
+    """Branch, tag and commit are resolved. Moved tags, force-pushed branches and missing commits are reported."""
     source = home / "served/code"
     first = makebox.make_repository(source)
     makebox.git(source, "tag", "-a", "v1", "-m", "one")
-    code = of(f"{served}/code")
+    code = mirror_of(f"{served}/code")
     tagged = code.resolve("v1")
     assert (first, first, "refs/tags/v1") == (code.resolve("main").commit, tagged.commit, tagged.ref)
     second = makebox.commit(source, {"a": "two\n"})
@@ -85,57 +86,57 @@ def test_a_repository_is_pinned_and_followed(home: Path, served: str) -> None:
         code.resolve("v1")
 
 
-def test_a_relative_submodule_comes_the_same_way(home: Path, served: str) -> None:
-    """Its URL starts from that of the repository around it."""
+def test_a_relative_submodule_has_the_same_transport(home: Path, served: str) -> None:
+    """Its URL is relative to that of the outer repository."""
     inner = makebox.make_repository(home / "served/inner", {"x": "inner\n"})
     source = home / "served/code"
     makebox.make_repository(source, {".gitmodules": '[submodule "lib"]\n\tpath = lib\n\turl = ../inner\n'})
     makebox.git(source, "update-index", "--add", "--cacheinfo", f"160000,{inner},lib")
     makebox.git(source, "commit", "-qm", "lib")
-    code = of(f"{served}/code")
-    found = submodules.collect(code, code.resolve("main").commit)
-    assert {"lib": (f"{served}/inner", inner)} == {path: (s.url, s.commit) for path, s in found.items()}
+    code = mirror_of(f"{served}/code")
+    collected = submodules.collect(code, code.resolve("main").commit)
+    assert {"lib": (f"{served}/inner", inner)} == {path: (s.url, s.commit) for path, s in collected.items()}
 
 
-def test_what_is_not_there_is_named(served: str) -> None:
-    """Repository and URL."""
+def test_a_missing_repository_is_named(served: str) -> None:
+    """The error has the name and the URL of the repository."""
     with pytest.raises(GitError, match=r"repository code \(.*/missing\) cannot be read"):
-        of(f"{served}/missing").resolve("main")
+        mirror_of(f"{served}/missing").resolve("main")
 
 
-def test_the_users_credential_helper_is_asked(home: Path) -> None:
-    """A password is neither asked for nor shown; without a helper the error says what to do."""
+def test_the_users_credential_helper_is_used(home: Path) -> None:
+    """kimbox has no prompt for a password and does not store it. Without a helper, the hint names the solution."""
     commit = makebox.make_repository(home / "served/code")
     with makeserver.http_backend(home / "served", password=True) as url:
         with pytest.raises(GitError, match="cannot be read") as refused:
-            of(f"{url}/code").resolve("main")
+            mirror_of(f"{url}/code").resolve("main")
         assert "same credentials" in str(refused.value.hint)
         helper = f"!f() {{ echo username={makeserver.USER}; echo password={makeserver.PASSWORD}; }}; f"
         configure(home, f'[credential]\n\thelper = "{helper}"\n')
-        code = of(f"{url}/code")
+        code = mirror_of(f"{url}/code")
         assert commit == code.resolve("main").commit
     kept = b"".join(file.read_bytes() for file in code.path.rglob("*") if file.is_file())
     assert makeserver.PASSWORD.encode() not in kept
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(home: Path) -> None:
-    """As git does it, without a way around."""
+def test_an_untrusted_certificate_is_refused(home: Path) -> None:
+    """git refuses it, and no setting of a spec permits it."""
     makebox.make_repository(home / "served/code")
     certificate = makeserver.certificate(home)
     with (
         makeserver.http_backend(home / "served", certificate=certificate) as url,
         pytest.raises(GitError, match=r"certificate"),
     ):
-        of(f"{url}/code").resolve("main")
+        mirror_of(f"{url}/code").resolve("main")
 
 
 def test_a_host_key_that_changed_is_refused(home: Path) -> None:
-    """With what to do about it."""
+    """The hint names the check of the host key."""
     (home / "served").mkdir()
     makebox.make_repository(home / "served/code")
     with makeserver.sshd(home / "sshd", home / "served") as (url, command):
         configure(home, f'[core]\n\tsshCommand = "{command}"\n')
         (home / "sshd/known_hosts").write_text("")
         with pytest.raises(GitError, match="Host key verification failed") as refused:
-            of(f"{url}/code").resolve("main")
+            mirror_of(f"{url}/code").resolve("main")
         assert "once with ssh, check its host key" in str(refused.value.hint)

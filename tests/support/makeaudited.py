@@ -1,7 +1,7 @@
 """A root folder like that of a sealed box without any breach. Tests add a breach and run the audit.
 
 The scripts run at their real paths in a mount namespace. nft, systemctl, sshd, apt-config and apt-get are scripts that
-print the files in /said, and /proc is a folder of files. Other programs are those of the host.
+print the files in /data, and /proc is a folder of files. Other programs are those of the host.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin "$
 
 _SYSTEMCTL = """#!/bin/sh
 case $1 in
-list-unit-files) cat /said/unit-files ;;
-list-units) cat /said/units ;;
+list-unit-files) cat /data/unit-files ;;
+list-units) cat /data/units ;;
 esac
 """
 
@@ -124,32 +124,32 @@ FILES = {
     ),
     "var/lib/apt/lists/archive_Packages": ("", 0o644),
     "run/kimbox/closed": ("", 0o644),
-    "said/units": (
+    "data/units": (
         "systemd-journald.service loaded active running Journal\nssh.service loaded active running sshd\n"
         "pipeline-worker.service loaded active running worker\nnetworking.service loaded inactive dead net\n"
         "kimbox-audit.timer loaded active waiting audit\n",
         0o644,
     ),
-    "said/unit-files": ("getty@.service enabled enabled\n", 0o644),
-    "said/sshd": (
+    "data/unit-files": ("getty@.service enabled enabled\n", 0o644),
+    "data/sshd": (
         "passwordauthentication no\nkbdinteractiveauthentication no\npermitemptypasswords no\npermitrootlogin no\n"
         "hostbasedauthentication no\nignorerhosts yes\npermituserenvironment no\nx11forwarding no\n"
         "gssapiauthentication no\npermittunnel no\nusepam yes\nloglevel INFO\n",
         0o644,
     ),
-    "said/upgrade": ("Inst bash [5.2] (5.3 Debian:13.1/stable [amd64])\n", 0o644),
-    "said/nft": (
+    "data/upgrade": ("Inst bash [5.2] (5.3 Debian:13.1/stable [amd64])\n", 0o644),
+    "data/nft": (
         RULES,
         0o644,
     ),
-    "usr/local/sbin/nft": ("#!/bin/sh\ncat /said/nft\n", 0o755),
+    "usr/local/sbin/nft": ("#!/bin/sh\ncat /data/nft\n", 0o755),
     "usr/local/sbin/sshd": (
-        "#!/bin/sh\ncat /said/sshd\n[ \"$1 $2\" != '-T -C' ] || cat /said/sshd.match 2>/dev/null\nexit 0\n",
+        "#!/bin/sh\ncat /data/sshd\n[ \"$1 $2\" != '-T -C' ] || cat /data/sshd.match 2>/dev/null\nexit 0\n",
         0o755,
     ),
     "usr/local/sbin/systemctl": (_SYSTEMCTL, 0o755),
     "usr/local/sbin/apt-config": ("#!/bin/sh\necho \"lists='/var/lib/apt/lists/'\"\n", 0o755),
-    "usr/local/sbin/apt-get": ("#!/bin/sh\ncat /said/upgrade\n", 0o755),
+    "usr/local/sbin/apt-get": ("#!/bin/sh\ncat /data/upgrade\n", 0o755),
     "proc/sys/kernel/random/boot_id": (BOOT + "\n", 0o444),
     "proc/sys/kernel/core_pattern": ("core\n", 0o644),
     "proc/modules": ("virtio_net 1 0 - Live 0x0\n", 0o444),
@@ -211,7 +211,7 @@ class AuditedBox(FakeGuest):
             self.write(f"proc/sys/{name}", f"{value}\n")
         for name, rows in LISTENING.items():
             self.listen(name, rows)
-        digest = hashlib.sha256(self.path("/said/nft").read_bytes()).hexdigest()
+        digest = hashlib.sha256(self.path("/data/nft").read_bytes()).hexdigest()
         self.write("run/kimbox/seal.nft.sha256", f"{digest}  -\n")
         self.path("/persistent/secure").chmod(0o700)
         self.path("/home/worker").chmod(0o750)
