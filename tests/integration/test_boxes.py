@@ -236,8 +236,8 @@ def test_cut_and_damaged_archives(tmp_path: Path, home: Path, qcow2: bytes) -> N
     xz_wrong = bytearray(xz)
     xz_wrong[len(xz) // 2] ^= 0xFF
     for content in (*cuts, bytes(wrong), bytes(gz), bytes(xz_wrong)):
-    assert ("name-in-use", {"name": "x"}) == (caught.value.code, caught.value.fields)
-    with refused_with(ImageError, "checksum-mismatch", actual=digest_of(second)):
+        error = rejected(put(tmp_path, content), content)
+        assert error.code in ("archive-damaged", "not-a-disk") or "no disk" in error.message
         assert [] == leftovers(home)
 
 
