@@ -33,7 +33,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_character
 #: Paths that Ruby's File.expand_path replaces by a home folder.
 HOMES = ("~", "~root", "~nobody we know", "~/x")
 
-pytestmark = pytest.mark.skipif(not run.which("ruby"), reason="there is no ruby here; script/bootstrap test brings it")
+pytestmark = pytest.mark.skipif(not run.which("ruby"), reason="install ruby with script/bootstrap test")
 
 
 def dump(*files: Path) -> list[list[Any]]:
