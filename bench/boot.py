@@ -44,9 +44,9 @@ LIMITS = {(UP, READY): 1.15, (READY, STOCK): 0.45}
 RATIOS = ((FRESH, STOCK), (BOX, STOCK), (READY, STOCK), (UP, READY), (HALT, STOCK))
 
 
-def booted_once(plain: Path, box: Box, folder: Path) -> Path:
+def booted_once(stock_disk: Path, box: Box, folder: Path) -> Path:
     """Boots a stock system once and shuts it down. Returns its disk, which has the files that a first boot creates."""
-    machine, started = launch(folder, plain, "raw", box)
+    machine, started = launch(folder, stock_disk, "raw", box)
     wait_until(machine, started, banner)
     if not process.power_off(machine, SHUTDOWN_TIMEOUT_S):
         message = f"the stock system did not shut down within {SHUTDOWN_TIMEOUT_S:.0f} s: see {machine.serial_log}"
@@ -58,16 +58,16 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
     """The duration of each boot in seconds, by title."""
     packages = locked(box)
     image = obtain.ensure(box, packages)
-    plain = stock.build(obtain.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
-    plain = booted_once(plain, box, work / "stock")
+    stock_disk = stock.build(obtain.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
+    stock_disk = booted_once(stock_disk, box, work / "stock")
     up(UpRequest(Project(box, name)))
-    real = Machine(box.name)
-    stop.halt(real)
+    box_machine = Machine(box.name)
+    stop.halt(box_machine)
     starts: dict[str, tuple[Path, str, Callable[[Machine], bool]]] = {
-        STOCK: (plain, "qcow2", banner),
+        STOCK: (stock_disk, "qcow2", banner),
         FRESH: (image.disk, image.format, banner),
-        BOX: (real.disk, "qcow2", banner),
-        READY: (real.disk, "qcow2", has_event("ready")),
+        BOX: (box_machine.disk, "qcow2", banner),
+        READY: (box_machine.disk, "qcow2", has_event("ready")),
     }
     times: dict[str, list[float]] = {title: [] for title in (*starts, UP, HALT)}
     for _ in range(n):
@@ -79,7 +79,7 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
         run([sys.executable, "-m", "kimbox", "--quiet", "up", name], env=dict(os.environ))
         up_at = time.monotonic()
         times[UP].append(up_at - before)
-        stop.halt(real)
+        stop.halt(box_machine)
         times[HALT].append(time.monotonic() - up_at)
     return times
 

@@ -41,20 +41,20 @@ def main() -> None:
     if not isinstance(box.image, PackageImage):
         raise SystemExit(f"{arguments.box} is not built from packages")
     packages = locked(box)
-    plan = obtain.recipe_of(box, packages)
-    cache.ensure(box.image, plan.locked)
+    recipe = obtain.recipe_of(box, packages)
+    cache.ensure(box.image, recipe.locked)
     times: dict[str, list[float]] = {"mmdebstrap alone": [], "kimbox build": []}
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
         work = Path(folder)
         sources = work / "sources.list"
-        lines = [source.line() for source in apt.sources(plan.distribution, plan.suite, box.image.mirror)]
+        lines = [source.line() for source in apt.sources(recipe.distribution, recipe.suite, box.image.mirror)]
         sources.write_text("\n".join(lines) + "\n")
-        apt_cache(plan.locked, work / "debs")
+        apt_cache(recipe.locked, work / "debs")
         fill = f'mkdir -p "$1/var/cache/apt/archives" && cp {work}/debs/*.deb "$1/var/cache/apt/archives/"'
         image = obtain.ensure(box, packages)
         for _ in range(arguments.n):
             started = time.monotonic()
-            stock.install(box.image.suite, plan.packages, work / "root", sources, [f"--setup-hook={fill}"])
+            stock.install(box.image.suite, recipe.packages, work / "root", sources, [f"--setup-hook={fill}"])
             times["mmdebstrap alone"].append(time.monotonic() - started)
             namespace.remove(work / "root")
             namespace.remove(image.disk.parent)

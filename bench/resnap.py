@@ -44,13 +44,13 @@ def boot(folder: Path, disk: Path, box: Box, mode: BootMode) -> tuple[float, flo
 def measure(box: Box, name: str, n: int, work: Path) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """The times to `ready`, and the processor times until then, in seconds, by mode."""
     up(UpRequest(Project(box, name)))
-    real = Machine(box.name)
-    stop.halt(real)
+    box_machine = Machine(box.name)
+    stop.halt(box_machine)
     wall: dict[str, list[float]] = {mode: [] for mode in MODES}
     cpu: dict[str, list[float]] = {mode: [] for mode in MODES}
     for turn in range(n):
         for mode in (*MODES[turn % 3 :], *MODES[: turn % 3]):
-            wall_s, cpu_taken_s = boot(work / "m", real.disk, box, mode)
+            wall_s, cpu_taken_s = boot(work / "m", box_machine.disk, box, mode)
             wall[mode].append(wall_s)
             cpu[mode].append(cpu_taken_s)
             progress(f"{mode}: {wall_s:.2f} s, {cpu_taken_s:.2f} s of processor time")

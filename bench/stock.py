@@ -38,19 +38,19 @@ END
 """
 
 
-def build(plan: Recipe, image: PackageImage, work: Path) -> Path:
+def build(recipe: Recipe, image: PackageImage, work: Path) -> Path:
     """Builds a disk with the distribution and packages of a recipe in `work`, unless it exists. Returns its path."""
     disk = work / "stock.raw"
     if disk.exists():
         return disk
     root = work / "stock-root"
     sources = work / "sources.list"
-    apt_sources = apt.sources(plan.distribution, plan.suite, image.mirror)
+    apt_sources = apt.sources(recipe.distribution, recipe.suite, image.mirror)
     sources.write_text("\n".join(source.line() for source in apt_sources) + "\n")
     hook = work / "customize"
     hook.write_text("#!/bin/sh\n" + CUSTOMIZE)
     hook.chmod(0o755)
-    install(plan.suite, plan.packages, root, sources, [f"--customize-hook={hook}"])
+    install(recipe.suite, recipe.packages, root, sources, [f"--customize-hook={hook}"])
     boot_img, core_img = ((root / "boot/grub" / name).read_bytes() for name in ("boot.img", "core.img"))
     with disk.open("xb") as file:
         file.truncate(DISK_BYTES)

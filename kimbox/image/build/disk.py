@@ -76,8 +76,8 @@ def assemble(recipe: Recipe, work: Path, disk: Path) -> int:
     """
     layout = recipe.layout
     provisioners.write_tar(list(recipe.persistent), work / "persistent.tar", EPOCH_S)
-    boot_img = _take(work / "root/boot/grub/boot.img")  # this changes the times of folders; SPLIT sets them
-    core_img = _take(work / "root/boot/grub/core.img")
+    boot_img = _read_and_remove(work / "root/boot/grub/boot.img")  # this changes the times of folders; SPLIT sets them
+    core_img = _read_and_remove(work / "root/boot/grub/core.img")
     unpacked_bytes = int(namespace.call(["sh", "-c", SPLIT], env=environment(), cwd=work).stdout.split()[-1])
     tools = Tools.of(work / "root")
     with disk.open("xb") as file:
@@ -103,7 +103,7 @@ def assemble(recipe: Recipe, work: Path, disk: Path) -> int:
     return unpacked_bytes
 
 
-def _take(path: Path) -> bytes:
+def _read_and_remove(path: Path) -> bytes:
     """Reads and removes a file that GRUB's tools wrote to the new root. The guest does not need it."""
     data = path.read_bytes()
     namespace.call(["rm", "--", path])
