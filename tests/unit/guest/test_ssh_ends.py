@@ -48,6 +48,6 @@ def test_it_ends_if_provisioning_fails(world: World) -> None:
     up(world)
     path = leave_socket(world)
     world.after = []
-    with pytest.raises(KimboxError, match="did not speak"):
+    with pytest.raises(KimboxError, match="provisiond sent no event"):
         provision(Project(world.box), timeout_s=0.2)
     assert not path.exists()
