@@ -71,7 +71,6 @@ CODES: dict[str, str] = {
     "forbidden-character": "A text contains a control character, or another character that is not allowed there.",
     "git-failed": "A git command failed; the message has the end of its output.",
     "grub-environment-full": "GRUB's environment block on the disk of a machine has no room for the boot mode.",
-    "guest-exited": "A guest shut down, or its process ended, before the box was ready.",
     "guest-failed": "The guest did not boot, provision or answer as expected.",
     "guest-unreachable": "The ssh server of a guest does not answer.",
     "guest-write-failed": "A file cannot be written in a guest.",

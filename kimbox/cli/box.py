@@ -23,27 +23,32 @@ class Action(StrEnum):
     PRUNE = "prune"
 
 
+#: Arguments and options of the verb.
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME [FILE|URL|CATALOG]]",
+        help="Name of the added box and, with add, the file, URL or catalog. remove takes several names.",
+        autocompletion=completers.box_words,
+    ),
+]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        help="With add: an ssh public key, or a file of public keys. One of them must have signed the box.",
+    ),
+]
+
+
 def box(
     action: Annotated[Action, typer.Argument(metavar="add|list|remove|prune", help="What to do with added boxes.")],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME [FILE|URL|CATALOG]]",
-            help="Name of the added box and, with add, the file, URL or catalog. remove takes several names.",
-            autocompletion=completers.box_words,
-        ),
-    ] = None,
+    words: Words = None,
     digest: Annotated[
         str | None, typer.Option("--digest", metavar="sha256:HEX", help="With add: the digest that the file must have.")
     ] = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--key",
-            metavar="KEY",
-            help="With add: an ssh public key, or a file of public keys. One of them must have signed the box.",
-        ),
-    ] = None,
+    key: Keys = None,
     version: Annotated[
         str | None,
         typer.Option("--version", metavar="VERSION", help="With add: the version in a catalog. Default: the newest."),

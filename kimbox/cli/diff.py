@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kimbox.cli import completers, target
 from kimbox.cli.output import printable, report
+
+if TYPE_CHECKING:
+    from kimbox.actions.diff import Compared
 
 Old = Annotated[
     str | None,
@@ -75,8 +78,17 @@ def diff(
         f"{side.name}, ran under other commits: {words(step.as_json())}" for side in sides for step in side.stale or ()
     ]
     lines = lines or [f"{compared.old.name} and {compared.new.name} are equal"]
+    report(
+        "diff",
+        _result(compared) | as_json(compared.diff, compared.logs),
+        "\n".join(map(printable, [*lines, *package_lines])),
+    )
+
+
+def _result(compared: Compared) -> dict[str, Any]:
+    """What the JSON has beside the differences of the locks."""
     both = {"old": compared.old, "new": compared.new}
-    result = {
+    return {
         "old": compared.old.name,
         "new": compared.new.name,
         "differs": compared.differs,
@@ -88,4 +100,3 @@ def diff(
             for which, side in both.items()
         },
     }
-    report("diff", result | as_json(compared.diff, compared.logs), "\n".join(map(printable, [*lines, *package_lines])))

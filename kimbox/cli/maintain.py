@@ -39,12 +39,15 @@ Key = Annotated[
 ]
 
 
+Commit = Annotated[
+    str | None, typer.Option("--commit", metavar="NAME", help="Make a new image and add it as the box NAME.")
+]
+
+
 def maintain(
     box: target.Name = None,
     file: target.File = None,
-    commit: Annotated[
-        str | None, typer.Option("--commit", metavar="NAME", help="Make a new image and add it as the box NAME.")
-    ] = None,
+    commit: Commit = None,
     discard: Annotated[bool, typer.Option("--discard", help="Discard all changes.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --commit: replace an added box of that name.")] = False,
     package: Folder = None,

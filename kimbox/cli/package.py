@@ -23,6 +23,16 @@ MAX_VERSION_CHARACTERS = 100
 MAX_SHOWN_CHARACTERS = 40
 
 
+Catalog = Annotated[
+    str | None,
+    typer.Option(
+        "--catalog",
+        metavar="URL",
+        help="Also write or update a catalog of all versions for Vagrant. URL is the future address of FOLDER.",
+    ),
+]
+
+
 def package(
     box: target.Name = None,
     file: target.File = None,
@@ -42,14 +52,7 @@ def package(
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="The private ssh key that signs the checksums.")
     ] = None,
-    catalog: Annotated[
-        str | None,
-        typer.Option(
-            "--catalog",
-            metavar="URL",
-            help="Also write or update a catalog of all versions for Vagrant. URL is the future address of FOLDER.",
-        ),
-    ] = None,
+    catalog: Catalog = None,
     version: Annotated[
         str, typer.Option("--version", metavar="VERSION", help="Version of the packages in the catalog.")
     ] = "0",

@@ -95,12 +95,7 @@ def secure(
         _report(spec.name, None, text)
     elif rotate:
         if sealed is None:
-            raise StateError(
-                f"{spec.name} is not sealed, so it has no credentials to replace",
-                code="wrong-state",
-                hint=f"`kimbox secure {spec.name}` seals it",
-                fields={"name": spec.name},
-            )
+            raise _not_sealed(spec.name)
         answers = _collect_answers(policy, sealed.role, sealed.site, username, password_file, key_file, netrc)
         sealing.rotate(request, answers.username, answers.secret)
         _report(spec.name, sealed, f"{spec.name} has new credentials, as {answers.username}")
@@ -110,6 +105,15 @@ def secure(
     else:
         sealed = sealing.secure(request, _collect_answers(policy, role, site, username, password_file, key_file, netrc))
         _report(spec.name, sealed, f"{spec.name} is sealed, as {sealed.role} of {sealed.site}")
+
+
+def _not_sealed(name: str) -> StateError:
+    return StateError(
+        f"{name} is not sealed, so it has no credentials to replace",
+        code="wrong-state",
+        hint=f"`kimbox secure {name}` seals it",
+        fields={"name": name},
+    )
 
 
 def _policy(spec: Box) -> Secure:

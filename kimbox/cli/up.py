@@ -24,6 +24,11 @@ Driver = Annotated[
 ]
 
 
+Locked = Annotated[
+    bool, typer.Option("--locked", help="Never write the lock. A lock that is missing or does not match is an error.")
+]
+
+
 def up(
     box: target.Name = None,
     file: target.File = None,
@@ -34,10 +39,7 @@ def up(
     once: target.Once = False,
     follow: Follow = False,
     driver: Driver = None,
-    locked: Annotated[
-        bool,
-        typer.Option("--locked", help="Never write the lock. A lock that is missing or does not match is an error."),
-    ] = False,
+    locked: Locked = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Contact no server. Data that this host does not have is an error.")
     ] = False,
