@@ -43,6 +43,9 @@ Rotate = Annotated[bool, typer.Option("--rotate", help="Give a sealed box new cr
 Unseal = Annotated[bool, typer.Option("--unseal", help="Destroy the credentials of a sealed box, and open it.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="With --unseal: open it without a confirmation.")]
 
+#: What `--unseal` prints at its end.
+OPENED = "{name} is open, in maintain mode, and has no role (`kimbox reload {name}` leaves the mode)"
+
 
 def secure(
     box: target.Name = None,
@@ -91,8 +94,7 @@ def secure(
         if not yes:
             _confirm(f"Destroy the credentials of {spec.name} and open it?")
         sealing.unseal(request)
-        text = f"{spec.name} is open, in maintain mode, and has no role (`kimbox reload {spec.name}` leaves the mode)"
-        _report(spec.name, None, text)
+        _report(spec.name, None, OPENED.format(name=spec.name))
     elif rotate:
         if sealed is None:
             raise _not_sealed(spec.name)
