@@ -145,7 +145,7 @@ def test_a_box_without_kimboxs_scripts_boots_and_keeps_running(kimbox: Kimbox, t
     assert "booting" == kimbox.json("status")["state"]
     kimbox("halt", "--force")
     refused = kimbox.json("up", "--boot", "resnap", check=False)
-    assert "need an image of kimbox's" in refused["hint"]
+    assert "boot-mode-not-set" == refused["code"]
     kimbox("destroy", "-y")
     kimbox("box", "remove", "own/foreign")
 
