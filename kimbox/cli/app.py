@@ -20,18 +20,13 @@ import typer
 from typer.core import TyperGroup
 
 from kimbox.cli.completers import COMPLETE_VARIABLE
+from kimbox.cli.options import hoist, split_global
 from kimbox.cli.output import STDOUT, report_error
 from kimbox.cli.verbs import GROUPS, VERBS
 from kimbox.errors import Interrupted, KimboxError, StateError, UsageError
 from kimbox.files import is_full
 from kimbox.log import log
 from kimbox.settings import Settings, settings
-
-#: Options that are accepted before and after the verb. The value: whether the option takes an argument.
-GLOBAL_OPTIONS = {
-    "--json": False, "--quiet": False, "-q": False, "--verbose": False, "-v": False, "--no-color": False,
-    "--timeout": True,
-}  # fmt: skip
 
 #: The global flags that have a letter, which may be combined before the verb, as in `-qv`.
 _LETTERS = re.compile("-[qv]+")
@@ -155,50 +150,12 @@ def _duration(text: str) -> float:
         ) from None
 
 
-def hoist(arguments: list[str]) -> list[str]:
-    """Moves global options to the front. Arguments after `--` belong to another program and stay where they are.
-
-    The arguments after the program of `exec` stay too, without `--`: the parser rejects an option there.
-    Raises UsageError if an option lacks its value.
-    """
-    front, rest, incomplete = _split(arguments)
-    if incomplete:
-        hint = f"write it as {incomplete} 5m or {incomplete}=90s"
-        raise UsageError(f"{incomplete} lacks its value", code="usage", hint=hint, fields={"option": incomplete})
-    return front + rest
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
-    """Returns the global options with their values, the other arguments, and the option that lacks its value."""
-    front: list[str] = []
-    rest: list[str] = []
-    names: list[str] = []
-    incomplete = None
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        option = word.split("=", 1)[0]
-        if word == "--" or (names[:1] == ["exec"] and len(names) == 3):
-            rest += [word, *words]
-            break
-        if option not in GLOBAL_OPTIONS:
-            rest.append(word)
-            names += [] if word.startswith("-") else [word]
-        elif not GLOBAL_OPTIONS[option] or "=" in word:
-            front.append(word)
-        elif words and not words[0].startswith("-") and words[0] not in VERBS:
-            front += [word, words.pop(0)]
-        else:
-            incomplete = option
-    return front, rest, incomplete
-
-
 def _configure(arguments: list[str]) -> None:
     """Sets the settings of this run. This happens before the parser runs, because its errors depend on the settings.
 
     Raises UsageError, after the settings are set, if --timeout is not a duration.
     """
-    front, rest, _ = _split(arguments)
+    front, rest, _ = split_global(arguments)
     while rest and _LETTERS.fullmatch(rest[0]):
         front += [f"-{letter}" for letter in rest.pop(0)[1:]]
     if rest[:1] == ["--"]:

@@ -53,7 +53,7 @@ class _GlobalOptions:
 
     def get_completion_args(self) -> tuple[list[str], str]:
         """Returns the complete words after `kimbox`, and the beginning of the next word."""
-        from kimbox.cli.app import hoist
+        from kimbox.cli.options import hoist
         from kimbox.settings import settings
 
         words, incomplete = super().get_completion_args()  # type: ignore[misc]
@@ -62,7 +62,7 @@ class _GlobalOptions:
 
     def get_completions(self, args: list[str], incomplete: str) -> list[Any]:
         """Returns the candidates of the verb, with the global options."""
-        from kimbox.cli.app import GLOBAL_OPTIONS
+        from kimbox.cli.options import GLOBAL_OPTIONS
 
         candidates: list[Any] = list(super().get_completions(args, incomplete))  # type: ignore[misc]
         if incomplete.startswith("-") and "--" not in args:

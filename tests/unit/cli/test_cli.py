@@ -15,7 +15,8 @@ from clirun import Kimbox, environment, error, result
 
 from kimbox.actions import observe
 from kimbox.cli import app
-from kimbox.cli.app import GLOBAL_OPTIONS, VERBS, hoist
+from kimbox.cli.app import VERBS
+from kimbox.cli.options import GLOBAL_OPTIONS, hoist
 from kimbox.cli.output import settings
 from kimbox.cli.verbs import GROUPS
 from kimbox.errors import GuestError, KimboxError, SpecError
