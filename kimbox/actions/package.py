@@ -134,7 +134,7 @@ def check(request: PackageRequest) -> Sign | None:
     for path in (*_targets(request).values(), _checksums(request), *_separate_files(request)):
         refuse_existing(path)
     if request.catalog_url is not None:
-        providers = [str(kind) for kind in request.formats if kind.holds_files]
+        providers = [str(kind) for kind in request.formats if kind.is_vagrant_box]
         catalog.check(request.catalog, request.box.name, request.version, providers)
     if request.key is None:
         return None
@@ -153,7 +153,7 @@ def _checksums(request: PackageRequest) -> Path:
 
 def _separate_files(request: PackageRequest) -> list[Path]:
     """Paths of spec, lock and the other files of FILES, if one of the formats cannot hold them; else empty."""
-    if all(kind.holds_files for kind in request.formats):
+    if all(kind.is_vagrant_box for kind in request.formats):
         return []
     return [request.folder / f"{request.box.name}.{name}" for name in FILES]
 
@@ -162,8 +162,7 @@ def write(request: PackageRequest, provenance: Provenance, source: Source, sign:
     """Writes the packages of a disk. No process may write to the disk meanwhile."""
     box, disk = request.box, source.disk
     files = _files(request, provenance, source)
-    is_for_virtualbox = bool({Format.OVA, Format.VIRTUALBOX} & set(request.formats))
-    knows_e1000 = is_for_virtualbox and _has_e1000_driver(source.view)
+    knows_e1000 = any(kind.is_for_virtualbox for kind in request.formats) and _has_e1000_driver(source.view)
     guest = box.image.distribution if isinstance(box.image, PackageImage) else "linux"
     size_bytes = source.image.virtual_bytes
     content = Content(
@@ -384,7 +383,7 @@ def _add_to_catalog(request: PackageRequest) -> Path:
     boxes = {
         str(kind): (f"{request.version}/{path.name}", sha256_file(path).removeprefix("sha256:"))
         for kind, path in _targets(request).items()
-        if kind.holds_files
+        if kind.is_vagrant_box
     }
     url = request.catalog_url or ""
     catalog.add(request.catalog, request.box.name, request.box.description, request.version, url, boxes)

@@ -131,7 +131,7 @@ def _check_catalog(url: str | None, version: str, kinds: tuple[Format, ...]) -> 
             raise UsageError(
                 f"--catalog: {fault.message}", code=fault.code, hint=fault.hint, fields={"option": "--catalog"}
             ) from None
-        if not any(kind.holds_files for kind in kinds):
+        if not any(kind.is_vagrant_box for kind in kinds):
             raise UsageError(
                 "--catalog requires a Vagrant box", code="usage", hint="add --format libvirt or --format virtualbox"
             )

@@ -96,7 +96,7 @@ def need_suspend(machine: Machine) -> None:
 def need_memory_snapshots(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if a snapshot of a running machine would lack its memory."""
     hint = f"`kimbox halt {machine.name}` shuts it down; then its disk can be saved"
-    _need(machine, lambda features: features.memory_snapshots, "keep", "cannot save its memory", hint)
+    _need(machine, lambda features: features.memory_snapshots, "snapshot", "cannot save its memory", hint)
 
 
 def _new_box_hint(machine: Machine) -> str:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import assert_never
 from xml.sax.saxutils import escape, quoteattr
 
 import attrs
@@ -50,9 +51,18 @@ class Format(StrEnum):
         return f"{name}.{self}"
 
     @property
-    def holds_files(self) -> bool:
-        """Whether the package contains spec, lock, SBOM and statement. For other formats they are files beside it."""
+    def is_vagrant_box(self) -> bool:
+        """Whether the package is a box for Vagrant, and the value of the format the name of Vagrant's provider.
+
+        Such a package contains spec, lock, SBOM and statement, and can be in a catalog. For other formats these are
+        files beside the package.
+        """
         return self in (Format.LIBVIRT, Format.VIRTUALBOX)
+
+    @property
+    def is_for_virtualbox(self) -> bool:
+        """Whether the package describes the machine for VirtualBox, with its network card."""
+        return self in (Format.VIRTUALBOX, Format.OVA)
 
 
 @attrs.frozen
@@ -85,15 +95,18 @@ def write(kind: Format, content: Content, target: Path, sign: Sign | None) -> No
         )  # fmt: skip
         return
     with making(target) as work:
-        if kind is Format.QCOW2:
-            convert(content.disk, content.image_format, work / target.name, QCOW2)
-        elif kind is Format.RAW and content.image_format == "raw":
-            copy_sparse(content.disk, work / target.name)
-        elif kind is Format.RAW:
-            convert(content.disk, content.image_format, work / target.name, ("-O", "raw"))
-        else:
-            _write_vmdk(content, work)
-            _write_archive(kind, content, work, target.name, sign)
+        match kind:
+            case Format.QCOW2:
+                convert(content.disk, content.image_format, work / target.name, QCOW2)
+            case Format.RAW if content.image_format == "raw":
+                copy_sparse(content.disk, work / target.name)
+            case Format.RAW:
+                convert(content.disk, content.image_format, work / target.name, ("-O", "raw"))
+            case Format.VIRTUALBOX | Format.OVA:
+                _write_vmdk(content, work)
+                _write_archive(kind, content, work, target.name, sign)
+            case _:
+                assert_never(kind)
         (work / target.name).chmod(0o644)
 
 

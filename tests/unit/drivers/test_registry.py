@@ -74,7 +74,7 @@ def test_a_driver_is_found_by_its_features(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("own_disk", "shrink", "has no disk file that kimbox may change", lambda m: shrink.shrink(m, None)),
         ("suspend", "suspend", "cannot save its memory", stop.suspend),
-        ("memory_snapshots", "keep", "cannot save its memory", lambda m: snapshot.save(m, "one")),
+        ("memory_snapshots", "snapshot", "cannot save its memory", lambda m: snapshot.save(m, "one")),
     ],
 )
 def test_a_verb_is_refused_if_the_driver_lacks_the_feature(
