@@ -100,7 +100,7 @@ def test_a_failure_is_named_and_tried_again(guest: FakeGuest) -> None:
     done = guest.run(IDENTITY)
     assert 1 == done.code
     name, reason = guest.path(FAILED).read_text().splitlines()
-    assert ("one", True) == (name, reason.endswith("could not be made: no entropy")), reason
+    assert ("one", True) == (name, reason.endswith("could not be created: no entropy")), reason
     assert guest.path("/opt/two/key").exists()
     assert not guest.path(MARK).exists()
     maker(guest, 0, "one", "echo whole >/opt/one/key")

@@ -21,7 +21,6 @@ PATH = re.compile(r"\.?[A-Za-z0-9_][\w.*-]*/[\w./*-]*|[\w-]+\.(md|toml|txt|j2)")
 PLACEHOLDER = re.compile(r"(?<=/)[A-Z]+(?=[./]|$)")
 
 
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_man_page_has_every_verb(verb: str) -> None:
     """Every verb has a section with examples."""

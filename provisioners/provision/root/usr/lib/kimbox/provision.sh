@@ -196,7 +196,7 @@ checkout() {
 	[ -s "$mirror/refs/kimbox/$commit" ] || grep -qs " refs/kimbox/$commit\$" "$mirror/packed-refs" ||
 		fail 1 "commit $commit is not in $mirror: let the host deliver it again"
 	if [ -e "$path" ] && ! [ -e "$path/.git/kimbox" ] && [ -n "$(ls -A "$path" 2>&1)" ]; then
-		fail 1 "$path is not empty and no checkout of kimbox's: it is left alone"
+		fail 1 "$path is not empty and is not a checkout that kimbox made: move or remove it, then provision again"
 	fi
 	# Submodules of the previous commit: this commit may have none there. Untracked files below them would be removed anyway.
 	if [ -e "$path/.git/kimbox-submodules" ]; then

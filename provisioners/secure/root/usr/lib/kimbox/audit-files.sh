@@ -241,8 +241,8 @@ else
 	row secret.plain high "" "Credentials in the clear" skip "none" "there are none" ""
 fi
 
-# Keys in small files that others than the owner may read; mirrors and caches contain public data. Readable by a group counts, unless
-# it is the group of root or of an account of the role, which hands out keys.
+# Keys in small files that others than the owner may read; mirrors and caches contain public data. A key that its group can read is
+# a finding, unless the group is root's or that of an account of the role: such an account distributes keys.
 public_to="-perm -0040 ! -gid 0"
 while IFS=: read -r name _ number _; do
 	if has "$name" "$allowed"; then public_to="$public_to ! -gid $number"; fi
