@@ -132,7 +132,7 @@ def wait_until(machine: Machine, started: float, done: Callable[[Machine], bool]
     """
     while not done(machine):
         if time.monotonic() - started > BOOT_TIMEOUT_S or not machine.running:
-            raise SystemExit(f"the guest did not boot within {BOOT_TIMEOUT_S:.0f} s: see {machine.serial_log}")
+            raise SystemExit(f"the guest stopped, or did not boot in {BOOT_TIMEOUT_S:.0f} s: see {machine.serial_log}")
         time.sleep(POLL_S)
     return time.monotonic() - started
 

@@ -32,13 +32,13 @@ def boot(folder: Path, disk: Path, box: Box, mode: BootMode) -> tuple[float, flo
     machine, started = launch(folder, disk, "qcow2", box, mode)
     try:
         wall_s = wait_until(machine, started, has_event("ready"))
-        duration_s = cpu_s(machine)
+        cpu_taken_s = cpu_s(machine)
         booted = next(event.text("mode") for event in machine.boot_events() if event.name == "booting")
     finally:
         process.kill(machine)
     if booted != mode:
         raise SystemExit(f"the guest booted in mode {booted}, not {mode}")
-    return wall_s, duration_s
+    return wall_s, cpu_taken_s
 
 
 def measure(box: Box, name: str, n: int, work: Path) -> tuple[dict[str, list[float]], dict[str, list[float]]]:

@@ -187,7 +187,7 @@ def _reconfigure(box: Box, machine: Machine) -> None:
         raise StateError(
             f"{machine.name} does not run on the real root",
             code="wrong-state",
-            hint=f"`kimbox reload --boot maintain {machine.name}` boots the real root",
+            hint=f"`kimbox halt {machine.name}`, then `kimbox maintain {box.name}`, boots the real root",
             fields={"verb": "maintain", "name": machine.name, "required_boot_mode": str(BootMode.MAINTAIN)},
         )
     script = (paths.provisioners_dir() / RECONFIGURE).read_text()

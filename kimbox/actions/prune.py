@@ -47,8 +47,8 @@ def used_images() -> set[str]:
             used.add(machine.record().image)
         except KimboxError as error:
             raise StateError(
-                f"cannot find out which images are unused: the record of {machine.name} is damaged: {error}",
-                code="file-damaged",
+                f"cannot find out which images are unused: the record of {machine.name} cannot be read: {error}",
+                code=error.code,
                 hint=f"`kimbox destroy {machine.name}` removes this machine",
                 fields={"name": machine.name},
             ) from None

@@ -148,7 +148,7 @@ def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
         raise GuestError(
             f"{machine.name} has a role, but did not report it in a valid form: {error}",
             code="unexpected-output",
-            hint=f"`kimbox secure --unseal {machine.name}` removes the role",
+            hint=f"`kimbox destroy {machine.name}` and `kimbox up {machine.name}` create the box again",
             fields={"name": machine.name},
         ) from None
     keys = ("KIMBOX_ROLE", "KIMBOX_SITE", "KIMBOX_USERNAME")

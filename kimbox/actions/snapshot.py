@@ -113,7 +113,7 @@ def restore(machine: Machine, name: str) -> State:
         record = machine.record()
         refuse_sealed(machine, "restore a snapshot of")
         folder = _folder(machine, name)
-        saved = Record.parse(read_json(folder / RECORD), folder / RECORD)
+        saved = _saved_record(machine, folder)
         driver = registry.of(machine)
         if record.ended is Ended.SUSPENDED:
             driver.drop_suspended()
@@ -159,3 +159,12 @@ def _folder(machine: Machine, name: str) -> Path:
             fields={"name": machine.name, "snapshot": name[:100]},
         )
     return machine.snapshots / name
+
+
+def _saved_record(machine: Machine, folder: Path) -> Record:
+    """Returns the record of a snapshot. Raises KimboxError if it is damaged."""
+    try:
+        return Record.parse(read_json(folder / RECORD), folder / RECORD)
+    except KimboxError as error:
+        hint = f"`kimbox snapshot delete {folder.name} {machine.name}` removes the snapshot"
+        raise KimboxError(error.message, code=error.code, hint=hint, fields=error.fields) from None

@@ -91,7 +91,7 @@ class Driver(Protocol):
         """Shuts a running guest down. Powers it off if that takes longer than `timeout_s`, or with `force`."""
 
     def suspend(self, written: Callable[[], None]) -> None:
-        """Saves the whole state of a running guest, calls `written`, and ends the guest."""
+        """Saves the whole state of a running guest and ends it. Calls `written` before the guest ends."""
 
     def forget_suspended(self) -> None:
         """Removes the saved state of a machine that has resumed."""
@@ -121,7 +121,7 @@ class Driver(Protocol):
         """Copies new events and output of the guest to the machine's folder; True if the guest runs."""
 
     def pid(self) -> int | None:
-        """The process on this host that runs the guest; None if there is none, or if it is not a child of kimbox."""
+        """The process on this host that runs the guest. None if there is none, or if it belongs to a hypervisor."""
 
     def save_snapshot(self, name: str) -> None:
         """Saves the disks and, if the machine runs, its memory. No snapshot of that name may exist."""

@@ -37,7 +37,7 @@ DEFAULT = NAMES[0]
 
 def name_of(machine: Machine) -> str:
     """Returns the name of a machine's driver: from its record, or from its folder if the record is not valid."""
-    with contextlib.suppress(KimboxError):
+    with contextlib.suppress(KimboxError, OSError):
         name = machine.record().driver
         if name in DRIVERS:
             return name

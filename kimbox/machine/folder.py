@@ -287,6 +287,6 @@ def _records() -> list[tuple[Machine, Record]]:
     """Returns all machines whose record can be read, each with its record."""
     records = []
     for machine in machines():
-        with contextlib.suppress(KimboxError):
+        with contextlib.suppress(KimboxError, OSError):
             records.append((machine, machine.record()))
     return records

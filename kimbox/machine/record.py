@@ -111,7 +111,7 @@ class Record:
         try:
             if value["format"] not in FORMATS:
                 raise KimboxError(
-                    f"{path} has format {value['format']!r}; this version of kimbox reads {FORMAT}",
+                    f"{path} has format {value['format']!r}; this version reads 1 to {FORMAT}",
                     code="unsupported-format",
                     hint="use the version of kimbox that created the machine, or remove it with `kimbox destroy`",
                     fields={"path": str(path), "format": str(value["format"])},

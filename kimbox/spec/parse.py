@@ -94,7 +94,7 @@ def read_text(path: Path) -> str:
         if error.code == "file-too-large":
             message = "this file is larger than 1 MiB, the maximum for a spec or lock"
             raise SpecError.at(path, message, code="file-too-large") from None
-        raise SpecError.at(path, "this is not a regular file", code="file-unreadable") from None
+        raise SpecError.at(path, "this is not a regular file", code=error.code) from None
     return _decode(data, str(path))
 
 

@@ -58,7 +58,7 @@ def test_a_step_that_fails(guest: FakeGuest, tmp_path: Path) -> None:
     """The failure is Vagrant's, and tells which step it was; mended, the box is what was delivered."""
     failed = deliver(guest, tmp_path, box_with(tmp_path, step("breaks", "echo no luck; exit 7")))
     assert (1, True) == (failed.code, "no luck" in failed.stdout)
-    assert "the box is not what its manifest says" in failed.stderr
+    assert "does not report this manifest as ready" in failed.stderr
     assert '"name":"breaks"' in failed.stderr
     assert deliver(guest, tmp_path, box_with(tmp_path, step("mended", "true"))).ok
 

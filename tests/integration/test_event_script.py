@@ -95,7 +95,7 @@ def test_a_sealed_box_says_again_what_it_is_now(tmp_path: Path) -> None:
         event provisioning manifest=b; event box role=worker; event step n=1; event box role=director
         event sealed manifest=b; event rotated status=done
         : >"$2/port"
-        retell
+        resend
     """
     (tmp_path / "port").touch()
     run(["dash", "-c", script, "x", EVENTS_SH, tmp_path])

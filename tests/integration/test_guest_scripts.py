@@ -185,7 +185,7 @@ def test_a_checkout_is_exact_and_leaves_other_folders_alone(guest: FakeGuest, tm
     (code / "precious").write_text("x")
     guest.new_root()
     assert guest.run("/usr/lib/kimbox/provisiond").code == 1
-    assert "is not empty and no checkout of kimbox's" in guest.events()[-1]["reason"]
+    assert "is not empty and is not a checkout that kimbox made" in guest.events()[-1]["reason"]
     assert (code / "precious").exists()
 
 

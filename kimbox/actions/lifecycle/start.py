@@ -21,9 +21,9 @@ from kimbox.spec.model import Box
 def start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
     """Starts the process of a machine, with the processors, memory and scratch space of the spec.
 
-    With `resume`, or without a spec, those of the record are used: a saved state needs those that it was saved with.
-    The record is changed after the start, so that a suspended box stays suspended if the start fails. Raises StateError
-    if neither spec nor record has the processors and the memory, and the errors of the driver.
+    With `resume`, those of the record are used, because a saved state needs those that it was saved with. A start
+    without a spec requires `resume`. The record is changed after the start, so that a suspended box stays suspended if
+    the start fails. Raises StateError if processors or memory are not known, and the errors of the driver.
     """
     shared.close(machine.folder)  # a connection that is left may be to a guest that crashed
     record = machine.record()

@@ -236,7 +236,7 @@ class Vagrant:
                     f"{self.machine.name} did not answer at {record.ssh_host} port {record.ssh_port} "
                     f"within {ANSWER_S:.0f} s",
                     code="guest-unreachable",
-                    hint=f"`kimbox logs --serial {self.machine.name}` shows its console",
+                    hint=f"the complete output of Vagrant is in {self.machine.vagrant_log}",
                     fields={"name": self.machine.name, "host": record.ssh_host, "port": str(record.ssh_port)},
                 )
             time.sleep(LISTEN_S)

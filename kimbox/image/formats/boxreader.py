@@ -81,7 +81,7 @@ def read(archive: Path, work: Path, keys: tuple[str, ...] = ()) -> Contents:
         )
     if name not in disks:
         raise ImageError(
-            f"the box has no file {name!r}, which its metadata.json names as its disk",
+            f"the box has no file {name!r}, which should be its disk",
             code="bad-box",
             fields={"name": name},
         )

@@ -270,7 +270,7 @@ def _qcow2_bytes(disk: Path, head: bytes) -> int:
     virtual_bytes: int
     version, backing_offset, _, _, virtual_bytes, encryption = struct.unpack_from(">IQIIQI", head, 4)
     features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 else 0
-    size = f"has a size of {size_words(virtual_bytes)}, the limit is {size_words(MAX_VIRTUAL_BYTES)}"
+    size = f"has a size of {virtual_bytes} bytes, the limit is {size_words(MAX_VIRTUAL_BYTES)}"
     for is_faulty, fault, description in (
         (version not in (2, 3), "version", f"has the unknown version {version}"),
         (backing_offset != 0, "backing-file", "has a backing file, which could be any file of this machine"),

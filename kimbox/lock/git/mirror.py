@@ -298,7 +298,7 @@ class Mirror:
             reason = tail(error.stderr, 5) or error.message
             raise GitError(
                 f"{self.where} cannot be read:\n{reason}",
-                code="timeout" if error.code == "timeout" else "repository-unreachable",
+                code=error.code if error.code in ("timeout", "repository-too-large") else "repository-unreachable",
                 hint=_hint_for(reason),
                 fields={"repository": self.name},
                 stderr=error.stderr,

@@ -102,7 +102,7 @@ def test_a_newer_format_says_so() -> None:
     value = RECORD.as_json() | {"format": 3}
     with refused(KimboxError, "unsupported-format", path="machine.json", format="3") as caught:
         Record.parse(value, Path("machine.json"))
-    assert "machine.json has format 3; this version of kimbox reads 2" == caught.value.message
+    assert "machine.json has format 3; this version reads 1 to 2" == caught.value.message
     assert caught.value.hint
 
 

@@ -186,7 +186,7 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     check(spec, "file-unreadable", "this is a loop of symbolic links")
     spec.unlink()
     os.mkfifo(spec)
-    check(spec, "file-unreadable", "this is not a regular file")
+    check(spec, "not-a-regular-file", "this is not a regular file")
     spec.unlink()
     spec.mkdir()
     check(spec, "file-unreadable", "this is a folder, not a file")

@@ -80,8 +80,8 @@ has_box() {
 	[ "$box_had" = "KIMBOX_MANIFEST='$1'" ] && [ "$box_at" != "KIMBOX_PROVISIONED_AT=''" ]
 }
 
-# tell_box: sends the description to the host
-tell_box() {
+# report_box: sends the description to the host
+report_box() {
 	[ -r "$box_folder/box.env" ] || return 0
 	(
 		# shellcheck source=/dev/null

@@ -83,7 +83,7 @@ event() {
 	return 0
 }
 
-# A sealed box repeats its description from time to time (`retell`), because it may run for months and report its work all the time.
+# A sealed box repeats its description from time to time (`resend`), because it may run for months and report its work all the time.
 # Of the progress only the last event is kept: an earlier one, repeated, would look like the present state.
 ev_keep() {
 	case $ev_name in
@@ -91,12 +91,12 @@ ev_keep() {
 	box | fallback | follow | snapshot) ;;
 	*) return 0 ;;
 	esac
-	{ printf '%s\n' "$ev_line" >"$ev_run/told.$ev_name"; } 2>/dev/null
+	{ printf '%s\n' "$ev_line" >"$ev_run/reported.$ev_name"; } 2>/dev/null
 }
 
-# retell: sends the last event of each descriptive kind again. Not while provisiond works, as it may send newer ones meanwhile.
-retell() {
-	for ev_file in "$ev_run"/told.*; do
+# resend: sends the last event of each descriptive kind again. Not while provisiond works, as it may send newer ones meanwhile.
+resend() {
+	for ev_file in "$ev_run"/reported.*; do
 		[ -r "$ev_file" ] && read -r ev_line <"$ev_file" && ev_send
 	done
 }

@@ -181,12 +181,12 @@ loglevel low 5.1.14 INFO,VERBOSE"
 # every account from the host. The role decides whether its users log in by password, and where their keys are.
 hypervisor=''
 { read -r _ hypervisor _ </run/credentials/@system/kimbox.network; } 2>/dev/null
-sshd_runs=no said=''
+sshd_runs=no options=''
 if has_process sshd; then
 	sshd_runs=yes
-	if said=$(sshd -T 2>&1); then
-		said=$({
-			printf '%s\n' "$said"
+	if options=$(sshd -T 2>&1); then
+		options=$({
+			printf '%s\n' "$options"
 			for name in $allowed; do
 				sshd -T -C "user=$name,host=localhost,addr=127.0.0.1" 2>/dev/null |
 					grep -v -e '^passwordauthentication ' -e '^authorizedkeysfile '
@@ -200,8 +200,8 @@ if has_process sshd; then
 				rows = split(table, row, "\n")
 				for (i = 1; i <= rows; i++) { split(row[i], word, " "); well[word[1]] = "," word[4] "," }
 			}
-			{ said = substr($0, length($1) + 2) }
-			$1 in well && !index(well[$1], "," said ",") && !seen[$1 " " said]++ { put($1, said) }
+			{ value = substr($0, length($1) + 2) }
+			$1 in well && !index(well[$1], "," value ",") && !seen[$1 " " value]++ { put($1, value) }
 			END { for (name in well) print name " " all(name) }')
 	else
 		sshd_runs=unknown
@@ -213,14 +213,14 @@ while read -r option severity cis well; do
 	if [ "$sshd_runs" = no ]; then
 		status=skip found="sshd does not run"
 	elif [ "$sshd_runs" = unknown ]; then
-		status=fail found=$said remedy="mend the configuration of sshd"
+		status=fail found=$options remedy="repair the configuration of sshd"
 	else
 		while read -r name bad; do
 			if [ "$name" = "$option" ] && [ -n "$bad" ]; then
 				status=fail found=$bad remedy="$option ${well%%,*} in /etc/ssh/sshd_config.d"
 			fi
 		done <<END
-$said
+$options
 END
 	fi
 	row "ssh.$option" "$severity" "$cis" "sshd: $option" "$status" "$well" "$found" "$remedy"
