@@ -21,10 +21,10 @@ from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
 from kimbox.files import copy_sparse, locked, remove_tree, sha256_file, write_atomic
 from kimbox.image import obtain
-from kimbox.image.disk import dpkg, rawdisk
+from kimbox.image.disk import dpkg, nbd, rawdisk, slim
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.view import DiskView
-from kimbox.image.formats import catalog, export, nbd, slim, sums
+from kimbox.image.formats import catalog, export, sums
 from kimbox.image.formats.boxwriter import Sign, convert, json_bytes, refuse_existing
 from kimbox.image.formats.export import Content, Format
 from kimbox.image.sanitize import external, restore, secrets

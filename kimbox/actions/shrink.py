@@ -15,7 +15,7 @@ from kimbox.actions.observe import state
 from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
 from kimbox.files import size_words, sync_folder
-from kimbox.image.formats import slim
+from kimbox.image.disk import slim
 from kimbox.image.store import images
 from kimbox.log import log
 from kimbox.machine import bootmode

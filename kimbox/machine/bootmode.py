@@ -9,10 +9,9 @@ from __future__ import annotations
 import attrs
 
 from kimbox.errors import ImageError, StateError
-from kimbox.image.disk import grubenv
+from kimbox.image.disk import grubenv, nbd
 from kimbox.image.disk.grubenv import BLOCK_BYTES, NEXT, SAVED
 from kimbox.image.disk.view import DiskView
-from kimbox.image.formats import nbd
 from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State

@@ -10,7 +10,7 @@ from refused import refused
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.image.formats import nbd
+from kimbox.image.disk import nbd
 
 MIB = 1 << 20
 

@@ -14,8 +14,8 @@ from madedisk import LAYOUT, PLACES
 from refused import refused
 
 from kimbox.errors import ImageError
+from kimbox.image.disk import slim
 from kimbox.image.disk.cowstore import Store
-from kimbox.image.formats import slim
 from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES
 
 MIB = 1 << 20

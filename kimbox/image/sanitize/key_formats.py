@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from enum import StrEnum
 
-from kimbox.image.sanitize import der
+from kimbox.image.sanitize import pkcs12
 
 #: Maximum size of a store that is parsed, in bytes. A larger one counts as a key.
 MAX_STORE_BYTES = 16 << 20
@@ -215,12 +215,12 @@ def is_store(head: bytes) -> bool:
     """Whether a file begins like a Java store or a PKCS#12 store."""
     if len(head) >= 12 and struct.unpack_from(">I", head)[0] in (_JKS, _JCEKS):
         return struct.unpack_from(">I", head, 4)[0] in (1, 2)
-    return der.is_pkcs12(head)
+    return pkcs12.is_pkcs12(head)
 
 
 def _kind_of_store(size_bytes: int, first: bytes, pieces: Iterator[bytes]) -> Kind:
     """Returns CERTIFICATES if a store certainly holds no key, else the kind of the store."""
-    is_java = not der.is_pkcs12(first)
+    is_java = not pkcs12.is_pkcs12(first)
     kind = Kind.JAVA if is_java else Kind.PKCS12
     if size_bytes > MAX_STORE_BYTES:
         return kind
@@ -229,7 +229,7 @@ def _kind_of_store(size_bytes: int, first: bytes, pieces: Iterator[bytes]) -> Ki
         data += piece
         if len(data) > MAX_STORE_BYTES:
             return kind
-    holds_key = _java_holds_key if is_java else der.holds_key
+    holds_key = _java_holds_key if is_java else pkcs12.holds_key
     return kind if holds_key(bytes(data)) else Kind.CERTIFICATES
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kimbox import run
-from kimbox.image.sanitize import der, key_formats
+from kimbox.image.sanitize import key_formats, pkcs12
 from kimbox.image.sanitize.key_formats import Kind, Search
 
 MIB = 1 << 20
@@ -262,11 +262,11 @@ def test_damaged_stores_raise_no_error() -> None:
     for data in (java(2, 1, 2), pfx, b"\x95\x03\x98\x03" + bytes(6) + b"\x01" + bytes(1000)):
         for length in range(200):
             kind_of(data[:length])
-            der.is_pkcs12(data[:length])
+            pkcs12.is_pkcs12(data[:length])
         for _ in range(2000):
             changed = bytearray(data)
             for _ in range(numbers.randrange(1, 4)):
                 changed[numbers.randrange(len(changed))] = numbers.randrange(256)
             kind_of(bytes(changed))
-            der.holds_key(bytes(changed))
+            pkcs12.holds_key(bytes(changed))
             key_formats.kind_of_head(bytes(changed))
