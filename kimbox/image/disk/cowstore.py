@@ -32,7 +32,7 @@ class Store:
     tables: Ranges
     #: Chunk of the origin -> chunk of the store with its changed content, ascending.
     exceptions: dict[int, int]
-    #: False if the kernel invalidated the snapshot: then nobody can read it.
+    #: False if the kernel invalidated the snapshot: then its content cannot be read.
     is_valid: bool = True
 
     @classmethod

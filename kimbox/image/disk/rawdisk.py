@@ -19,7 +19,7 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 @contextmanager
 def opened(path: Path) -> Iterator[DiskView]:
-    """Yields a view of a raw disk. Nobody may write to the disk meanwhile. Raises OSError if it cannot be read."""
+    """Yields a view of a raw disk. No process may write to the disk meanwhile. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         yield _view(file.fileno())
 

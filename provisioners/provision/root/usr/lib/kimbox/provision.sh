@@ -97,7 +97,7 @@ sync_record() {
 	esac
 }
 
-# not_done FILE: invalidates the record before its work is done anew, also for the case of a failure or a power failure. The record
+# not_done FILE: invalidates the record before its work is done again, also for the case of a failure or a power failure. The record
 # that the whole manifest is done becomes invalid, too.
 not_done() {
 	[ -s "$1" ] || return 0
