@@ -1,9 +1,9 @@
 """The view of a disk: partition table, LVM, file systems, swap, the snapshot and its COW store. Pure.
 
 A function returns the bytes, from a raw file (`rawdisk`) or from an NBD server (`nbd`). Each part is read and
-checked once, at its first use. Every byte may come from a hostile guest. Therefore each number is checked. Nobody may
-write to the disk while a view is in use. After a write, `DiskView.reopened` returns a view that reads file systems
-again.
+checked once, at its first use. Every byte may come from a hostile guest. Therefore each number is checked. No process
+may write to the disk while a view is in use. After a write, `DiskView.reopened` returns a view that reads the file
+systems again.
 """
 
 from __future__ import annotations
