@@ -221,7 +221,7 @@ def test_halt(rig: Rig) -> None:
 
 
 def test_destroy_leaves_nothing(rig: Rig) -> None:
-    """Folder, record and snapshots are removed. libvirt has the same domains, networks and volumes as before the box.
+    """Folder, record and snapshots are removed. libvirt has no domain, network or volume that it did not have before.
 
     All ssh connections of `exec` to earlier boots of the box have ended.
     """
@@ -233,7 +233,9 @@ def test_destroy_leaves_nothing(rig: Rig) -> None:
     until("the end of every connection", lambda: working_in(folder) == [], limit_s=90)
     assert not rig.kimbox.machine(rig.name).folder.exists()
     if rig.provider == "vagrant":
-        assert rig.before == libvirtd.inventory()
+        # If an earlier run left its network, Vagrant removes it after the last machine that used it.
+        after = libvirtd.inventory()
+        assert {kind: set() for kind in after} == {kind: set(after[kind]) - set(rig.before[kind]) for kind in after}
         assert [] == list((rig.kimbox.home / "vagrant/boxes").glob("*"))
 
 
