@@ -7,8 +7,11 @@ import shutil
 from kimbox import paths
 from kimbox.drivers import registry
 from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt, program
+from kimbox.files import size_words
 from kimbox.image import namespace
+from kimbox.image.store import images
 from kimbox.lock.apt import sources as apt
+from kimbox.log import log
 
 #: Free space below which there may not be enough for an image.
 MIN_FREE_BYTES = 10 << 30
@@ -34,6 +37,23 @@ def examine() -> list[HostCheck]:
     checks = [program(name, purpose) for name, purpose in PROGRAMS.items()]
     checks += [attempt("building", _building), attempt("packages", _packages), attempt("space", _space)]
     return checks + registry.check_host()
+
+
+def examine_store() -> list[HostCheck]:
+    """The result for every image in the store: whether its disk has the bytes that it had when it was stored."""
+    return [attempt(f"image {key[:12]}", lambda key=key: _stored_image(key)) for key in images.stored()]
+
+
+def _stored_image(key: str) -> HostCheck:
+    what = f"image {key[:12]}"
+    image = images.find(key)
+    if image is None:
+        return HostCheck(what, Outcome.GOOD, "removed during the check")
+    with log.step(f"reading the {what}"):
+        is_known = images.check(image, on_bytes=lambda count: log.now(size_words(count)))
+    if is_known:
+        return HostCheck(what, Outcome.GOOD, "its disk is as it was stored")
+    return HostCheck(what, Outcome.SLOW, "stored by an older kimbox, without a digest: it cannot be checked")
 
 
 def _building() -> HostCheck:

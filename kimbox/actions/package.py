@@ -210,8 +210,10 @@ def _as_installed(provenance: Provenance, source: Source) -> Provenance:
 def _source(request: PackageRequest, machine: Machine, provenance: Provenance) -> Iterator[Source]:
     """The image, or a clean copy of the root of the halted machine."""
     if request.image_only or not machine.exists:
-        with obtain.leased(request.box, provenance.lock.packages) as image, _of_image(image) as source:
-            yield source
+        with obtain.leased(request.box, provenance.lock.packages) as image:
+            _check_bytes(image)
+            with _of_image(image) as source:
+                yield source
         return
     with machine.locked():
         _refuse_sealed(machine)
@@ -224,6 +226,7 @@ def _source(request: PackageRequest, machine: Machine, provenance: Provenance) -
                 code="image-not-found",
                 fields={"name": machine.name, "image": key},
             )
+        _check_bytes(image_of_machine)
         work = machine.folder / "package"
         remove_tree(work)
         work.mkdir(mode=0o700)
@@ -237,6 +240,12 @@ def _source(request: PackageRequest, machine: Machine, provenance: Provenance) -
                 yield Source("machine", image_of_machine, disk, "raw", tuple(cleaned), kept, view=view)
         finally:
             remove_tree(work)
+
+
+def _check_bytes(image: Image) -> None:
+    """Raises ImageError (`image-damaged`) if the disk of an image in the store has changed."""
+    with log.step("checking the image"):
+        images.check(image)
 
 
 def _check_halted(machine: Machine) -> None:

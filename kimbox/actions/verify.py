@@ -60,6 +60,8 @@ def verify(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool 
                 hint="`kimbox build` builds it",
                 fields={"name": box.name, "image": recipe.key},
             )
+        with log.step("checking the image in the store"):
+            images.check(stored)
         namespace.check()
         cache.ensure(image, recipe.locked, offline=offline)
         busy = "another kimbox process is verifying this image"

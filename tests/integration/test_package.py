@@ -19,6 +19,7 @@ from tinypackage import Made, image_of, machine_of, members
 from webfolder import serving
 
 from kimbox import run
+from kimbox.errors import ImageError
 from kimbox.files import sha256_file
 from kimbox.image.formats import export, sums
 from kimbox.image.store import images, names
@@ -213,6 +214,31 @@ def test_what_is_refused(kimbox: Kimbox, box: Path) -> None:
         ["--catalog", "https://x/", "--format", "raw"],
     ):
         assert 2 == kimbox("package", *words)[0], words
+
+
+def test_a_changed_bit_in_the_store(made: Made, kimbox: Kimbox, box: Path) -> None:
+    """`package` and `verify` refuse the image, also for a machine that was made from it. `doctor --store` names it."""
+    image = image_of(box)
+    machine_of(box, image, "")
+    assert (0, "good") == _store_checks(kimbox)
+    image.disk.chmod(0o644)
+    with image.disk.open("r+b") as disk:
+        disk.seek(1 << 20)
+        byte = disk.read(1)[0]
+        disk.seek(1 << 20)
+        disk.write(bytes([byte ^ 1]))
+    for words in (["package"], ["package", "--image"], ["verify"]):
+        code, out, _ = kimbox("--json", *words)
+        assert (ImageError.exit_code, "image-damaged") == (code, error(out, words[0])["code"]), words
+    assert [] == list(box.glob("*.box"))
+    assert (ImageError.exit_code, "bad") == _store_checks(kimbox)
+
+
+def _store_checks(kimbox: Kimbox) -> tuple[int, str]:
+    """Exit status of `doctor --store`, and its verdict about the only image."""
+    code, out, _ = kimbox("--json", "doctor", "--store")
+    (check,) = json.loads(out)["result"]["checks"]
+    return code, check["verdict"]
 
 
 def test_signed_packages_are_added(made: Made, kimbox: Kimbox, box: Path, tmp_path: Path) -> None:

@@ -23,9 +23,12 @@ from kimbox import __version__, paths
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_full, locked, read_json, sync_folder, write_json
 from kimbox.image import namespace
-from kimbox.image.store import lease
+from kimbox.image.store import digest, lease
 
 FACTS = "image.json"
+
+#: Fact with the digest of the disk at the time when the image was stored, as `digest.disk_digest` returns it.
+DIGEST = "disk_digest"
 
 #: File name of the disk for each format, as QEMU names formats.
 DISKS = {"raw": "disk.raw", "qcow2": "disk.qcow2"}
@@ -82,13 +85,34 @@ def find(key: str) -> Image | None:
             raise KimboxError(f"{FACTS} describes another image", code="file-damaged")
         (place / DISKS[kind]).stat()
     except (OSError, KimboxError) as error:
-        raise ImageError(
-            f"the image {key[:12]} in the store is damaged: {error}",
-            code="image-damaged",
-            hint=f"destroy the boxes that use it (`kimbox destroy NAME`), then remove the folder {place}",
-            fields={"image": key, "path": str(place)},
-        ) from None
+        raise _damaged(key, str(error)) from None
     return Image(key, place / DISKS[kind], kind, facts)
+
+
+def check(image: Image, *, on_bytes: Callable[[int], None] = lambda _: None) -> bool:
+    """Compares the disk of an image with its digest. Returns False if an older kimbox stored it without a digest.
+
+    Raises ImageError (`image-damaged`). `on_bytes` as for `digest.disk_digest`.
+    """
+    expected = image.facts.get(DIGEST)
+    if expected is None:
+        return False
+    try:
+        if digest.disk_digest(image.disk, on_bytes=on_bytes) == expected:
+            return True
+    except OSError as error:
+        raise _damaged(image.key, f"its disk cannot be read: {error.strerror}") from None
+    raise _damaged(image.key, "its disk has changed since kimbox stored it")
+
+
+def _damaged(key: str, problem: str) -> ImageError:
+    place = folder(key)
+    return ImageError(
+        f"the image {key[:12]} in the store is damaged: {problem}",
+        code="image-damaged",
+        hint=f"destroy the boxes that use it (`kimbox destroy NAME`), then remove the folder {place}",
+        fields={"image": key, "path": str(place)},
+    )
 
 
 def stored() -> list[str]:
@@ -156,8 +180,9 @@ def no_space() -> ImageError:
 
 def _move_in(key: str, done: Path, facts: dict[str, Any]) -> None:
     """Renames a finished folder to that of the image `key`."""
-    write_json(done / FACTS, facts | {"kimbox": __version__, "key": key})
-    (done / DISKS[facts["format"]]).chmod(0o444)
+    disk = done / DISKS[facts["format"]]
+    write_json(done / FACTS, facts | {"kimbox": __version__, "key": key, DIGEST: digest.disk_digest(disk)})
+    disk.chmod(0o444)
     sync_folder(done)
     done.rename(folder(key))
     sync_folder(paths.images_dir())
