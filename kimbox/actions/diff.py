@@ -122,7 +122,15 @@ def of_box(machine: Machine) -> Side:
 
 def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:
     """How the packages of a box differ from its lock; None if the box does not answer."""
-    if not lock.packages or not state(machine).reachable:
+    installed = installed_packages(machine) if lock.packages else None
+    if not lock.packages or installed is None:
+        return None
+    return packages.compare(lock.packages.versions, lock.packages.as_installed(installed).versions)
+
+
+def installed_packages(machine: Machine) -> dict[str, tuple[str, str]] | None:
+    """The packages of a running box: name -> version, architecture; None if the box does not answer."""
+    if not state(machine).reachable:
         return None
     from kimbox.guest.ssh import Guest
 
@@ -132,8 +140,7 @@ def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:
     except KimboxError as error:
         log.detail(f"cannot read the installed packages of {machine.name}: {error}")
         return None
-    installed = {name: (version, arch) for name, version, arch in _PACKAGE.findall(answer.stdout)}
-    return packages.compare(lock.packages.versions, lock.packages.as_installed(installed).versions)
+    return {name: (version, arch) for name, version, arch in _PACKAGE.findall(answer.stdout)}
 
 
 def of_spec(project: Project) -> Side:

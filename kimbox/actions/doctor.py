@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 from kimbox import paths
@@ -41,7 +42,7 @@ def examine() -> list[HostCheck]:
 
 def examine_store() -> list[HostCheck]:
     """The result for every image in the store: whether its disk has the bytes that it had when it was stored."""
-    return [attempt(f"image {key[:12]}", lambda key=key: _stored_image(key)) for key in images.stored()]
+    return [attempt(f"image {key[:12]}", functools.partial(_stored_image, key)) for key in images.stored()]
 
 
 def _stored_image(key: str) -> HostCheck:

@@ -13,11 +13,12 @@ import attrs
 
 from kimbox import paths
 from kimbox.actions import package as packaging
-from kimbox.actions import stop
+from kimbox.actions import packagedisk, stop
 from kimbox.actions import up as starting
 from kimbox.actions.observe import check_owner, state
 from kimbox.actions.package import Packaged, PackageRequest
-from kimbox.actions.provenance import provenance_of
+from kimbox.actions.packagedisk import Source
+from kimbox.actions.provenance import Described, of_machine
 from kimbox.actions.up import UpRequest
 from kimbox.drivers import registry
 from kimbox.errors import GuestError, ImageError, StateError
@@ -30,9 +31,8 @@ from kimbox.image.formats.boxwriter import Sign
 from kimbox.image.sanitize.secrets import Finding
 from kimbox.image.store import images, lease, names
 from kimbox.image.store.names import AddedBox
-from kimbox.lock.provenance import Provenance
 from kimbox.log import log
-from kimbox.machine import bootmode
+from kimbox.machine import bootmode, delivered_locks
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose
@@ -41,9 +41,6 @@ from kimbox.project.project import Project
 from kimbox.render.guestfiles import grub_cfg
 from kimbox.spec.layout import plan
 from kimbox.spec.model import BootMode, Box
-
-#: Name of the record of the changes, a file beside the image's disk.
-RECORD = "changes.json"
 
 #: Timeout of RECONFIGURE, in seconds: it builds every initramfs, in a guest that may be emulated.
 RECONFIGURE_TIMEOUT_S = 1800.0
@@ -121,7 +118,9 @@ def commit(
             fields={"name": name},
         )
     sign = packaging.check(request) if request else None
-    provenance = provenance_of(project, hashed=False)[0] if request else None
+    described = None
+    if request:
+        described = attrs.evolve(of_machine(machine), spec=delivered_locks.spec_of(machine))
     begin(project, timeout_s)
     with log.step("reconfiguring the root"):
         _reconfigure(box, machine)
@@ -137,10 +136,10 @@ def commit(
             )
         committed = make_image(machine, _former_image(machine), name)
     stop.destroy(machine)
-    if not request or not provenance:
+    if not request or not described:
         return committed
     with lease.shared(committed.box.image):
-        return attrs.evolve(committed, packages=pack(request, provenance, committed, sign).files)
+        return attrs.evolve(committed, packages=pack(request, described, committed, sign).files)
 
 
 def _former_image(machine: Machine) -> images.Image:
@@ -156,8 +155,8 @@ def _former_image(machine: Machine) -> images.Image:
     return former
 
 
-def pack(request: PackageRequest, provenance: Provenance, committed: Committed, sign: Sign | None) -> Packaged:
-    """Writes packages of a committed image, with the record of its changes. `provenance` is that of the former image.
+def pack(request: PackageRequest, described: Described, committed: Committed, sign: Sign | None) -> Packaged:
+    """Writes packages of a committed image, with the record of its changes. `described` is that of the machine.
 
     Raises ImageError if the store does not have the image.
     """
@@ -171,10 +170,10 @@ def pack(request: PackageRequest, provenance: Provenance, committed: Committed, 
         )
     about = {"former": committed.former, "changes": committed.changes.as_json()}
     # No step runs on the base, so none is stale.
-    of_base = attrs.evolve(provenance, image=image.key, image_sha256=image.key, stale={})
+    whole = attrs.evolve(described.provenance, name=request.box.name, image=image.key, image_sha256=image.key, stale={})
     with rawdisk.opened(image.disk) as view:
-        source = packaging.Source("base", image, image.disk, image.format, kept=committed.kept, about=about, view=view)
-        return packaging.write(request, of_base, source, sign)
+        source = Source("base", image, image.disk, image.format, kept=committed.kept, about=about, view=view)
+        return packaging.write(request, attrs.evolve(described, provenance=whole), source, sign)
 
 
 def _reconfigure(box: Box, machine: Machine) -> None:
@@ -221,32 +220,40 @@ def make_image(machine: Machine, former: images.Image, name: str) -> Committed:
     work.mkdir(mode=0o700)
     try:
         with log.step(f"cleaning a copy of {machine.name}"):
-            packaging.clean(machine.disk, former, work)
+            packagedisk.clean(machine.disk, former, work)
         disk = work / "clean.raw"
         base = former.disk if former.format == "raw" else work / "image.raw"
         with rawdisk.opened(base) as former_view, rawdisk.opened(disk) as view:
-            kept = packaging.scan_for_secrets(view, f"the root of {machine.name}")
+            kept = packagedisk.scan_for_secrets(view, f"the root of {machine.name}")
             with log.step("comparing with the former image"):
                 root_changes = changes.find(former_view, view, on_part=log.now)
-                key = sha256_disk(disk)
+                key, former_sha256 = sha256_disk(disk), sha256_disk(base)
         size_bytes = disk.stat().st_blocks * 512
-        added = _publish(key, disk, former, root_changes, kept, name)
+        added = _publish(key, disk, former, former_sha256, root_changes, kept, name)
     finally:
         remove_tree(work)
-    return Committed(added, former.key, root_changes, str(paths.images_dir() / key / RECORD), size_bytes, kept=kept)
+    record = paths.images_dir() / key / images.CHANGES
+    return Committed(added, former.key, root_changes, str(record), size_bytes, kept=kept)
 
 
 def _publish(
-    key: str, clean: Path, former: images.Image, root_changes: Changes, kept: tuple[Finding, ...], name: str
+    key: str,
+    clean: Path,
+    former: images.Image,
+    former_sha256: str,
+    root_changes: Changes,
+    kept: tuple[Finding, ...],
+    name: str,
 ) -> AddedBox:
     """Moves a finished disk into the store, and gives it its name."""
     record = root_changes.as_json() | {"former": former.key, "image": key}
 
     def fill(work: Path) -> dict[str, object]:
         clean.rename(work / images.DONE / images.DISKS["raw"])
-        write_json(work / images.DONE / RECORD, record)
+        write_json(work / images.DONE / images.CHANGES, record)
         sync_file(work / images.DONE / images.DISKS["raw"])
         facts = {"format": "raw", "virtual_bytes": former.virtual_bytes, "former": former.key}
+        facts |= {"former_sha256": former_sha256}
         return facts | {"kept_keys": [finding.as_json() for finding in kept]}
 
     added = AddedBox(name, key, None, f"maintained from {former.key[:12]}")

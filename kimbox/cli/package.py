@@ -9,6 +9,7 @@ import typer
 
 from kimbox.cli import target
 from kimbox.cli.output import report
+from kimbox.cli.provenance import unpinned_lines
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _packaged(name: str, packaged: Packaged) -> None:
 
     lines = [f"wrote {f}  {f.stat().st_size / 1e6:.1f} MB" for f in packaged.files]
     lines += [f"removed or reset {len(packaged.cleaned)} items (--json names them)"] if packaged.cleaned else []
-    lines += kept_lines(packaged.kept)
+    lines += kept_lines(packaged.kept) + unpinned_lines(packaged.unpinned)
     if packaged.opaque is not None:
         log.warn(f"kimbox cannot read this image, and packages it unchanged: {packaged.opaque}")
     result = {
@@ -109,6 +110,7 @@ def _packaged(name: str, packaged: Packaged) -> None:
         "cleaned": list(packaged.cleaned),
         "kept_keys": [finding.as_json() for finding in packaged.kept],
         "opaque": packaged.opaque,
+        "unpinned": list(packaged.unpinned),
     }
     report("package", result, "\n".join(lines))
 

@@ -1,6 +1,7 @@
-"""The locks of the manifests that the host sent to a machine, and the lock that the machine runs.
+"""The specs and locks of the manifests that the host sent to a machine, and the lock that the machine runs.
 
-The host keeps the lock of each manifest. The guest reports the digest of the manifest that it runs.
+The host keeps spec and lock of each manifest. The guest reports the digest of the manifest that it runs. Until then the
+machine is described by the plan that it was created from.
 """
 
 from __future__ import annotations
@@ -11,25 +12,43 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import StateError
-from kimbox.files import write_atomic
+from kimbox.files import read_bounded, write_atomic
+from kimbox.image import origin
+from kimbox.image.store import images
 from kimbox.lock.lockfile import Lock, read_lock, write_lock
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
 from kimbox.machine.state import last_manifest_event, sent_manifest
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def keep(machine: Machine, digest: str, lock: Lock, described: bytes = b"") -> None:
-    """Writes the lock of a manifest that will be sent, and removes the locks that the box cannot return to.
+@attrs.frozen
+class Delivered:
+    """A manifest that is sent to a machine, and what it was made from."""
 
-    `digest` is the manifest's, `described` is its box.json.
-    """
-    machine.locks.mkdir(exist_ok=True)
-    write_lock(_file(machine, digest), lock)
-    if described:
-        write_atomic(_file(machine, digest).with_suffix(".json"), described)
+    #: sha256 hex digest of the manifest.
+    digest: str
+    lock: Lock
+    #: The merged spec, as JSON; empty if it is not known.
+    spec: bytes = b""
+    #: The file box.json of the manifest.
+    described: bytes = b""
+
+    def write(self, folder: Path) -> None:
+        """Writes spec, lock and box.json to the folder of a machine's locks."""
+        folder.mkdir(exist_ok=True)
+        write_lock(folder / f"{self.digest}.lock", self.lock)
+        for suffix, data in ((".json", self.described), (".yaml", self.spec)):
+            if data:
+                write_atomic(folder / f"{self.digest}{suffix}", data)
+
+
+def keep(machine: Machine, delivered: Delivered) -> None:
+    """Keeps a manifest that will be sent. Removes those that the box cannot return to."""
+    delivered.write(machine.locks)
     if last_event := last_manifest_event(machine.boot_events()):
-        kept_digests = {digest, last_event.text("manifest"), sent_manifest(last_event)}
+        kept_digests = {delivered.digest, last_event.text("manifest"), sent_manifest(last_event)}
         for file in machine.locks.glob("*.*"):
             if file.stem not in kept_digests:
                 file.unlink(missing_ok=True)
@@ -38,18 +57,41 @@ def keep(machine: Machine, digest: str, lock: Lock, described: bytes = b"") -> N
 def lock_of(machine: Machine) -> Lock:
     """Returns the lock that a machine runs, or ran last if it is halted. Its image is the image of the machine.
 
-    Raises StateError: `box-not-found`, or `lock-unknown` if the guest has not reported a manifest, or the lock of that
-    manifest was not kept. The field `manifest` is the reported digest, or empty.
+    Its packages are those of this image, if they are known: a later lock does not change the image of a machine.
+
+    Raises StateError: `box-not-found`, or `lock-unknown` if the guest has not reported a manifest and the plan of the
+    machine is not known, or if the lock of the manifest was not kept. The field `manifest` is the digest, or empty.
     """
     record = machine.record()
+    lock = read_lock(_file(machine, record, ".lock"))
+    image = images.find(record.image)
+    packages = origin.packages_of(image) if image else None
+    lock = attrs.evolve(lock, image=record.image)
+    if packages is None or packages == lock.packages:
+        return lock
+    return attrs.evolve(lock, packages=packages, frozen_digest=lock.digest)
+
+
+def spec_of(machine: Machine) -> bytes:
+    """Returns the merged spec, as JSON, of the lock that `lock_of` returns.
+
+    Raises StateError as `lock_of` does, also if an older kimbox sent the manifest, which kept only the lock.
+    """
+    return read_bounded(_file(machine, machine.record(), ".yaml"))
+
+
+def _file(machine: Machine, record: Record, suffix: str) -> Path:
+    """The file of the manifest that a machine runs, else of the manifest that it was created with."""
     last_event = last_manifest_event(machine.boot_events())
-    digest = last_event.text("manifest") if last_event else ""
+    digest = last_event.text("manifest") if last_event else record.plan.manifest if record.plan else ""
     if not _DIGEST.fullmatch(digest):
         raise _unknown(machine, f"{machine.name} has not reported which manifest it runs", "")
-    if not _file(machine, digest).is_file():
-        problem = f"the lock of the manifest that {machine.name} runs ({digest[:12]}) was not kept"
+    file = machine.locks / f"{digest}{suffix}"
+    if not file.is_file():
+        kind = "lock" if suffix == ".lock" else "spec"
+        problem = f"the {kind} of the manifest that {machine.name} runs ({digest[:12]}) was not kept"
         raise _unknown(machine, problem, digest)
-    return attrs.evolve(read_lock(_file(machine, digest)), image=record.image)
+    return file
 
 
 def _unknown(machine: Machine, message: str, digest: str) -> StateError:
@@ -59,7 +101,3 @@ def _unknown(machine: Machine, message: str, digest: str) -> StateError:
         hint=f"`kimbox provision {machine.name}` provisions it from its current lock",
         fields={"name": machine.name, "manifest": digest},
     )
-
-
-def _file(machine: Machine, digest: str) -> Path:
-    return machine.locks / f"{digest}.lock"

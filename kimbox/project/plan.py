@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -10,10 +11,12 @@ from kimbox.guest.delivery import Payload, parcels_of
 from kimbox.image.inputs.recipe import Recipe
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock
+from kimbox.machine.delivered_locks import Delivered
 from kimbox.project.pins import lock_for
 from kimbox.project.project import Project
 from kimbox.project.unpinned import Replacement, unpinned
 from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
+from kimbox.spec.load import merged_spec
 from kimbox.spec.model import Box
 
 
@@ -37,6 +40,13 @@ class Plan:
     def box(self) -> Box:
         """The spec."""
         return self.project.box
+
+    @property
+    def delivered(self) -> Delivered:
+        """The record of what is sent to the guest. It stays on this host, and describes the machine."""
+        spec = merged_spec(self.box.source)
+        text = (json.dumps(spec, indent=2, sort_keys=True) + "\n").encode() if spec else b""
+        return Delivered(self.digest, self.lock, text, self.manifest["box.json"][0])
 
     @property
     def payload(self) -> Payload:

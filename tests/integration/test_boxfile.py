@@ -23,6 +23,7 @@ from kimbox.actions import stop
 from kimbox.cli.status import summary_of
 from kimbox.lock.lockfile import format_lock, make_lock
 from kimbox.machine import delivered_locks
+from kimbox.machine.delivered_locks import Delivered
 from kimbox.render.boxfile import box_env, box_json, describe
 from kimbox.render.quote import assignments, parse_assignments
 from kimbox.run import run
@@ -251,5 +252,5 @@ def test_status_tells_the_same(world: World) -> None:
         said = summary_of(world.machine)["provenance"]
         assert (said is None) == (len(odd) < 64)
     stop.halt(world.machine)
-    delivered_locks.keep(world.machine, "a" * 64, world.lock, b"{}")
+    delivered_locks.keep(world.machine, Delivered("a" * 64, world.lock, described=b"{}"))
     assert {f.suffix for f in world.machine.locks.iterdir()} == {".lock", ".json"}

@@ -32,7 +32,7 @@ def disk(tmp_path: Path) -> Path:
 def test_a_box_has_the_files_of_the_format(disk: Path, tmp_path: Path) -> None:
     """metadata.json, Vagrantfile, the complete disk, and further files by name."""
     target = tmp_path / "out" / "x.box"
-    boxwriter.libvirt(disk, "raw", target, guest="it's", files={"kimbox.lock": b"text"})
+    boxwriter.libvirt(disk, "raw", target, guest="it's", files=lambda _: {"kimbox.lock": b"text"})
     with tarfile.open(target, "r:xz") as archive:
         assert archive.getnames() == ["metadata.json", "Vagrantfile", "kimbox.lock", "SHA256SUMS", "box.img"]
         assert {(m.uid, m.gid, m.uname, m.mtime, m.mode) for m in archive} == {(0, 0, "", 1735689600, 0o644)}

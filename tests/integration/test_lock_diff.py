@@ -25,6 +25,7 @@ from kimbox.lock.git.history import Between
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, PinnedRepository, read_lock, write_lock
 from kimbox.machine import delivered_locks
+from kimbox.machine.delivered_locks import Delivered
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.spec.model import Repository
@@ -199,7 +200,7 @@ def test_an_argument_that_is_not_found(kimbox: Kimbox, locks: tuple[Path, Path],
 def provisioned(digest: str, lock: Lock) -> Machine:
     """A machine that runs that lock."""
     machine = makemachine.make_machine()
-    delivered_locks.keep(machine, digest, lock)
+    delivered_locks.keep(machine, Delivered(digest, lock))
     makemachine.tell(machine, makemachine.event("ready", manifest=digest))
     return machine
 
@@ -288,12 +289,12 @@ def test_what_a_box_runs_may_be_unknown(world: Path) -> None:
 def test_locks_are_kept_as_long_as_the_box_can_go_back_to_them(world: Path) -> None:
     """The good one, the wanted one and the one that is sent; no more."""
     machine = provisioned("1" * 64, LOCK)
-    delivered_locks.keep(machine, "2" * 64, LOCK)
+    delivered_locks.keep(machine, Delivered("2" * 64, LOCK))
     makemachine.tell(machine, makemachine.event("ready", manifest="1" * 64, wanted="2" * 64))
-    delivered_locks.keep(machine, "3" * 64, LOCK)
+    delivered_locks.keep(machine, Delivered("3" * 64, LOCK))
     assert ["1" * 64, "2" * 64, "3" * 64] == sorted(file.stem for file in machine.locks.iterdir())
     assert delivered_locks.lock_of(machine).repositories == LOCK.repositories
     makemachine.tell(machine, makemachine.event("ready", manifest="3" * 64))
-    delivered_locks.keep(machine, "3" * 64, LOCK)
+    delivered_locks.keep(machine, Delivered("3" * 64, LOCK))
     assert ["3" * 64] == [file.stem for file in machine.locks.iterdir()]
     assert not list(paths.mirrors_dir().glob("*"))

@@ -17,14 +17,16 @@ from kimbox import paths, run
 from kimbox.actions import maintain
 from kimbox.actions import package as packaging
 from kimbox.actions.package import PackageRequest
+from kimbox.actions.provenance import Described
 from kimbox.errors import ImageError
 from kimbox.files import write_json
+from kimbox.image.disk.compare import sha256_disk
 from kimbox.image.formats import sums
 from kimbox.image.formats.export import Format
 from kimbox.image.store import images, names
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.lockfile import Lock
-from kimbox.lock.provenance import Provenance
+from kimbox.lock.provenance.inputs import Provenance
 from kimbox.machine.folder import Machine
 from kimbox.project.project import Project
 from kimbox.spec.load import load_box
@@ -96,9 +98,10 @@ def test_a_package_of_the_image(machine: Machine, world: Path) -> None:
     request = PackageRequest(project, (Format.LIBVIRT,), world / "out", key=world / "key")
     locked = LockedPackages("0" * 64, "2026-01-01T00:00:00Z", (), {"a": LockedPackage("1", "", "1" * 64)})
     provenance = Provenance("tiny", Lock("9" * 64, FORMER, {}, locked), FORMER)
-    packaged = maintain.pack(request, provenance, committed, packaging.check(request))
+    packaged = maintain.pack(request, Described(provenance, "", b"{}\n"), committed, packaging.check(request))
     sums_file, signature = world / "out/tiny.SHA256SUMS", world / "out/tiny.SHA256SUMS.sig"
-    assert [world / "out/tiny-libvirt.box", sums_file, signature] == list(packaged.files)
+    beside = world / "out/tiny.provenance.intoto.json"
+    assert [world / "out/tiny-libvirt.box", beside, sums_file, signature] == list(packaged.files)
     public = " ".join((world / "key.pub").read_text().split()[:2])
     sums.verify(sums_file.read_bytes(), signature.read_bytes(), (public,))
     with tarfile.open(packaged.files[0]) as archive:
@@ -106,7 +109,11 @@ def test_a_package_of_the_image(machine: Machine, world: Path) -> None:
         archive.extract("box.img", world, filter="data")
     assert ("base", FORMER, committed.box.image) == (about["from"], about["former"], about["image"])
     assert ["/etc/by-hand"] == about["changes"]["files"]["added"]
-    assert [("a", "1", 1)] == [(part["name"], part["version"], len(part["hashes"])) for part in bom["components"]]
+    base, package = sorted(bom["components"], key=lambda part: str(part["bom-ref"]))
+    assert ("a", "1", 1) == (package["name"], package["version"], len(package["hashes"]))
+    assert {"kimbox:image": FORMER} == {p["name"]: p["value"] for p in base["properties"]}
+    assert sha256_disk(former.disk) == base["hashes"][0]["content"]
+    assert ["file /etc/by-hand"] == about["unpinned"]
     image = images.find(committed.box.image)
     assert image
     run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", world / "box.img", image.disk])

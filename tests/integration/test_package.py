@@ -35,7 +35,7 @@ def test_every_format(made: Made, box: Path, tmp_path: Path) -> None:
     answer = made("-o", "out", *(word for kind in kinds for word in ("--format", kind)))
     out = box / "out"
     assert ("image", "tiny") == (answer["from"], answer["name"])
-    beside = ["kimbox.json", "kimbox.lock", "kimbox.yaml", "provenance.intoto.json", "sbom.cdx.json"]
+    beside = ["kimbox.json", "kimbox.lock", "kimbox.yaml", "provenance.intoto.json", "sbom.cdx.json", "sbom.spdx.json"]
     packages = ["tiny-libvirt.box", "tiny-virtualbox.box", "tiny.ova", "tiny.qcow2", "tiny.raw"]
     assert sorted([*packages, "tiny.SHA256SUMS", *(f"tiny.{n}" for n in beside)]) == sorted(
         p.name for p in out.iterdir()
@@ -62,7 +62,7 @@ def test_every_format(made: Made, box: Path, tmp_path: Path) -> None:
     ovf = ET.fromstring(members(out / "tiny.ova")["tiny.ovf"])  # noqa: S314
     values = [node.text for node in ovf.iter() if node.tag.endswith(("ResourceSubType", "ResourceType"))]
     assert {"AHCI", "virtio", "20", "10", "17", "3", "4"} == set(values)
-    assert b"SHA256(tiny.ovf)= " in members(out / "tiny.ova")["tiny.mf"]
+    assert b"SHA1(tiny.ovf)= " in members(out / "tiny.ova")["tiny.mf"]
 
 
 def test_the_same_image_gives_the_same_bytes(made: Made, box: Path) -> None:

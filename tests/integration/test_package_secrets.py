@@ -20,7 +20,7 @@ from clirun import world as world
 from tinypackage import Made, image_of, machine_of
 
 from kimbox import run
-from kimbox.actions import package as packaging
+from kimbox.actions import packagedisk
 from kimbox.files import sha256_file
 from kimbox.image.disk import rawdisk
 from kimbox.image.disk.ext4 import directories
@@ -294,7 +294,7 @@ def test_a_machine_of_an_image_that_had_run_is_cleaned_of_both(made: Made, box: 
     work.mkdir()
     run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", work / "used.qcow2"])
     foreign = attrs.evolve(image, disk=raw, facts={"format": "raw"})
-    cleaned = packaging.clean(work / "used.qcow2", foreign, work)
+    cleaned = packagedisk.clean(work / "used.qcow2", foreign, work)
     assert {"/persistent/ssh", "/etc/ssh/ssh_host_ed25519_key"} <= set(cleaned)
     with rawdisk.opened(work / "clean.raw") as view:
         assert [] == external.traces(view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,10 @@ from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import Entry
 from kimbox.image.store import images
 from kimbox.lock.lockfile import read_lock
+from kimbox.machine.delivered_locks import Delivered
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import Ended
-from kimbox.spec.load import load_box
+from kimbox.machine.record import Ended, PlanDigests
+from kimbox.spec.load import load_box, merged_spec
 
 Made = Callable[..., dict[str, Any]]
 
@@ -112,8 +114,10 @@ def machine_of(folder: Path, image: images.Image, script: str, *, tree: Path | N
     """Returns a halted machine with a root that a debugfs script has changed. With `tree`, its root has those files."""
     machine = make_machine(
         "tiny", source=str(folder / "kimbox.yaml"), image=image.key, ended=Ended.HALTED,
-        spec_digest=load_box(folder / "kimbox.yaml").digest,
+        spec_digest=load_box(folder / "kimbox.yaml").digest, plan=PlanDigests("0" * 64, "0" * 64, "a" * 64),
     )  # fmt: skip
+    lock = read_lock(folder / "kimbox.lock")
+    Delivered("a" * 64, lock, json.dumps(merged_spec(folder / "kimbox.yaml")).encode()).write(machine.locks)
     raw = machine.folder / "raw"
     run.run(["cp", "--sparse=always", image.disk, raw])
     raw.chmod(0o600)

@@ -63,5 +63,6 @@ def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: 
             driver=driver.name,
             plan=PlanDigests(box.digest, plan.lock.digest, plan.digest),
         )
+        plan.delivered.write(folder / machine.locks.name)
         write_json(folder / machine.record_file.name, record.as_json())
         folder.rename(machine.folder)

@@ -83,7 +83,7 @@ def bring_to_ready(
 def _send(machine: Machine, plan: Plan, watch: Watch, part: Part | None) -> None:
     """Sends the manifest as soon as the guest's sshd runs, and removes the events of an earlier one from `watch`."""
     watch.wait_until("waiting for sshd", lambda w: w.last_event("sshd") is not None)
-    delivered_locks.keep(machine, plan.digest, plan.lock, plan.manifest["box.json"][0])
+    delivered_locks.keep(machine, plan.delivered)
     with Guest(machine.endpoint(machine.record())) as guest:
         deliver(guest, plan.payload, machine.folder, part)
     watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]

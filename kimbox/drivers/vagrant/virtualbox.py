@@ -49,7 +49,7 @@ def write_box(box: Box, image: Image, target: Path) -> None:
     """Writes the image as a Vagrant box to the file `target`."""
     guest = box.image.distribution if isinstance(box.image, PackageImage) else "linux"
     content = Content(
-        box.name, image.disk, image.format, image.virtual_bytes, box.cpus, box.memory_bytes, guest, USER, {}
+        box.name, image.disk, image.format, image.virtual_bytes, box.cpus, box.memory_bytes, guest, USER, lambda _: {}
     )
     export.write(Format.VIRTUALBOX, content, target, None)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kimbox.errors import ImageError
-from kimbox.files import is_full
+from kimbox.files import is_full, write_json
 from kimbox.image.build import disk, rootfs
 from kimbox.image.disk import rawdisk
 from kimbox.image.inputs.recipe import Recipe
@@ -70,6 +70,7 @@ def _build(recipe: Recipe, work: Path) -> dict[str, Any]:
         build_log.writelines(f"kept: {line}\n" for line in scan.lines())
         scan.check("the image", hint=IN_EACH_BOX)
     os.link(work / BUILD_LOG, done / BUILD_LOG)
+    write_json(done / images.PACKAGES, recipe.locked.as_tree())
     return {
         "format": "raw",
         "virtual_bytes": recipe.layout.size_bytes,

@@ -219,6 +219,23 @@ class DiskView:
         """The LV of the root, which is in one piece."""
         return self._layout[1]
 
+    @cached_property
+    def snapshot_of_root(self) -> Volume:
+        """Root with the changes in its snapshot, as a boot that keeps its changes has it.
+
+        It is root itself if the snapshot is empty. Raises ImageError for another layout, or if the kernel invalidated
+        the snapshot.
+        """
+        root, lvm = self._layout[1], self.partitions[1].lvm
+        snapshots = [snapshot for snapshot in lvm.group.snapshots if snapshot.origin == root.name]
+        if len(snapshots) != 1:
+            raise faults.other_layout("number-of-snapshots", f"root has {len(snapshots)} LVM snapshots instead of 1")
+        store = lvm.store(snapshots[0])
+        if not store.is_valid:
+            raise faults.damaged("invalidated", "the kernel invalidated the snapshot", part=faults.SNAPSHOT_STORE)
+        read = store.view(root.read, lvm.volumes[snapshots[0].store].read)
+        return attrs.evolve(root, read=read)
+
     def check_layout(self) -> None:
         """Raises ImageError if the disk does not have kimbox's layout."""
         _ = self._layout

@@ -40,6 +40,9 @@ QCOW2 = (*PLAIN, "-c", "-o", f"compression_type=zstd,cluster_size={CLUSTER}")
 #: A function that returns the signature of a checksum file.
 Sign = Callable[[bytes], bytes]
 
+#: A function that returns small files of a package, by name. It gets the sha256 hex digests of its disks, by name.
+Files = Callable[[Mapping[str, str]], Mapping[str, bytes]]
+
 _GIB = 1 << 30
 _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 
@@ -82,15 +85,15 @@ def libvirt(
     *,
     guest: str = "debian",
     user: str = "vagrant",
-    files: Mapping[str, bytes] | None = None,
+    files: Files = lambda _: {},
     sign: Sign | None = None,
     compress: bool = True,
 ) -> None:
     """Writes the .box `target` from a disk in the format `raw` or `qcow2`. The disk must not change meanwhile.
 
-    `guest` is Vagrant's name of the distribution, `user` the account for the login, `files` are further members by
-    name. The box has the checksums of its files, and with `sign` their signature. `compress` is False for a box that
-    stays on this host.
+    `guest` is Vagrant's name of the distribution, `user` the account for the login. `files` gets the sha256 hex digest
+    of the disk in the box, by its name, and returns further members by name. The box has the checksums of its files,
+    and with `sign` their signature. `compress` is False for a box that stays on this host.
     `target` is complete or does not exist. Raises StateError if it exists or another process writes it, CommandError
     if the disk cannot be read.
     """
@@ -101,17 +104,18 @@ def libvirt(
         members = {
             "metadata.json": json_bytes({"provider": "libvirt", "format": "qcow2", "virtual_size": size}),
             "Vagrantfile": vagrantfile(guest, user),
-            **(files or {}),
         }
         disks = {"box.img": image}
-        write_tar(work / target.name, with_sums(members, disks, sign), disks, compress=compress)
+        write_tar(work / target.name, with_sums(members, disks, files, sign), disks, compress=compress)
 
 
-def with_sums(members: Mapping[str, bytes], disks: Mapping[str, Path], sign: Sign | None) -> dict[str, bytes]:
-    """The members of an archive, with the checksums of members and disks, and their signature if `sign` is given."""
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
-    digests |= {name: sha256_file(path).removeprefix("sha256:") for name, path in disks.items()}
-    text = sums.text(digests)
+def with_sums(
+    members: Mapping[str, bytes], disks: Mapping[str, Path], files: Files, sign: Sign | None
+) -> dict[str, bytes]:
+    """The members of an archive and its `files`, with the checksums of all, and their signature if `sign` is given."""
+    of_disks = {name: sha256_file(path).removeprefix("sha256:") for name, path in disks.items()}
+    members = {**members, **files(of_disks)}
+    text = sums.text({name: hashlib.sha256(data).hexdigest() for name, data in members.items()} | of_disks)
     return {**members, sums.NAME: text, **({sums.SIGNATURE_NAME: sign(text)} if sign else {})}
 
 

@@ -12,7 +12,6 @@ import os
 import re
 import struct
 import uuid
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
@@ -24,7 +23,7 @@ from kimbox.errors import ImageError
 from kimbox.files import copy_sparse, sha256_file
 from kimbox.image.disk import sectors
 from kimbox.image.formats import boxwriter
-from kimbox.image.formats.boxwriter import QCOW2, Sign, convert, json_bytes, making, with_sums, write_tar
+from kimbox.image.formats.boxwriter import QCOW2, Files, Sign, convert, json_bytes, making, with_sums, write_tar
 from kimbox.spec.layout import SECTOR_BYTES
 
 #: Names of the description and the disk in archives. Vagrant requires box.ovf.
@@ -80,8 +79,8 @@ class Content:
     guest: str
     #: The account for the login.
     user: str
-    #: Spec, lock, SBOM and statement, by file name.
-    files: Mapping[str, bytes]
+    #: Returns spec, lock, SBOM and statement, by file name.
+    files: Files
     #: Whether the guest's kernel has a driver for VirtualBox's default network card, e1000.
     knows_e1000: bool = False
 
@@ -144,17 +143,19 @@ def _write_archive(kind: Format, content: Content, work: Path, name: str, sign: 
             "metadata.json": json_bytes({"provider": "virtualbox"}),
             "Vagrantfile": boxwriter.vagrantfile(content.guest, content.user),
             OVF: description,
-            **content.files,
         }
-        write_tar(work / name, with_sums(members, disks, sign), disks)
+        write_tar(work / name, with_sums(members, disks, content.files, sign), disks)
         return
     first = f"{content.name}.ovf"
-    digests = {
-        first: hashlib.sha256(description).hexdigest(),
-        VMDK: sha256_file(work / VMDK).removeprefix("sha256:"),
-    }
-    manifest = "".join(f"SHA256({name})= {digest}\n" for name, digest in digests.items())
+    # DSP0243 1.1 knows only SHA1 here, and its readers refuse other digests. Nothing relies on it: SHA256SUMS has both.
+    digests = {first: hashlib.sha1(description), VMDK: _sha1(work / VMDK)}  # noqa: S324
+    manifest = "".join(f"SHA1({name})= {digest.hexdigest()}\n" for name, digest in digests.items())
     write_tar(work / name, {first: description, f"{content.name}.mf": manifest.encode()}, disks)
+
+
+def _sha1(path: Path) -> hashlib._Hash:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha1")
 
 
 def ovf(content: Content, vmdk_bytes: int) -> bytes:

@@ -2,6 +2,8 @@
 
 images/<key>/disk.raw      the disk (or disk.qcow2), sparse, read-only
 images/<key>/image.json    facts about the image: format, sizes, origin
+images/<key>/packages.json the locked packages, if kimbox built the image
+images/<key>/changes.json  the changes to the former image, if a maintainer made the image
 images/<key>/build.log     the log of the build, if kimbox built the image
 images/<key>.lease         locked by processes that use the image, or by the process that removes it: see `lease`
 images/<key>.lock          locked by the process that creates the image
@@ -26,6 +28,10 @@ from kimbox.image import namespace
 from kimbox.image.store import digest, lease
 
 FACTS = "image.json"
+
+#: Names of the files with the locked packages of a built image, and with the changes of a maintained image.
+PACKAGES = "packages.json"
+CHANGES = "changes.json"
 
 #: Fact with the digest of the disk at the time when the image was stored, as `digest.disk_digest` returns it.
 DIGEST = "disk_digest"

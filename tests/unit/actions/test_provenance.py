@@ -15,11 +15,14 @@ from refused import refused
 
 from kimbox.actions.provenance import provenance_of
 from kimbox.cli import app
-from kimbox.errors import SpecError
+from kimbox.errors import SpecError, StateError
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, write_lock
-from kimbox.lock.provenance import Provenance, sbom, statement
+from kimbox.lock.provenance.cyclonedx import sbom
+from kimbox.lock.provenance.inputs import Provenance
+from kimbox.lock.provenance.statement import statement
 from kimbox.machine import delivered_locks
+from kimbox.machine.delivered_locks import Delivered
 from kimbox.machine.folder import Machine
 from kimbox.project.project import Project
 
@@ -43,7 +46,7 @@ PROVENANCE = Provenance("tiny", LOCK, "8" * 64, None, "debian", "trixie")
 
 def test_installed_packages_replace_locked_packages() -> None:
     """A package at its locked version keeps its digest. A moved or added package has none, a removed one is missing."""
-    installed = PROVENANCE.with_installed({"base-files": ("13.8", "all"), "extra": ("1:2", "amd64")})
+    installed = attrs.evolve(PROVENANCE, installed={"base-files": ("13.8", "all"), "extra": ("1:2", "amd64")})
     parts = {
         part["name"]: part for part in json.loads(sbom(installed))["components"] if part["bom-ref"].startswith("deb:")
     }
@@ -53,7 +56,7 @@ def test_installed_packages_replace_locked_packages() -> None:
     build = json.loads(statement(installed))["predicate"]["buildDefinition"]
     assert {"lock": {"digest": {"sha256": LOCK.digest}}}.items() <= build["externalParameters"].items()
     assert ["base-files"] == [d["name"] for d in build["resolvedDependencies"] if "sha256" in d.get("digest", {})]
-    moved = PROVENANCE.with_installed({"base-files": ("13.9", "all")})
+    moved = attrs.evolve(PROVENANCE, installed={"base-files": ("13.9", "all")})
     assert not moved.packages["base-files"].sha256
 
 
@@ -133,23 +136,25 @@ def test_unpinned_repositories_are_named() -> None:
 
 
 def test_the_lock_of_the_machine_comes_first(world: World, tmp_path: Path) -> None:
-    """The lock that the machine reports is used, else the lock of the spec. Without either it is an error."""
+    """It is the lock that the machine reports, or of the plan that it was made from. Without a machine: of the spec."""
     box = attrs.evolve(world.box, repositories=box_with(tmp_path).repositories)
     with refused(SpecError, "lock-not-found", path=str(Project(box).lock_path)):
         provenance_of(Project(box))
     write_lock(Project(box).lock_path, LOCK)
-    provenance, lock_name = provenance_of(Project(box))
-    assert (provenance.lock, lock_name) == (LOCK, str(tmp_path / "kimbox.lock"))
+    described = provenance_of(Project(box))
+    assert (described.provenance.lock, described.lock_name) == (LOCK, str(tmp_path / "kimbox.lock"))
     machine = makemachine.make_machine()
-    assert provenance_of(Project(box))[1] == str(tmp_path / "kimbox.lock")
-    delivered_locks.keep(machine, "a" * 64, attrs.evolve(LOCK, spec_digest="7" * 64))
+    with refused(StateError, "lock-unknown", name="tiny", manifest=""):
+        provenance_of(Project(box))
+    delivered_locks.keep(machine, Delivered("a" * 64, attrs.evolve(LOCK, spec_digest="7" * 64)))
     makemachine.tell(machine, makemachine.event("ready", manifest="a" * 64))
-    provenance, lock_name = provenance_of(Project(box))
+    described = provenance_of(Project(box))
+    provenance, lock_name = described.provenance, described.lock_name
     assert (provenance.lock.spec_digest, provenance.image, lock_name) == ("7" * 64, "e" * 64, "the box tiny")
     assert Machine("tiny").exists
     about = {"manifest": "a" * 64, "mode": "keep", "role": "dev", "site": "", "by": "keep", "at": "", "part": ""}
     makemachine.tell(machine, makemachine.event("box", **about, unpinned="setup gone", commit="5" * 40))
-    provenance, _ = provenance_of(Project(box))
+    provenance = provenance_of(Project(box)).provenance
     lock = provenance.lock
     assert (lock.unpinned, lock.repositories["setup"].commit) == (("setup",), "5" * 40)
     assert lock.digest == attrs.evolve(LOCK, spec_digest="7" * 64, image="e" * 64).digest

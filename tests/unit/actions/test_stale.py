@@ -20,8 +20,11 @@ from kimbox.actions import up as starting
 from kimbox.guest import stale
 from kimbox.guest.events import parse_line
 from kimbox.lock.lockfile import Lock, PinnedRepository, write_lock
-from kimbox.lock.provenance import Provenance, sbom, statement
+from kimbox.lock.provenance.cyclonedx import sbom
+from kimbox.lock.provenance.inputs import Provenance
+from kimbox.lock.provenance.statement import statement
 from kimbox.machine import delivered_locks
+from kimbox.machine.delivered_locks import Delivered
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Sealed
 from kimbox.machine.state import State
@@ -90,7 +93,7 @@ def box(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     fakedriver.install(monkeypatch)
     machine = makemachine.make_machine(source=str(world / "work/kimbox.yaml"))
     described = describe(makebox.make_box(world, repositories=(REPOSITORY,)), LOCK, "e" * 64)
-    delivered_locks.keep(machine, DIGEST, LOCK, box_json(described))
+    delivered_locks.keep(machine, Delivered(DIGEST, LOCK, described=box_json(described)))
     write_lock(world / "work/kimbox.lock", attrs.evolve(LOCK, image="e" * 64))
 
     def tells(text: str, at: str = "2026-01-02T03:04:05Z", part: str = "") -> Machine:

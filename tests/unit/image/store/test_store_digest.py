@@ -19,7 +19,11 @@ def disk(tmp_path: Path) -> Path:
     path = tmp_path / "disk.raw"
     with path.open("wb") as file:
         file.truncate(SIZE_BYTES)
-        for offset, data in ((PIECE_BYTES + 5000, b"one" * 900), (2 * PIECE_BYTES, bytes(8192)), (SIZE_BYTES - 3, b"end")):
+        for offset, data in (
+            (PIECE_BYTES + 5000, b"one" * 900),
+            (2 * PIECE_BYTES, bytes(8192)),
+            (SIZE_BYTES - 3, b"end"),
+        ):
             file.seek(offset)
             file.write(data)
     return path
@@ -48,7 +52,7 @@ def test_every_change_is_seen(disk: Path) -> None:
 
 def test_ranges_within_a_piece(tmp_path: Path) -> None:
     """Several data ranges in one piece are read once: random holes give the digest of the file without holes."""
-    chance = random.Random(5)
+    chance = random.Random(5)  # noqa: S311
     for number in range(20):
         holes, full = tmp_path / f"holes-{number}", tmp_path / f"full-{number}"
         with holes.open("wb") as file:
