@@ -182,6 +182,10 @@ def private_dir(path: Path) -> Path:
     return path
 
 
+#: Permissions of lock files. Another user who can open one could hold its lock forever.
+LOCK_MODE = 0o600
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait_s: float = 0, busy: str = "another kimbox process uses it") -> Iterator[None]:
     """Holds an exclusive lock on the file `path`, which is created if necessary. The kernel releases it if kimbox dies.
@@ -191,7 +195,9 @@ def locked(path: Path, *, wait_s: float = 0, busy: str = "another kimbox process
     import filelock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(path), timeout=wait_s if wait_s < 0 else max(wait_s, LOCK_PATIENCE_S))
+    lock = filelock.FileLock(str(path), timeout=wait_s if wait_s < 0 else max(wait_s, LOCK_PATIENCE_S), mode=LOCK_MODE)
+    with contextlib.suppress(OSError):  # an older kimbox created it with other permissions, or it does not exist yet
+        path.chmod(LOCK_MODE)
     try:
         lock.acquire()
     except filelock.Timeout:

@@ -117,8 +117,8 @@ class Tail:
         self._head = b""
         self._inode: tuple[int, int] | None = None
 
-    def read(self) -> list[Event]:
-        """The events in the complete new lines. Reads at most MAX_READ_BYTES. Empty if the file is missing."""
+    def read(self, limit_bytes: int = MAX_READ_BYTES) -> list[Event]:
+        """The events in the complete new lines. Reads at most `limit_bytes`. Empty if the file is missing."""
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -129,7 +129,7 @@ class Tail:
             if self._was_replaced(handle):
                 self.offset, self._rest, self._skipping = 0, b"", False
             self._head = os.pread(handle, HEAD_BYTES, 0)
-            return self._parse(os.pread(handle, MAX_READ_BYTES, self.offset))
+            return self._parse(os.pread(handle, limit_bytes, self.offset))
         finally:
             os.close(handle)
 

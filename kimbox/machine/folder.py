@@ -47,7 +47,8 @@ USER = "vagrant"
 #: Maximum wait for another kimbox process that changes the machine.
 LOCK_WAIT_S = 5.0
 
-#: Number of bytes at the end of the events file that are read.
+#: Number of bytes at the start and at the end of the events file that are read.
+EVENTS_HEAD_BYTES = 256 << 10
 EVENTS_TAIL_BYTES = 1 << 20
 
 
@@ -196,13 +197,22 @@ class Machine:
         write_json(self.record_file, record.as_json())
 
     def boot_events(self) -> tuple[Event, ...]:
-        """Returns the events of the last boot, oldest first."""
+        """Returns the events of the last boot, oldest first.
+
+        Of a large file only the start and the end are read: a guest that sends many events cannot push out the first
+        ones. The event `sealed` counts only if this host has the key of the box: a guest could lock its owner out.
+        """
         try:
             size = self.events_file.stat().st_size
         except FileNotFoundError:
             return ()
-        events = Tail(self.events_file, offset=max(0, size - EVENTS_TAIL_BYTES)).read()
-        return tuple(event for event in events if event.boot == events[-1].boot)
+        start = max(0, size - EVENTS_TAIL_BYTES)
+        events = Tail(self.events_file).read(EVENTS_HEAD_BYTES) if start > EVENTS_HEAD_BYTES else []
+        events += Tail(self.events_file, offset=start).read()
+        is_sealing = self.data_key.exists()
+        return tuple(
+            event for event in events if event.boot == events[-1].boot and (is_sealing or event.name != "sealed")
+        )
 
     def endpoint(self, record: Record) -> Endpoint:
         """Returns the ssh endpoint of the machine: address, user, key and known_hosts."""

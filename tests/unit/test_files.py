@@ -98,6 +98,15 @@ def test_sizes_in_words(count: int, expected: str) -> None:
     assert expected == files.size_words(count)
 
 
+def test_locks_are_private(tmp_path: Path) -> None:
+    """Another user cannot open a lock file, and so cannot hold it forever. Older lock files are made private, too."""
+    old, new = tmp_path / "old.lock", tmp_path / "new.lock"
+    old.touch(0o644)
+    for path in (old, new):
+        with files.locked(path):
+            assert 0o600 == path.stat().st_mode & 0o777
+
+
 def test_is_locked_does_not_hold_the_lock(tmp_path: Path) -> None:
     """After is_locked, the lock can be acquired."""
     path = tmp_path / "lock"

@@ -58,7 +58,7 @@ def command(invocation: Invocation) -> list[str]:
         "qemu-system-x86_64",
         "-name", f"{PROCESS_NAME}-{record.name},process={PROCESS_NAME}-{record.name}",
         "-uuid", record.uuid,
-        "-machine", "q35,sata=off,smbus=off,vmport=off",
+        "-machine", "q35,sata=off,smbus=off,vmport=off,dump-guest-core=off",
         *invocation.accelerator.arguments(),
         "-smp", str(invocation.cpus),
         "-m", f"{invocation.memory_bytes >> 20}M",

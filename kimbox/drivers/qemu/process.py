@@ -40,6 +40,9 @@ LOG_END_BYTES = 16 << 10
 #: Interval between two checks of the process, in seconds.
 POLL_INTERVAL_S = 0.05
 
+#: Starts a program that writes no core dump (prlimit(1)). That of QEMU would contain the keys of a sealed box.
+NO_CORE_DUMP = ("prlimit", "--core=0:0", "--")
+
 #: QEMU's message when it cannot listen on a port of the host.
 NO_FORWARD = "Could not set up host forwarding rule"
 
@@ -70,7 +73,7 @@ def start(invocation: Invocation) -> None:
         sweep(machine)
         if is_boot:
             disk.create_scratch(machine, invocation.scratch)
-        exit_code = detach(arguments, log=machine.qemu_log, pass_fds=[handle], cwd=machine.folder)
+        exit_code = detach([*NO_CORE_DUMP, *arguments], log=machine.qemu_log, pass_fds=[handle], cwd=machine.folder)
     finally:
         os.close(handle)
     deadline = time.monotonic() + START_TIMEOUT_S

@@ -52,7 +52,7 @@ def _held(key: str, operation: int, *, wait_s: float, other_use: str) -> Iterato
     """Holds the lease on an image. `other_use` is what another process does with the image if the lease is busy."""
     path = paths.images_dir() / f"{key}.lease"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         _lock(handle, operation, wait_s=wait_s, key=key, other_use=other_use)
         try:

@@ -181,10 +181,21 @@ def test_the_memory_of_a_sealed_box_is_not_written(world: World, script: Script)
 
 def test_a_record_that_was_not_written(world: World, script: Script) -> None:
     """kimbox was killed before it wrote the role to the record: the box reports it."""
+    world.machine.data_key.write_text("0" * 64)
     stop.halt(world.machine)
     up(world)
     assert State.SEALED is up(world)
     assert SEALED == world.machine.record().sealed
+
+
+def test_a_guest_cannot_lock_its_owner_out(world: World, script: Script) -> None:
+    """Without the key of this host, a guest that reports `sealed` stays open, and its record does not change."""
+    stop.halt(world.machine)
+    up(world)
+    assert State.PROVISIONING is state(world.machine)
+    assert State.PROVISIONING is up(world)
+    assert None is world.machine.record().sealed
+    observe.refuse_sealed(world.machine, "exec")
 
 
 def test_a_box_that_fails_to_seal_itself(world: World, script: Script) -> None:

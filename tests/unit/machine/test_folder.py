@@ -144,7 +144,21 @@ def test_only_the_end_of_many_events_is_read(monkeypatch: pytest.MonkeyPatch) ->
     line = event("step", n=1, of=1, kind="provision", name="x", status="running")
     monkeypatch.setattr(folder, "EVENTS_TAIL_BYTES", 10 * len(line) + 5)
     tell(machine, event("booting", mode="keep"), *[line] * 1000)
-    assert ["step"] * 10 == [e.name for e in machine.boot_events()]
+    monkeypatch.setattr(folder, "EVENTS_HEAD_BYTES", len(event("booting", mode="keep")))
+    assert ["booting", *["step"] * 10] == [e.name for e in machine.boot_events()]
+
+
+def test_a_flood_does_not_change_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first events of the boot count, too, however many others follow."""
+    machine = makemachine.make_machine()
+    machine.data_key.write_text("0" * 64)
+    line = event("hostkey", key="x")
+    monkeypatch.setattr(folder, "EVENTS_TAIL_BYTES", 10 * len(line))
+    monkeypatch.setattr(folder, "EVENTS_HEAD_BYTES", 20 * len(line))
+    tell(machine, event("booting", mode="resnap"), event("sealed", role="worker", site="a"), *[line] * 1000)
+    names = [e.name for e in machine.boot_events()]
+    assert ["booting", "sealed", "hostkey"] == names[:3]
+    assert len(names) < 40
 
 
 def test_a_sparse_file_of_a_gigabyte_is_read_at_its_end() -> None:

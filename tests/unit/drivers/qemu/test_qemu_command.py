@@ -213,6 +213,20 @@ def test_a_missing_key_is_an_error(machine: Machine) -> None:
     assert "kimbox destroy tiny" in str(caught.value.hint)
 
 
+def test_qemu_writes_no_core_dump(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A core dump would contain the keys of a sealed box. The limit is that of the started program."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(process, "detach", lambda argv, **_: started.append([*map(str, argv)]))
+    monkeypatch.setattr(process, "require", lambda *_: "qemu-system-x86_64")
+    monkeypatch.setattr(process, "status", lambda _: "running")
+    process.start(invoked(machine))
+    ((*wrapper, program), arguments) = started[0][:4], started[0][4:]
+    assert "qemu-system-x86_64" == program
+    assert values(arguments, "-machine")[0].endswith(",dump-guest-core=off")
+    limits = run.run([*wrapper, "sh", "-c", "ulimit -S -c; ulimit -H -c"]).stdout
+    assert ["0", "0"] == limits.split()
+
+
 def test_a_resumed_box_continues_its_logs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A boot starts new logs and keeps the last ones. A resume appends, because the guest repeats nothing."""
     monkeypatch.setattr(process, "detach", lambda *a, **k: lambda: None)
