@@ -96,6 +96,8 @@ CODES: dict[str, str] = {
     "missing-tool": "A program is missing on the host; the hint has the command that installs it.",
     "name-in-use": "An added box has that name already.",
     "name-taken": "The name of a box belongs to a machine of another spec.",
+    "namespaces-not-allowed": "The kernel, or a container, does not allow the namespaces in which images are built.",
+    "no-file-locks": "A file system has no file locks (flock(2)), which kimbox needs for its own files.",
     "no-free-port": "All ports of the host that kimbox assigns are in use.",
     "no-space": "There is not enough free space on a disk.",
     "no-terminal": "A prompt needs a terminal; the hint has the options that answer it.",

@@ -1,4 +1,4 @@
-"""File operations: atomic writes, locks, reads with a size limit, and large files with holes."""
+"""File operations: atomic writes, reads with a size limit, and large files with holes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from kimbox.errors import KimboxError, StateError
+from kimbox.filelocks import NO_LOCKS
+from kimbox.filelocks import is_locked as is_locked  # with the other operations on files
+from kimbox.filelocks import locked as locked
 
 #: Size of a read, in bytes.
 CHUNK_BYTES = 1 << 20
@@ -26,9 +29,6 @@ MAX_TEXT_BYTES = 4 << 20
 
 #: A block of zeros of this size, in bytes, is written as a hole.
 HOLE_BYTES = 64 << 10
-
-#: Minimum time to try to acquire a lock, in seconds. `is_locked` holds a lock for a moment, which must not count.
-LOCK_PATIENCE_S = 0.2
 
 _ZEROS = bytes(HOLE_BYTES)
 
@@ -65,10 +65,17 @@ def write_atomic(path: Path, data: bytes | str | Path, *, mode: int = 0o644) -> 
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
-    """Creates a temporary file in the folder of `path`. It is locked as long as its file descriptor is open."""
+    """Creates a temporary file in the folder of `path`. It is locked as long as its file descriptor is open.
+
+    On a file system without locks it is not locked, because the lock of a spec may have to be written there.
+    """
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
         os.close(handle)  # between the two calls, `remove_left` removed the file
@@ -80,7 +87,7 @@ def remove_left(folder: Path, name: str | None = None) -> None:
         matches = [(entry.path, _TEMPORARY.fullmatch(entry.name)) for entry in entries]
     temporary_files = [Path(path) for path, match in matches if match and name in (None, match[1])]
     for path in temporary_files:
-        with contextlib.suppress(OSError):  # BlockingIOError: its writer still runs
+        with contextlib.suppress(OSError):  # its writer still runs, or the file system has no locks
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,48 +187,6 @@ def private_dir(path: Path) -> Path:
     if info.st_mode & 0o077:
         path.chmod(0o700)
     return path
-
-
-#: Permissions of lock files. Another user who can open one could hold its lock forever.
-LOCK_MODE = 0o600
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait_s: float = 0, busy: str = "another kimbox process uses it") -> Iterator[None]:
-    """Holds an exclusive lock on the file `path`, which is created if necessary. The kernel releases it if kimbox dies.
-
-    Waits up to `wait_s` seconds (negative: without a limit), then raises StateError (`busy`) with the message `busy`.
-    """
-    import filelock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(path), timeout=wait_s if wait_s < 0 else max(wait_s, LOCK_PATIENCE_S), mode=LOCK_MODE)
-    with contextlib.suppress(OSError):  # an older kimbox created it with other permissions, or it does not exist yet
-        path.chmod(LOCK_MODE)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        hint = "wait until it ends; `kimbox status` shows what runs"
-        raise StateError(busy, code="busy", hint=hint, fields={"path": str(path)}) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock (flock(2)) of `path`. Holds a shared lock itself for a moment."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def size_words(count: float) -> str:

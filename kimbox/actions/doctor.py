@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 from kimbox import paths
 from kimbox.drivers import registry
 from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt, program
+from kimbox.filelocks import flock
 from kimbox.files import size_words
 from kimbox.image import namespace
 from kimbox.image.store import images
+from kimbox.lock.apt import archive
 from kimbox.lock.apt import sources as apt
 from kimbox.log import log
 
@@ -36,7 +42,8 @@ def examine() -> list[HostCheck]:
     A failed check is a result; no error is raised.
     """
     checks = [program(name, purpose) for name, purpose in PROGRAMS.items()]
-    checks += [attempt("building", _building), attempt("packages", _packages), attempt("space", _space)]
+    checks += [attempt("home", _home), attempt("locks", _locks), attempt("building", _building)]
+    checks += [attempt("packages", _packages), attempt("space", _space)]
     return checks + registry.check_host()
 
 
@@ -59,23 +66,60 @@ def _stored_image(key: str) -> HostCheck:
 
 def _building() -> HostCheck:
     namespace.check()
-    namespace.call(["true"])
-    return HostCheck("building", Outcome.GOOD, "kimbox can build images without root")
+    user = "root" if os.geteuid() == 0 else "this user"
+    return HostCheck("building", Outcome.GOOD, f"{user} can make the namespaces in which images are built")
 
 
 def _packages() -> HostCheck:
     sources = apt.sources("debian", "trixie", None)
+    keys = archive.accepted_keys("debian").values()
+    if not any(os.access(key, os.R_OK) for key in keys):
+        return HostCheck(
+            "packages",
+            Outcome.BAD,
+            f"no key file of Debian's archives can be read, so that apt rejects their {len(sources)} repositories",
+            "sudo apt-get install debian-archive-keyring",
+        )
     return HostCheck(
         "packages", Outcome.GOOD, f"Debian packages come from {len(sources)} repositories of this machine's apt"
     )
 
 
-def free_bytes() -> int:
-    """Free space in the folder of machines and images."""
+def _home_or_above() -> Path:
+    """The folder of machines and images or, if it does not exist yet, the folder in which it will be created."""
     folder = paths.home()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
+
+
+def _home() -> HostCheck:
+    folder = _home_or_above()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"kimbox")
+            file.flush()
+    except OSError as error:
+        result = f"{paths.home()} cannot be written: {error.strerror}"
+        return HostCheck("home", Outcome.BAD, result, "set KIMBOX_HOME to a folder that you can write")
+    return HostCheck("home", Outcome.GOOD, f"{paths.home()} can be written")
+
+
+def _locks() -> HostCheck:
+    folder = _home_or_above()
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flock(handle, fcntl.LOCK_SH, folder / "lock")
+    except BlockingIOError:
+        pass  # another process holds a lock of the folder, so that the file system has locks
+    finally:
+        os.close(handle)
+    return HostCheck("locks", Outcome.GOOD, f"the file system of {paths.home()} has file locks")
+
+
+def free_bytes() -> int:
+    """Free space in the folder of machines and images."""
+    return shutil.disk_usage(_home_or_above()).free
 
 
 def _space() -> HostCheck:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kimbox.errors import KimboxError
+from kimbox.filelocks import NO_LOCKS
 from kimbox.guest.endpoint import Endpoint, ssh_command
 from kimbox.run import attached, run
 
@@ -112,8 +113,10 @@ def _lock(folder: int) -> bool:
     """Locks a folder, so that no other process creates or removes its socket. False if another process has the lock."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except OSError as error:
+        if isinstance(error, BlockingIOError) or error.errno in NO_LOCKS:  # each ssh has its own connection then
+            return False
+        raise
     return True
 
 

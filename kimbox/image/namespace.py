@@ -15,10 +15,23 @@ from pathlib import Path
 from typing import IO
 
 from kimbox import run
-from kimbox.errors import MissingToolError
+from kimbox.errors import KimboxError, MissingToolError
 
 #: Number of subordinate ids that a build needs: a Debian system uses ids up to 65534, and id 0 is the user.
 NEEDED_IDS = 65535
+
+#: Timeout of the attempt to make the namespaces, in seconds.
+_PROBE_TIMEOUT_S = 60
+
+#: Linux, include/uapi/linux/capability.h.
+_CAP_SYS_ADMIN = 21
+
+#: Settings of the kernel that forbid user namespaces: name -> the value that forbids them, a value that allows them.
+_USER_NAMESPACES = {
+    "kernel.unprivileged_userns_clone": ("0", "1"),
+    "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+    "user.max_user_namespaces": ("0", "10000"),
+}
 
 
 def subordinate_ids(table: Path, user: str, uid: int) -> int:
@@ -32,13 +45,63 @@ def subordinate_ids(table: Path, user: str, uid: int) -> int:
 
 
 def check() -> None:
-    """Raises MissingToolError if this user cannot build images on this host. The hint has the command that helps.
+    """Raises an error if this user cannot build images on this host. The hint has what helps.
 
-    Its code is `missing-tool`, or `missing-subordinate-ids`.
+    It is MissingToolError (`missing-tool`, `missing-subordinate-ids`), or KimboxError (`namespaces-not-allowed`) if
+    the kernel, or the container around this process, does not allow the namespaces or a mount in them.
     """
     run.require("unshare", "images are built in namespaces")
+    if os.geteuid() != 0:
+        _check_ids()
+    # A mount: some containers allow the namespaces and forbid every mount in them.
+    mount = command(["mount", "-t", "tmpfs", "kimbox", "/tmp"])  # noqa: S108 - nothing is written there
+    done = run.run(mount, check=False, timeout_s=_PROBE_TIMEOUT_S)
+    if not done.ok:
+        raise _not_allowed(done.stderr)
+
+
+def _not_allowed(stderr: str) -> KimboxError:
+    """The error for namespaces that could not be made. `stderr` is that of unshare or mount."""
+    reason = (stderr.strip().splitlines() or ["no reason was given"])[-1].removeprefix("unshare: ")
     if os.geteuid() == 0:
-        return
+        cause = "" if _has_capability(_CAP_SYS_ADMIN) else ": this process has no CAP_SYS_ADMIN, as in a container"
+        hint = (
+            "in a container, start it with `--privileged`, or with `--cap-add SYS_ADMIN --cap-add MKNOD --security-opt "
+            "seccomp=unconfined --security-opt apparmor=unconfined`; or build on another host"
+        )
+    elif forbidding := [name for name, values in _USER_NAMESPACES.items() if _setting(name) == values[0]]:
+        forbids, allows = _USER_NAMESPACES[forbidding[0]]
+        cause = f": the kernel's setting {forbidding[0]} is {forbids}"
+        hint = f"sudo sysctl -w {forbidding[0]}={allows}"
+    else:
+        cause, hint = "", "in a container, start it with `--privileged`; or build on another host"
+    return KimboxError(
+        f"this host does not allow the namespaces in which images are built{cause} ({reason})",
+        code="namespaces-not-allowed",
+        hint=hint,
+        fields={"reason": reason},
+    )
+
+
+def _has_capability(number: int) -> bool:
+    """Whether this process has a capability in effect (capabilities(7)). True if that cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> number & 1)
+    return True
+
+
+def _setting(name: str) -> str | None:
+    """The value of a kernel setting (sysctl(8)); None if this kernel does not have it."""
+    try:
+        return Path("/proc/sys", *name.split(".")).read_text().strip()
+    except OSError:
+        return None
+
+
+def _check_ids() -> None:
+    """Raises MissingToolError if an ordinary user lacks newuidmap or subordinate ids."""
     run.require("newuidmap", "an ordinary user builds images in a user namespace")
     user = pwd.getpwuid(os.getuid()).pw_name
     for table in (Path("/etc/subuid"), Path("/etc/subgid")):

@@ -12,7 +12,7 @@ import pytest
 from refused import refused
 
 from kimbox import run
-from kimbox.errors import MissingToolError
+from kimbox.errors import KimboxError, MissingToolError
 from kimbox.image import namespace
 
 #: Module search path for another Python process, which needs kimbox and its libraries.
@@ -26,7 +26,7 @@ def usable() -> bool:
     """Whether this user can build images on this host."""
     try:
         namespace.check()
-    except MissingToolError:
+    except KimboxError:
         return False
     return True
 

@@ -10,7 +10,7 @@ import attrs
 from makebox import MIB, make_box
 
 from kimbox import run
-from kimbox.errors import MissingToolError
+from kimbox.errors import KimboxError
 from kimbox.image import namespace
 from kimbox.image.inputs import recipe
 from kimbox.image.inputs.provisioners import GuestFile
@@ -63,7 +63,7 @@ def usable() -> bool:
     try:
         namespace.check()
         run.require("mke2fs")
-    except MissingToolError:
+    except KimboxError:
         return False
     return True
 

@@ -28,7 +28,7 @@ SSH = ["fabric", "paramiko", "invoke", "kimbox.guest.ssh"]
 GIT = ["git", "kimbox.lock.git.mirror", "kimbox.lock.git.command"]
 SPEC = ["ruamel.yaml", "jsonschema", "kimbox.spec.load"]
 IMAGE = ["kimbox.image.store.images", "kimbox.image.obtain", "kimbox.render.manifest", "jinja2"]
-REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "filelock", "cyclonedx", "packageurl"]
+REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "cyclonedx", "packageurl"]
 
 
 def loaded(home: Path, arguments: list[str], names: list[str], **env: str) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from kimbox.drivers.qemu import disk, qmp
 from kimbox.drivers.qemu.command import Invocation, command
 from kimbox.errors import GuestError, KimboxError
+from kimbox.filelocks import flock
 from kimbox.files import read_bounded
 from kimbox.machine.folder import Machine, read_end
 from kimbox.run import describe_status, detach, require, tail
@@ -100,7 +101,7 @@ def _lock(handle: int, machine: Machine) -> None:
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(handle, fcntl.LOCK_EX, machine.run_lock)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise GuestError(

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from kimbox import run
 from kimbox.errors import StateError
+from kimbox.filelocks import flock
 from kimbox.files import CHUNK_BYTES, remove_tree, sha256_file, sync_file, sync_folder
 from kimbox.image.formats import sums, xz
 from kimbox.image.inputs.recipe import EPOCH_S
@@ -188,7 +189,7 @@ def making(target: Path) -> Iterator[Path]:
     handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(handle, fcntl.LOCK_EX, work)
             if os.fstat(handle).st_nlink == 0:  # the other process has just finished
                 raise BlockingIOError
         except BlockingIOError:

@@ -14,9 +14,11 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from kimbox import paths
 from kimbox.errors import StateError
+from kimbox.filelocks import flock
 
 #: Maximum time to wait for a process that removes the image, in seconds. That process reads the record of every machine
 #: and renames one folder.
@@ -54,7 +56,7 @@ def _held(key: str, operation: int, *, wait_s: float, other_use: str) -> Iterato
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        _lock(handle, operation, wait_s=wait_s, key=key, other_use=other_use)
+        _lock(handle, path, operation, wait_s=wait_s, other_use=other_use)
         try:
             yield
         finally:
@@ -63,18 +65,18 @@ def _held(key: str, operation: int, *, wait_s: float, other_use: str) -> Iterato
         os.close(handle)
 
 
-def _lock(handle: int, operation: int, *, wait_s: float, key: str, other_use: str) -> None:
+def _lock(handle: int, path: Path, operation: int, *, wait_s: float, other_use: str) -> None:
     """Acquires the lock within `wait_s` seconds, or raises StateError (`busy`)."""
     end = time.monotonic() + wait_s
     while True:
         try:
-            return fcntl.flock(handle, operation | fcntl.LOCK_NB)
+            return flock(handle, operation, path)
         except BlockingIOError:
             if time.monotonic() >= end:
                 raise StateError(
-                    f"another kimbox process is {other_use} the image {key[:12]}",
+                    f"another kimbox process is {other_use} the image {path.stem[:12]}",
                     code="busy",
                     hint="wait until it ends, then run the same command again",
-                    fields={"image": key, "use": other_use},
+                    fields={"image": path.stem, "use": other_use},
                 ) from None
         time.sleep(POLL_S)

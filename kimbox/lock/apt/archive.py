@@ -218,8 +218,7 @@ class Archive:
     def _trust(self) -> None:
         """Links the accepted keys into the folder: those of this machine, and those of the distribution."""
         keys = self.folder / "etc/keys"
-        files = [*Path("/etc/apt/trusted.gpg.d").glob("*"), Path(KEYRINGS[self.distribution])]
-        accepted = {file.name: file for file in files if file.suffix in (".gpg", ".asc") and file.is_file()}
+        accepted = accepted_keys(self.distribution)
         for link in keys.iterdir():
             if link.name not in accepted:
                 link.unlink()
@@ -250,6 +249,12 @@ class Archive:
 
     def _stream(self, argv: list[str], cwd: Path | None = None) -> None:
         run.stream(argv, on_line=lambda line: log.now(bare(line)), env=self._env(), cwd=cwd)
+
+
+def accepted_keys(distribution: str) -> dict[str, Path]:
+    """The key files that may sign the archives of a distribution, by file name."""
+    files = [*Path("/etc/apt/trusted.gpg.d").glob("*"), Path(KEYRINGS[distribution])]
+    return {file.name: file for file in files if file.suffix in (".gpg", ".asc") and file.is_file()}
 
 
 def bare(text: str) -> str:

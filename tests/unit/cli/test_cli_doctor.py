@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import clirun
 import pytest
 from clirun import Kimbox, result
 
+from kimbox import paths, run
 from kimbox.actions import doctor
+from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt
 from kimbox.errors import KimboxError
+from kimbox.image import namespace
+from kimbox.lock.apt import archive
+from kimbox.lock.apt import sources as apt
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
@@ -54,3 +62,70 @@ def test_text(kimbox: Kimbox) -> None:
     lines = out.splitlines()
     index = next(number for number, line in enumerate(lines) if line.startswith("bad   git: "))
     assert "      fix: sudo apt-get install git" == lines[index + 1]
+
+
+def _check(what: str) -> HostCheck:
+    return next(check for check in doctor.examine() if check.what == what)
+
+
+@pytest.mark.usefixtures("world")
+def test_a_home_without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """doctor takes a lock in the home of kimbox; elsewhere, locks are not needed."""
+    assert Outcome.GOOD == _check("locks").outcome
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    found = _check("locks")
+    assert Outcome.BAD == found.outcome
+    assert str(paths.home().parent) in found.result
+    assert "KIMBOX_HOME" in str(found.repair)
+
+
+@pytest.mark.usefixtures("world")
+def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """doctor writes a file where the home of kimbox is, or will be."""
+    assert Outcome.GOOD == _check("home").outcome
+    monkeypatch.setenv("KIMBOX_HOME", "/proc/kimbox")
+    found = _check("home")
+    assert Outcome.BAD == found.outcome
+    assert "/proc/kimbox" in found.result
+    assert "KIMBOX_HOME" in str(found.repair)
+
+
+@pytest.mark.usefixtures("world")
+def test_no_key_of_the_archives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a key that this user can read, apt rejects every archive. The package of the keys is named."""
+    monkeypatch.setattr(apt, "sources", lambda *_: [None])
+    monkeypatch.setattr(archive, "accepted_keys", lambda _: {"debian.gpg": tmp_path / "nothing.gpg"})
+    found = _check("packages")
+    assert Outcome.BAD == found.outcome
+    assert "sudo apt-get install debian-archive-keyring" == found.repair
+    (tmp_path / "nothing.gpg").touch()
+    assert Outcome.GOOD == _check("packages").outcome
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize(
+    ("uid", "settings", "expected"),
+    [
+        (0, {}, "--privileged"),
+        (1000, {"kernel.unprivileged_userns_clone": "0"}, "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
+        (1000, {"user.max_user_namespaces": "0"}, "sudo sysctl -w user.max_user_namespaces=10000"),
+        (1000, {"kernel.apparmor_restrict_unprivileged_userns": "0"}, "--privileged"),
+    ],
+)
+def test_a_host_without_namespaces(
+    monkeypatch: pytest.MonkeyPatch, uid: int, settings: dict[str, str], expected: str
+) -> None:
+    """The cause is named (a container, a setting of the kernel) and never the program of the attempt."""
+    failed = run.Completed(1, "", "unshare: unshare failed: Operation not permitted\n")
+    monkeypatch.setattr(namespace, "_check_ids", lambda: None)
+    monkeypatch.setattr(namespace, "_setting", settings.get)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(run, "run", lambda *_, **__: failed)
+    found = attempt("building", doctor._building)
+    assert Outcome.BAD == found.outcome
+    assert "unshare failed: Operation not permitted" in found.result
+    assert expected in str(found.repair)
