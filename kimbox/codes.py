@@ -26,6 +26,7 @@ CODES: dict[str, str] = {
     "bad-public-key": "A public key is not valid, or not of a supported kind.",
     "bad-ref": "A text is not a branch, a tag or a commit.",
     "bad-report": "A file is not a report of `kimbox audit`.",
+    "bad-script": "A script of a spec, or `setup` of its repository, is missing, not executable or not valid shell.",
     "bad-size": "A size is not a number with the unit KiB, MiB, GiB or TiB.",
     "bad-spec": "A spec, layer or lock is invalid; `problems` lists every fault with its own code.",
     "bad-submodule": "A submodule has a path, URL or nesting that kimbox does not follow.",

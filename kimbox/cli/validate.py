@@ -10,6 +10,7 @@ import typer
 from kimbox.cli import completers, target
 from kimbox.cli.output import report
 from kimbox.errors import Problem, SpecError, StateError
+from kimbox.project.scripts import spec_problems
 from kimbox.spec.load import find_box, load_box
 
 
@@ -26,7 +27,8 @@ def validate(
 ) -> None:
     """Check box specs. Show every fault with file, line and column.
 
-    Nothing is downloaded, built or started. The exit status is 3 if a spec is invalid, or if one of several is missing.
+    Also the syntax of the shell scripts is checked, and that a folder `setup` has an executable file `setup`. Nothing
+    is run, downloaded, built or started. The exit status is 3 if a spec is invalid, or if one of several is missing.
     It is 5 if the only one is missing.
 
     \b
@@ -44,6 +46,7 @@ def validate(
     for name, spec_file in requested:
         try:
             path = find_box(name, Path(), spec_file)
+            problems.extend(spec_problems(path))
             box = load_box(path)
         except SpecError as error:
             problems.extend(error.problems)

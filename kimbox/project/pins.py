@@ -19,8 +19,9 @@ from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, pinned_submodules, read_lock, write_lock
 from kimbox.log import log
 from kimbox.project.check import base_provisioners, check_lock_file, package_differences, raise_faults, recipe_for
+from kimbox.project.pinned_scripts import check_scripts
 from kimbox.project.project import Project
-from kimbox.spec.model import Box, PackageImage
+from kimbox.spec.model import SETUP, Box, PackageImage
 from kimbox.spec.schema import guess
 
 
@@ -64,9 +65,17 @@ def lock_for(project: Project) -> Locked:
     new = make_lock(box, previous=previous, image=key, packages=packages, offline=project.offline)
     lock = previous if project.frozen and previous else new
     mirrors = _mirrors(project, lock)
+    if not project.frozen and (previous is None or _may_have_other_scripts(previous, lock)):
+        check_scripts(box, mirrors, {name: pin.commit for name, pin in lock.repositories.items()})
     if not project.frozen and write_lock(path, lock):
         log.info(f"{'wrote' if previous is None else 'updated'} {path}")
     return Locked(lock, mirrors, recipe, key)
+
+
+def _may_have_other_scripts(previous: Lock, lock: Lock) -> bool:
+    """Whether the scripts of the spec, or `setup` of its repository, may differ from those of the previous lock."""
+    old, new = previous.repositories.get(SETUP), lock.repositories.get(SETUP)
+    return (previous.spec_digest, old and old.commit) != (lock.spec_digest, new and new.commit)
 
 
 def _mirrors(project: Project, lock: Lock) -> dict[str, Mirror]:
@@ -140,6 +149,12 @@ def relock(project: Project, *, update: list[str] | None, dry_run: bool = False)
         chosen = _packages(box, previous, base, packages)
         key = obtain.key_of(box, recipe_for(box, chosen, base))
         lock = make_lock(box, previous=previous, update=repositories, image=key, packages=chosen, warn=warnings.append)
+        if pin := lock.repositories.get(SETUP):
+            mirrors = {r.name: Mirror.of(r) for r in box.repositories if r.name == SETUP}
+            mirrors[SETUP].ensure(pin.commit)
+            check_scripts(box, mirrors, {SETUP: pin.commit})
+        else:
+            check_scripts(box, {}, {})
     old = previous.repositories if previous else {}
     moved = {
         name: (old[name].commit if name in old else None, pin.commit)

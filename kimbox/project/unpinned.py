@@ -21,8 +21,9 @@ from kimbox.lock.lockfile import (
     read_lock,
 )
 from kimbox.log import log
+from kimbox.project.pinned_scripts import commit_problems
 from kimbox.project.project import Project
-from kimbox.spec.model import Box, Repository
+from kimbox.spec.model import SETUP, Box, Repository
 from kimbox.spec.schema import guess
 
 #: An argument of `--repo`: NAME=FOLDER or NAME@REF.
@@ -113,6 +114,8 @@ def unpinned(project: Project, replacements: Sequence[Replacement]) -> tuple[Loc
         name = repository.name
         if name in replaced:
             pinned[name], repository_mirrors = replaced[name].pin(box, repository)
+            if name == SETUP and (faults := commit_problems(box.source, repository_mirrors[name], pinned[name].commit)):
+                raise SpecError(faults, code="bad-script")
             log.info(
                 f"repository {name}: commit {pinned[name].commit[:12]} of {pinned[name].url} replaces that of the lock"
             )

@@ -41,6 +41,8 @@ class Node:
     #: Number of nodes in this tree, and number of levels, both with every alias expanded.
     size: int = 1
     height: int = 1
+    #: Of a scalar in a file: the YAML style of the text (`|`, `>`, a quote); None for a plain one.
+    style: str | None = None
 
     @property
     def mapping(self) -> dict[str, Node]:

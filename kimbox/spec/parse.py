@@ -225,7 +225,8 @@ class _Builder:
         if event.anchor:
             self.anchors[event.anchor] = None
         if isinstance(event, ev.ScalarEvent):
-            node = Node(self._scalar(event, mark), key if event.value == "" and event.style is None and key else mark)
+            place = key if event.value == "" and event.style is None and key else mark
+            node = Node(self._scalar(event, mark), place, style=event.style)
         elif isinstance(event, ev.SequenceStartEvent):
             node = self._sequence(mark, depth)
         else:

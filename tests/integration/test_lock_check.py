@@ -44,6 +44,7 @@ def work(world: Path, kimbox: Kimbox) -> Path:
     makebox.make_repository(world / "code")
     (world / "work/setup").mkdir()
     (world / "work/setup/setup").write_text("#!/bin/sh\n")
+    (world / "work/setup/setup").chmod(0o755)
     write_spec(world)
     assert 0 == kimbox("lock")[0]
     return world / "work"
@@ -310,6 +311,7 @@ def test_a_check_is_quick(kimbox: Kimbox, world: Path) -> None:
     makebox.make_repository(world / "code")
     (world / "work/setup").mkdir()
     (world / "work/setup/setup").write_text("#!/bin/sh\n")
+    (world / "work/setup/setup").chmod(0o755)
     for number in range(3):
         makebox.make_repository(world / f"more{number}")
         text += f'  more{number}: {{url: "file://{world}/more{number}"}}\n'

@@ -156,7 +156,10 @@ def test_a_plain_folder_and_another_ref(box: Box, tmp_path: Path) -> None:
     """A folder without .git; a branch, a tag and a commit of the URL."""
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/setup").write_text("plain\n")
-    assert taken(box, f"setup={tmp_path}/plain") == {"setup": "100644 plain"}
+    with refused(SpecError, "bad-script"):
+        taken(box, f"setup={tmp_path}/plain")
+    (tmp_path / "plain/setup").chmod(0o755)
+    assert taken(box, f"setup={tmp_path}/plain") == {"setup": "100755 plain"}
     makebox.git(tmp_path / "setup", "checkout", "-q", "-b", "try/this")
     commit = makebox.commit(tmp_path / "setup", {"setup": "#!/bin/sh\necho tried\n"})
     for ref in ("try/this", commit):

@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
     """The folder of a spec, which contains a setup folder."""
     (tmp_path / "spec/setup").mkdir(parents=True)
     (tmp_path / "spec/setup/setup").write_text("#!/bin/sh\n")
+    (tmp_path / "spec/setup/setup").chmod(0o755)
     return tmp_path / "spec"
 
 

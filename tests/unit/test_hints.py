@@ -1,0 +1,125 @@
+"""Every command `kimbox ...` in a message or hint of the code is accepted: verb, options and arguments."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from kimbox.cli import app as cli
+from kimbox.cli.options import split_global
+from kimbox.cli.verbs import VERBS
+
+KIMBOX = Path(__file__).resolve().parents[2] / "kimbox"
+
+#: A command in a message, in backquotes. A line break is a break of a string in the code.
+COMMAND = re.compile(r"`kimbox( [^`]*)?`")
+
+#: Option -> a value for a placeholder after it.
+VALUES = {"--boot": "keep", "--provider": "vagrant"}
+
+#: The value of any other placeholder: upper-case words, `[BOX]`, and values that the code fills in.
+SAMPLE = "sample"
+
+#: Verbs whose first argument is an action -> the actions (the functions check them after the parser).
+ACTIONS = {
+    "snapshot": {"save", "restore", "list", "delete", SAMPLE},
+    "box": {"add", "list", "remove", "prune", SAMPLE},
+}
+
+#: Names that stand for any verb or for a part of a command, and not for a command: `kimbox VERB --help`.
+ANY_VERB = {"VERB", SAMPLE}
+
+
+def texts(node: ast.expr) -> list[str]:
+    """Returns every text that an expression can give. Values that are not known become SAMPLE."""
+    if isinstance(node, ast.Constant):
+        return [str(node.value)]
+    if isinstance(node, ast.IfExp):
+        return [*texts(node.body), *texts(node.orelse)]
+    if isinstance(node, ast.FormattedValue):
+        return texts(node.value) if isinstance(node.value, ast.IfExp | ast.JoinedStr) else [SAMPLE]
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(parts) for parts in itertools.product(*map(texts, node.values))]
+    return [SAMPLE]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yields the place and the arguments of every command in a text of the code. Docstrings are for developers."""
+    for module in sorted(KIMBOX.rglob("*.py")):
+        tree = ast.parse(module.read_text())
+        inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        inside -= {id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)}
+        for node in ast.walk(tree):
+            if id(node) in inside or not isinstance(node, ast.JoinedStr | ast.Constant):
+                continue
+            for text in texts(node):
+                for match in COMMAND.finditer(text):
+                    yield f"{module.relative_to(KIMBOX.parent)}:{node.lineno}", (match[1] or "").strip()
+
+
+def filled(arguments: str) -> list[str]:
+    """Returns the arguments of a command, with a value in place of each placeholder."""
+    words = shlex.split(arguments.replace("...", "").replace("{name}", SAMPLE).replace("{box}", SAMPLE))
+    result: list[str] = []
+    for word in words:
+        is_placeholder = word.strip("[]").replace("|", "").isupper() and not word.startswith("-")
+        if is_placeholder or word == SAMPLE:
+            word = VALUES.get(result[-1], SAMPLE) if result else word
+        result.append(word)
+    return result
+
+
+def parse(words: list[str]) -> str | None:
+    """Parses the arguments of a command as kimbox does, and runs nothing. Returns what is wrong with them, or None."""
+    _, rest, _ = split_global(words)
+    if not rest or rest[0] in ANY_VERB or rest == ["--help"]:
+        return None
+    verb, arguments = rest[0], rest[1:]
+    if verb not in VERBS:
+        return f"there is no verb {verb}"
+    if arguments and verb in ACTIONS and not arguments[0].startswith("-") and arguments[0] not in ACTIONS[verb]:
+        return f"{verb} has no action {arguments[0]}"
+    if arguments[-1:] == ["--help"] or (verb in ACTIONS and arguments == [SAMPLE]):
+        return None
+    group: Any = typer.main.get_command(cli.app)
+    try:
+        with group.make_context("kimbox", [], resilient_parsing=True) as context:
+            group.get_command(context, verb).make_context(verb, arguments, parent=context).close()
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # as in kimbox.cli.app: typer may have a click of its own
+            raise
+        return str(error.format_message())
+    return None
+
+
+ALL = sorted({(arguments, place) for place, arguments in commands()})
+
+
+def test_there_are_commands() -> None:
+    """The search finds the hints: the other test would pass if it found none."""
+    found = {arguments.split(" ")[0] for arguments, _ in ALL}
+    assert len(ALL) > 100
+    assert {"up", "lock", "destroy", "snapshot", "secure", "box"} <= found
+
+
+@pytest.mark.parametrize(("arguments", "place"), ALL)
+def test_a_command_of_a_message_is_accepted(arguments: str, place: str) -> None:
+    """It has a verb of kimbox, and options and arguments that the verb takes."""
+    assert None is parse(filled(arguments)), f"{place}: kimbox {arguments}"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["nosuch", "up --nosuch", "lock --update", "up --boot", "snapshot drop x", "status a b"]
+)
+def test_a_wrong_command_is_found(arguments: str) -> None:
+    """The check fails for an unknown verb, option or action, a missing value, and an argument too many."""
+    assert None is not parse(filled(arguments))
