@@ -14,6 +14,31 @@ SPEC_NAME = "kimbox.yaml"
 LOCK_NAME = "kimbox.lock"
 
 
+def spec_file(folder: Path) -> Path | None:
+    """The spec that a command in `folder` uses: that of the folder, or the nearest one above; None without one.
+
+    The path of one above is absolute. The search ends at the root of a git work tree, below the user's home, and at the
+    boundary of a file system. A spec above that neither the user, root nor the owner of `folder` owns is not used: in a
+    folder such as /tmp, anyone can write one.
+    """
+    if os.path.lexists(folder / SPEC_NAME):
+        return folder / SPEC_NAME
+    try:
+        here = folder.resolve(strict=True)
+        start, home = here.stat(), os.path.realpath(os.path.expanduser("~"))  # noqa: PTH111 - it may be unset
+        while not (here / ".git").exists() and here != here.parent and str(here) != home:
+            here = here.parent
+            if here.stat().st_dev != start.st_dev or str(here) == home:
+                return None
+            if os.path.lexists(here / SPEC_NAME):
+                owner = (here / SPEC_NAME).lstat().st_uid
+                is_trusted = owner in (0, os.geteuid(), start.st_uid)
+                return here / SPEC_NAME if is_trusted else None
+    except OSError:  # a folder above may not be readable
+        pass
+    return None
+
+
 def data_dir() -> Path:
     """The folder that holds boxes/, provisioners/, schemas/ and Vagrantfile.j2: in a wheel, or in a checkout."""
     package = Path(__file__).resolve().parent

@@ -123,7 +123,7 @@ def kimbox(
     """Declarative, reproducible boxes: one YAML spec becomes a locked, provisioned virtual machine.
 
     BOX is the name of a machine that exists, or of a box that ships with kimbox. Without BOX, a verb uses the spec of
-    the current folder (kimbox.yaml, or -f FILE).
+    the current folder or of the nearest folder above (kimbox.yaml, or -f FILE).
 
     \b
     Examples:

@@ -77,7 +77,7 @@ def snapshot_words(ctx: Any, incomplete: str) -> Candidates:
     if words:
         boxes_with_it = [(box, "has this snapshot") for box, names in snapshots.items() if words[0] in names]
         return _matching(boxes_with_it, incomplete)
-    spec_name = _spec_name(ctx.params.get("file") or Path(paths.SPEC_NAME))
+    spec_name = _spec_name(ctx.params.get("file") or paths.spec_file(Path()))
     if spec_name in snapshots:
         snapshots = {spec_name: snapshots[spec_name]}
     return _matching([(name, f"a snapshot of {box}") for box, names in snapshots.items() for name in names], incomplete)
@@ -110,7 +110,7 @@ def _words(ctx: Any) -> list[str]:
 def _boxes() -> Iterator[tuple[str, str]]:
     from kimbox.machine.folder import machines
 
-    if name := _spec_name(Path(paths.SPEC_NAME)):
+    if name := _spec_name(paths.spec_file(Path())):
         yield name, "the spec of this folder"
     for machine in machines():
         yield machine.name, "a machine of this user"
@@ -137,8 +137,10 @@ def _snapshots() -> Iterator[tuple[str, list[str]]]:
             yield machine.name, [file.parent.name for file in files]
 
 
-def _spec_name(file: Path) -> str | None:
+def _spec_name(file: Path | None) -> str | None:
     """Returns the name in a spec; None if the file or the line is missing."""
+    if file is None:
+        return None
     try:
         with file.open("rb") as stream:
             head = stream.read(SPEC_HEAD_BYTES).decode(errors="replace")

@@ -22,7 +22,9 @@ _FILE_HELP = "Spec of the box, in place of ./kimbox.yaml."
 Name = Annotated[
     str | None,
     typer.Argument(
-        metavar="[BOX]", help="Name of the box. Default: the spec of this folder.", autocompletion=completers.boxes
+        metavar="[BOX]",
+        help="Name of the box. Default: the spec of this folder, or of the nearest one above.",
+        autocompletion=completers.boxes,
     ),
 ]
 File = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help=_FILE_HELP)]
@@ -70,9 +72,9 @@ def project(name: str | None, file: Path | None, *, frozen: bool = False, offlin
 
 def _spec_path(name: str | None, file: Path | None) -> Path | None:
     """Returns the spec of the machine or of the folder that has this name; None if `find_box` must find the spec."""
-    from kimbox import paths
     from kimbox.actions.observe import refuse_purpose
     from kimbox.machine.folder import Machine
+    from kimbox.spec.load import find_box
 
     if name is None or file is not None or _is_path(name):
         if name is not None and file is not None:
@@ -92,7 +94,7 @@ def _spec_path(name: str | None, file: Path | None) -> Path | None:
         refuse_purpose(record)
         return source if record.shipped is None else None
     if _name_of_spec() == name:
-        return Path(paths.SPEC_NAME)
+        return find_box(None, Path(), None)
     _check_shipped(name)
     return None
 
@@ -100,13 +102,16 @@ def _spec_path(name: str | None, file: Path | None) -> Path | None:
 def machine(name: str | None, file: Path | None) -> Machine:
     """Returns the machine of a box, whether it exists or not. The spec is read only if no name is given.
 
-    Raises StateError if the machine was made from another spec with the same name. A machine that is given by its name
-    is not checked.
+    Raises StateError if the machine was made from another spec with the same name (a machine that is given by its name
+    is not checked), and if there is no machine, spec or shipped box of that name.
     """
     from kimbox.machine.folder import Machine, machine_of
 
     if name is not None and file is None and not _is_path(name):
-        return Machine(_check_name(name))
+        named = Machine(_check_name(name))
+        if not (named.folder.exists() or named.unfinished.exists()) and _name_of_spec() != name:
+            _check_shipped(name)
+        return named
     from kimbox.actions.observe import check_owner
 
     box_project = project(name, file)
@@ -139,8 +144,8 @@ def _name_of_spec() -> str | None:
     from kimbox.spec.nodes import Problems
     from kimbox.spec.parse import Budget, read_tree
 
-    path = Path(paths.SPEC_NAME)
-    tree = read_tree(path, Problems(), Budget()) if path.exists() else None
+    path = paths.spec_file(Path())
+    tree = read_tree(path, Problems(), Budget()) if path is not None and path.exists() else None
     node = tree.get("name") if tree else None
     return str(node.value) if node else None
 
@@ -154,7 +159,9 @@ def _check_shipped(name: str) -> None:
     shipped = {path.stem for path in paths.boxes_dir().glob("*.yaml")}
     if name not in shipped:
         known = sorted(shipped | {machine.name for machine in machines()})
-        hint = f"{guess(name, known)}; `kimbox init --name {name}` writes a spec of that name"
+        similar = guess(name, known) or ""
+        similar += "" if similar.endswith("?") else "."
+        hint = f"{similar} `kimbox list` shows the boxes, `kimbox init --name {name}` writes a new spec"
         raise StateError(f"box {name} not found", code="box-not-found", hint=hint, fields={"name": name})
 
 

@@ -9,6 +9,7 @@ import attrs
 
 from kimbox import paths
 from kimbox.errors import SpecError, StateError
+from kimbox.log import log
 from kimbox.spec import schema
 from kimbox.spec.build import build
 from kimbox.spec.layers import load_layers
@@ -59,16 +60,20 @@ def shipped_boxes() -> list[ShippedBox]:
 def find_box(name_or_path: str | None, folder: Path, file: Path | None) -> Path:
     """Returns the path of a spec: `file` (-f) if given; without a name, kimbox.yaml in `folder`; else a shipped box.
 
-    A name with a slash, or with .yaml at its end, is a path. Raises StateError if the spec does not exist.
+    Without kimbox.yaml in `folder`, it is the nearest one above (`paths.spec_file`), which is reported. A name with a
+    slash, or with .yaml at its end, is a path. Raises StateError if the spec does not exist.
     """
     if file is not None:
         return _existing(file)
     if name_or_path is None:
-        path = folder / paths.SPEC_NAME
-        if path.exists() or path.is_symlink():
+        path = paths.spec_file(folder)
+        if path is not None:
+            if path != folder / paths.SPEC_NAME:
+                log.info(f"using {path}")
             return path
+        path = folder / paths.SPEC_NAME
         raise StateError(
-            f"{paths.SPEC_NAME} not found in {folder.absolute()}",
+            f"{paths.SPEC_NAME} not found in {folder.absolute()}, nor in a folder above it",
             code="spec-not-found",
             hint=f"`kimbox init` writes one; or name a shipped box: {', '.join(_names())}",
             fields={"path": str(path.absolute())},

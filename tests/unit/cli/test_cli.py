@@ -146,9 +146,9 @@ def test_settings_are_set_once(
 
 def test_json_after_the_dashes_is_the_programs_own(kimbox: Kimbox) -> None:
     """A --json after `--` belongs to the other program, so the error of kimbox is text."""
-    code, out, err = kimbox("exec", "no", "--", "prog", "--json")
+    code, out, err = kimbox("exec", "minimal", "--", "prog", "--json")
     assert (5, "") == (code, out)
-    assert err.startswith("kimbox: error: cannot exec no: there is no box\n  hint: create it with `kimbox up no`")
+    assert err.startswith("kimbox: error: cannot exec minimal: there is no box\n  hint: create it with `kimbox up ")
 
 
 @pytest.mark.parametrize("bad", ["--timeout=x", "--timeout=", "--timeout=-1s", "--timeout=1y"])
@@ -310,12 +310,13 @@ def test_errors_are_safe_and_hints_stand_apart(kimbox: Kimbox, monkeypatch: pyte
 
     monkeypatch.setattr(observe, "observe", fail)
     raised.append(GuestError("one\n\x1b[2Jtwo\r\n", hint="do this:\nand that"))
-    assert (4, "", "kimbox: error: one\n\ufffd[2Jtwo\n  hint: do this:\n        and that\n") == kimbox("status", "tiny")
+    text = "kimbox: error: one\n\ufffd[2Jtwo\n  hint: do this:\n        and that\n"
+    assert (4, "", text) == kimbox("status", "minimal")
     raised.append(SpecError.at("x.yaml", "no good", line=3))
-    assert (3, "", "kimbox: error: x.yaml:3:1: no good\n") == kimbox("status", "tiny")
+    assert (3, "", "kimbox: error: x.yaml:3:1: no good\n") == kimbox("status", "minimal")
     raised.append(KimboxError("\udcff ünï", hint=None))
-    assert 1 == kimbox("status", "tiny")[0]
-    assert "\udcff ünï" == error(kimbox("status", "tiny", "--json")[1], "status")["message"]
+    assert 1 == kimbox("status", "minimal")[0]
+    assert "\udcff ünï" == error(kimbox("status", "minimal", "--json")[1], "status")["message"]
 
 
 def test_interrupted(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,11 +327,11 @@ def test_interrupted(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(observe, "observe", interrupt)
     monkeypatch.setattr("kimbox.actions.up.up", interrupt)
-    assert (130, "", "kimbox: error: interrupted\n") == kimbox("status", "tiny")
+    assert (130, "", "kimbox: error: interrupted\n") == kimbox("status", "minimal")
     code, _, err = kimbox("up", "minimal")
     assert 130 == code
     assert "it keeps running" in err
-    assert "Interrupted" == error(kimbox("status", "tiny", "--json")[1], "status")["kind"]
+    assert "Interrupted" == error(kimbox("status", "minimal", "--json")[1], "status")["kind"]
 
 
 def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
@@ -341,20 +342,20 @@ def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(observe, "observe", fail)
-    code, _, err = kimbox("status", "tiny")
+    code, _, err = kimbox("status", "minimal")
     hint = re.search(r"hint: please report it with (\S+)\n", err)
     assert hint
     assert "ZeroDivisionError: oh" in Path(hint[1]).read_text()
     assert "a bug in kimbox: ZeroDivisionError('oh')" in err
-    assert 70 == code == error(kimbox("status", "tiny", "--json")[1], "status")["exit_code"]
+    assert 70 == code == error(kimbox("status", "minimal", "--json")[1], "status")["exit_code"]
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/x")
 
     monkeypatch.setattr(observe, "observe", full)
-    code, _, err = kimbox("status", "tiny")
+    code, _, err = kimbox("status", "minimal")
     assert (1, True) == (code, "error: /x: No space left on device\n  hint: remove files" in err)
-    failed = error(kimbox("status", "tiny", "--json")[1], "status")
+    failed = error(kimbox("status", "minimal", "--json")[1], "status")
     assert ("no-space", {"path": "/x"}) == (failed["code"], failed["fields"])
 
 
