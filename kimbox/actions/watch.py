@@ -13,7 +13,7 @@ import attrs
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver
 from kimbox.errors import GuestError
-from kimbox.guest.events import Event, Tail, printable
+from kimbox.guest.events import HEADING, Event, Tail, lines_of_step, printable
 from kimbox.log import log
 from kimbox.machine import keys
 from kimbox.machine.console import (
@@ -28,7 +28,6 @@ from kimbox.machine.console import (
 )
 from kimbox.machine.folder import Machine, read_end
 from kimbox.machine.state import DONE, LOST_ROOT, POWERED_OFF, lost_root
-from kimbox.run import tail
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box
 
 #: Timeout from the start of the machine until sshd and provisiond run, in seconds. A cold boot takes 10 s under
@@ -294,8 +293,9 @@ def error_of_failure(machine: Machine, event: Event) -> GuestError:
 def _provisioning_error(machine: Machine, event: Event) -> GuestError:
     """Returns the error of a `failed` event that reports a step of provisioning."""
     name, kind, step, reason = machine.name, event.text("kind"), event.text("name"), event.text("reason")
-    output = tail(read_end(machine.provision_log, OUTPUT_TAIL_BYTES).decode("utf-8", "replace"), SHOWN_OUTPUT_LINES)
-    shown = "\n".join(f"    {printable(line)[:SHOWN_CHARACTERS]}" for line in output.splitlines())
+    output = read_end(machine.provision_log, OUTPUT_TAIL_BYTES).decode("utf-8", "replace").rstrip()
+    lines = lines_of_step(output, kind, step)[-SHOWN_OUTPUT_LINES:]
+    shown = "\n".join(f"    {printable(line)[:SHOWN_CHARACTERS]}" for line in lines)
     exit_status = event.number("exit")
     status = "" if exit_status is None else f" (exit status {exit_status})"
     message = f"{name}: provisioning failed at {kind} {step}"[:SHOWN_CHARACTERS] + f"{status}: {reason[:MAX_REASON]}"
@@ -328,7 +328,7 @@ def error_of_fallback(machine: Machine, answer: Event, fallback: Event | None) -
 
 def _show_line(line: str) -> None:
     """Shows a line of the output of provisioning. Headings of steps are left out, because their events are shown."""
-    if not line.startswith("== step "):
+    if not line.startswith(HEADING):
         log.guest(line)
 
 

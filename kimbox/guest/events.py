@@ -28,6 +28,10 @@ MAX_FIELDS = 32
 #: Number of bytes at the start of the file that are compared, to detect that it was truncated and has grown again.
 HEAD_BYTES = 256
 
+#: Start of the heading of a step in the log of provisioning (provision.sh): `== step 2 of 5: provision NAME`. After
+#: the output of a step that failed, the heading is repeated, with `: REASON`.
+HEADING = "== step "
+
 _NAME = re.compile(r"[a-z_]{1,32}")
 _BOOT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_INT = 1 << 53
@@ -153,3 +157,19 @@ class Tail:
             rest = b""
         self._rest = rest
         return [event for line in lines if line.strip() and (event := parse_line(line))]
+
+
+def lines_of_step(log: str, kind: str, name: str) -> list[str]:
+    """The lines that the last attempt of a step wrote to the log of provisioning, without its headings.
+
+    The log also has the lines of other steps and of earlier attempts. `log` may be the end of it, without the heading.
+    """
+    lines, title = log.splitlines(), f": {kind} {name}"
+    headings = [index for index, line in enumerate(lines) if line.startswith(HEADING)]
+    if begun := [index for index in headings if lines[index].endswith(title)]:
+        start = begun[-1]
+        end = next((index for index in headings if index > start), len(lines))
+    else:
+        end = max((index for index in headings if f"{title}: " in lines[index]), default=len(lines))
+        start = max((index for index in headings if index < end), default=-1)
+    return lines[start + 1 : end]

@@ -138,6 +138,24 @@ def test_a_full_snapshot_has_its_own_code(machine: Machine, monkeypatch: pytest.
         Watch(machine).wait_until("provisioning", settled)
 
 
+def test_a_failure_shows_only_its_own_lines(machine: Machine) -> None:
+    """Not those of an earlier attempt or another step, and not those of the fallback after it."""
+    old = "== step 1 of 2: setup setup\nold\n== step 1 of 2: setup setup: it failed\n"
+    new = old.replace("old", "new")
+    after = "== step 1 of 1: provision other\nother\n"
+    failed = event("failed", manifest=MANIFEST, kind="setup", name="setup", exit=1, reason="it failed")
+    tell(machine, failed)
+
+    def shown(log: str) -> list[str]:
+        machine.provision_log.write_text(log)
+        return error_of_failure(machine, machine.boot_events()[-1]).message.splitlines()[1:]
+
+    assert ["    new"] == shown(old + new) == shown(old + new + after) == shown(after + new)
+    assert [] == shown(old + "== step 1 of 2: setup setup\n== step 1 of 2: setup setup: it failed\n")
+    assert ["    end"] == shown(after + "== step 2 of 2: x y\n" + "end\n== step 1 of 2: setup setup: it failed\n")
+    assert ["    no heading"] == shown("no heading\n")
+
+
 def test_the_message_of_a_failure_is_bounded(machine: Machine) -> None:
     """A guest may leave out fields, or send very long ones."""
     machine.provision_log.write_bytes(b"\xff" * 100000)
