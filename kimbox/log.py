@@ -5,6 +5,8 @@ file stays readable.
 
 Every method may be called from any thread. A thread has steps of its own; `attach` makes a function's steps part of the
 caller's step.
+
+Any text may contain words of a server, a guest or a file. Therefore every text is cleaned here, and none is markup.
 """
 
 from __future__ import annotations
@@ -45,6 +47,16 @@ class Step:
     @property
     def duration_s(self) -> float:
         return time.monotonic() - self.started_s
+
+
+def printable(text: str) -> str:
+    """Makes untrusted text safe for a terminal: line breaks and tabs become blanks, unprintable characters U+FFFD."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
+
+
+def printable_lines(text: str, *, indent: str = "") -> str:
+    """Makes untrusted text of several lines safe for a terminal. Lines after the first begin with `indent`."""
+    return f"\n{indent}".join(printable(line) for line in text.replace("\r\n", "\n").split("\n"))
 
 
 class Log:
@@ -99,7 +111,7 @@ class Log:
         with self._lock:
             step = self._current.get()
             if self._status and step:
-                self._status.update(f"{step.name} [{step.duration_s:.0f} s]: {text[:MAX_SPINNER_TEXT]}")
+                self._show(f"{step.name} [{step.duration_s:.0f} s]: {text[:MAX_SPINNER_TEXT]}")
             elif text != self._last_activity:
                 self.detail(text)
             self._last_activity = text
@@ -138,23 +150,33 @@ class Log:
         return "  " * (step.depth + 1) if step else ""
 
     def _print(self, text: str) -> None:
+        """Prints a text. Its further lines are indented, so that none of them looks like a message of kimbox."""
+        text = printable_lines(text, indent=" " * (len(text) - len(text.lstrip(" ")) + 2))
         with self._lock:
             if self._status:
                 self._status.console.print(text, markup=False, highlight=False)
             else:
                 print(text, file=self.stream, flush=True)
 
+    def _show(self, text: str) -> None:
+        """Shows a text beside the spinner."""
+        from rich.text import Text
+
+        if self._status:
+            self._status.update(Text(printable(text)))
+
     def _begin(self, step: Step) -> None:
         """Shows a step: in the spinner, or as a line."""
         with self._lock:
             self._open.append(step)
             if self._status:
-                self._status.update(step.name)
+                self._show(step.name)
             elif self._is_live:
                 from rich.console import Console
+                from rich.text import Text
 
                 self._console = self._console or Console(file=self.stream, no_color=not settings.color)
-                self._status = self._console.status(step.name)
+                self._status = self._console.status(Text(printable(step.name)))
                 self._status.start()
             else:
                 self.info(f"{step.name} ...")
@@ -164,7 +186,7 @@ class Log:
         with self._lock:
             self._open.remove(step)
             if self._status and self._open:
-                self._status.update(self._open[-1].name)
+                self._show(self._open[-1].name)
             elif self._status:
                 self._status.stop()
                 self._status = None

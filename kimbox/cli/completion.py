@@ -36,7 +36,7 @@ def completion(shell: Annotated[Shell, typer.Argument(help="The shell.")] = Shel
     from kimbox.cli.completers import COMPLETE_VARIABLE
 
     script = get_completion_script(prog_name="kimbox", complete_var=COMPLETE_VARIABLE, shell=str(shell))
-    report("completion", {"shell": str(shell), "script": script}, script)
+    report("completion", {"shell": str(shell), "script": script}, script, is_file=True)
 
 
 @attrs.frozen

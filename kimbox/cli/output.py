@@ -15,6 +15,8 @@ import sys
 from typing import Any
 
 from kimbox.errors import KimboxError
+from kimbox.log import printable as printable  # verbs import it from here
+from kimbox.log import printable_lines
 from kimbox.settings import settings as settings  # verbs import it from here
 
 #: The file name in an OSError of stdout.
@@ -24,12 +26,15 @@ STDOUT = "stdout"
 SHAPE = 1
 
 
-def report(verb: str, result: dict[str, Any], text: str) -> None:
-    """Prints a result on stdout."""
+def report(verb: str, result: dict[str, Any], text: str, *, is_file: bool = False) -> None:
+    """Prints a result on stdout, without characters that control a terminal.
+
+    `is_file`: the text is the content of a file, so it is only changed if stdout is a terminal.
+    """
     if settings.json:
         _print_json({"kimbox": SHAPE, "verb": verb, "result": result})
     elif text:
-        _print(text)
+        _print(text if is_file and not sys.stdout.isatty() else printable_lines(text))
 
 
 def report_error(error: KimboxError) -> None:
@@ -37,25 +42,17 @@ def report_error(error: KimboxError) -> None:
     if settings.json:
         _print_json({"kimbox": SHAPE, "verb": settings.verb, "error": error.as_json()})
         return
-    print(f"kimbox: error: {_safe(error.message)}", file=sys.stderr)
+    print(f"kimbox: error: {printable_lines(error.message.rstrip())}", file=sys.stderr)
     if error.hint:
-        print(f"  hint: {_safe(error.hint, indent=8)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """Returns a line of untrusted text without the characters that control a terminal."""
-    from kimbox.guest.events import printable as printable_line
-
-    return printable_line(text)
-
-
-def _safe(text: str, *, indent: int = 0) -> str:
-    """Returns untrusted text of several lines without control characters; lines after the first are indented."""
-    return ("\n" + " " * indent).join(printable(line) for line in text.splitlines())
+        print(f"  hint: {printable_lines(error.hint.rstrip(), indent=' ' * 8)}", file=sys.stderr)
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    _print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Prints a value. Characters that are not printable, such as those of C1, are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not text.replace("\n", "").isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    _print(text)
 
 
 def _print(text: str) -> None:

@@ -20,4 +20,4 @@ def schema() -> None:
     Examples:
       kimbox schema >kimbox.schema.json
     """
-    report("schema", box_schema(), json.dumps(box_schema(), indent=2, ensure_ascii=False))
+    report("schema", box_schema(), json.dumps(box_schema(), indent=2, ensure_ascii=False), is_file=True)

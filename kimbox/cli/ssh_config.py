@@ -20,4 +20,4 @@ def ssh_config(box: target.Name = None, file: target.File = None) -> None:
     endpoint = endpoint_of(machine)
     values = ssh_settings(endpoint)
     text = "\n".join([f"Host {endpoint.alias}", *(f"  {key} {value}" for key, value in values.items())])
-    report("ssh-config", {"host": endpoint.alias, "settings": values}, text)
+    report("ssh-config", {"host": endpoint.alias, "settings": values}, text, is_file=True)

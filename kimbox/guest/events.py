@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import attrs
 
+from kimbox.log import printable as printable  # readers of other texts of a guest import it from here
+
 #: Maximum length of a line, in bytes. A longer line is ignored, and not kept in memory.
 MAX_LINE_BYTES = 64 << 10
 
@@ -84,11 +86,6 @@ def parse_line(raw: bytes) -> Event | None:
     if not all(_NAME.fullmatch(key) for key in fields) or None in fields.values():
         return None
     return Event(name, boot, uptime_s, {key: item for key, item in fields.items() if item is not None})
-
-
-def printable(text: str) -> str:
-    """Makes untrusted text safe for a terminal: line breaks and tabs become blanks, unprintable characters U+FFFD."""
-    return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
 
 
 def _refuse(constant: str) -> NoReturn:

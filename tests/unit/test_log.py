@@ -167,9 +167,9 @@ def test_the_spinner_runs_until_the_last_step_ends() -> None:
         thread.start()
         assert other_is_in.wait(20)
         assert log._status is not None
-        assert "other" == log._status.status
+        assert "other" == str(log._status.status)
     assert log._status is not None
-    assert "other" == log._status.status
+    assert "other" == str(log._status.status)
     other_may_end.set()
     thread.join(20)
     assert log._status is None
@@ -184,5 +184,46 @@ def test_the_activity_is_beside_the_spinner() -> None:
         assert log._status is not None
         assert re.fullmatch(r"whole \[0 s\]: receiving", str(log._status.status))
         log.now("x" * 200)
-        assert "whole [0 s]: " + "x" * 100 == log._status.status
+        assert "whole [0 s]: " + "x" * 100 == str(log._status.status)
     assert [] == [line for line in log.stream.getvalue().split("\n") if line == "receiving"]  # type: ignore[attr-defined]
+
+
+#: Foreign text: markup that rich rejects, a control sequence, the same in C1, a line break, a change of direction.
+HOSTILE = "[/x] [red]:smile: \x1b[2J \x9b2J \r a\nkimbox: error: forged \u202e\u2028"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_foreign_text_is_neither_markup_nor_control(stream: type[io.StringIO]) -> None:
+    """Every method prints foreign text as it is, without control characters. Its further lines are indented."""
+    log = Log(stream())
+    is_live = stream is Terminal
+    with log.step(f"outer {HOSTILE}"):
+        log.now(HOSTILE)
+        if is_live:
+            assert log._status is not None
+            assert "[/x] [red]:smile: " in str(log._status.status)
+        with log.step(f"inner {HOSTILE}"):
+            log.info(HOSTILE)
+            log.guest(HOSTILE)
+            log.warn(HOSTILE)
+    text = log.stream.getvalue()  # type: ignore[attr-defined]
+    assert 3 <= text.count("[/x] [red]:smile: ")
+    left = ESCAPE.sub("", text) if is_live else text  # the sequences of the spinner itself
+    assert "\x1b[2J" not in text
+    assert not {"\x1b", "\x9b", "\u202e", "\u2028"} & set(left)
+    assert [] == [line for line in re.split("[\r\n]", left) if line.startswith("kimbox: error")]
+
+
+def test_foreign_text_in_a_thread_does_not_end_it() -> None:
+    """A reader of another program's output goes on after text that looks like markup."""
+    log = Log(Terminal())
+    passed: list[str] = []
+
+    def read() -> None:
+        for line in ("remote: [/x]", "remote: done"):
+            log.now(line)
+            passed.append(line)
+
+    with log.step("fetching"):
+        together(log.attach(read))
+    assert ["remote: [/x]", "remote: done"] == passed

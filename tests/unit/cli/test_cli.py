@@ -17,7 +17,7 @@ from kimbox.actions import observe
 from kimbox.cli import app
 from kimbox.cli.app import VERBS
 from kimbox.cli.options import GLOBAL_OPTIONS, hoist
-from kimbox.cli.output import settings
+from kimbox.cli.output import report, settings
 from kimbox.cli.verbs import GROUPS
 from kimbox.errors import GuestError, KimboxError, SpecError
 from kimbox.log import log
@@ -317,6 +317,24 @@ def test_errors_are_safe_and_hints_stand_apart(kimbox: Kimbox, monkeypatch: pyte
     raised.append(KimboxError("\udcff ünï", hint=None))
     assert 1 == kimbox("status", "minimal")[0]
     assert "\udcff ünï" == error(kimbox("status", "minimal", "--json")[1], "status")["message"]
+
+
+def test_results_are_safe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No result controls the terminal, as text and as JSON. A file is only changed if it is shown on a terminal."""
+    foreign = "a\x1b[2J\x9b2J\u202e\x7fb\tc\nd"
+    report("list", {}, foreign)
+    assert "a\ufffd[2J\ufffd2J\ufffd\ufffdb c\nd\n" == capsys.readouterr().out
+    report("schema", {}, foreign, is_file=True)
+    assert f"{foreign}\n" == capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    report("schema", {}, foreign, is_file=True)
+    assert "a\ufffd[2J\ufffd2J\ufffd\ufffdb c\nd\n" == capsys.readouterr().out
+    monkeypatch.setattr(settings, "json", True)
+    report("list", {"text": foreign + "ünï\U000e0001"}, "")
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isprintable()
+    assert "ünï" in out
+    assert foreign + "ünï\U000e0001" == json.loads(out)["result"]["text"]
 
 
 def test_interrupted(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
