@@ -19,7 +19,7 @@ from kimbox.image.store.names import AddedBox
 from kimbox.log import log
 from kimbox.machine.folder import machines
 from kimbox.spec.model import RemoteImage
-from kimbox.spec.urls import is_url
+from kimbox.spec.urls import is_plain_http, is_url
 from kimbox.transfer import http
 
 
@@ -40,12 +40,12 @@ def add(
 
     Raises ImageError if the file is missing or rejected, StateError if another box has the name.
     """
-    has_digest, is_by_http = digest is not None, location.startswith("http:")
+    has_digest, is_by_http = digest is not None, is_plain_http(location)
     if boxcatalog.is_catalog(location):
         choice = boxcatalog.choose(location, version)
         log.info(f"using version {choice.version} from {http.without_query(choice.location)}")
         location, version, digest = choice.location, choice.version, digest or choice.digest
-        is_by_http |= digest is None and location.startswith("http:")
+        is_by_http |= digest is None and is_plain_http(location)
     existing = names.find(name) if not force else None
     image = RemoteImage(location if is_url(location) else os.path.abspath(location), digest or _digest(location))  # noqa: PTH100
     if existing and existing.digest != image.digest:

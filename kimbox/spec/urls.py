@@ -94,6 +94,11 @@ def is_url(text: str) -> bool:
     return bool(_SCHEME.match(text))
 
 
+def is_plain_http(text: str) -> bool:
+    """Whether a location is a URL of http without encryption. The scheme may have capital letters."""
+    return text[:5].lower() == "http:"
+
+
 def _check_characters(text: str, kind: str) -> None:
     """Raises Fault for an empty text, for an option, and for characters that no URL has. `kind` is for messages."""
     if not text:

@@ -1,13 +1,14 @@
 """Downloads a large file from an http(s) URL. Resumes after a failure, limits the size, and computes the sha256.
 
 PART          the bytes received so far, zeros as holes; the download continues at its end
-PART.json     the URL, validator (RFC 9110, 8.8) and full length that belong to these bytes
+PART.json     digest of the URL, validator (RFC 9110, 8.8) and full length that belong to these bytes
 
 Only the digest decides whether a file is the expected one. Lengths and versions that a server sends are not trusted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -26,22 +27,27 @@ from kimbox import __version__
 from kimbox.errors import ImageError, KimboxError
 from kimbox.files import CHUNK_BYTES, is_full, need_space, read_json, size_words, write_json, write_sparse
 from kimbox.log import log
+from kimbox.transfer.connection import MAX_REDIRECTS, Deadline, opener
+from kimbox.transfer.connection import without_query as without_query  # callers import it from here
 
 #: Maximum size of a download for which the caller gives no limit, in bytes.
 MAX_BYTES = 1 << 40
 
-#: Timeout for connecting, and for a pause between received bytes, in seconds.
+#: Timeout for connecting, for the head of a response, and for each DRIP_BYTES of its body, in seconds.
 STALL_S = 30.0
 
 #: Minimum progress in STALL_S, and in one attempt, in bytes. Without it, a server that sends single bytes would block
 #: kimbox.
 DRIP_BYTES = 16 << 10
 
-#: Maximum number of redirects for one request.
-MAX_REDIRECTS = 5
-
 #: Pauses before the next attempts, in seconds. After an attempt that received DRIP_BYTES they start from the first.
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+
+#: Maximum length of a server's text in a message.
+MAX_REASON_CHARACTERS = 200
+
+#: Maximum length of a validator that is sent back. A header line may have 64 KiB.
+MAX_VALIDATOR_CHARACTERS = 500
 
 #: Time between two reports of progress, in seconds.
 REPORT_S = 1.0
@@ -112,11 +118,6 @@ def discard(part: Path) -> None:
     _state_file(part).unlink(missing_ok=True)
 
 
-def without_query(url: str) -> str:
-    """The URL without its query, which may contain a password or a token."""
-    return url.partition("?")[0]
-
-
 def _error(url: str, message: str, *, code: str, hint: str | None = None, **fields: str) -> ImageError:
     """An ImageError about a URL: the field `url` has it without its query."""
     return ImageError(message, code=code, hint=hint, fields={"url": without_query(url), **fields})
@@ -152,8 +153,13 @@ class _Transfer:
             return
         total, validator = state.get("total"), state.get("validator")
         self.total = total if isinstance(total, int) else None
-        if state.get("url") == self.url and isinstance(validator, str):
+        if state.get("url") == self.url_digest and isinstance(validator, str):
             self.validator = validator
+
+    @property
+    def url_digest(self) -> str:
+        """The digest that stands for the URL on disk, because the URL may contain a token."""
+        return hashlib.sha256(self.url.encode(errors="surrogateescape")).hexdigest()
 
     @property
     def is_complete(self) -> bool:
@@ -167,7 +173,7 @@ class _Transfer:
             headers["Range"] = f"bytes={self.position}-"
             if self.validator:
                 headers["If-Range"] = self.validator
-        return urllib.request.Request(quote(self.url, safe=_URL_SAFE), headers=headers)  # noqa: S310 - _opener allows http and https only
+        return urllib.request.Request(quote(self.url, safe=_URL_SAFE), headers=headers)  # noqa: S310 - the opener allows http and https only
 
     def restart(self) -> None:
         """Discards all received bytes."""
@@ -197,8 +203,10 @@ class _Transfer:
             raise self._too_large(size_words(self.total))
         need_space(self.part.parent, (self.total or self.position) - self.position, "the image")
         tag = headers.get("ETag", "")
-        self.validator = tag if tag.startswith('"') else headers.get("Last-Modified")
-        write_json(_state_file(self.part), {"url": self.url, "total": self.total, "validator": self.validator})
+        validator = tag if tag.startswith('"') else headers.get("Last-Modified")
+        self.validator = validator if validator and len(validator) <= MAX_VALIDATOR_CHARACTERS else None
+        state = {"url": self.url_digest, "total": self.total, "validator": self.validator}
+        write_json(_state_file(self.part), state, mode=0o600)
 
     def add(self, piece: bytes) -> None:
         """Appends received bytes. Raises ImageError if the file becomes larger than the limit."""
@@ -223,56 +231,20 @@ class _Transfer:
         return self.digest.hexdigest()
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows up to MAX_REDIRECTS redirects, to http and https only."""
-
-    max_redirections = MAX_REDIRECTS
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        """The request to the new URL. Raises ImageError for another scheme."""
-        if urlsplit(newurl).scheme not in ("http", "https"):
-            target = without_query(newurl)[:200]
-            message = f"{without_query(req.full_url)} redirects to {target}, which is not an http or https URL"
-            raise _error(req.full_url, message, code="bad-url")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """An opener for http and https URLs only, with the proxies and certificates of the environment."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def _download(transfer: _Transfer) -> None:
-    """Receives the whole file. Raises ImageError if several attempts in a row receive fewer than DRIP_BYTES each."""
-    failures = 0
-    opener = _opener()
+    """Receives the whole file.
+
+    Raises ImageError if several attempts in a row do not get DRIP_BYTES further than every attempt before. Bytes that
+    are received again do not count, or a server that breaks off at the same place could block kimbox.
+    """
+    failures, furthest = 0, transfer.position
     while not transfer.is_complete:
-        before = transfer.position
         try:
-            _receive(opener, transfer)
+            _receive(transfer)
             return
         except _RetryError as error:
-            if transfer.position - before >= DRIP_BYTES:
-                failures = 0
+            if transfer.position - furthest >= DRIP_BYTES:
+                failures, furthest = 0, transfer.position
             if failures == len(PAUSES_S):
                 raise _download_error(transfer, error) from None
             log.now(f"{error}; retrying")
@@ -292,33 +264,38 @@ def _download_error(transfer: _Transfer, error: _RetryError) -> ImageError:
     return _error(transfer.url, message, code="download-failed", hint=hint, **fields)
 
 
-def _receive(opener: urllib.request.OpenerDirector, transfer: _Transfer) -> None:
+def _receive(transfer: _Transfer) -> None:
     """Sends one request and reads its response.
 
     Raises _RetryError if it ends too early, ImageError if another attempt would fail, too.
     """
+    deadline = Deadline(STALL_S)
     try:
-        answer = opener.open(transfer.request(), timeout=STALL_S)
+        connection = opener(deadline, has_digest=transfer.expected is not None)
+        answer = connection.open(transfer.request(), timeout=STALL_S)
     except urllib.error.HTTPError as error:
-        with error:
+        with contextlib.closing(error):
             _check_error_status(transfer, error)
         return
     except urllib.error.URLError as error:
         raise _error_for(transfer, error.reason) from None
+    except (ValueError, http.client.InvalidURL):  # such as a host name with an empty label
+        raise _error(transfer.url, f"{without_query(transfer.url)} is not a valid URL", code="bad-url") from None
     except (OSError, http.client.HTTPException) as error:
         raise _error_for(transfer, error) from None
     with answer:
         transfer.begin(answer.status, answer.headers)
-        _receive_body(answer, transfer)
+        _receive_body(answer, transfer, deadline)
     if transfer.total is not None and transfer.position < transfer.total and not transfer.is_complete:
         message = f"the connection ended after {transfer.position} of {transfer.total} bytes"
         raise _RetryError(message, "connection-lost")
 
 
-def _receive_body(answer: http.client.HTTPResponse, transfer: _Transfer) -> None:
+def _receive_body(answer: http.client.HTTPResponse, transfer: _Transfer, deadline: Deadline) -> None:
     """Receives the body of a response. Raises _RetryError if the server sends fewer than DRIP_BYTES in STALL_S."""
-    started = reported = checked = time.monotonic()
+    started = reported = time.monotonic()
     first_position = checked_position = transfer.position
+    deadline.postpone()
     while piece := _read(answer):
         try:
             transfer.add(piece)
@@ -331,17 +308,15 @@ def _receive_body(answer: http.client.HTTPResponse, transfer: _Transfer) -> None
                 hint="free some space, then run the same command again: it continues the download",
                 fields={"path": str(transfer.part.parent)},
             ) from None
+        if transfer.position - checked_position >= DRIP_BYTES:
+            checked_position = transfer.position
+            deadline.postpone()
         now = time.monotonic()
         if now - reported >= REPORT_S:
             reported = now
             rate = size_words((transfer.position - first_position) / (now - started))
             total = f" of {size_words(transfer.total)}" if transfer.total else ""
             log.now(f"{size_words(transfer.position)}{total}, {rate}/s")
-        if now - checked >= STALL_S:
-            received_bytes = transfer.position - checked_position
-            if received_bytes < DRIP_BYTES:
-                raise _RetryError(f"the server sent {received_bytes} bytes in {STALL_S:.0f} s", "stalled")
-            checked, checked_position = now, transfer.position
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
@@ -349,8 +324,9 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read1(CHUNK_BYTES)
     except TimeoutError:
-        raise _RetryError(f"the server sent nothing for {STALL_S:g} s", "stalled") from None
-    except (OSError, http.client.HTTPException) as error:
+        message = f"the server sent fewer than {size_words(DRIP_BYTES)} in {STALL_S:g} s"
+        raise _RetryError(message, "stalled") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise _RetryError(f"the connection was lost ({error or type(error).__name__})", "connection-lost") from None
 
 
@@ -365,15 +341,20 @@ def _check_error_status(transfer: _Transfer, error: urllib.error.HTTPError) -> N
         transfer.restart()
         raise _RetryError("the file on the server is shorter than the part that was downloaded", "wrong-range")
     if error.code in _TRANSIENT:
-        message = f"the server answered with {error.code} {error.reason}"
+        message = f"the server answered with {error.code} {_reason(error)}"
         raise _RetryError(message, "status", status=error.code)
     hint = None
     if 300 <= error.code < 400:
         message = f"{where} redirects more than {MAX_REDIRECTS} times, or to a URL that is not http or https"
     else:
-        message = f"{where}: the server answered with {error.code} {error.reason}"
+        message = f"{where}: the server answered with {error.code} {_reason(error)}"
         hint = "check the URL (in a spec: `image: location:`)"
     raise _error(transfer.url, message, code="download-failed", hint=hint, status=str(error.code))
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """The reason in the status line of an answer, shortened: a line may have 64 KiB."""
+    return str(error.reason)[:MAX_REASON_CHARACTERS]
 
 
 def _error_for(transfer: _Transfer, reason: object) -> Exception:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from takenimage import digest_of
 from webfolder import serving
 
 from kimbox.actions import boxes as boxes
-from kimbox.errors import ImageError
+from kimbox.errors import ImageError, KimboxError
 from kimbox.image.formats import catalog
 from kimbox.image.sources import boxcatalog
 from kimbox.image.store import names
@@ -144,6 +146,50 @@ def test_a_catalog_that_is_too_large(tmp_path: Path, home: Path, monkeypatch: py
         add("x", str(tmp_path / "x.json"))
     with refused(ImageError, "file-not-found", catalog=str(tmp_path / "y.json")):
         add("x", str(tmp_path / "y.json"))
+
+
+@pytest.mark.parametrize("url", ["file:///tmp/a%00b", "a%00b.box", "%1b[2J.box"])
+def test_a_path_in_a_local_catalog_that_no_file_has(tmp_path: Path, url: str) -> None:
+    """The catalog is refused. A path with a NUL raised an exception of Python."""
+    (tmp_path / "x.json").write_text(json.dumps(offer(url=url)))
+    with refused(ImageError, "bad-path", version="1"):
+        add("x", str(tmp_path / "x.json"))
+
+
+def test_a_local_file_that_never_ends(tmp_path: Path) -> None:
+    """A FIFO and a device are refused as a catalog and as a box, at once."""
+    os.mkfifo(tmp_path / "x.json")
+    with refused(ImageError, "not-a-regular-file", catalog=str(tmp_path / "x.json")):
+        add("x", str(tmp_path / "x.json"))
+    for location in ("/dev/zero", str(tmp_path / "x.json")):
+        with refused(KimboxError, "not-a-regular-file"):
+            boxes._digest(location)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" + "[]," * 1_000_000 + "[]]", '{"a":' * 1_000_000, '{"versions": [' + "{}," * 1_000_000]
+)
+def test_a_catalog_of_very_many_values(tmp_path: Path, text: str) -> None:
+    """It is refused before it is parsed: in memory, a value takes up to 50 times the space of its text."""
+    (tmp_path / "x.json").write_text(text)
+    tracemalloc.start()
+    with refused(ImageError, "bad-catalog", catalog=str(tmp_path / "x.json")):
+        add("x", str(tmp_path / "x.json"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 << 20
+
+
+def test_a_scheme_in_capital_letters_is_the_same_scheme(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`HTTP://` is not encrypted either: kimbox warns."""
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warn", warned.append)
+    with serving(public) as port:
+        url = f"http://127.0.0.1:{port}"
+        publish(public, url)
+        add("x", f"{url}/x.metadata.json")
+        add("y", f"HTTP{url[4:]}/x.metadata.json")
+    assert 2 == len(warned)
 
 
 def test_a_checksum_from_an_insecure_server_warns(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import attrs
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.files import need_space, size_words, write_sparse
+from kimbox.files import need_space, parse_json, size_words, write_sparse
 from kimbox.image.formats import sums, tarstream
 from kimbox.image.formats.boxwriter import QCOW2
 from kimbox.log import log
@@ -148,8 +148,8 @@ def _metadata(files: dict[str, bytes]) -> dict[str, Any]:
             fields={"name": "metadata.json", "state": "missing"},
         )
     try:
-        value = json.loads(files["metadata.json"])
-    except (ValueError, RecursionError):
+        value = parse_json(files["metadata.json"])
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise ImageError(

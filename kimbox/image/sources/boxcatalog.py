@@ -170,7 +170,10 @@ def _location(url: object, catalog: str) -> str:
             raise Fault("its URL is not http or https", code="bad-url")
         return urls.image(place)
     if not urls.is_url(url) or url.startswith("file://"):
-        return str(Path(catalog).parent / urllib.parse.unquote(url.removeprefix("file://")))
+        path = urllib.parse.unquote(url.removeprefix("file://"))
+        if not path.isprintable():  # `%00`, which no path can have
+            raise Fault("its path contains a control character", code="bad-path")
+        return str(Path(catalog).parent / path)
     return urls.image(url)
 
 
