@@ -9,7 +9,6 @@ NAME.box          the image, unless `--box` names another location; it is not wr
 from __future__ import annotations
 
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from kimbox.log import log
 from kimbox.project.plan import make_plan
 from kimbox.project.project import Project
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, box_name, is_url, render_vagrantfile
+from kimbox.temporary import temporary_folder
 
 VAGRANTFILE = "Vagrantfile"
 DELIVER = "deliver"
@@ -67,8 +67,7 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
             hint="change `name` in one of the specs",
             fields={"name": duplicates[0]},
         )
-    with tempfile.TemporaryDirectory(prefix="kimbox-render-") as temporary:
-        new = Path(temporary)
+    with temporary_folder("kimbox-render-") as new:
         machines = [_machine(request, new, frozen=check) for request in requests]
         (new / VAGRANTFILE).write_text(render_vagrantfile(machines), encoding="utf-8")
         (new / DELIVER).write_bytes(read_bounded(paths.provisioners_dir() / "provision" / DELIVER))
@@ -110,10 +109,10 @@ def _machine(request: ExportRequest, new: Path, *, frozen: bool) -> VagrantMachi
 
 def _write_archive(payload: Payload, target: Path) -> None:
     """Writes the archive that the guest's `receive` reads."""
-    with tempfile.TemporaryDirectory(prefix="kimbox-bundles-") as folder:
+    with temporary_folder("kimbox-bundles-") as folder:
         bundles = []
         for parcel in payload.parcels:
-            bundle = Path(folder) / parcel.file
+            bundle = folder / parcel.file
             write_bundle(payload.mirrors[parcel.mirror], parcel.commit, bundle)
             bundles.append(bundle)
         write_tar(payload.manifest, bundles, target)

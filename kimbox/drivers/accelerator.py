@@ -7,7 +7,6 @@ boots a guest of one sector, which ends QEMU with an exit status of its own.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from kimbox import paths
 from kimbox.errors import KimboxError
 from kimbox.files import read_bounded, read_json, write_json
 from kimbox.run import CommandError, require, run
+from kimbox.temporary import temporary_folder
 
 KVM = Path("/dev/kvm")
 
@@ -69,8 +69,8 @@ def boot_sector() -> bytes:
 
 def probe_failure(accelerator: str, cpu: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
     """Boots the guest of the probe. Returns None if it ran, else the reason of the failure."""
-    with tempfile.TemporaryDirectory(prefix="kimbox-probe-") as folder:
-        disk = Path(folder) / "probe.img"
+    with temporary_folder("kimbox-probe-") as folder:
+        disk = folder / "probe.img"
         disk.write_bytes(boot_sector())
         command = [
             "qemu-system-x86_64", "-accel", accelerator, "-cpu", cpu, "-m", "64", "-machine", "q35,sata=off",

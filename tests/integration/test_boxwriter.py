@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -99,3 +100,29 @@ def test_a_file_that_is_not_a_disk_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(run.CommandError):
         boxwriter.libvirt(tmp_path / "disk", "qcow2", tmp_path / "x.box")
     assert [p.name for p in tmp_path.iterdir()] == ["disk"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_folder_that_another_user_made_is_not_used(tmp_path: Path) -> None:
+    """In a folder such as /tmp another user can create the folder for the work beforehand, and replace its files."""
+    work, target = tmp_path / ".x.box.tmp", tmp_path / "x.box"
+    work.mkdir()
+    os.chown(work, 1234, 1234)
+    with refused(StateError, "folder-not-private", path=str(work)), boxwriter.making(target):
+        pass
+    work.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    work.symlink_to(tmp_path / "elsewhere")
+    with refused(StateError, "folder-not-private", path=str(work)), boxwriter.making(target):
+        pass
+    assert not target.exists()
+
+
+def test_the_folder_for_the_work_is_private(tmp_path: Path) -> None:
+    """Also if it was left with other permissions and with a folder in it."""
+    (tmp_path / ".x.box.tmp/more").mkdir(parents=True)
+    (tmp_path / ".x.box.tmp").chmod(0o777)
+    with boxwriter.making(tmp_path / "x.box") as work:
+        assert 0o700 == work.stat().st_mode & 0o777
+        assert [] == list(work.iterdir())
+        (work / "x.box").write_text("new")

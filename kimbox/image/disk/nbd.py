@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import struct
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.image.disk import ranges
 from kimbox.image.disk.ranges import Ranges
+from kimbox.temporary import temporary_folder
 
 #: Magic numbers, options and types of requests of the protocol.
 HELLO = b"NBDMAGICIHAVEOPT"
@@ -131,8 +131,8 @@ def opened(path: Path, image_format: str, *, writable: bool = False) -> Iterator
     qemu-nbd.
     """
     run.require("qemu-nbd", "it reads disks")
-    with tempfile.TemporaryDirectory(prefix="kimbox-nbd-") as folder, contextlib.ExitStack() as stack:
-        address = Path(folder) / "nbd"
+    with temporary_folder("kimbox-nbd-") as folder, contextlib.ExitStack() as stack:
+        address = folder / "nbd"
         mode = [] if writable else ["--read-only"]
         cache = ["--cache=writeback", "--discard=unmap"]
         argv: list[str | Path] = ["qemu-nbd", *mode, *cache, f"--format={image_format}", f"--socket={address}", path]

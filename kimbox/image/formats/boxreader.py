@@ -6,8 +6,11 @@ disk, because a disk can name other files of this host as its backing files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,13 @@ _VMDK_SECTOR = 512
 
 #: Limits of qemu-img when it converts a VMDK: address space in bytes, processor time in seconds.
 _LIMITS = ("--as=4294967296", "--cpu=3600")
+
+#: Maximum size of a converted disk: a multiple of the VMDK's size, a part of its capacity for qcow2's tables (an entry
+#: of 8 bytes for each cluster of 256 KiB, and reference counts), and bytes for a small disk. In a VMDK, any number of
+#: grains can have the same place: a file of 64 KiB could fill the host's disk.
+_MAX_GROWTH = 2
+_TABLES_PART = 8192
+_SLACK_BYTES = 16 << 20
 
 
 @attrs.frozen
@@ -209,11 +219,21 @@ def from_vmdk(disk: Path, target: Path) -> None:
             code="disk-damaged",
             fields={"format": "vmdk", "fault": "vmdk-header"},
         )
+    limit_bytes = disk.stat().st_size * _MAX_GROWTH + capacity * _VMDK_SECTOR // _TABLES_PART + _SLACK_BYTES
+    free_bytes = shutil.disk_usage(target.parent).free
     source = {"driver": "vmdk", "backing": None, "file": {"driver": "file", "filename": str(disk)}}
     convert: list[str | Path] = [run.require("qemu-img"), "convert", *QCOW2, f"json:{json.dumps(source)}", target]
     try:
-        run.run(["prlimit", *_LIMITS, "--", *convert])
+        run.run(["prlimit", *_LIMITS, f"--fsize={min(limit_bytes, free_bytes)}", "--", *convert])
     except run.CommandError as error:
+        if "SIGXFSZ" in error.status or os.strerror(errno.EFBIG) in error.tail:
+            need_space(target.parent, limit_bytes, "the disk of the box")
+            raise ImageError(
+                f"the VMDK of the box has {size_words(disk.stat().st_size)}, and its content more than "
+                f"{size_words(limit_bytes)}: it contains the same data many times",
+                code="disk-damaged",
+                fields={"format": "vmdk", "fault": "vmdk-expands"},
+            ) from None
         raise ImageError(
             f"qemu-img cannot convert the VMDK of the box: {run.tail(error.tail, 3)}",
             code="disk-unreadable",

@@ -11,6 +11,7 @@ Equal disks give equal bytes: members have a fixed order, owner and time, and qe
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -186,7 +187,7 @@ def making(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.tmp")
     work.mkdir(mode=0o700, exist_ok=True)
-    handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    handle = _open_own(work)
     try:
         try:
             flock(handle, fcntl.LOCK_EX, work)
@@ -200,7 +201,10 @@ def making(target: Path) -> Iterator[Path]:
                 fields={"path": str(target)},
             ) from None
         for leftover in list(work.iterdir()):
-            leftover.unlink()
+            if leftover.is_dir() and not leftover.is_symlink():
+                remove_tree(leftover)
+            else:
+                leftover.unlink()
         try:
             yield work
             _publish(work / target.name, target)
@@ -208,6 +212,33 @@ def making(target: Path) -> Iterator[Path]:
             remove_tree(work)
     finally:
         os.close(handle)
+
+
+def _open_own(folder: Path) -> int:
+    """Opens a folder that only this user can enter. Raises StateError if it is a link, or belongs to another user.
+
+    In a folder such as /tmp, another user can create it beforehand, and could then replace the files in it.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EACCES):
+            raise
+        raise _not_own(folder) from None
+    if os.fstat(handle).st_uid != os.geteuid():
+        os.close(handle)
+        raise _not_own(folder)
+    os.fchmod(handle, 0o700)
+    return handle
+
+
+def _not_own(folder: Path) -> StateError:
+    return StateError(
+        f"{folder} is a symbolic link, or belongs to another user",
+        code="folder-not-private",
+        hint="choose a folder of your own with --output",
+        fields={"path": str(folder)},
+    )
 
 
 def refuse_existing(target: Path) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from kimbox import run
 from kimbox.errors import ImageError, KimboxError
+from kimbox.temporary import temporary_folder
 
 NAME = "SHA256SUMS"
 SIGNATURE_NAME = f"{NAME}.sig"
@@ -72,8 +72,8 @@ def sign(data: bytes, key: Path) -> bytes:
 
     Raises KimboxError if ssh-keygen cannot sign.
     """
-    with tempfile.TemporaryDirectory(prefix="kimbox-sign-") as folder:
-        file = Path(folder) / NAME
+    with temporary_folder("kimbox-sign-") as folder:
+        file = folder / NAME
         file.write_bytes(data)
         result = run.run(
             ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", key, file],
@@ -104,8 +104,7 @@ def verify(data: bytes, signature: bytes | None, keys: tuple[str, ...]) -> None:
             code="signature-missing",
             fields={"name": SIGNATURE_NAME},
         )
-    with tempfile.TemporaryDirectory(prefix="kimbox-verify-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder("kimbox-verify-") as folder:
         (folder / "signers").write_text("".join(f'{PRINCIPAL} namespaces="{NAMESPACE}" {key}\n' for key in keys))
         (folder / "signature").write_bytes(signature)
         argv: list[str | Path] = ["ssh-keygen", "-Y", "verify", "-f", folder / "signers", "-I", PRINCIPAL]

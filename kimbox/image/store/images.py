@@ -148,13 +148,15 @@ def publish(key: str, fill: Callable[[Path], dict[str, Any]]) -> Image:
     """Creates an image in the store, unless another process created it meanwhile. Returns the image.
 
     `fill` gets a workspace. It writes the disk, synced, to the subfolder DONE under a name of DISKS. It returns the
-    facts of the image, which include `format`. The image appears in the store completely or not at all.
+    facts of the image, which include `format`. The image appears in the store completely or not at all. What killed
+    processes left in the store is removed first.
 
     A caller that uses the image afterwards holds a shared lease.
 
     Raises ImageError: `no-space`; `image-not-found` if another program removes the image at once. Raises StateError
     (`busy`) as `workspace` does. The errors of `fill` pass.
     """
+    sweep()
     try:
         with workspace(key, busy="another kimbox process is creating this image") as work:
             if image := find(key):

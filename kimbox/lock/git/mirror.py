@@ -25,6 +25,7 @@ from kimbox.lock.git.refs import COMMIT, Offered, check_ref, check_url, full_nam
 from kimbox.log import log
 from kimbox.run import tail
 from kimbox.spec.model import Repository
+from kimbox.temporary import temporary_folder
 
 #: The only ref of a bundle: it points to the commit that the bundle delivers.
 PIN_REF = "refs/kimbox/pin"
@@ -111,8 +112,8 @@ class Mirror:
 
     def present(self) -> Pin:
         """The pin that a folder would get now. Does not change the mirror."""
-        with tempfile.TemporaryDirectory(prefix="kimbox-folder-") as temporary:
-            scratch = attrs.evolve(self, path=Path(temporary) / "folder.git")
+        with temporary_folder("kimbox-folder-") as temporary:
+            scratch = attrs.evolve(self, path=temporary / "folder.git")
             with scratch._opened():  # objects that the mirror has are used from there, not copied
                 (scratch.path / "objects/info").mkdir(exist_ok=True)
                 (scratch.path / "objects/info/alternates").write_text(f"{self.path / 'objects'}\n")

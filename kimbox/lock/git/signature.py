@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import attrs
 from kimbox.lock.git.command import GitError, git
 from kimbox.run import require, run, tail
 from kimbox.spec.signing import is_gpg
+from kimbox.temporary import temporary_folder
 
 #: Name of every signer in the list that ssh-keygen gets (ssh-keygen(1), ALLOWED SIGNERS).
 PRINCIPAL = "kimbox"
@@ -104,13 +104,12 @@ class Verifier:
 def verifier(git_dir: Path, keys: tuple[str, ...]) -> Iterator[Verifier]:
     """A verifier for the repository `git_dir` that accepts these keys. It works inside the block only."""
     ssh_keygen = require("ssh-keygen", "kimbox checks signatures with it")
-    with tempfile.TemporaryDirectory(prefix="kimbox-keys-", ignore_cleanup_errors=True) as temporary:
-        folder = Path(temporary)
+    with temporary_folder("kimbox-keys-") as folder:
         signers = [f'{PRINCIPAL} namespaces="git" {key}\n' for key in keys if not is_gpg(key)]
         (folder / "signers").write_text("".join(signers))
         env = {
             "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": "0",
-            "GNUPGHOME": temporary,
+            "GNUPGHOME": str(folder),
         }  # fmt: skip
         gpg = "/bin/false"
         if any(map(is_gpg, keys)):
