@@ -105,3 +105,43 @@ def test_what_was_not_installed_is_removed_after_success(guest: FakeGuest, tmp_p
     assert provision(guest, tmp_path, box_with(tmp_path, step("s", "true"))) == 0
     assert [name for name in (*kept, *gone) if guest.path(f"/persistent/cache/{name}").exists()] == kept
     assert guest.path("/persistent/cache/ready").exists()
+
+
+@needs_namespace
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("program", ["make-room", "prune-caches"])
+@pytest.mark.parametrize("link", ["pip", "wheels", "wheels/x.new"])
+def test_root_follows_no_link_of_another_account(guest: FakeGuest, program: str, link: str) -> None:
+    """A link in the cache of `vagrant` leads to the credentials: nothing of them is removed. The cache is emptied."""
+    secrets = {guest.path(f"/persistent/{name}") for name in ("secure/key", "secure/pip/key", "secure/x.new/key")}
+    for secret in secrets:
+        secret.parent.mkdir(parents=True, exist_ok=True)
+        secret.write_text("secret")
+        os.utime(secret, (1, 1))
+        os.utime(secret.parent, (1, 1))
+    cache = guest.path("/persistent/cache/vagrant")
+    for name in ("pip/http/a", "wheels/new/b.whl"):
+        (cache / name).parent.mkdir(parents=True)
+        (cache / name).write_text("x")
+    if "/" not in link:
+        (cache / link).rename(cache / "before")
+    (cache / link).symlink_to("/persistent/secure")
+    for path in (cache, *cache.rglob("*")):
+        os.utime(path, (1, 1), follow_symlinks=False)
+        os.chown(path, 1000, 1000, follow_symlinks=False)
+    guest.root.chmod(0o755)
+    for parent in guest.root.parents[:4]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    assert 0 == guest.run(f"/usr/lib/kimbox/{program}").code
+    assert secrets == {path for path in secrets if path.exists()}
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.parts[-3] in {"pip", "wheels"} - {link}]
+
+
+@needs_namespace
+def test_root_gives_no_file_away(guest: FakeGuest) -> None:
+    """make-caches changes the owner of one folder. Its content can have hard links to files of root."""
+    log = guest.path("/tmp/chown.log")
+    guest.path("/usr/local/sbin/chown").write_text('#!/bin/sh\necho "$*" >>/tmp/chown.log\n')
+    assert 0 == guest.run("env", "PATH=/usr/local/sbin:/usr/bin:/bin", "/usr/lib/kimbox/make-caches").code
+    assert "vagrant: /persistent/cache/vagrant\n" == log.read_text()
+    assert guest.path("/persistent/cache/vagrant/pip").is_dir()
