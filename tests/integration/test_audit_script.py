@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def installed(package: str) -> Hole:
 UPDATES = "KIMBOX_UPDATES='yes'\n"
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n"
 ANYWHERE6 = "0" * 32
+CAP_SETUID = struct.pack("<5I", 0x02000001, 1 << 7, 0, 0, 0)
 PASSWORDS = "passwordauthentication yes"
 INPUT = "input priority filter; policy "
 POLICIES = {"fw.input", "fw.forward", "fw.output"}
@@ -108,6 +110,9 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     ),
     "a name server": (
         {"fw.sends", "fw.changed"}, changes("data/nft", "set hypervisor4 {", "set resolvers4 {\nelements = { 8.8.8.8 }")
+    ),
+    "a name server for every account": (
+        {"fw.sends", "fw.changed"}, changes("data/nft", "type uid\n", "type uid\nelements = { 0, 1001 }\n")
     ),
     "keys elsewhere": (
         {"ssh.authorizedkeysfile"},
@@ -146,6 +151,9 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
         {"sudo.rules", "account.groups"},
         changes("etc/group", "sudo:x:27:", "sudo:x:27:worker"),
     ),
+    "sudo for a primary group": ({"sudo.rules"}, adds("etc/sudoers.d/README", "%worker ALL=(ALL) ALL\n")),
+    "sudo for the number of a group": ({"sudo.rules"}, adds("etc/sudoers.d/README", "%#1001 ALL=(ALL) ALL\n")),
+    "sudo for a group of another system": ({"sudo.rules"}, adds("etc/sudoers.d/README", "%:domain ALL=(ALL) ALL\n")),
     "sudo over two lines": ({"sudo.rules"}, adds("etc/sudoers", "worker \\\n ALL=(ALL) ALL\n")),
     "sudo by number": ({"sudo.rules"}, adds("etc/sudoers", "#1001 ALL=(ALL) ALL\n")),
     "another folder for sudo": ({"sudo.rules"}, adds("etc/sudoers", "@includedir /home/worker\n")),
@@ -177,6 +185,7 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     "pointers of the kernel": ({"kernel.kptr_restrict"}, sets("kernel/kptr_restrict", 0)),
     "modules": ({"kernel.modules_disabled"}, sets("kernel/modules_disabled", 0)),
     "one interface": ({"kernel.ipv6.accept_ra"}, sets("net/ipv6/conf/eth0/accept_ra", 1)),
+    "user namespaces": ({"kernel.user_namespaces"}, sets("kernel/unprivileged_userns_clone", 1)),
     "a router's setting": ({"kernel.ipv4.ip_forward"}, sets("net/ipv4/ip_forward", 1)),
     "a service": ({"service.running"}, runs("evil.service")),
     "a timer": ({"service.timers"}, adds("data/units", "evil.timer loaded active waiting x\n")),
@@ -226,6 +235,26 @@ def test_what_only_root_can_leave_is_found(box: AuditedBox) -> None:
     }
     assert {"/srv/orphan", "/srv/group"} == set(rows["file.unowned"]["found"].split(", "))
     assert ("/srv/disk", "vda") == (rows["file.device"]["found"], rows["file.devices"]["found"])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can set capabilities")
+def test_a_program_with_a_capability_is_found(box: AuditedBox) -> None:
+    """A capability gives rights as a set-uid bit does. A link to such a program is not another one."""
+    box.write("srv/a b\nc", "x", 0o755)
+    os.setxattr(box.path("/srv/a b\nc"), "security.capability", CAP_SETUID)
+    box.path("/srv/link").symlink_to("/srv/a b\nc")
+    rows = box.rows()
+    assert {"file.capabilities"} == {name for name, c in rows.items() if c["status"] == "fail"}
+    assert "/srv/a b?c" == rows["file.capabilities"]["found"]
+
+
+@pytest.mark.parametrize("setting", ["user/max_user_namespaces=0", "kernel/apparmor_restrict_unprivileged_userns=1"])
+def test_user_namespaces_can_be_prevented_in_other_ways(box: AuditedBox, setting: str) -> None:
+    """By a limit of none, and by AppArmor."""
+    name, _, value = setting.partition("=")
+    sets("kernel/unprivileged_userns_clone", 1)(box)
+    sets(name, int(value))(box)
+    assert set() == box.failed()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")

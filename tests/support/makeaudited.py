@@ -49,6 +49,10 @@ table inet kimbox {
         type ipv4_addr
     }
 
+    set resolving {
+        type uid
+    }
+
     set outbound4 {
         type ipv4_addr . inet_proto . inet_service
         flags timeout
@@ -190,6 +194,7 @@ SETTINGS = {
         }.items()
         for name in names
     },
+    "kernel/unprivileged_userns_clone": 0,
     "net/ipv4/conf/all/rp_filter": 1, "net/ipv4/conf/all/log_martians": 1, "net/ipv4/conf/lo/accept_redirects": 1,
 }  # fmt: skip
 

@@ -123,7 +123,17 @@ if [ -e /etc/sudoers ]; then
 		[ ! -f "$file" ] || set -- "$@" "$file"
 	done
 	sudoers=$(awk -v operator="$KIMBOX_OPERATOR" "$awk_list"'
-		FILENAME == "/etc/group" { split($0, f, ":"); members[f[1]] = f[4]; next }
+		function add(group, name) { members[group] = members[group] (members[group] == "" ? "" : ",") name }
+		FILENAME == "/etc/group" {
+			split($0, f, ":"); group[f[3]] = f[1]
+			if (f[4] != "") { add(f[1], f[4]); add("#" f[3], f[4]) }
+			next
+		}
+		FILENAME == "/etc/passwd" { # the primary group
+			split($0, f, ":")
+			if (f[1] != "root") { add("#" f[4], f[1]); if (f[4] in group) add(group[f[4]], f[1]) }
+			next
+		}
 		{
 			line = kept $0; kept = ""
 			if (line ~ /\\$/) { kept = substr(line, 1, length(line) - 1); next }
@@ -134,12 +144,12 @@ if [ -e /etc/sudoers ]; then
 			name = line; sub(/[ \t].*/, "", name)
 			if (name ~ /^%/) {
 				held = members[substr(name, 2)]
-				if (held == "" || (operator != "" && held == "operator")) next
+				if (name !~ /^%:/ && held == "" || (operator != "" && held == "operator")) next
 				line = line " [" held "]"
 			}
 			put("", line)
 		}
-		END { print all("") }' /etc/group "$@" 2>/dev/null)
+		END { print all("") }' /etc/group /etc/passwd "$@" 2>/dev/null)
 	none sudo.rules high "" "Who may use sudo" "nobody${KIMBOX_OPERATOR:+ but operator}" "$sudoers" "remove the rule from /etc/sudoers.d"
 else
 	row sudo.rules high "" "Who may use sudo" pass "nobody${KIMBOX_OPERATOR:+ but operator}" "there is no sudo" ""

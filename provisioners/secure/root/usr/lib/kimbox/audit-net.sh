@@ -48,8 +48,17 @@ none net.udp high 2.1.22 "UDP ports that listen" "loopback alone, and the DHCP c
 # Only rules of a known form are trusted: every other rule that accepts is reported. A packet that one chain drops cannot be accepted
 # by another, so rules of other tables open nothing as long as the policies here are drop.
 rules=$(nft list ruleset 2>/dev/null) || rules=''
+# The accounts that `seal` lets use the name server, by number and, as nft may print them, by name.
+resolving=' root '
+if [ -r /etc/passwd ]; then
+	while IFS=: read -r name _ uid _; do
+		case $name in
+		root | _apt) resolving="$resolving$uid $name " ;;
+		esac
+	done </etc/passwd
+fi
 fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$KIMBOX_OPERATOR" -v outbound="$outbound" \
-	-v names="$outbound_names" -v dns="$KIMBOX_DNS" "$awk_list"'
+	-v names="$outbound_names" -v dns="$KIMBOX_DNS" -v resolving="$resolving" "$awk_list"'
 	function bare(rule) { # without counters and comments
 		gsub(/counter( packets [0-9]+ bytes [0-9]+)?/, "", rule); gsub(/comment "[^"]*"/, "", rule)
 		gsub(/log( prefix "[^"]*")?/, "", rule); gsub(/[ \t]+/, " ", rule); sub(/^ /, "", rule); sub(/ $/, "", rule)
@@ -67,6 +76,10 @@ fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$K
 			if (to == "" || (element[i] ~ / (timeout|expires) / && names != "")) continue
 			if (!index(outbound, "|" to "|")) put("out", "set " set " has " to)
 		}
+	}
+	function resolves(text, i, n, uid) { # accounts that may use a name server, and are neither root nor apt
+		gsub(/[{},]/, " ", text); n = split(text, uid, " ")
+		for (i = 1; i <= n; i++) if (!index(resolving, " " uid[i] " ")) put("out", "set resolving has " uid[i])
 	}
 	function general(rule) {
 		return rule ~ /^(iif|iifname|oif|oifname) "?lo"? accept$/ ||
@@ -94,6 +107,7 @@ fw=$(printf '%s\n' "$rules" | awk -v inbound=" $KIMBOX_INBOUND " -v operator="$K
 		if (set == "inbound" && !listed(text)) put("in", "set inbound has " bare(text))
 		if (set == "hypervisor4" && operator == "") put("in", "set hypervisor4 has " bare(text))
 		if (set == "resolvers4" && dns == "") put("out", "set resolvers4 has " bare(text))
+		if (set == "resolving") resolves(text)
 		if (set ~ /^outbound[46]$/) reached(text)
 		next
 	}

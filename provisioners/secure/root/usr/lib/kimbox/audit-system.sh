@@ -86,6 +86,17 @@ done <<END
 $settings
 END
 
+# User namespaces give every account the rights of root over parts of the kernel that are otherwise root's alone. Any one of these
+# settings prevents them: Debian's own, a limit of none, AppArmor's.
+user_namespaces='every account may create them'
+for setting in kernel/unprivileged_userns_clone=0 user/max_user_namespaces=0 kernel/apparmor_restrict_unprivileged_userns=1; do
+	value=''
+	{ read -r value <"/proc/sys/${setting%=*}"; } 2>/dev/null
+	[ "$value" != "${setting#*=}" ] || user_namespaces=''
+done
+none kernel.user_namespaces medium "" "Accounts that may create user namespaces" "root alone" "$user_namespaces" \
+	"echo 0 >/proc/sys/kernel/unprivileged_userns_clone"
+
 # Protocols with known vulnerabilities, whose modules any account can load by opening a socket.
 begin
 while read -r module _; do
