@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attrs
@@ -18,11 +18,11 @@ from kimbox.actions import packagedisk, provenance
 from kimbox.actions.packagedisk import Source
 from kimbox.actions.provenance import Described
 from kimbox.errors import ImageError
-from kimbox.files import sha256_file, write_atomic
+from kimbox.files import sha256_file
 from kimbox.image import obtain, origin
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.view import DiskView
-from kimbox.image.formats import catalog, export, sums
+from kimbox.image.formats import catalog, export, sums, unfinished
 from kimbox.image.formats.boxwriter import Sign, json_bytes, refuse_existing
 from kimbox.image.formats.export import Content, Format
 from kimbox.image.sanitize.secrets import Finding
@@ -122,8 +122,11 @@ def check(request: PackageRequest) -> Sign | None:
 
     Raises StateError if a package exists already, as a file or in the catalog, and for a key what `sums.sign` raises.
     """
-    for path in (*_targets(request).values(), _checksums(request), *_separate_files(request)):
-        refuse_existing(path)
+    paths_of_files = _every_file(request)
+    interrupted = unfinished.left(_note(request), paths_of_files)
+    for path in paths_of_files:
+        if path not in interrupted:
+            refuse_existing(path)
     if request.catalog_url is not None:
         providers = [str(kind) for kind in request.formats if kind.is_vagrant_box]
         catalog.check(request.catalog, request.box.name, request.version, providers)
@@ -140,6 +143,21 @@ def _targets(request: PackageRequest) -> dict[Format, Path]:
 
 def _checksums(request: PackageRequest) -> Path:
     return request.folder / f"{request.box.name}.{sums.NAME}"
+
+
+def _every_file(request: PackageRequest) -> list[Path]:
+    """Every path that `write` creates, except that of the catalog."""
+    signatures = [] if request.key is None else [_signature(request)]
+    return [*_targets(request).values(), *_separate_files(request), _checksums(request), *signatures]
+
+
+def _signature(request: PackageRequest) -> Path:
+    return _checksums(request).with_name(f"{_checksums(request).name}.sig")
+
+
+def _note(request: PackageRequest) -> Path:
+    """The note of an unfinished package, beside its files."""
+    return request.folder / f".{request.box.name}.package"
 
 
 def _separate_files(request: PackageRequest) -> list[Path]:
@@ -159,20 +177,27 @@ def write(request: PackageRequest, described: Described, source: Source, sign: S
         files=lambda digests: {**files, STATEMENT: _statement(whole, digests)},
         knows_e1000=any(kind.is_for_virtualbox for kind in request.formats) and _has_e1000_driver(source.view),
     )  # fmt: skip
-    written = []
-    for kind, target in _targets(request).items():
-        with log.step(f"packing {target.name}"):
-            export.write(kind, content, target, sign)
-        written.append(target)
-    digests = {path.name: sha256_file(path).removeprefix("sha256:") for path in written}
-    files[STATEMENT] = _statement(whole, digests)
-    for path in _separate_files(request):
-        write_atomic(path, files[path.name.removeprefix(f"{box.name}.")])
-        written.append(path)
-    written += _write_checksums(_checksums(request), written, sign)
-    if request.catalog_url is not None:
-        written.append(_add_to_catalog(request))
+    with unfinished.writing(_note(request), _every_file(request)) as package_files:
+        for kind, target in _targets(request).items():
+            with log.step(f"packing {target.name}"):
+                export.write(kind, content, target, sign, package_files.add)
+        digests = _digests(_targets(request).values())
+        files[STATEMENT] = _statement(whole, digests)
+        for path in _separate_files(request):
+            package_files.write(path, files[path.name.removeprefix(f"{box.name}.")])
+        text = sums.text({**digests, **_digests(_separate_files(request))})
+        package_files.write(_checksums(request), text)
+        if sign is not None:
+            package_files.write(_signature(request), sign(text))
+        written = _every_file(request)
+        if request.catalog_url is not None:
+            written.append(_add_to_catalog(request))
     return Packaged(tuple(written), source.kind, source.cleaned, source.kept, source.opaque, tuple(whole.unpinned))
+
+
+def _digests(files: Iterable[Path]) -> dict[str, str]:
+    """The sha256 hex digests of files, by name."""
+    return {path.name: sha256_file(path).removeprefix("sha256:") for path in files}
 
 
 def _of_source(whole: Provenance, source: Source) -> Provenance:
@@ -213,17 +238,6 @@ def _has_e1000_driver(disk: DiskView | None) -> bool:
         pattern = f"/usr/lib/modules/*/kernel/{E1000}"
         return disk is not None and bool(directories.matching(disk.root.file_system, pattern))
     return False
-
-
-def _write_checksums(target: Path, files: list[Path], sign: Sign | None) -> list[Path]:
-    """Writes the checksums of the files, and their signature. Returns the paths of both."""
-    text = sums.text({path.name: sha256_file(path).removeprefix("sha256:") for path in files})
-    write_atomic(target, text)
-    if sign is None:
-        return [target]
-    signature = target.with_name(f"{target.name}.sig")
-    write_atomic(signature, sign(text))
-    return [target, signature]
 
 
 def _add_to_catalog(request: PackageRequest) -> Path:

@@ -45,6 +45,9 @@ Sign = Callable[[bytes], bytes]
 #: A function that returns small files of a package, by name. It gets the sha256 hex digests of its disks, by name.
 Files = Callable[[Mapping[str, str]], Mapping[str, bytes]]
 
+#: A function that gets a complete file, and the path at which it appears next.
+Finished = Callable[[Path, Path], None]
+
 _GIB = 1 << 30
 _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 
@@ -90,16 +93,17 @@ def libvirt(
     files: Files = lambda _: {},
     sign: Sign | None = None,
     compress: bool = True,
+    finished: Finished | None = None,
 ) -> None:
     """Writes the .box `target` from a disk in the format `raw` or `qcow2`. The disk must not change meanwhile.
 
     `guest` is Vagrant's name of the distribution, `user` the account for the login. `files` gets the sha256 hex digest
     of the disk in the box, by its name, and returns further members by name. The box has the checksums of its files,
-    and with `sign` their signature. `compress` is False for a box that stays on this host.
+    and with `sign` their signature. `compress` is False for a box that stays on this host. `finished` as in `making`.
     `target` is complete or does not exist. Raises StateError if it exists or another process writes it, CommandError
     if the disk cannot be read.
     """
-    with making(target) as work:
+    with making(target, finished=finished) as work:
         image = work / "box.img"
         convert(disk, image_format, image, PLAIN)
         size = -(-virtual_bytes(image) // _GIB)
@@ -177,8 +181,10 @@ def _member(name: str, size_bytes: int) -> tarfile.TarInfo:
 
 
 @contextlib.contextmanager
-def making(target: Path) -> Iterator[Path]:
+def making(target: Path, *, finished: Finished | None = None) -> Iterator[Path]:
     """A private folder beside `target`. At the end, the file in it with the name of `target` is moved to `target`.
+
+    `finished` is called with that file and `target` directly before.
 
     Nothing is overwritten. The next run removes the folder of a process that was killed. Raises StateError if `target`
     exists, or another process writes it.
@@ -207,6 +213,8 @@ def making(target: Path) -> Iterator[Path]:
                 leftover.unlink()
         try:
             yield work
+            if finished:
+                finished(work / target.name, target)
             _publish(work / target.name, target)
         finally:
             remove_tree(work)

@@ -23,7 +23,17 @@ from kimbox.errors import ImageError
 from kimbox.files import copy_sparse, sha256_file
 from kimbox.image.disk import sectors
 from kimbox.image.formats import boxwriter
-from kimbox.image.formats.boxwriter import QCOW2, Files, Sign, convert, json_bytes, making, with_sums, write_tar
+from kimbox.image.formats.boxwriter import (
+    QCOW2,
+    Files,
+    Finished,
+    Sign,
+    convert,
+    json_bytes,
+    making,
+    with_sums,
+    write_tar,
+)
 from kimbox.spec.layout import SECTOR_BYTES
 
 #: Names of the description and the disk in archives. Vagrant requires box.ovf.
@@ -85,15 +95,16 @@ class Content:
     knows_e1000: bool = False
 
 
-def write(kind: Format, content: Content, target: Path, sign: Sign | None) -> None:
-    """Writes the package `target`. Raises the errors of `boxwriter.libvirt`."""
+def write(kind: Format, content: Content, target: Path, sign: Sign | None, finished: Finished | None = None) -> None:
+    """Writes the package `target`. `finished` as in `making`. Raises the errors of `boxwriter.libvirt`."""
     if kind is Format.LIBVIRT:
         boxwriter.libvirt(
             content.disk, content.image_format, target,
             guest=content.guest, user=content.user, files=content.files, sign=sign,
+            finished=finished,
         )  # fmt: skip
         return
-    with making(target) as work:
+    with making(target, finished=finished) as work:
         match kind:
             case Format.QCOW2:
                 convert(content.disk, content.image_format, work / target.name, QCOW2)
