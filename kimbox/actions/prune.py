@@ -12,7 +12,7 @@ from kimbox import paths
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import locked, remove_tree
 from kimbox.image.store import images, names
-from kimbox.lock.git.mirror import sweep_mirrors
+from kimbox.lock.git.bare import sweep_mirrors
 from kimbox.machine.folder import machines
 
 

@@ -18,7 +18,7 @@ from kimbox import paths
 from kimbox.errors import Problem, SpecError, UsageError
 from kimbox.files import read_bounded, write_atomic
 from kimbox.guest.delivery import Payload, write_tar
-from kimbox.lock.git.mirror import write_bundle
+from kimbox.lock.git.bundle import write_bundle
 from kimbox.log import log
 from kimbox.project.plan import make_plan
 from kimbox.project.project import Project

@@ -16,7 +16,8 @@ import attrs
 from kimbox.errors import GuestError, UsageError
 from kimbox.files import remove_tree
 from kimbox.lock.git import submodules
-from kimbox.lock.git.mirror import Mirror, write_bundle
+from kimbox.lock.git.bundle import write_bundle
+from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock
 from kimbox.log import log
 from kimbox.render.manifest import Manifest

@@ -18,8 +18,10 @@ from kimbox import paths
 from kimbox.errors import StateError
 from kimbox.files import locked
 from kimbox.lock.git import command, mirror
+from kimbox.lock.git.bare import sweep_mirrors
+from kimbox.lock.git.bundle import write_bundle
 from kimbox.lock.git.command import SCRUBBED_ENV, GitError, git, redact
-from kimbox.lock.git.mirror import Mirror, sweep_mirrors, write_bundle
+from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.git.refs import Offered, check_url
 from kimbox.run import run
 from kimbox.spec.model import Repository
@@ -40,7 +42,7 @@ def test_branch_tag_head_and_commit_are_resolved(tmp_path: Path) -> None:
     second = makebox.commit(source, {"a": "two\n"})
     code = of(source)
     asked = {ref: code.resolve(ref).commit for ref in ("main", "v1", "light", "HEAD", "refs/tags/v1", first)}
-    assert asked == {"main": second, "v1": first, "light": first, "HEAD": second, "refs/tags/v1": first, first: first}
+    assert asked == {**dict.fromkeys(["v1", "light", "refs/tags/v1", first], first), "main": second, "HEAD": second}
     assert code.resolve("main").tree == makebox.git(source, "rev-parse", "HEAD^{tree}")
 
 
@@ -74,11 +76,6 @@ def test_a_missing_ref_is_named_with_what_there_is(tmp_path: Path) -> None:
         ) as caught:
             code.resolve(ref)
         assert hint in str(caught.value.hint)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    makebox.git(empty, "init", "-q")
-    with refused(GitError, "ref-not-found", ref="HEAD"):
-        of(empty).resolve("HEAD")
 
 
 def test_a_name_of_branch_and_tag_is_refused_if_they_differ(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import pytest
 from kimbox import paths
 from kimbox.guest.delivery import parcels_of, write_tar
 from kimbox.lock.git import submodules
-from kimbox.lock.git.mirror import Mirror, write_bundle
+from kimbox.lock.git.bundle import write_bundle
+from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, make_lock
 from kimbox.render import sealing
 from kimbox.render.manifest import manifest_digest, render_manifest

@@ -20,8 +20,9 @@ from typing import IO, Any, BinaryIO, cast
 import attrs
 
 from kimbox.errors import KimboxError
+from kimbox.lock.git.reasons import reason_of
 from kimbox.log import log
-from kimbox.run import die_with_parent_prefix, require, tail
+from kimbox.run import die_with_parent_prefix, require
 from kimbox.spec.urls import GIT_SCHEMES
 
 #: Variables removed from git's environment, each with the effect that it would have.
@@ -102,7 +103,7 @@ _OVERWRITTEN = re.compile(rb"^[^\n]*\r(?!\n)", re.MULTILINE)
 
 
 class GitError(KimboxError):
-    """git failed, or a repository lacks what the spec or the lock names. `stderr` is the end of git's stderr."""
+    """git failed, or a repository lacks what the spec or the lock names. `stderr` is git's, without credentials."""
 
     def __init__(
         self,
@@ -187,10 +188,11 @@ def git(
             timer.cancel()
     verb = next((str(a) for a in args if not str(a).startswith("-")), "git")
     if timed_out.is_set():
-        raise GitError(f"git {verb} did not end within {timeout_s:g} s", code="timeout", stderr=answer.stderr)
+        raise GitError(f"git {verb} did not end within {timeout_s:g} s", code="timeout", stderr=redact(answer.stderr))
     if check and answer.code != 0:
-        stderr = tail(redact(answer.stderr))
-        message = f"git {verb} failed with exit status {answer.code}" + (f":\n{stderr}" if stderr else "")
+        stderr = redact(answer.stderr)
+        reason = reason_of(stderr)
+        message = f"git {verb} failed with exit status {answer.code}" + (f":\n{reason}" if reason else "")
         raise GitError(message, code="git-failed", stderr=stderr)
     return answer
 

@@ -9,11 +9,13 @@ ignored. Its .git is left out, and with it the history and the filters. A submod
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 from kimbox.lock.git.command import GitError, git
+from kimbox.lock.git.reasons import reason_of
 from kimbox.log import log
 
 #: Maximum number of files, and maximum size of all files in bytes. A folder is for scripts and small data; more belongs
@@ -58,7 +60,7 @@ def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool 
         if is_work_tree and (folder / ".git").exists():
             files = _bounded(where, _work_files(where, folder))
         else:
-            _check_kinds(where, folder)
+            _check_kinds(where, folder, git_dir)
             files = _bounded(where, _files(folder, git_dir))
         entries = _store(where, folder, files, git_dir)
         git(["update-index", "-z", "--index-info"], git_dir=git_dir, env=env, stdin=entries)
@@ -86,32 +88,77 @@ def _content_error(where: str, problem: str, hint: str | None = None) -> GitErro
     return GitError(f"{where}: {problem}", code="folder-content", hint=hint)
 
 
-def _check_kinds(where: str, folder: Path) -> None:
-    """Raises GitError if the folder holds what git would silently ignore: a .git, devices, sockets, FIFOs."""
-    for parent, folders, names in os.walk(folder):
+def _check_kinds(where: str, folder: Path, git_dir: Path) -> None:
+    """Raises GitError if the folder holds what git would silently leave out: a .git, a device, socket or FIFO.
+
+    Only the folder's own .gitignore files may leave something out without an error.
+    """
+    repositories: list[Path] = []
+    special: list[Path] = []
+    unreadable: list[Path] = []
+
+    def note(error: OSError) -> None:
+        unreadable.append(Path(os.fsdecode(error.filename)))
+
+    for parent, folders, names in os.walk(folder, onerror=note):
         for entry in [*folders, *names]:
             path = Path(parent) / entry
-            shown = path.relative_to(folder)
-            if entry.lower() == ".git":
-                raise _content_error(
-                    where,
-                    f"it holds {shown}, so it is or contains a git repository",
-                    "use its URL (file:///...) and a ref instead of the folder, or remove .git",
-                )
             mode = path.lstat().st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-                raise _content_error(where, f"{shown} is neither a file, a folder nor a symbolic link", "remove it")
+            if entry.lower() == ".git":
+                repositories.append(path)
+            elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                special.append(path)
+        folders[:] = [entry for entry in folders if entry.lower() != ".git"]
+    # Of a .git its folder counts: a .gitignore with the line `.git` does not make the files beside it plain files.
+    ignored = _ignored(folder, git_dir, [*special, *unreadable, *(path.parent for path in repositories)])
+    for path in repositories:
+        if path.parent not in ignored:
+            raise _content_error(
+                where,
+                f"it holds {path.relative_to(folder)}, so it is or contains a git repository",
+                "use its URL (file:///...) and a ref instead of the folder, remove .git, or name the folder with it in "
+                ".gitignore",
+            )
+    for path in special:
+        if path not in ignored:
+            problem = f"{path.relative_to(folder)} is neither a file, a folder nor a symbolic link"
+            raise _content_error(where, problem, "remove it, or name it in .gitignore")
+    for path in unreadable:
+        if path not in ignored:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _ignored(folder: Path, git_dir: Path, paths: list[Path]) -> set[Path]:
+    """Those of some paths of a folder that its own .gitignore files exclude."""
+    names = {os.fsencode(path.relative_to(folder)): path for path in paths if path != folder}
+    if not names:
+        return set()
+    answer = git(
+        ["-c", "core.excludesFile=/dev/null", *_at(folder), "check-ignore", "--no-index", "--stdin", "-z"],
+        git_dir=git_dir,
+        env={**_OWN_CONFIG, "GIT_INDEX_FILE": str(git_dir / "kimbox.empty-index")},
+        stdin=b"".join(name + b"\0" for name in names),
+        check=False,
+    )
+    if answer.code not in (0, 1):  # 1: none of them is ignored
+        raise GitError(f"git check-ignore failed:\n{reason_of(answer.stderr)}", code="git-failed", stderr=answer.stderr)
+    return {names[name] for name in answer.stdout.split(b"\0") if name in names}
 
 
 def _files(folder: Path, git_dir: Path) -> list[bytes]:
     """Paths of all files that the folder's own .gitignore files do not exclude, relative to the folder."""
     empty = {**_OWN_CONFIG, "GIT_INDEX_FILE": str(git_dir / "kimbox.empty-index")}
     listed = git(
-        [f"--work-tree={folder}", "ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"],
+        [*_at(folder), "ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"],
         git_dir=git_dir,
         env=empty,
     )
     return [name for name in listed.stdout.split(b"\0") if name]
+
+
+def _at(folder: Path) -> list[str]:
+    """Options for a folder as the work tree. Started in a subfolder, git would list its files only, hence -C."""
+    return [f"--work-tree={folder}", "-C", str(folder)]
 
 
 def _work_files(where: str, folder: Path, prefix: bytes = b"") -> list[bytes]:

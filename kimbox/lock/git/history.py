@@ -8,8 +8,9 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths
+from kimbox.lock.git.bare import slug
 from kimbox.lock.git.command import git
-from kimbox.lock.git.mirror import Mirror, Pin, slug
+from kimbox.lock.git.mirror import Mirror, Pin
 from kimbox.lock.git.refs import COMMIT
 
 #: Maximum number of commits that are listed. The others are only counted.

@@ -1,4 +1,4 @@
-"""Bare git mirrors on the host. They resolve refs to commits, and make the bundles that a guest receives.
+"""Bare git mirrors on the host. They resolve refs to commits, and keep these commits.
 
 A mirror holds every resolved or locked commit under refs/kimbox/<commit>, so that git never deletes it. Such a ref is
 written only after a complete fetch: if it exists, the mirror has the commit and its whole history.
@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
 from kimbox import paths
-from kimbox.files import locked, remove_tree, sync_folder
-from kimbox.lock.git import signature
+from kimbox.files import locked
+from kimbox.lock.git import bare, signature
 from kimbox.lock.git.command import Answer, GitError, GoneError, SignatureError, git, redact, show_progress
 from kimbox.lock.git.folder import commit_folder
+from kimbox.lock.git.reasons import hint_for, is_shallow, reason_of
 from kimbox.lock.git.refs import COMMIT, Offered, check_ref, check_url, full_name
 from kimbox.log import log
-from kimbox.run import tail
 from kimbox.spec.model import Repository
 from kimbox.temporary import temporary_folder
-
-#: The only ref of a bundle: it points to the commit that the bundle delivers.
-PIN_REF = "refs/kimbox/pin"
 
 #: Timeout of `git ls-remote`, in seconds.
 ASK_TIMEOUT_S = 120
@@ -44,9 +38,6 @@ BUSY_WAIT_S = 600
 
 #: The ref that a fetch writes, before the commit gets its own ref.
 _INCOMING = "refs/kimbox/incoming"
-
-_SEPARATOR = re.compile(r"[/:]")
-_NOT_IN_A_SLUG = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @attrs.frozen
@@ -78,7 +69,7 @@ class Mirror:
     def of(cls, repository: Repository, *, offline: bool = False) -> Mirror:
         """The mirror of a repository in a spec. Repositories with the same URL or folder share a mirror."""
         digest = hashlib.sha256(repository.url.encode()).hexdigest()[:16]
-        path = paths.mirrors_dir() / f"{slug(repository.url)}-{digest}.git"
+        path = paths.mirrors_dir() / f"{bare.slug(repository.url)}-{digest}.git"
         keys = () if repository.is_folder else repository.keys
         return cls(repository.name, repository.url, repository.is_folder, path, offline, keys, repository.ref)
 
@@ -94,27 +85,40 @@ class Mirror:
         `repository-unreachable`.
         """
         if self.is_folder:
-            with self._opened():
+            with self.opened():
                 return Pin(*commit_folder(self.name, Path(self.url), self.path))
         if COMMIT.fullmatch(ref):
             return self.ensure(ref)
         check_url(self.name, self.url)
         check_ref(self.name, self.url, ref)
-        with self._opened():
-            asked = self._remote(["ls-remote", "--", self.url, "HEAD", "refs/heads/*", "refs/tags/*"], ASK_TIMEOUT_S)
-            full, target = full_name(self.name, self.url, ref, Offered.parse(asked.stdout.decode(errors="replace")))
+        with self.opened():
+            full, target = full_name(self.name, self.url, ref, self.offered(ref))
             return self._verified(attrs.evolve(self._pin(target) or self._fetch(full, ref), ref=full))
+
+    def offered(self, ref: str = "HEAD") -> Offered:
+        """The branches and tags of the server, and `ref` if it is the full name of another ref (refs/pull/1/head)."""
+        patterns = ["HEAD", "refs/heads/*", "refs/tags/*", *([ref] if ref.startswith("refs/") else [])]
+        asked = self._remote(["ls-remote", "--", self.url, *patterns], ASK_TIMEOUT_S)
+        offered = Offered.parse(asked.stdout.decode(errors="replace"))
+        if offered.is_sha256:
+            raise GitError(
+                f"{self.where} has SHA-256 commits, and kimbox supports SHA-1 repositories only",
+                code="unsupported-repository",
+                hint="use a repository that was made with --object-format=sha1",
+                fields={"repository": self.name},
+            )
+        return offered
 
     def resolve_work_tree(self) -> Pin:
         """`resolve` for a folder that may be a git work tree: its current files, committed or not."""
-        with self._opened():
+        with self.opened():
             return Pin(*commit_folder(self.name, Path(self.url), self.path, is_work_tree=True))
 
     def present(self) -> Pin:
         """The pin that a folder would get now. Does not change the mirror."""
         with temporary_folder("kimbox-folder-") as temporary:
             scratch = attrs.evolve(self, path=temporary / "folder.git")
-            with scratch._opened():  # objects that the mirror has are used from there, not copied
+            with scratch.opened():  # objects that the mirror has are used from there, not copied
                 (scratch.path / "objects/info").mkdir(exist_ok=True)
                 (scratch.path / "objects/info/alternates").write_text(f"{self.path / 'objects'}\n")
             return scratch.resolve("HEAD")
@@ -127,7 +131,7 @@ class Mirror:
         """
         if not COMMIT.fullmatch(commit):
             raise GitError(f"{self.where}: {commit!r} is not a commit of 40 hex digits", code="bad-ref")
-        with self._opened():
+        with self.opened():
             if pin := self._pin(commit):
                 return self._verified(pin)
             if self.is_folder:
@@ -153,7 +157,24 @@ class Mirror:
 
     def held(self, commit: str) -> Pin | None:
         """A commit of the mirror, with its tree; None if the mirror lacks it or its history. Uses no network."""
-        return self._pin(commit) if self.path.is_dir() else None
+        if not self.path.is_dir():
+            return None
+        if not bare.is_checked(self.path):
+            with self.opened():
+                pass
+        return self._pin(commit)
+
+    def repair(self, commit: str) -> None:
+        """Fetches a commit of a damaged mirror again, with its history. Raises GitError if that is not possible."""
+        with self.opened():
+            git(["update-ref", "-d", f"refs/kimbox/{commit}"], git_dir=self.path)
+            log.warn(f"{self.where}: this machine's mirror is damaged; fetching the commit {commit} again")
+            self._fetch_commit(commit, refetch=True)
+
+    def is_whole(self, commit: str) -> bool:
+        """Whether the mirror has every object of a commit and its history. Reads all of them."""
+        args = ["rev-list", "--objects", "--quiet", commit, "--"]
+        return git(args, git_dir=self.path, check=False, timeout_s=TRANSFER_TIMEOUT_S).code == 0
 
     def check_signature(self, commit: str) -> None:
         """Raises SignatureError unless a commit of the mirror is signed by one of `keys`.
@@ -189,7 +210,7 @@ class Mirror:
             return tags
         short = self.ref.removeprefix("refs/tags/")
         with contextlib.suppress(GitError):
-            self._transfer([f"+refs/tags/{short}:{_INCOMING}"])
+            self.fetch([f"+refs/tags/{short}:{_INCOMING}"])
             tag = git(["rev-parse", "--verify", "--end-of-options", _INCOMING], git_dir=self.path).text
             is_tag = git(["cat-file", "-t", tag], git_dir=self.path).text == "tag"
             if is_tag and self._commit_at(tag) == commit:
@@ -234,7 +255,7 @@ class Mirror:
 
     def _fetch(self, full: str, ref: str) -> Pin:
         """Fetches one ref and keeps its commit. If the branch moved since `ls-remote`, that is the newer commit."""
-        self._transfer([f"+{full}:{_INCOMING}"])
+        self.fetch([f"+{full}:{_INCOMING}"])
         commit = self._commit_at(_INCOMING)
         git(["update-ref", "-d", _INCOMING], git_dir=self.path)
         if commit is None:
@@ -246,14 +267,22 @@ class Mirror:
             )
         return self._keep(commit)
 
-    def _fetch_commit(self, commit: str) -> Pin:
-        """Fetches one commit: by its id if the server allows that, else by fetching all branches and tags."""
-        with contextlib.suppress(GitError):
-            self._transfer([f"+{commit}:{_INCOMING}"])
-            git(["update-ref", "-d", _INCOMING], git_dir=self.path)
-        if self._commit_at(commit) is None:
-            self._transfer(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"], prune=True)
-        if self._commit_at(commit) != commit:
+    def _fetch_commit(self, commit: str, *, refetch: bool = False) -> Pin:
+        """Fetches one commit: by its id if the server allows that, else by fetching all branches and tags.
+
+        That the mirror has the commit object proves nothing: after a failed or shallow fetch it lacks the history.
+        """
+        try:
+            self.fetch([f"+{commit}:{_INCOMING}"], refetch=refetch)
+        except GitError as error:
+            if error.code != "repository-unreachable" or "fsck error" in error.stderr:
+                raise
+        is_whole = self._commit_at(_INCOMING) == commit
+        git(["update-ref", "-d", _INCOMING], git_dir=self.path)
+        if not is_whole:
+            self.fetch(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"], prune=True, refetch=refetch)
+            is_whole = bare.has_history(self.path, [commit, "--not", "--branches", "--tags"])
+        if not is_whole:
             raise GoneError(
                 f"{self.where} no longer has the commit {commit}",
                 code="commit-not-found",
@@ -271,9 +300,24 @@ class Mirror:
         )
         return asked.text if asked.code == 0 else None
 
-    def _transfer(self, refspecs: list[str], *, prune: bool = False) -> None:
+    def fetch(self, refspecs: list[str], *, prune: bool = False, refetch: bool = False) -> None:
+        """Fetches refs into the mirror. The caller has it `opened`.
+
+        Raises GitError, for example `repository-unreachable`, or `shallow-repository` if the server lacks a part of the
+        history: git reports that on stderr only, and writes no ref.
+        """
         args = ["fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--force"]
-        self._remote([*args, *(["--prune"] if prune else []), "--", self.url, *refspecs], TRANSFER_TIMEOUT_S)
+        args += [option for option, is_set in (("--prune", prune), ("--refetch", refetch)) if is_set]
+        answer = self._remote([*args, "--", self.url, *refspecs], TRANSFER_TIMEOUT_S)
+        if is_shallow(answer.stderr):
+            folder = self.url.removeprefix("file://") if self.url.startswith("file:") else "CLONE"
+            raise GitError(
+                f"{self.where} is a shallow clone: it has only a part of its history, and a box gets all of it",
+                code="shallow-repository",
+                hint=f"complete it with `git -C {folder} fetch --unshallow`, or name the repository that it was cloned "
+                "from (in CI: fetch-depth 0)",
+                fields={"repository": self.name},
+            )
 
     def _remote(self, args: list[str], timeout_s: float) -> Answer:
         if self.offline:
@@ -296,103 +340,20 @@ class Mirror:
                     hint="pin a commit (40 hex digits) instead of a branch, or a repository without large files",
                     fields={"repository": self.name},
                 ) from None
-            reason = tail(error.stderr, 5) or error.message
+            reason = reason_of(error.stderr) or error.message
             raise GitError(
                 f"{self.where} cannot be read:\n{reason}",
                 code=error.code if error.code in ("timeout", "repository-too-large") else "repository-unreachable",
-                hint=_hint_for(reason),
+                hint=hint_for(reason),
                 fields={"repository": self.name},
                 stderr=error.stderr,
             ) from None
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[None]:
+    def opened(self) -> Iterator[None]:
         """Holds the mirror's lock. Creates the mirror if it is missing, and removes files that a killed git left."""
         lock = self.path.with_suffix(".lock")
         busy = f"another kimbox has been busy with {self.where} for more than {BUSY_WAIT_S:g} s"
         with locked(lock, wait_s=BUSY_WAIT_S, busy=busy):
-            if not all((self.path / part).exists() for part in ("HEAD", "config", "objects", "refs")):
-                _create(self.path)
-            _sweep(self.path)
+            bare.prepare(self.path)
             yield
-
-
-def slug(url: str) -> str:
-    """The first part of a mirror's file name: the last component of its URL."""
-    last = _SEPARATOR.split(url.rstrip("/"))[-1].removesuffix(".git")
-    return _NOT_IN_A_SLUG.sub("-", last).lstrip(".-")[:40] or "repository"
-
-
-def write_bundle(mirror: Mirror, commit: str, path: Path) -> None:
-    """Writes a git bundle of `commit` and its history, under refs/kimbox/pin. The file appears only when complete.
-
-    Raises GitError (`commit-not-found`) if the mirror lacks the commit.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with mirror._opened():
-        if mirror._pin(commit) is None:
-            raise GitError(
-                f"{mirror.where}: the mirror does not hold commit {commit}",
-                code="commit-not-found",
-                hint="run `kimbox lock` to fetch it",
-                fields={"repository": mirror.name, "commit": commit},
-            )
-        git(["update-ref", "--no-deref", PIN_REF, commit], git_dir=mirror.path)
-        try:
-            args = ["bundle", "create", "--quiet", str(temporary), PIN_REF]
-            git(args, git_dir=mirror.path, timeout_s=TRANSFER_TIMEOUT_S)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            git(["update-ref", "-d", PIN_REF], git_dir=mirror.path, check=False)
-
-
-def sweep_mirrors() -> None:
-    """Removes the files of mirrors whose creation was interrupted. For `prune`."""
-    if paths.mirrors_dir().is_dir():
-        for folder in paths.mirrors_dir().glob(".new-*"):
-            remove_tree(folder)
-
-
-def _create(path: Path) -> None:
-    """Creates an empty bare repository at `path`, by one rename. The caller holds the lock of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".new-{path.name}-"
-    for leftover in path.parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # its git process may still be ending; `prune` removes the rest
-            remove_tree(leftover)
-    remove_tree(path)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-    try:
-        git(["init", "--quiet", "--bare", "--template=", temporary])
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(path.parent)
-
-
-def _sweep(path: Path) -> None:
-    """Removes git's lock files and incomplete packs. No process uses them: the caller holds the mirror's lock."""
-    stale = [*path.glob("*.lock"), *(path / "refs").rglob("*.lock")]
-    stale += [*path.glob("objects/pack/tmp_*"), *path.glob("objects/pack/*.lock")]
-    for file in stale:
-        with contextlib.suppress(OSError):
-            file.unlink()
-
-
-def _hint_for(reason: str) -> str | None:
-    """What helps with the common failures of a transfer. `reason` is the end of git's stderr."""
-    low = reason.lower()
-    if "could not read username" in low or "authentication failed" in low or "permission denied" in low:
-        return "try `git ls-remote URL`: kimbox uses the same credentials and configuration, but never prompts"
-    if "could not resolve host" in low or "could not connect" in low or "timed out" in low:
-        return "check the network, the proxy and the server; repositories that are locked already need no network"
-    if "host key verification failed" in low:
-        return "connect to the server once with ssh, check its host key and accept it"
-    if "not found" in low or "does not exist" in low or "does not appear to be a git repository" in low:
-        return "check the URL in the spec"
-    return None
-
-
-__all__ = ["PIN_REF", "GitError", "Mirror", "Pin", "sweep_mirrors", "write_bundle"]

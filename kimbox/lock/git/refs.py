@@ -14,6 +14,7 @@ from kimbox.spec.nodes import Fault, shown
 #: A full commit id.
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ABBREVIATED = re.compile(r"[0-9a-f]{7,39}")
 _NAMESPACE = re.compile(r"^refs/(heads|tags)/")
 
@@ -24,23 +25,30 @@ class Offered:
 
     refs: dict[str, str]
     head: str | None
+    #: Annotated tags: name -> the tag object.
+    tag_objects: dict[str, str] = attrs.field(factory=dict)
+    #: Whether the commits have SHA-256 ids.
+    is_sha256: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Offered:
         """Parses the output of `git ls-remote`. Lines of another form are ignored."""
         refs: dict[str, str] = {}
-        head = None
+        objects: dict[str, str] = {}
+        head, is_sha256 = None, False
         for line in text.split("\n"):  # not splitlines(): a ref's name may contain U+2028
             value, _, name = line.partition("\t")
             if not COMMIT.fullmatch(value):
+                is_sha256 = is_sha256 or bool(_SHA256.fullmatch(value))
                 continue
             if name == "HEAD":
                 head = value
             elif name.endswith("^{}"):
+                objects[name[:-3]] = refs.get(name[:-3], value)
                 refs[name[:-3]] = value
             else:
                 refs.setdefault(name, value)
-        return cls(refs, head)
+        return cls(refs, head, objects, is_sha256)
 
     @property
     def short_names(self) -> list[str]:
@@ -82,10 +90,14 @@ def full_name(name: str, url: str, ref: str, offered: Offered) -> tuple[str, str
     where = f"repository {name} ({redact(url)})"
     fields = {"repository": name, "ref": ref}
     if ref == "HEAD":
+        if offered.head is None and not offered.refs:
+            raise GitError(f"{where} is empty", code="ref-not-found", hint="push a commit", fields=fields)
         if offered.head is None:
-            hint = "push a commit, or name a branch in the spec"
             raise GitError(
-                f"{where} has no default branch: it is empty", code="ref-not-found", hint=hint, fields=fields
+                f"{where} has no default branch: its HEAD names a branch that does not exist",
+                code="ref-not-found",
+                hint=f"write `ref:` in the spec; {_list(offered.short_names)}",
+                fields=fields,
             )
         return "HEAD", offered.head
     if ref.startswith("refs/") and ref in offered.refs:
@@ -108,7 +120,13 @@ def _hint_for(ref: str, offered: Offered) -> str:
     """What helps if a server has no such ref: similar names, or the names that it has."""
     if _ABBREVIATED.fullmatch(ref):
         return "write a commit with all of its 40 digits"
+    if _SHA256.fullmatch(ref):
+        return "a commit of a SHA-1 repository has 40 digits"
     names = offered.short_names
     if similar := difflib.get_close_matches(ref, names, n=3, cutoff=0.5):
         return f"did you mean {' or '.join(similar)}?"
-    return f"it has: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else "it is empty"
+    return _list(names) if names else "it is empty"
+
+
+def _list(names: list[str]) -> str:
+    return f"it has: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"

@@ -137,7 +137,7 @@ def _import(folder: Path, keys: list[str]) -> None:
         )
         if not done.ok:
             raise GitError(
-                f"gpg does not accept a public key of the spec:\n{tail(done.stderr, 3)}",
+                f"gpg does not accept a public key of the spec:\n{tail(done.stderr)}",
                 code="bad-public-key",
                 hint="check the keys under `verify` in the spec, with `gpg --show-keys FILE`",
             )

@@ -13,6 +13,7 @@ import attrs
 
 from kimbox.lock.git.command import GitError, git, redact
 from kimbox.lock.git.mirror import Mirror
+from kimbox.lock.git.reasons import reason_of
 from kimbox.spec import urls
 from kimbox.spec.model import Repository
 from kimbox.spec.nodes import Fault, shown
@@ -102,7 +103,8 @@ def _nested(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tu
             raise type(error)(
                 f"{where}: {error.message}",
                 code=error.code,
-                hint=f"the commit {commit[:12]} of {mirror.where} names it; a commit without it may work",
+                hint=f"{error.hint}; " * bool(error.hint)
+                + f"the commit {commit[:12]} of {mirror.where} names it; a commit without it may work",
                 fields={**error.fields, "repository": mirror.name, "path": prefix + path},
                 stderr=error.stderr,
             ) from None
@@ -191,7 +193,7 @@ def _sources(mirror: Mirror, commit: str) -> dict[str, str]:
     args = ["config", "--no-includes", f"--blob={commit}:.gitmodules", "--null", "--list"]
     answer = git(args, git_dir=mirror.path, check=False)
     if answer.code != 0:
-        raise _error(mirror, f": its .gitmodules cannot be read: {answer.stderr.strip()[:200]}")
+        raise _error(mirror, f": its .gitmodules cannot be read: {reason_of(answer.stderr)}")
     values: dict[str, dict[str, str]] = {}
     for entry in answer.stdout.decode(errors="replace").split("\0"):
         key, _, value = entry.partition("\n")
