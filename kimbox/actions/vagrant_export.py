@@ -113,7 +113,7 @@ def _write_archive(payload: Payload, target: Path) -> None:
         bundles = []
         for parcel in payload.parcels:
             bundle = folder / parcel.file
-            write_bundle(payload.mirrors[parcel.mirror], parcel.commit, bundle)
+            write_bundle(payload.mirrors[parcel.mirror], parcel.commit, bundle, parcel.tags)
             bundles.append(bundle)
         write_tar(payload.manifest, bundles, target)
 

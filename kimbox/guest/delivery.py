@@ -20,6 +20,7 @@ from kimbox.lock.git.bundle import write_bundle
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock
 from kimbox.log import log
+from kimbox.render.checkouts import tags_key
 from kimbox.render.manifest import Manifest
 from kimbox.run import tail
 from kimbox.spec.model import SETUP, Box
@@ -82,7 +83,7 @@ def deliver(guest: Guest, payload: Payload, workdir: Path, part: Part | None = N
         for parcel in needed:
             log.now(f"packing {parcel.mirror}")
             bundle = Path(folder) / parcel.file
-            write_bundle(mirrors[parcel.mirror], parcel.commit, bundle)
+            write_bundle(mirrors[parcel.mirror], parcel.commit, bundle, parcel.tags)
             bundles.append(bundle)
         delivery = Path(folder) / "delivery.tar"
         write_tar(payload.manifest, bundles, delivery)
@@ -112,6 +113,10 @@ class Parcel:
     mirror: str
     #: File name of the bundle.
     file: str
+    #: Tags to send with it, by name, and the objects that they point to.
+    tags: Mapping[str, str] = attrs.field(factory=dict)
+    #: What the guest has if it has all of the parcel.
+    keys: tuple[str, ...] = attrs.field(default=attrs.Factory(lambda self: (self.commit,), takes_self=True))
 
 
 @attrs.frozen
@@ -136,7 +141,9 @@ def parcels_of(box: Box, lock: Lock) -> list[Parcel]:
         for path, submodule in pinned.submodules.items():
             file = f"{name}.{submodule.commit}.bundle"
             parcels[file] = Parcel(name, submodule.commit, submodules.key(name, path), file)
-        parcels[f"{name}.bundle"] = Parcel(name, pinned.commit, name, f"{name}.bundle")
+        tags = {tag_name: tag.target for tag_name, tag in pinned.tags.items()}
+        keys = (pinned.commit, tags_key(pinned.tags)) if tags else (pinned.commit,)
+        parcels[f"{name}.bundle"] = Parcel(name, pinned.commit, name, f"{name}.bundle", tags, keys)
     return list(parcels.values())
 
 
@@ -166,10 +173,11 @@ def _info(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
 def lacked(guest: Guest, sudo: str, parcels: Sequence[Parcel]) -> list[Parcel]:
     """The parcels that the guest lacks.
 
-    It is asked for all commits, and answers with the name of the repository once for each commit that it has.
+    It is asked for all commits and sets of tags, and answers with the name of the repository once for each that it has.
     """
-    pairs = shlex.join(word for parcel in parcels for word in (parcel.name, parcel.commit))
+    pairs = shlex.join(word for parcel in parcels for key in parcel.keys for word in (parcel.name, key))
     answer = guest.run(f"{sudo}{RECEIVE} --have {pairs}", timeout_s=60)
     has = Counter(answer.stdout.split() if answer.code == 0 else ())
-    whole = {name for name, count in Counter(parcel.name for parcel in parcels).items() if has[name] == count}
+    needed = Counter(parcel.name for parcel in parcels for _ in parcel.keys)
+    whole = {name for name, count in needed.items() if has[name] == count}
     return [parcel for parcel in parcels if parcel.name not in whole]

@@ -11,8 +11,12 @@ import attrs
 from kimbox.lock.apt.packages import PackageChanges, compare
 from kimbox.lock.git import history
 from kimbox.lock.git.history import Between
+from kimbox.lock.git.tags import Tag
 from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, in_order
 from kimbox.spec import urls
+
+#: Maximum number of tags on a line of a difference.
+MAX_TAGS_SHOWN = 20
 
 
 class Kind(StrEnum):
@@ -120,6 +124,8 @@ def _repository_lines(change: RepositoryChange, logs: Mapping[str, Between | Non
     for name, field in change.fields.items():
         if name == "submodules" and change.old and change.new:
             lines += _submodule_lines(change.name, change.old.submodules, change.new.submodules)
+        elif name == "tags" and change.old and change.new:
+            lines += _tag_lines(change.name, change.old.tags, change.new.tags)
         elif name in ("url", "ref"):
             lines.append(f"{change.name}: {name} {field.old} -> {field.new}")
         elif name == "commit":
@@ -138,6 +144,14 @@ def _submodule_lines(name: str, old: Mapping[str, PinnedSubmodule], new: Mapping
             moved = f" (from {after.url})" if after and (before is None or before.url != after.url) else ""
             lines.append(f"{name}: submodule {path}: {commits}{moved}")
     return lines
+
+
+def _tag_lines(name: str, old: Mapping[str, Tag], new: Mapping[str, Tag]) -> list[str]:
+    """One line: `+` before a tag that came, `-` before one that went, `*` before one that moved."""
+    signs = {tag: "+" if tag not in old else "-" if tag not in new else "*" for tag in sorted({*old, *new})}
+    changed = [f"{sign}{tag}" for tag, sign in signs.items() if old.get(tag) != new.get(tag)]
+    more = f" ({len(changed) - MAX_TAGS_SHOWN} more)" if len(changed) > MAX_TAGS_SHOWN else ""
+    return [f"{name}: tags {' '.join(changed[:MAX_TAGS_SHOWN])}{more}"] if changed else []
 
 
 def _change(old: str | None, new: str | None) -> Change | None:

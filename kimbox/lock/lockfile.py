@@ -21,12 +21,13 @@ from kimbox import paths
 from kimbox.errors import KimboxError, Problem, SpecError
 from kimbox.files import read_bounded, write_atomic
 from kimbox.lock.apt.packages import LockedPackages
-from kimbox.lock.git import contents, submodules
+from kimbox.lock.git import contents, submodules, tags
 from kimbox.lock.git.command import redact
 from kimbox.lock.git.history import rewritten
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.git.refs import COMMIT
 from kimbox.lock.git.submodules import Submodule
+from kimbox.lock.git.tags import Tag
 from kimbox.log import log
 from kimbox.spec.model import SETUP, Box, Repository
 
@@ -70,6 +71,8 @@ class PinnedRepository:
     tree: str
     #: By path in the checkout, nested ones included. They follow from the commit; the lock lists them for review.
     submodules: Mapping[str, PinnedSubmodule] = attrs.field(factory=dict)
+    #: By name: the tags in the history of the commit when it was pinned.
+    tags: Mapping[str, Tag] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -145,8 +148,8 @@ def make_lock(
         is_new = old is None or old.commit != pin.commit
         for text in contents.check(mirror, pin.commit, modules) if is_new else ():
             (warn or log.warn)(text)
-        inner = pinned_submodules(modules)
-        pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree, inner)
+        inner, near = pinned_submodules(modules), tags.collect(mirror, pin.commit)
+        pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree, inner, near)
         if is_same and old and (warning := rewritten(mirror, repository.ref, old.commit, pin)):
             (warn or log.warn)(warning)
         if repository.is_folder and old and old.commit != pin.commit:
@@ -217,9 +220,13 @@ def format_lock(lock: Lock) -> str:
         body["packages"] = CommentedMap(lock.packages.as_tree())
     repositories = CommentedMap()
     for name in in_order(lock.repositories):
-        fields = attrs.asdict(lock.repositories[name])
-        inner = {path: CommentedMap(values) for path, values in sorted(fields.pop("submodules").items())}
-        repositories[name] = CommentedMap(fields | ({"submodules": CommentedMap(inner)} if inner else {}))
+        fields = attrs.asdict(lock.repositories[name], filter=lambda field, _: field.name not in ("submodules", "tags"))
+        inner = sorted(lock.repositories[name].submodules.items())
+        if inner:
+            fields["submodules"] = CommentedMap({path: CommentedMap(attrs.asdict(module)) for path, module in inner})
+        if near := sorted(lock.repositories[name].tags.items()):
+            fields["tags"] = CommentedMap({tag_name: str(tag) for tag_name, tag in near})
+        repositories[name] = CommentedMap(fields)
     body["repositories"] = repositories
     for key, comment in _COMMENTS.items():
         if key in body:
@@ -255,7 +262,7 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
             column=tree.mapping["lock"].mark.column,
             hint="use the version of kimbox that wrote it, or delete it and run `kimbox lock`",
         )
-    faults = problems.collected or _schema_problems(path, tree)
+    faults = problems.collected or _schema_problems(path, tree) or _tag_problems(path, tree)
     if faults:
         hint = "restore it from git; or delete it, and `kimbox lock` makes a new one"
         raise SpecError(faults, code="bad-lock", hint=hint, fields={"path": str(path)})
@@ -263,7 +270,8 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
     pinned = {}
     for name, values in data["repositories"].items():
         inner = {path: PinnedSubmodule(**module) for path, module in values.pop("submodules", {}).items()}
-        pinned[name] = PinnedRepository(**values, submodules=inner)
+        near = {tag_name: Tag.parse(text) for tag_name, text in values.pop("tags", {}).items()}
+        pinned[name] = PinnedRepository(**values, submodules=inner, tags=near)
     packages = LockedPackages.from_tree(data["packages"]) if "packages" in data else None
     return Lock(data["spec"], data["image"], pinned, packages), tree
 
@@ -278,4 +286,18 @@ def _schema_problems(path: Path, tree: Node) -> list[Problem]:
         key = ".".join(map(str, error.absolute_path)) or "the lock"
         text = f"{key}: {error.message[:200]}"
         faults.append(Problem(str(path), node.mark.line, node.mark.column, text, code="bad-lock"))
+    return faults
+
+
+def _tag_problems(path: Path, tree: Node) -> list[Problem]:
+    """Names of tags that are not valid: git gets them, and a file of the manifest."""
+    from kimbox.spec.nodes import Fault
+
+    faults = []
+    for pinned in tree.mapping["repositories"].mapping.values():
+        for name, node in pinned.mapping["tags"].keys.items() if "tags" in pinned.mapping else ():
+            try:
+                tags.check_name(name)
+            except Fault as fault:
+                faults.append(Problem(str(path), node.line, node.column, fault.message, code="bad-lock"))
     return faults

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -14,7 +14,7 @@ from kimbox.image.inputs.recipe import Recipe, requested
 from kimbox.lock.apt.choose import choose
 from kimbox.lock.apt.packages import ALL_PACKAGES, LockedPackages
 from kimbox.lock.diff import LockDiff, diff
-from kimbox.lock.git import submodules
+from kimbox.lock.git import submodules, tags
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, pinned_submodules, read_lock, write_lock
 from kimbox.log import log
@@ -69,7 +69,18 @@ def lock_for(project: Project) -> Locked:
         check_scripts(box, mirrors, {name: pin.commit for name, pin in lock.repositories.items()})
     if not project.frozen and write_lock(path, lock):
         log.info(f"{'wrote' if previous is None else 'updated'} {path}")
-    return Locked(lock, mirrors, recipe, key)
+    return Locked(with_tags(lock, mirrors), mirrors, recipe, key)
+
+
+def with_tags(lock: Lock, mirrors: Mapping[str, Mirror]) -> Lock:
+    """Returns a lock with the tags that are available, whose objects are then in the mirrors."""
+    repositories = {
+        name: attrs.evolve(pinned, tags=tags.available(mirrors[name], pinned.tags)) if pinned.tags else pinned
+        for name, pinned in lock.repositories.items()
+    }
+    if repositories == lock.repositories:
+        return lock
+    return attrs.evolve(lock, repositories=repositories, frozen_digest=lock.digest)
 
 
 def _may_have_other_scripts(previous: Lock, lock: Lock) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import SpecError, UsageError
-from kimbox.lock.git import submodules
+from kimbox.lock.git import submodules, tags
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import (
     Lock,
@@ -69,7 +69,8 @@ class Replacement:
             mirror = Mirror.of(replaced)
             pin = mirror.resolve(replaced.ref)
         pinned, mirrors = _with_submodules(mirror, pin.commit)
-        return PinnedRepository(locked_url(box, replaced), replaced.ref, pin.commit, pin.tree, pinned), mirrors
+        near = tags.collect(mirror, pin.commit)
+        return PinnedRepository(locked_url(box, replaced), replaced.ref, pin.commit, pin.tree, pinned, near), mirrors
 
 
 def _with_submodules(mirror: Mirror, commit: str) -> tuple[dict[str, PinnedSubmodule], dict[str, Mirror]]:
@@ -122,6 +123,7 @@ def unpinned(project: Project, replacements: Sequence[Replacement]) -> tuple[Loc
         else:
             pinned[name], mirror = lock.repositories[name], Mirror.of(repository)
             mirror.ensure(pinned[name].commit)
+            pinned[name] = attrs.evolve(pinned[name], tags=tags.available(mirror, pinned[name].tags))
             _, repository_mirrors = _with_submodules(mirror, pinned[name].commit)
         mirrors |= repository_mirrors
     names = tuple(name for name in known if name in replaced)

@@ -22,14 +22,21 @@ class PinnedCommit(Protocol):
     """The part of a locked submodule that a manifest needs."""
 
     @property
+    def url(self) -> str: ...
+
+    @property
     def commit(self) -> str: ...
+
+
+class PinnedTag(Protocol):
+    """The part of a locked tag that a manifest needs."""
+
+    @property
+    def target(self) -> str: ...
 
 
 class Pinned(PinnedCommit, Protocol):
     """The part of a locked repository that a manifest needs."""
-
-    @property
-    def url(self) -> str: ...
 
     @property
     def ref(self) -> str: ...
@@ -39,6 +46,9 @@ class Pinned(PinnedCommit, Protocol):
 
     @property
     def submodules(self) -> Mapping[str, PinnedCommit]: ...
+
+    @property
+    def tags(self) -> Mapping[str, PinnedTag]: ...
 
 
 class PinnedLock(Protocol):

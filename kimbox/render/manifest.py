@@ -4,6 +4,7 @@
     repositories             one repository a line: name, commit, path, separated by tabs; `setup` first
     submodules               only if there are any, one a line: name of the repository, commit, path in its checkout;
                              a nested submodule comes after its parent
+    tags/, origins, gitconfig    only if there are any; see kimbox/render/checkouts.py
     steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout, digest and uses
     probes/NN/script         a probe, and probes/NN/env: its name, hint and timeout
     box.env, box.json        what the box was made from: the host's part of /etc/kimbox/box.env and box.json
@@ -19,6 +20,7 @@ import hashlib
 import kimbox
 from kimbox.errors import KimboxError
 from kimbox.render.boxfile import PinnedLock, box_env, box_json, describe
+from kimbox.render.checkouts import render_checkouts
 from kimbox.render.quote import assignments
 from kimbox.render.uses import used_repositories
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, Run
@@ -50,6 +52,7 @@ def render_manifest(box: Box, lock: PinnedLock, image: str | None = None) -> Man
     submodules = _submodules(box, lock)
     files["manifest.env"] = (_environment(box, lock, _format(box, submodules)), 0o644)
     files["repositories"] = (_repositories(box, lock), 0o644)
+    files |= {name: (data, 0o644) for name, data in render_checkouts(box, lock).items()}
     if submodules:
         files["submodules"] = (submodules, 0o644)
     for number, step in enumerate(box.provision, 1):

@@ -231,7 +231,7 @@ def delivery(
     bundles = []
     for parcel in parcels_of(box, lock):
         bundles.append(folder / parcel.file)
-        write_bundle(mirrors[parcel.mirror], parcel.commit, bundles[-1])
+        write_bundle(mirrors[parcel.mirror], parcel.commit, bundles[-1], parcel.tags)
     write_tar(manifest, bundles, folder / "delivery.tar")
     return manifest_digest(manifest), folder / "delivery.tar"
 

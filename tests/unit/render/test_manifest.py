@@ -36,7 +36,7 @@ def test_the_manifest_contains_what_the_guest_needs(tmp_path: Path) -> None:
     box = makebox.make_box(tmp_path, repositories=REPOSITORIES, provision=steps)
     manifest = render_manifest(box, LOCK)
     assert list(manifest) == [
-        "manifest.env", "repositories", "steps/01-first.one/script", "steps/01-first.one/env",
+        "manifest.env", "repositories", "origins", "gitconfig", "steps/01-first.one/script", "steps/01-first.one/env",
         "steps/02-2/script", "steps/02-2/env", "box.env", "box.json",
     ]  # fmt: skip
     assert manifest["repositories"][0].decode() == f"setup\t{'b' * 40}\t/opt/setup\napi\t{'a' * 40}\t/opt/api\n"

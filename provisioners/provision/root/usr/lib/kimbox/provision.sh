@@ -9,6 +9,7 @@
 . /usr/lib/kimbox/pins.sh
 
 mirrors=/persistent/git
+tab=$(printf '\t')
 # A history of everything that ran on any root, for people. One line each, with tabs between time (Unix), boot, boot mode, kind, name,
 # digest of the input, exit status and seconds.
 history=/persistent/log/history
@@ -186,14 +187,72 @@ quiet_git() {
 		-c advice.detachedHead=false -c gc.auto=0 -c submodule.recurse=false "$@"
 }
 
-# checkout NAME COMMIT PATH: a clean working tree of exactly that commit, which borrows its objects from the mirror. Below
-# /home/vagrant it belongs to vagrant.
-checkout() {
-	mirror=$mirrors/$1.git commit=$2 path=$3 owner=system
-	case $path in
+# in_mirror NAME COMMIT: succeeds if the mirror of that name has the commit
+in_mirror() {
+	[ -s "$mirrors/$1.git/refs/kimbox/$2" ] || grep -qs " refs/kimbox/$2\$" "$mirrors/$1.git/packed-refs"
+}
+
+# owner_of PATH: sets $owner, the account of a checkout: below /home/vagrant it belongs to vagrant
+owner_of() {
+	case $1 in
 	/home/vagrant/*) owner=user ;;
+	*) owner=system ;;
 	esac
-	[ -s "$mirror/refs/kimbox/$commit" ] || grep -qs " refs/kimbox/$commit\$" "$mirror/packed-refs" ||
+}
+
+# like_clone NAME COMMIT PATH [INSIDE]: gives a checkout the tags and the origin that the manifest has for it. INSIDE is its path in the
+# checkout around it, if it is a submodule. Does nothing if the checkout has them.
+like_clone() {
+	owner_of "$3"
+	set_tags "$3/.git" "$at_work/tags/$1/$2" || fail 1 "the tags in $3 cannot be written"
+	[ -e "$at_work/origins" ] || return 0
+	url=''
+	while IFS=$tab read -r line_name line_inside line_url; do
+		[ "$line_name $line_inside" != "$1 ${4:-.}" ] || url=$line_url
+	done <"$at_work/origins"
+	if [ -z "$url" ] || grep -qsxF "${tab}url = $url" "$3/.git/config"; then return 0; fi
+	if ! { quiet_git "$owner" -C "$3" config --replace-all remote.origin.url "$url" &&
+		quiet_git "$owner" -C "$3" config --replace-all remote.origin.fetch '+refs/heads/*:refs/remotes/origin/*'; }; then
+		fail 1 "the origin of $3 cannot be written"
+	fi
+}
+
+# set_tags FOLDER FILE: replaces the tags of the last manifest in a .git folder by those in FILE, if it exists. Tags that were made in the
+# box stay, also after `git pack-refs`. $owner writes.
+set_tags() {
+	if [ -e "$2" ]; then
+		new_tags=$2
+	else
+		[ -e "$1/kimbox-tags" ] || return 0
+		new_tags=/dev/null
+	fi
+	# shellcheck disable=SC2016 # for the inner shell
+	clean "$owner" sh -c 'set -e
+		cd "$1"
+		if cmp -s "$2" kimbox-tags; then exit; fi
+		touch packed-refs kimbox-tags
+		cat "$2" kimbox-tags | awk "!is_old { drop[\$0]; next } !/^[#^]/ && !(\$0 in drop)" - is_old=1 packed-refs >packed-refs.new
+		cat "$2" >>packed-refs.new
+		mv -f packed-refs.new packed-refs
+		cat "$2" >kimbox-tags' sh "$1" "$new_tags"
+}
+
+# trust_checkouts: lets every account run git in the checkouts of the manifest that belong to root
+trust_checkouts() {
+	trusted=/var/lib/kimbox/gitconfig trusted_from=$at_work/gitconfig
+	[ -e "$trusted_from" ] || trusted_from=/dev/null
+	if cmp -s "$trusted_from" "$trusted"; then return 0; fi
+	if ! { mkdir -p "${trusted%/*}" && cat "$trusted_from" >"$trusted.new" && mv -f "$trusted.new" "$trusted"; }; then
+		fail 1 "cannot write $trusted: is the root file system full?"
+	fi
+}
+
+# checkout NAME COMMIT PATH [INSIDE]: a clean working tree of exactly that commit, which borrows its objects from the mirror. INSIDE as for
+# like_clone.
+checkout() {
+	mirror=$mirrors/$1.git commit=$2 path=$3
+	owner_of "$path"
+	in_mirror "$1" "$commit" ||
 		fail 1 "commit $commit is not in $mirror: let the host deliver it again"
 	if [ -e "$path" ] && ! [ -e "$path/.git/kimbox" ] && [ -n "$(ls -A "$path" 2>&1)" ]; then
 		fail 1 "$path is not empty and is not a checkout that kimbox made: move or remove it, then provision again"
@@ -214,11 +273,11 @@ checkout() {
 	fi
 	read -r head <"$path/.git/HEAD"
 	[ "$head" = "$commit" ] || fail 1 "$path is at $head in place of $commit"
+	like_clone "$1" "$commit" "$path" "${4:-}"
 }
 
 # find_setup: sets $setup_commit and $setup_path from the current manifest; fails if it has no setup repository
 find_setup() {
-	tab=$(printf '\t')
 	while IFS=$tab read -r line_name setup_commit setup_path; do
 		[ "$line_name" != setup ] || return 0
 	done <"$at_work/repositories"
