@@ -22,13 +22,14 @@ from kimbox.errors import KimboxError, Problem, SpecError
 from kimbox.files import read_bounded, write_atomic
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.lock.git import contents, submodules, tags
-from kimbox.lock.git.command import redact
+from kimbox.lock.git.command import GoneError, redact
 from kimbox.lock.git.history import rewritten
-from kimbox.lock.git.mirror import Mirror
+from kimbox.lock.git.mirror import Mirror, Pin
 from kimbox.lock.git.refs import COMMIT
 from kimbox.lock.git.submodules import Submodule
 from kimbox.lock.git.tags import Tag
 from kimbox.log import log
+from kimbox.spec import urls
 from kimbox.spec.model import SETUP, Box, Repository
 
 if TYPE_CHECKING:
@@ -117,9 +118,9 @@ def make_lock(
 ) -> Lock:
     """Pins every repository of the box.
 
-    A pin of `previous` stays if url and ref are the same, unless its name is in `update` (None: move all pins). Folders
-    are pinned to their current content. `image` None keeps the key of `previous`. `packages` are those of an image that
-    kimbox builds. If `offline`, no server is contacted. `warn` is called with a text for each moved tag, force-pushed
+    A pin of `previous` stays if url and ref are the same, unless its name is in `update` (None: move all pins). If only
+    the url changed, the commit stays if the new URL has it. Folders are pinned to their current content. `image` None
+    keeps the key of `previous`. `packages` are those of an image that kimbox builds. If `offline`, no server is contacted. `warn` is called with a text for each moved tag, force-pushed
     branch, and repository with files that the box will lack (Git LFS).
 
     Raises KimboxError (`repository-not-found`) if `update` names an unknown repository, and the errors of the mirrors.
@@ -143,7 +144,9 @@ def make_lock(
             pinned[repository.name] = old
             continue
         mirror = Mirror.of(repository, offline=offline)
-        pin = mirror.resolve(repository.ref)
+        is_asked = moved is None or repository.name in moved
+        pin = None if is_asked or is_same else _moved_to(mirror, repository, old)
+        pin = pin or mirror.resolve(repository.ref)
         modules = submodules.collect(mirror, pin.commit)
         is_new = old is None or old.commit != pin.commit
         for text in contents.check(mirror, pin.commit, modules) if is_new else ():
@@ -155,6 +158,21 @@ def make_lock(
         if repository.is_folder and old and old.commit != pin.commit:
             log.info(f"repository {repository.name}: the folder {url} has changed; pinned to {pin.commit[:12]}")
     return Lock(box.digest, image or (previous.image if previous else None), pinned, packages)
+
+
+def _moved_to(mirror: Mirror, repository: Repository, old: PinnedRepository | None) -> Pin | None:
+    """The locked commit at the new URL of a repository. None if only the ref is new, or if the new URL lacks it."""
+    if old is None or repository.is_folder or urls.is_folder(old.url) or old.ref != repository.ref:
+        return None
+    try:
+        pin = mirror.ensure(old.commit)
+    except GoneError:
+        log.warn(
+            f"{mirror.where} does not have the locked commit {old.commit}: pinning {repository.ref} of the new URL"
+        )
+        return None
+    log.info(f"repository {repository.name}: the new URL has the locked commit {old.commit[:12]}, so the pin stays")
+    return pin
 
 
 def pinned_submodules(modules: Mapping[str, Submodule]) -> dict[str, PinnedSubmodule]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from pathlib import Path, PurePosixPath
 
 from kimbox import paths
@@ -89,11 +90,28 @@ def _verification_keys(reader: Reader, node: Node | None, *, is_folder: bool) ->
 
 def _folder(reader: Reader, beside: Path, text: str) -> Path:
     """Returns the absolute path of a folder that is the `url` of a repository. Raises Fault if it is none."""
-    folder = find_beside(text, beside, (reader.spec.parent, paths.boxes_dir()), "folder")
+    try:
+        folder = find_beside(text, beside, (reader.spec.parent, paths.boxes_dir()), "folder")
+    except Fault as fault:
+        if fault.code == "outside-spec-folder" and (hint := _hint_for_repository(text, beside)):
+            raise Fault(fault.message, hint, code=fault.code) from None
+        raise
     if not folder.is_dir():
         hint = "name a folder, or a git URL such as https://..."
         raise Fault(f"{shown(text)} is not a folder", hint, code="bad-path")
     return Path(os.path.abspath(folder))  # noqa: PTH100 - not through links
+
+
+def _hint_for_repository(text: str, beside: Path) -> str | None:
+    """Returns how to name a repository beside that of the spec, such as ../lattice. None if it is not a repository."""
+    folder = Path(os.path.abspath(beside / text))  # noqa: PTH100 - not through links
+    if not ((folder / ".git").exists() or ((folder / "objects").is_dir() and (folder / "HEAD").is_file())):
+        return None
+    command = f"git -C {shlex.quote(str(folder))} remote get-url origin"
+    return (
+        f"it is a git repository: give the URL at which colleagues reach it, too (`{command}` prints it); "
+        f"{shown(f'file://{folder}')} works on this machine only"
+    )
 
 
 def _check_paths_are_apart(reader: Reader, repositories: list[Repository]) -> None:

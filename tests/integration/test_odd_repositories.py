@@ -12,10 +12,12 @@ import ownhome
 import pytest
 from refused import refused
 
+from kimbox.errors import SpecError
 from kimbox.lock.git import reasons
 from kimbox.lock.git.bundle import write_bundle
 from kimbox.lock.git.command import GitError, git
 from kimbox.lock.git.mirror import Mirror
+from kimbox.spec.load import load_box
 from kimbox.spec.model import Repository
 
 home = ownhome.home  # a fixture
@@ -205,8 +207,26 @@ def test_what_gitignore_excludes_never_refuses_a_folder(tmp_path: Path, monkeypa
 def test_a_gitignore_cannot_hide_the_repository_around_it(tmp_path: Path) -> None:
     """`.git` in .gitignore does not turn a work tree into a plain folder."""
     makebox.make_repository(tmp_path / "setup", {".gitignore": ".git\n", "setup": "#!/bin/sh\n"})
-    with refused(GitError, "folder-content"):
+    with refused(GitError, "folder-content") as caught:
         of(tmp_path / "setup", folder=True).resolve("HEAD")
+    assert f"`git -C {tmp_path}/setup remote get-url origin`" in str(caught.value.hint)
+
+
+def test_a_repository_beside_the_spec_is_shared_by_its_url(tmp_path: Path) -> None:
+    """The hint for ../lattice names the command that prints the URL; a plain folder has no such hint."""
+    makebox.make_repository(tmp_path / "lattice")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "data").mkdir()
+    spec = "kimbox: 1\nname: x\nbase: [_defaults/debian.yaml]\nrepositories: {a: {url: ../%s}}\n"
+    hints = []
+    for name in ("lattice", "data"):
+        (tmp_path / "p/kimbox.yaml").write_text(spec % name)
+        with refused(SpecError, "bad-spec") as caught:
+            load_box(tmp_path / "p/kimbox.yaml")
+        hints.append(str(caught.value.problems[0].hint))
+        assert caught.value.problems[0].code == "outside-spec-folder"
+    assert f"`git -C {tmp_path}/lattice remote get-url origin`" in hints[0]
+    assert "git" not in hints[1]
 
 
 def test_a_folder_is_the_same_from_each_of_its_subfolders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -113,11 +114,12 @@ def _check_kinds(where: str, folder: Path, git_dir: Path) -> None:
     ignored = _ignored(folder, git_dir, [*special, *unreadable, *(path.parent for path in repositories)])
     for path in repositories:
         if path.parent not in ignored:
+            command = f"git -C {shlex.quote(str(path.parent))} remote get-url origin"
             raise _content_error(
                 where,
                 f"it holds {path.relative_to(folder)}, so it is or contains a git repository",
-                "use its URL (file:///...) and a ref instead of the folder, remove .git, or name the folder with it in "
-                ".gitignore",
+                f"give its URL and a ref instead: `{command}` prints the URL for colleagues, file://{path.parent} "
+                "works on this machine only; or remove .git; or exclude the folder in .gitignore",
             )
     for path in special:
         if path not in ignored:

@@ -66,6 +66,26 @@ def test_a_commit_stays_until_it_is_updated(box: Box, tmp_path: Path) -> None:
         make_lock(box, previous=lock, update=["nosuch"])
 
 
+def test_a_commit_stays_if_the_repository_moves(box: Box, tmp_path: Path) -> None:
+    """At a new URL the locked commit is used if it is there, unless it is to be updated; else the ref is resolved."""
+    lock = make_lock(box)
+    makebox.git(tmp_path, "clone", "-q", "code", "moved")
+    new = makebox.commit(tmp_path / "moved", {"a": "two\n"})
+    other = makebox.make_repository(tmp_path / "other", {"b": "x\n"})
+
+    def at(name: str, *update: str) -> PinnedRepository:
+        repositories = tuple(
+            attrs.evolve(r, url=f"file://{tmp_path}/{name}") if r.name == "code" else r for r in box.repositories
+        )
+        moved = make_lock(attrs.evolve(box, repositories=repositories), previous=lock, update=update)
+        return moved.repositories["code"]
+
+    kept = at("moved")
+    assert (kept.url, kept.commit) == (f"file://{tmp_path}/moved", lock.repositories["code"].commit)
+    assert at("moved", "code").commit == new
+    assert at("other").commit == other
+
+
 def test_a_changed_folder_is_pinned_and_reported(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder beside the spec is part of the spec. Its pin follows its content, and a line of the log reports it."""
     lock = make_lock(box)
