@@ -120,8 +120,9 @@ def make_lock(
 
     A pin of `previous` stays if url and ref are the same, unless its name is in `update` (None: move all pins). If only
     the url changed, the commit stays if the new URL has it. Folders are pinned to their current content. `image` None
-    keeps the key of `previous`. `packages` are those of an image that kimbox builds. If `offline`, no server is contacted. `warn` is called with a text for each moved tag, force-pushed
-    branch, and repository with files that the box will lack (Git LFS).
+    keeps the key of `previous`. `packages` are those of an image that kimbox builds. If `offline`, no server is
+    contacted. `warn` is called with a text for each moved tag, force-pushed branch, and repository with files that the
+    box will lack (Git LFS).
 
     Raises KimboxError (`repository-not-found`) if `update` names an unknown repository, and the errors of the mirrors.
     """
