@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 import attrs
 
-from kimbox import paths
 from kimbox.actions import prune
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import sha256_file
@@ -20,7 +18,8 @@ from kimbox.log import log
 from kimbox.machine.folder import machines
 from kimbox.spec.model import RemoteImage
 from kimbox.spec.urls import is_plain_http, is_url
-from kimbox.transfer import http
+from kimbox.transfer import address, downloads, http
+from kimbox.transfer.address import Login, public_url
 
 
 def add(
@@ -34,20 +33,22 @@ def add(
 ) -> AddedBox:
     """Adds a box or a disk to the store under a name. Warns if it came over http without a digest or signature.
 
-    `location`: path or URL of a box, a disk or a catalog. `digest`: `sha256:` and 64 hex digits that the file must
-    have, or None. `keys`: ssh public keys, one of which must have signed the box; empty to accept it unsigned.
-    `force`: replaces another box of that name. `version`: the version of a catalog; None for the newest.
+    `location`: path or URL of a box, a disk or a catalog. User name and password in a URL are used, but not stored.
+    `digest`: `sha256:` and 64 hex digits that the file must have, or None. `keys`: ssh public keys, one of which must
+    have signed the box; empty to accept it unsigned. `force`: replaces another box of that name. `version`: the version
+    of a catalog; None for the newest.
 
     Raises ImageError if the file is missing or rejected, StateError if another box has the name.
     """
     has_digest, is_by_http = digest is not None, is_plain_http(location)
+    location, login = address.take(location) if is_url(location) else (location, None)
     if boxcatalog.is_catalog(location):
-        choice = boxcatalog.choose(location, version)
-        log.info(f"using version {choice.version} from {http.without_query(choice.location)}")
+        choice = boxcatalog.choose(location, version, login)
+        log.info(f"using version {choice.version} from {public_url(choice.location)}")
         location, version, digest = choice.location, choice.version, digest or choice.digest
         is_by_http |= digest is None and is_plain_http(location)
     existing = names.find(name) if not force else None
-    image = RemoteImage(location if is_url(location) else os.path.abspath(location), digest or _digest(location))  # noqa: PTH100
+    image = RemoteImage(location if is_url(location) else os.path.abspath(location), digest or _digest(location, login))  # noqa: PTH100
     if existing and existing.digest != image.digest:
         raise StateError(
             f"another added box has the name {name} already",
@@ -55,8 +56,8 @@ def add(
             hint="choose another name, or replace it with --force",
             fields={"name": name},
         )
-    with obtain.leased_file(image, keys) as stored:
-        public_location = http.without_query(image.location)
+    with obtain.leased_file(image, keys, login=login) as stored:
+        public_location = public_url(image.location)
         added = AddedBox(name, stored.key, stored.facts.get("provider"), public_location, bool(keys), version)
         names.write(added)
     if not keys and not has_digest and is_by_http:
@@ -67,7 +68,7 @@ def add(
     return added
 
 
-def _digest(location: str) -> str:
+def _digest(location: str, login: Login | None) -> str:
     """The digest of the file at a path or URL. A downloaded file is kept for `obtain`, to download it only once.
 
     Raises ImageError if the file cannot be read or downloaded.
@@ -81,16 +82,8 @@ def _digest(location: str) -> str:
             raise ImageError(
                 f"{location} cannot be read: {error.strerror}", code=code, fields={"path": location}
             ) from None
-    folder = paths.downloads_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{hashlib.sha256(location.encode()).hexdigest()}-{os.getpid()}.part"
-    try:
-        with log.step(f"downloading {http.without_query(location)}"):
-            digest = http.fetch(location, part, None)
-        part.replace(folder / f"{digest}.part")
-    finally:
-        http.discard(part)
-    return f"sha256:{digest}"
+    with downloads.for_url(location) as part, log.step(f"downloading {public_url(location)}"):
+        return f"sha256:{http.fetch(location, part, None, login=login)}"
 
 
 @attrs.frozen

@@ -10,8 +10,10 @@ import tempfile
 from pathlib import Path
 
 from kimbox import paths
+from kimbox.actions import prune
 from kimbox.drivers import registry
 from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt, program
+from kimbox.errors import StateError
 from kimbox.filelocks import flock
 from kimbox.files import size_words
 from kimbox.image import namespace
@@ -22,6 +24,9 @@ from kimbox.log import log
 
 #: Free space below which there may not be enough for an image.
 MIN_FREE_BYTES = 10 << 30
+
+#: Size below which unused files are not worth a command, in bytes.
+SHOWN_BYTES = 1_000_000
 
 #: Programs that kimbox calls with every driver, and their purpose: it completes the sentence `it ...`.
 PROGRAMS = {
@@ -43,7 +48,7 @@ def examine() -> list[HostCheck]:
     """
     checks = [program(name, purpose) for name, purpose in PROGRAMS.items()]
     checks += [attempt("home", _home), attempt("locks", _locks), attempt("building", _building)]
-    checks += [attempt("packages", _packages), attempt("space", _space)]
+    checks += [attempt("packages", _packages), attempt("space", _space), attempt("unused files", _unused)]
     return checks + registry.check_host()
 
 
@@ -83,6 +88,17 @@ def _packages() -> HostCheck:
     return HostCheck(
         "packages", Outcome.GOOD, f"Debian packages come from {len(sources)} repositories of this machine's apt"
     )
+
+
+def _unused() -> HostCheck:
+    try:
+        size_bytes = sum(item.size_bytes for item in prune.unused())
+    except StateError as error:
+        return HostCheck("unused files", Outcome.SLOW, error.message, error.hint)
+    if size_bytes < SHOWN_BYTES:
+        return HostCheck("unused files", Outcome.GOOD, f"less than {SHOWN_BYTES / 1e6:.0f} MB at {paths.home()}")
+    text = f"{size_bytes / 1e6:.0f} MB at {paths.home()}: images, downloads and remains of interrupted runs"
+    return HostCheck("unused files", Outcome.GOOD, text, "kimbox prune")
 
 
 def _home_or_above() -> Path:

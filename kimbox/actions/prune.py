@@ -1,4 +1,5 @@
-"""Removes unused files: images of the store that no machine or added box refers to, logs, and caches."""
+"""Removes unused files: images of the store that no machine or added box refers to, downloads, remains of interrupted
+runs, logs, and caches."""
 
 from __future__ import annotations
 
@@ -9,23 +10,28 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths
+from kimbox.actions.stop import destroy
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import locked, remove_tree
 from kimbox.image.store import images, names
 from kimbox.lock.git.bare import sweep_mirrors
-from kimbox.machine.folder import machines
+from kimbox.machine.folder import Machine, interrupted, machines
+from kimbox.transfer import downloads
 
 
 @attrs.frozen
 class Unused:
-    """An image, log or cache that may be removed, and the space that it takes."""
+    """An image, download, log or cache that may be removed, and the space that it takes."""
 
     path: Path
     size_bytes: int
+    #: What it is, if the path does not show it.
+    description: str = ""
 
 
 def unused(*, packages: bool = False) -> list[Unused]:
-    """Images that no machine and no added box refers to, and logs of failed builds. Takes no lock.
+    """Images that no machine and no added box refers to, downloads, remains of interrupted runs, and logs of failed
+    builds. Without those that a process works on now.
 
     `packages`: also the cache of packages and the lists of the archives, which kimbox downloads again if necessary.
 
@@ -34,9 +40,18 @@ def unused(*, packages: bool = False) -> list[Unused]:
     used = used_images()
     unused_paths = [images.folder(key) for key in images.stored() if key not in used]
     unused_paths += paths.images_dir().glob("*.failed.log")
+    remains = images.remains()
+    remains += [folder for machine in interrupted() for folder in (machine.folder, machine.unfinished)]
     if packages:
         unused_paths += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
-    return [Unused(path, _size_bytes(path)) for path in sorted(unused_paths)]
+    items = [Unused(path, _size_bytes(path)) for path in unused_paths]
+    items += [Unused(path, _size_bytes(path), "of an interrupted run") for path in remains if path.exists()]
+    return sorted([*items, *unused_downloads()], key=lambda item: item.path)
+
+
+def unused_downloads() -> list[Unused]:
+    """Downloads, complete or not, that no process works on."""
+    return [Unused(p, _size_bytes(p), f"download of {downloads.location(p) or 'a file'}") for p in downloads.unused()]
 
 
 def used_images() -> set[str]:
@@ -74,17 +89,31 @@ def remove(items: list[Unused]) -> list[Unused]:
     removed = [item for item in items if _remove(item.path)]
     images.sweep()
     sweep_mirrors()
-    return removed
+    return [item for item in removed if item.path == paths.packages_dir() or not item.path.exists()]
 
 
 def _remove(path: Path) -> bool:
-    """Removes a log, an image or a cache. True if all of it was removed."""
+    """Removes a download, a log, an image, a cache or the remains of a run. True if all of it was removed."""
+    if path.parent == paths.downloads_dir():
+        return downloads.remove(path)
+    if path.parent == paths.machines_dir():
+        return _remove_machine(path)
+    if path.name.startswith(images.TEMPORARY):
+        return True  # the sweep at the end of `remove` leaves those that a process uses
     if path.is_file():
         path.unlink(missing_ok=True)
         return True
     if path.parent == paths.images_dir():
         return images.remove(path.name, is_unused=lambda: path.name not in used_images())
     return path.is_dir() and _empty(path)
+
+
+def _remove_machine(path: Path) -> bool:
+    """Removes the folders of a machine whose creation or removal was interrupted."""
+    try:
+        return destroy(Machine(path.name.removeprefix(images.TEMPORARY)), only_remains=True)
+    except StateError:  # a process has begun to work on it
+        return False
 
 
 def _empty(folder: Path) -> bool:

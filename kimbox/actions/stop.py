@@ -57,14 +57,18 @@ def suspend(machine: Machine) -> None:
             registry.of(machine).suspend(lambda: machine.write_record(attrs.evolve(record, ended=Ended.SUSPENDED)))
 
 
-def destroy(machine: Machine) -> bool:
+def destroy(machine: Machine, *, only_remains: bool = False) -> bool:
     """Removes a machine with all its files on this host, except the empty lock file. Returns whether it existed.
+
+    `only_remains`: removes only what an interrupted creation or removal left, and nothing if the machine exists.
 
     A process that waits for the lock has that file open. If the file were removed, the next process would lock a new
     file, and both processes would run.
     """
     with machine.locked():
-        existed = machine.folder.exists()
+        if only_remains and machine.exists:
+            return False
+        existed = machine.folder.exists() or machine.unfinished.exists()
         shared.close(machine.folder)
         registry.of(machine).destroy()
         remove_tree(machine.unfinished)

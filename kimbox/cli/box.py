@@ -67,8 +67,11 @@ def box(
     a VMDK. kimbox never runs the Vagrantfile of a box. From a Vagrant catalog (a path or URL that ends in .json), add
     takes the box of one version, which must have the checksum of the catalog.
 
-    list shows the added boxes. remove takes names, and also removes disks that nothing else uses. prune removes every
-    box that no machine was made from.
+    Keep the user name and password of a server in ~/.netrc. In the URL of add they also work, but other users of this
+    host can read the command line. kimbox never stores or prints them.
+
+    list shows the added boxes, and unfinished downloads. remove takes names, and also removes disks that nothing else
+    uses. prune removes every box that no machine was made from.
 
     \b
     Examples:
@@ -138,12 +141,17 @@ def _keys(text: str) -> tuple[str, ...]:
 
 
 def _list() -> None:
+    from kimbox.actions import prune
     from kimbox.image.store import names
 
-    added = list(names.every())
+    added, downloads = list(names.every()), prune.unused_downloads()
     rows = [["NAME", "VERSION", "FOR", "DIGEST", "FROM"]]
     rows += [[b.name, b.version or "-", b.provider or "any", b.digest[:19], printable(b.location)] for b in added]
-    report("box", {"boxes": [b.as_json() for b in added]}, table(rows) if added else "there are no added boxes")
+    lines = [table(rows) if added else "there are no added boxes"]
+    lines += [f"{printable(item.description)}: {item.size_bytes / 1e6:.0f} MB" for item in downloads]
+    lines += ["the next attempt continues these downloads; `kimbox prune` removes them"] * bool(downloads)
+    result = [{"path": str(item.path), "size_bytes": item.size_bytes} for item in downloads]
+    report("box", {"boxes": [b.as_json() for b in added], "downloads": result}, "\n".join(lines))
 
 
 def _remove(names: list[str]) -> None:

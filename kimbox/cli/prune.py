@@ -1,4 +1,4 @@
-"""kimbox prune: remove unused images and the remains of interrupted runs."""
+"""kimbox prune: remove unused images, downloads and the remains of interrupted runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kimbox.cli.output import report
+from kimbox.cli.output import printable, report
 from kimbox.errors import UsageError
 
 
@@ -21,7 +21,8 @@ def prune(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without a confirmation.")] = False,
 ) -> None:
-    """Remove images that no box was made from, and the remains of interrupted runs. Boxes and mirrors are kept.
+    """Remove images that no box was made from, downloads, and the remains of interrupted runs. Boxes and mirrors are
+    kept. An unfinished download that is removed starts from the beginning at the next attempt.
 
     The package cache is kept, too, unless --packages is given. With the cache, images can be built without a network.
 
@@ -34,7 +35,10 @@ def prune(
     from kimbox.actions import prune as pruning
 
     items = pruning.unused(packages=packages)
-    lines = [f"{item.path}  {item.size_bytes / 1e6:.0f} MB" for item in items]
+    lines = [
+        f"{item.path}  {item.size_bytes / 1e6:.0f} MB" + (f"  ({printable(item.description)})" * bool(item.description))
+        for item in items
+    ]
     is_confirmed = bool(items) and not dry_run
     if is_confirmed and not yes:
         if not sys.stdin.isatty():
@@ -49,5 +53,8 @@ def prune(
         items = removed
     size = f"{sum(item.size_bytes for item in items) / 1e6:.0f} MB"
     last = f"removed {size}" if is_confirmed else f"{size} could be removed" if items else "there is nothing to remove"
-    unused = [{"path": str(item.path), "size_bytes": item.size_bytes} for item in items]
+    unused = [
+        {"path": str(item.path), "size_bytes": item.size_bytes, "description": item.description or None}
+        for item in items
+    ]
     report("prune", {"unused": unused, "removed": is_confirmed}, "\n".join([*lines, last]))

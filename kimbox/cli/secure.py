@@ -238,9 +238,8 @@ def _from_netrc(gateway: Gateway | None) -> tuple[str, Secret]:
 
     Raises UsageError if the file has none, is invalid, or may be read by other users.
     """
-    import netrc
-
     from kimbox.actions.seal import Secret
+    from kimbox.transfer.address import netrc_entry
 
     path = Path.home() / ".netrc"
     if gateway is None:
@@ -250,20 +249,12 @@ def _from_netrc(gateway: Gateway | None) -> tuple[str, Secret]:
             hint="pass --password-file",
             fields={"option": "--netrc"},
         )
-    fields = {"path": str(path)}
-    try:
-        if path.stat().st_mode & 0o077:
-            raise UsageError(
-                f"{path} may be read by other users", code="file-not-private", hint=f"chmod 600 {path}", fields=fields
-            )
-        entry = netrc.netrc(path).authenticators(gateway.host)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", code="file-unreadable", fields=fields) from None
-    except netrc.NetrcParseError as error:
-        raise UsageError(f"{path}:{error.lineno}: {error.msg}", code="bad-credentials", fields=fields) from None
-    if not entry or not entry[0] or not entry[2]:
-        raise UsageError(f"{path} has no login and password for {gateway.host}", code="bad-credentials", fields=fields)
-    return entry[0], Secret("password", entry[2].encode() + b"\n")
+    entry = netrc_entry(gateway.host)
+    if not entry:
+        raise UsageError(
+            f"{path} has no login and password for {gateway.host}", code="bad-credentials", fields={"path": str(path)}
+        )
+    return entry[0], Secret("password", entry[1].encode() + b"\n")
 
 
 def _confirm(question: str) -> None:

@@ -21,6 +21,8 @@ from kimbox.lock.apt import cache
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.spec.model import Box, BoxImage, PackageImage, RemoteImage
 from kimbox.spec.urls import is_url
+from kimbox.transfer import address, downloads
+from kimbox.transfer.address import Login
 
 
 def key_of(box: Box, packages: LockedPackages | Recipe | None) -> str:
@@ -64,7 +66,7 @@ def leased(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool 
     if isinstance(box.image, RemoteImage):
         if offline:
             _check_offline(box.image)
-        with leased_file(box.image) as image:
+        with leased_file(box.image, login=_login(box.image)) as image:
             yield image
     elif isinstance(box.image, BoxImage):
         added = names.require(box.image.name)
@@ -77,18 +79,27 @@ def leased(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool 
 
 
 @contextmanager
-def leased_file(image: RemoteImage, keys: tuple[str, ...] = ()) -> Iterator[Image]:
+def leased_file(image: RemoteImage, keys: tuple[str, ...] = (), *, login: Login | None = None) -> Iterator[Image]:
     """The image in a file or at a URL. It is fetched first if necessary, and stays in the store while the block runs.
 
-    With `keys`, it must be a box that one of these ssh keys has signed. Raises the errors of `remote.fetch` and
-    `remote.check_signature`.
+    With `keys`, it must be a box that one of these ssh keys has signed. `login` as for `http.fetch`. Raises the errors
+    of `remote.fetch` and `remote.check_signature`.
     """
     key = remote.key_of(image)
     with lease.shared(key):
-        stored_image = images.find(key) or images.publish(key, lambda work: remote.fetch(image, work, keys))
+        stored_image = images.find(key) or images.publish(key, lambda work: remote.fetch(image, work, keys, login))
+        if is_url(image.location):
+            downloads.finished(image.location, key)
         if keys:
             remote.check_signature(stored_image, keys)
         yield stored_image
+
+
+def _login(image: RemoteImage) -> Login | None:
+    """The login for the server of an image, from ~/.netrc. None also if the image needs no download."""
+    if not is_url(image.location) or images.find(remote.key_of(image)):
+        return None
+    return address.take(image.location)[1]
 
 
 def ensure(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool = False) -> Image:

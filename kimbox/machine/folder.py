@@ -252,6 +252,16 @@ def machines() -> list[Machine]:
     return sorted((machine for machine in candidates if machine.exists), key=lambda machine: machine.name)
 
 
+def interrupted() -> list[Machine]:
+    """Returns the machines whose creation or removal was interrupted, sorted by name. They have files and no record."""
+    folder = paths.machines_dir()
+    names = (
+        {path.name.removeprefix(".tmp-") for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    )
+    found = [Machine(name) for name in sorted(names) if not name.startswith(".")]
+    return [machine for machine in found if not machine.exists and not is_locked(machine.lock_file)]
+
+
 def machines_of(box: str) -> list[Machine]:
     """Returns all machines of a box, sorted by name. Machines with a damaged record are ignored."""
     return [machine for machine, record in _records() if record.box == box]

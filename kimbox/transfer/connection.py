@@ -12,13 +12,19 @@ import io
 import socket
 import time
 import urllib.request
+from collections.abc import Mapping
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from kimbox.errors import ImageError
+from kimbox.transfer import address
+from kimbox.transfer.address import Login, public_url, url_error
 
 #: Maximum number of redirects for one request.
 MAX_REDIRECTS = 5
+
+#: Characters that stay as they are in a URL; others (letters beyond ASCII) are percent-encoded.
+_URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
 class Deadline:
@@ -100,8 +106,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     max_redirections = MAX_REDIRECTS
 
-    def __init__(self, deadline: Deadline, *, has_digest: bool) -> None:
-        self.deadline, self.has_digest = deadline, has_digest
+    def __init__(self, deadline: Deadline, login: Login | None, *, has_digest: bool) -> None:
+        self.deadline, self.login, self.has_digest = deadline, login, has_digest
 
     def http_error_302(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: http.client.HTTPMessage
@@ -125,11 +131,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The request to the new URL. Raises ImageError (`bad-url`) for another scheme."""
+        """The request to the new URL. Raises ImageError (`bad-url`) for another scheme, or a URL with a user name."""
         parts = urlsplit(newurl)
         scheme = parts.scheme
         if scheme not in ("http", "https"):
             raise self._refused(req, newurl, "is not an http or https URL")
+        if "@" in parts.netloc:
+            raise self._refused(req, newurl, "contains a user name")
         if not parts.hostname or parts.port == 0:  # `port` raises ValueError for an invalid one
             raise self._refused(req, newurl, "is not a valid URL")
         if scheme == "http" and req.type == "https" and not self.has_digest:
@@ -137,22 +145,34 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise self._refused(
                 req, newurl, "is not encrypted, and no digest shows that the file is the right one", hint
             )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if new:
+            new.remove_header("Proxy-authorization")  # the new host may be one that needs no proxy
+            _authorize(new, self.login)
+        return new
 
     def _refused(self, req: urllib.request.Request, target: str, reason: str, hint: str | None = None) -> ImageError:
-        url = without_query(req.full_url)
-        message = f"{url} redirects to {without_query(target)[:200]}, which {reason}"
-        return ImageError(message, code="bad-url", hint=hint, fields={"url": url})
+        message = f"{public_url(req.full_url)} redirects to {public_url(target)[:200]}, which {reason}"
+        return url_error(req.full_url, message, code="bad-url", hint=hint)
 
 
-def without_query(url: str) -> str:
-    """The URL without its query, which may contain a password or a token."""
-    return url.partition("?")[0]
+def request(url: str, headers: Mapping[str, str], login: Login | None) -> urllib.request.Request:
+    """The request for a URL. `login`: that of the URL that the user passed; only its server gets it."""
+    made = urllib.request.Request(quote(url, safe=_URL_SAFE), headers=dict(headers))  # noqa: S310 - `opener` allows http and https only
+    _authorize(made, login)
+    return made
 
 
-def opener(deadline: Deadline, *, has_digest: bool) -> urllib.request.OpenerDirector:
+def _authorize(made: urllib.request.Request, login: Login | None) -> None:
+    """Adds the login of the server. As an "unredirected" header, because urllib copies others to every redirect."""
+    if own := address.login_for(made.full_url, login):
+        made.add_unredirected_header("Authorization", own.header)
+
+
+def opener(deadline: Deadline, login: Login | None, *, has_digest: bool) -> urllib.request.OpenerDirector:
     """An opener for http and https URLs only, with the proxies and certificates of the environment.
 
+    `login`: as for `request`.
     `has_digest`: whether the caller knows the digest of the file. Without it, no redirect leads from https to http.
     """
     director = urllib.request.OpenerDirector()
@@ -164,7 +184,7 @@ def opener(deadline: Deadline, *, has_digest: bool) -> urllib.request.OpenerDire
         urllib.request.UnknownHandler(),
         *bounded,
         urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(deadline, has_digest=has_digest),
+        _Redirects(deadline, login, has_digest=has_digest),
         urllib.request.HTTPErrorProcessor(),
     ):
         director.add_handler(other)

@@ -1,9 +1,12 @@
 """Downloads a large file from an http(s) URL. Resumes after a failure, limits the size, and computes the sha256.
 
 PART          the bytes received so far, zeros as holes; the download continues at its end
-PART.json     digest of the URL, validator (RFC 9110, 8.8) and full length that belong to these bytes
+PART.json     the public part of the URL, a digest of the whole URL, and the validator (RFC 9110, 8.8) and full length
+              that belong to these bytes; after an interruption also their number and sha256
 
-Only the digest decides whether a file is the expected one. Lengths and versions that a server sends are not trusted.
+If the digest of the file is known, only the digest decides whether a file is the expected one. Lengths and versions
+that a server sends are not trusted. Without a digest, a download continues only if the bytes of the first part are
+unchanged on this disk, and the validator of the second part is the same.
 """
 
 from __future__ import annotations
@@ -21,14 +24,15 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from kimbox import __version__
 from kimbox.errors import ImageError, KimboxError
 from kimbox.files import CHUNK_BYTES, is_full, need_space, read_json, size_words, write_json, write_sparse
 from kimbox.log import log
-from kimbox.transfer.connection import MAX_REDIRECTS, Deadline, opener
-from kimbox.transfer.connection import without_query as without_query  # callers import it from here
+from kimbox.transfer import address, connection
+from kimbox.transfer.address import Login, public_url, url_error
+from kimbox.transfer.connection import Deadline
 
 #: Maximum size of a download for which the caller gives no limit, in bytes.
 MAX_BYTES = 1 << 40
@@ -58,9 +62,6 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
-#: Characters that stay as they are in a URL; others (letters beyond ASCII) are percent-encoded.
-_URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
-
 
 class _RetryError(Exception):
     """This attempt failed; another one may continue after the bytes received so far.
@@ -75,33 +76,36 @@ class _RetryError(Exception):
         self.status = status
 
 
-def fetch(url: str, part: Path, expected: str | None, *, limit_bytes: int | None = None) -> str:
+def fetch(
+    url: str, part: Path, expected: str | None, *, limit_bytes: int | None = None, login: Login | None = None
+) -> str:
     """Downloads the file at `url` to `part` and returns its sha256 as a hex digest.
 
-    `expected`: the digest that the file must have; None if it is not known. With a digest, the download continues after
-    the bytes that an earlier call left in `part`. Without one it starts from the beginning, because nothing could show
-    that the two pieces belong to one file. `limit_bytes`: maximum size; None for MAX_BYTES.
+    `expected`: the digest that the file must have; None if it is not known. `limit_bytes`: maximum size; None for
+    MAX_BYTES. `login`: from `address.take`, which also removes user name and password from the URL.
 
-    The bytes received so far stay for the next call, unless the digest of the complete file is wrong.
+    The bytes received so far stay for the next call, which continues after them, unless the digest of the complete file
+    is wrong. A complete file stays in `part`, too.
 
     Raises ImageError: `checksum-mismatch`, `file-too-large`, `bad-url`, `server-unreachable`, `download-failed`,
     `no-space`. Raises KimboxError (`no-space`) before the download if the size is known and there is too little space.
     """
-    if expected is None:
-        discard(part)
     for is_last in (False, True):
         part.touch()
         with part.open("r+b") as file:
-            transfer = _Transfer(url, part, file, expected, limit_bytes or MAX_BYTES)
-            _download(transfer)
-            actual = transfer.finish()
+            transfer = _Transfer(url, part, file, expected, limit_bytes or MAX_BYTES, login)
+            try:
+                _download(transfer)
+            finally:
+                transfer.keep()
+            actual = transfer.digest.hexdigest()
         if expected in (actual, None):
             return actual
         discard(part)
         if is_last or not transfer.is_resumed:
-            raise _error(
+            raise url_error(
                 url,
-                f"the image at {without_query(url)} has another digest than expected:\n"
+                f"the image at {public_url(url)} has another digest than expected:\n"
                 f"  expected: sha256:{expected}\n  received: sha256:{actual}",
                 code="checksum-mismatch",
                 hint="the image was changed, or the expected digest is wrong",
@@ -115,15 +119,15 @@ def fetch(url: str, part: Path, expected: str | None, *, limit_bytes: int | None
 def discard(part: Path) -> None:
     """Removes a download and its PART.json."""
     part.unlink(missing_ok=True)
-    _state_file(part).unlink(missing_ok=True)
+    state_file(part).unlink(missing_ok=True)
 
 
-def _error(url: str, message: str, *, code: str, hint: str | None = None, **fields: str) -> ImageError:
-    """An ImageError about a URL: the field `url` has it without its query."""
-    return ImageError(message, code=code, hint=hint, fields={"url": without_query(url), **fields})
+def identity(url: str) -> str:
+    """A digest by which a URL is recognized. The URL itself may contain a token, and is not stored."""
+    return hashlib.sha256(os.fsencode(url)).hexdigest()
 
 
-def _state_file(part: Path) -> Path:
+def state_file(part: Path) -> Path:
     """PART.json of a download."""
     return part.with_name(f"{part.name}.json")
 
@@ -131,35 +135,55 @@ def _state_file(part: Path) -> Path:
 class _Transfer:
     """A download in progress: the file, the number of bytes received, and their digest."""
 
-    def __init__(self, url: str, part: Path, file: IO[bytes], expected: str | None, limit_bytes: int) -> None:
+    def __init__(
+        self, url: str, part: Path, file: IO[bytes], expected: str | None, limit_bytes: int, login: Login | None
+    ) -> None:
         self.url, self.part, self.file, self.expected, self.limit_bytes = url, part, file, expected, limit_bytes
+        self.login = login
         self.digest = hashlib.sha256()
         self.position = 0
         self.total: int | None = None
         self.validator: str | None = None
         self.is_resumed = False
+        #: Whether the server can send a part of the file, as far as it is known.
+        self.has_ranges = True
         self._load()
 
     def _load(self) -> None:
-        """Reads the bytes that an earlier call left, and their PART.json."""
+        """Reads the bytes that an earlier call left, and their PART.json. Discards them if they cannot be used."""
         if self.part.stat().st_size:
             log.now("reading the part that was downloaded before")
         while piece := self.file.read(CHUNK_BYTES):
             self.digest.update(piece)
             self.position += len(piece)
         try:
-            state = read_json(_state_file(self.part))
+            state = read_json(state_file(self.part))
         except (OSError, KimboxError):
-            return
+            state = {}
         total, validator = state.get("total"), state.get("validator")
         self.total = total if isinstance(total, int) else None
-        if state.get("url") == self.url_digest and isinstance(validator, str):
+        if state.get("url") == identity(self.url) and isinstance(validator, str):
             self.validator = validator
+        received = (state.get("received_bytes"), state.get("received_sha256"))
+        is_intact = self.validator is not None and received == (self.position, self.digest.hexdigest())
+        if self.position and self.expected is None and not is_intact:
+            self.restart()
 
-    @property
-    def url_digest(self) -> str:
-        """The digest that stands for the URL on disk, because the URL may contain a token."""
-        return hashlib.sha256(self.url.encode(errors="surrogateescape")).hexdigest()
+    def keep(self) -> bool:
+        """Makes the received bytes durable for the next call. Returns whether the next call continues after them."""
+        try:
+            self.file.flush()
+            self.file.truncate(self.position)
+            os.fsync(self.file.fileno())
+            self._write_state({"received_bytes": self.position, "received_sha256": self.digest.hexdigest()})
+        except OSError:  # no space: without the state, the next call needs a digest to continue
+            return bool(self.position and self.has_ranges and self.expected)
+        return bool(self.position and self.has_ranges and (self.expected or self.validator))
+
+    def _write_state(self, received: Mapping[str, int | str]) -> None:
+        """Writes PART.json."""
+        state = {"url": identity(self.url), "location": public_url(self.url), "total": self.total, **received}
+        write_json(state_file(self.part), state | {"validator": self.validator}, mode=0o600)
 
     @property
     def is_complete(self) -> bool:
@@ -173,7 +197,7 @@ class _Transfer:
             headers["Range"] = f"bytes={self.position}-"
             if self.validator:
                 headers["If-Range"] = self.validator
-        return urllib.request.Request(quote(self.url, safe=_URL_SAFE), headers=headers)  # noqa: S310 - the opener allows http and https only
+        return connection.request(self.url, headers, self.login)
 
     def restart(self) -> None:
         """Discards all received bytes."""
@@ -184,51 +208,54 @@ class _Transfer:
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Reads the head of a response: which bytes follow, and the full length. Raises ImageError or _RetryError."""
+        tag = headers.get("ETag", "")
+        validator = tag if tag.startswith('"') else headers.get("Last-Modified")
         if status == 206 and self.position:
             match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
             total = int(match[2]) if match and match[2] != "*" else None
             if not match or match[1] != str(self.position) or (self.total and total and self.total != total):
                 self.restart()
                 raise _RetryError("the server sent another part of the file than requested", "wrong-range")
+            if self.expected is None and not self._is_same(validator):
+                self.has_ranges = False
+                self.restart()
+                raise _RetryError("the file on the server has changed", "wrong-range")
             self.total = total or self.total
             self.is_resumed = True
         elif status == 200:
+            is_ignored = bool(self.position) and self._is_same(validator)
+            self.has_ranges &= not is_ignored and headers.get("Accept-Ranges", "").lower() != "none"
             self.restart()
             length = headers.get("Content-Length", "")
             self.total = int(length) if _LENGTH.fullmatch(length) else None
         else:
-            message = f"{without_query(self.url)}: the server answered with status {status}"
-            raise _error(self.url, message, code="download-failed", status=str(status))
+            message = f"{public_url(self.url)}: the server answered with status {status}"
+            raise url_error(self.url, message, code="download-failed", status=str(status))
         if self.total is not None and self.total > self.limit_bytes:
             raise self._too_large(size_words(self.total))
         need_space(self.part.parent, (self.total or self.position) - self.position, "the image")
-        tag = headers.get("ETag", "")
-        validator = tag if tag.startswith('"') else headers.get("Last-Modified")
         self.validator = validator if validator and len(validator) <= MAX_VALIDATOR_CHARACTERS else None
-        state = {"url": self.url_digest, "total": self.total, "validator": self.validator}
-        write_json(_state_file(self.part), state, mode=0o600)
+        self._write_state({})
+
+    def _is_same(self, validator: str | None) -> bool:
+        """Whether a part with this validator belongs to the bytes received so far. With If-Range, only ETag is sent."""
+        return validator == self.validator or (validator is None and not (self.validator or "").startswith('"'))
 
     def add(self, piece: bytes) -> None:
         """Appends received bytes. Raises ImageError if the file becomes larger than the limit."""
         if self.position + len(piece) > self.limit_bytes:
             raise self._too_large(f"at least {size_words(self.position + len(piece))}")
-        self.digest.update(piece)
         self.file.seek(self.position)
         write_sparse(self.file, piece)
+        self.file.flush()  # a full disk is reported here, before the piece counts as received
+        self.digest.update(piece)
         self.position += len(piece)
 
     def _too_large(self, size: str) -> ImageError:
         """The error of a file that exceeds the limit; `size` is its size as text."""
         limit = size_words(self.limit_bytes)
-        message = f"the file at {without_query(self.url)} is too large: {size}, the limit is {limit}"
-        return _error(self.url, message, code="file-too-large", received_bytes=str(self.position))
-
-    def finish(self) -> str:
-        """Sets the length of the file, syncs it, and returns its hex digest."""
-        self.file.flush()
-        self.file.truncate(self.position)
-        os.fsync(self.file.fileno())
-        return self.digest.hexdigest()
+        message = f"the file at {public_url(self.url)} is too large: {size}, the limit is {limit}"
+        return url_error(self.url, message, code="file-too-large", received_bytes=str(self.position))
 
 
 def _download(transfer: _Transfer) -> None:
@@ -257,11 +284,9 @@ def _download_error(transfer: _Transfer, error: _RetryError) -> ImageError:
     fields = {"reason": error.reason, "received_bytes": str(transfer.position)}
     if error.status is not None:
         fields["status"] = str(error.status)
-    hint = None
-    if transfer.position:
-        hint = f"run the same command again: it goes on after {size_words(transfer.position)}"
-    message = f"the image at {without_query(transfer.url)} could not be fetched: {error}"
-    return _error(transfer.url, message, code="download-failed", hint=hint, **fields)
+    hint = f"run the same command again: it goes on after {size_words(transfer.position)}" if transfer.keep() else None
+    message = f"the image at {public_url(transfer.url)} could not be fetched: {error}"
+    return url_error(transfer.url, message, code="download-failed", hint=hint, **fields)
 
 
 def _receive(transfer: _Transfer) -> None:
@@ -271,8 +296,8 @@ def _receive(transfer: _Transfer) -> None:
     """
     deadline = Deadline(STALL_S)
     try:
-        connection = opener(deadline, has_digest=transfer.expected is not None)
-        answer = connection.open(transfer.request(), timeout=STALL_S)
+        director = connection.opener(deadline, transfer.login, has_digest=transfer.expected is not None)
+        answer = director.open(transfer.request(), timeout=STALL_S)
     except urllib.error.HTTPError as error:
         with contextlib.closing(error):
             _check_error_status(transfer, error)
@@ -280,7 +305,8 @@ def _receive(transfer: _Transfer) -> None:
     except urllib.error.URLError as error:
         raise _error_for(transfer, error.reason) from None
     except (ValueError, http.client.InvalidURL):  # such as a host name with an empty label
-        raise _error(transfer.url, f"{without_query(transfer.url)} is not a valid URL", code="bad-url") from None
+        message = f"{public_url(transfer.url)} is not a valid URL"
+        raise url_error(transfer.url, message, code="bad-url") from None
     except (OSError, http.client.HTTPException) as error:
         raise _error_for(transfer, error) from None
     with answer:
@@ -302,10 +328,11 @@ def _receive_body(answer: http.client.HTTPResponse, transfer: _Transfer, deadlin
         except OSError as error:
             if not is_full(error):
                 raise
+            promise = ": it continues the download" if transfer.keep() else ""
             raise ImageError(
                 f"no space is left in {transfer.part.parent}",
                 code="no-space",
-                hint="free some space, then run the same command again: it continues the download",
+                hint=f"free some space, then run the same command again{promise}",
                 fields={"path": str(transfer.part.parent)},
             ) from None
         if transfer.position - checked_position >= DRIP_BYTES:
@@ -332,7 +359,7 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
 
 def _check_error_status(transfer: _Transfer, error: urllib.error.HTTPError) -> None:
     """Returns if an error status means that the file is complete (416); else raises _RetryError or ImageError."""
-    where = without_query(transfer.url)
+    where = public_url(transfer.url)
     if error.code == 416 and transfer.position:
         match = _CONTENT_RANGE.fullmatch(error.headers.get("Content-Range", ""))
         if match and match[2] == str(transfer.position):
@@ -345,11 +372,13 @@ def _check_error_status(transfer: _Transfer, error: urllib.error.HTTPError) -> N
         raise _RetryError(message, "status", status=error.code)
     hint = None
     if 300 <= error.code < 400:
-        message = f"{where} redirects more than {MAX_REDIRECTS} times, or to a URL that is not http or https"
+        message = f"{where} redirects more than {connection.MAX_REDIRECTS} times, or to a URL that is not http or https"
     else:
         message = f"{where}: the server answered with {error.code} {_reason(error)}"
         hint = "check the URL (in a spec: `image: location:`)"
-    raise _error(transfer.url, message, code="download-failed", hint=hint, status=str(error.code))
+    if error.code == 401:
+        hint = address.login_hint(transfer.url)
+    raise url_error(transfer.url, message, code="download-failed", hint=hint, status=str(error.code))
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
@@ -363,11 +392,11 @@ def _error_for(transfer: _Transfer, reason: object) -> Exception:
     if isinstance(reason, ssl.SSLCertVerificationError):
         message = f"the certificate of {where} is not valid: {reason.verify_message}"
         hint = "to trust other certificates, set SSL_CERT_FILE to a file that contains them"
-        return _error(transfer.url, message, code="server-unreachable", hint=hint, server=where)
+        return url_error(transfer.url, message, code="server-unreachable", hint=hint, server=where)
     if isinstance(reason, ConnectionRefusedError | socket.gaierror) and not transfer.position:
         message = f"{where} cannot be reached: {reason.strerror}"
         hint = "check the URL (in a spec: `image: location:`) and the proxy settings (https_proxy)"
-        return _error(transfer.url, message, code="server-unreachable", hint=hint, server=where)
+        return url_error(transfer.url, message, code="server-unreachable", hint=hint, server=where)
     if isinstance(reason, TimeoutError):
         return _RetryError(f"{where} did not answer within {STALL_S:g} s", "stalled")
     return _RetryError(f"the connection to {where} was lost ({reason or type(reason).__name__})", "connection-lost")

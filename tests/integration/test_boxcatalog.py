@@ -163,7 +163,7 @@ def test_a_local_file_that_never_ends(tmp_path: Path) -> None:
         add("x", str(tmp_path / "x.json"))
     for location in ("/dev/zero", str(tmp_path / "x.json")):
         with refused(KimboxError, "not-a-regular-file"):
-            boxes._digest(location)
+            boxes._digest(location, None)
 
 
 @pytest.mark.parametrize(

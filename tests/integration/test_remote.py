@@ -16,11 +16,10 @@ from takenimage import CONTENT, MIB, digest_of, fetched, leftovers, refusal
 
 from kimbox import files, paths
 from kimbox.errors import ImageError, KimboxError
-from kimbox.image.sources import remote
 from kimbox.image.store import images
 from kimbox.run import Completed, run
 from kimbox.spec.model import RemoteImage
-from kimbox.transfer import http
+from kimbox.transfer import connection, downloads, http
 
 #: Module search path for another Python process, which needs kimbox and its libraries.
 PYTHONPATH = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
@@ -214,7 +213,7 @@ def test_redirects_are_limited(site: Site, location: str, code: str) -> None:
     with refused(ImageError, code, url=site.url) as caught:
         fetched(RemoteImage(site.url, digest_of(CONTENT)))
     assert "redirects" in caught.value.message
-    assert len(site.requests) <= http.MAX_REDIRECTS + 2
+    assert len(site.requests) <= connection.MAX_REDIRECTS + 2
 
 
 def test_a_redirect_is_followed(site: Site) -> None:
@@ -294,7 +293,7 @@ def test_old_downloads_are_removed(site: Site, home: Path) -> None:
     """A download removes old partial downloads of other images, but not recent ones."""
     folder = paths.downloads_dir()
     folder.mkdir(parents=True)
-    for name, age in (("a" * 64, remote.PARTIAL_KEPT_S + 60), ("b" * 64, 60)):
+    for name, age in (("a" * 64, downloads.PARTIAL_KEPT_S + 60), ("b" * 64, 60)):
         (folder / f"{name}.part").write_bytes(b"x")
         os.utime(folder / f"{name}.part", (time.time() - age,) * 2)
     own = folder / f"{digest_of(CONTENT)[7:]}.part"

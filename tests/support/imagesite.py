@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import threading
@@ -18,6 +19,8 @@ class Site:
         #: The file's version, as `ETag`. None: no validator is sent.
         self.etag: str | None = '"1"'
         self.takes_ranges = True
+        #: Whether the server sends a range although `If-Range` does not match.
+        self.ignores_condition = False
         #: Added to the start of the range in `Content-Range`, in bytes.
         self.range_lie = 0
         #: For each request in order: the number of bytes of the body after which the connection ends.
@@ -33,6 +36,8 @@ class Site:
         #: Pause after each byte that follows the first 1000 bytes, in seconds. 0: no byte follows. None: no pauses.
         self.drip_s: float | None = None
         self.location: str | None = None
+        #: `user:password`, without which the server refuses a request with status 401.
+        self.login: str | None = None
         #: The headers of every request.
         self.requests: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -64,7 +69,10 @@ class Handler(BaseHTTPRequestHandler):
         site.requests.append(dict(self.headers.items()))
         site.paths.append(self.path)
         self.close_connection = True
-        if site.location is not None:
+        expected = f"Basic {base64.b64encode((site.login or '').encode()).decode()}"
+        if site.login is not None and self.headers.get("Authorization") != expected:
+            self.answer(401, {"WWW-Authenticate": 'Basic realm="x"', "Content-Length": "0"})
+        elif site.location is not None:
             self.answer(302, {"Location": site.location, "Content-Length": "0"})
         elif site.statuses:
             self.answer(site.statuses.pop(0), {"Content-Length": "0"})
@@ -83,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         site, size = self.site, len(self.site.content)
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(match[1]) if match and site.takes_ranges else 0
-        if self.headers.get("If-Range", site.etag) != site.etag:
+        if self.headers.get("If-Range", site.etag) != site.etag and not site.ignores_condition:
             start = 0
         headers = {"ETag": site.etag} if site.etag else {}
         if start >= size:

@@ -14,14 +14,14 @@ from typing import Any
 
 import attrs
 
-from kimbox import paths
 from kimbox.errors import ImageError, KimboxError
 from kimbox.files import read_json, size_words
 from kimbox.image.formats import boxreader
 from kimbox.log import log
 from kimbox.spec import urls
 from kimbox.spec.nodes import Fault
-from kimbox.transfer import http
+from kimbox.transfer import downloads, http
+from kimbox.transfer.address import Login, public_url
 
 #: Maximum size of a catalog, in bytes.
 MAX_BYTES = 16 << 20
@@ -46,17 +46,17 @@ class CatalogChoice:
 
 def is_catalog(location: str) -> bool:
     """Whether a path or URL is that of a catalog: its name ends in .json."""
-    return http.without_query(location).endswith(".json")
+    return public_url(location).endswith(".json")
 
 
-def choose(location: str, version: str | None) -> CatalogChoice:
-    """Finds a box in the catalog at a path or URL. `version`: None for the newest.
+def choose(location: str, version: str | None, login: Login | None = None) -> CatalogChoice:
+    """Finds a box in the catalog at a path or URL. `version`: None for the newest. `login` as for `http.fetch`.
 
     Raises ImageError: `bad-catalog`, `version-not-found`, `unsupported-provider` if the version has no box for any of
     PROVIDERS, the errors of `_read`, and those of an entry (`bad-url`, `bad-digest` ...).
     """
-    place = http.without_query(location)
-    versions = _versions(_read(location), place)
+    place = public_url(location)
+    versions = _versions(_read(location, login), place)
     if version is None:
         version = max(versions, key=_order, default=None)
     if version is None or version not in versions:
@@ -80,22 +80,20 @@ def choose(location: str, version: str | None) -> CatalogChoice:
     )
 
 
-def _read(location: str) -> dict[str, Any]:
+def _read(location: str, login: Login | None) -> dict[str, Any]:
     """The catalog at a path or URL.
 
     Raises ImageError: `file-not-found`, `file-unreadable`, `bad-catalog` if it is not a JSON object, `file-too-large`,
     `not-a-regular-file`, and the errors of `http.fetch`.
     """
-    place = http.without_query(location)
+    place = public_url(location)
     try:
         if not urls.is_url(location):
             return read_json(Path(location), limit_bytes=MAX_BYTES)
-        folder = paths.downloads_dir()
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"catalog-{os.getpid()}.part"
+        part = downloads.folder() / f"catalog-{os.getpid()}.part"
         try:
             with log.step(f"fetching {place}"):
-                http.fetch(location, part, None, limit_bytes=MAX_BYTES)
+                http.fetch(location, part, None, limit_bytes=MAX_BYTES, login=login)
             return read_json(part, limit_bytes=MAX_BYTES)
         finally:
             http.discard(part)
@@ -151,7 +149,7 @@ def _chosen(offered: dict[str, Any], version: str, catalog: str) -> CatalogChoic
     try:
         return CatalogChoice(version, _location(offered.get("url"), catalog), _digest(offered))
     except Fault as fault:
-        place = http.without_query(catalog)
+        place = public_url(catalog)
         raise ImageError(
             f"version {version} in the catalog {place} cannot be used: {fault.message}",
             code=fault.code,
@@ -165,7 +163,7 @@ def _location(url: object, catalog: str) -> str:
     if not isinstance(url, str) or not url:
         raise Fault("it has no URL", code="wrong-type")
     if urls.is_url(catalog):
-        place = urllib.parse.urljoin(http.without_query(catalog), url)
+        place = urllib.parse.urljoin(public_url(catalog), url)
         if not place.startswith(("http://", "https://")):
             raise Fault("its URL is not http or https", code="bad-url")
         return urls.image(place)

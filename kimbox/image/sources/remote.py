@@ -6,7 +6,6 @@ in the store, never the original file.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import struct
@@ -15,19 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kimbox import paths, run
-from kimbox.errors import ImageError, StateError
-from kimbox.files import copy_sparse, locked, size_words, sync_file, sync_folder
+from kimbox import run
+from kimbox.errors import ImageError
+from kimbox.files import copy_sparse, size_words, sync_file, sync_folder
 from kimbox.image.formats import boxreader, sums, tarstream
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.spec.model import RemoteImage
 from kimbox.spec.urls import is_url
-from kimbox.transfer import http
-
-#: An unfinished download is removed if nothing was added to it for this time, in seconds.
-PARTIAL_KEPT_S = 14 * 86400
+from kimbox.transfer import downloads, http
+from kimbox.transfer.address import Login, public_url
 
 #: Maximum size of a disk, in bytes: a partition table of the MBR type cannot describe a larger one.
 MAX_VIRTUAL_BYTES = 2 << 40
@@ -81,17 +78,17 @@ def kept_file(image: Image, name: str) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...], login: Login | None = None) -> dict[str, Any]:
     """Fills a workspace, as `images.publish` expects it, with the disk of a file. Returns the image's facts.
 
-    With `keys`, the file must be a box that one of these ssh keys has signed.
+    With `keys`, the file must be a box that one of these ssh keys has signed. `login` as for `http.fetch`.
 
     Raises ImageError: the errors of `http.fetch` (URL) or `_copy` (path), of `boxreader.read` (box) and of `inspect`.
     """
     key = key_of(image)
-    with log.step(f"fetching the image {http.without_query(image.location)}"):
+    with log.step(f"fetching the image {public_url(image.location)}"):
         if is_url(image.location):
-            disk = _download(image.location, key)
+            disk = _download(image.location, key, login)
         else:
             disk = _copy(Path(image.location), key, work / "disk")
         size_bytes = disk.stat().st_size
@@ -106,7 +103,7 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...]) -> dict[str, An
             kind, virtual_bytes = inspect(disk)
         except ImageError as error:
             http.discard(disk)
-            location = http.without_query(image.location)
+            location = public_url(image.location)
             raise ImageError(
                 f"{location}: {error.message}",
                 code=error.code,
@@ -119,7 +116,7 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...]) -> dict[str, An
         "format": kind,
         "virtual_bytes": virtual_bytes,
         "size_bytes": size_bytes,
-        "location": http.without_query(image.location),
+        "location": public_url(image.location),
         **box_facts,
     }
 
@@ -149,23 +146,12 @@ def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dic
     return disk, {"provider": contents.provider}
 
 
-def _download(url: str, key: str) -> Path:
+def _download(url: str, key: str, login: Login | None) -> Path:
     """Downloads to a file that is kept after a failure, so that the next call continues the download."""
-    folder = paths.downloads_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    part = folder / f"{key}.part"
-    http.fetch(url, part, key)
+    downloads.sweep()
+    part = downloads.adopt(url, key)
+    http.fetch(url, part, key, login=login)
     return part
-
-
-def _sweep(folder: Path) -> None:
-    """Removes downloads that are unchanged for PARTIAL_KEPT_S, unless a process holds their lock."""
-    for part in folder.glob("*.part"):
-        with contextlib.suppress(OSError, StateError):
-            if time.time() - part.stat().st_mtime > PARTIAL_KEPT_S:
-                with locked(paths.images_dir() / f"{part.stem}.lock"):
-                    http.discard(part)
 
 
 def _copy(source: Path, key: str, target: Path) -> Path:

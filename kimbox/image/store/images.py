@@ -23,7 +23,7 @@ import attrs
 
 from kimbox import __version__, paths
 from kimbox.errors import ImageError, KimboxError, StateError
-from kimbox.files import is_full, locked, read_json, sync_folder, write_json
+from kimbox.files import is_full, is_locked, locked, read_json, sync_folder, write_json
 from kimbox.image import namespace
 from kimbox.image.store import digest, lease
 
@@ -217,14 +217,25 @@ def remove(key: str, *, is_unused: Callable[[], bool]) -> bool:
     return True
 
 
+def remains() -> list[Path]:
+    """The folders that `sweep` deletes, in order."""
+    found = sorted(paths.images_dir().glob(f"{TEMPORARY}*"))
+    return [path for path in found if path.name.startswith(GONE) or not is_locked(_lock_of(path))]
+
+
 def sweep() -> None:
     """Deletes folders that killed processes left: workspaces that no process has locked, and removed images."""
     for leftover in paths.images_dir().glob(f"{TEMPORARY}*"):
         if leftover.name.startswith(GONE):
             namespace.remove(leftover)
             continue
-        with contextlib.suppress(StateError), locked(_lock_file(leftover.name.removeprefix(TEMPORARY))):
+        with contextlib.suppress(StateError), locked(_lock_of(leftover)):
             namespace.remove(leftover)
+
+
+def _lock_of(work: Path) -> Path:
+    """The lock file of a workspace."""
+    return _lock_file(work.name.removeprefix(TEMPORARY))
 
 
 def _lock_file(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,8 +15,10 @@ from refused import refused
 from kimbox import paths
 from kimbox.actions import prune
 from kimbox.errors import StateError
-from kimbox.files import locked
+from kimbox.files import locked, write_json
 from kimbox.image.store import images, lease
+from kimbox.machine.folder import Machine
+from kimbox.transfer import downloads
 
 home = ownhome.home  # a fixture
 
@@ -101,8 +104,59 @@ def test_a_removal_that_was_interrupted_is_finished() -> None:
     spare = make_image("a" * 64)
     left = make_image(f"{images.GONE}{spare.name}")
     other = make_image(f"{images.GONE}{'b' * 64}")
-    assert [spare] == [item.path for item in prune.remove(prune.unused())]
+    assert [left, other, spare] == [item.path for item in prune.remove(prune.unused())]
     assert (False, False, False) == (spare.exists(), left.exists(), other.exists())
+
+
+def test_remains_of_interrupted_runs_are_shown_and_removed() -> None:
+    """An image and a machine that were not finished, a machine that was not removed completely, and a download."""
+    machine = make_machine()
+    part = paths.downloads_dir() / f"{'c' * 64}.part"
+    work = paths.images_dir() / f"{images.TEMPORARY}{'d' * 64}"
+    new, old = paths.machines_dir() / ".tmp-new", paths.machines_dir() / "old"
+    for path in (work, new, old, part.parent):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "disk").write_bytes(b"x" * 8192)
+    (part.parent / "disk").rename(part)
+    write_json(part.with_name(f"{part.name}.json"), {"location": "https://example.org/x.box"})
+    unused = prune.unused()
+    assert [part, work, new, old] == [item.path for item in unused]
+    assert "download of https://example.org/x.box" == unused[0].description
+    assert all(item.size_bytes >= 8192 for item in unused)
+    assert unused == prune.remove(unused)
+    assert [] == [item for item in (part, *part.parent.iterdir(), work, new, old) if item.exists()]
+    assert machine.exists
+
+
+def test_remains_that_a_process_works_on_are_neither_shown_nor_removed() -> None:
+    """A download, an image and a machine whose locks are held."""
+    part = paths.downloads_dir() / f"{'c' * 64}.part"
+    work = paths.images_dir() / f"{images.TEMPORARY}{'d' * 64}"
+    new = paths.machines_dir() / ".tmp-new"
+    for path in (part, work, new):
+        path.mkdir(parents=True)
+    part.rmdir()
+    part.write_bytes(b"x")
+    unused = prune.unused()
+    assert [part, work, new] == [item.path for item in unused]
+    locks = [downloads.lock_file(part), paths.images_dir() / f"{'d' * 64}.lock", Machine("new").lock_file]
+    with contextlib.ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(locked(lock))
+        assert ([], []) == (prune.unused(), prune.remove(unused))
+    assert [True] * 3 == [path.exists() for path in (part, work, new)]
+
+
+def test_a_machine_that_was_finished_while_prune_prompted_stays() -> None:
+    """Prune looks for the record again, under the lock of the machine."""
+    folder = paths.machines_dir() / "tiny"
+    folder.mkdir(parents=True)
+    unused = prune.unused()
+    assert [folder] == [item.path for item in unused]
+    folder.rmdir()
+    machine = make_machine()
+    assert [] == prune.remove(unused)
+    assert machine.exists
 
 
 def test_the_lock_of_an_image_stays_and_is_not_shown() -> None:
