@@ -49,14 +49,20 @@ class Step:
         return time.monotonic() - self.started_s
 
 
-def printable(text: str) -> str:
-    """Makes untrusted text safe for a terminal: line breaks and tabs become blanks, unprintable characters U+FFFD."""
-    return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
+def printable(text: str, *, keep_bytes: bool = False) -> str:
+    """Makes untrusted text safe for a terminal: line breaks and tabs become blanks, unprintable characters U+FFFD.
+
+    `keep_bytes`: bytes of file names that are not valid text (surrogates, PEP 383) stay, for a file or a pipe.
+    """
+    return "".join(
+        c if c.isprintable() or (keep_bytes and "\udc80" <= c <= "\udcff") else " " if c in "\n\t" else "\ufffd"
+        for c in text
+    )
 
 
-def printable_lines(text: str, *, indent: str = "") -> str:
+def printable_lines(text: str, *, indent: str = "", keep_bytes: bool = False) -> str:
     """Makes untrusted text of several lines safe for a terminal. Lines after the first begin with `indent`."""
-    return f"\n{indent}".join(printable(line) for line in text.replace("\r\n", "\n").split("\n"))
+    return f"\n{indent}".join(printable(line, keep_bytes=keep_bytes) for line in text.replace("\r\n", "\n").split("\n"))
 
 
 class Log:

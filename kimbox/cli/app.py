@@ -188,7 +188,8 @@ def run(arguments: list[str]) -> int:
     """Runs kimbox with these arguments. Prints every error, and returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name can have bytes that are not valid text
-            stream.reconfigure(errors="backslashreplace")
+            is_for_programs = stream is sys.stdout and not stream.isatty()
+            stream.reconfigure(errors="kimbox.bytes" if is_for_programs else "backslashreplace")
     try:
         _configure(arguments)
         code = _call(hoist(arguments))

@@ -78,4 +78,6 @@ def _answers(endpoint: Endpoint) -> bool:
     from kimbox.run import run
 
     options = ["-oBatchMode=yes", f"-oConnectTimeout={ANSWER_S}", f"-oServerAliveInterval={ANSWER_S}"]
-    return run(ssh_command(endpoint, command="true", options=options), check=False).code != SSH_FAILED
+    folder = endpoint.key_path.parent
+    argv = ssh_command(endpoint, command="true", options=options, cwd=folder)
+    return run(argv, check=False, cwd=folder).code != SSH_FAILED

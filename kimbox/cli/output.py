@@ -10,6 +10,7 @@ line, column, code, message and hint.
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from typing import Any
@@ -34,7 +35,8 @@ def report(verb: str, result: dict[str, Any], text: str, *, is_file: bool = Fals
     if settings.json:
         _print_json({"kimbox": SHAPE, "verb": verb, "result": result})
     elif text:
-        _print(text if is_file and not sys.stdout.isatty() else printable_lines(text))
+        is_terminal = sys.stdout.isatty()
+        _print(text if is_file and not is_terminal else printable_lines(text, keep_bytes=not is_terminal))
 
 
 def report_error(error: KimboxError) -> None:
@@ -47,12 +49,35 @@ def report_error(error: KimboxError) -> None:
         print(f"  hint: {printable_lines(error.hint.rstrip(), indent=' ' * 8)}", file=sys.stderr)
 
 
+def encode_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """The error handler of stdout: writes bytes of file names unchanged, and escapes what the locale cannot encode.
+
+    The output of `kimbox build`, `ssh-config` and others is read by programs, which need the path as it is.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    if all("\udc80" <= character <= "\udcff" for character in text):
+        return text.encode("ascii", "surrogateescape"), error.end
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("kimbox.bytes", encode_bytes)
+
+
 def _print_json(value: dict[str, Any]) -> None:
-    """Prints a value. Characters that are not printable, such as those of C1, are escaped."""
+    _print(json_text(value))
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """Returns a value as JSON that can be encoded and printed.
+
+    Characters that are not printable, such as those of C1, and bytes of file names that are not valid text are escaped.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if not text.replace("\n", "").isprintable():
         text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-    _print(text)
+    return text
 
 
 def _print(text: str) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import attrs
 
+from kimbox.errors import KimboxError
+
 
 @attrs.frozen
 class Endpoint:
@@ -21,16 +23,20 @@ class Endpoint:
     alias: str
 
 
-def ssh_settings(endpoint: Endpoint) -> dict[str, str]:
-    """Settings of ssh_config(5) for a guest: the box's key, its pinned host key, none of the user's keys and hosts."""
+def ssh_settings(endpoint: Endpoint, *, cwd: Path | None = None) -> dict[str, str]:
+    """Settings of ssh_config(5) for a guest: the box's key, its pinned host key, none of the user's keys and hosts.
+
+    `cwd`: the folder in which ssh runs; None if it is not known. Raises KimboxError (`bad-path`) if ssh cannot have the
+    path of the key.
+    """
     return {
         "HostName": endpoint.host,
         "Port": str(endpoint.port),
         "User": endpoint.user,
-        "IdentityFile": _quoted(endpoint.key_path),
+        "IdentityFile": _quoted(endpoint.key_path, cwd),
         "IdentitiesOnly": "yes",
         "IdentityAgent": "none",
-        "UserKnownHostsFile": _quoted(endpoint.known_hosts_path),
+        "UserKnownHostsFile": _quoted(endpoint.known_hosts_path, cwd),
         "GlobalKnownHostsFile": "none",
         "HostKeyAlias": endpoint.alias,
         "StrictHostKeyChecking": "yes",
@@ -41,9 +47,23 @@ def ssh_settings(endpoint: Endpoint) -> dict[str, str]:
     }
 
 
-def _quoted(path: Path) -> str:
-    """A path, quoted for ssh_config(5), where `%` starts a token."""
-    return f'"{str(path).replace("%", "%%")}"'
+def _quoted(path: Path, cwd: Path | None) -> str:
+    """A path, quoted for ssh_config(5), where `%` starts a token. Relative if the file is in `cwd`.
+
+    A quote and a backslash are escaped as OpenSSH 8.7 and later expect it (argv_split in its misc.c). ssh expands `${`
+    to a variable of the environment, and has no escape for it. A line break would start another setting.
+    """
+    text = path.name if path.parent == cwd else str(path)
+    if "${" in text or any(character < " " for character in text):
+        raise KimboxError(
+            f"ssh cannot use the path {text!r}, because it contains `${{` or a control character",
+            code="bad-path",
+            hint="set KIMBOX_HOME to another folder, or move the files there",
+            fields={"path": text},
+        )
+    for character in ("\\", '"'):
+        text = text.replace(character, f"\\{character}")
+    return f'"{text.replace("%", "%%")}"'
 
 
 def ssh_command(
@@ -53,12 +73,14 @@ def ssh_command(
     options: Sequence[str] = (),
     terminal: bool = False,
     settings: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> list[str]:
     """The ssh(1) command line for a shell, or for `command` (shell text). `terminal`: `command` gets a terminal.
 
     `options` come after the host name: options of ssh, or a command. `settings` are more settings of ssh_config(5).
+    `cwd` as for `ssh_settings`.
     """
-    values = ssh_settings(endpoint) | dict(settings or {})
+    values = ssh_settings(endpoint, cwd=cwd) | dict(settings or {})
     base = ["ssh", "-F", "none", *(f"-o{key}={value}" for key, value in values.items() if key != "HostName")]
     if command is None:
         return [*base, endpoint.host, *options]

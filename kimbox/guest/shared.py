@@ -54,7 +54,7 @@ def on_terminal(
         return attached(ssh_command(endpoint, options=words))
     folder = endpoint.key_path.parent
     with _opened(folder) as handle, _sharing(handle) as settings:
-        argv = ssh_command(endpoint, command=command, options=words, terminal=terminal, settings=settings)
+        argv = ssh_command(endpoint, command=command, options=words, terminal=terminal, settings=settings, cwd=folder)
         return attached(argv, cwd=folder)
 
 

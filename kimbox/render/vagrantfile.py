@@ -23,6 +23,14 @@ FIRST_ORDINARY_PORT = 1024
 #: Added to a guest port below FIRST_ORDINARY_PORT if the spec does not choose the port of the host.
 PORT_SHIFT = 10000
 
+#: The last port.
+LAST_PORT = 65535
+
+#: The port of the host that Vagrant forwards to ssh, and the first port from which it takes another one
+#: (`usable_port_range` of its plugin kernel_v2).
+VAGRANT_SSH_PORT = 2222
+VAGRANT_FIRST_PORT = 2200
+
 #: Number of digits of the key of an image in the name of a Vagrant box.
 KEY_DIGITS = 12
 
@@ -130,7 +138,7 @@ def _values(machine: VagrantMachine) -> dict[str, Any]:
         "guest": box.image.distribution if isinstance(box.image, PackageImage) else "linux",
         "cpus": box.cpus,
         "memory_mib": -(-box.memory_bytes // _MIB),
-        "forwards": _forwards(box, machine.host_ports),
+        **_ports(box, machine.host_ports),
         "scratches": [{"mount": box.scratch.mount, "size": f"{-(-box.scratch.size_bytes // _MIB)}M"}]
         if box.scratch
         else [],
@@ -140,10 +148,22 @@ def _values(machine: VagrantMachine) -> dict[str, Any]:
     }
 
 
-def _forwards(box: Box, host_ports: Mapping[int, int]) -> list[dict[str, Any]]:
+def _ports(box: Box, host_ports: Mapping[int, int]) -> dict[str, list[Any]]:
+    """Returns the forwards of a box, each with another port of the host, and the port of the host for Vagrant's ssh.
+
+    Vagrant forwards VAGRANT_SSH_PORT to ssh itself, and refuses a Vagrantfile that names a port of the host twice. If
+    the box uses that port, ssh gets the first free one from VAGRANT_FIRST_PORT on. Else the list of its port is empty.
+    """
+    fixed = {forward.guest: host_ports.get(forward.guest, forward.host) for forward in box.forwards}
+    used = {host for host in fixed.values() if host is not None}
     forwards = []
-    for forward in box.forwards:
-        fixed = host_ports.get(forward.guest, forward.host)
-        default = forward.guest if forward.guest >= FIRST_ORDINARY_PORT else forward.guest + PORT_SHIFT
-        forwards.append({"guest": forward.guest, "host": fixed or default, "open": fixed is None})
-    return forwards
+    for guest, host in fixed.items():
+        port = host
+        if port is None:
+            port = guest if guest >= FIRST_ORDINARY_PORT else guest + PORT_SHIFT
+            while port in used:
+                port = port + 1 if port < LAST_PORT else FIRST_ORDINARY_PORT
+            used.add(port)
+        forwards.append({"guest": guest, "host": port, "open": host is None})
+    free = (port for port in range(VAGRANT_FIRST_PORT, LAST_PORT + 1) if port not in used)
+    return {"forwards": forwards, "ssh_ports": [next(free)] if VAGRANT_SSH_PORT in used else []}

@@ -22,6 +22,8 @@ MODELINE = (
 
 _MODELINE = re.compile(r"\A# yaml-language-server:.*\n")
 _NAME = re.compile(r"^name: .*$", re.MULTILINE)
+#: Names that YAML 1.1 and 1.2 read as text without quotes: not 2048, 1e3, 2026-01-01, true, no or null.
+_PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|y|n|null)\Z)[a-z][a-z0-9-]*")
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 
 
@@ -71,7 +73,8 @@ def start_spec(box_name: str, folder: Path, name: str | None = None) -> Started:
 def rewrite(text: str, name: str) -> str:
     """Returns the text of a shipped box as the spec of a box called `name`, with a schema that any editor finds."""
     text = _MODELINE.sub("", text)
-    return MODELINE + _NAME.sub(f"name: {name}", text, count=1)
+    value = name if _PLAIN.fullmatch(name) else f'"{name}"'
+    return MODELINE + _NAME.sub(f"name: {value}", text, count=1)
 
 
 def _name_for(given: str | None, folder: Path, default: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_what_is_asked_for_comes_with_what_it_needs(there: makearchive.Archive) 
     assert ("1:2.0-1", "all") == (found.versions["library"].version, found.versions["library"].architecture)
     assert "1.0~rc1+b2" == found.versions["tool"].version
     assert (makearchive.AS_OF, (f"deb {there.uri} trixie main",)) == (found.as_of, found.sources)
+
+
+@pytest.mark.parametrize("name", [b"caf\xc3\xa9", b"caf\xe9 x", b"back\\slash", b"50%41"])
+def test_kimbox_home_in_a_folder_with_any_name(
+    there: makearchive.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    """apt uses the folders of kimbox and not those of this machine."""
+    monkeypatch.setenv("KIMBOX_HOME", os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    locked = chosen(there, "tool")
+    assert "tool" in locked.versions
+    cache.ensure(image_of(there, "tool"), locked, offline=False)
+    assert all(cache.deb_of(package).exists() for package in locked.versions.values())
+
+
+def test_a_kimbox_home_that_apt_cannot_use(
+    there: makearchive.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the folder."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / 'quo"te'))
+    with refused(ImageError, "bad-path", path=str(tmp_path / 'quo"te')):
+        chosen(there, "tool")
 
 
 def test_what_is_chosen_stays_until_it_is_moved(there: makearchive.Archive) -> None:

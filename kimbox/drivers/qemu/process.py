@@ -120,7 +120,7 @@ def pid(machine: Machine) -> int | None:
         return None
     with contextlib.suppress(OSError, ValueError, KimboxError):
         number = int(read_bounded(machine.pid_file, limit_bytes=32))
-        if str(machine.pid_file).encode() in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
+        if os.fsencode(machine.pid_file) in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
             return number
     return None
 

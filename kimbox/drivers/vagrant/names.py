@@ -7,13 +7,14 @@ machines of another $KIMBOX_HOME.
 from __future__ import annotations
 
 import hashlib
+import os
 
 from kimbox import paths
 
 
 def prefix() -> str:
     """Returns the prefix of the names of machines of this $KIMBOX_HOME."""
-    tag = hashlib.sha256(str(paths.home()).encode()).hexdigest()[:8]
+    tag = hashlib.sha256(os.fsencode(paths.home())).hexdigest()[:8]
     return f"kimbox-{tag}-"
 
 

@@ -78,7 +78,7 @@ def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO
         f"--customize-hook={BUILD_HOOK}",
         recipe.suite,
         os.fspath(root),
-        f"deb [trusted=yes] copy:{urllib.parse.quote(os.fspath(repository))} ./",
+        f"deb [trusted=yes] copy:{urllib.parse.quote(os.fsencode(repository))} ./",
     ]
     namespace.stream(command, on_line=on_line, log=log, env=environment(), cwd=work)
     _check(recipe, root)

@@ -93,6 +93,13 @@ class Archive:
 
         Raises StateError (`busy`) if another kimbox holds the lock for longer than BUSY_WAIT_S.
         """
+        if '"' in str(self.folder):
+            raise ImageError(
+                f"apt cannot use folders below {paths.home()}, because the path contains a double quote",
+                code="bad-path",
+                hint="set KIMBOX_HOME to another folder",
+                fields={"path": str(paths.home())},
+            )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         busy = f"another kimbox has used {self.where} for more than {BUSY_WAIT_S:.0f} s"
         with locked(self.folder / "lock", wait_s=BUSY_WAIT_S, busy=busy):
@@ -114,7 +121,7 @@ class Archive:
             return
         with log.step(f"fetching package lists ({len(self.sources)} archives)"):
             try:
-                self._stream(["apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any"])
+                self._stream(["apt-get", *self._folders(), "update", "-q", "-o", "APT::Update::Error-Mode=any"])
             except run.CommandError as error:
                 if self.is_snapshot and any((self.folder / "state/lists").glob("*Release")):
                     return  # at that time, not every suite had an updates or security suite
@@ -134,7 +141,17 @@ class Archive:
         """
         pins = [f"Package: {name}\nPin: version {old.version}\nPin-Priority: 1001\n" for name, old in keep.items()]
         write_atomic(self.folder / "etc/preferences", "\n".join(pins))
-        argv = ["apt-get", "install", "--print-uris", "-qq", "-y", "--", *BASE_PATTERNS, *sorted(set(names))]
+        argv = [
+            "apt-get",
+            *self._folders(),
+            "install",
+            "--print-uris",
+            "-qq",
+            "-y",
+            "--",
+            *BASE_PATTERNS,
+            *sorted(set(names)),
+        ]
         done = run.run(argv, check=False, env=self._env())
         if not done.ok:
             errors = "\n".join(line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: "))
@@ -169,7 +186,9 @@ class Archive:
         if not packages:
             return {}
         queries = [f"{name}={package.version}" for name, package in packages.items()]
-        done = run.run(["apt-cache", "show", "--no-all-versions", "--", *queries], check=False, env=self._env())
+        done = run.run(
+            ["apt-cache", *self._folders(), "show", "--no-all-versions", "--", *queries], check=False, env=self._env()
+        )
         entries = {}
         for stanza in done.stdout.split("\n\n"):
             fields = dict(line.split(": ", 1) for line in stanza.split("\n") if _FIELD.match(line))
@@ -185,7 +204,7 @@ class Archive:
         by the next call.
         """
         incoming = self.folder / "incoming"
-        argv = ["apt-get", "download", "-q", "--"]
+        argv = ["apt-get", *self._folders(), "download", "-q", "--"]
         argv += [f"{name}={entry.package.version}" for name, entry in sorted(entries.items())]
         try:
             self._stream(argv, cwd=incoming)
@@ -226,17 +245,27 @@ class Archive:
             if not (keys / name).is_symlink():
                 (keys / name).symlink_to(file)
 
+    def _folders(self) -> list[str]:
+        """Options of apt that select the folders below `folder`. A path in apt.conf(5) could not have a `"`."""
+        etc, state = self.folder / "etc", self.folder / "state"
+        folders = {
+            "Dir::Etc": etc,
+            "Dir::Etc::sourcelist": etc / "sources.list",
+            "Dir::Etc::sourceparts": etc / "sources.list.d",
+            "Dir::Etc::preferences": etc / "preferences",
+            "Dir::Etc::preferencesparts": etc / "preferences.d",
+            "Dir::Etc::trustedparts": etc / "keys",
+            "Dir::State": state,
+            "Dir::State::status": state / "status",
+            "Dir::Cache": self.folder / "cache",
+        }
+        return [f"-o{name}={path}" for name, path in folders.items()]
+
     def _options(self) -> list[str]:
-        """Lines of apt.conf(5): apt uses the folders below `folder`, and this machine's credentials."""
-        folder = json.dumps(os.fspath(self.folder))[1:-1]
+        """Lines of apt.conf(5): none of this machine's settings apply, except its credentials and its proxies."""
         return [
-            f'Dir::Etc "{folder}/etc"; Dir::Etc::sourcelist "{folder}/etc/sources.list"; Dir::Etc::main "/dev/null";',
-            f'Dir::Etc::parts "{folder}/etc/apt.conf.d"; Dir::Etc::preferences "{folder}/etc/preferences";',
-            f'Dir::Etc::preferencesparts "{folder}/etc/preferences.d";',
-            f'Dir::Etc::sourceparts "{folder}/etc/sources.list.d"; Dir::Etc::trusted "/dev/null";',
-            f'Dir::Etc::trustedparts "{folder}/etc/keys";',
+            'Dir::Etc::main "/dev/null"; Dir::Etc::parts "/dev/null"; Dir::Etc::trusted "/dev/null";',
             'Dir::Etc::netrc "/etc/apt/auth.conf"; Dir::Etc::netrcparts "/etc/apt/auth.conf.d";',
-            f'Dir::State "{folder}/state"; Dir::State::status "{folder}/state/status"; Dir::Cache "{folder}/cache";',
             f'APT::Architecture "{ARCHITECTURE}"; APT::Architectures "{ARCHITECTURE}";',
             'APT::Install-Recommends "false"; APT::Get::AllowUnauthenticated "false"; APT::Sandbox::User "root";',
             'Acquire::Languages "none"; Acquire::ForceHash "SHA256";',

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class Mirror:
     @classmethod
     def of(cls, repository: Repository, *, offline: bool = False) -> Mirror:
         """The mirror of a repository in a spec. Repositories with the same URL or folder share a mirror."""
-        digest = hashlib.sha256(repository.url.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(os.fsencode(repository.url)).hexdigest()[:16]
         path = paths.mirrors_dir() / f"{bare.slug(repository.url)}-{digest}.git"
         keys = () if repository.is_folder else repository.keys
         return cls(repository.name, repository.url, repository.is_folder, path, offline, keys, repository.ref)
@@ -120,7 +121,7 @@ class Mirror:
             scratch = attrs.evolve(self, path=temporary / "folder.git")
             with scratch.opened():  # objects that the mirror has are used from there, not copied
                 (scratch.path / "objects/info").mkdir(exist_ok=True)
-                (scratch.path / "objects/info/alternates").write_text(f"{self.path / 'objects'}\n")
+                (scratch.path / "objects/info/alternates").write_bytes(os.fsencode(self.path / "objects") + b"\n")
             return scratch.resolve("HEAD")
 
     def ensure(self, commit: str) -> Pin:

@@ -138,6 +138,7 @@ def test_sizes_and_ports_are_those_of_the_spec() -> None:
     text = render_vagrantfile([VagrantMachine(box, "minimal", host_ports={9000: 9001})])
     ports = re.findall(r"guest: (\d+),\s+host: (\d+),\s+host_ip: '127.0.0.1',\s+auto_correct: (\w+)", text)
     expected = [
+        ("22", "2200", "true"),  # Vagrant's own ssh, which is at 2222 otherwise
         ("8888", "8888", "true"),
         ("80", "10080", "true"),
         ("22", "2222", "false"),
@@ -146,3 +147,17 @@ def test_sizes_and_ports_are_those_of_the_spec() -> None:
     assert expected == ports
     assert 2 == text.count(".cpus = 3\n")
     assert 2 == text.count(".memory = 3073\n")
+
+
+def test_no_port_of_the_host_is_declared_twice() -> None:
+    """Vagrant declares 2222 for its own ssh. Ports that Vagrant may choose do not collide with those of the spec."""
+    forwards = (Forward(80, None), Forward(10080, None), Forward(443, 8888), Forward(8888, None), Forward(65535, None))
+    box = attrs.evolve(BOX, forwards=(*forwards, Forward(2222, None), Forward(5, 65535), Forward(2200, None)))
+    text = render_vagrantfile([VagrantMachine(box, "minimal")])
+    hosts = re.findall(r"guest: (\d+),\s+host: (\d+)", text)
+    assert [
+        ("22", "2201"), ("80", "10080"), ("10080", "10081"), ("443", "8888"), ("8888", "8889"), ("65535", "1024"),
+        ("2222", "2222"), ("5", "65535"), ("2200", "2200"),
+    ] == hosts  # fmt: skip
+    assert 1 == text.count("id: 'ssh'")
+    assert "id: 'ssh'" not in render_vagrantfile([VagrantMachine(attrs.evolve(BOX, forwards=forwards), "minimal")])

@@ -272,6 +272,14 @@ def test_init_writes_a_valid_spec(tmp_path: Path) -> None:
     assert ("my-study", shipped.disk, shipped.probes) == (lambda b: (b.name, b.disk, b.probes))(load_box(started.spec))
 
 
+@pytest.mark.parametrize("name", ["2048", "1e3", "0x1f", "2026-01-01", "true", "null", "no", "y", "0", "a", "no-x"])
+def test_init_in_a_folder_whose_name_yaml_does_not_read_as_text(tmp_path: Path, name: str) -> None:
+    """The name is quoted if necessary."""
+    folder = tmp_path / name
+    folder.mkdir()
+    assert name == load_box(start_spec("minimal", folder).spec).name
+
+
 def test_init_copies_the_setup_folder(tmp_path: Path) -> None:
     """A box with a folder beside it is copied with this folder."""
     started = start_spec("openkim-dev", tmp_path, "al")
