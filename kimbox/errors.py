@@ -25,6 +25,9 @@ from typing import Any
 
 import attrs
 
+#: The message of ENOSPC, in the locale of the programs that kimbox runs.
+NO_SPACE = "No space left on device"
+
 
 class KimboxError(Exception):
     """An expected failure.

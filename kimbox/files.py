@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from kimbox.errors import KimboxError, StateError
+from kimbox import paths
+from kimbox.errors import NO_SPACE, KimboxError, StateError
 from kimbox.filelocks import NO_LOCKS
 from kimbox.filelocks import is_locked as is_locked  # with the other operations on files
 from kimbox.filelocks import locked as locked
@@ -231,16 +232,38 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def ran_out_of_space(error: BaseException) -> bool:
+    """Whether an operation, of kimbox or of a program that it ran, failed because the disk or the quota is full."""
+    if isinstance(error, OSError):
+        return is_full(error)
+    return isinstance(error, KimboxError) and (error.code == "no-space" or NO_SPACE in error.message)
+
+
 def need_space(folder: Path, need_bytes: int, what: str) -> None:
-    """Raises KimboxError (`no-space`) if less than `need_bytes` are free in `folder`. `what` is for the message."""
+    """Raises `space_error` if less than `need_bytes` are free in `folder`. `what` is for the message."""
+    if need_bytes > shutil.disk_usage(folder).free:
+        raise space_error(folder, what, need_bytes)
+
+
+def space_error(folder: Path, what: str, need_bytes: int | None = None) -> KimboxError:
+    """The error (`no-space`) of something that needs `need_bytes`, or (None) more than what is free in `folder`.
+
+    `what` is for the message. Without `need_bytes`, its incomplete files are removed before.
+    """
     free = shutil.disk_usage(folder).free
-    if need_bytes > free:
-        raise KimboxError(
-            f"{what} needs {size_words(need_bytes)}, and {folder} has {size_words(free)} free",
-            code="no-space",
-            hint="free some space, or set KIMBOX_HOME to a folder on a larger disk",
-            fields={"path": str(folder), "need_bytes": str(need_bytes), "free_bytes": str(free)},
-        )
+    need = f"more than {size_words(free)}" if need_bytes is None else size_words(need_bytes)
+    other = "set KIMBOX_HOME to a folder" if folder.is_relative_to(paths.home()) else "choose another folder,"
+    return KimboxError(
+        f"{what} needs {need}, and {folder} has {size_words(free)} free",
+        code="no-space",
+        hint=f"free some space, or {other} on a larger disk; then run the same command again",
+        fields={"path": str(folder), "need_bytes": str(need_bytes or free + 1), "free_bytes": str(free)},
+    )
+
+
+def is_space_error(error: BaseException) -> bool:
+    """Whether an error is from `space_error`."""
+    return isinstance(error, KimboxError) and "free_bytes" in error.fields
 
 
 def write_sparse(file: IO[bytes], data: bytes) -> None:

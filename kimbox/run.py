@@ -22,7 +22,7 @@ from typing import IO
 
 import attrs
 
-from kimbox.errors import KimboxError, MissingToolError
+from kimbox.errors import NO_SPACE, KimboxError, MissingToolError
 
 #: Environment variables that a child process gets. Proxies and certificates are necessary to use the network.
 PASSED_ENV = (
@@ -62,10 +62,12 @@ class CommandError(KimboxError):
         self.status = status
         self.tail = tail
         output = f":\n{tail}" if tail else ""
+        command = f"the command was: {shlex.join(argv)}"
+        is_full = NO_SPACE in tail
         super().__init__(
             f"{argv[0]} {status}{output}",
-            code=code,
-            hint=f"the command was: {shlex.join(argv)}",
+            code="no-space" if is_full else code,
+            hint=f"free some space, then run the same command again; {command}" if is_full else command,
             fields={"program": Path(argv[0]).name},
         )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from refused import refused
 
 from kimbox import run
-from kimbox.errors import StateError
+from kimbox.errors import NO_SPACE, KimboxError, StateError
 from kimbox.image.formats import boxwriter
 
 
@@ -44,6 +46,32 @@ def test_a_box_has_the_files_of_the_format(disk: Path, tmp_path: Path) -> None:
     run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", tmp_path / "box.img", disk])
     run.run(["ruby", "-c", "-"], input=read["Vagrantfile"].decode())
     assert [p.name for p in target.parent.iterdir()] == ["x.box"]
+
+
+def test_too_little_space(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is written, the error has the folder, the needed and the free space. Nothing is left."""
+    target = tmp_path / "out" / "x.box"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 30, 1 << 30, 1 << 20))
+    with refused(KimboxError, "no-space", free_bytes=str(1 << 20)) as caught:
+        boxwriter.libvirt(disk, "raw", target)
+    assert 1 << 20 < int(caught.value.fields["need_bytes"]) <= disk.stat().st_blocks * 512
+    assert str(target.parent) in caught.value.message
+    assert "KIMBOX_HOME" not in (caught.value.hint or "")
+    assert [] == list(target.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, NO_SPACE), run.CommandError(["qemu-img"], "failed", f"(50.10/100%)\nwriting: {NO_SPACE}")],
+)
+def test_a_disk_that_becomes_full(tmp_path: Path, error: Exception) -> None:
+    """The error has the folder and the space that is not enough. Nothing is left."""
+    target = tmp_path / "out" / "x.box"
+    with refused(KimboxError, "no-space", path=str(target.parent)) as caught, boxwriter.making(target) as work:
+        (work / "box.img").write_bytes(b"x")
+        raise error
+    assert "x.box needs more than" in caught.value.message
+    assert [] == list(target.parent.iterdir())
 
 
 def test_equal_disks_give_equal_boxes(disk: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kimbox.errors import ImageError
-from kimbox.files import is_full, write_json
+from kimbox.files import ran_out_of_space, write_json
 from kimbox.image.build import disk, rootfs
 from kimbox.image.disk import rawdisk
 from kimbox.image.inputs.recipe import Recipe
@@ -42,10 +42,8 @@ def build(recipe: Recipe, work: Path) -> dict[str, Any]:
         with contextlib.suppress(OSError):
             (work / BUILD_LOG).replace(log_path)
         if isinstance(error, OSError):
-            if not is_full(error):
-                raise
-            raise images.no_space() from None
-        is_no_space = "No space left on device" in error.message
+            raise
+        is_no_space = ran_out_of_space(error)
         hint = f"the complete log: {log_path}" if isinstance(error, CommandError) else error.hint
         raise ImageError(
             f"the image could not be built: {error.message}",

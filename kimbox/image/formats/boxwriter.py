@@ -23,9 +23,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kimbox import run
-from kimbox.errors import StateError
+from kimbox.errors import KimboxError, StateError
 from kimbox.filelocks import flock
-from kimbox.files import CHUNK_BYTES, remove_tree, sha256_file, sync_file, sync_folder
+from kimbox.files import (
+    CHUNK_BYTES,
+    is_space_error,
+    need_space,
+    ran_out_of_space,
+    remove_tree,
+    sha256_file,
+    space_error,
+    sync_file,
+    sync_folder,
+)
 from kimbox.image.formats import sums, xz
 from kimbox.image.inputs.recipe import EPOCH_S
 from kimbox.log import log
@@ -136,7 +146,14 @@ def json_bytes(value: object) -> bytes:
 
 
 def convert(disk: Path, image_format: str, target: Path, options: tuple[str, ...]) -> None:
-    """Converts a disk to `target` with qemu-img, and logs the progress. Raises CommandError if that fails."""
+    """Converts a disk to `target` with qemu-img, and logs the progress.
+
+    Raises CommandError if that fails, and KimboxError (`no-space`) before it starts if there is too little space for a
+    disk that is not compressed.
+    """
+    if not {"-c", "subformat=streamOptimized"} & set(options):
+        info = disk.stat()
+        need_space(target.parent, min(info.st_blocks * 512, info.st_size), "the disk of the package")
     argv: list[str | Path] = ["qemu-img", "convert", "-p", "-f", image_format, *options, disk, target]
     run.stream(argv, on_line=_log_progress)
 
@@ -216,6 +233,11 @@ def making(target: Path, *, finished: Finished | None = None) -> Iterator[Path]:
             if finished:
                 finished(work / target.name, target)
             _publish(work / target.name, target)
+        except (OSError, KimboxError) as error:
+            if not ran_out_of_space(error) or is_space_error(error):
+                raise
+            remove_tree(work)
+            raise space_error(target.parent, target.name) from None
         finally:
             remove_tree(work)
     finally:

@@ -23,7 +23,7 @@ import attrs
 
 from kimbox import __version__, paths
 from kimbox.errors import ImageError, KimboxError, StateError
-from kimbox.files import is_full, is_locked, locked, read_json, sync_folder, write_json
+from kimbox.files import is_locked, locked, ran_out_of_space, read_json, space_error, sync_folder, write_json
 from kimbox.image import namespace
 from kimbox.image.store import digest, lease
 
@@ -164,8 +164,8 @@ def publish(key: str, fill: Callable[[Path], dict[str, Any]]) -> Image:
             (work / DONE).mkdir()
             _move_in(key, work / DONE, fill(work))
             image = find(key)
-    except OSError as error:
-        if not is_full(error):
+    except (OSError, KimboxError) as error:
+        if not ran_out_of_space(error) or {"log", "free_bytes"} & getattr(error, "fields", {}).keys():
             raise
         raise no_space() from None
     if not image:
@@ -179,11 +179,9 @@ def publish(key: str, fill: Callable[[Path], dict[str, Any]]) -> Image:
 
 
 def no_space() -> ImageError:
-    """The error for a store whose file system is full."""
-    folder = str(paths.images_dir())
-    return ImageError(
-        f"no space is left for the image in {folder}", code="no-space", hint=ROOM_HINT, fields={"path": folder}
-    )
+    """The error for a store whose file system is full, after the workspace was removed."""
+    error = space_error(paths.images_dir(), "the image")
+    return ImageError(error.message, code=error.code, hint=error.hint, fields=error.fields)
 
 
 def _move_in(key: str, done: Path, facts: dict[str, Any]) -> None:
