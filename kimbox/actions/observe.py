@@ -5,10 +5,13 @@ Imports no library for ssh or git, because `status` needs none and must start fa
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import attrs
 
 from kimbox.drivers import registry
 from kimbox.errors import KimboxError, StateError
@@ -16,7 +19,8 @@ from kimbox.files import read_json
 from kimbox.guest import stale
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.events import Event
-from kimbox.machine import keys
+from kimbox.log import log
+from kimbox.machine import delivered_locks, keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Purpose, Record
 from kimbox.machine.state import STATE_HINTS, Observation, State, derive, require
@@ -71,21 +75,60 @@ def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | No
     }
 
 
-def check_owner(machine: Machine, project: Project, purpose: Purpose = Purpose.BOX) -> None:
-    """Checks that a machine, if it exists, was made from this spec and for this purpose. Raises StateError if not."""
+def check_owner(machine: Machine, project: Project, purpose: Purpose = Purpose.BOX, *, is_locked: bool = False) -> None:
+    """Checks that a machine, if it exists, was made from this spec and for this purpose. Raises StateError if not.
+
+    If the file of its spec is gone, and this spec has the content of the last start or of the last provisioning, the
+    spec was moved: its new path is written to the record. `is_locked`: the caller holds the lock of the machine.
+    """
     if not machine.exists:
         return
     record = machine.record()
     refuse_purpose(record, purpose)
     if record.shipped and record.shipped == project.shipped:
         return
-    if record.shipped or Path(record.source).resolve() != project.source.resolve():
-        raise StateError(
-            f"the name {machine.name} belongs to the spec {record.source}, not to {project.source}",
-            code="name-taken",
-            fields={"name": machine.name, "owner": record.source, "spec": str(project.source)},
-            hint=f"give this spec another name, or remove the other box with `kimbox destroy {machine.name}`",
+    if not record.shipped and Path(record.source).resolve() == project.source.resolve():
+        return
+    was_moved = not record.shipped and not project.shipped and _is_gone(Path(record.source))
+    if was_moved and project.box.digest in {record.spec_digest, *delivered_locks.spec_digests(machine)}:
+        _adopt(machine, project, is_locked=is_locked)
+        return
+    hint = f"give this spec another name, or remove the other box with `kimbox destroy {machine.name}`"
+    if was_moved:
+        hint = (
+            "that file is gone, but this spec differs from it: if you moved it, undo its changes, run `kimbox status`, "
+            f"and make the changes again. Otherwise {hint}"
         )
+    raise StateError(
+        f"the name {machine.name} belongs to the spec {record.source}, not to {project.source}",
+        code="name-taken",
+        fields={"name": machine.name, "owner": record.source, "spec": str(project.source)},
+        hint=hint,
+    )
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether a file does not exist. A file that cannot be reached now, for example without permission, may exist."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _adopt(machine: Machine, project: Project, *, is_locked: bool) -> None:
+    """Writes the new path of a spec that was moved to the record. If another process is at work, a later call does."""
+    with contextlib.ExitStack() as stack:
+        if not is_locked:
+            try:
+                stack.enter_context(machine.locked())
+            except StateError:
+                return
+        record = machine.record()
+        log.info(f"the spec of {machine.name} was moved from {record.source} to {project.source}")
+        machine.write_record(attrs.evolve(record, source=str(project.source)))
 
 
 def refuse_purpose(record: Record, purpose: Purpose = Purpose.BOX) -> None:

@@ -35,7 +35,7 @@ def provision(
     if part:
         part.check(project.box)
     with machine.locked():
-        check_owner(machine, project)
+        check_owner(machine, project, is_locked=True)
         before = state(machine)
         require("provision", machine.name, before)
         bootmode.refuse_to_provision(machine)

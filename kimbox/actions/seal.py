@@ -82,7 +82,7 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
     """
     machine = machine_of(request.project.name)
     with machine.locked():
-        check_owner(machine, request.project)
+        check_owner(machine, request.project, is_locked=True)
         registry.need_sealing(machine, "secure")
         record = machine.record()
         if record.sealed:
@@ -204,7 +204,7 @@ def unseal(request: UpRequest) -> None:
     """
     machine = machine_of(request.project.name)
     with machine.locked():
-        check_owner(machine, request.project)
+        check_owner(machine, request.project, is_locked=True)
         if not machine.record().sealed and not machine.unseal_mark.exists():
             raise StateError(
                 f"{machine.name} is not sealed",

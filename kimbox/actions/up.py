@@ -71,7 +71,7 @@ def up(request: UpRequest) -> State:
     project, box = request.project, request.project.box
     machine = machine_of(project.name, request.purpose)
     with machine.locked():
-        check_owner(machine, project, request.purpose)
+        check_owner(machine, project, request.purpose, is_locked=True)
         _check_driver(machine, request.driver)
         plan = make_plan(project, made_from=machine.record().image if machine.exists else None)
         before = state(machine)

@@ -85,10 +85,13 @@ def _spec_path(name: str | None, file: Path | None) -> Path | None:
         record = machine.record()
         source = Path(record.source)
         if record.shipped is None and not source.exists():
+            if _name_of_spec() == name:  # it may have been moved here; `check_owner` compares it
+                return find_box(None, Path(), None)
             raise StateError(
                 f"the spec of the box {name} was not found: {source}",
                 code="spec-not-found",
-                hint=f"restore the file; `kimbox destroy {name}` works without it",
+                hint=f"restore the file, or change to the folder to which you moved it; `kimbox destroy {name}` works "
+                "without it",
                 fields={"name": name, "path": str(source)},
             )
         refuse_purpose(record)

@@ -6,12 +6,13 @@ machine is described by the plan that it was created from.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import attrs
 
-from kimbox.errors import StateError
+from kimbox.errors import KimboxError, StateError
 from kimbox.files import read_bounded, write_atomic
 from kimbox.image import origin
 from kimbox.image.store import images
@@ -92,6 +93,15 @@ def _file(machine: Machine, record: Record, suffix: str) -> Path:
         problem = f"the {kind} of the manifest that {machine.name} runs ({digest[:12]}) was not kept"
         raise _unknown(machine, problem, digest)
     return file
+
+
+def spec_digests(machine: Machine) -> set[str]:
+    """Returns the digests of the specs that the kept locks were made from. Locks that cannot be read are ignored."""
+    digests = set()
+    for file in machine.locks.glob("*.lock"):
+        with contextlib.suppress(KimboxError, OSError):
+            digests.add(read_lock(file).spec_digest)
+    return digests
 
 
 def _unknown(machine: Machine, message: str, digest: str) -> StateError:
