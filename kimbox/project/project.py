@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import attrs
@@ -36,8 +37,13 @@ class Project:
     def lock_path(self) -> Path:
         """The path of the lock: beside the spec.
 
-        For a shipped box it is in kimbox's home, because the user may not be able to write the folder of the spec.
+        For a shipped box it is in kimbox's home, because the user may not be able to write the folder of the spec. If
+        the spec is a symbolic link, the lock is beside the file that the link leads to, so that one spec has one lock,
+        unless there is a lock beside the link. A lock that is a link is not replaced, but the file that it leads to.
         """
         if self.shipped is not None:
             return paths.locks_dir() / f"{self.name}.lock"
-        return self.source.with_suffix(".lock")
+        lock = self.source.with_suffix(".lock")
+        if self.source.is_symlink() and not os.path.lexists(lock):
+            lock = self.source.resolve().with_suffix(".lock")
+        return lock.resolve() if lock.is_symlink() else lock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,3 +198,11 @@ def test_box_list_and_prune_show_an_unfinished_download(site: Site, capsys: pyte
     assert 0 == app.run(["--json", "prune", "-y"])
     assert [str(part)] == [item["path"] for item in result(capsys.readouterr().out, "prune")["unused"]]
     assert (False, False) == (part.exists(), http.state_file(part).exists())
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "fifo", "."])
+def test_what_is_not_a_file_is_not_read(tmp_path: Path, place: str) -> None:
+    """A device without an end and a FIFO without a writer do not block `box add`."""
+    os.mkfifo(tmp_path / "fifo")
+    with refused(KimboxError, "not-a-regular-file", path=str(tmp_path / place)):
+        add("x", str(tmp_path / place))

@@ -48,6 +48,21 @@ def box(folder: Path, tmp_path: Path) -> Box:
     )
 
 
+def test_a_spec_that_is_a_symbolic_link_has_one_lock(box: Box, folder: Path) -> None:
+    """The lock is that of the file. A lock beside the link is used if there is one. A linked lock stays a link."""
+    box.source.touch()
+    (folder / "links").mkdir()
+    link, beside = folder / "links/other.yaml", folder / "links/other.lock"
+    link.symlink_to("../kimbox.yaml")
+    linked = Project(attrs.evolve(box, source=link))
+    assert folder / "kimbox.lock" == linked.lock_path == Project(box).lock_path
+    beside.symlink_to("real.lock")
+    assert folder / "links/real.lock" == linked.lock_path
+    beside.unlink()
+    beside.touch()
+    assert beside == linked.lock_path
+
+
 def test_the_first_up_writes_the_lock(box: Box, folder: Path) -> None:
     """It is beside the spec, and every commit is in a mirror. The second `up` does not write it."""
     locked = pins.lock_for(Project(box))
