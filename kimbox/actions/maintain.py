@@ -215,7 +215,7 @@ def make_image(machine: Machine, former: images.Image, name: str) -> Committed:
 
     Raises ImageError if the root contains a key that may not leave this host.
     """
-    work = machine.folder / "commit"
+    work = machine.commit_work
     remove_tree(work)
     work.mkdir(mode=0o700)
     try:

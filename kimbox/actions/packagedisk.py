@@ -61,7 +61,7 @@ def of_machine(machine: Machine) -> Iterator[Source]:
         _check_halted(machine)
         image = _image_of(machine)
         _check_bytes(image)
-        work = machine.folder / "package"
+        work = machine.package_work
         remove_tree(work)
         work.mkdir(mode=0o700)
         try:

@@ -12,7 +12,7 @@ import attrs
 from kimbox import paths
 from kimbox.actions.stop import destroy
 from kimbox.errors import KimboxError, StateError
-from kimbox.files import locked, remove_tree
+from kimbox.files import is_locked, locked, remove_tree
 from kimbox.image.store import images, names
 from kimbox.lock.git.bare import sweep_mirrors
 from kimbox.machine.folder import Machine, interrupted, machines
@@ -42,11 +42,17 @@ def unused(*, packages: bool = False) -> list[Unused]:
     unused_paths += paths.images_dir().glob("*.failed.log")
     remains = images.remains()
     remains += [folder for machine in interrupted() for folder in (machine.folder, machine.unfinished)]
+    remains += [path for machine in machines() if not is_locked(machine.lock_file) for path in _remains_in(machine)]
     if packages:
         unused_paths += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
     items = [Unused(path, _size_bytes(path)) for path in unused_paths]
     items += [Unused(path, _size_bytes(path), "of an interrupted run") for path in remains if path.exists()]
     return sorted([*items, *unused_downloads()], key=lambda item: item.path)
+
+
+def _remains_in(machine: Machine) -> tuple[Path, ...]:
+    """Copies of the disk that an interrupted `package`, `maintain` or `shrink` leaves in the folder of a machine."""
+    return machine.package_work, machine.commit_work, machine.new_disk
 
 
 def unused_downloads() -> list[Unused]:
@@ -98,6 +104,8 @@ def _remove(path: Path) -> bool:
         return downloads.remove(path)
     if path.parent == paths.machines_dir():
         return _remove_machine(path)
+    if path.parent.parent == paths.machines_dir():
+        return _remove_from_machine(Machine(path.parent.name), path)
     if path.name.startswith(images.TEMPORARY):
         return True  # the sweep at the end of `remove` leaves those that a process uses
     if path.is_file():
@@ -114,6 +122,16 @@ def _remove_machine(path: Path) -> bool:
         return destroy(Machine(path.name.removeprefix(images.TEMPORARY)), only_remains=True)
     except StateError:  # a process has begun to work on it
         return False
+
+
+def _remove_from_machine(machine: Machine, path: Path) -> bool:
+    """Removes what an interrupted run left in the folder of a machine."""
+    try:
+        with machine.locked():
+            remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    except StateError:
+        return False
+    return True
 
 
 def _empty(folder: Path) -> bool:

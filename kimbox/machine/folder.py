@@ -3,6 +3,8 @@
 machines/<name>/machine.json     the record: box, purpose, driver, plan, ids and ports (record.py)
 machines/<name>/disk.qcow2       the disk: an overlay on an image of the store
 machines/<name>/disk.qcow2.new   the new disk, while `kimbox shrink` writes it
+machines/<name>/package/         a copy of the disk, while `kimbox package` cleans it
+machines/<name>/commit/          the new image, while `kimbox maintain --commit` writes it
 machines/<name>/scratch.qcow2    the scratch space, if the spec has one: created at each start, removed by halt
 machines/<name>/id_ed25519       the private key for ssh; id_ed25519.pub is its public key
 machines/<name>/known_hosts      the ssh host key of the guest, after the guest has reported it
@@ -79,6 +81,16 @@ class Machine:
     def new_disk(self) -> Path:
         """The new disk while `shrink` writes it. It remains only if that was interrupted."""
         return self.folder / "disk.qcow2.new"
+
+    @property
+    def package_work(self) -> Path:
+        """The folder with a copy of the disk while `package` cleans it. It remains only if that was interrupted."""
+        return self.folder / "package"
+
+    @property
+    def commit_work(self) -> Path:
+        """The folder in which `maintain --commit` writes the new image. It remains only if that was interrupted."""
+        return self.folder / "commit"
 
     @property
     def scratch(self) -> Path:

@@ -7,16 +7,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import ownhome
 import pytest
 from clirun import result
 from imagesite import Site, serving
+from makebox import make_box
 from refused import refused
 from takenimage import CONTENT, MIB, digest_of, leftovers
 
 from kimbox.actions import boxes, prune
 from kimbox.cli import app
 from kimbox.errors import ImageError, KimboxError, StateError
+from kimbox.image import obtain
+from kimbox.spec.model import RemoteImage
 from kimbox.transfer import downloads, http
 
 home = ownhome.home  # a fixture
@@ -103,6 +107,18 @@ def test_the_hint_for_a_missing_password(site: Site, tmp_path: Path) -> None:
     netrc.write_text(f"machine 127.0.0.1 login alice password {PASSWORD}\n")
     netrc.chmod(0o600)
     assert digest_of(CONTENT) == add("x", site.url).digest
+
+
+def test_netrc_for_the_image_of_a_spec(site: Site, tmp_path: Path) -> None:
+    """Its URL cannot have a password. The file is not read if the image is in the store."""
+    site.login = f"alice:{PASSWORD}"
+    netrc = tmp_path / ".netrc"
+    netrc.write_text(f"machine 127.0.0.1 login alice password {PASSWORD}\n")
+    netrc.chmod(0o600)
+    box = attrs.evolve(make_box(tmp_path), image=RemoteImage(site.url, digest_of(CONTENT)))
+    assert CONTENT == obtain.ensure(box, None).disk.read_bytes()
+    netrc.chmod(0o644)
+    assert CONTENT == obtain.ensure(box, None).disk.read_bytes()
 
 
 def test_a_redirect_gets_no_password(site: Site) -> None:

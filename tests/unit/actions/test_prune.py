@@ -128,6 +128,22 @@ def test_remains_of_interrupted_runs_are_shown_and_removed() -> None:
     assert machine.exists
 
 
+def test_copies_of_a_disk_in_the_folder_of_a_machine() -> None:
+    """They are shown and removed, unless a process works on the machine. The machine stays."""
+    machine = make_machine()
+    machine.package_work.mkdir()
+    for copy in (machine.package_work / "clean.raw", machine.new_disk):
+        copy.write_bytes(b"x" * 8192)
+    with machine.locked():
+        assert [] == prune.unused()
+    unused = prune.unused()
+    assert [machine.new_disk, machine.package_work] == [item.path for item in unused]
+    assert unused == prune.remove(unused)
+    assert (True, True, False, False) == (
+        machine.exists, machine.disk.exists(), machine.new_disk.exists(), machine.package_work.exists(),
+    )  # fmt: skip
+
+
 def test_remains_that_a_process_works_on_are_neither_shown_nor_removed() -> None:
     """A download, an image and a machine whose locks are held."""
     part = paths.downloads_dir() / f"{'c' * 64}.part"
