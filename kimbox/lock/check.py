@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import Problem
-from kimbox.lock.git import submodules
+from kimbox.lock.git import submodules, tags
 from kimbox.lock.git.command import GitError, GoneError, SignatureError
 from kimbox.lock.git.history import between, rewritten
 from kimbox.lock.git.mirror import Mirror
@@ -57,7 +57,11 @@ def check(box: Box, text: LockText, *, image: str | None) -> LockFaults:
     if lock.spec_digest != box.digest:
         found.wrong.append(text.problem(f"the spec has changed: its digest is {box.digest} now", "spec"))
     if image is not None and lock.image != image:
-        found.wrong.append(text.problem(f"the image is made from other inputs: its key is {image} now", "image"))
+        words = f"the image is made from other inputs: its key is {image} now"
+        if lock.spec_digest == box.digest:  # `kimbox lock` would take the packages of an edited lock as they are
+            words += "; the spec did not change, so kimbox was updated, or the lock was edited: check it with "
+            words += f"`git diff {text.path.name}` before `kimbox lock`"
+        found.wrong.append(text.problem(words, "image"))
     apart = disagreements(box, lock)
     found.wrong.extend(text.problem(words, "repositories", name) for name, words in apart.items())
     for repository in box.repositories:
@@ -84,6 +88,9 @@ def check_remote(box: Box, text: LockText) -> LockFaults:
             found.wrong.append(text.problem(error.message, "repositories", repository.name, "commit", code=error.code))
         if not COMMIT.fullmatch(repository.ref):
             found.notes.extend(_compare_ref(mirror, repository, old))
+        named = repository.ref.removeprefix("refs/tags/")  # this one is in the notes about the ref
+        others = {name: tag for name, tag in old.tags.items() if name != named}
+        found.notes.extend(tags.changed(mirror, others))
     return found
 
 

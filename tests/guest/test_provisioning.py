@@ -16,7 +16,7 @@ repositories:
   tool: {url: "file://TOOL", ref: stable, path: /opt/tool}
 provision:
   - {name: as-root, script: "id -un >/var/tmp/as-root"}
-  - {name: as-user, mode: user, script: "id -un >~/as-user"}
+  - {name: as-user, mode: user, script: "id -un >~/as-user; git -C /opt/tool describe >~/version"}
   - {name: every-boot, run: boot, script: "echo x >>/persistent/boots"}
   - {name: breaks, script: "echo about to break; exit 23"}
 probes:
@@ -44,6 +44,7 @@ def make_project(kimbox: Kimbox) -> str:
     git("add", "run", folder=tool)
     git("commit", "-qm", "one", folder=tool)
     git("branch", "stable", folder=tool)
+    git("tag", "-a", "v1.0", "-m", "one", folder=tool)
     return git("rev-parse", "stable", folder=tool)
 
 
@@ -67,7 +68,8 @@ def test_a_box_is_provisioned_from_pinned_commits(kimbox: Kimbox) -> None:
     assert kimbox.json("status")["state"] == "ready"
     lock = read_lock(kimbox.folder / "kimbox.lock")
     assert lock.repositories["tool"].commit == commit
-    assert kimbox.sh("pinned", "sudo git -C /opt/tool rev-parse HEAD").strip() == commit
+    assert kimbox.sh("pinned", "git -C /opt/tool rev-parse HEAD; cat ~/version").split() == [commit, "v1.0"]
+    assert kimbox.sh("pinned", "git -C /opt/tool remote get-url origin").strip() == f"file://{kimbox.folder}/tool.git"
     assert kimbox.sh("pinned", "cat /var/tmp/as-root ~/as-user") == "root\nvagrant\n"
     assert kimbox.sh("pinned", "cat /var/tmp/setup-ran") == "ran\n"
     assert "setting up pinned" in kimbox("logs").stdout

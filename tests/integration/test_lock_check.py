@@ -97,6 +97,12 @@ def edit_lock(work: Path, field: str) -> None:
     path.write_text(path.read_text().replace(old, "1f" * 20))
 
 
+def edit_image(work: Path) -> None:
+    """As if somebody had removed a package from the lock: the spec is unchanged, the key of the image is not."""
+    path = work / "kimbox.lock"
+    path.write_text(path.read_text().replace(str(read_lock(path).image), "1f" * 32))
+
+
 @pytest.mark.parametrize(
     ("change", "places", "words"),
     [
@@ -104,6 +110,7 @@ def edit_lock(work: Path, field: str) -> None:
         (change_folder, ["commit"], ["repository setup: the folder ./setup has changed"]),
         (change_ref, ["spec", "code"], ["the spec asks for v2, the lock was made for main"]),
         (change_disk, ["spec", "image"], ["the image is made from other inputs"]),
+        (edit_image, ["image"], ["check it with `git diff kimbox.lock` before `kimbox lock`"]),
         (lambda work: edit_lock(work, "tree"), ["tree"], ["and the lock has " + "1f" * 20]),
     ],
 )

@@ -12,6 +12,7 @@ from fakeguest import FakeGuest, box_with, delivery, guest, needs_namespace, pro
 from refused import refused
 
 from kimbox.errors import SpecError
+from kimbox.lock.diff import as_json, as_text, diff
 from kimbox.lock.git import tags
 from kimbox.lock.git.bundle import write_bundle
 from kimbox.lock.git.command import GitError, git
@@ -117,6 +118,37 @@ def test_a_tag_that_moved_changes_no_lock(source: Path, tmp_path: Path, caplog: 
     assert tags.available(other, found) == {**found, "v1.0": Tag(found["v1.0"].commit)}
     with refused(GitError, "offline"):
         tags.available(attrs.evolve(code, path=tmp_path / "third.git", offline=True), found)
+
+
+def test_a_check_on_the_server_reports_moved_tags(source: Path, tmp_path: Path) -> None:
+    """A tag that was moved, one that was replaced at the same commit, and one that was removed."""
+    code = of(source)
+    commit = code.resolve("main").commit
+    found = tags.collect(code, commit)
+    assert tags.changed(code, found) == []
+    makebox.git(source, "tag", "-f", "v1.0", "main")
+    makebox.git(source, "tag", "-f", "-a", "v1.0-rc1", "-m", "again", "v1.0-rc1^{commit}")
+    makebox.git(source, "tag", "-d", "build/7")
+    first = found["v1.0"].commit
+    assert tags.changed(code, found) == [
+        "repository code: the server no longer has the tag `build/7` of the lock",
+        f"repository code: the tag `v1.0` was moved from {first} to {commit}",
+        "repository code: the tag `v1.0-rc1` was replaced, at the same commit",
+    ]
+
+
+def test_a_difference_of_tags_is_one_line() -> None:
+    """Tags that came, went and moved; of many, the first and the number of the others."""
+    old = {"gone": Tag("a" * 40), "same": Tag("a" * 40), "moved": Tag("a" * 40)}
+    new = {"came": Tag("a" * 40), "same": Tag("a" * 40), "moved": Tag("b" * 40)}
+
+    def lock(near: dict[str, Tag]) -> Lock:
+        return Lock("d" * 64, None, {"x": PinnedRepository("https://x.org", "main", "a" * 40, "b" * 40, {}, near)})
+
+    assert as_text(diff(lock(old), lock(new)), {}) == ["x: tags +came -gone *moved"]
+    many = {f"t{n:03}": Tag("a" * 40) for n in range(100)}
+    assert as_text(diff(lock({}), lock(many)), {})[0].endswith("+t019 (80 more)")
+    assert as_json(diff(lock(old), lock(new)), {})["repositories"]["x"]["new"]["tags"]["came"]["commit"] == "a" * 40
 
 
 def test_a_commit_can_be_locked_without_its_server(source: Path) -> None:

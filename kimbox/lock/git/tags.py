@@ -107,6 +107,24 @@ def available(mirror: Mirror, tags: Mapping[str, Tag]) -> dict[str, Tag]:
     return {name: tag if name in held else Tag(tag.commit) for name, tag in tags.items()}
 
 
+def changed(mirror: Mirror, tags: Mapping[str, Tag]) -> list[str]:
+    """Texts about the tags of a lock that the server has moved or removed. Raises GitError if it does not answer."""
+    if not tags:
+        return []
+    with mirror.opened():
+        offered = mirror.offered()
+    texts = []
+    for name, tag in sorted(tags.items()):
+        ref = _PREFIX + name
+        if ref not in offered.refs:
+            texts.append(f"repository {mirror.name}: the server no longer has the tag {shown(name)} of the lock")
+        elif (offered.refs[ref], offered.tag_objects.get(ref)) != (tag.commit, tag.tag_object):
+            now = offered.refs[ref]
+            how = f"was moved from {tag.commit} to {now}" if now != tag.commit else "was replaced, at the same commit"
+            texts.append(f"repository {mirror.name}: the tag {shown(name)} {how}")
+    return texts
+
+
 def _near(mirror: Mirror, commit: str) -> dict[str, Tag]:
     """The tags that a server offers in the history of a commit, at most MAX_TAGS, those of the newest commits."""
     offered = mirror.offered()
