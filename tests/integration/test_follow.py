@@ -127,6 +127,19 @@ def test_each_boot_takes_the_newest_commit(followed: Followed) -> None:
 
 
 @needs_namespace
+def test_a_newer_commit_is_described_by_the_tags_of_the_pinned_one(followed: Followed) -> None:
+    """The tags of the lock are before the newest commit, too."""
+    makebox.git(followed.served / "setup", "tag", "-a", "v1", "-m", "one")
+    followed.lock = make_lock(followed.box)
+    followed.deliver()
+    followed.boot()
+    new = followed.push("echo two")
+    assert followed.boot()[0] == about("newest", new, new)
+    described = followed.guest.run("git", "-C", "/usr/local/src/setup", "describe").stdout
+    assert described.strip() == f"v1-1-g{new[:7]}"
+
+
+@needs_namespace
 def test_the_commit_that_is_told_is_kept(followed: Followed) -> None:
     """A power cut right after it is told leaves it for a boot without a network."""
     guest = followed.guest
