@@ -288,6 +288,12 @@ def test_runsetup_by_hand_takes_a_branch_and_the_manifest_takes_it_back(guest: F
         makebox.git(tmp_path, "clone", "-q", "setup", "theirs")
         run(["chown", "-R", "12345", tmp_path / "theirs"])
         assert guest.run("/persistent/runsetup", f"file:///host{tmp_path}/theirs", "try").code == 0
+    makebox.git(tmp_path, "clone", "-q", "--depth=1", "--branch=try", f"file://{tmp_path}/setup", "thin")
+    makebox.commit(tmp_path / "setup", {"setup": "#!/bin/sh\necho newer\n"})
+    makebox.git(tmp_path / "thin", "fetch", "-q", "--depth=1", "origin", "+try:refs/remotes/origin/try")
+    makebox.git(tmp_path / "thin", "reset", "-q", "--hard", "origin/try")
+    shallow = guest.run("/persistent/runsetup", f"file:///host{tmp_path}/thin", "try")
+    assert (shallow.code, "it is a shallow clone" in shallow.stdout) == (1, True)
     gone = guest.run("/persistent/runsetup", f"file:///host{tmp_path}/setup", "nosuch")
     assert (gone.code, "cannot fetch branch nosuch" in gone.stdout) == (1, True)
 

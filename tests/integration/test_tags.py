@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import attrs
@@ -11,6 +13,7 @@ import pytest
 from fakeguest import FakeGuest, box_with, delivery, guest, needs_namespace, provision, step
 from refused import refused
 
+from kimbox import paths
 from kimbox.errors import SpecError
 from kimbox.lock.diff import as_json, as_text, diff
 from kimbox.lock.git import tags
@@ -233,3 +236,33 @@ def test_a_new_root_has_the_tags_without_the_host(guest: FakeGuest, source: Path
     assert guest.run("rm", "-rf", CODE).ok
     assert guest.run("/usr/lib/kimbox/provisiond").code == 0
     assert in_code(guest, "describe", "--tags") == describe(source, "--tags")
+
+
+@needs_namespace
+def test_submodules_are_as_after_a_clone(guest: FakeGuest, source: Path, tmp_path: Path) -> None:
+    """They are registered and have their origin, so that `git submodule update` has nothing to do."""
+    makebox.make_repository(tmp_path / "lib", {"x": "1\n"})
+    allow = ("-c", "protocol.file.allow=always")
+    makebox.git(source, *allow, "submodule", "-q", "add", f"file://{tmp_path}/lib", "deep/lib")
+    makebox.git(source, "commit", "-qm", "with a submodule")
+    box = box_of(tmp_path, source)
+    assert provision(guest, tmp_path, box) == 0, guest.log()
+    assert in_code(guest, "config", "submodule.deep/lib.url") == f"file://{tmp_path}/lib"
+    assert in_code(guest, "-C", "deep/lib", "remote", "get-url", "origin") == f"file://{tmp_path}/lib"
+    assert guest.run("git", "-C", CODE, "submodule", "update", "--init", "--recursive").ok
+    assert in_code(guest, "status", "--porcelain") == ""
+
+
+@needs_namespace
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another account")
+def test_every_account_can_run_git_in_checkouts_of_root(guest: FakeGuest, tmp_path: Path) -> None:
+    """With the configuration of the image; without it git refuses. A checkout of a user is not trusted by others."""
+    box = box_with(tmp_path)
+    assert provision(guest, tmp_path, box) == 0
+    guest.path("/etc/gitconfig").unlink(missing_ok=True)
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "git", "-C")
+    setup, commit = "/usr/local/src/setup", makebox.git(tmp_path / "setup", "rev-parse", "HEAD")
+    assert "dubious ownership" in guest.run(*nobody, setup, "rev-parse", "HEAD").stderr
+    shutil.copy(paths.provisioners_dir() / "provision/root/etc/gitconfig", guest.path("/etc/gitconfig"))
+    assert guest.run(*nobody, setup, "rev-parse", "HEAD").stdout.strip() == commit
+    assert "dubious ownership" in guest.run(*nobody, CODE, "rev-parse", "HEAD").stderr
