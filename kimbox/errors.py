@@ -1,7 +1,7 @@
 """The errors that kimbox reports to its users.
 
     class                 exit  code of its own   when
-    KimboxError              1  failed            anything that no other class describes
+    KimboxError              1  failed            anything that no other class describes (or by code, `EXIT_CODES`)
     ├── UsageError           2  usage             the command line is wrong
     ├── SpecError            3  bad-spec          a spec, layer or lock is wrong; `problems` lists every fault
     ├── ImageError           1  image-failed      an image could not be built, downloaded or read
@@ -28,6 +28,20 @@ import attrs
 #: The message of ENOSPC, in the locale of the programs that kimbox runs.
 NO_SPACE = "No space left on device"
 
+#: Exit codes of failures whose class has exit code 1, by error code. A wrong input (a box, disk, catalog, signature,
+#: digest or package) has that of a wrong spec; a version that does not exist has that of a missing thing.
+EXIT_CODES = {
+    **dict.fromkeys(
+        (
+            "archive-damaged", "bad-box", "bad-catalog", "bad-digest", "bad-report", "checksum-mismatch",
+            "not-a-disk", "package-not-found", "signature-missing", "signature-wrong",
+            "unsafe-archive", "unsafe-disk", "unsupported-box", "unsupported-format",
+        ),
+        3,
+    ),
+    "version-not-found": 5,
+}  # fmt: skip
+
 
 class KimboxError(Exception):
     """An expected failure.
@@ -50,6 +64,8 @@ class KimboxError(Exception):
         self.fields: Mapping[str, str] = dict(fields or {})
         if code is not None:
             self.code = code
+        if type(self).exit_code == KimboxError.exit_code:
+            self.exit_code = EXIT_CODES.get(self.code, self.exit_code)
 
     def as_json(self) -> dict[str, Any]:
         """The error as it appears under `error` in the output of `--json`."""

@@ -131,9 +131,9 @@ def kimbox(
       kimbox init && kimbox up
       kimbox exec -- cat /etc/os-release
 
-    Exit codes: 0 done; 1 failed; 2 usage; 3 invalid spec, lock or box; 4 the guest failed (`exec` exits with the status
-    of its command); 5 not found or wrong state; 6 a program is missing on the host; 70 a bug in kimbox;
-    130 interrupted.
+    Exit codes: 0 done; 1 failed; 2 usage; 3 invalid spec, lock, box, digest or signature; 4 the guest failed (`exec`
+    exits with the status of its command); 5 not found or wrong state; 6 a program is missing on the host; 70 a bug in
+    kimbox; 130 interrupted.
     """
     # The options are declared for the help and for the errors of the parser. `run` has already read their values.
 

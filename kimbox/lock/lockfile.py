@@ -22,7 +22,7 @@ from kimbox.errors import KimboxError, Problem, SpecError
 from kimbox.files import read_bounded, write_atomic
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.lock.git import contents, submodules, tags
-from kimbox.lock.git.command import GoneError, redact
+from kimbox.lock.git.command import GitError, GoneError, redact
 from kimbox.lock.git.history import rewritten
 from kimbox.lock.git.mirror import Mirror, Pin
 from kimbox.lock.git.refs import COMMIT
@@ -40,6 +40,9 @@ FORMAT = 1
 
 #: Maximum size of a lock file, in bytes.
 MAX_LOCK_BYTES = 1 << 20
+
+#: Codes of errors for which the spec is wrong: the server answers, and has no such ref or commit.
+WRONG_IN_SPEC = frozenset({"ref-not-found", "ref-ambiguous", "bad-ref", "bad-url", "commit-not-found"})
 
 _HEADER = """\
 # kimbox.lock: what this box is made of, frozen. Written by kimbox; keep it in git beside the spec, review its changes.
@@ -124,9 +127,10 @@ def make_lock(
     contacted. `warn` is called with a text for each moved tag, force-pushed branch, and repository with files that the
     box will lack (Git LFS).
 
-    Raises KimboxError (`repository-not-found`) if `update` names an unknown repository, and the errors of the mirrors.
+    Raises KimboxError (`repository-not-found`) if `update` names an unknown repository. The errors of the mirrors are
+    collected: SpecError if the spec is wrong, else GitError, both with every repository and its place in the spec.
     """
-    moved = None if update is None else set(update)
+    moved, warn = None if update is None else set(update), warn or log.warn
     if unknown := (moved or set()) - {r.name for r in box.repositories}:
         names = ", ".join(sorted(unknown))
         known = ", ".join(in_order(r.name for r in box.repositories))
@@ -137,28 +141,45 @@ def make_lock(
             fields={"name": names},
         )
     pinned: dict[str, PinnedRepository] = {}
+    failures: list[tuple[Repository, GitError]] = []
     for repository in sorted(box.repositories, key=lambda r: (r.name != SETUP, r.name)):
-        url = locked_url(box, repository)
         old = previous.repositories.get(repository.name) if previous else None
-        is_same = old is not None and (old.url, old.ref) == (url, repository.ref)
-        if is_same and old and not repository.is_folder and moved is not None and repository.name not in moved:
-            pinned[repository.name] = old
-            continue
-        mirror = Mirror.of(repository, offline=offline)
-        is_asked = moved is None or repository.name in moved
-        pin = None if is_asked or is_same else _moved_to(mirror, repository, old)
-        pin = pin or mirror.resolve(repository.ref)
-        modules = submodules.collect(mirror, pin.commit)
-        is_new = old is None or old.commit != pin.commit
-        for text in contents.check(mirror, pin.commit, modules) if is_new else ():
-            (warn or log.warn)(text)
-        inner, near = pinned_submodules(modules), tags.collect(mirror, pin.commit)
-        pinned[repository.name] = PinnedRepository(url, repository.ref, pin.commit, pin.tree, inner, near)
-        if is_same and old and (warning := rewritten(mirror, repository.ref, old.commit, pin)):
-            (warn or log.warn)(warning)
-        if repository.is_folder and old and old.commit != pin.commit:
-            log.info(f"repository {repository.name}: the folder {url} has changed; pinned to {pin.commit[:12]}")
+        is_kept = moved is not None and repository.name not in moved
+        try:
+            pinned[repository.name] = _pinned(box, repository, old, is_kept=is_kept, offline=offline, warn=warn)
+        except GitError as error:
+            failures.append((repository, error))
+    if failures:
+        raise _failure(box, failures)
     return Lock(box.digest, image or (previous.image if previous else None), pinned, packages)
+
+
+def _pinned(
+    box: Box,
+    repository: Repository,
+    old: PinnedRepository | None,
+    *,
+    is_kept: bool,
+    offline: bool,
+    warn: Callable[[str], None],
+) -> PinnedRepository:
+    """The pin of a repository: the `old` one if `is_kept` and url and ref are the same, else that of a new commit."""
+    url = locked_url(box, repository)
+    is_same = old is not None and (old.url, old.ref) == (url, repository.ref)
+    if is_same and old and not repository.is_folder and is_kept:
+        return old
+    mirror = Mirror.of(repository, offline=offline)
+    pin = _moved_to(mirror, repository, old) if is_kept and not is_same else None
+    pin = pin or mirror.resolve(repository.ref)
+    modules = submodules.collect(mirror, pin.commit)
+    for text in contents.check(mirror, pin.commit, modules) if old is None or old.commit != pin.commit else ():
+        warn(text)
+    if is_same and old and (warning := rewritten(mirror, repository.ref, old.commit, pin)):
+        warn(warning)
+    if repository.is_folder and old and old.commit != pin.commit:
+        log.info(f"repository {repository.name}: the folder {url} has changed; pinned to {pin.commit[:12]}")
+    inner, near = pinned_submodules(modules), tags.collect(mirror, pin.commit)
+    return PinnedRepository(url, repository.ref, pin.commit, pin.tree, inner, near)
 
 
 def _moved_to(mirror: Mirror, repository: Repository, old: PinnedRepository | None) -> Pin | None:
@@ -174,6 +195,29 @@ def _moved_to(mirror: Mirror, repository: Repository, old: PinnedRepository | No
         return None
     log.info(f"repository {repository.name}: the new URL has the locked commit {old.commit[:12]}, so the pin stays")
     return pin
+
+
+def _failure(box: Box, failures: list[tuple[Repository, GitError]]) -> KimboxError:
+    """One error for all repositories that cannot be pinned, each with its place in the spec.
+
+    It is a SpecError if the spec is wrong (`WRONG_IN_SPEC`), else the GitError of a server, file system or limit.
+    """
+    from kimbox.spec.load import place
+
+    problems = []
+    for repository, error in failures:
+        key = "ref" if error.code in WRONG_IN_SPEC else "url"
+        mark = place(box.source, "repositories", repository.name, key)
+        problems.append(Problem(mark.file, mark.line, mark.column, error.message, error.hint, code=error.code))
+    others = [error for _, error in failures if error.code not in WRONG_IN_SPEC]
+    if not others:
+        codes = {problem.code for problem in problems}
+        return SpecError(problems, code=codes.pop() if len(codes) == 1 else "bad-spec")
+    if len(failures) == 1:
+        others[0].message = f"{problems[0].file}:{problems[0].line}:{problems[0].column}: {others[0].message}"
+        return others[0]
+    texts = "\n".join(map(str, sorted(problems)))
+    return GitError(texts, code=others[0].code, fields=others[0].fields, stderr=others[0].stderr)
 
 
 def pinned_submodules(modules: Mapping[str, Submodule]) -> dict[str, PinnedSubmodule]:

@@ -15,13 +15,13 @@ from kimbox.lock.git.mirror import Mirror
 from kimbox.project.scripts import (
     CHECK_LIMIT_S,
     MAX_SCRIPT_BYTES,
-    place,
     report_missing,
     script_text,
     spec_problems,
     text_faults,
 )
 from kimbox.project.shell import Deadline
+from kimbox.spec.load import place
 from kimbox.spec.model import SETUP, Box
 from kimbox.spec.nodes import Problems
 

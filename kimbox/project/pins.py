@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from kimbox.errors import KimboxError, SpecError
+from kimbox.errors import ImageError, KimboxError, Problem, SpecError
 from kimbox.image import obtain
 from kimbox.image.inputs.provisioners import Provisioner
 from kimbox.image.inputs.recipe import Recipe, requested
@@ -21,6 +21,7 @@ from kimbox.log import log
 from kimbox.project.check import base_provisioners, check_lock_file, package_differences, raise_faults, recipe_for
 from kimbox.project.pinned_scripts import check_scripts
 from kimbox.project.project import Project
+from kimbox.spec.load import place_of_package
 from kimbox.spec.model import SETUP, Box, PackageImage
 from kimbox.spec.schema import guess
 
@@ -124,7 +125,26 @@ def _packages(
     if not isinstance(box.image, PackageImage):
         return None
     old = previous.packages if previous else None
-    return choose(box.image, requested(box.image, base), old, update=update, offline=offline)
+    try:
+        return choose(box.image, requested(box.image, base), old, update=update, offline=offline)
+    except ImageError as error:
+        if error.code != "package-not-found":
+            raise
+        raise _missing_packages(box, error) from None
+
+
+def _missing_packages(box: Box, error: ImageError) -> SpecError:
+    """The error for packages that cannot be chosen, at the place of each one that does not exist, or of the list."""
+    listed = box.image.packages if isinstance(box.image, PackageImage) else ()
+    names = [name for name in error.fields.get("packages", "").split() if name in listed]
+    problems = []
+    for name in names or [""]:
+        mark = place_of_package(box.source, name)
+        message = f"there is no package {name} for this suite" if name else error.message
+        meant = error.fields.get(f"similar.{name}")
+        hint = f"did you mean {meant}?" if meant else error.hint
+        problems.append(Problem(mark.file, mark.line, mark.column, message, hint, code=error.code))
+    return SpecError(problems, code=error.code, fields=error.fields)
 
 
 @attrs.frozen
@@ -157,9 +177,22 @@ def relock(project: Project, *, update: list[str] | None, dry_run: bool = False)
     warnings: list[str] = []
     repositories, packages = _split(box, previous, update)
     with log.step(f"pinning {len(box.repositories)} repositories"):
-        chosen = _packages(box, previous, base, packages)
-        key = obtain.key_of(box, recipe_for(box, chosen, base))
-        lock = make_lock(box, previous=previous, update=repositories, image=key, packages=chosen, warn=warnings.append)
+        faults: list[Problem] = []
+        chosen, key = None, None
+        try:
+            chosen = _packages(box, previous, base, packages)
+            key = obtain.key_of(box, recipe_for(box, chosen, base))
+        except SpecError as error:  # the repositories may have faults, too, and one run reports all of them
+            faults += error.problems
+        try:
+            lock = make_lock(
+                box, previous=previous, update=repositories, image=key, packages=chosen, warn=warnings.append
+            )
+        except SpecError as error:
+            faults += error.problems
+        if faults:
+            codes = {problem.code for problem in faults}
+            raise SpecError(faults, code=codes.pop() if len(codes) == 1 else "bad-spec")
         if pin := lock.repositories.get(SETUP):
             mirrors = {r.name: Mirror.of(r) for r in box.repositories if r.name == SETUP}
             mirrors[SETUP].ensure(pin.commit)

@@ -53,16 +53,6 @@ def spec_problems(source: Path) -> list[Problem]:
     return problems.collected
 
 
-def place(source: Path, *keys: str) -> Mark:
-    """The place of the value at `keys` in a spec or its layers; that of the nearest key above it if it is missing."""
-    merged = load_layers(source, Problems()) if source.exists() else None
-    mark = Mark(str(source))
-    for depth in range(len(keys) + 1 if merged else 0):
-        node = merged.tree.get(*keys[:depth]) if merged else None
-        mark = node.mark if node else mark
-    return mark
-
-
 def _check_step(node: Node, problems: Problems, deadline: Deadline) -> None:
     script = str(node.value)
     for fault in text_faults(script, deadline):

@@ -14,7 +14,7 @@ from kimbox.spec import schema
 from kimbox.spec.build import build
 from kimbox.spec.layers import load_layers
 from kimbox.spec.model import Box
-from kimbox.spec.nodes import Problems, shown
+from kimbox.spec.nodes import Mark, Problems, shown
 from kimbox.spec.parse import Budget, read_tree
 
 
@@ -36,6 +36,26 @@ def merged_spec(path: Path) -> dict[str, Any]:
     merged = load_layers(path, Problems())
     plain = merged.tree.plain() if merged else {}
     return {key: value for key, value in plain.items() if key != "base"}
+
+
+def place(source: Path, *keys: str | int) -> Mark:
+    """The place of the value at `keys` in a spec or its layers; that of the nearest key above it if it is missing."""
+    merged = load_layers(source, Problems()) if source.exists() else None
+    mark = Mark(str(source))
+    for depth in range(len(keys) + 1 if merged else 0):
+        node = merged.tree.get(*keys[:depth]) if merged else None
+        mark = node.mark if node else mark
+    return mark
+
+
+def place_of_package(source: Path, name: str) -> Mark:
+    """The place of a package in a spec or its layers; that of the list, or of the image, if it is not in the list."""
+    merged = load_layers(source, Problems()) if source.exists() else None
+    listed = merged.tree.get("image", "packages") if merged else None
+    for item in listed.items if listed else []:
+        if item.value == name:
+            return item.mark
+    return place(source, "image", "packages")
 
 
 @attrs.frozen

@@ -356,7 +356,7 @@ def test_the_command(tmp_path: Path, raw: Path, keys: tuple[Path, Path]) -> None
     code, answer = kimbox_json("box", "add", "mine", str(target))
     assert (0, "mine") == (code, answer["result"]["added"]["name"])
     assert [answer["result"]["added"]] == kimbox_json("box", "list")[1]["result"]["boxes"]
-    assert kimbox_json("box", "add", "x", str(target), "--key", str(keys[0].with_suffix(".pub")))[0] == 1
+    assert kimbox_json("box", "add", "x", str(target), "--key", str(keys[0].with_suffix(".pub")))[0] == 3
     assert ["mine"] == kimbox_json("box", "prune", "--dry-run")[1]["result"]["unused"]
     assert 2 == kimbox_json("box", "add", "../x", str(target))[0]
     assert 2 == kimbox_json("box", "list", "--force")[0]

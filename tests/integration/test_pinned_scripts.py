@@ -83,3 +83,23 @@ def test_a_pin_that_stands_is_not_checked_again(kimbox: Kimbox, code: Path, monk
     Path("kimbox.yaml").write_text(Path("kimbox.yaml").read_text() + "cpus: 1\n")
     kimbox("render")
     assert [1] == calls
+
+
+def test_all_repositories_at_once(kimbox: Kimbox, world: Path) -> None:
+    """Each ref that does not exist, at its place and with the similar one. A server that fails keeps its own error."""
+    makebox.make_repository(world / "code", {"setup": "#!/bin/sh\n"})
+    spec = (
+        f"kimbox: 1\nname: tried\nimage: {{location: ./d.raw, digest: 'sha256:{'0' * 64}'}}\nrepositories:\n"
+        f"  one: {{url: 'file://{world}/code', ref: man}}\n  two:\n    url: file://{world}/code\n    ref: v1\n"
+    )
+    Path("kimbox.yaml").write_text(spec)
+    code, out, _ = kimbox("--json", "lock")
+    failed = error(out, "lock")
+    assert (3, "ref-not-found") == (code, failed["code"])
+    assert [5, 8] == [problem["line"] for problem in failed["problems"]]
+    assert "did you mean main?" == failed["problems"][0]["hint"]
+    Path("kimbox.yaml").write_text(f"{spec}  gone: {{url: 'file://{world}/gone'}}\n")
+    code, _, err = kimbox("lock")
+    assert 1 == code
+    assert all(f"kimbox.yaml:{line}:" in err for line in (5, 8, 9))
+    assert "does not appear to be a git repository" in err

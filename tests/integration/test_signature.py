@@ -256,14 +256,14 @@ def test_the_verbs_refuse_what_is_not_signed(
     ann, bob = people["ann"], people["bob"]
     write_spec(work, source, f"['{ann.public}']")
     code, _, err = kimbox("lock")
-    assert (1, True, False) == (code, "has no signature" in err, (work / "kimbox.lock").exists())
+    assert (3, True, False) == (code, "has no signature" in err, (work / "kimbox.lock").exists())
     ann.commit(source, "signed\n")
     assert 0 == kimbox("lock")[0]
     assert 0 == kimbox("lock", "--check", "--remote")[0]
     write_spec(work, source, f"['{bob.public}']")
     text = (work / "kimbox.lock").read_text()
     code, _, err = kimbox("up", "--offline")
-    assert (1, True) == (code, "does not name" in err)
+    assert (3, True) == (code, "does not name" in err)
     (work / "kimbox.lock").write_text(text.replace(load_digest(text), load_box(work / "kimbox.yaml").digest))
     for more in ([], ["--remote"]):
         code, out, _ = kimbox("lock", "--check", "--json", *more)

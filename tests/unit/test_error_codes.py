@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kimbox.codes import CODES
-from kimbox.errors import GuestError, Interrupted, KimboxError, Problem, SpecError, StateError
+from kimbox.errors import EXIT_CODES, GuestError, ImageError, Interrupted, KimboxError, Problem, SpecError, StateError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,6 +116,15 @@ def used_codes() -> dict[str, list[str]]:
 def _results(value: ast.expr) -> list[ast.expr]:
     """Returns the possible results of an expression: both branches of a conditional, else the expression."""
     return [*_results(value.body), *_results(value.orelse)] if isinstance(value, ast.IfExp) else [value]
+
+
+def test_the_exit_codes_of_wrong_inputs() -> None:
+    """A damaged box, a wrong digest, signature or package is a wrong input (3); a version that is missing is 5."""
+    assert set(CODES) >= set(EXIT_CODES)
+    for code, expected in {"bad-box": 3, "checksum-mismatch": 3, "signature-wrong": 3, "version-not-found": 5}.items():
+        assert expected == KimboxError("x", code=code).exit_code == ImageError("x", code=code).exit_code
+    assert 1 == KimboxError("x", code="command-failed").exit_code
+    assert 5 == StateError("x", code="bad-box").exit_code
 
 
 def test_every_code_that_is_used_is_in_the_catalog() -> None:

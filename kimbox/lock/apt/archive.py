@@ -23,6 +23,7 @@ import attrs
 from kimbox import paths, run
 from kimbox.errors import ImageError
 from kimbox.files import locked, write_atomic
+from kimbox.lock.apt import explain
 from kimbox.lock.apt.packages import LockedPackage
 from kimbox.lock.apt.sources import Source, access_options
 from kimbox.log import log
@@ -154,13 +155,7 @@ class Archive:
         ]
         done = run.run(argv, check=False, env=self._env())
         if not done.ok:
-            errors = "\n".join(line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: "))
-            raise ImageError(
-                f"the packages of the image cannot be chosen:\n{errors or run.tail(done.stderr)}",
-                code="package-not-found",
-                hint=f"check image: packages: in the spec; looked in {self.where}",
-                fields={"archive": self.where},
-            )
+            raise self._no_choice(argv, done.stderr)
         chosen = {}
         for line in done.stdout.split("\n"):
             if match := _URI_LINE.fullmatch(line):
@@ -180,6 +175,25 @@ class Archive:
                 fields={"archive": self.where},
             )
         return chosen
+
+    def _no_choice(self, argv: list[str], stderr: str) -> ImageError:
+        """The error for packages that apt cannot choose. Its field `packages` has the names that do not exist."""
+        errors = [line.removeprefix("E: ") for line in stderr.splitlines() if line.startswith("E: ")]
+        hint = f"check image: packages: in the spec; looked in {self.where}"
+        similar: dict[str, str] = {}
+        if missing := explain.missing_packages(stderr):
+            known = run.run(["apt-cache", "pkgnames"], check=False, env=self._env()).stdout.split()
+            similar = {f"similar.{name}": right for name in missing if (right := explain.similar_package(name, known))}
+        else:
+            simulated = [word for word in argv if word not in ("--print-uris", "-qq")]
+            simulated.insert(2, "--simulate")
+            errors += explain.conflicts(run.run(simulated, check=False, env=self._env()).stdout)
+        return ImageError(
+            "the packages of the image cannot be chosen:\n" + ("\n".join(errors) or run.tail(stderr)),
+            code="package-not-found",
+            hint=hint,
+            fields={"archive": self.where, "packages": " ".join(missing), **similar},
+        )
 
     def find(self, packages: Mapping[str, LockedPackage]) -> dict[str, IndexEntry]:
         """The index entries of those packages that the archives have, by name. Version and digest must be the same."""

@@ -11,11 +11,12 @@ import tinyimage
 from refused import refused
 
 from kimbox import paths
-from kimbox.errors import KimboxError, SpecError
+from kimbox.errors import ImageError, KimboxError, SpecError
 from kimbox.image import obtain
 from kimbox.lock.lockfile import read_lock
 from kimbox.project import pins
 from kimbox.project.project import Project
+from kimbox.spec.load import load_box
 from kimbox.spec.model import Box, Repository
 
 
@@ -61,6 +62,29 @@ def test_a_spec_that_is_a_symbolic_link_has_one_lock(box: Box, folder: Path) -> 
     beside.unlink()
     beside.touch()
     assert beside == linked.lock_path
+
+
+def test_missing_packages_at_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its line and the package that was meant, and together with the faults of the repositories."""
+    makebox.make_repository(tmp_path / "code")
+    spec = tmp_path / "kimbox.yaml"
+    spec.write_text(
+        "kimbox: 1\nname: a\nimage:\n  packages:\n  - jq\n  - nginz\n  - zzz\n"
+        f"repositories: {{code: {{url: 'file://{tmp_path}/code', ref: v1}}}}\n"
+    )
+
+    def choose(*_: object, **__: object) -> None:
+        fields = {"packages": "nginz zzz", "similar.nginz": "nginx"}
+        raise ImageError("no choice", code="package-not-found", hint="check them", fields=fields)
+
+    monkeypatch.setattr(pins, "choose", choose)
+    with refused(SpecError, "bad-spec") as caught:
+        pins.relock(Project(load_box(spec)), update=[])
+    problems = [(p.line, p.column, p.code, p.hint) for p in caught.value.problems]
+    missing = "package-not-found"
+    assert [(6, 5, missing, "did you mean nginx?"), (7, 5, missing, "check them")] == problems[:2]
+    assert [(8, "ref-not-found")] == [(line, code) for line, _, code, _ in problems[2:]]
+    assert 3 == caught.value.exit_code
 
 
 def test_the_first_up_writes_the_lock(box: Box, folder: Path) -> None:

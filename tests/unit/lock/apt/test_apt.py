@@ -8,6 +8,7 @@ import pytest
 
 from kimbox import run
 from kimbox.errors import ImageError
+from kimbox.lock.apt import explain
 from kimbox.lock.apt import sources as apt
 from kimbox.lock.apt.sources import Source
 
@@ -157,3 +158,24 @@ def test_this_machines_apt_answers_in_the_form() -> None:
     for source in apt.sources("debian", "trixie", None) if own in ("bookworm", "trixie") else []:
         assert source.suite.startswith("trixie")
         assert "main" in source.components
+
+
+def test_missing_packages_are_explained() -> None:
+    """apt's messages name every missing package; the similar name is that of the archives."""
+    stderr = (
+        "W: something else\nE: Unable to locate package nginz\nE: Unable to locate package nginz\n"
+        "E: Package 'pyton3-numpy' has no installation candidate\n"
+    )
+    assert ["nginz", "pyton3-numpy"] == explain.missing_packages(stderr)
+    known = ["nginx", "nginx-core", "ninja", "python3-numpy", "python3-numpy-dbg"]
+    assert "nginx" == explain.similar_package("nginz", known)
+    assert "python3-numpy" == explain.similar_package("pyton3-numpy", known)
+    assert None is explain.similar_package("zzz", known)
+    assert None is explain.similar_package("n" * 1000, known)
+
+
+def test_conflicts_are_explained() -> None:
+    """The lines of apt below its heading, a limited number of them."""
+    stdout = "Reading ...\nThe following packages have unmet dependencies:\n" + " a : Conflicts: b\n" * 50 + "E: x\n"
+    assert ["a : Conflicts: b"] * explain.MAX_CONFLICT_LINES == explain.conflicts(stdout)
+    assert [] == explain.conflicts("Reading ...\n")
