@@ -91,6 +91,7 @@ CODES: dict[str, str] = {
     "login-refused": "A guest does not accept the ssh key of the box.",
     "maintain-mode": "The box runs in maintain mode, which does not allow the command.",
     "manifest-failed": "A manifest failed in the guest, and the box fell back to the last good one.",
+    "merge-conflict": "A spec or lock has conflict markers of git.",
     "mirror-damaged": "A git mirror lacks objects; the hint names the folder to remove.",
     "missing-key": "A key that must be given is missing.",
     "missing-subordinate-ids": "The user has too few subordinate ids (subuid(5)) to build images.",

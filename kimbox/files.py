@@ -252,11 +252,10 @@ def space_error(folder: Path, what: str, need_bytes: int | None = None) -> Kimbo
     """
     free = shutil.disk_usage(folder).free
     need = f"more than {size_words(free)}" if need_bytes is None else size_words(need_bytes)
-    other = "set KIMBOX_HOME to a folder" if folder.is_relative_to(paths.home()) else "choose another folder,"
     return KimboxError(
         f"{what} needs {need}, and {folder} has {size_words(free)} free",
         code="no-space",
-        hint=f"free some space, or {other} on a larger disk; then run the same command again",
+        hint=f"{space_hint(folder)}; then run the same command again",
         fields={"path": str(folder), "need_bytes": str(need_bytes or free + 1), "free_bytes": str(free)},
     )
 
@@ -264,6 +263,15 @@ def space_error(folder: Path, what: str, need_bytes: int | None = None) -> Kimbo
 def is_space_error(error: BaseException) -> bool:
     """Whether an error is from `space_error`."""
     return isinstance(error, KimboxError) and "free_bytes" in error.fields
+
+
+def space_hint(path: Path) -> str:
+    """The hint for a full disk: KIMBOX_HOME helps only for files below it."""
+    if path.absolute().is_relative_to(paths.home()):
+        return "free some space, or set KIMBOX_HOME to a folder on a larger disk"
+    if path.absolute().is_relative_to(tempfile.gettempdir()):
+        return "free some space, or use a folder on a larger disk (TMPDIR for temporary files)"
+    return "free some space, or use a folder on a larger disk"
 
 
 def write_sparse(file: IO[bytes], data: bytes) -> None:

@@ -14,22 +14,35 @@ import re
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from kimbox import paths
 from kimbox.cli.completers import COMPLETE_VARIABLE
 from kimbox.cli.options import hoist, split_global
 from kimbox.cli.output import STDOUT, report_error
 from kimbox.cli.verbs import GROUPS, VERBS
 from kimbox.errors import Interrupted, KimboxError, StateError, UsageError
-from kimbox.files import is_full
+from kimbox.files import is_full, space_hint
 from kimbox.log import log
 from kimbox.settings import Settings, settings
 
 #: The global flags that have a letter, which may be combined before the verb, as in `-qv`.
 _LETTERS = re.compile("-[qv]+")
+
+
+#: Verbs of other tools (Vagrant, docker, Lima, virsh) -> the verb of kimbox that does the same.
+OTHER_VERBS = {
+    "check": "validate", "connect": "ssh", "console": "logs --serial", "create": "up", "delete": "destroy",
+    "down": "halt", "enter": "ssh", "images": "box list", "info": "status", "kill": "halt --force", "log": "logs",
+    "login": "ssh", "ls": "list", "new": "init", "poweroff": "halt", "ps": "list", "reboot": "reload",
+    "remove": "destroy", "restart": "reload", "rm": "destroy", "run": "exec", "save": "snapshot save",
+    "shell": "ssh", "show": "status", "shutdown": "halt", "start": "up", "stop": "halt", "undefine": "destroy",
+    "unpause": "resume", "update": "lock --update-all", "upgrade": "lock --update-all", "verify-lock": "lock --check",
+}  # fmt: skip
 
 
 class Verbs(TyperGroup):
@@ -49,7 +62,8 @@ class Verbs(TyperGroup):
         if not ctx.resilient_parsing and args and args[0] not in VERBS and not args[0].startswith("-"):
             from kimbox.spec.schema import guess
 
-            similar = guess(args[0], list(VERBS), list_all=False)
+            meant = OTHER_VERBS.get(args[0])
+            similar = f"did you mean {meant}?" if meant else guess(args[0], list(VERBS), list_all=False)
             hint = f"{similar} See `kimbox --help`" if similar else "see `kimbox --help`"
             raise UsageError(f"unknown verb {args[0]}", code="usage", hint=hint, fields={"verb": args[0]})
         return super().resolve_command(ctx, args)
@@ -283,7 +297,7 @@ def _system_error(error: OSError) -> KimboxError:
             "the current folder was removed", code="file-not-found", hint="change to a folder that exists"
         )
     where = f"{error.filename}: " if error.filename else ""
-    hint = "remove files, or set $KIMBOX_HOME to a folder on a larger disk" if is_full(error) else None
+    hint = space_hint(Path(str(error.filename or paths.home()))) if is_full(error) else None
     return KimboxError(
         f"{where}{error.strerror or repr(error)}",
         code="no-space" if is_full(error) else "failed",

@@ -315,7 +315,13 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
     from kimbox.spec.parse import parse
 
     problems = Problems()
-    tree = parse(text, str(path), problems)
+    hint = "restore it from git; or delete it, and `kimbox lock` makes a new one"
+    try:
+        tree = parse(text, str(path), problems)
+    except SpecError as error:  # the hints of `parse` are for specs
+        raise SpecError(
+            [attrs.evolve(problem, hint=None) for problem in error.problems], code=error.code, hint=hint
+        ) from None
     if tree.get("lock") and tree.mapping["lock"].value != FORMAT:
         raise SpecError.at(
             path,
@@ -327,7 +333,6 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
         )
     faults = problems.collected or _schema_problems(path, tree) or _tag_problems(path, tree)
     if faults:
-        hint = "restore it from git; or delete it, and `kimbox lock` makes a new one"
         raise SpecError(faults, code="bad-lock", hint=hint, fields={"path": str(path)})
     data = tree.plain()
     pinned = {}

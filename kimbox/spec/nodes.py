@@ -43,6 +43,8 @@ class Node:
     height: int = 1
     #: Of a scalar in a file: the YAML style of the text (`|`, `>`, a quote); None for a plain one.
     style: str | None = None
+    #: Of a number: its text in the file. `1.10` and `1.1` are the same number, and two names.
+    text: str | None = None
 
     @property
     def mapping(self) -> dict[str, Node]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,9 @@ MAX_DEPTH = 50
 
 #: Maximum number of digits of a number.
 MAX_DIGITS = 18
+
+#: Start of a line that git writes where two versions of a file conflict. No valid file has it.
+CONFLICT = "<<<<<<< "
 
 #: Hint for a file without content.
 HINT_INIT = "`kimbox init` writes a spec to start from"
@@ -125,6 +129,10 @@ def _decode(data: bytes, name: str) -> str:
         message = f"{character} is not allowed in this file"
         raise SpecError.at(name, message, code="forbidden-character", line=line, column=column)
     for number, content in enumerate(text.split("\n"), 1):
+        if content.startswith(CONFLICT):
+            hint = f"edit it, or take one side with `git checkout --ours {shlex.quote(name)}` or `--theirs`"
+            message = "this file has conflict markers of git: a merge was not completed"
+            raise SpecError.at(name, message, code="merge-conflict", line=number, hint=hint)
         if len(content) > MAX_LINE_CHARACTERS:
             message = f"this line is longer than {MAX_LINE_CHARACTERS} characters"
             raise SpecError.at(name, message, code="too-complex", line=number)
@@ -226,7 +234,9 @@ class _Builder:
             self.anchors[event.anchor] = None
         if isinstance(event, ev.ScalarEvent):
             place = key if event.value == "" and event.style is None and key else mark
-            node = Node(self._scalar(event, mark), place, style=event.style)
+            value = self._scalar(event, mark)
+            text = event.value if isinstance(value, int | float) else None
+            node = Node(value, place, style=event.style, text=text)
         elif isinstance(event, ev.SequenceStartEvent):
             node = self._sequence(mark, depth)
         else:

@@ -195,7 +195,7 @@ def guest_path(text: str, *, kind: str = "repository") -> str:
             message = f"{shown(text)} is on {tree}, where no {kind} can be"
             raise Fault(message, "for example /opt/NAME", code="bad-path")
     if text in SYSTEM_FOLDERS:
-        example = f"{text.rstrip('/')}/NAME"
+        example = "/opt/NAME" if kind == "repository" else "/staging"  # not below `text`, which may be /tmp
         raise Fault(f"{shown(text)} is a folder of the system", f"use a folder of its own: {example}", code="bad-path")
     return text
 

@@ -182,12 +182,13 @@ def _wrong_type(error: ValidationError, node: Node) -> tuple[str, str | None]:
     if node.value is None:
         hint = "give it a value, or remove the key"
     elif not hint and types == ["string"] and isinstance(node.value, bool | int | float):
-        hint = "put it in quotes"
+        hint = f"put it in quotes: {json.dumps(node.text, ensure_ascii=False)}" if node.text else "put it in quotes"
     elif isinstance(node.value, str) and types == ["boolean"] and (value := _TRUTH_WORDS.get(node.value.lower())):
         hint = f"write {value}"
     elif not hint and (examples := schema.get("examples")):
         hint = f"for example {json.dumps(examples[0], ensure_ascii=False)}"
-    return f"must be {names}, not {describe(node.value)}", hint
+    found = f"the number {shown(node.text)}" if node.text and type(node.value) in (int, float) else describe(node.value)
+    return f"must be {names}, not {found}", hint
 
 
 def _not_a_choice(error: ValidationError, node: Node) -> tuple[str, str | None]:

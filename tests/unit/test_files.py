@@ -165,3 +165,15 @@ def test_a_bounded_read_has_a_code_for_each_reason(tmp_path: Path) -> None:
         with pytest.raises(KimboxError) as caught:
             files.read_bounded(path, limit_bytes=limit)
         assert code == caught.value.code
+
+
+def test_the_hint_for_a_full_disk_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KIMBOX_HOME is named only for files below it: it does not move a package or a temporary file."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    for folder, word in {"home/images": "KIMBOX_HOME", "temporary/x": "TMPDIR", "out": "a folder on a"}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        with refused(KimboxError, "no-space", path=str(tmp_path / folder)) as caught:
+            files.need_space(tmp_path / folder, 1 << 60, "it")
+        assert word in str(caught.value.hint)
+        assert ("KIMBOX_HOME" in str(caught.value.hint)) == (word == "KIMBOX_HOME")

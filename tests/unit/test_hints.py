@@ -123,3 +123,10 @@ def test_a_command_of_a_message_is_accepted(arguments: str, place: str) -> None:
 def test_a_wrong_command_is_found(arguments: str) -> None:
     """The check fails for an unknown verb, option or action, a missing value, and an argument too many."""
     assert None is not parse(filled(arguments))
+
+
+@pytest.mark.parametrize(("other", "meant"), sorted(cli.OTHER_VERBS.items()))
+def test_a_verb_of_another_tool(other: str, meant: str) -> None:
+    """It is not a verb of kimbox, and the verb that it suggests is one, with its options."""
+    assert other not in VERBS
+    assert None is parse(filled(f"{meant} x" if meant == "snapshot save" else meant))

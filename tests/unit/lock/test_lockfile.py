@@ -188,3 +188,25 @@ def test_every_lock_is_read_back_as_written(
     lock = Lock("0" * 64, image, {"1e5": pinned})
     file.write_text(format_lock(lock))
     assert read_lock(file) == lock
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "line"),
+    [
+        ("", "not-a-mapping", 1),
+        ("lock: 1\n<<<<<<< HEAD\nspec: a\n=======\nspec: b\n>>>>>>> other\n", "merge-conflict", 2),
+        ("- a\n", "not-a-mapping", 1),
+        ("lock: [\n", "bad-yaml", 2),
+    ],
+)
+def test_the_hint_of_a_damaged_lock_is_not_that_of_a_spec(tmp_path: Path, text: str, code: str, line: int) -> None:
+    """`kimbox init` does not help with a lock."""
+    path = tmp_path / "kimbox.lock"
+    path.write_text(text)
+    with refused(SpecError, code) as caught:
+        read_lock(path)
+    (problem,) = caught.value.problems
+    hints = f"{problem.hint} {caught.value.hint}"
+    assert line == problem.line
+    assert "kimbox init" not in hints
+    assert ("git checkout --ours" if code == "merge-conflict" else "`kimbox lock`") in hints

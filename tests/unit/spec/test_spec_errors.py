@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from kimbox.errors import Problem, SpecError
+from kimbox.spec import rules
 from kimbox.spec.load import load_box
+from kimbox.spec.nodes import Fault
 
 #: (name of the case, text of the spec after format and name, place, code). The text starts in line 3.
 BAD = [
@@ -182,7 +184,7 @@ MESSAGES = {
     ),
     "scratch-relative": "`staging` is not an absolute path of the guest (for example /opt/staging)",
     "scratch-run": "`/run/x` is on /run, where no scratch space can be (for example /opt/NAME)",
-    "scratch-tmp": "`/tmp` is a folder of the system (use a folder of its own: /tmp/NAME)",
+    "scratch-tmp": "`/tmp` is a folder of the system (use a folder of its own: /staging)",
     "scratch-on-tmp": "`/tmp/x` is on /tmp, which is mounted later and would hide it (for example /staging)",
     "scratch-over-repository": (
         "`/opt/a` overlaps with `/opt/a/b`, the path of the repository `a` (give each a folder of its own)"
@@ -251,7 +253,7 @@ MESSAGES = {
     ),
     "uses-unknown": "the spec has no repository `tol` (did you mean tool?)",
     "uses-null": "provision[0].uses must be a list, not empty (give it a value, or remove the key)",
-    "uses-number": "provision[0].uses[0] must be text, not the number `1` (put it in quotes)",
+    "uses-number": 'provision[0].uses[0] must be text, not the number `1` (put it in quotes: "1")',
     "empty-script": "provision[0].script cannot be empty",
     "blank-script": "a script cannot be empty",
     "timeout": "`5min` is not a duration: write a whole number and s, m, h or d",
@@ -352,3 +354,25 @@ def test_a_layer_must_be_valid_even_if_it_is_overridden(tmp_path: Path) -> None:
     (tmp_path / "low.yaml").write_text("kimbox: 1\ncpus: none\n")
     (tmp_path / "kimbox.yaml").write_text("kimbox: 1\nname: a\nbase: [low.yaml]\ncpus: 2\n")
     assert ["low.yaml:2:7 wrong-type"] == places(problems_of(tmp_path / "kimbox.yaml"))
+
+
+@pytest.mark.parametrize("number", ["1.10", "0x1F", "1e3", "007"])
+def test_a_number_is_shown_as_it_is_written(tmp_path: Path, number: str) -> None:
+    """1.10 is the number 1.1, but another tag. The hint can be pasted."""
+    spec = tmp_path / "kimbox.yaml"
+    spec.write_text(f"kimbox: 1\nname: a\nrepositories: {{a: {{url: 'https://example.org/a', ref: {number}}}}}\n")
+    with pytest.raises(SpecError) as caught:
+        load_box(spec)
+    (problem,) = caught.value.problems
+    assert f"not the number `{number}`" in problem.message
+    assert f'put it in quotes: "{number}"' == problem.hint
+
+
+@pytest.mark.parametrize("folder", sorted(rules.SYSTEM_FOLDERS))
+def test_the_example_for_a_folder_of_the_system_is_accepted(folder: str) -> None:
+    """For scratch space and for a repository."""
+    for rule, example in ((rules.mount_point, "/staging"), (rules.guest_path, "/opt/NAME")):
+        with pytest.raises(Fault) as caught:
+            rule(folder)
+        assert example in str(caught.value.hint)
+        assert example == rule(example)
