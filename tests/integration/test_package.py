@@ -128,6 +128,9 @@ write secret /var/log/syslog
 mkdir /var/log/deep
 mkdir /var/log/deep/er
 write secret /var/log/deep/er/log
+mkdir /var/log/journal
+mkdir /var/log/journal/0123456789abcdef0123456789abcdef
+write secret /var/log/journal/0123456789abcdef0123456789abcdef/system.journal
 write secret /var/cache/apt/archives/x.deb
 mkdir /var/tmp/a
 mkdir /var/tmp/a/b
@@ -160,7 +163,7 @@ def test_a_halted_machine(made: Made, box: Path, tmp_path: Path) -> None:
     at = madedisk.places_of(raw)
     run.run(["e2fsck", "-f", "-n", f"tiny.raw?offset={at.root[0]}"], cwd=raw.parent)
     there = tinypackage.everything(raw)
-    logs = [b"/var/log/btmp", b"/var/log/deep", b"/var/log/deep/er"]
+    logs = [b"/var/log/btmp", b"/var/log/deep", b"/var/log/deep/er", b"/var/log/journal"]
     assert logs == sorted(path for path in there if path.startswith(b"/var/log/"))
     assert (b"", 0o100444) == (tinypackage.content(raw, b"/etc/machine-id"), there[b"/etc/machine-id"].inode.mode)
     assert b"/root/.bash_history" not in there

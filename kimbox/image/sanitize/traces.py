@@ -5,6 +5,7 @@ The file system is not mounted. A guest chose the names: they are bytes, and no 
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 
 from kimbox.errors import ImageError
@@ -21,8 +22,12 @@ EMPTIED = (
     *(f"{home}/{name}" for home in ("/root", "/home/*") for name in (".cache", ".gnupg", ".ssh")),
 )  # fmt: skip
 
-#: Folders whose files are removed, at any depth. Subfolders stay, because programs expect them.
+#: Folders whose files are removed, at any depth. Subfolders stay, because programs expect them (but see JOURNAL).
 LOG_FOLDERS = ("/var/log", "/var/cache/apt", "/var/lib/apt/lists", "/var/lib/dhcp")
+
+#: The folder of journald. It has a subfolder for each machine, whose name is the id of the machine.
+JOURNAL = "/var/log/journal"
+_MACHINE_ID = re.compile(rb"[0-9a-f]{32}(\.[A-Za-z0-9_-]{1,64})?")
 
 #: Files that are removed.
 REMOVED = (
@@ -66,12 +71,24 @@ def machine_entries(system: FileSystem, built: FileSystem | None) -> list[Entry]
         else:
             built_entries = {e.path: e for e in tree(built, directories.find(built, path.encode()))}
             entries += [e for e in files if not _is_as_built(system, e, built, built_entries.get(e.path))]
+    entries += _journals(system, built)
     for pattern in REMOVED:
         entries += [entry for entry in directories.matching(system, pattern) if not entry.inode.is_folder]
     for maker in identity.makers():
         for pattern in maker.removes:
             entries += _with_links(system, pattern)
     return list({entry.path: entry for entry in entries}.values())
+
+
+def _journals(system: FileSystem, built: FileSystem | None) -> list[Entry]:
+    """The folders of journald that the image does not have, with their content. Their names are ids of machines."""
+    folder = directories.find(system, JOURNAL.encode())
+    if folder is None or not folder.inode.is_folder:
+        return []
+    old = directories.find(built, JOURNAL.encode()) if built else None
+    kept = {entry.name for entry in directories.listed(built, old)} if built and old and old.inode.is_folder else set()
+    names = [e for e in directories.listed(system, folder) if e.inode.is_folder and _MACHINE_ID.fullmatch(e.name)]
+    return [part for entry in names if entry.name not in kept for part in (entry, *tree(system, entry))]
 
 
 def _is_blank(system: FileSystem, entry: Entry) -> bool:
