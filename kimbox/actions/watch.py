@@ -199,7 +199,7 @@ class Watch:
         return GuestError(
             f"{self.machine.name}: {cause.message}{console}",
             code="snapshot-full" if cause is SNAPSHOT_FULL else code,
-            hint=cause.hint,
+            hint=cause.hint_for(self.machine.name),
             fields={"name": self.machine.name, "stage": stage},
         )
 

@@ -37,12 +37,20 @@ PANIC = "Kernel panic - not syncing"
 FATAL_PANICS = 2
 
 
+#: A command in a hint below.
+_WITHOUT_NAME = re.compile(r"`(kimbox [a-z]{1,20}(?: --[a-z]{1,20}(?: resnap)?)?)`")
+
+
 @attrs.frozen
 class Cause:
     """The cause of a failed boot: message and hint of an error."""
 
     message: str
     hint: str
+
+    def hint_for(self, name: str) -> str:
+        """The hint, with the name of the box in its commands: the user may run them in another folder."""
+        return _WITHOUT_NAME.sub(lambda match: f"`{match[1]} {name}`", self.hint)
 
 
 @attrs.frozen

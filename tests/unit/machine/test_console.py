@@ -8,6 +8,7 @@ import makemachine
 import pytest
 
 from kimbox.guest.events import Event, parse_line
+from kimbox.machine import console
 from kimbox.machine.console import CONSOLE_BYTES, LINE_CHARACTERS, console_lines, explain, is_fatal
 
 SEABIOS = (
@@ -207,3 +208,11 @@ def test_a_boot_has_failed_only_if_it_cannot_continue() -> None:
     assert not is_fatal(full + GRUB + b"  Booting `pristine: a new snapshot of root'\r\n", [])
     assert not is_fatal(b"Out of memory: Killed process 7 (lmp)\r\n", [])
     assert not is_fatal(b"Debian GNU/Linux 13 minimal ttyS0\r\n", [])
+
+
+def test_the_commands_of_a_hint_have_the_name() -> None:
+    """They are run in any folder, where a verb without a name would use another spec, or none."""
+    hint = console.Cause("x", "`kimbox logs --serial` and `kimbox up --boot resnap`; `kimbox destroy`").hint_for("tiny")
+    assert "`kimbox logs --serial tiny` and `kimbox up --boot resnap tiny`; `kimbox destroy tiny`" == hint
+    for sign in console.SIGNS:
+        assert sign.cause.hint.count("`kimbox ") == sign.cause.hint_for("tiny").count(" tiny`")
