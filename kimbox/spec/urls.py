@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from kimbox.spec.model import SETUP
 from kimbox.spec.nodes import Fault, shown
@@ -22,6 +23,7 @@ _TRANSPORT = re.compile(r"[A-Za-z0-9+.-]*::")
 _SCP = re.compile(r"(?:(?P<user>[^@/:]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/:@\[\]]+):(?P<path>.*)")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f.]*+:[0-9A-Fa-f:.]*+")
+_NUMERIC_HOST = re.compile(r"(?:0[xX][0-9a-fA-F]+|[0-9]+)(?:\.(?:0[xX][0-9a-fA-F]+|[0-9]+))*\.?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NOT_PLAIN = re.compile(r"[\x00-\x20\x7f\\]")
 _REF_QUERY = re.compile(r"(ref|branch|tag|rev|commit)=[^&]*")
@@ -92,6 +94,33 @@ def why_not_followed(name: str, url: str, ref: str, *, is_verified: bool) -> str
 def is_url(text: str) -> bool:
     """Whether a location is a URL, and not a path."""
     return bool(_SCHEME.match(text))
+
+
+def host_of(url: str) -> str | None:
+    """The host in the URL of a repository, in small letters; None for a folder of this machine."""
+    if _SCHEME.match(url):
+        return urlsplit(url).hostname or None
+    match = _SCP.fullmatch(url)
+    return match["host"].strip("[]").lower() if match else None
+
+
+def uses_ssh(url: str) -> bool:
+    """Whether git reaches a repository with ssh, and so with the user's keys."""
+    return url.startswith("ssh:") or not _SCHEME.match(url)
+
+
+def is_inside_network(host: str) -> bool:
+    """Whether a host is this machine or one of a private network. A name whose address is one cannot be detected."""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:  # 2130706433 and 0x7f.1 are addresses for libc
+        return bool(_NUMERIC_HOST.fullmatch(host)) or host.rstrip(".").endswith(("localhost", ".local", ".internal"))
+
+
+def local_folder(url: str) -> str | None:
+    """The absolute path in a `file:` URL, or None for another URL."""
+    parts = urlsplit(url)
+    return unquote(parts.path) if parts.scheme == "file" else None
 
 
 def is_plain_http(text: str) -> bool:

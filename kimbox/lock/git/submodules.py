@@ -142,7 +142,23 @@ def absolute_url(url: str, parent: str) -> str:
             f"{shown(url)} is a folder of this machine, and the repository around it comes from elsewhere",
             code="bad-url",
         )
+    host = urls.host_of(url)
+    if host and not is_local and host != urls.host_of(parent):
+        _check_other_host(url, host)
     return url
+
+
+def _check_other_host(url: str, host: str) -> None:
+    """Raises Fault for a submodule on another host than its parent that the user's keys or network would reach.
+
+    Whoever wrote the repository could get a repository into the box that only this user can read.
+    """
+    hint = "name that repository in the spec, at its own path, and pin a commit without the submodule"
+    if urls.uses_ssh(url):
+        raise Fault(f"{shown(url)} is on another host, and git would use your ssh keys for it", hint, code="bad-url")
+    if urls.is_inside_network(host):
+        message = f"{shown(url)} is on this machine or in a private network, and the repository around it is not"
+        raise Fault(message, hint, code="bad-url")
 
 
 def _relative(url: str, parent: str) -> str:
