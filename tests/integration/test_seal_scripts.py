@@ -118,6 +118,12 @@ def test_the_names_of_the_spec_are_in_the_hosts_file(sealed: FakeGuest) -> None:
         assert (0 if known else 1) == sealed.run("/usr/lib/kimbox/outbound").code
         lines = ["127.0.0.1 localhost", *(f"{address} archive.test {mark}" for address in expected)]
         assert lines == hosts.read_text().splitlines()
+    hosts.write_text(hosts.read_text() + "203.0.113.9 other archive.test # by hand\n")
+    assert 0 == sealed.run("/usr/lib/kimbox/outbound").code
+    assert [
+        "203.0.113.9 other archive.test # by hand",
+        f"203.0.113.9 archive.test {mark}",
+    ] == hosts.read_text().splitlines()[1:]
     assert 0o644 == hosts.stat().st_mode & 0o777
     assert "203.0.113.3 . tcp . 443 timeout 2h" in sealed.path("/tmp/nft.log").read_text()
 
