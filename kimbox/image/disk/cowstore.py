@@ -41,6 +41,7 @@ class Store:
 
         `chunk_bytes` is the chunk size in LVM's metadata, `origin_bytes` the size of the origin.
         """
+        read = faults.exact(read, faults.SNAPSHOT_STORE)
         magic, valid, version, sectors = struct.unpack_from("<IIII", read(0, 16), 0)
         header = [(0, chunk_bytes)]
         if magic == 0:  # the store is empty: the kernel writes a new header

@@ -6,6 +6,8 @@ partition or LV that has it. Further fields say where the fault is, for example 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kimbox.errors import ImageError
 
 #: Structures that can be damaged, as messages and the field `part` name them.
@@ -34,6 +36,18 @@ def damaged(fault: str, reason: str, *, part: str = FILE_SYSTEM, **details: str 
     """Returns the error for a structure with invalid or inconsistent content. `details` are more fields."""
     fields = {"fault": fault, "part": part, **{name: str(value) for name, value in details.items()}}
     return ImageError(f"the {part} is damaged: {reason}", code="disk-damaged", fields=fields)
+
+
+def exact(read: Callable[[int, int], bytes], part: str = FILE_SYSTEM) -> Callable[[int, int], bytes]:
+    """Returns `read` with a check: it raises ImageError if there are fewer bytes than requested."""
+
+    def read_exactly(offset: int, size: int) -> bytes:
+        data = read(offset, size)
+        if len(data) != size:
+            raise damaged("truncated", "it is longer than the disk or volume", part=part)
+        return data
+
+    return read_exactly
 
 
 def other_layout(fault: str, message: str) -> ImageError:

@@ -46,6 +46,7 @@ def entries(read: Read, size_bytes: int) -> list[Entry]:
     mbr = read(0, SECTOR_BYTES)
     if mbr[510:] != SIGNATURE:
         return []
+    read = faults.exact(read, faults.PARTITION_TABLE)
     types = [mbr[TABLE_BYTES + 16 * index + 4] for index in range(4)]
     rows = _gpt(read) if TYPE_GPT in types else _mbr(mbr, types)
     partitions = []

@@ -58,6 +58,9 @@ _URI_LINE = re.compile(
 
 _FIELD = re.compile(r"[A-Za-z0-9-]+: ")
 _DATE = re.compile(r"^Date: (.*)$", re.MULTILINE)
+#: Unix time of the year 10000, from which on a date has no form in ISO 8601.
+_YEAR_10000_S = 253_402_300_800
+
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 
 
@@ -240,12 +243,15 @@ class Archive:
                 file.unlink()
 
     def as_of(self) -> str:
-        """The date of the newest Release file: ISO 8601, UTC."""
+        """The date of the newest Release file: ISO 8601, UTC. A date that is not valid is ignored."""
         dates = [0]
         for file in (self.folder / "state/lists").glob("*Release"):
-            head = file.open(encoding="utf-8", errors="replace").read(1 << 16)
+            with file.open(encoding="utf-8", errors="replace") as text:
+                head = text.read(1 << 16)
             if (match := _DATE.search(head)) and (parsed := parsedate(match[1])):
-                dates.append(calendar.timegm(parsed))
+                with contextlib.suppress(ValueError, OverflowError):
+                    date_s = calendar.timegm(parsed)
+                    dates += [date_s] if date_s < _YEAR_10000_S else []
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(dates)))
 
     def _trust(self) -> None:

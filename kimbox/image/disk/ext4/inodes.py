@@ -17,7 +17,7 @@ import attrs
 
 from kimbox.errors import ImageError
 from kimbox.image.disk.ext4.superblock import SUPERBLOCK_BYTES, WIDE, Superblock
-from kimbox.image.disk.faults import damaged, unsupported
+from kimbox.image.disk.faults import damaged, exact, unsupported
 
 #: Reads bytes: arguments are the offset and the number of bytes.
 Read = Callable[[int, int], bytes]
@@ -119,24 +119,12 @@ def cached(read: Read) -> Read:
     return read_cached
 
 
-def _exact(read: Read) -> Read:
-    """Returns `read` with a check: it raises ImageError if there are fewer bytes than requested."""
-
-    def read_exactly(offset: int, size: int) -> bytes:
-        data = read(offset, size)
-        if len(data) != size:
-            raise damaged("truncated", "it is longer than the disk or volume")
-        return data
-
-    return read_exactly
-
-
 def open_at(read: Read) -> FileSystem:
     """Returns the file system whose bytes `read` returns.
 
     Raises ImageError if the bytes are not a file system, or if kimbox does not know its features.
     """
-    read = _exact(read)
+    read = exact(read)
     superblock = Superblock.parse(read(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES))
     is_known = not superblock.incompat & ~KNOWN_FEATURES and superblock.log_block <= 2 and superblock.first_block <= 1
     if not is_known or not superblock.inodes_per_group or not 128 <= superblock.inode_bytes <= 1024:

@@ -31,7 +31,7 @@ from kimbox.image.disk.ext4.superblock import (
     Superblock,
     crc32c,
 )
-from kimbox.image.disk.faults import UnknownUsage, damaged
+from kimbox.image.disk.faults import UnknownUsage, damaged, exact
 from kimbox.image.disk.ranges import Ranges
 
 #: Features of `s_feature_incompat` that change the place of data and that this module does not know: compression, a
@@ -86,6 +86,7 @@ def used(read: Read, size_bytes: int) -> Ranges:
     If the journal has nothing to replay, only its superblock is in use. Raises UnknownUsage if kimbox does not know the
     features of the file system or the journal must be replayed, ImageError if the file system is damaged.
     """
+    read = exact(read)
     system = _open(read, size_bytes)
     block, table = system.block_bytes, (system.first_block + 1) * system.block_bytes
     raw = read(table, system.groups * system.descriptor_bytes)

@@ -102,6 +102,7 @@ def read_group(read: Read, size_bytes: int) -> Group:
     Raises UnknownUsage if it has a form that kimbox does not know (no volume group, several PVs, LVs that are neither
     linear nor snapshots), ImageError if it is damaged.
     """
+    read = faults.exact(read, faults.LVM_METADATA)
     name, group = max((_root(text) for text in _texts(read, size_bytes)), key=_seqno)
     return _group(name, group, size_bytes)
 

@@ -10,6 +10,7 @@ from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.lock.apt import explain
 from kimbox.lock.apt import sources as apt
+from kimbox.lock.apt.archive import Archive
 from kimbox.lock.apt.sources import Source
 
 #: What apt-get indextargets says on a Debian 12: URI, suite as written, code name, component, origin.
@@ -179,3 +180,24 @@ def test_conflicts_are_explained() -> None:
     stdout = "Reading ...\nThe following packages have unmet dependencies:\n" + " a : Conflicts: b\n" * 50 + "E: x\n"
     assert ["a : Conflicts: b"] * explain.MAX_CONFLICT_LINES == explain.conflicts(stdout)
     assert [] == explain.conflicts("Reading ...\n")
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Sat, 28 Nov 99999999999 10:00:00 UTC", "Sat, 28 Nov 20202026 10:00:00 UTC", "Sat, 99 Nov 2026 10:00:00 UTC",
+        "Fri, 31 Dec 9999 99999999:00:00 UTC", "no date",
+    ],
+)  # fmt: skip
+def test_an_impossible_date_of_an_archive_is_ignored(
+    date: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive chooses the date of its Release file. The other archives still have theirs."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
+    made = Archive("debian", (Source("http://m.example.org/debian", "trixie", ("main",)),))
+    lists = made.folder / "state/lists"
+    lists.mkdir(parents=True)
+    (lists / "a_Release").write_text("Origin: x\nDate: Sat, 28 Nov 2026 10:00:00 UTC\n")
+    (lists / "b_Release").write_text(f"Origin: x\nDate: {date}\n")
+    assert made.as_of() >= "2026-11-28T10:00:00Z"
+    assert len(made.as_of()) == len("2026-11-28T10:00:00Z")
