@@ -23,6 +23,7 @@ from kimbox.log import log
 from kimbox.project.plan import make_plan
 from kimbox.project.project import Project
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, box_name, is_url, render_vagrantfile
+from kimbox.spec.nodes import shown
 from kimbox.temporary import temporary_folder
 
 VAGRANTFILE = "Vagrantfile"
@@ -43,6 +44,8 @@ class ExportRequest:
     location: str | None = None
     #: `sha256:` and 64 hex digits: Vagrant rejects an image with another digest. None for no check.
     digest: str | None = None
+    #: Whether repositories of this machine that are outside of the spec's folder are packed.
+    allow_local: bool = False
 
 
 def render(requests: Sequence[ExportRequest], folder: Path) -> list[Path]:
@@ -67,6 +70,9 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
             hint="change `name` in one of the specs",
             fields={"name": duplicates[0]},
         )
+    for request in requests:
+        if not request.allow_local:
+            _refuse_local(request.project)
     with temporary_folder("kimbox-render-") as new:
         machines = [_machine(request, new, frozen=check) for request in requests]
         (new / VAGRANTFILE).write_text(render_vagrantfile(machines), encoding="utf-8")
@@ -83,6 +89,19 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
             mode = 0o755 if file.name == DELIVER else 0o644
             write_atomic(folder / file.name, file, mode=mode)
     return [folder / file.name for file in stale]
+
+
+def _refuse_local(project: Project) -> None:
+    """Raises SpecError for a repository of this machine outside of the spec's folder: the files are for others."""
+    for repository in project.local_repositories():
+        raise SpecError.at(
+            project.box.source,
+            f"the repository {repository.name} is {shown(repository.url)}, outside of the folder of the spec: its "
+            "content would become part of the files",
+            code="outside-spec-folder",
+            hint="`kimbox render --allow-local` packs it",
+            fields={"repository": repository.name},
+        )
 
 
 def _problem(file: Path) -> Problem:

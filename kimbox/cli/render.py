@@ -40,6 +40,10 @@ def render(
         bool,
         typer.Option("--check", help="Compare, and write nothing. Exit status 3 if a file differs."),
     ] = False,
+    allow_local: Annotated[
+        bool,
+        typer.Option("--allow-local", help="Pack repositories of this machine (file:) outside of the spec's folder."),
+    ] = False,
 ) -> None:
     """Write a Vagrantfile, and the files that provision its boxes, for libvirt and VirtualBox.
 
@@ -68,7 +72,7 @@ def render(
     for source in sources:
         project = target.project(source, file)
         location = vagrant_export.checked_location(box, output)
-        requests.append(vagrant_export.ExportRequest(project, location, _digest(digest)))
+        requests.append(vagrant_export.ExportRequest(project, location, _digest(digest), allow_local))
     names = [request.project.name for request in requests]
     result = {"folder": str(output), "machines": names}
     if check:

@@ -38,6 +38,11 @@ MAX_LINE_CHARACTERS = 64 << 10
 #: open without end.
 LINGER_S = 1.0
 
+#: Maximum size of a packet, as in OpenSSH (PACKET_MAX_SIZE), and of all lines before the login, in bytes. An ssh server
+#: is a guest: without a limit, one packet could take all memory.
+MAX_PACKET_BYTES = 256 << 10
+MAX_GREETING_BYTES = 64 << 10
+
 #: Key exchanges and ciphers that are fastest in an emulated guest, best first. The other ones are tried after them.
 LIGHT_KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 LIGHT_CIPHERS = ("aes128-gcm@openssh.com", "aes128-ctr", "aes256-gcm@openssh.com", "aes256-ctr")
@@ -282,11 +287,34 @@ def _close(connection: Any) -> None:
     connection.client.close()
 
 
+def _bound_memory(packetizer: Any) -> None:
+    """Limits what a server can make paramiko read into memory: the size of a packet, and the lines before the login."""
+    import paramiko
+
+    read_all, read_line_part, greeting_bytes = packetizer.read_all, packetizer._read_timeout, 0
+
+    def read_bounded(count: int, *args: Any, **kwargs: Any) -> Any:
+        if count > MAX_PACKET_BYTES:
+            raise paramiko.SSHException(f"the server announced a packet of {count} bytes")
+        return read_all(count, *args, **kwargs)
+
+    def read_greeting(timeout: float) -> Any:
+        nonlocal greeting_bytes
+        part = read_line_part(timeout)
+        greeting_bytes += len(part)
+        if greeting_bytes > MAX_GREETING_BYTES:
+            raise paramiko.SSHException(f"the server sent more than {MAX_GREETING_BYTES} bytes before the login")
+        return part
+
+    packetizer.read_all, packetizer._read_timeout = read_bounded, read_greeting
+
+
 def _light_transport(sock: socket.socket, **kwargs: Any) -> Any:
     """A paramiko transport that prefers LIGHT_KEX and LIGHT_CIPHERS."""
     import paramiko
 
     transport = paramiko.Transport(sock, **kwargs)
+    _bound_memory(transport.packetizer)
     options = transport.get_security_options()
     options.kex = _preferring(LIGHT_KEX, options.kex)
     options.ciphers = _preferring(LIGHT_CIPHERS, options.ciphers)

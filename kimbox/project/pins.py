@@ -51,6 +51,7 @@ def lock_for(project: Project) -> Locked:
     if project.frozen:
         hint = "`kimbox lock` brings it up to date; so does `kimbox up` without --locked"
         raise_faults(check_lock_file(project, base), hint)
+    _warn_local(project)
     previous = read_lock(path) if path.exists() else None
     if previous and (differences := [*check_lock(box, previous), *package_differences(box, previous, base)]):
         raise SpecError.at(
@@ -88,6 +89,13 @@ def _may_have_other_scripts(previous: Lock, lock: Lock) -> bool:
     """Whether the scripts of the spec, or `setup` of its repository, may differ from those of the previous lock."""
     old, new = previous.repositories.get(SETUP), lock.repositories.get(SETUP)
     return (previous.spec_digest, old and old.commit) != (lock.spec_digest, new and new.commit)
+
+
+def _warn_local(project: Project) -> None:
+    """Warns, before kimbox reads it for the first time, of a repository of this machine that the box gets."""
+    for repository in project.local_repositories():
+        if not Mirror.of(repository).path.exists():
+            log.warn(f"the box gets the repository {repository.name} of this machine: {repository.url}")
 
 
 def _mirrors(project: Project, lock: Lock) -> dict[str, Mirror]:
@@ -173,6 +181,7 @@ def relock(project: Project, *, update: list[str] | None, dry_run: bool = False)
     """
     box, path = project.box, project.lock_path
     base = base_provisioners(box)
+    _warn_local(project)
     previous = read_lock(path) if path.exists() else None
     warnings: list[str] = []
     repositories, packages = _split(box, previous, update)

@@ -8,7 +8,8 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths
-from kimbox.spec.model import Box
+from kimbox.spec import urls
+from kimbox.spec.model import Box, Repository
 
 
 @attrs.frozen
@@ -47,3 +48,16 @@ class Project:
         if self.source.is_symlink() and not os.path.lexists(lock):
             lock = self.source.resolve().with_suffix(".lock")
         return lock.resolve() if lock.is_symlink() else lock
+
+    def local_repositories(self) -> list[Repository]:
+        """The repositories of this machine (`file:`) that are outside of the folder of the spec.
+
+        Whoever wrote the spec could name a private repository of this user.
+        """
+        inside = os.path.realpath(self.box.source.parent)
+        folders = ((repository, urls.local_folder(repository.url)) for repository in self.box.repositories)
+        return [
+            repository
+            for repository, folder in folders
+            if folder is not None and not Path(os.path.realpath(folder)).is_relative_to(inside)
+        ]

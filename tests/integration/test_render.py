@@ -237,3 +237,24 @@ def test_the_script_in_the_folder_is_the_shipped_one(kimbox: Kimbox, work: Path)
     shipped = paths.provisioners_dir() / "provision/deliver"
     assert shipped.read_bytes() == (work / "vagrant/deliver").read_bytes()
     assert (work / "vagrant/deliver").stat().st_mode & 0o100
+
+
+def test_a_repository_of_this_machine_is_not_packed_unasked(kimbox: Kimbox, work: Path, tmp_path: Path) -> None:
+    """Whoever wrote the spec could name a private repository. The files of `render` are for others."""
+    makebox.make_repository(tmp_path / "private", {"secret": "x\n"})
+    makebox.make_repository(work / "beside", {"a": "x\n"})
+    spec = work / "director.yaml"
+    start, _, _ = spec.read_text().partition("repositories:")
+    for folder, is_refused in ((work / "beside", False), (tmp_path / "private", True)):
+        spec.write_text(f"{start}repositories: {{code: {{url: 'file://{folder}', ref: main}}}}\n")
+        code, out, _ = kimbox("--json", "render", "director.yaml", "-o", folder.name)
+        if is_refused:
+            told = clirun.error(out, "render")
+            assert (3, "outside-spec-folder") == (code, told["code"])
+            assert not (work / folder.name).exists()
+            warning = f"kimbox: warning: the box gets the repository code of this machine: file://{folder}\n"
+            assert warning in kimbox("lock", "-f", "director.yaml")[2]
+            assert warning not in kimbox("lock", "-f", "director.yaml")[2]
+            code = kimbox("render", "director.yaml", "--allow-local", "-o", folder.name)[0]
+        assert 0 == code
+        assert (work / folder.name / "Vagrantfile").is_file()
