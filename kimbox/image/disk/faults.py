@@ -17,6 +17,10 @@ FILE_SYSTEM = "file system"
 SNAPSHOT_STORE = "snapshot store"
 
 
+#: Limit of an offset on a disk, in bytes.
+MAX_OFFSET_BYTES = 1 << 62
+
+
 class UnknownUsage(ImageError):
     """Some structure has a form that kimbox does not know, so that its bytes in use are not known.
 
@@ -42,7 +46,7 @@ def exact(read: Callable[[int, int], bytes], part: str = FILE_SYSTEM) -> Callabl
     """Returns `read` with a check: it raises ImageError if there are fewer bytes than requested."""
 
     def read_exactly(offset: int, size: int) -> bytes:
-        data = read(offset, size)
+        data = read(offset, size) if 0 <= offset < MAX_OFFSET_BYTES else b""  # pread(2) takes no other offset
         if len(data) != size:
             raise damaged("truncated", "it is longer than the disk or volume", part=part)
         return data

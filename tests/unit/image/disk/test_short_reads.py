@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import pytest
 from refused import refused
 
 from kimbox.errors import ImageError
-from kimbox.image.disk import cowstore, partitions, sectors
+from kimbox.image.disk import cowstore, faults, partitions, sectors
 from kimbox.image.disk.lvm import reader, writer
 
 Read = Callable[[int, int], bytes]
@@ -48,6 +49,13 @@ def test_a_volume_that_ends_in_its_metadata() -> None:
     """The label says where the metadata is."""
     with refused(ImageError, "disk-damaged", fault="truncated", part="LVM metadata"):
         reader.read_group(of(label_alone()), madedisk.LAYOUT.pv.size_bytes)
+
+
+@pytest.mark.parametrize("offset", [-1, 1 << 62, 1 << 63, 1 << 90])
+def test_an_offset_that_no_disk_has(offset: int) -> None:
+    """A block number of a guest, times the size of a block: pread(2) would raise an exception of Python."""
+    with refused(ImageError, "disk-damaged", fault="truncated"):
+        faults.exact(lambda at, size: os.pread(0, size, at))(offset, 16)
 
 
 @pytest.mark.parametrize("left", [0, 8, 16, 4096, 5000])
