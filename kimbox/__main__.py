@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from typing import TextIO
+
+
+def _null(fd: int, mode: str) -> TextIO:
+    """Returns /dev/null as a file of a standard stream that was closed (`<&-`).
+
+    Otherwise a file that is opened later would get its descriptor, and the programs that kimbox starts would use that.
+    """
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != fd:
+        os.dup2(opened, fd)
+        os.close(opened)
+    os.set_inheritable(fd, True)
+    return io.TextIOWrapper(io.FileIO(fd, mode))
 
 
 def main() -> None:
     """Runs kimbox with the arguments of this process, and exits with its code."""
+    if sys.stdin is None:
+        sys.stdin = _null(0, "r")
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stderr = _null(2, "w")
     if sys.stdout is None:  # a file that is opened later would get the file descriptor of stdout
         sys.exit("kimbox: error: stdout is closed (>/dev/null discards the output)")
     if sys.argv[1:] == ["--version"]:  # scripts call this often, so it loads no other module

@@ -23,6 +23,7 @@ from typing import IO
 import attrs
 
 from kimbox.errors import NO_SPACE, KimboxError, MissingToolError
+from kimbox.streams import ENDING, Copy, is_file, signals_blocked
 
 #: Environment variables that a child process gets. Proxies and certificates are necessary to use the network.
 PASSED_ENV = (
@@ -223,24 +224,71 @@ def stream(
         raise CommandError(args, describe_status(process.returncode), "\n".join(last))
 
 
-def attached(argv: Sequence[str | Path], *, cwd: Path | None = None) -> int:
+#: Timeout until an attached program has exited after what it runs was ended, in seconds.
+_EXIT_S = 10.0
+
+
+def attached(
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    no_input: bool = False,
+    on_signal: Callable[[int], bool] | None = None,
+) -> int:
     """Runs a program (ssh, an editor) on kimbox's own stdin, stdout and stderr. Returns its exit code.
 
-    A program killed by signal N returns 128 + N. The program gets the user's whole environment. While it runs, kimbox
-    ignores SIGINT.
+    A program killed by signal N returns 128 + N. The program gets the user's whole environment. `no_input`: its stdin
+    is /dev/null.
+
+    SIGHUP and SIGTERM end the program. SIGINT does not: the terminal sends it to both. With `on_signal`, each of them
+    calls that function, which ends what the program runs elsewhere, and returns whether it did. Raises OSError
+    (`filename` is `stdout`) if stdout is a file that cannot be written.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        code = subprocess.run(args, cwd=cwd, preexec_fn=functools.partial(_restore_sigint, os.getpid())).returncode
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with signals_blocked() as ending:
+        process = subprocess.Popen(
+            args,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL if no_input else None,
+            stdout=subprocess.PIPE if is_file(1) else None,
+            preexec_fn=functools.partial(_unblock, os.getpid()),
+        )
+        copy = Copy(process.stdout, process.kill) if process.stdout else None
+        code = _wait(process, ending, on_signal)
+        if copy and (error := copy.end()):
+            if on_signal:
+                on_signal(signal.SIGTERM)
+            raise OSError(error.errno, error.strerror, "stdout")
+    return code
+
+
+def _wait(process: subprocess.Popen[bytes], ending: set[int], on_signal: Callable[[int], bool] | None) -> int:
+    """Waits for an attached program and returns its exit code. The signals of `ending` and SIGCHLD are blocked."""
+    received = 0
+    while process.poll() is None:
+        info = signal.sigtimedwait({*ending, signal.SIGCHLD}, _EXIT_S if received else 3600)
+        if info is None and received:
+            process.kill()
+        elif info is None or info.si_signo not in ending:
+            continue
+        elif on_signal is None and info.si_signo != signal.SIGINT:
+            received = info.si_signo
+            process.send_signal(received)
+        elif on_signal and (received or not on_signal(info.si_signo)):  # the second signal, or nothing was found
+            received = info.si_signo
+            process.kill()
+        elif on_signal:
+            received = info.si_signo
+    code = process.returncode
+    if received and (code < 0 or code == 255):  # ssh itself was ended, or its session
+        return 128 + received
     return code if code >= 0 else 128 - code
 
 
-def _restore_sigint(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _unblock(parent: int) -> None:
+    """In a child process: undoes `signals_blocked`, and sets the parent-death signal."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*ENDING, signal.SIGCHLD})
     _die_with(parent)
 
 
@@ -277,6 +325,10 @@ class BackgroundProcess:
     def code(self) -> int | None:
         """Its exit code (negative: the number of the signal), or None while it runs."""
         return self._process.poll()
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, unless it has ended."""
+        self._process.send_signal(number)
 
     def wait(self, timeout_s: float) -> int:
         """Waits for its end, and returns its exit code. Raises KimboxError (`timeout`) after `timeout_s` seconds."""

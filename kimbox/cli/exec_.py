@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,9 +31,19 @@ def exec_(
         ),
     ] = None,
     file: target.File = None,
+    no_stdin: Annotated[
+        bool,
+        typer.Option("--no-stdin", "-n", help="Give the command an empty stdin, as in a `while read` loop."),
+    ] = False,
     start: Annotated[bool, typer.Option("--up", help="Run `kimbox up` first.")] = False,
 ) -> None:
     """Run a command in a box. stdin, stdout, stderr and the exit status are those of the command.
+
+    A command that signal N killed has the exit status 128+N, as in a shell. SIGINT (Ctrl-C), SIGTERM and SIGHUP of
+    `kimbox exec` are sent to the command and to what it started; what does not end within 5 s is killed.
+
+    As with ssh(1), `exec` ends when all programs that the command started have closed its output. A program that
+    continues in the background needs files of its own: `sh -c 'program >log 2>&1 </dev/null &'`.
 
     If the connection is lost during the command (the box stops, or does not answer any more), the exit status is 4.
 
@@ -44,6 +53,7 @@ def exec_(
       kimbox exec openkim-dev -- kimbox-al
       kimbox exec --up openkim-dev -- lmp -h
       tar -c data | kimbox exec -- tar -x
+      while read -r name; do kimbox exec -n -- make "$name"; done <names
     """
     from kimbox.actions.observe import reach
     from kimbox.drivers import registry
@@ -60,8 +70,8 @@ def exec_(
         starting.up(request)
     machine = target.machine(name, file)
     endpoint = reach(machine, "exec")
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    code = shared.on_terminal(endpoint, command=shlex.join(command), terminal=terminal)
+    terminal = not no_stdin and sys.stdin.isatty() and sys.stdout.isatty()
+    code = shared.execute(endpoint, command, terminal=terminal, no_input=no_stdin)
     if code == SSH_FAILED and not (registry.of(machine).listen() and _answers(endpoint)):
         raise GuestError(
             f"the connection to {machine.name} was lost during the command",

@@ -45,4 +45,4 @@ def ssh(
             code="usage",
             hint="write options of ssh(1) after `--`; `kimbox exec` runs a command",
         )
-    raise typer.Exit(shared.on_terminal(reach(target.machine(box, file)), words=options))
+    raise typer.Exit(shared.shell(reach(target.machine(box, file)), options))

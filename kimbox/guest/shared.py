@@ -8,6 +8,7 @@ folder and gets a relative path, because the path of a socket must be short (uni
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -18,8 +19,10 @@ from pathlib import Path
 
 from kimbox.errors import KimboxError
 from kimbox.filelocks import NO_LOCKS
+from kimbox.guest import remote
 from kimbox.guest.endpoint import Endpoint, ssh_command
 from kimbox.run import attached, run
+from kimbox.streams import signals_blocked
 
 #: Name of the shared connection's socket, in the folder of the box's key.
 SOCKET = "ssh.sock"
@@ -42,37 +45,58 @@ _POLL_S = 0.05
 _START_S = 60.0
 
 
-def on_terminal(
-    endpoint: Endpoint, *, command: str | None = None, words: Sequence[str] = (), terminal: bool = False
-) -> int:
-    """Runs ssh on kimbox's own stdin, stdout and stderr. Returns its exit code.
+def shell(endpoint: Endpoint, words: Sequence[str] = ()) -> int:
+    """Runs ssh with a shell, or with the command in `words`, on kimbox's own stdin, stdout and stderr.
 
-    ssh runs a shell, `command` (shell text), or the command in `words`. If `words` starts with an option of ssh, ssh
-    gets its own connection: a forwarded port, for example, must end with this ssh.
+    Returns its exit code. If `words` starts with an option of ssh, ssh gets its own connection: a forwarded port, for
+    example, must end with this ssh.
     """
     if words and words[0].startswith("-"):
         return attached(ssh_command(endpoint, options=words))
     folder = endpoint.key_path.parent
     with _opened(folder) as handle, _sharing(handle) as settings:
-        argv = ssh_command(endpoint, command=command, options=words, terminal=terminal, settings=settings, cwd=folder)
-        return attached(argv, cwd=folder)
+        return attached(ssh_command(endpoint, options=words, settings=settings, cwd=folder), cwd=folder)
+
+
+def execute(endpoint: Endpoint, command: Sequence[str], *, terminal: bool = False, no_input: bool = False) -> int:
+    """Runs a command in the guest on kimbox's own stdin, stdout and stderr. Returns its exit code.
+
+    A command killed by signal N returns 128 + N. A signal that ends kimbox ends the command and what it started.
+    `terminal`: the command gets a terminal. `no_input`: its stdin is empty. Raises OSError (`filename` is `stdout`) if
+    stdout cannot be written.
+    """
+    folder = endpoint.key_path.parent
+    marked = remote.marked(command)
+    with _opened(folder) as handle, _sharing(handle) as settings:
+        return attached(
+            ssh_command(endpoint, command=marked.text, terminal=terminal, settings=settings, cwd=folder),
+            cwd=folder,
+            no_input=no_input,
+            on_signal=lambda number: _end(endpoint, marked.ended_by(number)),
+        )
+
+
+def _end(endpoint: Endpoint, command: str) -> bool:
+    """Runs a command that ends another command in the guest. Returns whether that was found."""
+    folder = endpoint.key_path.parent
+    settings = {"ControlPath": SOCKET, "ControlMaster": "no"}
+    argv = ssh_command(endpoint, command=command, settings=settings, cwd=folder)
+    with contextlib.suppress(KimboxError):
+        return run(argv, check=False, cwd=folder, timeout_s=remote.END_TIMEOUT_S).ok
+    return False
 
 
 @contextlib.contextmanager
 def _sharing(folder: int) -> Iterator[dict[str, str]]:
     """ssh settings to use the shared connection of a folder, or to become its master.
 
-    If there is no shared connection, the process that gets the lock becomes the master; others get a connection of
-    their own until it listens, because ssh prints an error if there are two masters. If no socket can be created
-    (the disk is full, for example), every ssh gets its own connection.
+    If there is no shared connection, the process that gets the lock becomes the master, because ssh prints an error if
+    there are two masters. Others wait until it listens: a handshake of each would take longer, and many at the same
+    time are more than an emulated guest answers within its login timeout. If no socket can be created (the disk is
+    full, for example), every ssh gets its own connection.
     """
-    join = {"ControlPath": SOCKET, "ControlMaster": "no"}
-    if _answers(folder) or not _lock(folder):
-        yield join
-        return
-    if _answers(folder):  # another process became the master before the lock was acquired
-        fcntl.flock(folder, fcntl.LOCK_UN)
-        yield join
+    if not _becomes_master(folder):
+        yield {"ControlPath": SOCKET, "ControlMaster": "no"}
         return
     _unlink(folder)
     if not _can_bind(folder):
@@ -80,12 +104,28 @@ def _sharing(folder: int) -> Iterator[dict[str, str]]:
         return
     ssh_ended = threading.Event()
     release = threading.Thread(target=_release, args=(folder, ssh_ended))
-    release.start()
+    with signals_blocked():  # the thread inherits this: signals are for the thread that waits for ssh
+        release.start()
     try:
         yield {"ControlPath": SOCKET, "ControlMaster": "auto", "ControlPersist": str(PERSIST_S), **_ALIVE}
     finally:
         ssh_ended.set()
         release.join()
+
+
+def _becomes_master(folder: int) -> bool:
+    """Locks a folder without a shared connection. False if there is one, or if none listens after _START_S."""
+    deadline = time.monotonic() + _START_S
+    while not _answers(folder):
+        if _lock(folder):
+            if not _answers(folder):
+                return True
+            fcntl.flock(folder, fcntl.LOCK_UN)  # another process became the master before the lock was acquired
+            return False
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return False
 
 
 def _release(folder: int, ssh_ended: threading.Event) -> None:
@@ -129,7 +169,8 @@ def _answers(folder: int) -> bool:
     """Whether a process listens at the socket of the shared connection."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_ANSWER_S)
-        return probe.connect_ex(_socket_path(folder)) == 0
+        # EAGAIN: so many connections wait at the socket that its queue is full
+        return probe.connect_ex(_socket_path(folder)) in (0, errno.EAGAIN)
 
 
 def _can_bind(folder: int) -> bool:

@@ -57,6 +57,19 @@ def test_exec_is_the_command_itself(minimal: Kimbox) -> None:
     assert minimal("exec", "minimal", "--", "cat", input=big).stdout == big
 
 
+def test_a_program_that_is_killed_ends_alone(minimal: Kimbox) -> None:
+    """Also if it has exhausted the memory. Its status is 128 + 9, and sshd, in another control group, continues."""
+    sshd = "systemctl show -P MainPID ssh"
+    before = minimal.sh("minimal", f"{sshd}; cat /proc/$({sshd})/cgroup /proc/self/cgroup")
+    first, of_sshd, of_session = before.splitlines()
+    assert of_sshd != of_session
+    limit = minimal.sh("minimal", f"cat /sys/fs/cgroup{of_session.removeprefix('0::')}/pids.max")
+    assert 100 < int(limit) < int(minimal.sh("minimal", "cat /proc/sys/kernel/threads-max"))
+    done = minimal("exec", "minimal", "--", "perl", "-e", "push @a, q(x) x (1<<26) while 1", check=False)
+    assert (137, "") == (done.code, done.stdout + done.stderr)
+    assert f"{first}\n" == minimal.sh("minimal", sshd)
+
+
 def test_lvm_of_the_guest_accepts_the_disk(minimal: Kimbox) -> None:
     """LVM in the guest finds no error in the volume group that kimbox wrote, and the names and sizes of the spec."""
     layout = plan(load_box(Path(minimal.json("status", "minimal")["spec"])).disk)

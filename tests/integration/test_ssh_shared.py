@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,9 @@ from kimbox.guest import shared
 from kimbox.guest.endpoint import Endpoint
 host, port, user, key, known, alias, how, *words = sys.argv[1:]
 endpoint = Endpoint(host, int(port), user, Path(key), Path(known), alias)
-sys.exit(shared.on_terminal(endpoint, **({"command": words[0]} if how == "exec" else {"words": words})))
+no_input = how == "exec -n"
+run = lambda: shared.execute(endpoint, ["sh", "-c", *words], no_input=no_input)
+sys.exit(run() if how.startswith("exec") else shared.shell(endpoint, words))
 """
 
 
@@ -60,6 +63,12 @@ def logins(endpoint: Endpoint) -> int:
     return (endpoint.key_path.parents[1] / "sshd/log").read_text().count("Accepted publickey")
 
 
+def programs(session: int) -> list[str]:
+    """The programs of a session. A container may have no init that removes those that have ended."""
+    listed = run(["ps", "-o", "stat=,args=", "-s", str(session)], check=False).stdout.splitlines()
+    return [line for line in listed if not line.startswith("Z")]
+
+
 def settled(folder: Path) -> bool:
     """Whether the first has let others at the place of the shared connection."""
     with shared._opened(folder) as handle:
@@ -82,6 +91,76 @@ def test_many_at_a_time(endpoint: Endpoint) -> None:
             done = list(pool.map(lambda n: client(endpoint, "exec", f"echo {n}"), range(5)))
             assert [Completed(0, f"{n}\n", "") for n in range(5)] == done
     assert logins(endpoint) <= 5
+
+
+def test_thirty_at_a_time(endpoint: Endpoint) -> None:
+    """More than sshd accepts before they have logged in (MaxStartups). Those that come first wait for one login."""
+    with ThreadPoolExecutor(30) as pool:
+        done = list(pool.map(lambda n: client(endpoint, "exec", f"echo {n}"), range(30)))
+    assert [Completed(0, f"{n}\n", "") for n in range(30)] == done
+    assert 1 == logins(endpoint)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGINT])
+def test_a_program_that_a_signal_killed(endpoint: Endpoint, number: signal.Signals) -> None:
+    """The exit code is 128 + N, as in a shell. The shell's report of it is not the program's output."""
+    assert Completed(128 + number, "", "") == client(endpoint, "exec", f"kill -{number} $$")
+
+
+@pytest.mark.parametrize(
+    ("number", "script"),
+    [
+        (signal.SIGINT, "sleep 987 & wait"),
+        (signal.SIGTERM, "trap '' INT TERM HUP; sleep 987 & sleep 988"),
+        (signal.SIGHUP, "timeout 99 sleep 987"),
+    ],
+)
+def test_a_signal_ends_the_command_and_what_it_started(
+    endpoint: Endpoint, tmp_path: Path, number: signal.Signals, script: str
+) -> None:
+    """Also programs in other process groups, and programs that ignore the signal. Other commands continue."""
+    marker = f"{tmp_path}/on"
+    script = f"echo $$ >{marker}.new; mv {marker}.new {marker}; {script}"
+    with ThreadPoolExecutor(1) as pool, background(argv(endpoint, "exec", script)) as ended:
+        until("it is on", Path(marker).exists)
+        other = pool.submit(client, endpoint, "exec", f"until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo other")
+        session = os.getsid(int(Path(marker).read_text()))
+        assert programs(session)
+        ended.send_signal(number)
+        assert 128 + number == ended.wait(60)
+        assert [] == programs(session)
+        (tmp_path / "go").touch()
+        assert Completed(0, "other\n", "") == other.result()
+
+
+def test_a_program_that_handles_the_signal(endpoint: Endpoint, tmp_path: Path) -> None:
+    """It ends in its own way, with its own exit code and its last output."""
+    script = f"trap 'echo saved; exit 7' TERM; touch {tmp_path}/on; while :; do sleep 0.05; done"
+    with background(argv(endpoint, "exec", script)) as ended:
+        until("it is on", (tmp_path / "on").exists)
+        ended.send_signal(signal.SIGTERM)
+        assert (7, "saved") == (ended.wait(60), ended.output().splitlines()[-1])
+
+
+def test_a_loop_keeps_its_input(endpoint: Endpoint, tmp_path: Path) -> None:
+    """With an empty stdin, a command in a `while read` loop does not read the rest of the loop's input."""
+    words = shlex.join(argv(endpoint, "exec -n", "cat; echo done"))
+    done = run(["sh", "-c", f"while read -r line; do echo $line; {words}; done"], input="1\n2\n3\n")
+    assert "1\ndone\n2\ndone\n3\ndone\n" == done.stdout
+
+
+def test_output_that_cannot_be_written(endpoint: Endpoint, tmp_path: Path) -> None:
+    """A full disk is an error of stdout, and the command ends. A file that can be written has all of the output."""
+    script = f"echo $$ >{tmp_path}/pid; while echo output; do sleep 0.05; done"
+    done = run(["sh", "-c", f"{shlex.join(argv(endpoint, 'exec', script))} >/dev/full"], check=False, timeout_s=60)
+    assert (1, "stdout") == (done.code, done.stderr.strip().rpartition(": ")[2].strip("'"))
+    pid = int((tmp_path / "pid").read_text())
+    assert not Path(f"/proc/{pid}").exists()
+    file = tmp_path / "out"
+    script = "head -c 3000000 /dev/zero"
+    for _ in range(2):
+        run(["sh", "-c", f"{shlex.join(argv(endpoint, 'exec', script))} >>{file}"])
+    assert 6_000_000 == file.stat().st_size
 
 
 def test_where_no_socket_can_be_made(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +236,7 @@ def test_one_that_was_killed_is_replaced(endpoint: Endpoint) -> None:
 
 def test_a_lost_connection_is_told(endpoint: Endpoint) -> None:
     """Whoever shares it ends as ssh does when the other side is gone."""
-    assert 255 == client(endpoint, "exec", "kill -9 $PPID; sleep 20").code
+    assert 255 == client(endpoint, "exec", "read -r _ _ _ sshd _ </proc/$PPID/stat; kill -9 $sshd; sleep 20").code
 
 
 def test_kimbox_that_is_killed_leaves_its_command_nobody_to_talk_to(endpoint: Endpoint, tmp_path: Path) -> None:

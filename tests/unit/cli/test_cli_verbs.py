@@ -52,15 +52,15 @@ def test_exec_separates_box_and_command(
     """With and without `--`. The guest's shell gets the same words."""
     calls: list[Any] = []
 
-    def attached(argv: list[str], **_: Any) -> int:
-        calls.append(shlex.split(argv[-1]))
+    def execute(_: Endpoint, command: list[str], **__: Any) -> int:
+        calls.append(command)
         return 42
 
     monkeypatch.setattr(target, "machine", lambda name, file: calls.append(name))
     monkeypatch.setattr(target, "project", lambda *_: None)
     monkeypatch.setattr("kimbox.actions.up.up", lambda *_: calls.append("up"))
     monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
-    monkeypatch.setattr("kimbox.guest.shared.attached", attached)
+    monkeypatch.setattr("kimbox.guest.shared.execute", execute)
     assert 42 == kimbox("exec", *arguments)[0]
     assert [*expected] == [call for call in calls if call != "up"]
     assert ("up" in calls) is (arguments[0] == "--up")
@@ -86,6 +86,13 @@ def test_exec_detects_a_lost_connection(
         assert ("connection-lost", {"name": "tiny"}) == (error(out, "exec")["code"], error(out, "exec")["fields"])
     else:
         assert "" == out
+
+
+def test_exec_without_stdin(world: Path) -> None:
+    """A closed stdin is an empty one: the error is that of the box, and no bug."""
+    command = f"{shlex.quote(sys.executable)} -m kimbox exec nobox -- true <&-"
+    done = run_program(["sh", "-c", command], check=False, env=environment(world))
+    assert (5, "") == (done.code, done.stdout)
 
 
 def make_endpoint() -> Endpoint:
