@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import attrs
 
+from kimbox.actions.progress import Progress
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver
 from kimbox.errors import GuestError
-from kimbox.guest.events import HEADING, Event, Tail, lines_of_step, printable
+from kimbox.guest.events import Event, Tail, lines_of_step, printable
 from kimbox.log import log
 from kimbox.machine import keys
 from kimbox.machine.console import (
@@ -54,13 +52,13 @@ POWER_OFF_TIMEOUT_S = 30.0
 #: Interval between two reads of events, output and console, in seconds.
 POLL_INTERVAL_S = 0.05
 
+#: Maximum number of copies of output that a driver makes after the end of a wait.
+MAX_COPIES = 20
+
 #: Maximum number of events that are kept. In addition the last event of each other name is kept, for at most MAX_NAMES
 #: names.
 MAX_EVENTS = 1000
 MAX_NAMES = 100
-
-#: Maximum size of the output of provisioning that is read at once, in bytes.
-OUTPUT_PIECE_BYTES = 1 << 20
 
 #: Size of the end of the output that is read for an error, in bytes, and the number of its last lines that are shown.
 OUTPUT_TAIL_BYTES = 16 << 10
@@ -83,11 +81,13 @@ class Watch:
     total_timeout_s: float = attrs.field(
         default=attrs.Factory(lambda self: max(TOTAL_TIMEOUT_S, 10 * self.step_timeout_s), takes_self=True)
     )
+    #: Digest of the manifest that the guest will have at the end; empty if it may have any.
+    digest: str = ""
     #: Events of the present boot, oldest first.
     events: list[Event] = attrs.field(factory=list)
     _driver: Driver = attrs.field(init=False)
     _tail: Tail = attrs.field(init=False)
-    _output: Output = attrs.field(init=False)
+    _progress: Progress = attrs.field(init=False)
     #: When the boot timeout started.
     _boot_began_at: float = attrs.field(factory=time.monotonic)
     #: When the last event arrived.
@@ -101,21 +101,19 @@ class Watch:
     def __attrs_post_init__(self) -> None:
         self._driver = registry.of(self.machine)
         self._tail = Tail(self.machine.events_file)
-        self._output = Output(self.machine.provision_log)
+        self._progress = Progress(self.machine.provision_log, self.machine.name, self.digest)
 
     def poll(self) -> list[Event]:
         """Reads and shows new events and output; returns the new events. A reboot of the guest clears `events`."""
         new = self._read_events()
-        for event in new:
-            _show(event)
-        self._output.show_new(_show_line)
+        self._progress.show(new)
         return new
 
     def catch_up(self) -> None:
         """Reads what was written until now, without showing it."""
         while self._read_events():
             pass
-        self._output.skip()
+        self._progress.skip()
 
     def _read_events(self) -> list[Event]:
         """Reads the new events, adds them to `events` and returns them. Pins a reported host key."""
@@ -145,6 +143,8 @@ class Watch:
         while True:
             is_alive = self._driver.listen()
             self.poll()
+            if is_done(self) or not is_alive or lost_root(self.events):
+                self._show_end()
             if failed := lost_root(self.events):
                 if failed.text("kind") in POWERED_OFF:
                     self._driver.wait_until_gone(POWER_OFF_TIMEOUT_S)
@@ -169,6 +169,15 @@ class Watch:
                 raise self._error(is_alive=is_alive, waited_s=waited_s, code=code)
             log.now(activity)
             time.sleep(POLL_INTERVAL_S)
+
+    def _show_end(self) -> None:
+        """Shows the output until its end, also if a driver copies it in pieces."""
+        for _ in range(MAX_COPIES):
+            size = self._progress.size_bytes()
+            self._driver.listen()
+            if self._progress.size_bytes() == size:
+                break
+        self._progress.finish()
 
     def _is_fatal(self, now: float) -> bool:
         """Whether the console has a fatal error, and no event has explained it within FATAL_LINE_GRACE_S.
@@ -233,37 +242,6 @@ def bounded(events: list[Event]) -> list[Event]:
     return kept[-MAX_NAMES:] + new
 
 
-class Output:
-    """Shows the output of provisioning line by line, while the guest writes it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._offset = 0
-        #: The line that is not complete yet.
-        self._rest = b""
-
-    def skip(self) -> None:
-        """Skips the present content of the file."""
-        with contextlib.suppress(OSError):
-            self._offset = self.path.stat().st_size
-
-    def show_new(self, show: Callable[[str], None]) -> None:
-        """Passes each new complete line to `show`. A file that has become shorter is read from its beginning."""
-        try:
-            with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:
-                    self._offset, self._rest = 0, b""
-                file.seek(self._offset)
-                data = file.read(OUTPUT_PIECE_BYTES)
-        except OSError:
-            return
-        self._offset += len(data)
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[-OUTPUT_PIECE_BYTES:]
-        for line in lines:
-            show(printable(line.decode("utf-8", "replace").rstrip("\r")))
-
-
 def error_of_failure(machine: Machine, event: Event) -> GuestError:
     """Returns the error of a `failed` event.
 
@@ -324,23 +302,3 @@ def error_of_fallback(machine: Machine, answer: Event, fallback: Event | None) -
         hint=f"correct it and run `kimbox up {name}`; `kimbox provision {name}` runs the same manifest again",
         fields={"name": name, "manifest": failed, "good_manifest": good, "reason": reason, "state": answer.name},
     )
-
-
-def _show_line(line: str) -> None:
-    """Shows a line of the output of provisioning. Headings of steps are left out, because their events are shown."""
-    if not line.startswith(HEADING):
-        log.guest(line)
-
-
-def _show(event: Event) -> None:
-    """Shows an event as a progress line or a warning."""
-    if event.name == "step" and event.text("status") == "running":
-        log.info(f"step {event.number('n')} of {event.number('of')}: {event.text('kind')} {event.text('name')}")
-    elif event.name == "snapshot":
-        log.warn(f"the snapshot of root is {event.number('percent')} % full")
-    elif event.name == "died":
-        log.warn(f"the boot before this one ended early: {event.text('reason')[:MAX_REASON]}")
-    elif event.name == "fallback":
-        log.warn("the manifest failed: the box falls back to its last good manifest")
-    else:
-        log.detail(f"guest: {event.name}")

@@ -44,7 +44,7 @@ def bring_to_ready(
     only waits for the boot. Raises GuestError if the guest fails, or does not answer within `timeout_s`.
     """
     box, digest = plan.box, plan.digest
-    watch = Watch(machine, timeout_s, longest_step_s(box), total_timeout_s=provisioning_limit_s(box))
+    watch = Watch(machine, timeout_s, longest_step_s(box), total_timeout_s=provisioning_limit_s(box), digest=digest)
     if any(event.name in (*DONE, "failed") for event in machine.boot_events()):
         watch.catch_up()  # so that events and output of an earlier command are not shown again
     with log.step(f"booting {machine.name}"):

@@ -1,0 +1,162 @@
+"""Shows the events and the output of a provisioning on the terminal while the guest sends them.
+
+They arrive through two ports, so an event may be read before output that was written earlier. The output has a heading
+for each step, and a step is announced when its heading is read, so that output stays below its own step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kimbox.files import size_words
+from kimbox.guest.events import Event, printable
+from kimbox.log import log
+
+#: Maximum size of the output that is read at once, in bytes.
+PIECE_BYTES = 1 << 20
+
+#: If more output than this is left at the end of a wait, only its end is shown, in bytes.
+MAX_REST_BYTES = 4 << 20
+
+#: Size of the end that is shown then, in bytes.
+END_BYTES = 64 << 10
+
+#: Timeout until the heading of an announced step must have arrived, in seconds. /persistent may be full.
+HEADING_TIMEOUT_S = 2.0
+
+#: Maximum length of a reason from the guest in a message, in characters.
+MAX_REASON = 500
+
+
+class Output:
+    """Reads the lines of a file that another program writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        #: The line that is not complete yet.
+        self._rest = b""
+
+    def size_bytes(self) -> int:
+        """Returns the present size of the file."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def skip(self) -> None:
+        """Skips the present content of the file."""
+        with contextlib.suppress(OSError):
+            self._offset = self.path.stat().st_size
+
+    def show_new(self, show: Callable[[str], None]) -> bool:
+        """Passes each new complete line to `show`. A file that has become shorter is read from its beginning.
+
+        At most PIECE_BYTES are read. Returns whether anything was read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:
+                    self._offset, self._rest = 0, b""
+                file.seek(self._offset)
+                data = file.read(PIECE_BYTES)
+        except OSError:
+            return False
+        self._offset += len(data)
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[-PIECE_BYTES:]
+        for line in lines:
+            show(_text(line))
+        return bool(data)
+
+    def skip_to_end(self) -> int:
+        """If more than MAX_REST_BYTES are left, skips all but whole lines at the end. Returns the bytes left out."""
+        start = self._offset
+        end = self.size_bytes()
+        if end - start <= MAX_REST_BYTES:
+            return 0
+        with self.path.open("rb") as file:
+            file.seek(end - END_BYTES)
+            self._offset = end - END_BYTES + file.read(END_BYTES).find(b"\n") + 1
+        self._rest = b""
+        return self._offset - start
+
+    def show_end(self, show: Callable[[str], None]) -> None:
+        """Passes all lines until the present end to `show`, also an incomplete one."""
+        end = self.size_bytes()
+        while self._offset < end and self.show_new(show):
+            pass
+        if self._rest:
+            show(_text(self._rest))
+            self._rest = b""
+
+
+def _text(line: bytes) -> str:
+    return printable(line.decode("utf-8", "replace").rstrip("\r"))
+
+
+class Progress:
+    """Shows events and output of one machine. `digest` is that of the manifest that the host sends, if it is known."""
+
+    def __init__(self, output: Path, name: str, digest: str = "") -> None:
+        self._output = Output(output)
+        self._name = name
+        self._digest = digest
+        #: Steps that are not announced yet: the text, and until when its heading is expected.
+        self._pending: list[tuple[str, float]] = []
+        self._announced = ""
+
+    def size_bytes(self) -> int:
+        """Returns the size of the output so far."""
+        return self._output.size_bytes()
+
+    def skip(self) -> None:
+        """Skips the present output."""
+        self._output.skip()
+
+    def show(self, events: Sequence[Event]) -> None:
+        """Shows new events, and the new output."""
+        for event in events:
+            self._show(event)
+        self._output.show_new(self._show_line)
+        while self._pending and time.monotonic() > self._pending[0][1]:
+            self._announce()
+
+    def finish(self) -> None:
+        """Shows the output until its end. If much is left, shows its end, and says how much was left out."""
+        if left_out := self._output.skip_to_end():
+            log.info(f"{size_words(left_out)} of output left out: `kimbox logs {self._name}` shows all of it")
+        self._output.show_end(self._show_line)
+        while self._pending:
+            self._announce()
+
+    def _announce(self) -> None:
+        self._announced, _ = self._pending.pop(0)
+        log.info(self._announced)
+
+    def _show_line(self, line: str) -> None:
+        """Shows a line of the output. The heading of a step announces it; the line of its failure is left out."""
+        text = line.removeprefix("== ")
+        if text != line and any(text == pending for pending, _ in self._pending):
+            while self._announced != text:
+                self._announce()
+        elif text == line or not self._announced or not text.startswith(self._announced):
+            log.guest(line)
+
+    def _show(self, event: Event) -> None:
+        """Shows an event as a progress line or a warning."""
+        if event.name == "step" and event.text("status") == "running":
+            heading = f"step {event.number('n')} of {event.number('of')}: {event.text('kind')} {event.text('name')}"
+            self._pending.append((heading, time.monotonic() + HEADING_TIMEOUT_S))
+        elif event.name == "snapshot":
+            log.warn(f"the snapshot of root is {event.number('percent')} % full")
+        elif event.name == "died":
+            log.warn(f"the boot before this one ended early: {event.text('reason')[:MAX_REASON]}")
+        elif event.name == "fallback" and (not self._digest or event.text("wanted") in (self._digest, "")):
+            log.warn("the manifest failed: the box falls back to its last good manifest")
+        else:
+            log.detail(f"guest: {event.name}")
