@@ -22,7 +22,10 @@ from kimbox.lock.lockfile import MAX_LOCK_BYTES, Lock, parse_lock, read_lock
 from kimbox.log import log
 from kimbox.machine import delivered_locks
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
+from kimbox.machine.shape import ShapeChange, shape_changes
 from kimbox.project.project import Project
+from kimbox.spec.model import Box
 from kimbox.spec.nodes import Fault
 from kimbox.spec.rules import box_name
 
@@ -48,6 +51,10 @@ class Side:
     installed: PackageChanges | None = None
     #: Steps of a box that ran at other commits than those of its lock; None if the guest has not reported them.
     stale: Sequence[StaleStep] | None = None
+    #: The record of a box; None for a file.
+    record: Record | None = None
+    #: The spec beside the lock; None if the lock was given by its name.
+    box: Box | None = None
 
 
 @attrs.frozen
@@ -58,17 +65,21 @@ class Compared:
     new: Side
     diff: LockDiff
     logs: Mapping[str, Between | None]
+    #: Processors, memory, ports and scratch space of a box that differ from its spec, if both sides are compared.
+    shape: Sequence[ShapeChange] = ()
 
     @property
     def differs(self) -> bool:
-        """Whether the locks differ, or a step of a box ran at other commits than those of its lock."""
-        return bool(self.diff or self.old.stale or self.new.stale)
+        """Whether the locks or the shape differ, or a step of a box ran at other commits than those of its lock."""
+        return bool(self.diff or self.shape or self.old.stale or self.new.stale)
 
 
 def compare(old: Side, new: Side) -> Compared:
     """Compares two sides. The commits between come from the mirrors on this host."""
     lock_diff = diff(old.lock, new.lock)
-    return Compared(old, new, lock_diff, logs(lock_diff))
+    is_own_spec = old.record and new.box and old.record.box == new.box.name
+    shape = shape_changes(old.record, new.box) if old.record and new.box and is_own_spec else []
+    return Compared(old, new, lock_diff, logs(lock_diff), shape)
 
 
 def logs(lock_diff: LockDiff) -> dict[str, Between | None]:
@@ -114,10 +125,11 @@ def of_box(machine: Machine) -> Side:
     Raises StateError if there is no such box, or its lock is not known.
     """
     lock = delivered_locks.lock_of(machine)
+    record = machine.record()
     stale_steps = stale.steps(
-        machine.name, provenance(machine, machine.boot_events()), sealed=machine.record().sealed is not None
+        machine.name, provenance(machine, machine.boot_events()), sealed=record.sealed is not None
     )
-    return Side(f"the box {machine.name}", lock, _installed(machine, lock), stale_steps)
+    return Side(f"the box {machine.name}", lock, _installed(machine, lock), stale_steps, record)
 
 
 def _installed(machine: Machine, lock: Lock) -> PackageChanges | None:
@@ -154,7 +166,7 @@ def of_spec(project: Project) -> Side:
             hint="`kimbox lock` writes it",
             fields={"path": str(path)},
         )
-    return Side(str(path), read_lock(path))
+    return Side(str(path), read_lock(path), box=project.box)
 
 
 def _is_file(path: Path) -> bool:

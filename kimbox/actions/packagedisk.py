@@ -28,6 +28,12 @@ from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 
+#: State -> how a machine in it becomes halted, with a disk that was unmounted. From other states `halt` does that.
+_HALTING = {
+    State.CRASHED: "`kimbox up {name}` repairs its disk, and then `kimbox halt {name}` shuts it down",
+    State.SUSPENDED: "`kimbox resume {name}` and then `kimbox halt {name}` shut it down",
+}
+
 
 @attrs.frozen
 class Source:
@@ -112,7 +118,8 @@ def _check_halted(machine: Machine) -> None:
         raise StateError(
             f"cannot package {machine.name}: it is {now}, not halted",
             code="wrong-state",
-            hint=f"`kimbox halt {machine.name}` shuts it down; with --image kimbox packages the image of the spec",
+            hint=f"{_HALTING.get(now, '`kimbox halt {name}` shuts it down').format(name=machine.name)}; with --image "
+            "kimbox packages the image of the spec",
             fields={"verb": "package", "name": machine.name, "state": str(now)},
         )
 

@@ -28,6 +28,7 @@ from kimbox.machine.bootmode import Choice, refuse_to_provision
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Sealed
 from kimbox.machine.state import require
+from kimbox.project.plan import make_plan
 from kimbox.render import sealing
 from kimbox.render.quote import parse_assignments
 from kimbox.run import tail
@@ -89,6 +90,8 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
             return record.sealed
         require("secure", machine.name, state(machine))
         refuse_to_provision(machine)
+        # A fault of the lock must be found before the box takes its role and is restarted.
+        request = attrs.evolve(request, plan=make_plan(request.project, made_from=record.image))
         with log.step(f"requesting the credentials of {answers.site}"):
             sealed = _take_role(machine, request.project.box, answers)
         machine.write_record(attrs.evolve(record, sealed=sealed))
@@ -100,6 +103,7 @@ def close(request: UpRequest) -> None:
     """Restarts a box that has its role and is not sealed yet, as after an interrupted `secure`."""
     machine = machine_of(request.project.name)
     if needs_restart_to_seal(machine, state(machine)):
+        request = request if request.plan else starting.plan_restart(request)
         stop.halt(machine)
         starting.up(request)
 
@@ -177,6 +181,7 @@ def rotate(request: UpRequest, username: str, secret: Secret) -> None:
             hint=f"`kimbox secure {machine.name}` seals it",
             fields={"verb": "secure", "name": machine.name},
         )
+    request = starting.plan_restart(request)
     stop.halt(machine)
     files = {
         "answers.env": sealing.username(username), "nonce": secrets.token_bytes(16), secret.kind: secret.data
@@ -212,6 +217,7 @@ def unseal(request: UpRequest) -> None:
                 hint=f"it is open: `kimbox ssh {machine.name}`",
                 fields={"verb": "secure", "name": machine.name},
             )
+        request = attrs.evolve(request, plan=make_plan(request.project, made_from=machine.record().image))
         write_atomic(machine.unseal_mark, "")
         machine.data_key.unlink(missing_ok=True)
     stop.halt(machine)

@@ -6,6 +6,7 @@ import attrs
 
 from kimbox.actions.observe import refuse_sealed, state
 from kimbox.drivers import registry
+from kimbox.errors import StateError
 from kimbox.files import remove_tree
 from kimbox.guest import shared
 from kimbox.log import log
@@ -21,7 +22,7 @@ def halt(machine: Machine, *, force: bool = False, timeout_s: float = HALT_TIMEO
     """Shuts a box down, and powers it off after `timeout_s`. Returns the state before.
 
     `force` powers the box off without a shutdown. A suspended box loses its saved state and keeps its disk. Raises
-    StateError if there is no such box.
+    StateError if there is no such box, or, without `force`, if it is suspended.
     """
     with machine.locked():
         record = machine.record()
@@ -30,6 +31,14 @@ def halt(machine: Machine, *, force: bool = False, timeout_s: float = HALT_TIMEO
         if before is State.SUSPENDED and force:
             driver.drop_suspended()
             machine.write_record(attrs.evolve(record, ended=Ended.HALTED))
+        if before is State.SUSPENDED and not force:
+            raise StateError(
+                f"cannot halt {machine.name}: it is suspended, and its memory is saved",
+                code="wrong-state",
+                hint=f"`kimbox resume {machine.name}` and then `kimbox halt {machine.name}` shut it down; "
+                f"`kimbox halt --force {machine.name}` discards the saved memory",
+                fields={"verb": "halt", "name": machine.name, "state": str(before)},
+            )
         if not before.running:
             if before is not State.SUSPENDED:  # a box that crashed or shut itself down leaves its scratch space
                 driver.tidy()

@@ -12,10 +12,11 @@ from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.errors import StateError, UsageError
 from kimbox.log import log
-from kimbox.machine import bootmode
+from kimbox.machine import bootmode, ports
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose
+from kimbox.machine.shape import shape_changes
 from kimbox.machine.state import State, last_manifest_event, sent_manifest
 from kimbox.project.plan import Plan, make_plan
 from kimbox.project.project import Project
@@ -38,6 +39,8 @@ class UpRequest:
     driver: str | None = None
     #: Purpose of the machine: it selects one of the machines of the box.
     purpose: Purpose = Purpose.BOX
+    #: The plan, if `plan_restart` has made it already.
+    plan: Plan | None = None
 
 
 def following(box: Box) -> Box:
@@ -62,6 +65,23 @@ def following(box: Box) -> Box:
     return attrs.evolve(box, repositories=tuple(others))
 
 
+def plan_restart(request: UpRequest) -> UpRequest:
+    """Returns the request with its plan, for a verb that halts a machine and then calls `up`.
+
+    Everything that can fail without the guest fails here, while the machine still runs. Raises StateError if another
+    spec owns the machine, or a port of the host is in use; and the errors of `make_plan`.
+    """
+    machine, project = machine_of(request.project.name, request.purpose), request.project
+    with machine.locked():
+        record = machine.record()
+        check_owner(machine, project, request.purpose)
+        own = {record.ssh_port, *record.forwards.values()}
+        requested = {forward.guest: forward.host for forward in project.box.forwards if forward.host not in own}
+        with ports.allotting():
+            ports.choose(machine, {guest: host for guest, host in requested.items() if host is not None}, {})
+        return attrs.evolve(request, plan=make_plan(project, made_from=record.image))
+
+
 def up(request: UpRequest) -> State:
     """Brings a box to ready from any state, with only the steps that are missing. Returns the state before.
 
@@ -73,7 +93,7 @@ def up(request: UpRequest) -> State:
     with machine.locked():
         check_owner(machine, project, request.purpose, is_locked=True)
         _check_driver(machine, request.driver)
-        plan = make_plan(project, made_from=machine.record().image if machine.exists else None)
+        plan = request.plan or make_plan(project, made_from=machine.record().image if machine.exists else None)
         before = state(machine)
         bootmode.check(machine, before, request.boot)
         if before is State.ABSENT:
@@ -125,8 +145,12 @@ def _check_driver(machine: Machine, name: str | None) -> None:
 def _warn_of_changes(machine: Machine, plan: Plan, before: State) -> None:
     """Warns of changes in the spec that apply only after a restart, or only to a new machine."""
     record, box = machine.record(), plan.box
-    if before.running and record.scratch != box.scratch:
-        log.warn(f"the scratch space of {box.name} has changed in its spec: `kimbox reload {box.name}` creates it")
+    changes = ", ".join(change.text for change in shape_changes(record, box))
+    if changes and before.running:
+        log.warn(f"the spec of {box.name} has changed ({changes}): `kimbox reload {box.name}` applies that")
+    elif changes and before is State.SUSPENDED:
+        hint = f"`kimbox reload {box.name}` applies that after the box has resumed"
+        log.warn(f"the spec of {box.name} has changed ({changes}): {hint}")
     if record.image != plan.lock.image:
         log.warn(
             f"the spec of {box.name} now describes another image than the one that this box was created from: "

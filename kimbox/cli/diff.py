@@ -39,7 +39,8 @@ def diff(
     and the commits between.
 
     OLD and NEW are each a lock file, a lock in the git repository of this folder (REV:PATH), or the name of a box. A
-    box stands for the lock that it runs. Without OLD and NEW, the output is what `kimbox up` would change in the box.
+    box stands for the lock that it runs. Without OLD and NEW, the output is what `kimbox up` would change in the box,
+    and what `kimbox reload` would: cpus, memory, forwards and scratch (`shape` in the JSON).
 
     If a box answers, the output also has the packages that were installed, removed or updated in it since (`installed`
     in the JSON). Steps that ran under other commits than those of the lock are shown, too (`stale` in the JSON), and
@@ -77,6 +78,7 @@ def diff(
     lines += [
         f"{side.name}, ran under other commits: {words(step.as_json())}" for side in sides for step in side.stale or ()
     ]
+    lines += [f"{compared.old.name}: {change.text} (`kimbox reload` applies it)" for change in compared.shape]
     lines = lines or [f"{compared.old.name} and {compared.new.name} are equal"]
     report(
         "diff",
@@ -92,6 +94,7 @@ def _result(compared: Compared) -> dict[str, Any]:
         "old": compared.old.name,
         "new": compared.new.name,
         "differs": compared.differs,
+        "shape": {change.name: {"old": change.old, "new": change.new} for change in compared.shape},
         "installed": {
             which: None if side.installed is None else side.installed.as_json() for which, side in both.items()
         },

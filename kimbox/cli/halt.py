@@ -19,7 +19,7 @@ def halt(
 ) -> None:
     """Shut a box down. If the guest has not shut down at the end of the timeout, stop the machine. The disk is kept.
 
-    With --force, the saved memory of a suspended box is discarded, and the box is halted.
+    A suspended box is refused. With --force, its saved memory is discarded, and the box is halted.
 
     \b
     Examples:
@@ -28,9 +28,12 @@ def halt(
     """
     from kimbox.actions import stop
     from kimbox.actions.observe import state
+    from kimbox.machine.state import State
 
     machine = target.machine(box, file)
     before = stop.halt(machine, force=force, timeout_s=settings.timeout_s or stop.HALT_TIMEOUT_S)
     after = state(machine)
     text = f"{machine.name} is {after}" + (", as it was" if after is before else "")
+    if after is State.CRASHED:
+        text += f". Its disk was not unmounted: `kimbox up {machine.name}` repairs it, then halt the box"
     report("halt", {"name": machine.name, "state": str(after), "before": str(before)}, text)

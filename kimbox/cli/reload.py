@@ -12,6 +12,9 @@ def reload(
 ) -> None:
     """Halt a box and start it again with its current spec. --boot and --once are those of `kimbox up`.
 
+    kimbox first checks spec, lock, repositories and ports. If one of them has a fault, the box is not halted. A
+    suspended box is refused, because its saved memory does not fit another shape.
+
     \b
     Examples:
       kimbox reload
@@ -19,16 +22,20 @@ def reload(
       kimbox reload --boot maintain --once
     """
     from kimbox.actions import stop
-    from kimbox.actions.observe import check_owner
-    from kimbox.actions.up import UpRequest
+    from kimbox.actions import up as starting
+    from kimbox.actions.observe import check_owner, state
     from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.machine.bootmode import refuse_sealed
     from kimbox.machine.folder import machine_of
+    from kimbox.machine.state import require
 
     choice = target.choice(boot, once)
     project = target.project(box, file)  # an invalid spec must not halt the box
     machine = machine_of(project.name)
     check_owner(machine, project)  # a spec whose name belongs to another spec must not halt that machine
     refuse_sealed(machine, choice)
+    require("reload", machine.name, state(machine))
+    request = starting.UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice)
+    request = starting.plan_restart(request)
     stop.halt(machine)
-    bring_up("reload", UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice))
+    bring_up("reload", request)

@@ -56,6 +56,7 @@ ALLOWED: dict[str, frozenset[State]] = {
     "suspend": frozenset({State.READY, State.FAILED, State.PROVISIONING, State.BOOTING, State.PAUSED}),
     "resume": frozenset({State.SUSPENDED, State.PAUSED}),
     "secure": frozenset({State.READY}),
+    "reload": frozenset(State) - {State.ABSENT, State.SUSPENDED},
 }
 
 #: State -> hint for a verb that the state does not allow.

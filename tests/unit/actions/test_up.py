@@ -264,7 +264,8 @@ def test_a_failed_resume_keeps_the_saved_state(world: World, monkeypatch: pytest
             resume(world.machine)
     assert "kimbox halt --force tiny" in str(failed.value.hint)
     assert State.SUSPENDED is state(world.machine)
-    assert State.SUSPENDED is stop.halt(world.machine)
+    with refused(StateError, "wrong-state", verb="halt", name="tiny", state="suspended"):
+        stop.halt(world.machine)
     assert State.SUSPENDED is state(world.machine)
     stop.halt(world.machine, force=True)
     assert ("drop", State.HALTED) == (world.did[-1], state(world.machine))

@@ -23,7 +23,6 @@ def test_scratch_space_lives_as_long_as_a_run(world: World) -> None:
     assert world.box.scratch == world.launches[-1].record.scratch == world.machine.record().scratch
     world.machine.scratch.touch()
     stop.suspend(world.machine)
-    stop.halt(world.machine)
     assert world.machine.scratch.exists()
     resume(world.machine)
     assert world.box.scratch == world.launches[-1].record.scratch
@@ -49,7 +48,9 @@ def test_a_saved_state_wakes_with_its_own_scratch_space(world: World, monkeypatc
     up(world)
     assert Scratch(1 << 30, "/staging") == world.launches[-1].record.scratch == world.machine.record().scratch
     up(world)
-    assert ["the scratch space of tiny has changed in its spec: `kimbox reload tiny` creates it"] == warned
+    change = "the spec of tiny has changed (scratch space 1.0 GiB at /staging -> 2.0 GiB at /mnt/scratch)"
+    resumed = f"{change}: `kimbox reload tiny` applies that after the box has resumed"
+    assert [resumed, f"{change}: `kimbox reload tiny` applies that"] == warned
     stop.halt(world.machine)
     world.boot = [*world.boot[:-1], *world.after]
     up(world)

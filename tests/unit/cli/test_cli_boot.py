@@ -52,6 +52,7 @@ def test_the_options_reach_the_start(
         return State.HALTED
 
     monkeypatch.setattr(starting, "up", up)
+    monkeypatch.setattr(starting, "plan_restart", lambda request: request)
     monkeypatch.setattr(stop, "halt", lambda _: calls.append("halt"))
     assert 0 == kimbox(verb, *options)[0]
     assert [choice] == [request.boot for request in requests]
@@ -114,6 +115,7 @@ def test_status_shows_why_the_root_was_lost(kimbox: Kimbox, machine: Machine) ->
 def test_maintain_mode_is_announced(kimbox: Kimbox, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """`status`, `up` and `reload` announce maintain mode, and no other mode."""
     monkeypatch.setattr(starting, "up", lambda _: State.READY)
+    monkeypatch.setattr(starting, "plan_restart", lambda request: request)
     monkeypatch.setattr(stop, "halt", lambda _: None)
     tell(machine, event("booting", mode="maintain"), event("ready", manifest="", mode="maintain"))
     with makemachine.running(machine):

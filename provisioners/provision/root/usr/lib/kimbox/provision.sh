@@ -176,6 +176,10 @@ limited() {
 	124 | 137) [ $((now - started)) -lt "$allowed" ] || reason="did not end within $allowed s" ;;
 	126) reason="could not be executed (status 126)" ;;
 	esac
+	if [ "$code" -eq 137 ] && [ "$reason" = "ended with status 137" ]; then
+		limit_killed=$(sed -n 's/^oom_kill //p' /sys/fs/cgroup/system.slice/provisiond.service/memory.events 2>/dev/null)
+		[ "${limit_killed:-0}" -eq 0 ] || reason="was killed, because the memory of the box was exhausted (status 137)"
+	fi
 }
 
 # quiet_git system|user ARGUMENT...: git without other configuration, hooks or network

@@ -1,0 +1,50 @@
+"""The shape of a machine: processors, memory, forwarded ports, scratch space. A change of it requires a new start."""
+
+from __future__ import annotations
+
+import attrs
+
+from kimbox.files import size_words
+from kimbox.machine.record import Record
+from kimbox.spec.model import Box, Scratch
+
+
+@attrs.frozen
+class ShapeChange:
+    """A setting that differs between the last start of a machine and its spec, as texts. None: the side lacks it."""
+
+    name: str
+    old: str | None
+    new: str | None
+
+    @property
+    def text(self) -> str:
+        """The change as words."""
+        return f"{self.name} {self.old or 'none'} -> {self.new or 'none'}"
+
+
+def shape_changes(record: Record, box: Box) -> list[ShapeChange]:
+    """Returns the settings of the spec that a machine gets at its next start. Empty before its first start."""
+    if record.cpus is None or record.memory_bytes is None:
+        return []
+    pairs: list[tuple[str, str | None, str | None]] = [
+        ("cpus", str(record.cpus), str(box.cpus)),
+        ("memory", size_words(record.memory_bytes), size_words(box.memory_bytes)),
+    ]
+    hosts = {forward.guest: forward.host for forward in box.forwards}
+    for guest in sorted({*record.forwards, *hosts}):
+        old = record.forwards.get(guest)
+        requested = hosts.get(guest, 0)
+        new = old if requested is None and old else requested  # a port that kimbox has chosen stays
+        pairs.append((f"forward of port {guest}", _address(old or 0), _address(new)))
+    pairs.append(("scratch space", _scratch(record.scratch), _scratch(box.scratch)))
+    return [ShapeChange(name, old, new) for name, old, new in pairs if old != new]
+
+
+def _address(port: int | None) -> str | None:
+    """Returns a port of the host as text. 0: there is no forward. None: kimbox chooses the port."""
+    return "auto" if port is None else f"127.0.0.1:{port}" if port else None
+
+
+def _scratch(scratch: Scratch | None) -> str | None:
+    return f"{size_words(scratch.size_bytes)} at {scratch.mount}" if scratch else None
