@@ -372,7 +372,7 @@ def test_a_bug_is_70_with_a_file(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(observe, "observe", full)
     code, _, err = kimbox("status", "minimal")
-    assert (1, True) == (code, "error: /x: No space left on device\n  hint: remove files" in err)
+    assert (1, True) == (code, "error: /x: No space left on device\n  hint: free some space" in err)
     failed = error(kimbox("status", "minimal", "--json")[1], "status")
     assert ("no-space", {"path": "/x"}) == (failed["code"], failed["fields"])
 
