@@ -17,6 +17,7 @@ from clirun import Kimbox, error
 from feignedworld import World, up
 from refused import refused
 
+from kimbox.actions import package as packaging
 from kimbox.actions import seal, stop
 from kimbox.actions import up as starting
 from kimbox.actions.diff import Side, compare
@@ -162,3 +163,22 @@ def test_reload_halts_nothing_if_the_plan_fails(kimbox: Kimbox, world: World, mo
     code, out, _ = kimbox("--json", "reload")
     assert (5, "wrong-state", []) == (code, error(out, "reload")["code"], calls)
     assert "kimbox resume tiny" in error(out, "reload")["hint"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "now", "commands"),
+    [
+        (None, "crashed", ["kimbox up tiny", "kimbox halt tiny"]),
+        (Ended.SUSPENDED, "suspended", ["kimbox resume tiny", "kimbox halt tiny"]),
+    ],
+)
+def test_the_hints_lead_to_a_halted_box(
+    kimbox: Kimbox, world: World, ended: Ended | None, now: str, commands: list[str]
+) -> None:
+    """`halt` alone does not unmount the disk of a box that crashed, or that is suspended."""
+    machine = makemachine.make_machine(ended=ended)
+    with refused(StateError, "wrong-state", verb="package", name="tiny", state=now) as not_halted:
+        packaging._check_halted(machine)
+    _, out, err = kimbox("halt", "tiny")
+    assert all(f"`{command}`" in str(not_halted.value.hint) for command in commands)
+    assert f"`{commands[0]}`" in out + err
