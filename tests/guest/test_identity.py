@@ -15,7 +15,7 @@ from kimbox.image.sanitize.key_formats import Kind
 pytestmark = pytest.mark.guest
 
 #: Small packages whose installation makes a key or an identity.
-SMALL = "[ssl-cert, munge, bind9, nsd, open-iscsi, nvme-cli, pacemaker]"
+SMALL = "[ssl-cert, munge, bind9, nsd, open-iscsi, nvme-cli, pacemaker, postfix]"
 
 #: The files that they make, with owner, group and mode as stat(1) prints them.
 MADE = {
@@ -29,6 +29,7 @@ MADE = {
     "/etc/nvme/hostnqn": "root root 644",
     "/etc/nvme/hostid": "root root 644",
     "/etc/pacemaker/authkey": "root haclient 640",
+    "/etc/aliases.db": "root root 644",
 }
 
 
@@ -60,6 +61,7 @@ def test_small_packages(kimbox: Kimbox, tmp_path: Path) -> None:
     key = kimbox.sh("makers", "sudo openssl pkey -in /etc/ssl/private/ssl-cert-snakeoil.key -pubout")
     assert key == kimbox.sh("makers", "openssl x509 -in /etc/ssl/certs/ssl-cert-snakeoil.pem -noout -pubkey")
     digests = "sudo sha256sum /etc/munge/munge.key /etc/nvme/hostid /etc/iscsi/initiatorname.iscsi"
+    assert "postmaster: root" in kimbox.sh("makers", "sudo postalias -s hash:/etc/aliases | tr '\\t' ' ' | tr -s ' '")
     first = kimbox.sh("makers", digests)
     kimbox("reload")
     assert first == kimbox.sh("makers", digests)
