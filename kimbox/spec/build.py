@@ -116,7 +116,12 @@ class _Builder(Reader):
         names = [(item, self.text(item, rules.package, "")) for item in (packages.items if packages else [])]
         self.refuse_duplicates(names, "package")
         return PackageImage(
-            distribution, release, tuple(name for _, name in names if name), self.text(get("mirror"), urls.mirror, None)
+            distribution,
+            release,
+            tuple(name for _, name in names if name),
+            self.text(get("mirror"), urls.mirror, None),
+            docs=self.switch(get("docs")),
+            recommends=self.switch(get("recommends")),
         )
 
     def disk(self) -> Disk:

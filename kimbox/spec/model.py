@@ -52,6 +52,10 @@ class PackageImage:
     packages: tuple[str, ...]
     #: URL of the package mirror; None: the apt configuration of the host.
     mirror: str | None = None
+    #: The image keeps manual pages, translations and documents.
+    docs: bool = False
+    #: Recommended packages are installed too.
+    recommends: bool = False
 
 
 @attrs.frozen

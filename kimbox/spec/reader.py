@@ -48,6 +48,10 @@ class Reader:
             return 0
         return node.value
 
+    def switch(self, node: Node | None) -> bool:
+        """Returns the truth value of a node; False if there is none, or a fault in it."""
+        return node is not None and id(node) not in self.faulty and node.value is True
+
     def refuse_duplicates(self, named: list[tuple[Node, str]], kind: str) -> None:
         """Reports every name that is in the list before. `kind` is for messages."""
         first_nodes: dict[str, Node] = {}

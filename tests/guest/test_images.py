@@ -89,9 +89,13 @@ def test_bookworm_gives_the_same_image(kimbox: Kimbox, tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_bookworm_is_built_and_boots(kimbox: Kimbox) -> None:
-    """Debian 12 in the guest: the same host builds it, its LVM accepts the disk, and it halts cleanly."""
-    kimbox.spec("older", "image: {suite: bookworm}\n")
+    """Debian 12 in the guest: the same host builds it, its LVM accepts the disk, and it halts cleanly.
+
+    Recommended packages and documents are in it on request.
+    """
+    kimbox.spec("older", "image: {suite: bookworm, docs: true, recommends: true}\n")
     kimbox("up")
+    kimbox.sh("older", "test -s /usr/share/man/man1/ls.1.gz && dpkg -s bash-completion >/dev/null")
     assert "VERSION_CODENAME=bookworm" in kimbox.sh("older", "cat /etc/os-release")
     assert "root_snap" in kimbox.sh("older", "sudo vgck vagrant-pipeline && sudo lvs vagrant-pipeline")
     kimbox.sh("older", "timeout 120 sh -c 'until systemctl is-system-running --wait >/dev/null 2>&1; do sleep 1; done'")

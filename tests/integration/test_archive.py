@@ -232,3 +232,25 @@ def test_the_repository_of_a_build_has_just_these(there: makearchive.Archive, tm
     assert ["library", "tool"] == re.findall(r"^Package: (.*)$", index, re.MULTILINE)
     assert "Filename: ./tool.deb" in index
     assert "pool/" not in index
+
+
+def test_recommended_packages_on_request(there: makearchive.Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recommends: true` installs them, and theirs. Without it, those of the same source package are named, once."""
+    notes: list[str] = []
+    monkeypatch.setattr(log, "info", notes.append)
+    there.add("daemon", Source="suite", Recommends="client, viewer | editor (>= 0.1), extra, tool")
+    there.add("client", Source="suite (1.0)", Recommends="completion")
+    there.add("viewer", Source="suite")
+    there.add("editor", Source="suite")
+    there.add("extra")
+    there.add("completion")
+    there.publish()
+    image = image_of(there, "daemon", "tool", "editor")
+    plain = choose(image, image.packages, None)
+    assert {"daemon", "tool", "library", "editor", "base-files", "apt"} == set(plain.versions)
+    said = [note for note in notes if note.startswith("note: ")]
+    assert ["note: daemon recommends client,"] == [note.partition(" which")[0] for note in said]
+    assert plain is choose(image, image.packages, plain)
+    full = choose(attrs.evolve(image, recommends=True), image.packages, plain)
+    assert {"client", "completion", "extra"} == set(full.versions) - set(plain.versions)
+    assert said == [note for note in notes if note.startswith("note: ")]

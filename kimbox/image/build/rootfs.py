@@ -19,15 +19,6 @@ from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.lock.apt import cache
 from kimbox.lock.apt.archive import ARCHITECTURE
 
-#: dpkg options that exclude translations and documents, which no box needs. Licences are not excluded.
-EXCLUDED = (
-    "path-exclude=/usr/share/man/*",
-    "path-exclude=/usr/share/locale/*",
-    "path-exclude=/usr/share/info/*",
-    "path-exclude=/usr/share/doc/*",
-    "path-include=/usr/share/doc/*/copyright",
-)
-
 #: Runs the build scripts in the new root, enables units, removes these scripts, and moves apt's files into place.
 BUILD_HOOK = (
     'for script in "$1"/usr/lib/kimbox/build.d/*; do '
@@ -73,7 +64,7 @@ def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO
         *(f"--aptopt={option}" for option in APT_OPTIONS),
         # Build scripts do this cleanup: with the guest's settings, this apt would delete files outside the new root.
         "--skip=cleanup/apt",
-        *(f"--dpkgopt={option}" for option in (*EXCLUDED, "force-unsafe-io", "force-confold")),
+        *(f"--dpkgopt={option}" for option in ("force-unsafe-io", "force-confold")),
         f"--essential-hook=tar-in {shlex.quote(os.fspath(overlay))} /",
         f"--customize-hook={BUILD_HOOK}",
         recipe.suite,

@@ -25,8 +25,11 @@ from kimbox import paths
 from kimbox.errors import ImageError
 from kimbox.files import read_bounded, read_json
 
+#: The provisioner that removes documents. It is part of an image only if the spec does not have `docs: true`.
+STRIP = "strip"
+
 #: The provisioners of every image, in the order in which their build scripts run.
-BASE = ("boot", "ssh", "provision", "scratch", "secure", "identity", "base")
+BASE = ("boot", "ssh", "provision", "scratch", "secure", "identity", STRIP, "base")
 
 #: Maximum size of a file of a provisioner, in bytes.
 MAX_FILE_BYTES = 1 << 20

@@ -16,7 +16,7 @@ from kimbox.spec.layout import Layout, plan
 from kimbox.spec.model import Box, PackageImage
 
 #: Version of the build. Increase it if a change of kimbox builds another image from the same inputs.
-FORMAT = 1
+FORMAT = 2
 
 #: The time of all files in an image, in Unix seconds (2025-01-01), so that images do not depend on the build time.
 EPOCH_S = 1735689600
@@ -73,12 +73,14 @@ def requested(image: PackageImage, parts: Sequence[Provisioner] | None = None) -
 
 def request(image: PackageImage, parts: Sequence[Provisioner] | None = None) -> str:
     """The digest of the requested packages, which must be equal to that in the lock."""
-    return request_digest(image.distribution, image.suite, image.mirror, requested(image, parts))
+    names = requested(image, parts)
+    return request_digest(image.distribution, image.suite, image.mirror, names, recommends=image.recommends)
 
 
 def recipe(box: Box, image: PackageImage, locked: LockedPackages, parts: Sequence[Provisioner] | None = None) -> Recipe:
     """The recipe of a box whose image kimbox builds from the packages of its lock."""
     parts = provisioners.load_all() if parts is None else parts
+    parts = [part for part in parts if part.name != provisioners.STRIP or not image.docs]
     layout = plan(box.disk)
     watch = {SNAPWATCH} if layout.snapshot_may_fill else set()
     units = sorted({unit for p in parts for unit in p.enable} | watch)

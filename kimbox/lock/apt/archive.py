@@ -57,6 +57,8 @@ _URI_LINE = re.compile(
 )
 
 _FIELD = re.compile(r"[A-Za-z0-9-]+: ")
+#: The name of each alternative in a relationship between packages (deb-control(5)), without version and architecture.
+_NAME = re.compile(r"(?:^|\|)\s*([a-z0-9][a-z0-9+.-]*)")
 _DATE = re.compile(r"^Date: (.*)$", re.MULTILINE)
 #: Unix time of the year 10000, from which on a date has no form in ISO 8601.
 _YEAR_10000_S = 253_402_300_800
@@ -137,25 +139,20 @@ class Archive:
                 ) from None
         stamp.touch()
 
-    def choose(self, names: Iterable[str], keep: Mapping[str, LockedPackage]) -> dict[str, LockedPackage]:
+    def choose(
+        self, names: Iterable[str], keep: Mapping[str, LockedPackage], *, recommends: bool = False
+    ) -> dict[str, LockedPackage]:
         """The packages `names`, those of BASE_PATTERNS, and all dependencies. apt chooses them from the package lists.
 
-        A version in `keep` is preferred to a newer one if the archives still have it. Raises ImageError
-        (`package-not-found`), with apt's messages, if there is no such package or no choice without conflicts.
+        A version in `keep` is preferred to a newer one if the archives still have it. `recommends`: recommended
+        packages are dependencies too. Raises ImageError (`package-not-found`), with apt's messages, if there is no such
+        package or no choice without conflicts.
         """
         pins = [f"Package: {name}\nPin: version {old.version}\nPin-Priority: 1001\n" for name, old in keep.items()]
         write_atomic(self.folder / "etc/preferences", "\n".join(pins))
-        argv = [
-            "apt-get",
-            *self._folders(),
-            "install",
-            "--print-uris",
-            "-qq",
-            "-y",
-            "--",
-            *BASE_PATTERNS,
-            *sorted(set(names)),
-        ]
+        options = ["-o", f"APT::Install-Recommends={'true' if recommends else 'false'}"]
+        argv = ["apt-get", *self._folders(), "install", "--print-uris", "-qq", "-y", *options]
+        argv += ["--", *BASE_PATTERNS, *sorted(set(names))]
         done = run.run(argv, check=False, env=self._env())
         if not done.ok:
             raise self._no_choice(argv, done.stderr)
@@ -185,7 +182,7 @@ class Archive:
         hint = f"check image: packages: in the spec; looked in {self.where}"
         similar: dict[str, str] = {}
         if missing := explain.missing_packages(stderr):
-            known = run.run(["apt-cache", "pkgnames"], check=False, env=self._env()).stdout.split()
+            known = run.run(["apt-cache", *self._folders(), "pkgnames"], check=False, env=self._env()).stdout.split()
             similar = {f"similar.{name}": right for name in missing if (right := explain.similar_package(name, known))}
         else:
             simulated = [word for word in argv if word not in ("--print-uris", "-qq")]
@@ -200,19 +197,39 @@ class Archive:
 
     def find(self, packages: Mapping[str, LockedPackage]) -> dict[str, IndexEntry]:
         """The index entries of those packages that the archives have, by name. Version and digest must be the same."""
-        if not packages:
-            return {}
-        queries = [f"{name}={package.version}" for name, package in packages.items()]
-        done = run.run(
-            ["apt-cache", *self._folders(), "show", "--no-all-versions", "--", *queries], check=False, env=self._env()
-        )
         entries = {}
-        for stanza in done.stdout.split("\n\n"):
-            fields = dict(line.split(": ", 1) for line in stanza.split("\n") if _FIELD.match(line))
+        for stanza, fields in self._shown(f"{name}={package.version}" for name, package in packages.items()):
             name = fields.get("Package", "")
             if name in packages and fields.get("SHA256") == packages[name].sha256:
                 entries[name] = IndexEntry(packages[name], stanza.strip("\n"))
         return entries
+
+    def left_out(self, names: Iterable[str], chosen: Mapping[str, LockedPackage]) -> dict[str, list[str]]:
+        """The recommended packages that are not chosen and that come from the same source package, by package.
+
+        Such a package is often the other part of one program: docker.io recommends docker-cli.
+        """
+        sources: dict[str, str] = {}
+        recommended: dict[str, list[str]] = {}
+        for _, fields in self._shown(f"{name}={chosen[name].version}" for name in sorted(set(names)) if name in chosen):
+            name = fields.get("Package", "")
+            sources[name] = _source_of(fields)
+            groups = [_NAME.findall(group) for group in fields.get("Recommends", "").split(",")]
+            recommended[name] = [other for group in groups if chosen.keys().isdisjoint(group) for other in group]
+        others = sorted({other for found in recommended.values() for other in found})
+        of_others = {fields.get("Package", ""): _source_of(fields) for _, fields in self._shown(others)}
+        same = {n: [o for o in found if of_others.get(o) == sources[n]] for n, found in recommended.items()}
+        return {name: found for name, found in same.items() if found}
+
+    def _shown(self, queries: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+        """The index entries of these packages: the text, and the fields that have one line."""
+        if not (names := list(queries)):
+            return
+        done = run.run(
+            ["apt-cache", *self._folders(), "show", "--no-all-versions", "--", *names], check=False, env=self._env()
+        )
+        for stanza in done.stdout.split("\n\n"):
+            yield stanza, dict(line.split(": ", 1) for line in stanza.split("\n") if _FIELD.match(line))
 
     def fetch(self, entries: Mapping[str, IndexEntry]) -> Iterator[tuple[str, Path]]:
         """Downloads .deb files. Yields the name and the file of each package, not verified. The caller moves the files.
@@ -309,3 +326,8 @@ def accepted_keys(distribution: str) -> dict[str, Path]:
 def bare(text: str) -> str:
     """Removes user names and passwords from the URIs in a text."""
     return _CREDENTIALS.sub("", text)
+
+
+def _source_of(fields: Mapping[str, str]) -> str:
+    """The name of the source package of a binary package. The field is missing if both have the same name."""
+    return fields.get("Source", fields.get("Package", "")).partition(" ")[0]

@@ -8,6 +8,7 @@ from kimbox.errors import ImageError
 from kimbox.lock.apt import sources as apt
 from kimbox.lock.apt.archive import FRESH_S, Archive, bare
 from kimbox.lock.apt.packages import ALL_PACKAGES, LockedPackages, request_digest
+from kimbox.log import log
 from kimbox.spec.model import PackageImage
 
 
@@ -29,7 +30,7 @@ def choose(
     `package-not-found` if there is no such package or no choice without conflicts.
     """
     names = sorted(set(names))
-    request = request_digest(image.distribution, image.suite, image.mirror, names)
+    request = request_digest(image.distribution, image.suite, image.mirror, names, recommends=image.recommends)
     if previous and previous.request == request and update is not None and not update:
         return previous
     if offline:
@@ -43,8 +44,14 @@ def choose(
     archive = Archive(image.distribution, tuple(apt.sources(image.distribution, image.suite, image.mirror)))
     with archive.opened():
         archive.refresh(0 if update is None or update else FRESH_S)
-        versions = archive.choose(names, keep)
+        versions = archive.choose(names, keep, recommends=image.recommends)
         as_of = archive.as_of()
+        left_out = {} if image.recommends else archive.left_out(image.packages, versions)
+    for name, others in left_out.items():
+        log.info(
+            f"note: {name} recommends {', '.join(others)}, which the image does not contain "
+            "(add to `image: packages:` what you need, or set `image: recommends: true`)"
+        )
     lines = tuple(bare(source.line()) for source in archive.sources)
     if previous and (previous.request, previous.sources, previous.versions) == (request, lines, versions):
         return previous

@@ -85,9 +85,11 @@ class LockedPackages:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def request_digest(distribution: str, suite: str, mirror: str | None, packages: Iterable[str]) -> str:
+def request_digest(
+    distribution: str, suite: str, mirror: str | None, packages: Iterable[str], *, recommends: bool = False
+) -> str:
     """sha256 hex digest of what the spec requests. If it changes, packages are chosen again."""
-    parts = [distribution, suite, mirror, sorted(set(packages))]
+    parts = [distribution, suite, mirror, sorted(set(packages)), *(["recommends"] if recommends else [])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -112,6 +112,9 @@ BAD = [
     ("digest", "image: {location: a.img, digest: '%s'}" % ("A" * 64), "3:34", "bad-digest"),
     ("mirror-secret", "image: {mirror: 'http://u:hunter2@h/d'}", "3:17", "secret-in-url"),
     ("location-scheme", "image: {location: 'ftp://h/x', digest: 'sha256:%s'}" % ("0" * 64), "3:19", "bad-url"),
+    ("docs-of-a-box", "image: {box: a/b, docs: true}", "3:19", "unknown-key"),
+    ("docs-text", "image: {docs: yes}", "3:15", "wrong-type"),
+    ("recommends-number", "image: {recommends: 1}", "3:21", "wrong-type"),
     ("step-twice", "provision: [{name: a, script: x}, {name: a, script: x}]", "3:42", "duplicate"),
     ("step-name", "provision: [{name: a b, script: x}]", "3:20", "bad-name"),
     (

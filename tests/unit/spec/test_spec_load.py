@@ -40,6 +40,8 @@ image:
   distribution: ubuntu
   packages: [gcc, g++]
   mirror: https://mirror.example.org/ubuntu
+  docs: true
+  recommends: true
 disk:
   size: 4GiB
   volume_group: vg
@@ -78,7 +80,7 @@ def test_every_key_reaches_the_model(tmp_path: Path) -> None:
         source=tmp_path / "kimbox.yaml",
         layers=(tmp_path / "kimbox.yaml",),
         digest=box.digest,
-        image=PackageImage("ubuntu", "noble", ("gcc", "g++"), "https://mirror.example.org/ubuntu"),
+        image=PackageImage("ubuntu", "noble", ("gcc", "g++"), "https://mirror.example.org/ubuntu", True, True),
         disk=Disk(
             size_bytes=4 << 30,
             boot_bytes=104 << 20,

@@ -47,6 +47,7 @@ CHANGES: dict[str, Callable[[Box], Box]] = {
     "distribution": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, distribution="ubuntu")),
     "suite": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, suite="bookworm")),
     "packages": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, packages=("gcc",))),
+    "docs": lambda b: attrs.evolve(b, image=attrs.evolve(IMAGE, docs=True)),
     "disk size": lambda b: disk(b, size_bytes=b.disk.size_bytes + 4 * MIB),
     "boot size": lambda b: disk(b, boot_bytes=b.disk.boot_bytes + 4 * MIB),
     "volume group": lambda b: disk(b, volume_group="other"),
@@ -178,3 +179,21 @@ def test_the_recipe_has_all_inputs() -> None:
     assert {"boot/grub/grub.cfg", "etc/fstab"} < set(files)
     enabled = {unit for name in provisioners.BASE for unit in provisioners.load(name).enable}
     assert enabled == set(files["usr/lib/kimbox/enabled-units"].decode().split())
+
+
+def test_documents_are_removed_unless_the_spec_requests_them() -> None:
+    """The script that removes them runs before the last one, and is not part of an image with documents."""
+    scripts = {}
+    for docs in (False, True):
+        image = attrs.evolve(IMAGE, docs=docs)
+        paths = [file.path for file in recipe.recipe(box_of(image), image, LOCKED).files]
+        scripts[docs] = {path.rpartition("-")[2] for path in paths if path.startswith(provisioners.BUILD_DIR)}
+    assert {"strip"} == scripts[False] - scripts[True]
+    assert set() == scripts[True] - scripts[False]
+
+
+def test_recommended_packages_are_another_request() -> None:
+    """The lock then chooses the packages again. Without them, the request is that of older locks."""
+    plain = recipe.request(IMAGE)
+    assert plain != recipe.request(attrs.evolve(IMAGE, recommends=True))
+    assert plain == recipe.request(attrs.evolve(IMAGE, docs=True))
