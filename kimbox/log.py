@@ -69,7 +69,8 @@ class Log:
     """Writes to one stream, stderr by default. --quiet, --verbose and --no-color are read from `settings`."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self.stream = stream or sys.stderr
+        #: None: the current stderr.
+        self.stream = stream
         self._console: Console | None = None
         self._status: Status | None = None
         #: Guards the stream and all that follows. Reentrant, because a closing step prints while it holds the lock.
@@ -79,6 +80,10 @@ class Log:
         self._last_activity = ""
         #: The innermost step of this thread. A new thread starts without one.
         self._current: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
+
+    @property
+    def _out(self) -> IO[str]:
+        return self.stream or sys.stderr
 
     @property
     def quiet(self) -> bool:
@@ -91,7 +96,7 @@ class Log:
     @property
     def _is_live(self) -> bool:
         """Whether steps are shown by a spinner."""
-        return self.stream.isatty() and not self.quiet and not self.verbose
+        return self._out.isatty() and not self.quiet and not self.verbose
 
     def info(self, text: str) -> None:
         """A line that --quiet hides."""
@@ -162,7 +167,7 @@ class Log:
             if self._status:
                 self._status.console.print(text, markup=False, highlight=False)
             else:
-                print(text, file=self.stream, flush=True)
+                print(text, file=self._out, flush=True)
 
     def _show(self, text: str) -> None:
         """Shows a text beside the spinner."""
@@ -181,7 +186,7 @@ class Log:
                 from rich.console import Console
                 from rich.text import Text
 
-                self._console = self._console or Console(file=self.stream, no_color=not settings.color)
+                self._console = self._console or Console(file=self._out, no_color=not settings.color)
                 self._status = self._console.status(Text(printable(step.name)))
                 self._status.start()
             else:

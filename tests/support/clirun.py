@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def kimbox(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     """A function that runs kimbox with arguments. It returns the exit code, stdout and stderr."""
 
     def call(*arguments: str) -> Out:
-        monkeypatch.setattr(log, "stream", sys.stderr)
+        monkeypatch.setattr(log, "stream", None)
         code = run(list(arguments))
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
