@@ -28,6 +28,7 @@ from kimbox.lock.git.mirror import Mirror, Pin
 from kimbox.lock.git.refs import COMMIT
 from kimbox.lock.git.submodules import Submodule
 from kimbox.lock.git.tags import Tag
+from kimbox.lock.varying import Varying
 from kimbox.log import log
 from kimbox.spec import urls
 from kimbox.spec.model import SETUP, Box, Repository
@@ -54,6 +55,7 @@ _COMMENTS = {
     "spec": "sha256 of the merged spec that this was made from",
     "image": "key of the image in the store",
     "packages": "of the image: version, architecture, sha256 of the .deb",
+    "varying": "files that differ in each build of this image; written by `kimbox verify --deep`",
 }
 
 
@@ -90,6 +92,8 @@ class Lock:
     repositories: Mapping[str, PinnedRepository]
     #: The packages of an image that kimbox builds; None for a downloaded image.
     packages: LockedPackages | None = None
+    #: The files that differ between two builds of the image `image`, as `kimbox verify --deep` found them.
+    varying: Varying = attrs.field(factory=dict)
     #: Names of repositories at another commit than in the file. Never written to a file.
     unpinned: tuple[str, ...] = ()
     #: `digest` of the lock file, if `unpinned` or installed packages make this object differ from the file.
@@ -151,7 +155,9 @@ def make_lock(
             failures.append((repository, error))
     if failures:
         raise _failure(box, failures)
-    return Lock(box.digest, image or (previous.image if previous else None), pinned, packages)
+    key = image or (previous.image if previous else None)
+    varying = previous.varying if previous and previous.image == key else {}
+    return Lock(box.digest, key, pinned, packages, varying)
 
 
 def _pinned(
@@ -281,6 +287,8 @@ def format_lock(lock: Lock) -> str:
     body["image"] = lock.image
     if lock.packages:
         body["packages"] = CommentedMap(lock.packages.as_tree())
+    if lock.varying:
+        body["varying"] = CommentedMap(sorted(lock.varying.items()))
     repositories = CommentedMap()
     for name in in_order(lock.repositories):
         fields = attrs.asdict(lock.repositories[name], filter=lambda field, _: field.name not in ("submodules", "tags"))
@@ -341,7 +349,7 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
         near = {tag_name: Tag.parse(text) for tag_name, text in values.pop("tags", {}).items()}
         pinned[name] = PinnedRepository(**values, submodules=inner, tags=near)
     packages = LockedPackages.from_tree(data["packages"]) if "packages" in data else None
-    return Lock(data["spec"], data["image"], pinned, packages), tree
+    return Lock(data["spec"], data["image"], pinned, packages, data.get("varying", {})), tree
 
 
 def _schema_problems(path: Path, tree: Node) -> list[Problem]:

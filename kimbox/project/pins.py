@@ -17,6 +17,7 @@ from kimbox.lock.diff import LockDiff, diff
 from kimbox.lock.git import submodules, tags
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, pinned_submodules, read_lock, write_lock
+from kimbox.lock.varying import Varying
 from kimbox.log import log
 from kimbox.project.check import base_provisioners, check_lock_file, package_differences, raise_faults, recipe_for
 from kimbox.project.pinned_scripts import check_scripts
@@ -96,6 +97,15 @@ def _warn_local(project: Project) -> None:
     for repository in project.local_repositories():
         if not Mirror.of(repository).path.exists():
             log.warn(f"the box gets the repository {repository.name} of this machine: {repository.url}")
+
+
+def record_varying(project: Project, image_key: str, files: Varying) -> bool:
+    """Writes the files that differ in each build of an image to the lock of a project. Returns whether it was written.
+
+    Writes nothing if the lock is of another image now, because it was changed meanwhile.
+    """
+    lock = read_lock(project.lock_path)
+    return lock.image == image_key and write_lock(project.lock_path, attrs.evolve(lock, varying=files))
 
 
 def _mirrors(project: Project, lock: Lock) -> dict[str, Mirror]:

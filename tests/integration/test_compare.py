@@ -11,6 +11,7 @@ import pytest
 import tinyimage
 
 from kimbox import run
+from kimbox.image import namespace
 from kimbox.image.build import disk
 from kimbox.image.disk import compare
 from kimbox.image.disk.compare import Difference
@@ -21,6 +22,19 @@ pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="cannot build her
 
 PLAN = tinyimage.tiny_recipe()
 LAYOUT = PLAN.layout
+
+
+#: Changes to the tree of the tiny image.
+CHANGE = """
+head -c 9000 /dev/zero | tr '\\0' A >root/etc/hostname
+ln -sf hostname root/etc/link
+echo new >root/etc/new
+chmod 0600 root/etc/shadow
+chgrp 43 root/etc/shadow
+rm -r root/home/user
+echo file >root/home/user
+chown 1000:1000 root/home/user
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +89,52 @@ def test_parts_of_the_layout_are_named(made: Path, other: Path, offset: int, par
 
 
 def test_files_are_named(made: Path, other: Path) -> None:
-    """The result distinguishes a different content from a different inode."""
+    """The result has the aspects in which each file differs. Times that no file shows are those of an inode."""
     root = LAYOUT.root.place
-    debugfs(other, root, "set_inode_field /etc/hostname mtime @5")
+    debugfs(other, root, "set_inode_field /etc/hostname ctime @5")
     (difference,) = compare.compare(made, other, LAYOUT)
-    expected = (f"LV {LAYOUT.root.name}", 1, ("/etc/hostname (inode)",))
-    assert expected == (difference.part, difference.blocks, difference.paths)
+    expected = (f"LV {LAYOUT.root.name}", 1, {}, ("/etc/hostname (inode)",))
+    assert expected == (difference.part, difference.blocks, difference.files, difference.paths)
+    debugfs(other, root, "set_inode_field /etc/hostname mtime @5")
     block = int(re.findall(r"\d+", debugfs(other, root, "blocks /home/user/file"))[0])
     with other.open("r+b") as file:
         file.seek(root.offset_bytes + block * compare.BLOCK_BYTES)
         file.write(b"HELLO")
     (difference,) = compare.compare(made, other, LAYOUT)
-    assert ("/etc/hostname (inode)", "/home/user/file (content)") == difference.paths
-    assert "LV root: 2 blocks of 4096 bytes differ" == difference.lines()[0]
+    assert {"/etc/hostname": ("time",), "/home/user/file": ("content",)} == difference.files
+    assert ["LV root: 2 blocks of 4096 bytes differ", "  /etc/hostname (time)"] == difference.lines()[:2]
+
+
+def test_files_are_compared_wherever_they_are(made: Path, tmp_path: Path) -> None:
+    """Another owner, mode, target or attribute, a new file and a larger file are named. No other file is."""
+    tinyimage.fill(PLAN, tmp_path, on_line=lambda _: None, log=(tmp_path / "log").open("w"))
+    namespace.call(["sh", "-c", CHANGE], cwd=tmp_path)
+    disk.assemble(PLAN, tmp_path, tmp_path / "disk.raw")
+    (difference,) = compare.compare(made, tmp_path / "disk.raw", LAYOUT)
+    assert {
+        "/etc/hostname": ("time", "content"),
+        "/etc/link": ("content",),
+        "/etc/new": ("presence",),
+        "/etc/shadow": ("owner", "mode"),
+        "/home/user": ("type",),
+        "/home/user/file": ("presence",),
+    } == difference.files
+
+
+def test_capabilities_of_a_file_are_compared(made: Path, other: Path) -> None:
+    """They are extended attributes."""
+    debugfs(other, LAYOUT.root.place, "ea_set /home/user/file user.kind new")
+    (difference,) = compare.compare(made, other, LAYOUT)
+    assert {"/home/user/file": ("attributes",)} == difference.files
+
+
+def test_a_damaged_file_system_is_no_list_of_files(made: Path, other: Path) -> None:
+    """The difference is reported, and `files` is empty: nothing can be expected of it."""
+    with other.open("r+b") as file:
+        file.seek(LAYOUT.root.place.offset_bytes + 1024)
+        file.write(bytes(200))
+    (difference,) = compare.compare(made, other, LAYOUT)
+    assert {} == difference.files
 
 
 def test_a_shorter_disk_differs(made: Path, other: Path) -> None:

@@ -8,25 +8,19 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import zip_longest
 from typing import Any
 
 import attrs
 
-from kimbox.image.disk import dpkg
+from kimbox.image.disk import dpkg, trees
 from kimbox.image.disk.dpkg import merged_path
-from kimbox.image.disk.ext4 import content as ext4data
-from kimbox.image.disk.ext4 import directories, inodes
+from kimbox.image.disk.ext4 import inodes
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.image.disk.ext4.inodes import FileSystem, Inode
-from kimbox.image.disk.faults import unsupported
 from kimbox.image.disk.view import DiskView
 
 #: Version of the record.
 FORMAT = 1
-
-#: Maximum number of files in one file system.
-MAX_ENTRIES = 2_000_000
 
 #: Maximum size of a file whose content is compared, in bytes. A larger file counts as changed if its time changed.
 #: For smaller files the time is not used: two versions may be of the same second, and a guest may set any time.
@@ -98,7 +92,7 @@ def _compare(old: FileSystem, new: FileSystem, prefix: bytes) -> tuple[set[bytes
 
     A folder is changed only if its permissions or its owner changed.
     """
-    before, after = _inodes(old), _inodes(new)
+    before, after = trees.numbers(old), trees.numbers(new)
     pairs = {path: (before[path], after[path]) for path in before.keys() & after.keys()}
     differs: dict[tuple[int, int], bool] = {}  # a file with several names is compared once
     for pair in pairs.values():
@@ -109,32 +103,12 @@ def _compare(old: FileSystem, new: FileSystem, prefix: bytes) -> tuple[set[bytes
     return {prefix + path for path in added}, {prefix + path for path in removed}, {prefix + path for path in changed}
 
 
-def _inodes(system: FileSystem) -> dict[bytes, int]:
-    """Returns every path of a file system, with the number of its inode."""
-    numbers: dict[bytes, int] = {}
-    for entry in directories.walk(system):
-        numbers[entry.path] = entry.inode.number
-        if len(numbers) > MAX_ENTRIES:
-            raise unsupported("too-many-files", f"the file system has more than {MAX_ENTRIES} files")
-    return numbers
-
-
 def _differs(old_system: FileSystem, old: Inode, new_system: FileSystem, new: Inode) -> bool:
     if (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid):
         return True
-    if old.is_folder:
-        return False
-    if old.is_link:
-        return ext4data.link_target(old_system, old) != ext4data.link_target(new_system, new)
-    if old.size_bytes != new.size_bytes:
-        return True
-    if not old.is_file:
-        return old.block != new.block  # the numbers of a device
-    if old.size_bytes > MAX_COMPARED_BYTES:
+    if old.is_file and old.size_bytes == new.size_bytes > MAX_COMPARED_BYTES:
         return old.modified_s != new.modified_s
-    both = ((old_system, old), (new_system, new))
-    contents = (ext4data.chunks(system, inode, inode.size_bytes) for system, inode in both)
-    return any(old_chunk != new_chunk for old_chunk, new_chunk in zip_longest(*contents))
+    return not trees.is_same_content(old_system, old, new_system, new)
 
 
 def _versions(system: FileSystem) -> dict[str, str]:

@@ -6,14 +6,14 @@ kimbox's own code reads the file systems. Nothing is mounted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.image.disk import ranges, rawdisk
+from kimbox.image.disk import ranges, rawdisk, trees
 from kimbox.image.disk.ext4 import content, directories, inodes
 from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.disk.ext4.inodes import FileSystem
@@ -32,15 +32,22 @@ MAX_TRACED = 2000
 
 @attrs.frozen
 class Difference:
-    """A part of the disk that differs: its name, the number of different blocks, and the files that have them."""
+    """A part of the disk that differs: its name, the number of different blocks, and the files that have them.
+
+    `files`: the paths of the guest whose files differ, each with the aspects (see `trees.Aspect`). If it is empty,
+    something else than the files differs, and `paths` has the files whose inode or blocks are concerned.
+    """
 
     part: str
     blocks: int
+    files: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     paths: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Returns the difference as lines of text."""
-        return [f"{self.part}: {self.blocks} blocks of {BLOCK_BYTES} bytes differ", *(f"  {p}" for p in self.paths)]
+        files = [f"{path} ({' and '.join(aspects)})" for path, aspects in self.files.items()]
+        found = (f"  {path}" for path in [*files, *self.paths])
+        return [f"{self.part}: {self.blocks} blocks of {BLOCK_BYTES} bytes differ", *found]
 
 
 def compare(
@@ -51,6 +58,7 @@ def compare(
     `on_bytes` is called with the offset up to which the disks were compared. Raises OSError if a disk cannot be read.
     """
     extents = list(parts(layout))
+    prefixes = {"/boot": b"/boot", f"LV {layout.root.name}": b"", f"LV {layout.persistent.name}": b"/persistent"}
     offsets: dict[str, list[int]] = {extent.name: [] for extent in extents}
     with rawdisk.opened(old) as old_disk, rawdisk.opened(new) as new_disk:
         for offset in differing(old_disk, new_disk, on_bytes=on_bytes):
@@ -59,10 +67,21 @@ def compare(
         differences = []
         for extent in extents:
             if inside := offsets[extent.name]:
-                is_ext4 = extent.name in ("/boot", f"LV {layout.root.name}", f"LV {layout.persistent.name}")
-                files = _files(_volume(old_disk, extent), _volume(new_disk, extent), inside) if is_ext4 else []
-                differences.append(Difference(extent.name, len(inside), tuple(files)))
+                volumes = _volume(old_disk, extent), _volume(new_disk, extent)
+                prefix = prefixes.get(extent.name)
+                files = {} if prefix is None else _different_trees(*volumes, prefix)
+                paths = [] if prefix is None or files else _files(*volumes, inside)
+                differences.append(Difference(extent.name, len(inside), files, tuple(paths)))
     return differences
+
+
+def _different_trees(old: Volume, new: Volume, prefix: bytes) -> dict[str, tuple[str, ...]]:
+    """Returns the files that differ, with the aspects; nothing if a file system is damaged."""
+    try:
+        different = trees.compare(old.file_system, new.file_system, prefix)
+    except ImageError:
+        return {}
+    return {shown(path) or "/": tuple(map(str, aspects)) for path, aspects in different.items()}
 
 
 def _volume(disk: DiskView, extent: Extent) -> Volume:

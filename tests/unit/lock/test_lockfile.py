@@ -210,3 +210,28 @@ def test_the_hint_of_a_damaged_lock_is_not_that_of_a_spec(tmp_path: Path, text: 
     assert line == problem.line
     assert "kimbox init" not in hints
     assert ("git checkout --ours" if code == "merge-conflict" else "`kimbox lock`") in hints
+
+
+def test_files_that_differ_in_each_build_belong_to_one_image(box: Box, tmp_path: Path) -> None:
+    """They are read back as written. A lock of another image does not have them."""
+    path = tmp_path / "kimbox.lock"
+    files = {"/etc/a b: '#.db": "content, time", "/var/lib/x": "entries", "/\\xff": "mode"}
+    lock = attrs.evolve(make_lock(box, image="abc"), varying=files)
+    write_lock(path, lock)
+    assert lock == read_lock(path)
+    assert files == make_lock(box, previous=lock, image="abc").varying
+    assert files == make_lock(box, previous=lock).varying
+    assert {} == make_lock(box, previous=lock, image="abd").varying
+
+
+@pytest.mark.parametrize(
+    "line", ["etc/x: content", "/etc/x: other", "/etc/x: ''", '"/etc/\\n": mode', "/etc/x: 1", f"/{'x' * 500}: mode"]
+)
+def test_a_changed_list_of_files_is_refused(box: Box, tmp_path: Path, line: str) -> None:
+    """The error has the line."""
+    path = tmp_path / "kimbox.lock"
+    write_lock(path, make_lock(box, image="abc"))
+    before, key, after = path.read_text().partition("repositories:")
+    path.write_text(f"{before}varying:\n  {line}\n{key}{after}")
+    with refused(SpecError, "bad-lock", path=str(path)):
+        read_lock(path)
