@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import attrs
@@ -36,9 +37,9 @@ def verify(
     The second image is removed, and the store does not change. If the images differ, the exit status is 1, and the
     output has the partition, the logical volume and the files that differ, with the kind of difference.
 
-    Few packages write a random number or a time to a file at installation. With --deep, kimbox builds the image a third
-    time. The files that differ between the two new images are written to the lock, under `varying`. A later `verify`
-    prints them and expects that they differ. A file that differs only from the stored image is never accepted.
+    A few packages write a random number or a time to a file at installation. With --deep, kimbox builds the image a
+    third time. The files that differ between the two new images are written to the lock, under `varying`. A later
+    `verify` prints them and expects that they differ. A file that differs only from the stored image is never accepted.
 
     \b
     Examples:
@@ -55,7 +56,8 @@ def verify(
     if len(lines) > MAX_LINES:
         lines = [*lines[:MAX_LINES], f"... and {len(lines) - MAX_LINES} more lines, all of them in --json"]
     if verified.varying:
-        lines += ["files that differ in each build:", *(f"  {path} ({how})" for path, how in verified.varying.items())]
+        varying = [f"{path} ({how})" for path, how in verified.varying.items()]
+        lines += ["files that differ in each build:", *_indented(varying)]
     if is_recorded:
         lines.append(f"wrote these files to {project.lock_path}")
     result = {
@@ -75,6 +77,12 @@ def verify(
         raise typer.Exit(KimboxError.exit_code)
 
 
+def _indented(names: Sequence[str]) -> list[str]:
+    """Returns one line for each name, up to MAX_LINES."""
+    more = [f"  ... and {len(names) - MAX_LINES} more, all of them in --json"] if len(names) > MAX_LINES else []
+    return [*(f"  {name}" for name in names[:MAX_LINES]), *more]
+
+
 def _conclusion(verified: Verified, deep: bool) -> list[str]:
     """The last lines of the output."""
     match verified.outcome:
@@ -83,6 +91,7 @@ def _conclusion(verified: Verified, deep: bool) -> list[str]:
         case "expected":
             return ["the images are the same, except for these files"]
     if deep:
-        return ["the images differ in other files or parts, too:", *(f"  {name}" for name in verified.unexpected)]
+        reason = "differ from the stored image and not in each build, or cannot be listed in the lock"
+        return [f"the images differ; these files or parts of the disk {reason}:", *_indented(verified.unexpected)]
     hint = "`kimbox verify --deep` shows which files differ in each build, and writes them to the lock"
     return ["the images differ", hint] if all(d.files for d in verified.differences) else ["the images differ"]
