@@ -108,3 +108,13 @@ def test_java(kimbox: Kimbox) -> None:
     listed = kimbox.sh("java", "keytool -list -cacerts -storepass changeit | grep -c trustedCertEntry")
     assert int(listed) > 100
     kimbox("destroy", "-y")
+
+
+@pytest.mark.soak
+def test_kernel_modules(kimbox: Kimbox) -> None:
+    """DKMS builds equal modules, without the key that it would generate to sign them."""
+    packages = "[linux-headers-cloud-amd64, v4l2loopback-dkms]"
+    kimbox.spec("modules", f"image: {{packages: {packages}}}\ndisk: {{size: 8GiB, volumes: {{root: 3GiB}}}}\n")
+    image = image_of(kimbox)
+    assert kimbox.json("verify")["same"]
+    assert () == scan(image).forbidden

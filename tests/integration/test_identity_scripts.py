@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not can_unshare(), reason="this machine allows n
 IDENTITY = "/usr/lib/kimbox/identity"
 FAILED = "/run/kimbox/identity.failed"
 MARK = "/var/lib/kimbox/identity"
+SOURCE = paths.provisioners_dir() / "identity"
 
 MAKER = """\
 #!/bin/sh
@@ -33,9 +34,8 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGuest:
     """A guest with the scripts, and with two makers, `one` and `two`, whose packages are there."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     guest = FakeGuest(tmp_path / "guest")
-    source = paths.provisioners_dir() / "identity"
-    shutil.copytree(source / "root/usr/lib/kimbox", guest.path("/usr/lib/kimbox"), dirs_exist_ok=True)
-    shutil.copy(source / "build", guest.path("/usr/lib/kimbox/build-identity"))
+    shutil.copytree(SOURCE / "root/usr/lib/kimbox", guest.path("/usr/lib/kimbox"), dirs_exist_ok=True)
+    shutil.copy(SOURCE / "build", guest.path("/usr/lib/kimbox/build-identity"))
     shutil.rmtree(guest.path("/usr/lib/kimbox/identity.d"))
     guest.path("/usr/lib/kimbox/identity.d").mkdir()
     guest.path("/etc/ssl").unlink()  # it leads to this machine's
@@ -130,6 +130,24 @@ def test_a_build_removes_what_was_made(guest: FakeGuest) -> None:
         str(path.relative_to(guest.path("/opt/one"))) for path in guest.path("/opt/one").rglob("*")
     )
     assert guest.path("/opt/absent/key").exists()
+
+
+def test_the_build_removes_its_own_settings_and_logs_of_dkms(guest: FakeGuest) -> None:
+    """A setting of the box and the modules stay."""
+    folder = guest.path("/etc/dkms/framework.conf.d")
+    folder.parent.unlink(missing_ok=True)  # it may lead to this machine's
+    folder.mkdir(parents=True)
+    shutil.copy(SOURCE / "root/etc/dkms/framework.conf.d/kimbox-build.conf", folder)
+    built = guest.path("/var/lib/dkms/one/1.0/6.12.1/x86_64")
+    (built / "log").mkdir(parents=True)
+    (built / "module").mkdir()
+    assert guest.run("/usr/lib/kimbox/build-identity").ok
+    assert not guest.path("/etc/dkms").exists()
+    assert ["module"] == [path.name for path in built.iterdir()]
+    folder.mkdir(parents=True)
+    (folder / "own.conf").touch()
+    assert guest.run("/usr/lib/kimbox/build-identity").ok
+    assert (folder / "own.conf").exists()
 
 
 def text(value: str) -> bytes:
