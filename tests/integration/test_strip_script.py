@@ -40,6 +40,10 @@ for file in man/man1/one.1.gz man/de/man7/x.7 info/dir locale/de/LC_MESSAGES/one
 done
 ln -s /etc/alternatives/a.1.gz share/man/man1/a.1.gz
 ln -s /usr/share/man/man1/one.1.gz ../etc/alternatives/a.1.gz
+ln -s /etc/alternatives/b.1.gz share/man/man1/b.1.gz
+ln -s /usr/share/app/data ../etc/alternatives/b.1.gz
+ln -s one.1.gz share/man/man1/two.1.gz
+ln -s de share/man/de.UTF-8
 ln -s /etc/locale.alias share/locale/locale.alias
 ln -s two share/doc/three
 ln -s LICENSE share/doc/two/copyright
@@ -55,7 +59,7 @@ touch -d @5 share/doc/one/README
 LEFT = """
 /etc
 /etc/alternatives
-/etc/alternatives/a.1.gz -> /usr/share/man/man1/one.1.gz
+/etc/alternatives/b.1.gz -> /usr/share/app/data
 /etc/dangling -> /nowhere
 /etc/table -> ../usr/share/doc/one/examples/the table
 /usr/share
@@ -77,8 +81,10 @@ LEFT = """
 /usr/share/locale/locale.alias -> /etc/locale.alias
 /usr/share/man
 /usr/share/man/de
+/usr/share/man/de.UTF-8 -> de
 /usr/share/man/de/man7
 /usr/share/man/man1
+/usr/share/man/man1/b.1.gz -> /etc/alternatives/b.1.gz
 """
 
 
@@ -90,7 +96,10 @@ def stripped(root: Path, tree: str) -> list[str]:
 
 
 def test_documents_are_removed_and_folders_stay(tmp_path: Path) -> None:
-    """Licences, folders of manual pages and files to which links lead stay."""
+    """Licences, folders of manual pages and files to which links lead stay.
+
+    The links of an alternative stay if its page is in another folder.
+    """
     assert LEFT.split("\n")[1:-1] == stripped(tmp_path / "root", TREE)
 
 
