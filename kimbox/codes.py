@@ -9,11 +9,11 @@ from __future__ import annotations
 
 #: Code -> what it means, as one sentence that starts with a capital letter.
 CODES: dict[str, str] = {
-    "archive-damaged": "A tar, gzip or xz archive is cut off or damaged, or is not such an archive.",
+    "archive-damaged": "A tar archive or a compressed file is cut off or damaged, or is not such a file.",
     "archive-not-configured": "No apt repository of this machine has the distribution and suite.",
     "archive-unreachable": "An apt archive cannot be reached, or its signature is not valid.",
     "audit-failed": "A guest did not give a complete report of its audit.",
-    "bad-box": "An archive is not a Vagrant box: its metadata or its disk is missing, or a file of it is not valid.",
+    "bad-box": "An archive is not a Vagrant box or OVA: its metadata or its disk is missing, or a file is not valid.",
     "bad-catalog": "A file is not a catalog of Vagrant boxes.",
     "bad-credentials": "A password, private key or entry of ~/.netrc is missing or not valid.",
     "bad-digest": "A digest is not `sha256:` and 64 lower-case hex digits.",
@@ -149,6 +149,7 @@ CODES: dict[str, str] = {
     "unsafe-archive": "An archive has a member that kimbox does not unpack: a link, a device, a bad or duplicate name.",
     "unsafe-disk": "A qcow2 disk is damaged, encrypted or too large, or it refers to another file.",
     "unseal-interrupted": "An unsealing was interrupted; `kimbox secure --unseal` completes it.",
+    "unsupported-architecture": "A box is for another processor architecture than the boxes of kimbox.",
     "unsupported-box": "A Vagrant box does not have exactly one disk in a supported format.",
     "unsupported-by-driver": "The driver of a machine cannot do what the command requires.",
     "unsupported-format": "A file has a version of its format that this kimbox cannot read.",

@@ -59,13 +59,14 @@ def box(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With prune: remove without a confirmation.")] = False,
 ) -> None:
-    """Add, list and remove boxes that were made elsewhere: Vagrant's .box files for libvirt or VirtualBox, qcow2 and
-    raw disks. A spec uses an added box with `image: {box: NAME}`.
+    """Add, list and remove boxes that were made elsewhere: Vagrant's .box files for libvirt or VirtualBox, OVA, qcow2
+    and raw disks. A spec uses an added box with `image: {box: NAME}`.
 
     add checks the digest, the checksums if kimbox made the box, and with --key the signature. It rejects an archive
     that is truncated, that has a path outside of its folder, or that exceeds a limit on its unpacked size. It converts
-    a VMDK. kimbox never runs the Vagrantfile of a box. From a Vagrant catalog (a path or URL that ends in .json), add
-    takes the box of one version, which must have the checksum of the catalog.
+    a VMDK, and unpacks a file that is compressed with gzip, bzip2, xz or zstd. kimbox never runs the Vagrantfile of a
+    box. From a Vagrant catalog (a path or URL that ends in .json), add takes the box of one version for amd64, which
+    must have the checksum of the catalog. A box for another architecture is rejected.
 
     Keep the user name and password of a server in ~/.netrc. In the URL of add they also work, but other users of this
     host can read the command line. kimbox never stores or prints them.

@@ -109,6 +109,8 @@ HOSTILE: dict[str, tuple[Any, str, dict[str, str]]] = {
     "a file of this machine": (offer(url="file:///etc/passwd"), "bad-url", {}),
     "an option": (offer(url="http://h/-x y"), "bad-url", {}),
     "a number": (offer(url=1 << 80), "wrong-type", {}),
+    "arm64": (offer(architecture="arm64"), "unsupported-architecture", {"architecture": "arm64"}),
+    "odd architecture": (offer(architecture=["amd64"]), "unsupported-architecture", {"architecture": "['amd64']"}),
     "md5": (offer(checksum_type="md5", checksum="a" * 32), "bad-digest", {}),
     "checksum": (offer(checksum=["a"]), "bad-digest", {}),
 }  # fmt: skip
@@ -134,6 +136,36 @@ def test_the_reason_for_refusing_a_url_is_in_the_message(tmp_path: Path, url: st
     with serving(tmp_path) as port, refused(ImageError, "bad-url", version="1") as caught:
         add("x", f"http://127.0.0.1:{port}/x.json")
     assert words in caught.value.message
+
+
+#: Entries of versions, as provider and architecture -> the version and the index of the entry that kimbox uses.
+ENTRIES: dict[str, tuple[dict[str, list[tuple[str, str | None]]], tuple[str, int]]] = {
+    "this one": ({"1": [("libvirt", "amd64"), ("libvirt", "arm64"), ("libvirt", "ppc64le")]}, ("1", 0)),
+    "last": ({"1": [("libvirt", "arm64"), ("libvirt", "x86_64")]}, ("1", 1)),
+    "no name": ({"1": [("libvirt", None), ("libvirt", "arm64")]}, ("1", 0)),
+    "name over none": ({"1": [("libvirt", "amd64"), ("libvirt", "unknown")]}, ("1", 0)),
+    "another provider": ({"1": [("libvirt", "arm64"), ("virtualbox", "amd64")]}, ("1", 1)),
+    "an older version": ({"1": [("libvirt", "amd64")], "2": [("libvirt", "arm64")], "3": [("hyperv", None)]}, ("1", 0)),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_architecture(tmp_path: Path, name: str) -> None:
+    """The box for amd64, or one without an architecture, of the newest version that has one."""
+    versions, (version, index) = ENTRIES[name]
+    entries = {
+        v: [
+            {"name": p, "url": f"{v}-{at}.box", "checksum_type": "sha256", "checksum": "a" * 64, "architecture": a}
+            for at, (p, a) in enumerate(offered)
+        ]
+        for v, offered in versions.items()
+    }
+    text = json.dumps({"versions": [{"version": v, "providers": offered} for v, offered in entries.items()]})
+    (tmp_path / "x.json").write_text(text)
+    found = boxcatalog.choose(str(tmp_path / "x.json"), None)
+    assert (version, str(tmp_path / f"{version}-{index}.box")) == (found.version, found.location)
+    with refused(ImageError, "version-not-found"):
+        boxcatalog.choose(str(tmp_path / "x.json"), "9")
 
 
 def test_a_catalog_that_is_too_large(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

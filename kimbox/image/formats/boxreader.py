@@ -1,7 +1,8 @@
-"""Unpacks Vagrant's .box archives for libvirt and VirtualBox: one disk, and small files.
+"""Unpacks Vagrant's .box archives for libvirt and VirtualBox, and OVA archives: one disk, and small files.
 
-A box is untrusted input. kimbox does not run its Vagrantfile. It checks the header of a disk before QEMU opens the
-disk, because a disk can name other files of this host as its backing files.
+An archive is untrusted input. kimbox does not run the Vagrantfile of a box. It checks the header of a disk before QEMU
+opens the disk, because a disk can name other files of this host as its backing files. Formats: "Box File Format" of
+Vagrant's documentation, the box formats 1 and 2 of vagrant-libvirt, and DMTF DSP0243 (OVF).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import posixpath
 import shutil
 import struct
 from pathlib import Path
@@ -19,7 +21,7 @@ import attrs
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.files import need_space, parse_json, size_words, write_sparse
+from kimbox.files import need_space, parse_json, sha256_file, size_words, write_sparse
 from kimbox.image.formats import sums, tarstream
 from kimbox.image.formats.boxwriter import QCOW2
 from kimbox.log import log
@@ -34,8 +36,15 @@ KEPT = (
 )  # fmt: skip
 MAX_KEPT_BYTES = 16 << 20
 
-#: Suffixes of members that may be the disk.
-_DISKS = (".img", ".qcow2", ".raw", ".vmdk")
+#: Suffixes of the description and the manifest of an OVA.
+OVF_SUFFIX, MANIFEST_SUFFIX = ".ovf", ".mf"
+
+#: Suffix of the disks of boxes for VirtualBox, and of an OVA.
+VMDK_SUFFIX = ".vmdk"
+
+#: Debian's name of the architecture of all boxes of kimbox, and other names of it.
+ARCHITECTURE = "amd64"
+_OTHER_NAMES = ("x86_64", "x86-64", "x64")
 
 #: VMDK (VMware's "Virtual Disk Format 5.0"): magic number of a sparse extent, and size of its header, in bytes.
 _VMDK_MAGIC = b"KDMV"
@@ -54,9 +63,10 @@ _SLACK_BYTES = 16 << 20
 
 @attrs.frozen
 class Contents:
-    """An unpacked box."""
+    """An unpacked archive."""
 
-    provider: str
+    #: Name of the provider in metadata.json; None for an OVA.
+    provider: str | None
     #: Path of the unpacked disk, and its format: `qcow2`, `raw` or `vmdk`.
     disk: Path
     format: str
@@ -67,35 +77,72 @@ class Contents:
 def read(archive: Path, work: Path, keys: tuple[str, ...] = ()) -> Contents:
     """Unpacks an archive into the folder `work`. With `keys`, one of them must have signed it.
 
-    Raises ImageError if the archive is not a box with one disk for libvirt or VirtualBox, or if a file differs from
-    the checksums in the box.
+    Raises ImageError if the archive is not a box with one disk for libvirt or VirtualBox, if a file differs from the
+    checksums in the box, or if the box is for another architecture.
     """
-    files, disks, digests = _unpack(archive, work)
+    unpacked = _unpack(archive, work)
+    files = unpacked.files
     if sums.NAME in files:
-        sums.check(files[sums.NAME], digests)
+        sums.check(files[sums.NAME], unpacked.all_digests())
     if keys:
         verify(files.get(sums.NAME), files.get(sums.SIGNATURE_NAME), keys)
-    metadata = _metadata(files)
-    provider = metadata.get("provider")
-    name: Any
-    if provider == LIBVIRT:
-        name, kind = _libvirt_disk(metadata)
-    elif provider == VIRTUALBOX:
-        name, kind = _only_disk([name for name in disks if name.endswith(".vmdk")]), "vmdk"
+    provider: str | None = None
+    name, kind = None, "vmdk"
+    if {"metadata.json", "box.ovf"} & files.keys() or not unpacked.descriptions:
+        provider, name, kind = _describe(files)
     else:
-        raise ImageError(
-            f"the box is for {str(provider)[:40]!r}; kimbox accepts boxes for libvirt and virtualbox",
-            code="unsupported-provider",
-            hint="`vagrant mutate` converts a box for another provider",
-            fields={"provider": str(provider)[:40]},
-        )
-    if name not in disks:
+        for manifest, data in unpacked.manifests.items():
+            sums.check_manifest(manifest, data, unpacked.all_digests())
+    if name is None:
+        name = str(_only_disk([name for name in unpacked.disks if name.endswith(VMDK_SUFFIX)]))
+    if name not in unpacked.disks:
         raise ImageError(
             f"the box has no file {name!r}, which should be its disk",
             code="bad-box",
             fields={"name": name},
         )
-    return Contents(str(provider), disks[name], kind, files)
+    disk = unpacked.disks.pop(name)
+    for other in unpacked.disks.values():
+        other.unlink()
+    return Contents(provider, disk, kind, files)
+
+
+def _describe(files: dict[str, bytes]) -> tuple[str, str | None, str]:
+    """Provider, disk and format of the disk, from metadata.json. The disk is None for VirtualBox, whose OVF names it.
+
+    Raises ImageError if metadata.json is missing or invalid, or for another provider or architecture.
+    """
+    metadata = _metadata(files)
+    provider = metadata.get("provider")
+    check_architecture(metadata.get("architecture"), "the box")
+    if provider == LIBVIRT:
+        return LIBVIRT, *_libvirt_disk(metadata)
+    if provider == VIRTUALBOX:
+        return VIRTUALBOX, None, "vmdk"
+    raise ImageError(
+        f"the box is for {str(provider)[:40]!r}; kimbox accepts boxes for libvirt and virtualbox",
+        code="unsupported-provider",
+        hint="`vagrant mutate` converts a box for another provider",
+        fields={"provider": str(provider)[:40]},
+    )
+
+
+def is_for_this_architecture(name: object) -> bool | None:
+    """Whether a box with this value of `architecture` runs here; None if the value is missing or says nothing."""
+    if name is None or name in ("", "unknown"):
+        return None
+    return isinstance(name, str) and name.lower() in (ARCHITECTURE, *_OTHER_NAMES)
+
+
+def check_architecture(name: object, subject: str) -> None:
+    """Raises ImageError (`unsupported-architecture`) if `name` is another architecture than that of kimbox's boxes."""
+    if is_for_this_architecture(name) is False:
+        shown = str(name)[:100]
+        raise ImageError(
+            f"{subject} is for the architecture {shown!r}; kimbox runs boxes for {ARCHITECTURE}",
+            code="unsupported-architecture",
+            fields={"architecture": shown},
+        )
 
 
 def verify(checksums: bytes | None, signature: bytes | None, keys: tuple[str, ...]) -> None:
@@ -109,40 +156,91 @@ def verify(checksums: bytes | None, signature: bytes | None, keys: tuple[str, ..
     sums.verify(checksums, signature, keys)
 
 
-def _unpack(archive: Path, work: Path) -> tuple[dict[str, bytes], dict[str, Path], dict[str, str]]:
-    """Unpacks an archive. Returns its small files, its disks, and the SHA-256 hex digests of all files, by name."""
-    files: dict[str, bytes] = {}
-    disks: dict[str, Path] = {}
-    digests: dict[str, str] = {}
+@attrs.define
+class _Unpacked:
+    """The files of an archive, by name."""
+
+    #: Those of KEPT.
+    files: dict[str, bytes] = attrs.field(factory=dict)
+    #: Descriptions and manifests of an OVA.
+    descriptions: dict[str, bytes] = attrs.field(factory=dict)
+    manifests: dict[str, bytes] = attrs.field(factory=dict)
+    #: Files that may be the disk.
+    disks: dict[str, Path] = attrs.field(factory=dict)
+    #: SHA-256 hex digests, except of disks with holes.
+    digests: dict[str, str] = attrs.field(factory=dict)
+
+    def all_digests(self) -> dict[str, str]:
+        """The SHA-256 hex digests of all files. Holes count as zeros, which takes minutes for a large disk."""
+        for name, disk in self.disks.items():
+            if name not in self.digests:
+                self.digests[name] = sha256_file(disk).removeprefix("sha256:")
+        return self.digests
+
+    def may_be_disk(self, name: str) -> bool:
+        """Whether a member may be the disk. metadata.json names it, but may come after it.
+
+        Raises the errors of `_describe` before a disk is unpacked, if metadata.json comes first.
+        """
+        if "metadata.json" not in self.files:
+            return True
+        _, disk, _ = _describe(self.files)
+        return name.endswith(VMDK_SUFFIX) if disk is None else name == disk
+
+
+def _unpack(archive: Path, work: Path) -> _Unpacked:
+    """Unpacks an archive. Ignores the companions that tar of macOS adds for the attributes of files."""
+    unpacked = _Unpacked()
     for member in tarstream.members(archive):
+        name = member.name
+        if _is_apple_double(name):
+            continue
         digest = hashlib.sha256()
-        if member.name in KEPT:
-            if member.size_bytes > MAX_KEPT_BYTES:
-                raise ImageError(
-                    f"the {member.name} of the box has {size_words(member.size_bytes)}; "
-                    f"at most {size_words(MAX_KEPT_BYTES)} are allowed",
-                    code="file-too-large",
-                    fields={"name": member.name},
-                )
-            files[member.name] = b"".join(member.pieces())
-            digest.update(files[member.name])
-        elif "/" not in member.name and member.name.endswith(_DISKS):
-            log.now(f"unpacking {member.name}")
-            disks[member.name] = work / f"unpacked-{len(disks)}"
-            _write(member, disks[member.name], digest)
+        if name in KEPT:
+            unpacked.files[name] = _content(member, digest)
+        elif "/" not in name and name.endswith(OVF_SUFFIX):
+            unpacked.descriptions[name] = _content(member, digest)
+        elif "/" not in name and name.endswith(MANIFEST_SUFFIX):
+            unpacked.manifests[name] = _content(member, digest)
+        elif unpacked.may_be_disk(name):
+            log.now(f"unpacking {name}")
+            unpacked.disks[name] = work / f"unpacked-{len(unpacked.disks)}"
+            _write(member, unpacked.disks[name], digest)
+            if member.has_holes:
+                continue
         else:
             for piece in member.pieces():
                 digest.update(piece)
-        digests[member.name] = digest.hexdigest()
-    return files, disks, digests
+        unpacked.digests[name] = digest.hexdigest()
+    return unpacked
+
+
+def _is_apple_double(name: str) -> bool:
+    """Whether a member is a companion in Apple's format AppleDouble, `._NAME`, or in the folder `__MACOSX`."""
+    return posixpath.basename(name).startswith("._") or name.startswith("__MACOSX/")
+
+
+def _content(member: tarstream.Member, digest: hashlib._Hash) -> bytes:
+    """The content of a small member, which is added to the digest. Raises ImageError if it is too large."""
+    if member.size_bytes > MAX_KEPT_BYTES:
+        raise ImageError(
+            f"the {member.name} of the box has {size_words(member.size_bytes)}; "
+            f"at most {size_words(MAX_KEPT_BYTES)} are allowed",
+            code="file-too-large",
+            fields={"name": member.name},
+        )
+    data = b"".join(member.pieces())
+    digest.update(data)
+    return data
 
 
 def _write(member: tarstream.Member, target: Path, digest: hashlib._Hash) -> None:
-    """Writes a member to a new sparse file, and adds its content to the digest."""
-    need_space(target.parent, member.size_bytes, f"{member.name} of the box")
+    """Writes a member to a new sparse file, and adds its data, without holes, to the digest."""
+    need_space(target.parent, member.stored_bytes, f"{member.name} of the box")
     with target.open("xb") as file:
-        for piece in member.pieces():
+        for offset, piece in member.data():
             digest.update(piece)
+            file.seek(offset)
             write_sparse(file, piece)
         file.truncate(member.size_bytes)
 
@@ -153,7 +251,7 @@ def _metadata(files: dict[str, bytes]) -> dict[str, Any]:
         if "box.ovf" in files:
             return {"provider": VIRTUALBOX}
         raise ImageError(
-            "the archive is not a Vagrant box: it has no metadata.json",
+            "the archive is not a Vagrant box: it has no metadata.json, and not an OVA: it has no .ovf",
             code="bad-box",
             fields={"name": "metadata.json", "state": "missing"},
         )
@@ -174,7 +272,7 @@ def _libvirt_disk(metadata: dict[str, Any]) -> tuple[str, str]:
     """Name and format of the disk (vagrant-libvirt: box formats 1 and 2)."""
     name: Any
     disks = metadata.get("disks")
-    if disks is None:
+    if disks is None or disks == []:
         name, kind = "box.img", metadata.get("format")
     else:
         disk: Any = _only_disk(disks if isinstance(disks, list) else [])
@@ -186,7 +284,7 @@ def _libvirt_disk(metadata: dict[str, Any]) -> tuple[str, str]:
             code="unsupported-box",
             fields={"name": "metadata.json"},
         )
-    return name, str(kind)
+    return posixpath.normpath(name), str(kind)
 
 
 def _only_disk(disks: list[Any]) -> Any:

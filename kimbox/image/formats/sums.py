@@ -27,6 +27,7 @@ PRINCIPAL = "kimbox"
 SIGN_TIMEOUT_S = 120.0
 VERIFY_TIMEOUT_S = 30.0
 
+_MANIFEST_LINE = re.compile(rb"SHA256 ?\(([^()]{1,255})\) ?= ?([0-9a-fA-F]{64})")
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\n\\]{1,255})\n")
 
 
@@ -65,6 +66,25 @@ def check(data: bytes, digests: Mapping[str, str]) -> None:
         else:
             continue
         raise ImageError(message, code="checksum-mismatch", fields={"name": name, "state": state})
+
+
+def check_manifest(name: str, data: bytes, digests: Mapping[str, str]) -> None:
+    """Compares files with the manifest `name` of an OVA (DMTF DSP0243). Other digests than SHA-256 are not compared.
+
+    `digests`: the SHA-256 hex digests of the files, by name. Raises ImageError, with the name of the file.
+    """
+    for line in data.splitlines():
+        match = _MANIFEST_LINE.fullmatch(line.strip())
+        if not match:
+            continue
+        file, expected = match[1].decode(errors="replace"), match[2].decode().lower()
+        if file not in digests:
+            state, message = "missing", f"{name} lists {file[:200]!r}, but the OVA has no such file"
+        elif digests[file] != expected:
+            state, message = "different", f"{file[:200]!r} has another SHA-256 digest than in {name}"
+        else:
+            continue
+        raise ImageError(message, code="checksum-mismatch", fields={"name": file[:200], "state": state})
 
 
 def sign(data: bytes, key: Path) -> bytes:

@@ -1,16 +1,14 @@
-"""Reads a tar archive that is untrusted input, plain or compressed with gzip or xz, and writes no file.
+"""Reads a tar archive that is untrusted input, plain or compressed, and writes no file.
 
 Python's tarfile reads headers of any length into memory, follows links, and creates the files that a header names. This
-module yields the name, size and content of regular files, within limits. It rejects everything else. Format: tar(5) of
-libarchive, POSIX pax(1), long names and large sizes of GNU tar.
+module yields the name, size and content of regular files, within limits. It rejects everything else. It reads what
+bsdtar(1) and GNU tar write: POSIX, pax, GNU and version 7 archives, and files with holes in all four forms.
 """
 
 from __future__ import annotations
 
-import gzip
 import posixpath
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,13 +17,12 @@ import attrs
 
 from kimbox.errors import ImageError
 from kimbox.files import CHUNK_BYTES
-from kimbox.image.formats import xz
+from kimbox.image.formats import compressed, tarheader
+from kimbox.image.formats.tarheader import BLOCK_BYTES, Range, damaged
 
-#: Size of a tar block, in bytes.
-BLOCK_BYTES = 512
-
-#: Maximum size of an extended header (long names, pax records), in bytes.
-MAX_EXTRA_BYTES = 64 << 10
+#: Maximum size of an extended header (long names, pax records), in bytes. bsdtar of macOS stores attributes of files
+#: in pax records.
+MAX_EXTRA_BYTES = 1 << 20
 
 #: Maximum number of members. A box has fewer than 20.
 MAX_MEMBERS = 1000
@@ -33,33 +30,26 @@ MAX_MEMBERS = 1000
 #: Maximum size of the padding after the last member, in bytes. tar pads an archive to a whole tape record.
 MAX_PADDING_BYTES = 1 << 20
 
-#: Maximum size of a member, in bytes.
+#: Maximum size of all members, holes included, in bytes.
 MAX_MEMBER_BYTES = 2 << 40
 
-#: Maximum ratio of unpacked and packed size, for archives with more than RATIO_FROM_BYTES of unpacked data. It rejects
-#: decompression bombs. The disks of real boxes stay below it.
-RATIO_FROM_BYTES = 256 << 20
-MAX_RATIO = 200
-
-Content = IO[bytes] | gzip.GzipFile | xz.Reader
-
-#: Hint for a file that is compressed, but is not a tar archive.
-_UNPACK = "a disk that is compressed with gzip or xz must be unpacked first, with `gunzip` or `unxz`"
-_DOWNLOAD = "download the file again"
-_GZIP = b"\x1f\x8b"
-_PAX = re.compile(rb"(\d{1,9}) ([^=\n]{1,100})=")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_DIGITS = {8: re.compile(rb"[0-7]{1,12}"), 10: re.compile(rb"[0-9]{1,18}")}
+
+#: Type flags of regular files: POSIX, version 7, contiguous files.
+_REGULAR = (b"0", b"\0", b"7")
+_FOLDER, _SPARSE, _VOLUME_LABEL = b"5", b"S", b"V"
 
 _KINDS = {
     b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe",
-    b"S": "a file with holes",
 }  # fmt: skip
 
 
-def is_archive(head: bytes) -> bool:
-    """Whether a file with these first bytes may be a tar archive: it is one, or is compressed with gzip or xz."""
-    return head.startswith((_GZIP, xz.MAGIC)) or head.startswith(b"ustar", 257)
+def is_archive(file: IO[bytes]) -> bool:
+    """Whether a file, which is at its start, is a tar archive, plain or compressed. Raises as `compressed.opened`."""
+    block, content = b"", compressed.opened(file)
+    while len(block) < BLOCK_BYTES and (piece := content.read(BLOCK_BYTES - len(block))):
+        block += piece
+    return tarheader.is_header(block)
 
 
 @attrs.define
@@ -67,25 +57,52 @@ class Member:
     """A regular file of an archive. Its content must be read before the next member."""
 
     name: str
+    #: Size of the file, holes included.
     size_bytes: int
+    #: Size of the data in the archive.
+    stored_bytes: int
+    #: Ranges of the data. Between them are holes, which are zeros.
+    ranges: tuple[Range, ...]
     _stream: _Stream
     _left: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._left = self.size_bytes
+        self._left = self.stored_bytes
+
+    @property
+    def has_holes(self) -> bool:
+        return self.stored_bytes < self.size_bytes
+
+    def data(self) -> Iterator[tuple[int, bytes]]:
+        """Yields the content in pieces without its holes: offset in the file, and bytes."""
+        for offset, size_bytes in self.ranges:
+            end = offset + size_bytes
+            while offset < end:
+                piece = self._stream.exactly(min(end - offset, CHUNK_BYTES))
+                self._left -= len(piece)
+                yield offset, piece
+                offset += len(piece)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yields the content in pieces."""
-        while self._left:
-            piece = self._stream.exactly(min(self._left, CHUNK_BYTES))
-            self._left -= len(piece)
+        """Yields the content in pieces, with zeros for its holes."""
+        at = 0
+        for offset, piece in self.data():
+            yield from _zeros(offset - at)
             yield piece
+            at = offset + len(piece)
+        yield from _zeros(self.size_bytes - at)
 
     def finish(self) -> None:
         """Skips the content that was not read, and the padding."""
-        for _ in self.pieces():
-            pass
-        self._stream.exactly(-self.size_bytes % BLOCK_BYTES)
+        while self._left:
+            self._left -= len(self._stream.exactly(min(self._left, CHUNK_BYTES)))
+        self._stream.exactly(-self.stored_bytes % BLOCK_BYTES)
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    while count > 0:
+        yield bytes(min(count, CHUNK_BYTES))
+        count -= CHUNK_BYTES
 
 
 def members(archive: Path) -> Iterator[Member]:
@@ -95,42 +112,43 @@ def members(archive: Path) -> Iterator[Member]:
     an archive that is cut off, is damaged, or exceeds a limit.
     """
     with archive.open("rb") as file:
-        head = file.read(len(xz.MAGIC))
-        file.seek(0)
-        stream = _Stream(file, _content(file, head))
+        stream = _Stream(file, compressed.opened(file))
         yield from _members(stream)
         stream.end()
-
-
-def _content(file: IO[bytes], head: bytes) -> Content:
-    """A reader of the unpacked bytes of a file that begins with `head`."""
-    if head.startswith(_GZIP):
-        return gzip.GzipFile(fileobj=file)
-    return xz.Reader(file) if head == xz.MAGIC else file
 
 
 def _members(stream: _Stream) -> Iterator[Member]:
     """Yields the regular files of an unpacked archive."""
     names: set[str] = set()
+    total_bytes = 0
     for _ in range(MAX_MEMBERS):
         header = _next_header(stream)
         if header is None:
             return
-        kind, name, size_bytes = header
-        if kind == b"5":
-            _check_name(name)
+        name = _check_name(header.name)
+        if header.kind == _FOLDER:
             continue
-        if kind not in (b"0", b"\0"):
-            raise _unsafe(name, _KINDS.get(kind, "a member of an unknown type"))
-        name = _check_name(name)
+        if header.kind not in (*_REGULAR, _SPARSE):
+            raise _unsafe(header.name, _KINDS.get(header.kind, "a member of an unknown type"))
         if name in names:
             raise _unsafe(name, "a duplicate name")
         names.add(name)
-        member = Member(name, size_bytes, stream)
+        total_bytes += header.size_bytes
+        if total_bytes > MAX_MEMBER_BYTES:
+            raise _too_large(name, total_bytes)
+        member = Member(name, header.size_bytes, header.stored_bytes, header.ranges, stream)
         yield member
         member.finish()
     raise ImageError(
         f"the archive has more than {MAX_MEMBERS} members", code="too-complex", fields={"limit": "members"}
+    )
+
+
+def _too_large(name: str, size_bytes: int) -> ImageError:
+    return ImageError(
+        f"the archive has files of {size_bytes} bytes; at most {MAX_MEMBER_BYTES} are allowed",
+        code="file-too-large",
+        fields={"name": name[:200], "limit": "member"},
     )
 
 
@@ -143,59 +161,84 @@ def _unsafe(name: str, reason: str) -> ImageError:
     )
 
 
-def _damaged(reason: str) -> ImageError:
-    """The error for an archive that cannot be read."""
-    return ImageError(f"the archive is damaged: {reason}", code="archive-damaged", hint=_DOWNLOAD)
-
-
-def _not_tar() -> ImageError:
-    """The error for data that is not a tar header."""
-    return ImageError("the archive is damaged, or is not a tar archive", code="archive-damaged", hint=_UNPACK)
-
-
 def _check_name(name: str) -> str:
     """The name without a leading `./`. Raises ImageError for an absolute name, `..` or a control character."""
     plain = posixpath.normpath(name)
     parts = name.split("/")
-    if not name or name.startswith("/") or ".." in parts or "\\" in name or _CONTROL.search(name):
+    if not name or len(name) > 4096 or name.startswith("/") or ".." in parts or "\\" in name or _CONTROL.search(name):
         raise _unsafe(name, "a name that is absolute, has `..`, or has a character that is not allowed")
     return plain
 
 
-def _next_header(stream: _Stream) -> tuple[bytes, str, int] | None:
-    """Type, name and size in bytes of the next member, or None at the end."""
+@attrs.frozen
+class _Header:
+    """The header of a member, with what its extended headers say. The fields are those of Member."""
+
+    kind: bytes
+    name: str
+    size_bytes: int
+    stored_bytes: int
+    ranges: tuple[Range, ...]
+
+
+def _next_header(stream: _Stream) -> _Header | None:
+    """The header of the next member, or None at the end."""
     long_name: str | None = None
-    long_size: int | None = None
+    pairs: list[tuple[bytes, bytes]] = []
     for _ in range(8):
-        header = stream.exactly(BLOCK_BYTES)
-        if not header.strip(b"\0"):
+        block = stream.exactly(BLOCK_BYTES)
+        if not block.strip(b"\0"):
             return None
-        _verify_checksum(header)
-        kind, size = header[156:157], _number(header[124:136])
-        if kind in (b"x", b"g", b"L"):
-            data = _extended_header(stream, size)
-            if kind == b"L":
-                long_name = _text(data.rstrip(b"\0"))
-            elif kind == b"x":
-                values = _pax_records(data)
-                if any(key.startswith(b"GNU.sparse") for key in values):
-                    raise _unsafe(_text(values.get(b"path", b"")), _KINDS[b"S"])
-                long_name = _text(values[b"path"]) if b"path" in values else long_name
-                long_size = _integer(values[b"size"]) if b"size" in values else long_size
-            continue
-        name = _text(header[:100].split(b"\0")[0])
-        if header[257:263] == b"ustar\0" and header[345]:
-            name = f"{_text(header[345:500].split(bytes(1))[0])}/{name}"
-        name = name if long_name is None else long_name
-        size = size if long_size is None else long_size
-        if size > MAX_MEMBER_BYTES:
-            raise ImageError(
-                f"the archive has a file of {size} bytes; at most {MAX_MEMBER_BYTES} are allowed",
-                code="file-too-large",
-                fields={"name": name, "limit": "member"},
-            )
-        return b"5" if kind in (b"0", b"\0") and name.endswith("/") else kind, name, size
-    raise _damaged("it has many extended headers without a file")
+        tarheader.verify_checksum(block)
+        kind, size = block[156:157], tarheader.number(block[124:136])
+        if kind == b"L":
+            long_name = tarheader.text(_extended_header(stream, size).rstrip(b"\0"))
+        elif kind == b"x":
+            pairs = tarheader.records(_extended_header(stream, size))
+        elif kind in (b"g", b"K"):
+            _extended_header(stream, size)
+        elif kind != _VOLUME_LABEL:
+            return _header(stream, block, long_name, pairs)
+    raise damaged("it has many extended headers without a file")
+
+
+def _header(stream: _Stream, block: bytes, long_name: str | None, pairs: list[tuple[bytes, bytes]]) -> _Header:
+    """The header of a member from its block, its long name, and its pax records."""
+    values = dict(pairs)
+    kind, name = block[156:157], tarheader.name_of(block) if long_name is None else long_name
+    for key in (b"path", b"GNU.sparse.name"):
+        name = tarheader.text(values[key]) if key in values else name
+    stored_bytes = tarheader.integer(values[b"size"]) if b"size" in values else tarheader.number(block[124:136])
+    if stored_bytes > MAX_MEMBER_BYTES:
+        raise _too_large(name, stored_bytes)
+    if kind in _REGULAR and name.endswith("/"):
+        kind = _FOLDER
+    size_bytes, numbers = stored_bytes, None
+    if kind == _SPARSE:
+        size_bytes, numbers = tarheader.old_sparse_map(block, lambda: stream.exactly(BLOCK_BYTES))
+    elif any(key.startswith(b"GNU.sparse.") for key in values):
+        size_bytes, map_bytes, numbers = _pax_sparse(stream, pairs, name)
+        stored_bytes -= map_bytes
+    if size_bytes > MAX_MEMBER_BYTES:
+        raise _too_large(name, size_bytes)
+    numbers = [0, stored_bytes] if numbers is None else numbers
+    return _Header(kind, name, size_bytes, stored_bytes, tarheader.ranges(numbers, size_bytes, stored_bytes))
+
+
+def _pax_sparse(stream: _Stream, pairs: list[tuple[bytes, bytes]], name: str) -> tuple[int, int, list[int]]:
+    """Of a file with holes in a pax archive: its size, the size of the map before its data, the numbers of its ranges.
+
+    Raises ImageError for a version of the format that kimbox does not know.
+    """
+    values = dict(pairs)
+    version = values.get(b"GNU.sparse.major", b"0"), values.get(b"GNU.sparse.minor", b"0")
+    if version == (b"1", b"0"):
+        map_bytes, numbers = tarheader.sparse_map_in_data(lambda: stream.exactly(BLOCK_BYTES))
+        return tarheader.integer(values.get(b"GNU.sparse.realsize", b"")), map_bytes, numbers
+    found = tarheader.pax_sparse_map(pairs)
+    if found is None or version[0] != b"0":
+        raise _unsafe(name, "a file with holes in an unknown form")
+    return tarheader.integer(values.get(b"GNU.sparse.size", b"")), 0, found
 
 
 def _extended_header(stream: _Stream, size: int) -> bytes:
@@ -211,58 +254,12 @@ def _extended_header(stream: _Stream, size: int) -> bytes:
     return data
 
 
-def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """The records `LENGTH KEY=VALUE\\n` of an extended header."""
-    values: dict[bytes, bytes] = {}
-    at = 0
-    while at < len(data):
-        match = _PAX.match(data, at)
-        end = at + int(match[1]) if match else 0
-        if not match or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise _damaged("an extended header is not valid")
-        values[match[2]] = data[match.end() : end - 1]
-        at = end
-    return values
-
-
-def _verify_checksum(header: bytes) -> None:
-    """Raises ImageError if the checksum of a header is wrong. Its own field counts as spaces."""
-    if _number(header[148:156]) != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
-        raise _not_tar()
-
-
-def _number(field: bytes) -> int:
-    """A number in a header: octal digits, or binary after a first byte of 0x80 for large numbers (GNU tar)."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:])
-    return _integer(field.strip(b" \0") or b"0", 8)
-
-
-def _integer(digits: bytes, base: int = 10) -> int:
-    """The value of digits. Raises ImageError for other characters and too many digits."""
-    if not _DIGITS[base].fullmatch(digits):
-        raise _not_tar()
-    return int(digits, base)
-
-
-def _text(data: bytes) -> str:
-    """A name as text. Raises ImageError if it is not UTF-8."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise ImageError(
-            f"the archive has a name that is not text in UTF-8: {data[:100]!r}",
-            code="unsafe-archive",
-            fields={"name": repr(data[:100]), "reason": "a name that is not UTF-8"},
-        ) from None
-
-
 @attrs.define
 class _Stream:
     """The unpacked bytes of an archive, and the archive file."""
 
     file: IO[bytes]
-    content: Content
+    content: compressed.Content
     #: Number of unpacked bytes that were read.
     read_bytes: int = 0
 
@@ -270,30 +267,18 @@ class _Stream:
         """Returns `count` bytes. Raises ImageError if there are fewer, or if the archive is a decompression bomb."""
         data = b""
         while len(data) < count:
-            piece = self.at_most(count - len(data))
+            piece = self.content.read(count - len(data))
             if not piece:
-                raise _damaged("it is cut off")
+                raise damaged("it is cut off")
             data += piece
         self.read_bytes += count
-        if self.read_bytes > RATIO_FROM_BYTES and self.read_bytes > MAX_RATIO * self.file.tell():
-            raise ImageError(
-                f"the archive is a decompression bomb: it unpacks to more than {MAX_RATIO} times its size",
-                code="file-too-large",
-                fields={"limit": "ratio"},
-            )
+        compressed.check_ratio(self.read_bytes, self.file.tell())
         return data
-
-    def at_most(self, count: int) -> bytes:
-        """Returns at most `count` bytes, or no bytes at the end. Raises ImageError if the data cannot be unpacked."""
-        try:
-            return self.content.read(count)
-        except (gzip.BadGzipFile, zlib.error, EOFError):
-            raise ImageError("the gzip archive is cut off or damaged", code="archive-damaged", hint=_DOWNLOAD) from None
 
     def end(self) -> None:
         """Reads the padding after the last member. The decompressor verifies its checksums at the end of the data."""
         left_bytes = MAX_PADDING_BYTES
-        while piece := self.at_most(left_bytes):
+        while piece := self.content.read(left_bytes):
             left_bytes -= len(piece)
             if not left_bytes:
-                raise _damaged("it has data after its end")
+                raise damaged("it has data after its end")

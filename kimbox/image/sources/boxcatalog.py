@@ -50,29 +50,57 @@ def is_catalog(location: str) -> bool:
 
 
 def choose(location: str, version: str | None, login: Login | None = None) -> CatalogChoice:
-    """Finds a box in the catalog at a path or URL. `version`: None for the newest. `login` as for `http.fetch`.
+    """Finds a box in the catalog at a path or URL. `version`: None for the newest with a box that kimbox can use.
+
+    `login` as for `http.fetch`.
 
     Raises ImageError: `bad-catalog`, `version-not-found`, `unsupported-provider` if the version has no box for any of
-    PROVIDERS, the errors of `_read`, and those of an entry (`bad-url`, `bad-digest` ...).
+    PROVIDERS, `unsupported-architecture`, the errors of `_read`, and those of an entry (`bad-url`, `bad-digest` ...).
     """
     place = public_url(location)
     versions = _versions(_read(location, login), place)
-    if version is None:
-        version = max(versions, key=_order, default=None)
-    if version is None or version not in versions:
-        known = ", ".join(sorted(versions, key=_order)[-10:])
+    newest_first = sorted(versions, key=_order, reverse=True)
+    if not newest_first or (version is not None and version not in versions):
+        known = ", ".join(reversed(newest_first[:10]))
         raise ImageError(
             f"the catalog {place} has {f'no version {version}' if version else 'no versions'}",
             code="version-not-found",
             hint=f"its newest versions: {known}" if known else None,
             fields={"catalog": place, "version": version or "", "known": known},
         )
-    offered = {str(entry.get("name")): entry for entry in versions[version]}
+    for candidate in [version] if version is not None else newest_first:
+        if entry := _usable(versions[candidate]):
+            return _chosen(entry, candidate, location)
+    raise _unusable(place, version or newest_first[0], versions[version or newest_first[0]])
+
+
+def _usable(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The entry of a version that kimbox uses: of the first provider of PROVIDERS, for the architecture of its boxes.
+
+    An entry for this architecture is preferred to one without an architecture, as Vagrant 2.4 does. None if there is
+    no such entry.
+    """
     for provider in PROVIDERS:
-        if provider in offered:
-            return _chosen(offered[provider], version, location)
-    names = ", ".join(sorted(offered))[:100]
-    raise ImageError(
+        offered = [entry for entry in entries if entry.get("name") == provider]
+        by_state = {boxreader.is_for_this_architecture(entry.get("architecture")): entry for entry in offered}
+        if entry := by_state.get(True) or by_state.get(None):
+            return entry
+    return None
+
+
+def _unusable(place: str, version: str, entries: list[dict[str, Any]]) -> ImageError:
+    """The error for a version of which kimbox can use no entry: all are for other providers or architectures."""
+    offered = [entry for entry in entries if entry.get("name") in PROVIDERS]
+    if offered:
+        names = ", ".join(sorted({str(entry.get("architecture"))[:40] for entry in offered}))[:100]
+        return ImageError(
+            f"version {version} in the catalog {place} is for the architecture {names}; "
+            f"kimbox runs boxes for {boxreader.ARCHITECTURE}",
+            code="unsupported-architecture",
+            fields={"catalog": place, "version": version, "architecture": names},
+        )
+    names = ", ".join(sorted({str(entry.get("name"))[:40] for entry in entries}))[:100]
+    return ImageError(
         f"version {version} in the catalog {place} is for {names or 'no provider'}; "
         f"kimbox can use boxes for {' and '.join(PROVIDERS)}",
         code="unsupported-provider",
@@ -114,7 +142,7 @@ def _read(location: str, login: Login | None) -> dict[str, Any]:
 
 
 def _versions(catalog: dict[str, Any], place: str) -> dict[str, list[dict[str, Any]]]:
-    """The entries of each version, one for each provider; revoked versions are left out."""
+    """The entries of each version, one for each provider and architecture; revoked versions are left out."""
     listed = catalog.get("versions")
     if not isinstance(listed, list):
         raise ImageError(

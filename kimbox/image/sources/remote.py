@@ -16,8 +16,8 @@ from typing import Any
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.files import copy_sparse, size_words, sync_file, sync_folder
-from kimbox.image.formats import boxreader, sums, tarstream
+from kimbox.files import copy_sparse, size_words, sync_file, sync_folder, write_sparse
+from kimbox.image.formats import boxreader, compressed, sums, tarstream
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.log import log
@@ -45,9 +45,10 @@ _QCOW2 = b"QFI\xfb"
 #: Formats that are not accepted: offset and value of the magic number, name for the field `content` of the error,
 #: description for its message.
 _OTHER_FORMATS = (
-    (0, b"\xfd7zXZ\0", "xz", "compressed with xz: unpack it first"),
-    (0, b"\x28\xb5\x2f\xfd", "zstd", "compressed with zstd: unpack it first"),
-    (0, b"BZh", "bzip2", "compressed with bzip2: unpack it first"),
+    (0, b"\x04\x22\x4d\x18", "lz4", "compressed with lz4: unpack it first"),
+    (0, b"LZIP", "lzip", "compressed with lzip: unpack it first"),
+    (0, b"\x1f\x9d", "compress", "compressed with compress: unpack it first"),
+    (0, b"\x5d\0\0", "lzma", "compressed with lzma: unpack it first"),
     (0, b"PK\x03\x04", "zip", "a zip archive: unpack it first"),
     (0, b"KDMV", "vmdk", "a VMDK disk: convert it with `qemu-img convert -O qcow2`"),
     (0, b"# Disk DescriptorFile", "vmdk-descriptor", "a VMDK descriptor without its disk"),
@@ -94,12 +95,7 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...], login: Login | 
         size_bytes = disk.stat().st_size
         box_facts: dict[str, str] = {}
         try:
-            with disk.open("rb") as file:
-                is_box = tarstream.is_archive(file.read(HEAD_BYTES))
-            if is_box:
-                archive = disk
-                disk, box_facts = _unpack(archive, work, keys)
-                http.discard(archive)
+            disk, box_facts = _disk_of(disk, work, keys)
             kind, virtual_bytes = inspect(disk)
         except ImageError as error:
             http.discard(disk)
@@ -119,6 +115,29 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...], login: Login | 
         "location": public_url(image.location),
         **box_facts,
     }
+
+
+def _disk_of(file: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
+    """The disk in a file, which is a disk, a compressed disk or a box, and facts about the box.
+
+    Removes the file, unless it is the disk itself. Raises the errors of `_unpack` and `compressed.pieces`.
+    """
+    with file.open("rb") as source:
+        is_box = tarstream.is_archive(source)
+        source.seek(0)
+        if not is_box and not compressed.compression_of(source.read(HEAD_BYTES)):
+            return file, {}
+        if not is_box:
+            source.seek(0)
+            disk = work / "unpacked"
+            log.now("unpacking the disk")
+            with disk.open("xb") as target:
+                for piece in compressed.pieces(source, MAX_VIRTUAL_BYTES):
+                    write_sparse(target, piece)
+                target.truncate()
+    found = _unpack(file, work, keys) if is_box else (disk, {})
+    http.discard(file)
+    return found
 
 
 def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
@@ -143,7 +162,7 @@ def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dic
         (folder / name).write_bytes(data)
         sync_file(folder / name)
     sync_folder(folder)
-    return disk, {"provider": contents.provider}
+    return disk, {"provider": contents.provider} if contents.provider else {}
 
 
 def _download(url: str, key: str, login: Login | None) -> Path:

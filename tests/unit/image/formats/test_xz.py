@@ -14,7 +14,7 @@ import pytest
 from refused import refused
 
 from kimbox.errors import ImageError
-from kimbox.image.formats import xz
+from kimbox.image.formats import compressed, xz
 from kimbox.run import run
 
 CONTENT = hashlib.shake_128().digest(100_000) + bytes(3 * xz.PIECE_BYTES) + b"the end"
@@ -32,7 +32,7 @@ def packed(content: bytes, step: int = 1 << 20) -> bytes:
 
 def unpacked(data: bytes, count: int = 1 << 20) -> bytes:
     """The content that the reader returns, in reads of `count` bytes."""
-    reader, pieces = xz.Reader(io.BytesIO(data)), []
+    reader, pieces = compressed.opened(io.BytesIO(data), "xz"), []
     while piece := reader.read(count):
         assert len(piece) <= count
         pieces.append(piece)

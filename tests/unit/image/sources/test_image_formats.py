@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import struct
 from pathlib import Path
 
 import ownhome
 import pytest
+import zstandard
 from refused import refused
 from takenimage import CONTENT, MIB, digest_of, fetched, leftovers, refusal
 
 from kimbox import files
 from kimbox.errors import ImageError
+from kimbox.image.formats import compressed
 from kimbox.image.sources import remote
 from kimbox.image.store import images
 from kimbox.run import run
@@ -25,7 +29,7 @@ home = ownhome.home  # a fixture
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        (b"\x28\xb5\x2f\xfd" + bytes(600), "zstd"),
+        (b"\x04\x22\x4d\x18" + bytes(600), "lz4"),
         (b"<!DOCTYPE html><title>Sign in</title>", "html"),
         (b"Not found\n", "text"),
         (b"", "empty"),
@@ -51,15 +55,39 @@ def test_the_message_shows_the_start_of_an_unknown_file(tmp_path: Path, content:
     assert words in refusal(tmp_path / "file", content).message
 
 
-@pytest.mark.parametrize(
-    ("content", "name"), [(gzip.compress(CONTENT), "gzip"), (b"\xfd7zXZ\0" + bytes(600), "xz")], ids=["gzip", "xz"]
-)
-def test_a_compressed_file_that_is_not_a_box_is_refused(tmp_path: Path, home: Path, content: bytes, name: str) -> None:
-    """kimbox reads a file with this compression as a box. Message or hint name the compression."""
+#: Compression -> a function that compresses a whole file.
+COMPRESSIONS = {
+    "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstandard.ZstdCompressor().compress
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_a_compressed_disk(tmp_path: Path, home: Path, name: str) -> None:
+    """The store has the unpacked disk under the digest of the file."""
+    content = COMPRESSIONS[name](CONTENT)
     (tmp_path / "file").write_bytes(content)
-    error = refusal(tmp_path / "file", content)
-    assert name in f"{error.message} ({error.hint})"
+    got = fetched(RemoteImage(str(tmp_path / "file"), digest_of(content)))
+    assert ("raw", digest_of(content)) == (got.format, f"sha256:{got.key}")
+    assert CONTENT == got.disk.read_bytes()
     assert [] == leftovers(home)
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_a_compressed_file_that_is_not_a_disk_is_refused(
+    tmp_path: Path, home: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text, a file that is cut off, and a file that unpacks to far more than its size. No file is left."""
+    monkeypatch.setattr(compressed, "RATIO_FROM_BYTES", MIB)
+    bomb = COMPRESSIONS[name](bytes(30 * MIB))
+    for content, code in (
+        (COMPRESSIONS[name](b"hello" * 1000), "not-a-disk"),
+        (COMPRESSIONS[name](CONTENT)[:-9], "archive-damaged"),
+        (bomb, "file-too-large"),
+    ):
+        (tmp_path / "file").write_bytes(content)
+        error = refusal(tmp_path / "file", content)
+        assert code == error.code, error.message
+        assert [] == leftovers(home)
 
 
 def test_a_gpt_disk_is_a_disk(tmp_path: Path) -> None:
