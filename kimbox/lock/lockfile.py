@@ -280,6 +280,7 @@ def format_lock(lock: Lock) -> str:
     """The lock as YAML: in a constant order, one value per line."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.scalarstring import LiteralScalarString
 
     body = CommentedMap()
     body["lock"] = FORMAT
@@ -287,6 +288,8 @@ def format_lock(lock: Lock) -> str:
     body["image"] = lock.image
     if lock.packages:
         body["packages"] = CommentedMap(lock.packages.as_tree())
+        if keys := lock.packages.keys:
+            body["packages"]["keys"] = {name: LiteralScalarString(text) for name, text in sorted(keys.items())}
     if lock.varying:
         body["varying"] = CommentedMap(sorted(lock.varying.items()))
     repositories = CommentedMap()

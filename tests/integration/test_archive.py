@@ -13,7 +13,7 @@ import pytest
 from refused import refused
 
 from kimbox.errors import ImageError
-from kimbox.lock.apt import archive, cache
+from kimbox.lock.apt import archive, cache, keys
 from kimbox.lock.apt import sources as apt
 from kimbox.lock.apt.archive import Archive
 from kimbox.lock.apt.choose import choose
@@ -62,7 +62,7 @@ def test_what_is_asked_for_comes_with_what_it_needs(there: makearchive.Archive) 
     assert {"base-files", "apt", "tool", "library"} == set(found.versions)
     assert ("1:2.0-1", "all") == (found.versions["library"].version, found.versions["library"].architecture)
     assert "1.0~rc1+b2" == found.versions["tool"].version
-    assert (makearchive.AS_OF, (f"deb {there.uri} trixie main",)) == (found.as_of, found.sources)
+    assert makearchive.AS_OF == found.as_of
 
 
 @pytest.mark.parametrize("name", [b"caf\xc3\xa9", b"caf\xe9 x", b"back\\slash", b"50%41"])
@@ -127,6 +127,49 @@ def test_nobody_else_can_offer_packages(
     there.publish(signed=signed)
     with refused(ImageError, "archive-unreachable"):
         chosen(there, "tool")
+
+
+@pytest.mark.parametrize("form", ["file", "text", "fingerprint"])
+def test_a_source_with_a_key_of_its_own(
+    there: makearchive.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Only the key that Signed-By names is accepted for it, in each of its forms."""
+    fingerprint = there.gpg("--with-colons", "--show-keys", there.keyring).split("\nfpr:::::::::")[1][:40]
+    text = keys.signed_by(str(there.keyring), "x:1")
+    if form != "fingerprint":
+        monkeypatch.setitem(archive.KEYRINGS, "debian", str(tmp_path / "none.gpg"))
+    value = {"file": str(there.keyring), "text": text, "fingerprint": fingerprint}[form]
+    source = Source(there.uri, "trixie", ("main",), keys.signed_by(value, "x:1"), (("Check-Valid-Until", "no"),))
+    monkeypatch.setattr(apt, "sources", lambda *_: [source])
+    locked = chosen(there, "tool")
+    cache.ensure(image_of(there), locked)
+    assert ((), {}) == (locked.sources, locked.keys)  # a box does not reach a file of this host
+    other = makearchive.Archive(tmp_path / "other")
+    other.folder.mkdir()
+    other.make_key()
+    wrong = "F" * 40 if form == "fingerprint" else keys.signed_by(str(other.keyring), "x:1")
+    monkeypatch.setattr(apt, "sources", lambda *_: [attrs.evolve(source, signed_by=wrong)])
+    with refused(ImageError, "archive-unreachable") as caught:
+        chosen(there, "tool")
+    assert "Signed-By" in str(caught.value.hint)
+
+
+def test_sources_that_only_this_host_reaches(there: makearchive.Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are left out of the lock, with a warning that names them. Other sources stay, with their keys."""
+    said: list[str] = []
+    monkeypatch.setattr(log, "warn", said.append)
+    chosen(there, "tool")
+    assert [True] == [there.uri in text and "mirror:" in text for text in said]
+    key = keys.signed_by(str(there.keyring), "x:1")
+    both = [Source(there.uri, "trixie", ("main",)), Source("http://m.example.org/debian", "trixie", ("main",), key)]
+    monkeypatch.setattr(apt, "sources", lambda *_: both)
+    monkeypatch.setattr(Archive, "refresh", lambda *_: None)
+    monkeypatch.setattr(Archive, "as_of", lambda _: makearchive.AS_OF)
+    monkeypatch.setattr(Archive, "choose", lambda *_: {"tool": LockedPackage("1", "all", "0" * 64)})
+    locked = chosen(there, "tool")
+    (name,) = locked.keys
+    assert (f"deb [signed-by=/etc/apt/keyrings/{name}] http://m.example.org/debian trixie main",) == locked.sources
+    assert locked == LockedPackages.from_tree(locked.as_tree())
 
 
 def test_an_index_that_was_changed_is_refused(there: makearchive.Archive, tmp_path: Path) -> None:

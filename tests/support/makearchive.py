@@ -40,10 +40,15 @@ class Archive:
     def keyring(self) -> Path:
         return self.folder / "archive.gpg"
 
-    def gpg(self, *args: str | Path, input: str | None = None) -> None:
+    def gpg(self, *args: str | Path, input: str | None = None) -> str:
         home = self.folder / "gnupg"
         home.mkdir(mode=0o700, exist_ok=True)
-        run.run(["gpg", "--homedir", home, "--batch", "--yes", "--quiet", *args], input=input)
+        return run.run(["gpg", "--homedir", home, "--batch", "--yes", "--quiet", *args], input=input).stdout
+
+    def make_key(self) -> None:
+        """Makes the key that signs the archive, and its keyring."""
+        self.gpg("--generate-key", "-", input=_KEY)
+        self.gpg("--output", self.keyring, "--export")
 
     def add(self, name: str, version: str = "1.0", **fields: str) -> LockedPackage:
         """Adds a package without a program. `fields` are those of deb-control(5), with underscores."""
@@ -84,8 +89,7 @@ class Archive:
             release.with_name("Release").write_bytes(plain.read_bytes())
             return
         if not self.keyring.exists():
-            self.gpg("--generate-key", "-", input=_KEY)
-            self.gpg("--output", self.keyring, "--export")
+            self.make_key()
         self.gpg("--output", release, "--clearsign", plain)
 
 

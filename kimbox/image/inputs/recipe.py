@@ -10,6 +10,7 @@ import attrs
 
 from kimbox.image.inputs import provisioners
 from kimbox.image.inputs.provisioners import GuestFile, Provisioner
+from kimbox.lock.apt.boxsources import KEYS_DIR, is_for_box
 from kimbox.lock.apt.packages import LockedPackages, request_digest
 from kimbox.render import guestfiles
 from kimbox.spec.layout import Layout, plan
@@ -20,6 +21,12 @@ FORMAT = 2
 
 #: The time of all files in an image, in Unix seconds (2025-01-01), so that images do not depend on the build time.
 EPOCH_S = 1735689600
+
+#: Lines of the sources.list of a guest without a source.
+NO_SOURCES = (
+    "# The host that pinned the packages of this box has no source that the box can reach.",
+    "# `image: mirror:` in the spec of the box names one. See sources.list(5).",
+)
 
 #: Prefix of the names of kernel packages.
 KERNEL = "linux-image-"
@@ -88,7 +95,8 @@ def recipe(box: Box, image: PackageImage, locked: LockedPackages, parts: Sequenc
         GuestFile("boot/grub/grub.cfg", guestfiles.grub_cfg(layout).encode()),
         GuestFile("etc/fstab", guestfiles.fstab(layout).encode()),
         GuestFile("usr/lib/kimbox/enabled-units", ("\n".join(units) + "\n").encode()),
-        GuestFile("usr/lib/kimbox/sources.list", "".join(f"{line}\n" for line in locked.sources).encode()),
+        GuestFile("usr/lib/kimbox/sources.list", _sources_list(locked)),
+        *(GuestFile(f"{KEYS_DIR}/{name}", text.encode()) for name, text in sorted(locked.keys.items())),
     ]
     return Recipe(
         distribution=image.distribution,
@@ -99,3 +107,9 @@ def recipe(box: Box, image: PackageImage, locked: LockedPackages, parts: Sequenc
         files=tuple(provisioners.overlay(parts) + rendered),
         persistent=tuple(f for p in parts for f in p.persistent),
     )
+
+
+def _sources_list(locked: LockedPackages) -> bytes:
+    """The guest's sources.list: the sources of the lock that a guest can reach."""
+    lines = [line for line in locked.sources if is_for_box(line)]
+    return "".join(f"{line}\n" for line in lines or NO_SOURCES).encode()

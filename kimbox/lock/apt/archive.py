@@ -24,8 +24,9 @@ from kimbox import paths, run
 from kimbox.errors import ImageError
 from kimbox.files import locked, write_atomic
 from kimbox.lock.apt import explain
+from kimbox.lock.apt.keys import KEYRINGS
 from kimbox.lock.apt.packages import LockedPackage
-from kimbox.lock.apt.sources import Source, access_options
+from kimbox.lock.apt.sources import Source, access_options, bare
 from kimbox.log import log
 
 #: Debian architecture of all boxes.
@@ -40,12 +41,6 @@ BASE_PATTERNS = ("?essential", "?priority(required)", "apt")
 #: How long to wait for another kimbox that uses the same archives, in seconds.
 BUSY_WAIT_S = 600.0
 
-#: Keyring files of the distributions' own packages. Keys in /etc/apt/trusted.gpg.d are accepted too.
-KEYRINGS = {
-    "debian": "/usr/share/keyrings/debian-archive-keyring.gpg",
-    "ubuntu": "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
-}
-
 _SKELETON = (
     "etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "etc/keys",
     "state/lists/partial", "cache/archives/partial", "incoming",
@@ -56,6 +51,9 @@ _URI_LINE = re.compile(
     r"'[^']*' (?P<name>[^_ ]+)_(?P<version>[^_ ]+)_(?P<arch>[^_ ]+)\.deb \d+ SHA256:(?P<sha>[0-9a-f]{64})"
 )
 
+#: The keyring of apt-key(8), which apt still reads.
+_OLD_KEYRING = Path("/etc/apt/trusted.gpg")
+
 _FIELD = re.compile(r"[A-Za-z0-9-]+: ")
 #: The name of each alternative in a relationship between packages (deb-control(5)), without version and architecture.
 _NAME = re.compile(r"(?:^|\|)\s*([a-z0-9][a-z0-9+.-]*)")
@@ -63,7 +61,15 @@ _DATE = re.compile(r"^Date: (.*)$", re.MULTILINE)
 #: Unix time of the year 10000, from which on a date has no form in ISO 8601.
 _YEAR_10000_S = 253_402_300_800
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+#: apt's messages about a signature, and hints for these and all other failures.
+_UNSIGNED = re.compile(
+    r"NO_PUBKEY|public key is not available|is not signed|signatures? (?:was|were|couldn't)|GPG error"
+)
+_KEY_HINT = (
+    "kimbox accepts the keys of the distribution, of /etc/apt/trusted.gpg.d, and of Signed-By in the entry of this "
+    "archive in /etc/apt; if `apt-get update` fails too, add the key there"
+)
+_NETWORK_HINT = "check the network, the proxy and the archive; packages that are locked and cached need none"
 
 
 @attrs.frozen
@@ -90,7 +96,8 @@ class Archive:
     @property
     def folder(self) -> Path:
         """The folder with its package lists and incomplete downloads."""
-        parts = json.dumps([self.distribution, [source.line() for source in self.sources], self.is_snapshot])
+        lines = [s.stanza(self.distribution) if s.signed_by or s.options else s.line() for s in self.sources]
+        parts = json.dumps([self.distribution, lines, self.is_snapshot])
         return paths.archives_dir() / hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
@@ -113,7 +120,9 @@ class Archive:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             (self.folder / "state/status").touch()
             self._trust()
-            write_atomic(self.folder / "etc/sources.list", "".join(f"{s.line()}\n" for s in self.sources), mode=0o600)
+            stanzas = "\n".join(source.stanza(self.distribution) for source in self.sources)
+            write_atomic(self.folder / "etc/sources.list.d/kimbox.sources", stanzas, mode=0o600)
+            (self.folder / "etc/sources.list").unlink(missing_ok=True)  # of an older kimbox
             write_atomic(self.folder / "etc/apt.conf", "\n".join(self._options()) + "\n", mode=0o600)
             yield
 
@@ -134,7 +143,7 @@ class Archive:
                 raise ImageError(
                     f"the package lists of {self.where} cannot be fetched:\n{bare(error.tail)}",
                     code="archive-unreachable",
-                    hint="check the network, the proxy and the archive; packages that are locked and cached need none",
+                    hint=_KEY_HINT if _UNSIGNED.search(error.tail) else _NETWORK_HINT,
                     fields={"archive": self.where},
                 ) from None
         stamp.touch()
@@ -287,7 +296,7 @@ class Archive:
         etc, state = self.folder / "etc", self.folder / "state"
         folders = {
             "Dir::Etc": etc,
-            "Dir::Etc::sourcelist": etc / "sources.list",
+            "Dir::Etc::sourcelist": "/dev/null",
             "Dir::Etc::sourceparts": etc / "sources.list.d",
             "Dir::Etc::preferences": etc / "preferences",
             "Dir::Etc::preferencesparts": etc / "preferences.d",
@@ -319,13 +328,8 @@ class Archive:
 
 def accepted_keys(distribution: str) -> dict[str, Path]:
     """The key files that may sign the archives of a distribution, by file name."""
-    files = [*Path("/etc/apt/trusted.gpg.d").glob("*"), Path(KEYRINGS[distribution])]
+    files = [*Path("/etc/apt/trusted.gpg.d").glob("*"), Path(KEYRINGS[distribution]), _OLD_KEYRING]
     return {file.name: file for file in files if file.suffix in (".gpg", ".asc") and file.is_file()}
-
-
-def bare(text: str) -> str:
-    """Removes user names and passwords from the URIs in a text."""
-    return _CREDENTIALS.sub("", text)
 
 
 def _source_of(fields: Mapping[str, str]) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import attrs
+
 from kimbox.errors import ImageError
+from kimbox.lock.apt import boxsources
 from kimbox.lock.apt import sources as apt
-from kimbox.lock.apt.archive import FRESH_S, Archive, bare
+from kimbox.lock.apt.archive import FRESH_S, Archive
+from kimbox.lock.apt.boxsources import BoxSources
 from kimbox.lock.apt.packages import ALL_PACKAGES, LockedPackages, request_digest
+from kimbox.lock.apt.sources import bare
 from kimbox.log import log
 from kimbox.spec.model import PackageImage
 
@@ -52,7 +57,23 @@ def choose(
             f"note: {name} recommends {', '.join(others)}, which the image does not contain "
             "(add to `image: packages:` what you need, or set `image: recommends: true`)"
         )
-    lines = tuple(bare(source.line()) for source in archive.sources)
-    if previous and (previous.request, previous.sources, previous.versions) == (request, lines, versions):
-        return previous
-    return LockedPackages(request, as_of, lines, versions)
+    box = boxsources.for_box(archive.sources, image.distribution)
+    _warn(box)
+    chosen = LockedPackages(request, as_of, box.lines, versions, box.keys)
+    return previous if previous and attrs.evolve(previous, as_of=as_of) == chosen else chosen
+
+
+def _warn(box: BoxSources) -> None:
+    """Warns of sources that the box does not get, or that its apt will refuse."""
+    if box.unreachable:
+        names = ", ".join(sorted({f"{bare(source.uri)} {source.suite}" for source in box.unreachable}))
+        state = "the box gets the other sources" if box.lines else "apt in the box has no source"
+        log.warn(
+            f"only this host reaches {names}, so {state}: the packages come from there, but they are no sources of the "
+            f"box; `image: mirror:` in the spec names one that the box reaches too"
+        )
+    for source in box.without_key:
+        log.warn(
+            f"Signed-By names the key of {bare(source.uri)} {source.suite} by its fingerprint, so the box does not get "
+            f"this key, and its apt may refuse this source; name the file of the key in Signed-By instead"
+        )

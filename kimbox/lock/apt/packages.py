@@ -49,6 +49,8 @@ class LockedPackages:
     sources: tuple[str, ...]
     #: By package name.
     versions: Mapping[str, LockedPackage]
+    #: Armored public keys that `sources` refer to, by file name.
+    keys: Mapping[str, str] = attrs.field(factory=dict)
 
     def as_tree(self) -> dict[str, Any]:
         """The `packages` value of a lock."""
@@ -56,6 +58,7 @@ class LockedPackages:
             "request": self.request,
             "as_of": self.as_of,
             "sources": list(self.sources),
+            **({"keys": dict(sorted(self.keys.items()))} if self.keys else {}),
             "versions": {name: str(self.versions[name]) for name in sorted(self.versions)},
         }
 
@@ -63,7 +66,7 @@ class LockedPackages:
     def from_tree(cls, tree: Mapping[str, Any]) -> LockedPackages:
         """The inverse of `as_tree`. The tree must be valid by lock.schema.json."""
         versions = {name: LockedPackage.parse(line) for name, line in tree["versions"].items()}
-        return cls(tree["request"], tree["as_of"], tuple(tree["sources"]), versions)
+        return cls(tree["request"], tree["as_of"], tuple(tree["sources"]), versions, tree.get("keys", {}))
 
     def as_installed(self, installed: Mapping[str, tuple[str, str]]) -> LockedPackages:
         """A copy with the packages that are installed: name -> version, architecture.
@@ -80,8 +83,9 @@ class LockedPackages:
 
     @property
     def digest(self) -> str:
-        """sha256 hex digest of packages and sources. It does not depend on `request` and `as_of`."""
-        parts = [list(self.sources), {name: str(package) for name, package in self.versions.items()}]
+        """sha256 hex digest of packages, sources and keys. It does not depend on `request` and `as_of`."""
+        parts: list[object] = [list(self.sources), {name: str(package) for name, package in self.versions.items()}]
+        parts += [dict(self.keys)] if self.keys else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from refused import refused
 
 from kimbox.errors import KimboxError, SpecError
+from kimbox.lock.apt import keys
+from kimbox.lock.apt.packages import LockedPackages
 from kimbox.lock.lockfile import (
     Lock,
     PinnedRepository,
@@ -19,6 +21,7 @@ from kimbox.lock.lockfile import (
     check_lock,
     format_lock,
     make_lock,
+    parse_lock,
     read_lock,
     write_lock,
 )
@@ -122,6 +125,25 @@ def test_a_lock_contains_no_credentials(box: Box) -> None:
     secret = attrs.evolve(box.repositories[0], url="https://me:secret@x.org/y")
     lock = make_lock(attrs.evolve(box, repositories=(secret,)), previous=Lock("", None, {"code": pin}))
     assert "secret" not in format_lock(lock)
+
+
+def test_keys_of_sources() -> None:
+    """A key is a block of lines, for review. It is read as it was written; another text in its place is refused."""
+    name, block = "kimbox-0123456789abcdef.asc", keys.armor(b"\x99\0\4" + b"abcd" * 100)
+    for more in ("", ",/usr/share/keyrings/debian-archive-keyring.gpg"):
+        source = f"deb [signed-by=/etc/apt/keyrings/{name}{more}] http://m.example.org/d trixie main"
+        packages = LockedPackages("a" * 64, "2026-01-01T00:00:00Z", (source,), {}, {name: block})
+        lock = Lock("d" * 64, None, {}, packages)
+        text = format_lock(lock)
+        assert f"    {name}: |\n      -----BEGIN PGP PUBLIC KEY BLOCK-----\n" in text
+        assert lock == parse_lock(text, Path("x.lock"))[0]
+        for old, new in (
+            ("PUBLIC", "PRIVATE"), (f"{name}: |", "../x: |"), ("[signed-by=", "[trusted=yes signed-by="),
+            (f"{name}{more}]", "x.asc]"), ("PGP PUBLIC KEY BLOCK-----\n\n", "PGP PUBLIC KEY BLOCK-----\n\n      $\n"),
+        ):  # fmt: skip
+            assert old in text
+            with refused(SpecError, "bad-lock"):
+                parse_lock(text.replace(old, new), Path("x.lock"))
 
 
 GOOD = format_lock(Lock("d" * 64, None, {"code": PinnedRepository("https://x/y", "main", "a" * 40, "b" * 40)}))

@@ -68,10 +68,28 @@ def test_every_input_changes_the_key() -> None:
         "locked version": {"versions": {"one": attrs.evolve(one, version="2")}},
         "locked digest": {"versions": {"one": attrs.evolve(one, sha256="2" * 64)}},
         "sources": {"sources": ("deb http://other.example.org/debian trixie main",)},
+        "keys": {"keys": {"kimbox-0123456789abcdef.asc": "key"}},
     }.items():
         keys[name] = key(box_of(), attrs.evolve(LOCKED, **change))
     assert len(keys) == len(set(keys.values())), keys
     assert keys["none"] == key(box_of(), attrs.evolve(LOCKED, as_of="2027-01-01T00:00:00Z", request="1" * 64))
+
+
+def files(locked: LockedPackages) -> dict[str, str]:
+    """The rendered files of an image."""
+    assert isinstance(IMAGE, PackageImage)
+    return {file.path: file.data.decode() for file in recipe.recipe(box_of(), IMAGE, locked).files if not file.link}
+
+
+def test_apt_sources_of_a_guest() -> None:
+    """Those that it can reach, and their keys. A comment explains an empty list."""
+    good, name = "deb http://m.example.org/debian trixie main", "kimbox-0123456789abcdef.asc"
+    bad = ("deb mirror+file:/etc/apt/mirrors/debian.list trixie main", "deb http://localhost:3142/debian trixie main")
+    made = files(attrs.evolve(LOCKED, sources=(good, *bad), keys={name: "key\n"}))
+    assert (f"{good}\n", "key\n") == (made["usr/lib/kimbox/sources.list"], made[f"etc/apt/keyrings/{name}"])
+    lines = files(attrs.evolve(LOCKED, sources=bad))["usr/lib/kimbox/sources.list"].splitlines()
+    assert lines
+    assert all(line.startswith("#") for line in lines)
 
 
 def test_settings_of_the_machine_do_not_change_the_key() -> None:
