@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "busy": "Another process of kimbox holds the lock of a mirror, an archive, an image, a machine or a package.",
     "cache-incomplete": "The package cache lost a file; the same command fetches it again.",
     "checksum-mismatch": "A file has another digest than expected.",
+    "checksum-missing": "A catalog has no checksum for a box, and neither a digest nor a key was given.",
     "clock-not-set": "The clock of a guest cannot be set after a resume.",
     "command-failed": "A program on the host failed; the message has the end of its output.",
     "commit-not-found": "A repository no longer has a commit that the lock or the spec names.",

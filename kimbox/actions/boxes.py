@@ -30,6 +30,7 @@ def add(
     keys: tuple[str, ...],
     force: bool,
     version: str | None = None,
+    is_unverified: bool = False,
 ) -> AddedBox:
     """Adds a box or a disk to the store under a name. Warns if it came over http without a digest or signature.
 
@@ -37,14 +38,24 @@ def add(
     `digest`: `sha256:` and 64 hex digits that the file must have, or None. `keys`: ssh public keys, one of which must
     have signed the box; empty to accept it unsigned. `force`: replaces another box of that name. `version`: the version
     of a catalog; None for the newest.
+    `is_unverified`: accepts a box from a catalog without a checksum.
 
-    Raises ImageError if the file is missing or rejected, StateError if another box has the name.
+    Raises ImageError if the file is missing or rejected, or if nothing verifies a box from a catalog
+    (`checksum-missing`), StateError if another box has the name.
     """
     has_digest, is_by_http = digest is not None, is_plain_http(location)
     location, login = address.take(location) if is_url(location) else (location, None)
     if boxcatalog.is_catalog(location):
         choice = boxcatalog.choose(location, version, login)
         log.info(f"using version {choice.version} from {public_url(choice.location)}")
+        if not (digest or choice.digest or keys or is_unverified):
+            raise ImageError(
+                f"the catalog {public_url(location)} has no checksum for version {choice.version}, so nothing "
+                "shows that the box is the one of its author",
+                code="checksum-missing",
+                hint="pass --digest sha256:HEX or --key KEY of its author, or accept any content with --unverified",
+                fields={"catalog": public_url(location), "version": choice.version},
+            )
         location, version, digest = choice.location, choice.version, digest or choice.digest
         is_by_http |= digest is None and is_plain_http(location)
     existing = names.find(name) if not force else None

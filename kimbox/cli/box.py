@@ -53,6 +53,9 @@ def box(
         str | None,
         typer.Option("--version", metavar="VERSION", help="With add: the version in a catalog. Default: the newest."),
     ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="With add: accept a box from a catalog that has no checksum for it.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="With add: replace a box of that name.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With prune: show the boxes that would be removed.")
@@ -66,7 +69,8 @@ def box(
     that is truncated, that has a path outside of its folder, or that exceeds a limit on its unpacked size. It converts
     a VMDK, and unpacks a file that is compressed with gzip, bzip2, xz or zstd. kimbox never runs the Vagrantfile of a
     box. From a Vagrant catalog (a path or URL that ends in .json), add takes the box of one version for amd64, which
-    must have the checksum of the catalog. A box for another architecture is rejected.
+    must have the checksum of the catalog, or the one of --digest, or a signature by --key, or it needs --unverified. A
+    box for another architecture is rejected, and a disk that is shorter than its header says.
 
     Keep the user name and password of a server in ~/.netrc. In the URL of add they also work, but other users of this
     host can read the command line. kimbox never stores or prints them.
@@ -84,12 +88,12 @@ def box(
       kimbox box prune --dry-run
     """
     names = [word.strip() for word in words or []]
-    if action is not Action.ADD and (digest or key or force or version):
-        raise UsageError("--digest, --key, --version and --force require `kimbox box add`", code="usage")
+    if action is not Action.ADD and (digest or key or force or version or unverified):
+        raise UsageError("--digest, --key, --version, --unverified and --force require `kimbox box add`", code="usage")
     if action is not Action.PRUNE and (dry_run or yes):
         raise UsageError("--dry-run and --yes require `kimbox box prune`", code="usage")
     if action is Action.ADD:
-        _add(names, digest, key or [], version, force=force)
+        _add(names, digest, key or [], version, force=force, unverified=unverified)
     elif action is Action.REMOVE:
         _remove(names)
     elif names:
@@ -100,7 +104,9 @@ def box(
         _prune(dry_run=dry_run, yes=yes)
 
 
-def _add(words: list[str], digest: str | None, keys: list[str], version: str | None, *, force: bool) -> None:
+def _add(
+    words: list[str], digest: str | None, keys: list[str], version: str | None, *, force: bool, unverified: bool
+) -> None:
     from kimbox.actions import boxes
     from kimbox.image.sources import boxcatalog
     from kimbox.spec import rules, signing
@@ -126,7 +132,10 @@ def _add(words: list[str], digest: str | None, keys: list[str], version: str | N
             )
     except Fault as fault:
         raise UsageError(fault.message, code=fault.code, hint=fault.hint) from None
-    added = boxes.add(name, words[1], digest=expected, keys=public_keys, force=force, version=version)
+    added = boxes.add(
+        name, words[1],
+        digest=expected, keys=public_keys, force=force, version=version, is_unverified=unverified,
+    )  # fmt: skip
     signed = ", signed by one of the keys" if public_keys else ""
     report("box", {"added": added.as_json()}, f"added {added.name} ({added.digest}{signed})")
 

@@ -237,6 +237,21 @@ def test_a_checksum_from_an_insecure_server_warns(public: Path, monkeypatch: pyt
         assert 1 == len(warned)
 
 
+def test_a_catalog_without_a_checksum(public: Path) -> None:
+    """The box needs a digest, a signature, or the permission to accept any content."""
+    entry = {"name": "libvirt", "url": "1.9/l.box"}
+    file = public / "x.json"
+    file.write_text(json.dumps({"versions": [{"version": "1.9", "providers": [entry]}]}))
+    with refused(ImageError, "checksum-missing", version="1.9", catalog=str(file)) as caught:
+        add("x", str(file))
+    assert "--unverified" in str(caught.value.hint)
+    assert [] == list(names.every())
+    with refused(ImageError, "signature-missing"):
+        add("x", str(file), keys=("ssh-ed25519 AAAA",))
+    digest = digest_of((public / "1.9/l.box").read_bytes())
+    assert digest == add("x", str(file), digest=digest).digest == add("y", str(file), is_unverified=True).digest
+
+
 @pytest.mark.skipif(not which("ruby"), reason="script/bootstrap test brings ruby")
 def test_the_order_is_that_of_vagrant() -> None:
     """Versions of many forms are sorted as Gem::Version sorts them."""

@@ -22,7 +22,7 @@ import attrs
 from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.files import need_space, parse_json, sha256_file, size_words, write_sparse
-from kimbox.image.formats import sums, tarstream
+from kimbox.image.formats import sums, tarstream, wholeness
 from kimbox.image.formats.boxwriter import QCOW2
 from kimbox.log import log
 
@@ -317,6 +317,8 @@ def from_vmdk(disk: Path, target: Path) -> None:
             code="disk-damaged",
             fields={"format": "vmdk", "fault": "vmdk-header"},
         )
+    with disk.open("rb") as file:
+        wholeness.check_vmdk(file)
     limit_bytes = disk.stat().st_size * _MAX_GROWTH + capacity * _VMDK_SECTOR // _TABLES_PART + _SLACK_BYTES
     free_bytes = shutil.disk_usage(target.parent).free
     source = {"driver": "vmdk", "backing": None, "file": {"driver": "file", "filename": str(disk)}}

@@ -17,7 +17,7 @@ from typing import Any
 from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.files import copy_sparse, size_words, sync_file, sync_folder, write_sparse
-from kimbox.image.formats import boxreader, compressed, sums, tarstream
+from kimbox.image.formats import boxreader, compressed, sums, tarstream, wholeness
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.log import log
@@ -226,14 +226,16 @@ def _move(source: Path, target: Path) -> None:
 def inspect(disk: Path) -> tuple[str, int]:
     """The format of a disk (`raw` or `qcow2`), and its size in bytes as the guest sees it.
 
-    Raises ImageError: `not-a-disk` if the file has another format (the field `content` names it), and the errors of
-    `_qcow2_bytes`.
+    Raises ImageError: `not-a-disk` if the file has another format (the field `content` names it), `disk-damaged` if a
+    raw disk is shorter than its partitions, and the errors of `_qcow2_bytes`.
     """
     with disk.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(_QCOW2):
         return "qcow2", _qcow2_bytes(disk, head)
     if head[510:512] == b"\x55\xaa" or head[512:520] == b"EFI PART" or head[4096:4104] == b"EFI PART":
+        with disk.open("rb") as file:
+            wholeness.check_raw(file)
         return "raw", disk.stat().st_size
     content, description = _describe(head)
     raise ImageError(
@@ -291,6 +293,8 @@ def _qcow2_bytes(disk: Path, head: bytes) -> int:
                 hint="convert the original disk with `qemu-img convert -O qcow2`",
                 fields={"fault": fault},
             )
+    with disk.open("rb") as file:
+        wholeness.check_qcow2(file)
     _check_with_qemu(disk, virtual_bytes)
     return virtual_bytes
 

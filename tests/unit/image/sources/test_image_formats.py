@@ -130,7 +130,7 @@ def patched(path: Path, offset: int, form: str, value: int) -> Path:
         (72, ">Q", 4, "data-file"),
         (72, ">Q", 2, "damaged"),
         (72, ">Q", 1 << 40, "unreadable"),
-        (20, ">I", 60, "unreadable"),
+        (20, ">I", 60, "header"),
     ],
 )
 def test_hostile_qcow2(tmp_path: Path, home: Path, offset: int, form: str, value: int, fault: str) -> None:
