@@ -65,12 +65,15 @@ def box(
     """Add, list and remove boxes that were made elsewhere: Vagrant's .box files for libvirt or VirtualBox, OVA, qcow2
     and raw disks. A spec uses an added box with `image: {box: NAME}`.
 
-    add checks the digest, the checksums if kimbox made the box, and with --key the signature. It rejects an archive
-    that is truncated, that has a path outside of its folder, or that exceeds a limit on its unpacked size. It converts
-    a VMDK, and unpacks a file that is compressed with gzip, bzip2, xz or zstd. kimbox never runs the Vagrantfile of a
-    box. From a Vagrant catalog (a path or URL that ends in .json), add takes the box of one version for amd64, which
-    must have the checksum of the catalog, or the one of --digest, or a signature by --key, or it needs --unverified. A
-    box for another architecture is rejected, and a disk that is shorter than its header says.
+    add checks the digest, the checksums if kimbox made the box, and with --key the signature. The signature is in a
+    box, or beside another file: NAME.SHA256SUMS or SHA256SUMS, and its .sig. add rejects an archive that is truncated,
+    that has a path outside of its folder, or that exceeds a limit on its unpacked size, and a disk that is shorter than
+    its header says. It converts a VMDK, and unpacks a file that is compressed with gzip, bzip2, xz or zstd. kimbox
+    never runs the Vagrantfile of a box.
+
+    From a Vagrant catalog (a path or URL that ends in .json), add takes the box of one version for amd64. The box must
+    have the checksum of the catalog. If the catalog has none, add requires --digest, --key or --unverified. A box for
+    another architecture is rejected.
 
     Keep the user name and password of a server in ~/.netrc. In the URL of add they also work, but other users of this
     host can read the command line. kimbox never stores or prints them.
@@ -82,6 +85,7 @@ def box(
     Examples:
       kimbox box add openkim/dev ./openkim-dev-libvirt.box --key release.pub
       kimbox box add trixie https://example.org/trixie.box --digest sha256:9f86d0...
+      kimbox box add study ./study.qcow2 --key release.pub
       kimbox box add study https://example.org/boxes/study.metadata.json --version 2026.1
       kimbox box list --json
       kimbox box remove trixie

@@ -91,7 +91,7 @@ def leased_file(image: RemoteImage, keys: tuple[str, ...] = (), *, login: Login 
         if is_url(image.location):
             downloads.finished(image.location, key)
         if keys:
-            remote.check_signature(stored_image, keys)
+            remote.check_signature(stored_image, image.location, keys, login)
         yield stored_image
 
 

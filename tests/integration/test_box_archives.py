@@ -13,6 +13,7 @@ import pytest
 from makevagrant import archive, metadata
 from refused import refused
 from takenimage import digest_of, leftovers
+from webfolder import serving
 
 from kimbox import run
 from kimbox.actions import boxes
@@ -199,3 +200,42 @@ def test_the_architecture_of_a_box(tmp_path: Path, raw: Path, name: str | None) 
     content = archive(metadata(architecture=name), ("box.img", makevagrant.converted(raw, "qcow2")))
     (tmp_path / "x.box").write_bytes(content)
     check(tmp_path / "x.box", raw)
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "raw", "ova"])
+@pytest.mark.parametrize("sums_name", ["study.SHA256SUMS", "SHA256SUMS"])
+def test_signed_checksums_beside_a_file(tmp_path: Path, raw: Path, kind: str, sums_name: str, home: Path) -> None:
+    """As `kimbox package --sign` writes them, from a folder and from a server. Everything else is refused."""
+    folder = tmp_path / "pub"
+    folder.mkdir()
+    for name in ("mine", "other"):
+        run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x", "-f", tmp_path / name])
+    mine, other = (" ".join((tmp_path / f"{name}.pub").read_text().split()[:2]) for name in ("mine", "other"))
+    file = folder / f"study.{kind}"
+    if kind == "ova":
+        ova(folder, raw)
+    else:
+        file.write_bytes(raw.read_bytes() if kind == "raw" else makevagrant.converted(raw, kind))
+    with refused(ImageError, "signature-missing"):
+        add("x", str(file), keys=(mine,))
+    text = sums.text({"other.txt": "0" * 64, file.name: digest_of(file.read_bytes()).removeprefix("sha256:")})
+    (folder / sums_name).write_bytes(text)
+    with refused(ImageError, "signature-missing"):
+        add("x", str(file), keys=(mine,))
+    (folder / f"{sums_name}.sig").write_bytes(sums.sign(text, tmp_path / "mine"))
+    with refused(ImageError, "signature-wrong"):
+        add("x", str(file), keys=(other,))
+    added = add("x", str(file), keys=(other, mine))
+    assert added.verified
+    with serving(folder) as port:
+        url = f"http://127.0.0.1:{port}/{file.name}?token=x"
+        assert added.digest == add("y", url, keys=(mine,)).digest  # in the store already
+        boxes.remove(["x", "y"])
+        assert added.digest == add("y", url, keys=(mine,)).digest
+        boxes.remove(["y"])
+    with file.open("r+b") as target:
+        target.seek(-100, os.SEEK_END)
+        target.write(b"changed")
+    with refused(ImageError, "checksum-mismatch", name=file.name):
+        add("x", str(file), keys=(mine,))
+    assert [] == leftovers(home)

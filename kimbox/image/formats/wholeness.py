@@ -24,6 +24,9 @@ _DIRTY = 1
 #: sectors of 32 ones means "up to the end".
 _TABLE_BYTES, _ENTRY_BYTES, _ENTRIES, _UNUSED, _GPT_TYPE, _TO_THE_END = 446, 16, 4, 0, 0xEE, 0xFFFFFFFF
 
+#: MBR: the status of a partition is "not active" or "active".
+_STATUSES = {0, 0x80}
+
 _SECTOR_BYTES = 512
 
 #: VMDK: the place of a directory that the footer names, distance of the footer from the end, in bytes; flag of
@@ -43,7 +46,9 @@ def check_raw(file: IO[bytes]) -> None:
         if header.startswith(_GPT_MAGIC) and len(header) == 40:
             need_bytes = max(need_bytes, (struct.unpack_from("<Q", header, 32)[0] + 1) * sector_bytes)
     table = _at(file, _TABLE_BYTES, _ENTRIES * _ENTRY_BYTES + 2)
-    if not need_bytes and table[-2:] == b"\x55\xaa":
+    # The boot sector of a file system has code there, and no valid status of partitions.
+    is_table = table[-2:] == b"\x55\xaa" and set(table[:-2:_ENTRY_BYTES]) <= _STATUSES
+    if not need_bytes and is_table:
         for at in range(0, _ENTRIES * _ENTRY_BYTES, _ENTRY_BYTES):
             first, count = struct.unpack_from("<II", table, at + 8)
             if table[at + 4] not in (_UNUSED, _GPT_TYPE) and count != _TO_THE_END:

@@ -18,6 +18,7 @@ from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.files import copy_sparse, size_words, sync_file, sync_folder, write_sparse
 from kimbox.image.formats import boxreader, compressed, sums, tarstream, wholeness
+from kimbox.image.sources import beside
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.log import log
@@ -67,8 +68,13 @@ def key_of(image: RemoteImage) -> str:
     return image.digest.removeprefix("sha256:")
 
 
-def check_signature(image: Image, keys: tuple[str, ...]) -> None:
-    """Raises ImageError unless the image is from a box that one of these ssh keys has signed."""
+def check_signature(image: Image, location: str, keys: tuple[str, ...], login: Login | None = None) -> None:
+    """Raises ImageError unless one of these ssh keys has signed the box of the image, or the checksums beside its file.
+
+    `location`: path or URL of the file. `login` as for `http.fetch`.
+    """
+    if kept_file(image, sums.NAME) is None and beside.is_signed(location, image.key, keys, login):
+        return
     checksums, signature = (kept_file(image, name) for name in (sums.NAME, sums.SIGNATURE_NAME))
     boxreader.verify(checksums, signature, keys)
 
@@ -82,7 +88,8 @@ def kept_file(image: Image, name: str) -> bytes | None:
 def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...], login: Login | None = None) -> dict[str, Any]:
     """Fills a workspace, as `images.publish` expects it, with the disk of a file. Returns the image's facts.
 
-    With `keys`, the file must be a box that one of these ssh keys has signed. `login` as for `http.fetch`.
+    With `keys`, the file must be a box that one of these ssh keys has signed, or have signed checksums beside it.
+    `login` as for `http.fetch`.
 
     Raises ImageError: the errors of `http.fetch` (URL) or `_copy` (path), of `boxreader.read` (box) and of `inspect`.
     """
@@ -95,6 +102,8 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...], login: Login | 
         size_bytes = disk.stat().st_size
         box_facts: dict[str, str] = {}
         try:
+            if keys and beside.is_signed(image.location, key, keys, login):
+                keys = ()  # an archive need not have a signature inside
             disk, box_facts = _disk_of(disk, work, keys)
             kind, virtual_bytes = inspect(disk)
         except ImageError as error:

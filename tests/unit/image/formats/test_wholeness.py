@@ -130,6 +130,13 @@ def test_a_raw_disk(partitions: list[tuple[int, int, int]], expected: bool) -> N
     assert expected == is_cut(wholeness.check_raw, bytes(mbr(*partitions)))
 
 
+def test_a_boot_sector_that_is_not_a_partition_table() -> None:
+    """Its code is not read as partitions."""
+    data = mbr((0x83, 2048, 1 << 20))
+    data[446 + 16] = 0x31
+    assert not is_cut(wholeness.check_raw, bytes(data))
+
+
 @pytest.mark.parametrize("sector_bytes", [512, 4096])
 def test_a_raw_disk_with_a_gpt(sector_bytes: int) -> None:
     """The place of the second header counts, which is the last sector of the disk."""
