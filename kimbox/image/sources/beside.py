@@ -29,8 +29,9 @@ _BOX_SUFFIX = ".box"
 def is_signed(location: str, digest: str, keys: tuple[str, ...], login: Login | None = None) -> bool:
     """Whether one of the ssh keys has signed checksums beside the path or URL of a file, which list its digest.
 
-    `digest`: the SHA-256 hex digest of the file. `login` as for `http.fetch`. False if there are no checksums of this file. Raises ImageError:
-    `checksum-mismatch` if they list another digest for it, `signature-missing` or `signature-wrong`.
+    `digest`: the SHA-256 hex digest of the file. `login` as for `http.fetch`. False if there are no checksums of this
+    file. Raises ImageError: `checksum-mismatch` if they list another digest for it, `signature-missing` or
+    `signature-wrong`.
     """
     name = urllib.parse.unquote(public_url(location)) if is_url(location) else location
     name = name.rpartition("/")[2]
