@@ -48,6 +48,14 @@ TITLES = {
 DEFAULT = BootMode.KEEP
 
 
+#: Path in /boot of the kernel of the real root. It fits a new snapshot, too.
+ROOT_KERNEL = "/linux"
+
+#: Path in /boot of the kernel of the snapshot in use. Without it, GRUB starts that of the real root.
+KEEP_KERNEL = "/linux.keep"
+KEEP_KERNEL_IF_ANY = f"  if [ -e {KEEP_KERNEL}/initrd.img ]; then set linux={KEEP_KERNEL}; fi"
+
+
 def grub_cfg(layout: Layout) -> str:
     """Returns GRUB's menu: one entry for each boot mode. `saved_entry` of grubenv selects it, `next_entry` only once.
 
@@ -57,7 +65,7 @@ def grub_cfg(layout: Layout) -> str:
     which first moves the kernel to the address to which it is unpacked.
     """
     lines = [
-        "# Written by kimbox when the image was built; /boot/linux follows the kernel.",
+        "# Written by kimbox when the image was built. /usr/lib/kimbox/link-kernel changes the links in /boot.",
         "serial --unit=0 --speed=115200",
         "terminal_input console serial",
         "terminal_output console serial",
@@ -74,8 +82,10 @@ def grub_cfg(layout: Layout) -> str:
     for mode in sorted(BootMode, key=lambda mode: mode is not DEFAULT):
         lines += [
             f'menuentry "{TITLES[mode]}" --id {mode} {{',
-            f"  linux16 /linux/vmlinuz {kernel_command_line(layout, mode)}",
-            "  initrd16 /linux/initrd.img",
+            f"  set linux={ROOT_KERNEL}",
+            *([KEEP_KERNEL_IF_ANY] if mode is BootMode.KEEP else []),
+            f"  linux16 $linux/vmlinuz {kernel_command_line(layout, mode)}",
+            "  initrd16 $linux/initrd.img",
             "}",
         ]
     return "\n".join(lines) + "\n"

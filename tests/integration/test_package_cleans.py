@@ -17,6 +17,7 @@ from tinypackage import Made, image_of, machine_of
 from kimbox import run
 from kimbox.image.disk import grubenv as grub
 from kimbox.image.disk import rawdisk
+from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.machine.folder import Machine
 
@@ -103,6 +104,52 @@ def test_the_boot_mode_is_that_of_the_image(made: Made, box: Path) -> None:
     made("--format", "raw")
     assert b"saved_entry=keep" in grubenv(box / "tiny.raw")
     assert grubenv(image.disk) == grubenv(box / "tiny.raw")
+
+
+#: Installs the kernel "new" as a snapshot does, and makes the initramfs of the root's kernel "old" again.
+KERNELS = """
+mkdir linux-old.1
+write kernel linux-old.1/vmlinuz
+write kernel linux-old.1/initrd.img
+ln linux-old.1/vmlinuz vmlinuz-old
+sif linux-old.1/vmlinuz links_count 2
+write kernel initrd.img-old
+symlink linux linux-old.1
+mkdir linux-new.2
+write kernel linux-new.2/vmlinuz
+write kernel vmlinuz-new
+write kernel initrd.img-new.new
+symlink linux.keep linux-new.2
+write kernel memtest.bin
+"""
+
+
+@pytest.mark.parametrize("has_modules", [True, False])
+def test_kernels_of_the_snapshot_are_removed(made: Made, box: Path, has_modules: bool) -> None:
+    """The packaged box has an empty snapshot, and starts the kernel of its root. Files of others stay.
+
+    If the root has no modules of its kernel, /boot is not as kimbox builds it, and nothing is removed.
+    """
+    modules = "old" if has_modules else "other"
+    folders = ("/usr", "/usr/lib", "/usr/lib/modules", f"/usr/lib/modules/{modules}")
+    machine = machine_of(box, image_of(box), "".join(f"mkdir {folder}\n" for folder in folders))
+    (machine.folder / "kernel").write_text("SECRET of this machine\n")
+    changed(machine, KERNELS, boot=True)
+    before = boot_names(made("--format", "raw", "--image", "-o", "image") and box / "image/tiny.raw")
+    cleaned = made("--format", "raw")["cleaned"]
+    gone = {"initrd.img-old", "linux-new.2", "linux-new.2/vmlinuz", "vmlinuz-new", "initrd.img-new.new", "linux.keep"}
+    after = boot_names(box / "tiny.raw") - before
+    assert (gone if has_modules else set()) == {n.removeprefix("/boot/") for n in cleaned if n.startswith("/boot/")}
+    left = {"linux", "linux-old.1", "linux-old.1/vmlinuz", "linux-old.1/initrd.img", "vmlinuz-old", "memtest.bin"}
+    assert (left if has_modules else left | gone) == after
+    at = madedisk.places_of(box / "tiny.raw")
+    run.run(["e2fsck", "-f", "-n", f"tiny.raw?offset={at.boot[0]}"], cwd=box)
+
+
+def boot_names(disk: Path) -> set[str]:
+    """The paths in /boot of a raw disk."""
+    with rawdisk.opened(disk) as view:
+        return {shown(entry.path).removeprefix("/") for entry in directories.walk(view.boot.file_system)}
 
 
 @pytest.mark.parametrize("boot", [True, False])

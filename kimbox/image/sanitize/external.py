@@ -18,7 +18,7 @@ from kimbox.image.disk.ext4.directories import Entry, shown
 from kimbox.image.disk.ext4.inodes import FileSystem
 from kimbox.image.disk.ext4.superblock import RECOVER
 from kimbox.image.disk.view import BOOT, PERSISTENT, ROOT, DiskView
-from kimbox.image.sanitize import apply, secrets
+from kimbox.image.sanitize import apply, kernels, secrets
 from kimbox.image.sanitize.traces import AS_BUILT_BYTES, machine_entries, tree
 
 #: Files on /persistent of an image that kimbox built.
@@ -42,6 +42,7 @@ def traces(disk: DiskView) -> list[str]:
     removed, reset = _root_traces(systems[ROOT])
     names += [shown(entry.path) for entry in removed] + [f"/etc/{name}" for name in reset]
     names += [f"/persistent{shown(entry.path)}" for entry in _persistent_traces(systems[PERSISTENT])]
+    names += [f"/boot{shown(entry.path)}" for entry in kernels.left_entries(systems[BOOT], systems[ROOT])]
     if any(contents.store.read(0, 16)):
         names.append("the snapshot of root")
     if _is_boot_mode_set(disk):
@@ -67,11 +68,13 @@ def clean(path: Path) -> list[str]:
         removed_names = traces(repaired)
         removed, reset = _root_traces(mounted[ROOT].file_system)
         persistent = _persistent_trees(mounted[PERSISTENT].file_system)
+        boot = kernels.left_entries(mounted[BOOT].file_system, mounted[ROOT].file_system)
         if _is_boot_mode_set(repaired):
             disk.write(grubenv.place(mounted[BOOT]), grubenv.EMPTY)
         apply.change_root(disk, mounted[ROOT], removed, reset)
         apply.remove(disk, mounted[PERSISTENT], persistent)
-        for name in (ROOT, PERSISTENT):
+        apply.remove(disk, mounted[BOOT], boot)
+        for name in (BOOT, ROOT, PERSISTENT):
             apply.repair(disk, mounted[name], name or "root")
         apply.drop_unused(disk, repaired.reopened())
     return removed_names

@@ -1,8 +1,9 @@
 """Restores the disk of a halted machine to the state before its first boot, and keeps its maintainer's changes.
 
-kimbox keeps the volumes `root` and `/boot` and removes the traces of the machine from root. It replaces everything else
-(LVM metadata, snapshot, swap, /persistent) with the data of the machine's image, so that no secret of /persistent can
-stay. It zeroes all unused bytes, and with them the content of removed files.
+kimbox keeps the volumes `root` and `/boot` and removes the traces of the machine from root, and the kernels of its
+snapshot from /boot. It replaces everything else (LVM metadata, snapshot, swap, /persistent) with the data of the
+machine's image, so that no secret of /persistent can stay. It zeroes all unused bytes, and with them the content of
+removed files.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from pathlib import Path
 from kimbox.errors import ImageError
 from kimbox.files import CHUNK_BYTES
 from kimbox.image.disk import grubenv, ranges, rawdisk
+from kimbox.image.disk.ext4.directories import shown
 from kimbox.image.disk.ranges import Ranges
 from kimbox.image.disk.rawdisk import RawDisk
 from kimbox.image.disk.view import DiskView, Volume
-from kimbox.image.sanitize import apply, traces
+from kimbox.image.sanitize import apply, kernels, traces
 
 
 def restore(path: Path, image: Path) -> list[str]:
@@ -32,10 +34,13 @@ def restore(path: Path, image: Path) -> list[str]:
         for volume, name in ((view.boot, "/boot"), (view.root, "root")):
             apply.repair(disk, volume, name)
         _restore_grubenv(disk, view, built)
-        cleaned = _clean(disk, view, built)
-        apply.repair(disk, view.root, "root")
+        left = kernels.left_entries(view.boot.file_system, view.root.file_system)
+        apply.remove(disk, view.boot, left)
+        cleaned = [f"/boot{shown(entry.path)}" for entry in left] + _clean(disk, view, built)
+        for volume, name in ((view.boot, "/boot"), (view.root, "root")) if left else ((view.root, "root"),):
+            apply.repair(disk, volume, name)
         apply.drop_unused(disk, view.reopened())
-    return cleaned
+    return sorted(cleaned)
 
 
 def _kept_volumes(disk: DiskView, built: DiskView) -> tuple[Volume, Volume]:

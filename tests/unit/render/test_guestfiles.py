@@ -67,7 +67,9 @@ def test_no_word_occurs_twice() -> None:
 def test_grub_has_an_entry_for_every_mode() -> None:
     """Each entry has its own command line, and grubenv selects it. Without a valid selection, the mode is `keep`."""
     text = guestfiles.grub_cfg(layout())
-    entries = dict(re.findall(r"--id (\w+) \{\n  linux16 /linux/vmlinuz (.*)\n  initrd16 /linux/initrd.img\n\}", text))
+    entries = dict(
+        re.findall(r"--id (\w+) \{\n(?:  .*\n)+  linux16 \$linux/vmlinuz (.*)\n  initrd16 \$linux/initrd", text)
+    )
     assert {str(mode): guestfiles.kernel_command_line(layout(), mode) for mode in BootMode} == entries
     lines = text.splitlines()
     assert "keep" == next(iter(entries))  # GRUB uses the first entry instead of an unknown one
@@ -75,6 +77,13 @@ def test_grub_has_an_entry_for_every_mode() -> None:
     assert sorted(map(lines.index, order)) == list(map(lines.index, order))
     assert lines.index('  set default="$next_entry"') > lines.index(order[-1])
     assert lines.index("  save_env next_entry") == lines.index("  set next_entry=") + 1
+
+
+def test_only_keep_starts_the_kernel_of_the_snapshot_in_use() -> None:
+    """A new snapshot has the modules of the real root. A kept one may have other modules."""
+    entries = guestfiles.grub_cfg(layout()).split("menuentry ")[1:]
+    assert ["keep"] == [re.findall(r"--id (\w+)", entry)[0] for entry in entries if "/linux.keep" in entry]
+    assert all("  set linux=/linux\n" in entry for entry in entries)
 
 
 @pytest.mark.skipif(not run.which("grub-script-check"), reason="no grub here")
