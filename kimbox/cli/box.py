@@ -40,6 +40,13 @@ Keys = Annotated[
         help="With add: an ssh public key, or a file of public keys. One of them must have signed the box.",
     ),
 ]
+Version = Annotated[
+    str | None,
+    typer.Option("--version", metavar="VERSION", help="With add: the version in a catalog. Default: the newest."),
+]
+Unverified = Annotated[
+    bool, typer.Option("--unverified", help="With add: accept a box from a catalog that has no checksum for it.")
+]
 
 
 def box(
@@ -49,13 +56,8 @@ def box(
         str | None, typer.Option("--digest", metavar="sha256:HEX", help="With add: the digest that the file must have.")
     ] = None,
     key: Keys = None,
-    version: Annotated[
-        str | None,
-        typer.Option("--version", metavar="VERSION", help="With add: the version in a catalog. Default: the newest."),
-    ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="With add: accept a box from a catalog that has no checksum for it.")
-    ] = False,
+    version: Version = None,
+    unverified: Unverified = False,
     force: Annotated[bool, typer.Option("--force", help="With add: replace a box of that name.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With prune: show the boxes that would be removed.")

@@ -11,6 +11,7 @@ import http.client
 import io
 import socket
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import IO, Any
@@ -22,6 +23,9 @@ from kimbox.transfer.address import Login, public_url, url_error
 
 #: Maximum number of redirects for one request.
 MAX_REDIRECTS = 5
+
+#: Maximum length of a server's text in a message.
+MAX_REASON_CHARACTERS = 200
 
 #: Characters that stay as they are in a URL; others (letters beyond ASCII) are percent-encoded.
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -167,6 +171,11 @@ def _authorize(made: urllib.request.Request, login: Login | None) -> None:
     """Adds the login of the server. As an "unredirected" header, because urllib copies others to every redirect."""
     if own := address.login_for(made.full_url, login):
         made.add_unredirected_header("Authorization", own.header)
+
+
+def reason_of(error: urllib.error.HTTPError) -> str:
+    """The reason in the status line of an answer, shortened: a line may have 64 KiB."""
+    return str(error.reason)[:MAX_REASON_CHARACTERS]
 
 
 def opener(deadline: Deadline, login: Login | None, *, has_digest: bool) -> urllib.request.OpenerDirector:

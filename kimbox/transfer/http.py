@@ -47,9 +47,6 @@ DRIP_BYTES = 16 << 10
 #: Pauses before the next attempts, in seconds. After an attempt that received DRIP_BYTES they start from the first.
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 
-#: Maximum length of a server's text in a message.
-MAX_REASON_CHARACTERS = 200
-
 #: Maximum length of a validator that is sent back. A header line may have 64 KiB.
 MAX_VALIDATOR_CHARACTERS = 500
 
@@ -368,22 +365,17 @@ def _check_error_status(transfer: _Transfer, error: urllib.error.HTTPError) -> N
         transfer.restart()
         raise _RetryError("the file on the server is shorter than the part that was downloaded", "wrong-range")
     if error.code in _TRANSIENT:
-        message = f"the server answered with {error.code} {_reason(error)}"
+        message = f"the server answered with {error.code} {connection.reason_of(error)}"
         raise _RetryError(message, "status", status=error.code)
     hint = None
     if 300 <= error.code < 400:
         message = f"{where} redirects more than {connection.MAX_REDIRECTS} times, or to a URL that is not http or https"
     else:
-        message = f"{where}: the server answered with {error.code} {_reason(error)}"
+        message = f"{where}: the server answered with {error.code} {connection.reason_of(error)}"
         hint = "check the URL (in a spec: `image: location:`)"
     if error.code == 401:
         hint = address.login_hint(transfer.url)
     raise url_error(transfer.url, message, code="download-failed", hint=hint, status=str(error.code))
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    """The reason in the status line of an answer, shortened: a line may have 64 KiB."""
-    return str(error.reason)[:MAX_REASON_CHARACTERS]
 
 
 def _error_for(transfer: _Transfer, reason: object) -> Exception:
