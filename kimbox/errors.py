@@ -35,7 +35,7 @@ EXIT_CODES = {
         (
             "archive-damaged", "bad-box", "bad-catalog", "bad-digest", "bad-report", "checksum-mismatch",
             "not-a-disk", "package-not-found", "signature-missing", "signature-wrong",
-            "unsafe-archive", "unsafe-disk", "unsupported-box", "unsupported-format",
+            "unsafe-archive", "unsafe-disk", "unsupported-box", "unsupported-format", "version-older", "wrong-box",
         ),
         3,
     ),

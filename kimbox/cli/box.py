@@ -40,6 +40,9 @@ Keys = Annotated[
         help="With add: an ssh public key, or a file of public keys. One of them must have signed the box.",
     ),
 ]
+Digest = Annotated[
+    str | None, typer.Option("--digest", metavar="sha256:HEX", help="With add: the digest that the file must have.")
+]
 Version = Annotated[
     str | None,
     typer.Option("--version", metavar="VERSION", help="With add: the version in a catalog. Default: the newest."),
@@ -47,17 +50,17 @@ Version = Annotated[
 Unverified = Annotated[
     bool, typer.Option("--unverified", help="With add: accept a box from a catalog that has no checksum for it.")
 ]
+AllowOlder = Annotated[bool, typer.Option("--allow-older", help="With add: replace a box by an older version of it.")]
 
 
 def box(
     action: Annotated[Action, typer.Argument(metavar="add|list|remove|prune", help="What to do with added boxes.")],
     words: Words = None,
-    digest: Annotated[
-        str | None, typer.Option("--digest", metavar="sha256:HEX", help="With add: the digest that the file must have.")
-    ] = None,
+    digest: Digest = None,
     key: Keys = None,
     version: Version = None,
     unverified: Unverified = False,
+    allow_older: AllowOlder = False,
     force: Annotated[bool, typer.Option("--force", help="With add: replace a box of that name.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With prune: show the boxes that would be removed.")
@@ -74,8 +77,9 @@ def box(
     never runs the Vagrantfile of a box.
 
     From a Vagrant catalog (a path or URL that ends in .json), add takes the box of one version for amd64. The box must
-    have the checksum of the catalog. If the catalog has none, add requires --digest, --key or --unverified. A box for
-    another architecture is rejected.
+    have the checksum of the catalog. If the catalog has none, add requires --digest, --key or --unverified. With --key,
+    name, version and architecture that the author signed must be those of the catalog. An older version than that of
+    the box that --force replaces requires --allow-older. A box for another architecture is rejected.
 
     Keep the user name and password of a server in ~/.netrc. In the URL of add they also work, but other users of this
     host can read the command line. kimbox never stores or prints them.
@@ -94,12 +98,13 @@ def box(
       kimbox box prune --dry-run
     """
     names = [word.strip() for word in words or []]
-    if action is not Action.ADD and (digest or key or force or version or unverified):
-        raise UsageError("--digest, --key, --version, --unverified and --force require `kimbox box add`", code="usage")
+    if action is not Action.ADD and (digest or key or force or version or unverified or allow_older):
+        options = "--digest, --key, --version, --unverified, --allow-older and --force"
+        raise UsageError(f"{options} require `kimbox box add`", code="usage")
     if action is not Action.PRUNE and (dry_run or yes):
         raise UsageError("--dry-run and --yes require `kimbox box prune`", code="usage")
     if action is Action.ADD:
-        _add(names, digest, key or [], version, force=force, unverified=unverified)
+        _add(names, digest, key or [], version, force=force, unverified=unverified, allow_older=allow_older)
     elif action is Action.REMOVE:
         _remove(names)
     elif names:
@@ -111,7 +116,14 @@ def box(
 
 
 def _add(
-    words: list[str], digest: str | None, keys: list[str], version: str | None, *, force: bool, unverified: bool
+    words: list[str],
+    digest: str | None,
+    keys: list[str],
+    version: str | None,
+    *,
+    force: bool,
+    unverified: bool,
+    allow_older: bool,
 ) -> None:
     from kimbox.actions import boxes
     from kimbox.image.sources import boxcatalog
@@ -141,6 +153,7 @@ def _add(
     added = boxes.add(
         name, words[1],
         digest=expected, keys=public_keys, force=force, version=version, is_unverified=unverified,
+        is_older_allowed=allow_older,
     )  # fmt: skip
     signed = ", signed by one of the keys" if public_keys else ""
     report("box", {"added": added.as_json()}, f"added {added.name} ({added.digest}{signed})")

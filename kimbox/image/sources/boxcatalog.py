@@ -29,7 +29,8 @@ MAX_BYTES = 16 << 20
 #: Providers whose boxes kimbox can use, in order of preference: boxes for libvirt need no conversion.
 PROVIDERS = (boxreader.LIBVIRT, boxreader.VIRTUALBOX)
 
-_VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,99}")
+#: A version of a box.
+VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,99}")
 _PART = re.compile(r"[0-9]+|[A-Za-z]+")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -42,6 +43,8 @@ class CatalogChoice:
     location: str
     #: `sha256:` and 64 hex digits; None if the catalog has no checksum.
     digest: str | None
+    #: Name of the box in the catalog; empty if it has none.
+    name: str = ""
 
 
 def is_catalog(location: str) -> bool:
@@ -58,8 +61,9 @@ def choose(location: str, version: str | None, login: Login | None = None) -> Ca
     PROVIDERS, `unsupported-architecture`, the errors of `_read`, and those of an entry (`bad-url`, `bad-digest` ...).
     """
     place = public_url(location)
-    versions = _versions(_read(location, login), place)
-    newest_first = sorted(versions, key=_order, reverse=True)
+    catalog = _read(location, login)
+    versions = _versions(catalog, place)
+    newest_first = sorted(versions, key=order, reverse=True)
     if not newest_first or (version is not None and version not in versions):
         known = ", ".join(reversed(newest_first[:10]))
         raise ImageError(
@@ -70,7 +74,7 @@ def choose(location: str, version: str | None, login: Login | None = None) -> Ca
         )
     for candidate in [version] if version is not None else newest_first:
         if entry := _usable(versions[candidate]):
-            return _chosen(entry, candidate, location)
+            return attrs.evolve(_chosen(entry, candidate, location), name=str(catalog.get("name", "")))
     raise _unusable(place, version or newest_first[0], versions[version or newest_first[0]])
 
 
@@ -153,7 +157,7 @@ def _versions(catalog: dict[str, Any], place: str) -> dict[str, list[dict[str, A
     versions = {}
     for entry in filter(_is_object, listed):
         version, providers = entry.get("version"), entry.get("providers")
-        if isinstance(version, str) and _VERSION.fullmatch(version) and entry.get("status") != "revoked":
+        if isinstance(version, str) and VERSION.fullmatch(version) and entry.get("status") != "revoked":
             versions[version] = list(filter(_is_object, providers if isinstance(providers, list) else []))
     return versions
 
@@ -162,7 +166,7 @@ def _is_object(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _order(version: str) -> list[tuple[int, int, str]]:
+def order(version: str) -> list[tuple[int, int, str]]:
     """A key that sorts versions as Vagrant does (Gem::Version): numbers by value, prereleases (1.0.beta) before 1.0."""
     parts = [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in _PART.findall(version)]
     first_word = next((index for index, part in enumerate(parts) if part[2]), len(parts))
