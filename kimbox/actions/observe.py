@@ -20,7 +20,7 @@ from kimbox.guest import stale
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.events import Event
 from kimbox.log import log
-from kimbox.machine import delivered_locks, keys
+from kimbox.machine import keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Purpose, Record
 from kimbox.machine.state import STATE_HINTS, Observation, State, derive, require
@@ -90,7 +90,7 @@ def check_owner(machine: Machine, project: Project, purpose: Purpose = Purpose.B
     if not record.shipped and Path(record.source).resolve() == project.source.resolve():
         return
     was_moved = not record.shipped and not project.shipped and _is_gone(Path(record.source))
-    if was_moved and project.box.digest in {record.spec_digest, *delivered_locks.spec_digests(machine)}:
+    if was_moved and project.box.digest in {record.spec_digest, *_delivered_spec_digests(machine)}:
         _adopt(machine, project, is_locked=is_locked)
         return
     hint = f"give this spec another name, or remove the other box with `kimbox destroy {machine.name}`"
@@ -129,6 +129,13 @@ def _adopt(machine: Machine, project: Project, *, is_locked: bool) -> None:
         record = machine.record()
         log.info(f"the spec of {machine.name} was moved from {record.source} to {project.source}")
         machine.write_record(attrs.evolve(record, source=str(project.source)))
+
+
+def _delivered_spec_digests(machine: Machine) -> set[str]:
+    """The digests of the specs that were sent to a machine."""
+    from kimbox.machine import delivered_locks  # it reads YAML, which takes longer to import than `status` to run
+
+    return delivered_locks.spec_digests(machine)
 
 
 def refuse_purpose(record: Record, purpose: Purpose = Purpose.BOX) -> None:

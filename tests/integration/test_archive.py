@@ -165,7 +165,7 @@ def test_sources_that_only_this_host_reaches(there: makearchive.Archive, monkeyp
     monkeypatch.setattr(apt, "sources", lambda *_: both)
     monkeypatch.setattr(Archive, "refresh", lambda *_: None)
     monkeypatch.setattr(Archive, "as_of", lambda _: makearchive.AS_OF)
-    monkeypatch.setattr(Archive, "choose", lambda *_: {"tool": LockedPackage("1", "all", "0" * 64)})
+    monkeypatch.setattr(Archive, "choose", lambda *_, **__: {"tool": LockedPackage("1", "all", "0" * 64)})
     locked = chosen(there, "tool")
     (name,) = locked.keys
     assert (f"deb [signed-by=/etc/apt/keyrings/{name}] http://m.example.org/debian trixie main",) == locked.sources

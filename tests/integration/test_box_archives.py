@@ -185,13 +185,23 @@ def test_an_ova(tmp_path: Path, raw: Path, home: Path) -> None:
     assert [] == leftovers(home)
 
 
-@pytest.mark.parametrize("line", ["SHA1(study.ovf)= " + "0" * 40, "SHA256(study.ovf)= x", "", "\0\xff" * 1000])
+@pytest.mark.parametrize("line", ["SHA512(study.ovf)= " + "0" * 128, "SHA256(study.ovf)= x", "", "\0\xff" * 1000])
 def test_a_manifest_with_other_digests(tmp_path: Path, raw: Path, line: str) -> None:
-    """VirtualBox writes SHA-1. kimbox compares only SHA-256."""
+    """kimbox compares SHA-1, which OVF 1 has, and SHA-256."""
     vmdk = makevagrant.converted(raw, "vmdk", "-o", "subformat=streamOptimized")
     content = archive(("study.ovf", b"<Envelope/>"), ("study.mf", line.encode()), ("a.vmdk", vmdk))
     (tmp_path / "x.ova").write_bytes(content)
     check(tmp_path / "x.ova", raw)
+
+
+@pytest.mark.parametrize("line", ["SHA1(study.ovf)= " + "0" * 40, "SHA256(a.vmdk)=" + "0" * 64, "SHA1(no)=" + "0" * 40])
+def test_a_manifest_that_differs(tmp_path: Path, raw: Path, line: str) -> None:
+    """A description, a disk, and a file that the archive lacks."""
+    vmdk = makevagrant.converted(raw, "vmdk", "-o", "subformat=streamOptimized")
+    content = archive(("study.ovf", b"<Envelope/>"), ("study.mf", line.encode()), ("a.vmdk", vmdk))
+    (tmp_path / "x.ova").write_bytes(content)
+    with refused(ImageError, "checksum-mismatch"):
+        add("x", str(tmp_path / "x.ova"))
 
 
 @pytest.mark.parametrize("name", ["amd64", "x86_64", "unknown", None, ""])

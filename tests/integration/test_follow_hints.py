@@ -60,7 +60,7 @@ def nothing(_: Path) -> None:
         (no_lock, ["lock", "--check"], "lock-not-found"),
         (other_spec, ["lock", "--check"], "lock-disagrees"),
         (other_ref, ["lock", "--check"], "lock-disagrees"),
-        (other_ref, ["render"], "lock-disagrees"),
+        (other_ref, ["render", "--allow-local"], "lock-disagrees"),
         (other_ref, ["up", "--locked"], "lock-disagrees"),
         (nothing, ["status", "nosuchbox"], "box-not-found"),
         (nothing, ["exec", "nosuchbox", "--", "true"], "box-not-found"),

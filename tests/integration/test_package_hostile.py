@@ -381,8 +381,8 @@ def test_a_comparison_of_strange_names(disk: Path, image: Path, tmp_path: Path) 
     rooted(image, tmp_path / "image", filled(b"a"))
     rooted(disk, tmp_path / "tree", filled(b"b"))
     (found,) = [d for d in compare.compare(image, disk, madedisk.LAYOUT) if d.part == f"LV {madedisk.LAYOUT.root.name}"]
-    contents = {path for path in found.paths if path.startswith("/etc/") and "content" in path}
-    assert {shown(b"/etc/" + name) for name in NAMES} == {path.rpartition(" (")[0] for path in contents}
+    contents = {path for path, aspects in found.files.items() if path.startswith("/etc/") and "content" in aspects}
+    assert {shown(b"/etc/" + name) for name in NAMES} == contents
     assert all(line.isprintable() for line in found.lines())
 
 

@@ -78,10 +78,10 @@ def test_a_pin_that_stands_is_not_checked_again(kimbox: Kimbox, code: Path, monk
     calls: list[object] = []
     monkeypatch.setattr("kimbox.project.pins.check_scripts", lambda *_: calls.append(1))
     monkeypatch.setattr("kimbox.image.obtain.key_of", lambda *_: "e" * 64)
-    kimbox("render")
+    kimbox("render", "--allow-local")
     assert [] == calls
     Path("kimbox.yaml").write_text(Path("kimbox.yaml").read_text() + "cpus: 1\n")
-    kimbox("render")
+    kimbox("render", "--allow-local")
     assert [1] == calls
 
 

@@ -65,7 +65,7 @@ def test_the_second_call_builds_nothing(tmp_path: Path, images: Path, builds: Pa
     assert made == obtain.ensure(box, tinyimage.LOCKED) == store.find(made.key)
     assert "built\n" == builds.read_text()
     assert [obtain.key_of(box, tinyimage.LOCKED)] == contents(images)
-    assert {"disk.raw", "image.json", "build.log"} == {p.name for p in made.disk.parent.iterdir()}
+    assert {"disk.raw", "image.json", "packages.json", "build.log"} == {p.name for p in made.disk.parent.iterdir()}
     assert 0o444 == made.disk.stat().st_mode & 0o777
     assert ("raw", tinyimage.DISK.size_bytes) == (made.format, made.facts["virtual_bytes"])
     assert "installing\n" == (made.disk.parent / "build.log").read_text()

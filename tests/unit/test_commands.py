@@ -98,7 +98,11 @@ def test_up_ends_if_the_installation_fails(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("all", "pytest tests/guest tests/integration tests/unit -n 2 --dist loadfile --no-loadscope-reorder -k x"),
+        (
+            "all",
+            "pytest tests/guest tests/integration tests/unit tests/fuzz -n 2 --dist loadfile --no-loadscope-reorder "
+            "-k x",
+        ),
         ("unit", "pytest tests/unit -n 2 -k x"),
         ("integration", "pytest tests/integration -n 2 -k x"),
         (

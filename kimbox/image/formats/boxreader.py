@@ -92,7 +92,8 @@ def read(archive: Path, work: Path, keys: tuple[str, ...] = ()) -> Contents:
         provider, name, kind = _describe(files)
     else:
         for manifest, data in unpacked.manifests.items():
-            sums.check_manifest(manifest, data, unpacked.all_digests())
+            digests = {"SHA256": unpacked.all_digests, "SHA1": unpacked.sha1_digests}
+            sums.check_manifest(manifest, data, digests)
     if name is None:
         name = str(_only_disk([name for name in unpacked.disks if name.endswith(VMDK_SUFFIX)]))
     if name not in unpacked.disks:
@@ -176,6 +177,14 @@ class _Unpacked:
             if name not in self.digests:
                 self.digests[name] = sha256_file(disk).removeprefix("sha256:")
         return self.digests
+
+    def sha1_digests(self) -> dict[str, str]:
+        """The SHA-1 hex digests of descriptions and disks, which manifests of OVF 1 have. They show no attack."""
+        digests = {name: hashlib.sha1(data).hexdigest() for name, data in self.descriptions.items()}  # noqa: S324
+        for name, disk in self.disks.items():
+            with disk.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha1").hexdigest()
+        return digests
 
     def may_be_disk(self, name: str) -> bool:
         """Whether a member may be the disk. metadata.json names it, but may come after it.

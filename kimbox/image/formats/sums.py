@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kimbox import run
@@ -27,7 +27,7 @@ PRINCIPAL = "kimbox"
 SIGN_TIMEOUT_S = 120.0
 VERIFY_TIMEOUT_S = 30.0
 
-_MANIFEST_LINE = re.compile(rb"SHA256 ?\(([^()]{1,255})\) ?= ?([0-9a-fA-F]{64})")
+_MANIFEST_LINE = re.compile(rb"(SHA1|SHA256) ?\(([^()]{1,255})\) ?= ?([0-9a-fA-F]{40,64})")
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\n\\]{1,255})\n")
 
 
@@ -68,23 +68,27 @@ def check(data: bytes, digests: Mapping[str, str]) -> None:
         raise ImageError(message, code="checksum-mismatch", fields={"name": name, "state": state})
 
 
-def check_manifest(name: str, data: bytes, digests: Mapping[str, str]) -> None:
-    """Compares files with the manifest `name` of an OVA (DMTF DSP0243). Other digests than SHA-256 are not compared.
+def check_manifest(name: str, data: bytes, digests: Mapping[str, Callable[[], Mapping[str, str]]]) -> None:
+    """Compares files with the manifest `name` of an OVA (DMTF DSP0243).
 
-    `digests`: the SHA-256 hex digests of the files, by name. Raises ImageError, with the name of the file.
+    `digests`: name of the digest (SHA1, SHA256) -> function that returns the hex digests of the files, by name. Lines
+    with another digest are not compared. Raises ImageError, with the name of the file.
     """
-    for line in data.splitlines():
+    known: dict[str, Mapping[str, str]] = {}
+    for line in data.split(b"\n"):
         match = _MANIFEST_LINE.fullmatch(line.strip())
-        if not match:
+        if not match or match[1].decode() not in digests:
             continue
-        file, expected = match[1].decode(errors="replace"), match[2].decode().lower()
-        if file not in digests:
-            state, message = "missing", f"{name} lists {file[:200]!r}, but the OVA has no such file"
-        elif digests[file] != expected:
-            state, message = "different", f"{file[:200]!r} has another SHA-256 digest than in {name}"
+        kind, file, expected = match[1].decode(), match[2].decode(errors="replace"), match[3].decode().lower()
+        if kind not in known:
+            known[kind] = digests[kind]()
+        if file not in known[kind]:
+            state, message = "missing", f"{name} lists {file!r}, but the archive has no such file"
+        elif known[kind][file] != expected:
+            state, message = "different", f"{file!r} has another {kind} digest than in {name}"
         else:
             continue
-        raise ImageError(message, code="checksum-mismatch", fields={"name": file[:200], "state": state})
+        raise ImageError(message, code="checksum-mismatch", fields={"name": file, "state": state})
 
 
 def sign(data: bytes, key: Path) -> bytes:

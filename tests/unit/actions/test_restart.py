@@ -17,8 +17,7 @@ from clirun import Kimbox, error
 from feignedworld import World, up
 from refused import refused
 
-from kimbox.actions import package as packaging
-from kimbox.actions import seal, stop
+from kimbox.actions import packagedisk, seal, stop
 from kimbox.actions import up as starting
 from kimbox.actions.diff import Side, compare
 from kimbox.actions.observe import state
@@ -105,6 +104,7 @@ def test_a_restart_is_planned_while_the_box_runs(world: World, monkeypatch: pyte
         world.box = attrs.evolve(world.box, forwards=(Forward(80, port),))
         with refused(StateError, "port-in-use", name="tiny", host=str(port), guest="80", owner=""):
             starting.plan_restart(UpRequest(Project(world.box)))
+    world.box.source.touch()  # if it were gone, the other spec could be the same one, moved
     elsewhere = attrs.evolve(world.box, forwards=(), source=world.box.source.with_name("other.yaml"))
     with pytest.raises(StateError, match="belongs to the spec"):
         starting.plan_restart(UpRequest(Project(elsewhere)))
@@ -178,7 +178,7 @@ def test_the_hints_lead_to_a_halted_box(
     """`halt` alone does not unmount the disk of a box that crashed, or that is suspended."""
     machine = makemachine.make_machine(ended=ended)
     with refused(StateError, "wrong-state", verb="package", name="tiny", state=now) as not_halted:
-        packaging._check_halted(machine)
+        packagedisk._check_halted(machine)
     _, out, err = kimbox("halt", "tiny")
     assert all(f"`{command}`" in str(not_halted.value.hint) for command in commands)
     assert f"`{commands[0]}`" in out + err

@@ -358,5 +358,5 @@ def test_what_cannot_be_compared(kimbox: Kimbox, world: Path, text: str) -> None
     with refused(KimboxError, "bad-report", path=str(world / "bad.json")):
         auditing.read(world / "bad.json")
     code, _, err = kimbox("audit", "tiny", "--compare", str(world / "bad.json"))
-    assert 1 == code
+    assert 3 == code
     assert f"cannot read an audit report from {world}/bad.json: " in err

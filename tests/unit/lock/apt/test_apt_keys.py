@@ -117,5 +117,5 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     """A missing file and a folder are errors that name them."""
     with refused(ImageError, "file-not-found", path=f"{tmp_path}/x.gpg"):
         keys.signed_by(f"{tmp_path}/x.gpg", "x:1")
-    with refused(ImageError, "file-unreadable", path=str(tmp_path)):
+    with refused(ImageError, "not-a-regular-file", path=str(tmp_path)):
         keys.signed_by(str(tmp_path), "x:1")
