@@ -100,6 +100,7 @@ CODES: dict[str, str] = {
     "name-in-use": "An added box has that name already.",
     "name-taken": "The name of a box belongs to a machine of another spec.",
     "namespaces-not-allowed": "The kernel, or a container, does not allow the namespaces in which images are built.",
+    "no-default-branch": "The HEAD of a repository names a branch that does not exist.",
     "no-file-locks": "A file system has no file locks (flock(2)), which kimbox needs for its own files.",
     "no-free-port": "All ports of the host that kimbox assigns are in use.",
     "no-space": "There is not enough free space on a disk.",

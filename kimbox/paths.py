@@ -80,6 +80,11 @@ def images_dir() -> Path:
     return home() / "images"
 
 
+def local_use_file() -> Path:
+    """The file with the repositories of this machine of which the user was warned, see `project.localuse`."""
+    return home() / "local.json"
+
+
 def mirrors_dir() -> Path:
     """The folder of the git mirrors: a bare repository for each repository of a spec."""
     return home() / "mirrors"

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kimbox.filelocks import NO_LOCKS
+
 #: Name of a temporary folder.
 _NAME = re.compile(r"kimbox-[a-z]{1,20}-[a-z0-9_]{8}")
 
@@ -20,13 +22,18 @@ _NAME = re.compile(r"kimbox-[a-z]{1,20}-[a-z0-9_]{8}")
 def temporary_folder(prefix: str) -> Iterator[Path]:
     """A folder in $TMPDIR that only this user can enter. It is removed at the end of the block.
 
-    `prefix` is `kimbox-WORD-`. The first call of a process removes the folders of processes that were killed.
+    `prefix` is `kimbox-WORD-`. The first call of a process removes the folders of processes that were killed. On a file
+    system without locks, those stay.
     """
     _sweep()
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         if folder.exists():
             break
         os.close(handle)  # between the two calls, another process removed the folder

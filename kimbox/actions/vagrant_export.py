@@ -20,6 +20,7 @@ from kimbox.files import read_bounded, write_atomic
 from kimbox.guest.delivery import Payload, write_tar
 from kimbox.lock.git.bundle import write_bundle
 from kimbox.log import log
+from kimbox.project import localuse
 from kimbox.project.plan import make_plan
 from kimbox.project.project import Project
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, box_name, is_url, render_vagrantfile
@@ -92,14 +93,18 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
 
 
 def _refuse_local(project: Project) -> None:
-    """Raises SpecError for a repository of this machine outside of the spec's folder: the files are for others."""
-    for repository in project.local_repositories():
+    """Raises SpecError for a repository of this machine outside of the spec's folder: the files are for others.
+
+    A repository of which `kimbox lock` or `up` has warned is packed.
+    """
+    for repository in localuse.new_repositories(project):
         raise SpecError.at(
             project.box.source,
             f"the repository {repository.name} is {shown(repository.url)}, outside of the folder of the spec: its "
             "content would become part of the files",
             code="outside-spec-folder",
-            hint="`kimbox render --allow-local` packs it",
+            hint="if you want that: `kimbox render --allow-local` packs it, and so does `kimbox render` after `kimbox "
+            "lock`, which warns of it",
             fields={"repository": repository.name},
         )
 

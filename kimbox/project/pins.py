@@ -19,6 +19,7 @@ from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, pinned_submodules, read_lock, write_lock
 from kimbox.lock.varying import Varying
 from kimbox.log import log
+from kimbox.project import localuse
 from kimbox.project.check import base_provisioners, check_lock_file, package_differences, raise_faults, recipe_for
 from kimbox.project.pinned_scripts import check_scripts
 from kimbox.project.project import Project
@@ -93,10 +94,11 @@ def _may_have_other_scripts(previous: Lock, lock: Lock) -> bool:
 
 
 def _warn_local(project: Project) -> None:
-    """Warns, before kimbox reads it for the first time, of a repository of this machine that the box gets."""
-    for repository in project.local_repositories():
-        if not Mirror.of(repository).path.exists():
+    """Warns once of each repository of this machine, outside of the spec's folder, that the box gets."""
+    if found := localuse.new_repositories(project):
+        for repository in found:
             log.warn(f"the box gets the repository {repository.name} of this machine: {repository.url}")
+        localuse.remember(project)
 
 
 def record_varying(project: Project, image_key: str, files: Varying) -> bool:

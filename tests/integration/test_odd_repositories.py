@@ -99,7 +99,7 @@ def test_a_head_without_a_branch_is_not_empty(tmp_path: Path) -> None:
         of(tmp_path / "head.git").resolve("HEAD")
     assert "is empty" in caught.value.message
     makebox.git(tmp_path / "source", "push", "-q", "../head.git", "main")
-    with refused(GitError, "ref-not-found", ref="HEAD") as caught:
+    with refused(GitError, "no-default-branch", ref="HEAD") as caught:
         of(tmp_path / "head.git").resolve("HEAD")
     assert "HEAD names a branch that does not exist" in caught.value.message
     assert "main" in str(caught.value.hint)

@@ -240,7 +240,10 @@ def test_the_script_in_the_folder_is_the_shipped_one(kimbox: Kimbox, work: Path)
 
 
 def test_a_repository_of_this_machine_is_not_packed_unasked(kimbox: Kimbox, work: Path, tmp_path: Path) -> None:
-    """Whoever wrote the spec could name a private repository. The files of `render` are for others."""
+    """Whoever wrote the spec could name a private repository. The files of `render` are for others.
+
+    It is packed after `kimbox lock` has warned of it for this spec, or with `--allow-local`.
+    """
     makebox.make_repository(tmp_path / "private", {"secret": "x\n"})
     makebox.make_repository(work / "beside", {"a": "x\n"})
     spec = work / "director.yaml"
@@ -255,6 +258,10 @@ def test_a_repository_of_this_machine_is_not_packed_unasked(kimbox: Kimbox, work
             warning = f"kimbox: warning: the box gets the repository code of this machine: file://{folder}\n"
             assert warning in kimbox("lock", "-f", "director.yaml")[2]
             assert warning not in kimbox("lock", "-f", "director.yaml")[2]
-            code = kimbox("render", "director.yaml", "--allow-local", "-o", folder.name)[0]
+            code = kimbox("render", "director.yaml", "-o", folder.name)[0]
+            other = work / "other.yaml"
+            other.write_text(spec.read_text())
+            assert 3 == kimbox("render", "other.yaml", "-o", "other")[0]
+            assert 0 == kimbox("render", "other.yaml", "-o", "other", "--allow-local")[0]
         assert 0 == code
         assert (work / folder.name / "Vagrantfile").is_file()

@@ -95,7 +95,7 @@ def full_name(name: str, url: str, ref: str, offered: Offered) -> tuple[str, str
         if offered.head is None:
             raise GitError(
                 f"{where} has no default branch: its HEAD names a branch that does not exist",
-                code="ref-not-found",
+                code="no-default-branch",
                 hint=f"write `ref:` in the spec; {_list(offered.short_names)}",
                 fields=fields,
             )
