@@ -51,8 +51,8 @@ def render(
     the lock, as `kimbox up` does. Later boots provision themselves. Several boxes become several machines of one
     Vagrantfile. The image is FOLDER/NAME.box, unless --box names another file or URL.
 
-    A repository of this machine (`file:`) outside of the spec's folder is packed only after `kimbox lock` or `kimbox up`
-    has warned of it for this spec, or with --allow-local.
+    A repository of this machine (`file:`) outside of the spec's folder is packed only after `kimbox lock` or `up` has
+    warned of it for this spec, or with --allow-local.
 
     The same spec and lock give the same files. --check contacts no server. Under VirtualBox, boxes have no scratch
     space, and the files for VirtualBox are not tested with it.
