@@ -22,6 +22,11 @@ Boxes = Annotated[
 ]
 
 
+AllowLocal = Annotated[
+    bool, typer.Option("--allow-local", help="Pack repositories of this machine (file:) outside of the spec's folder.")
+]
+
+
 def render(
     boxes: Boxes = None,
     file: target.File = None,
@@ -40,10 +45,7 @@ def render(
         bool,
         typer.Option("--check", help="Compare, and write nothing. Exit status 3 if a file differs."),
     ] = False,
-    allow_local: Annotated[
-        bool,
-        typer.Option("--allow-local", help="Pack repositories of this machine (file:) outside of the spec's folder."),
-    ] = False,
+    allow_local: AllowLocal = False,
 ) -> None:
     """Write a Vagrantfile, and the files that provision its boxes, for libvirt and VirtualBox.
 
