@@ -1,7 +1,7 @@
 """The specs and locks of the manifests that the host sent to a machine, and the lock that the machine runs.
 
-The host keeps spec and lock of each manifest. The guest reports the digest of the manifest that it runs. Until then the
-machine is described by the plan that it was created from.
+The host keeps spec and lock of each manifest, also of the one that a machine was created with. The guest reports the
+digest of the manifest that it runs. If it reports none, the last one that was kept counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from kimbox.image import origin
 from kimbox.image.store import images
 from kimbox.lock.lockfile import Lock, read_lock, write_lock
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import Record
 from kimbox.machine.state import last_manifest_event, sent_manifest
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -40,6 +39,7 @@ class Delivered:
         """Writes spec, lock and box.json to the folder of a machine's locks."""
         folder.mkdir(exist_ok=True)
         write_lock(folder / f"{self.digest}.lock", self.lock)
+        (folder / f"{self.digest}.lock").touch()  # the last one is the newest, also if it was sent before
         for suffix, data in ((".json", self.described), (".yaml", self.spec)):
             if data:
                 write_atomic(folder / f"{self.digest}{suffix}", data)
@@ -60,11 +60,11 @@ def lock_of(machine: Machine) -> Lock:
 
     Its packages are those of this image, if they are known: a later lock does not change the image of a machine.
 
-    Raises StateError: `box-not-found`, or `lock-unknown` if the guest has not reported a manifest and the plan of the
-    machine is not known, or if the lock of the manifest was not kept. The field `manifest` is the digest, or empty.
+    Raises StateError: `box-not-found`, or `lock-unknown` if the guest has not reported a manifest and none was kept, or
+    if the lock of the manifest was not kept. The field `manifest` is the digest, or empty.
     """
     record = machine.record()
-    lock = read_lock(_file(machine, record, ".lock"))
+    lock = read_lock(_file(machine, ".lock"))
     image = images.find(record.image)
     packages = origin.packages_of(image) if image else None
     lock = attrs.evolve(lock, image=record.image)
@@ -78,13 +78,19 @@ def spec_of(machine: Machine) -> bytes:
 
     Raises StateError as `lock_of` does, also if an older kimbox sent the manifest, which kept only the lock.
     """
-    return read_bounded(_file(machine, machine.record(), ".yaml"))
+    return read_bounded(_file(machine, ".yaml"))
 
 
-def _file(machine: Machine, record: Record, suffix: str) -> Path:
-    """The file of the manifest that a machine runs, else of the manifest that it was created with."""
+def _newest(machine: Machine) -> str:
+    """The digest of the last manifest that was kept, or empty. In maintain mode a guest reports none."""
+    kept = sorted((file.stat().st_mtime_ns, file.stem) for file in machine.locks.glob("*.lock"))
+    return kept[-1][1] if kept else ""
+
+
+def _file(machine: Machine, suffix: str) -> Path:
+    """The file of the manifest that a machine runs, else of the last one that was kept."""
     last_event = last_manifest_event(machine.boot_events())
-    digest = last_event.text("manifest") if last_event else record.plan.manifest if record.plan else ""
+    digest = (last_event.text("manifest") if last_event else "") or _newest(machine)
     if not _DIGEST.fullmatch(digest):
         raise _unknown(machine, f"{machine.name} has not reported which manifest it runs", "")
     file = machine.locks / f"{digest}{suffix}"

@@ -286,6 +286,18 @@ def test_what_a_box_runs_may_be_unknown(world: Path) -> None:
     assert "(222222222222) was not kept" in caught.value.message
 
 
+def test_a_box_in_maintain_mode_reports_no_manifest(world: Path) -> None:
+    """The last one that was kept counts, at first that of the creation of the machine. An older boot does not count."""
+    machine = makemachine.make_machine()
+    Delivered("1" * 64, LOCK, spec=b"first").write(machine.locks)
+    makemachine.tell(machine, makemachine.event("ready", manifest=""))
+    assert b"first" == delivered_locks.spec_of(machine)
+    Delivered("0" * 64, LOCK, spec=b"second").write(machine.locks)
+    assert b"second" == delivered_locks.spec_of(machine)
+    Delivered("1" * 64, LOCK, spec=b"first").write(machine.locks)
+    assert b"first" == delivered_locks.spec_of(machine)
+
+
 def test_locks_are_kept_as_long_as_the_box_can_go_back_to_them(world: Path) -> None:
     """The good one, the wanted one and the one that is sent; no more."""
     machine = provisioned("1" * 64, LOCK)
