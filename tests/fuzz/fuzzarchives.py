@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -12,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import makevagrant
+import zstandard
 from fuzzing import Parser
 
 from kimbox import run
 from kimbox.errors import KimboxError
 from kimbox.files import read_json
-from kimbox.image.formats import boxreader, catalog, sums, tarstream, xz
+from kimbox.image.formats import boxreader, catalog, sums, tarstream
+from kimbox.image.formats import compressed as packed
 from kimbox.image.sources import boxcatalog, remote
 
 KIB = 1 << 10
@@ -89,11 +92,16 @@ def inside(compress: Callable[[bytes], bytes]) -> Callable[[bytes, Path], None]:
     return lambda data, folder: read_tar(compress(data), folder)
 
 
-def read_xz(data: bytes, _: Path) -> None:
-    reader = xz.Reader(io.BytesIO(data))
-    for _ in range(64):
-        if not reader.read(64 * KIB):
-            break
+def unpack(name: str) -> Callable[[bytes, Path], None]:
+    """Returns a call for a file with this compression."""
+
+    def read(data: bytes, _: Path) -> None:
+        reader = packed.opened(io.BytesIO(data), name)
+        for _ in range(64):
+            if not reader.read(64 * KIB):
+                break
+
+    return read
 
 
 def read_box(data: bytes, folder: Path) -> None:
@@ -132,13 +140,15 @@ def _no_program(*_: object, **__: object) -> object:
 def qcow2_seeds(folder: Path) -> list[bytes]:
     seeds = []
     for options in ("compat=1.1", "compat=0.10", "compression_type=zstd"):
-        run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, folder / "disk", "4M"])
-        seeds.append((folder / "disk").read_bytes()[:512])
+        run.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"{options},cluster_size=512", folder / "disk", "64K"]
+        )
+        seeds.append((folder / "disk").read_bytes())
     return [*seeds, bytes(510) + b"\x55\xaa", b"# Disk DescriptorFile\n", b"<html>"]
 
 
 def read_disk_head(data: bytes, folder: Path) -> None:
-    """The header of a disk, up to the call of qemu-img."""
+    """The header and the tables of a disk, up to the call of qemu-img."""
     before = remote._check_with_qemu
     remote._check_with_qemu = lambda *_: None  # type: ignore[assignment]
     try:
@@ -154,11 +164,11 @@ def disk_head_seeds(folder: Path) -> list[bytes]:
 def vmdk_seeds(folder: Path) -> list[bytes]:
     raw = makevagrant.raw_disk(folder / "raw")
     kinds = ("streamOptimized", "monolithicSparse")
-    return [makevagrant.converted(raw, "vmdk", "-o", f"subformat={kind}")[: 2 * KIB] for kind in kinds]
+    return [makevagrant.converted(raw, "vmdk", "-o", f"subformat={kind}") for kind in kinds]
 
 
 def read_vmdk(data: bytes, folder: Path) -> None:
-    """The header of a VMDK, up to the call of qemu-img."""
+    """The header and the tables of a VMDK, up to the call of qemu-img."""
     before, run.run = run.run, lambda *_, **__: None  # type: ignore[assignment]
     try:
         boxreader.from_vmdk(written(data, folder), folder / "target")
@@ -207,7 +217,9 @@ PARSERS = [
         fix=with_tar_checksums,
         words=WORDS,
     ),
-    Parser("xz", compressed(lzma.compress), read_xz),
+    Parser("xz", compressed(lzma.compress), unpack("xz")),
+    Parser("bzip2", compressed(bz2.compress), unpack("bzip2")),
+    Parser("zstd", compressed(zstandard.compress), unpack("zstd")),
     Parser(
         "tar-in-xz",
         tar_seeds,

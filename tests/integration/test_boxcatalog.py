@@ -259,5 +259,5 @@ def test_the_order_is_that_of_vagrant() -> None:
     known = known[::3] + known[1::3] + known[2::3]
     script = "require 'rubygems'; puts ARGV.map { |v| Gem::Version.new(v) }.sort"
     expected = run(["ruby", "-e", script, *known]).stdout.split()
-    actual = sorted(known, key=boxcatalog._order)
-    assert [boxcatalog._order(v) for v in expected] == [boxcatalog._order(v) for v in actual]
+    actual = sorted(known, key=boxcatalog.order)
+    assert [boxcatalog.order(v) for v in expected] == [boxcatalog.order(v) for v in actual]

@@ -146,8 +146,8 @@ def _sectors(file: IO[bytes], sector: int, count: int) -> array[int]:
 
 
 def _at(file: IO[bytes], offset: int, count: int) -> bytes:
-    """Up to `count` bytes at an offset."""
-    if offset >= 1 << 62:
+    """Up to `count` bytes at an offset. After the end there are none: a file system refuses very large offsets."""
+    if offset >= file.seek(0, 2):
         return b""
     file.seek(offset)
     return file.read(count)

@@ -147,3 +147,16 @@ def test_a_raw_disk_with_a_gpt(sector_bytes: int) -> None:
         assert expected == is_cut(wholeness.check_raw, bytes(data))
     assert not is_cut(wholeness.check_raw, b"")
     assert not is_cut(wholeness.check_raw, bytes(600))
+
+
+@pytest.mark.parametrize("sector", [1 << 34, 1 << 50, (1 << 62) // 512])
+def test_a_table_at_an_offset_that_no_file_has(tmp_path: Path, sector: int) -> None:
+    """A file system refuses to seek there. The disk is cut off."""
+    header = bytearray(512)
+    struct.pack_into("<4sIIQQ", header, 0, b"KDMV", 1, 3, 2048, 128)
+    struct.pack_into("<I", header, 44, 512)
+    struct.pack_into("<Q", header, 56, sector)
+    path = tmp_path / "disk.vmdk"
+    path.write_bytes(header)
+    with path.open("rb") as file, refused(ImageError, "disk-damaged", fault="truncated"):
+        wholeness.check_vmdk(file)
