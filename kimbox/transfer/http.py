@@ -268,7 +268,8 @@ def _download(transfer: _Transfer) -> None:
             return
         except _RetryError as error:
             if transfer.position - furthest >= DRIP_BYTES:
-                failures, furthest = 0, transfer.position
+                failures = 0
+            furthest = max(furthest, transfer.position)
             if failures == len(PAUSES_S):
                 raise _download_error(transfer, error) from None
             log.now(f"{error}; retrying")

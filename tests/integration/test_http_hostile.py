@@ -116,6 +116,22 @@ def test_bytes_that_are_received_again_are_no_progress(tmp_path: Path) -> None:
     assert len(peers) <= len(http.PAUSES_S) + 2
 
 
+def test_a_few_bytes_in_each_attempt(tmp_path: Path) -> None:
+    """Attempts that each get less than DRIP_BYTES further are no progress, also if several together would be."""
+    count = http.DRIP_BYTES - 1
+
+    def answer(peer: Peer) -> None:
+        start = int(peer.request.partition(b"bytes=")[2].partition(b"-")[0] or 0)
+        total = 100 * http.DRIP_BYTES
+        head = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes %d-%d/%d" % (start, total - 1, total)
+        head = head if start else b"HTTP/1.1 200 OK"
+        peer.send(head + b"\r\nContent-Length: %d\r\n\r\n" % (total - start) + b"x" * count)
+
+    with rawserver.serving(answer) as (url, peers), refused(ImageError, "download-failed"):
+        http.fetch(url, tmp_path / "part", OTHER)
+    assert len(peers) <= len(http.PAUSES_S) + 1
+
+
 def test_a_status_416_without_an_end(tmp_path: Path) -> None:
     """A server that refuses every range after it has sent a part."""
     half = b"x" * (4 * http.DRIP_BYTES)
