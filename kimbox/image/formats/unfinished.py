@@ -76,7 +76,7 @@ def writing(note: Path, targets: Iterable[Path]) -> Iterator[Files]:
 
 
 def left(note: Path, targets: Iterable[Path]) -> list[Path]:
-    """Returns the files among `targets` that an interrupted run wrote and nobody changed since."""
+    """Returns the files among `targets` that an interrupted run wrote, and that are unchanged since."""
     try:
         handle = os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
