@@ -1,7 +1,7 @@
 """HTTP requests whose server is untrusted: every wait has a deadline, redirects are limited, no body is read unasked.
 
 The timeout of http.client starts again with each byte. A server that sends one header byte a second, or answers
-`100 Continue` without end, would block it forever. Here all bytes of a response come through a stream with one deadline.
+`100 Continue` without end, would block it forever. Here a stream with one deadline reads all bytes of a response.
 """
 
 from __future__ import annotations
