@@ -102,7 +102,12 @@ def remove_left(folder: Path, name: str | None = None) -> None:
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """`write_atomic` of a value as indented JSON with sorted keys."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n", mode=mode)
+    write_atomic(path, json_bytes(value), mode=mode)
+
+
+def json_bytes(value: object) -> bytes:
+    """A value as JSON: equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_json(path: Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from kimbox.actions import packagedisk, provenance
 from kimbox.actions.packagedisk import Source
 from kimbox.actions.provenance import Described
 from kimbox.errors import ImageError
-from kimbox.files import sha256_file
+from kimbox.files import json_bytes, sha256_file
 from kimbox.image import obtain, origin
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.view import DiskView
 from kimbox.image.formats import catalog, export, sums, unfinished
-from kimbox.image.formats.boxwriter import Sign, json_bytes, refuse_existing
+from kimbox.image.formats.boxwriter import Sign, refuse_existing
 from kimbox.image.formats.export import Content, Format
 from kimbox.image.sanitize.secrets import Finding
 from kimbox.lock.apt.archive import ARCHITECTURE

@@ -7,7 +7,6 @@ and the packages that it has. The spec of the current folder describes only the 
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Any
 
 import attrs
@@ -15,6 +14,7 @@ import attrs
 from kimbox.actions import diff, observe
 from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
+from kimbox.files import json_bytes
 from kimbox.image import obtain, origin
 from kimbox.image.disk import dpkg, nbd, osrelease, rawdisk
 from kimbox.image.disk.compare import sha256_disk
@@ -97,7 +97,7 @@ def of_image(project: Project) -> Described:
         distribution=package_image.distribution if package_image else "",
         suite=package_image.suite if package_image else "",
     )
-    return Described(provenance, side.name, _json_bytes(merged_spec(box.source)))
+    return Described(provenance, side.name, json_bytes(merged_spec(box.source)))
 
 
 def of_machine(machine: Machine) -> Described:
@@ -146,10 +146,6 @@ def of_root(provenance: Provenance, system: FileSystem) -> Provenance:
         distribution=release.distribution or provenance.distribution,
         suite=release.suite or provenance.suite,
     )
-
-
-def _json_bytes(value: object) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _as_reported(reported: dict[str, Any] | None, lock: Lock) -> Lock:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import attrs
 
+from kimbox.files import json_bytes
 from kimbox.guest.delivery import Payload, parcels_of
 from kimbox.image.inputs.recipe import Recipe
 from kimbox.lock.git.mirror import Mirror
@@ -45,8 +45,7 @@ class Plan:
     def delivered(self) -> Delivered:
         """The record of what is sent to the guest. It stays on this host, and describes the machine."""
         spec = merged_spec(self.box.source)
-        text = (json.dumps(spec, indent=2, sort_keys=True) + "\n").encode() if spec else b""
-        return Delivered(self.digest, self.lock, text, self.manifest["box.json"][0])
+        return Delivered(self.digest, self.lock, json_bytes(spec) if spec else b"", self.manifest["box.json"][0])
 
     @property
     def payload(self) -> Payload:

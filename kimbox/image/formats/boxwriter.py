@@ -15,7 +15,6 @@ import errno
 import fcntl
 import hashlib
 import io
-import json
 import os
 import re
 import tarfile
@@ -28,6 +27,7 @@ from kimbox.filelocks import flock
 from kimbox.files import (
     CHUNK_BYTES,
     is_space_error,
+    json_bytes,
     need_space,
     ran_out_of_space,
     remove_tree,
@@ -138,11 +138,6 @@ def with_sums(
 def vagrantfile(guest: str, user: str) -> bytes:
     """The Vagrantfile of a box. Settings in the Vagrantfile of a project override it."""
     return _VAGRANTFILE.replace("GUEST", ruby_literal(guest)).replace("USER", ruby_literal(user)).encode()
-
-
-def json_bytes(value: object) -> bytes:
-    """A value as JSON: equal values give equal bytes."""
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def convert(disk: Path, image_format: str, target: Path, options: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape, quoteattr
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.files import copy_sparse, sha256_file
+from kimbox.files import copy_sparse, json_bytes, sha256_file
 from kimbox.image.disk import sectors
 from kimbox.image.formats import boxwriter
 from kimbox.image.formats.boxwriter import (
@@ -29,7 +29,6 @@ from kimbox.image.formats.boxwriter import (
     Finished,
     Sign,
     convert,
-    json_bytes,
     making,
     with_sums,
     write_tar,
