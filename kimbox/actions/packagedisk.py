@@ -51,7 +51,7 @@ class Source:
     opaque: str | None = None
     #: Further keys of the package's kimbox.json.
     about: Mapping[str, object] = attrs.field(factory=dict)
-    #: The open disk; None if it is not raw, or if kimbox cannot read it.
+    #: The content of the disk, or of a raw copy of it; None if kimbox cannot read it.
     view: DiskView | None = None
 
 
@@ -179,8 +179,7 @@ def _cleaned_image(image: Image, work: Path) -> Iterator[Source]:
             return
         if not external.traces(view):
             kept = scan_for_secrets(view, "the image")
-            raw_view = view if image.format == "raw" else None
-            yield Source("image", image, image.disk, image.format, kept=kept, view=raw_view)
+            yield Source("image", image, image.disk, image.format, kept=kept, view=view)
             return
         with log.step("cleaning a copy of the image"):
             if disk == image.disk:

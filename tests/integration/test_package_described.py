@@ -34,8 +34,9 @@ pytestmark = pytest.mark.skipif(not tinyimage.usable(), reason="this user cannot
 
 box, made = tinypackage.box, tinypackage.made  # fixtures
 
-#: Adds a dpkg database with two packages and an os-release to the tiny image.
+#: Adds a dpkg database with two packages, an os-release and the host name $1 to the tiny image.
 DPKG = """
+printf '%s\\n' "$1" >root/etc/hostname
 mkdir -p root/var/lib/dpkg root/usr/lib root/etc
 printf 'Package: %s\\nStatus: install ok installed\\nArchitecture: amd64\\nVersion: %s\\n\\n' one 1 g++ 4:14.2-1 \\
     >root/var/lib/dpkg/status
@@ -45,13 +46,16 @@ ln -s ../usr/lib/os-release root/etc/os-release
 
 
 @pytest.fixture
-def _with_dpkg(monkeypatch: pytest.MonkeyPatch, box: Path, kimbox: Kimbox) -> None:
-    """The image of the tiny box has a dpkg database with a package of the lock, and one that the lock lacks."""
-    fill = rootfs.build
+def _with_dpkg(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, box: Path, kimbox: Kimbox) -> None:
+    """The image of the tiny box has a dpkg database with a package of the lock, and one that the lock lacks.
+
+    The parameter is its host name: `kimbox` by default, as in all images that kimbox builds.
+    """
+    fill, host_name = rootfs.build, getattr(request, "param", "kimbox")
 
     def fill_more(*args: Any, **options: Any) -> Path:
         root = fill(*args, **options)
-        namespace.call(["sh", "-c", DPKG], cwd=args[1])
+        namespace.call(["sh", "-c", DPKG, "sh", host_name], cwd=args[1])
         return root
 
     monkeypatch.setattr(rootfs, "build", fill_more)
@@ -173,6 +177,7 @@ def parameters(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("_with_dpkg", ["kimbox", "worker"], indirect=True, ids=["without traces", "with traces"])
 @pytest.mark.usefixtures("_with_dpkg")
 def test_a_box_of_a_box(made: Made, kimbox: Kimbox, box: Path) -> None:
     """Its SBOM lists the packages on the disk, the base has the digest of its file, and Vagrant gets the guest."""
