@@ -58,9 +58,10 @@ def check(box: Box, text: LockText, *, image: str | None) -> LockFaults:
         found.wrong.append(text.problem(f"the spec has changed: its digest is {box.digest} now", "spec"))
     if image is not None and lock.image != image:
         words = f"the image is made from other inputs: its key is {image} now"
-        if lock.spec_digest == box.digest:  # `kimbox lock` would take the packages of an edited lock as they are
-            words += "; the spec did not change, so kimbox was updated, or the lock was edited: check it with "
-            words += f"`git diff {text.path.name}` before `kimbox lock`"
+        if lock.spec_digest == box.digest:
+            words += "; spec and packages did not change, so kimbox was updated"
+            if lock.packages and lock.packages.chosen_digest is None:  # of an older kimbox, so an edit is not noticed
+                words += f", or the lock was edited: check it with `git diff {text.path.name}` before `kimbox lock`"
         found.wrong.append(text.problem(words, "image"))
     apart = disagreements(box, lock)
     found.wrong.extend(text.problem(words, "repositories", name) for name, words in apart.items())

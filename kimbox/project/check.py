@@ -9,7 +9,7 @@ from kimbox.errors import SpecError, StateError
 from kimbox.image import obtain
 from kimbox.image.inputs import provisioners
 from kimbox.image.inputs.provisioners import Provisioner
-from kimbox.image.inputs.recipe import Recipe, recipe, request
+from kimbox.image.inputs.recipe import Recipe, recipe, request, requested
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.lock.check import LockFaults, LockText, check, check_remote
 from kimbox.lock.lockfile import Lock, read_lock
@@ -73,7 +73,8 @@ def package_differences(box: Box, lock: Lock, base: Sequence[Provisioner]) -> li
         return ["the lock has no packages, but the image is built from packages"]
     if lock.packages.request != request(box.image, base):
         return ["the image asks for other packages than the lock was made for"]
-    return []
+    fault = lock.packages.fault(requested(box.image, base))
+    return [fault] if fault else []
 
 
 def verify_lock(project: Project, *, remote: bool) -> tuple[Path, list[str]]:

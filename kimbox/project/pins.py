@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +16,18 @@ from kimbox.lock.apt.choose import choose
 from kimbox.lock.apt.packages import ALL_PACKAGES, LockedPackages
 from kimbox.lock.diff import LockDiff, diff
 from kimbox.lock.git import submodules, tags
+from kimbox.lock.git.command import GitError
 from kimbox.lock.git.mirror import Mirror
-from kimbox.lock.lockfile import Lock, check_lock, differs, make_lock, pinned_submodules, read_lock, write_lock
+from kimbox.lock.lockfile import (
+    Lock,
+    PinnedRepository,
+    check_lock,
+    differs,
+    make_lock,
+    pinned_submodules,
+    read_lock,
+    write_lock,
+)
 from kimbox.lock.varying import Varying
 from kimbox.log import log
 from kimbox.project import localuse
@@ -126,11 +137,26 @@ def _mirrors(project: Project, lock: Lock) -> dict[str, Mirror]:
                 project.lock_path,
                 f"the submodules of {name} are not those of its commit",
                 code="lock-disagrees",
-                hint=f"`kimbox lock --update {name}` corrects them",
+                hint="`kimbox lock` corrects them",
                 fields={"path": str(project.lock_path), "repository": name},
             )
         mirrors |= {submodules.key(name, inside): submodule.mirror for inside, submodule in collected.items()}
     return mirrors
+
+
+def _as_committed(box: Box, lock: Lock) -> dict[str, PinnedRepository]:
+    """The repositories of a lock, each with the tree and the submodules of its commit, as far as this host has it.
+
+    They differ in a lock that was edited.
+    """
+    pinned = dict(lock.repositories)
+    for repository in box.repositories:
+        mirror, old = Mirror.of(repository, offline=True), pinned[repository.name]
+        with contextlib.suppress(GitError):  # a mirror that lacks a submodule; `up` fetches and compares it
+            if not repository.is_folder and (held := mirror.held(old.commit)):
+                inner = pinned_submodules(submodules.collect(mirror, old.commit))
+                pinned[repository.name] = attrs.evolve(old, tree=held.tree, submodules=inner)
+    return pinned
 
 
 def _packages(
@@ -211,6 +237,8 @@ def relock(project: Project, *, update: list[str] | None, dry_run: bool = False)
             )
         except SpecError as error:
             faults += error.problems
+        else:
+            lock = attrs.evolve(lock, repositories=_as_committed(box, lock))
         if faults:
             codes = {problem.code for problem in faults}
             raise SpecError(faults, code=codes.pop() if len(codes) == 1 else "bad-spec")

@@ -8,11 +8,15 @@ import shutil
 from pathlib import Path
 
 import attrs
+import clirun
 import makearchive
 import pytest
+from clirun import Kimbox
 from refused import refused
+from webfolder import serving
 
 from kimbox.errors import ImageError
+from kimbox.image.inputs.recipe import requested
 from kimbox.lock.apt import archive, cache, keys
 from kimbox.lock.apt import sources as apt
 from kimbox.lock.apt.archive import Archive
@@ -20,8 +24,11 @@ from kimbox.lock.apt.choose import choose
 from kimbox.lock.apt.packages import LockedPackage, LockedPackages
 from kimbox.lock.apt.sources import Source
 from kimbox.log import log
+from kimbox.project import pins
 from kimbox.settings import settings
 from kimbox.spec.model import PackageImage
+
+kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
 pytestmark = pytest.mark.skipif(not makearchive.usable(), reason="no apt, dpkg-deb or gpg here")
 
@@ -99,6 +106,79 @@ def test_what_is_chosen_stays_until_it_is_moved(there: makearchive.Archive) -> N
     assert "1:3.0-1" == choose(image_of(there), ["tool"], old, update=["library"]).versions["library"].version
     assert "1:3.0-1" == choose(image_of(there), ["tool"], old, update=["packages"]).versions["library"].version
     assert "1:3.0-1" == choose(image_of(there), ["tool"], more, update=None).versions["library"].version
+
+
+def without(locked: LockedPackages, name: str) -> LockedPackages:
+    """A lock from which the line of one package was deleted."""
+    tree = locked.as_tree()
+    del tree["versions"][name]
+    return LockedPackages.from_tree(tree)
+
+
+@pytest.mark.parametrize("name", ["tool", "library"])
+def test_a_package_that_was_removed_from_the_lock_comes_back(there: makearchive.Archive, name: str) -> None:
+    """A requested package and a dependency. The digest in the lock shows that one is missing, and in which version."""
+    old = chosen(there, "tool")
+    edited = without(old, name)
+    assert edited.fault(["tool"])
+    assert old.fault(["tool"]) is None
+    restored = choose(image_of(there), ["tool"], edited)
+    assert old.as_tree() == restored.as_tree()
+
+
+def test_a_removed_package_comes_from_an_archive_of_the_past(
+    there: makearchive.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its former version; without such an archive in the newest one, with a warning."""
+    old = chosen(there, "tool")
+    shutil.copytree(tmp_path / "there/archive", tmp_path / "past/20260101T000000Z")
+    next((tmp_path / "there/archive/pool").glob("library*")).unlink()
+    there.add("library", "1:3.0-1")
+    there.publish()
+    warnings: list[str] = []
+    monkeypatch.setattr(log, "warn", warnings.append)
+    newer = choose(image_of(there), ["tool"], without(old, "library"))
+    assert ("1:3.0-1", None) == (newer.versions["library"].version, newer.fault(["tool"]))
+    assert "no archive has all" in warnings[0]
+    monkeypatch.setenv(cache.SNAPSHOT_SETTING, f"file:{tmp_path}/past/{{time}}")
+    assert old.as_tree() == choose(image_of(there), ["tool"], without(old, "library")).as_tree()
+
+
+def test_a_lock_of_an_older_kimbox(there: makearchive.Archive) -> None:
+    """It has no digest: it gets one, and a requested package that it lacks is chosen."""
+    old = attrs.evolve(chosen(there, "tool"), chosen_digest=None)
+    assert "digest" not in old.as_tree()
+    assert (None, old.digest) == (old.fault(["tool"]), choose(image_of(there), ["tool"], old).chosen_digest)
+    fewer = without(old, "tool")
+    assert "the lock lacks packages that the image asks for: tool" == fewer.fault(["tool"])
+    assert old.versions == choose(image_of(there), ["tool"], fewer).versions
+
+
+@pytest.mark.parametrize("name", ["tool", "library"])
+def test_every_verb_notices_an_edited_lock(
+    there: makearchive.Archive, kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """`lock --check`, `build` and `up` refuse a lock that lacks a package. `lock`, as the hint says, restores it."""
+    monkeypatch.setattr(pins, "choose", choose)
+    for part in requested(image_of(there)):
+        there.add(part)
+    there.publish()
+    path = Path("kimbox.lock")
+    with serving(there.folder / "archive") as port:
+        Path("kimbox.yaml").write_text(
+            f"kimbox: 1\nname: tried\nimage: {{suite: trixie, mirror: 'http://127.0.0.1:{port}', packages: [tool]}}\n"
+        )
+        assert 0 == kimbox("lock")[0]
+        whole = path.read_text()
+        path.write_text(re.sub(rf"^    {name}: .*\n", "", whole, flags=re.MULTILINE))
+        assert path.read_text() != whole
+        for arguments in (["lock", "--check"], ["build"], ["up"], ["up", "--locked"]):
+            code, _, err = kimbox(*arguments)
+            assert (3, True) == (code, "`kimbox lock` brings it up to date" in err), err
+        code, out, _ = kimbox("lock")
+        assert (0, True) == (code, f"package {name}: new, " in out)
+    assert whole == path.read_text()
+    assert 0 == kimbox("lock", "--check")[0]
 
 
 def test_no_network_is_asked_for_what_is_chosen(there: makearchive.Archive, tmp_path: Path) -> None:

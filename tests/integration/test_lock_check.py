@@ -18,13 +18,14 @@ from refused import refused
 from kimbox import paths
 from kimbox.errors import ImageError, KimboxError, SpecError
 from kimbox.image import obtain
+from kimbox.image.inputs.recipe import requested
 from kimbox.lock.apt.packages import LockedPackage
 from kimbox.lock.git.command import GitError
-from kimbox.lock.lockfile import read_lock
+from kimbox.lock.lockfile import read_lock, write_lock
 from kimbox.project import pins
 from kimbox.project.project import Project
 from kimbox.spec.load import load_box
-from kimbox.spec.model import RemoteImage
+from kimbox.spec.model import PackageImage, RemoteImage
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
@@ -98,9 +99,20 @@ def edit_lock(work: Path, field: str) -> None:
 
 
 def edit_image(work: Path) -> None:
-    """As if somebody had removed a package from the lock: the spec is unchanged, the key of the image is not."""
+    """As after an update of kimbox: the spec is unchanged, the key of the image is not."""
     path = work / "kimbox.lock"
     path.write_text(path.read_text().replace(str(read_lock(path).image), "1f" * 32))
+
+
+def edit_old_image(work: Path) -> None:
+    """As if somebody had removed a dependency from a lock of an older kimbox, which has no digest of the packages."""
+    path = work / "kimbox.lock"
+    image = load_box(work / "kimbox.yaml").image
+    assert isinstance(image, PackageImage)
+    versions = {name: LockedPackage("1.0", "all", "a" * 64) for name in requested(image)}
+    lock = read_lock(path)
+    packages = attrs.evolve(lock.packages, versions=versions, chosen_digest=None)
+    write_lock(path, attrs.evolve(lock, packages=packages))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +122,8 @@ def edit_image(work: Path) -> None:
         (change_folder, ["commit"], ["repository setup: the folder ./setup has changed"]),
         (change_ref, ["spec", "code"], ["the spec asks for v2, the lock was made for main"]),
         (change_disk, ["spec", "image"], ["the image is made from other inputs"]),
-        (edit_image, ["image"], ["check it with `git diff kimbox.lock` before `kimbox lock`"]),
+        (edit_image, ["image"], ["so kimbox was updated"]),
+        (edit_old_image, ["image"], ["check it with `git diff kimbox.lock` before `kimbox lock`"]),
         (lambda work: edit_lock(work, "tree"), ["tree"], ["and the lock has " + "1f" * 20]),
     ],
 )

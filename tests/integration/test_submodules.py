@@ -117,19 +117,20 @@ def test_they_are_in_the_lock(kimbox: Kimbox, world: Path, nested: dict[str, str
 
 
 def test_a_lock_that_tells_other_submodules_is_refused(kimbox: Kimbox, world: Path, nested: dict[str, str]) -> None:
-    """Edited by hand: by --check at its line, and by up."""
+    """Edited by hand: by --check at its line, and by up. `lock` corrects it without another commit."""
     spec = write_spec(world)
     assert 0 == kimbox("lock")[0]
-    path = world / "work/kimbox.lock"
-    path.write_text(path.read_text().replace(nested["y"], "ab" * 20))
+    whole = (path := world / "work/kimbox.lock").read_text()
+    makebox.commit(world / "code", {"a": "newer\n"})
+    path.write_text(whole.replace(nested["y"], "ab" * 20))
     code, _, err = kimbox("lock", "--check")
     line = path.read_text().splitlines().index("    submodules:") + 1
-    assert 3 == code
-    assert f"kimbox.lock:{line}:5: repository code: the submodules are not those of the commit" in err
+    assert (3, True) == (code, f"kimbox.lock:{line}:5: repository code: the submodules are not those of" in err)
     with refused(SpecError, "lock-disagrees", path=str(path), repository="code") as disagreeing:
         pins.lock_for(Project(load_box(spec)))
-    assert "`kimbox lock --update code`" in disagreeing.value.message
-    path.write_text(path.read_text().replace("lib/x/deep/y", "../../up"))
+    assert "`kimbox lock`" in disagreeing.value.message
+    assert (0, whole) == (kimbox("lock")[0], path.read_text())
+    path.write_text(whole.replace("lib/x/deep/y", "../../up"))
     assert 3 == kimbox("lock", "--check")[0]
 
 

@@ -49,7 +49,9 @@ touch -d @100 root/etc/hostname
 
 
 #: Locked packages of a lock that installs nothing.
-LOCKED = LockedPackages("0" * 64, "2026-01-01T00:00:00Z", ("deb http://m.example.org/debian trixie main",), {})
+LOCKED = LockedPackages(
+    "0" * 64, "2026-01-01T00:00:00Z", ("deb http://m.example.org/debian trixie main",), {}
+).as_chosen()
 
 
 def choose(image: PackageImage, names: Iterable[str], previous: LockedPackages | None, **_: object) -> LockedPackages:

@@ -79,7 +79,7 @@ def ensure(image: PackageImage, locked: LockedPackages, *, offline: bool = False
         return
     tried = [f"the cache {paths.packages_dir()}"]
     if not offline:
-        for archive in _archives(image, locked):
+        for archive in archives(image, locked):
             tried.append(archive.where)
             try:
                 with archive.opened():
@@ -100,7 +100,7 @@ def ensure(image: PackageImage, locked: LockedPackages, *, offline: bool = False
     )
 
 
-def _archives(image: PackageImage, locked: LockedPackages) -> Iterator[Archive]:
+def archives(image: PackageImage, locked: LockedPackages) -> Iterator[Archive]:
     """The archives to try, in order: those of this machine or the spec, then snapshot archives."""
     yield Archive(image.distribution, tuple(apt.sources(image.distribution, image.suite, image.mirror)))
     when = locked.as_of.replace("-", "").replace(":", "")

@@ -51,12 +51,36 @@ class LockedPackages:
     versions: Mapping[str, LockedPackage]
     #: Armored public keys that `sources` refer to, by file name.
     keys: Mapping[str, str] = attrs.field(factory=dict)
+    #: `digest` when they were chosen, as the lock has it; None in a lock of an older kimbox.
+    chosen_digest: str | None = attrs.field(default=None, eq=False)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether a package, source or key was removed from the lock, added or changed after kimbox wrote it."""
+        return self.chosen_digest is not None and self.chosen_digest != self.digest
+
+    def fault(self, requested: Iterable[str]) -> str | None:
+        """What is wrong with an edited lock for an image that requests these packages, as a text; None if nothing is.
+
+        In a lock without `chosen_digest` only a requested package can be missed.
+        """
+        if self.chosen_digest == self.digest:
+            return None
+        missing = ", ".join(sorted(set(requested) - set(self.versions)))
+        if missing:
+            return f"the lock lacks packages that the image asks for: {missing}"
+        return "the lock was edited: its packages are not those that kimbox chose" if self.is_edited else None
+
+    def as_chosen(self) -> LockedPackages:
+        """A copy that is not edited."""
+        return attrs.evolve(self, chosen_digest=self.digest)
 
     def as_tree(self) -> dict[str, Any]:
         """The `packages` value of a lock."""
         return {
             "request": self.request,
             "as_of": self.as_of,
+            **({"digest": self.chosen_digest} if self.chosen_digest else {}),
             "sources": list(self.sources),
             **({"keys": dict(sorted(self.keys.items()))} if self.keys else {}),
             "versions": {name: str(self.versions[name]) for name in sorted(self.versions)},
@@ -66,7 +90,8 @@ class LockedPackages:
     def from_tree(cls, tree: Mapping[str, Any]) -> LockedPackages:
         """The inverse of `as_tree`. The tree must be valid by lock.schema.json."""
         versions = {name: LockedPackage.parse(line) for name, line in tree["versions"].items()}
-        return cls(tree["request"], tree["as_of"], tuple(tree["sources"]), versions, tree.get("keys", {}))
+        sources, keys = tuple(tree["sources"]), tree.get("keys", {})
+        return cls(tree["request"], tree["as_of"], sources, versions, keys, tree.get("digest"))
 
     def as_installed(self, installed: Mapping[str, tuple[str, str]]) -> LockedPackages:
         """A copy with the packages that are installed: name -> version, architecture.
