@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What the repository keeps at its top and the wheel under kimbox/_data.
 DATA = ["boxes", "provisioners", "schemas", "Vagrantfile.j2"]
 
+#: The man page in the wheel. pip installs it below the prefix, as share/man/man1/kimbox.1.
+MAN_PAGE = f"kimbox-{__version__}.data/data/share/man/man1/kimbox.1"
+
 
 def python(*args: str | Path, cwd: Path, env: dict[str, str] | None = None) -> run.Completed:
     """Runs the Python of the tests."""
@@ -70,9 +73,18 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
-    assert {"kimbox", f"kimbox-{__version__}.dist-info"} == tops
+    assert {"kimbox", f"kimbox-{__version__}.dist-info", f"kimbox-{__version__}.data"} == tops
+    assert [MAN_PAGE] == [n for n in names if ".data/" in n]
     assert [] == [n for n in names if "__pycache__" in n]
     assert f"kimbox-{__version__}.dist-info/licenses/LICENSE" in names
+
+
+def test_the_man_page_is_that_of_the_checkout(wheel: Path) -> None:
+    """The wheel installs it where man(1) looks. The metadata name an author."""
+    with zipfile.ZipFile(wheel) as archive:
+        assert (ROOT / "docs/kimbox.1").read_bytes() == archive.read(MAN_PAGE)
+        metadata = archive.read(f"kimbox-{__version__}.dist-info/METADATA").decode()
+    assert "\nAuthor: The kimbox authors\n" in metadata
 
 
 def test_the_installed_one_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:

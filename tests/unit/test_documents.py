@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kimbox import run
 from kimbox.cli.app import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,14 @@ def test_the_man_page_has_every_verb(verb: str) -> None:
     manual = (ROOT / "docs" / "kimbox.1").read_text()
     section = manual.partition(f"\n.SS \\fBkimbox {verb.replace('-', chr(92) + '-')}\\fR")[2]
     assert "Examples:" in section.partition("\n.SS ")[0]
+
+
+def test_the_man_page_is_valid() -> None:
+    """mandoc has no complaint, also none about style. Every bracket in a synopsis is closed."""
+    manual = ROOT / "docs" / "kimbox.1"
+    assert "" == run.run(["mandoc", "-Tlint", manual], check=False).stdout
+    for line in re.findall(r"^\.SS .*", manual.read_text(), re.MULTILINE):
+        assert line.count("[") == line.count("]"), line
 
 
 def paths_in(text: str) -> set[str]:
