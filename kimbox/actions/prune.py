@@ -11,10 +11,11 @@ import attrs
 
 from kimbox import paths
 from kimbox.actions.stop import destroy
+from kimbox.drivers import registry
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import is_locked, locked, remove_tree
 from kimbox.image.store import images, names
-from kimbox.lock.git.bare import sweep_mirrors
+from kimbox.lock.git import bare
 from kimbox.machine.folder import Machine, interrupted, machines
 from kimbox.transfer import downloads
 
@@ -27,6 +28,8 @@ class Unused:
     size_bytes: int
     #: What it is, if the path does not show it.
     description: str = ""
+    #: The driver whose file it is. Empty for the files of kimbox itself.
+    driver: str = ""
 
 
 def unused(*, packages: bool = False) -> list[Unused]:
@@ -40,13 +43,14 @@ def unused(*, packages: bool = False) -> list[Unused]:
     used = used_images()
     unused_paths = [images.folder(key) for key in images.stored() if key not in used]
     unused_paths += paths.images_dir().glob("*.failed.log")
-    remains = images.remains()
+    remains = images.remains() + bare.remains()
     remains += [folder for machine in interrupted() for folder in (machine.folder, machine.unfinished)]
     remains += [path for machine in machines() if not is_locked(machine.lock_file) for path in _remains_in(machine)]
     if packages:
         unused_paths += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
     items = [Unused(path, _size_bytes(path)) for path in unused_paths]
     items += [Unused(path, _size_bytes(path), "of an interrupted run") for path in remains if path.exists()]
+    items += [Unused(p, _size_bytes(p), text, driver) for p, (driver, text) in registry.remains().items()]
     return sorted([*items, *unused_downloads()], key=lambda item: item.path)
 
 
@@ -92,14 +96,18 @@ def remove(items: list[Unused]) -> list[Unused]:
     An image stays if a process is using or making it, or if a machine or an added box refers to it meanwhile. Lock
     files stay, because processes that wait for a lock have its file open. They are empty.
     """
-    removed = [item for item in items if _remove(item.path)]
+    removed = [item for item in items if _remove(item)]
     images.sweep()
-    sweep_mirrors()
     return [item for item in removed if item.path == paths.packages_dir() or not item.path.exists()]
 
 
-def _remove(path: Path) -> bool:
+def _remove(item: Unused) -> bool:
     """Removes a download, a log, an image, a cache or the remains of a run. True if all of it was removed."""
+    path = item.path
+    if item.driver:
+        return registry.remove_remains(item.driver, path)
+    if paths.mirrors_dir() in path.parents:
+        return bare.remove(path)
     if path.parent == paths.downloads_dir():
         return downloads.remove(path)
     if path.parent == paths.machines_dir():

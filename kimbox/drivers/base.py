@@ -148,6 +148,15 @@ class DriverType(Protocol):
     def check_host(self) -> list[HostCheck]:
         """Checks what this host has for this driver. Raises no error: a failure is a result."""
 
+    def remains(self) -> dict[Path, str]:
+        """Unused files and folders of the driver outside of the folders of machines, each with a description.
+
+        Without those that a process works on now.
+        """
+
+    def remove_remains(self, path: Path) -> bool:
+        """Removes a path that `remains` returned, unless a process uses it now. True if it was removed."""
+
 
 def host_ports(box: Box) -> dict[int, int | None]:
     """Returns port of the guest -> port of the host in the spec, or None if kimbox chooses it."""

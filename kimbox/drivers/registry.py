@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 from kimbox.drivers.base import Driver, DriverType, Features
 from kimbox.drivers.hostcheck import HostCheck
@@ -69,6 +70,16 @@ def first_with(has: Callable[[Features], bool]) -> str:
 def check_host() -> list[HostCheck]:
     """Checks what this host has for each driver."""
     return [check for load in DRIVERS.values() for check in load().check_host()]
+
+
+def remains() -> dict[Path, tuple[str, str]]:
+    """Unused files and folders of the drivers -> name of the driver, and a description."""
+    return {path: (name, text) for name, load in DRIVERS.items() for path, text in load().remains().items()}
+
+
+def remove_remains(driver: str, path: Path) -> bool:
+    """Removes a path that `remains` returned, unless a process uses it now. True if it was removed."""
+    return DRIVERS[driver]().remove_remains(path)
 
 
 def need_own_disk(machine: Machine, verb: str) -> None:

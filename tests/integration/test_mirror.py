@@ -17,8 +17,7 @@ from refused import refused
 from kimbox import paths
 from kimbox.errors import StateError
 from kimbox.files import locked
-from kimbox.lock.git import command, mirror
-from kimbox.lock.git.bare import sweep_mirrors
+from kimbox.lock.git import bare, command, mirror
 from kimbox.lock.git.bundle import write_bundle
 from kimbox.lock.git.command import SCRUBBED_ENV, GitError, git, redact
 from kimbox.lock.git.mirror import Mirror
@@ -218,9 +217,9 @@ def test_what_a_kill_left_is_repaired(tmp_path: Path, home: Path) -> None:
         (code.path / name).touch()
     assert code.resolve("main") != pin
     assert not list(code.path.rglob("*.lock"))
+    assert [] == bare.remains()
     half.mkdir()
-    sweep_mirrors()
-    assert [p.name for p in home.joinpath("mirrors").iterdir() if p.name.startswith(".")] == []
+    assert ([half], True, []) == (bare.remains(), bare.remove(half), bare.remains())
 
 
 def test_kill_in_the_middle_is_followed_by_a_plain_success(tmp_path: Path, home: Path) -> None:

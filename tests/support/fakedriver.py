@@ -184,6 +184,12 @@ class FakeDrivers:
     def check_host(self) -> list[HostCheck]:
         return []
 
+    def remains(self) -> dict[Path, str]:
+        return {}
+
+    def remove_remains(self, path: Path) -> bool:
+        return not path.exists()
+
 
 def install(
     monkeypatch: pytest.MonkeyPatch, script: Script | None = None, features: Features = ALL_FEATURES

@@ -49,6 +49,14 @@ class Qemu:
             checks.append(hostcheck.attempt("acceleration", _check_acceleration))
         return checks
 
+    @staticmethod
+    def remains() -> dict[Path, str]:
+        return {}  # all files of this driver are in the folders of machines
+
+    @staticmethod
+    def remove_remains(path: Path) -> bool:
+        return not path.exists()
+
     def prepare(self, box: Box, image: Image) -> None:
         """Does nothing: the disk is an overlay on the image itself."""
 

@@ -11,11 +11,13 @@ from kimbox import paths
 from kimbox.drivers.vagrant.command import Call
 from kimbox.drivers.vagrant.hypervisor import Hypervisor
 from kimbox.drivers.vagrant.names import prefix
-from kimbox.files import locked, remove_tree
+from kimbox.errors import StateError
+from kimbox.files import is_locked, locked, remove_tree
+from kimbox.image.store import images, lease
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine.folder import Machine, machines
-from kimbox.render.vagrantfile import box_name
+from kimbox.render.vagrantfile import KEY_DIGITS, box_name
 from kimbox.spec.model import Box
 
 #: Maximum wait for another kimbox process that writes a box, in seconds.
@@ -67,17 +69,46 @@ def remove_image(vagrant_box: str, backend: Hypervisor, of: Machine) -> None:
             backend.remove_image(vagrant_box)
 
 
-@contextlib.contextmanager
-def _exclusive() -> Iterator[None]:
-    """Holds the lock on Vagrant's boxes, and first removes LEFTOVERS. Raises StateError (`busy`)."""
+def remains() -> dict[Path, str]:
+    """LEFTOVERS, and boxes that no machine uses, each with a description. None while a process works on the boxes."""
+    if is_locked(_lock_file()):
+        return {}
     home = paths.vagrant_dir()
-    with locked(home / "kimbox.lock", wait_s=LOCK_WAIT_S, busy="another kimbox process is writing a box for Vagrant"):
-        for pattern in LEFTOVERS:
-            for path in home.glob(pattern):
-                if path.is_dir():
-                    remove_tree(path)
-                else:
-                    path.unlink()
+    unused = [path for path in (home / "boxes").glob(f"{prefix()}*") if not _is_used(path.name)]
+    left = dict.fromkeys(_leftovers(), "of an interrupted run")
+    return left | dict.fromkeys(unused, "Vagrant box that no machine uses")
+
+
+def remove_remains(path: Path) -> bool:
+    """Removes a path that `remains` returned, unless a process uses it now. True if it was removed."""
+    is_box = path.parent == paths.vagrant_dir() / "boxes"
+    keys = [key for key in images.stored() if is_box and path.name.endswith(f"-{key[:KEY_DIGITS]}")]
+    try:
+        with contextlib.ExitStack() as locks:
+            for key in keys:  # a process that creates a machine holds the lease until the machine refers to the box
+                locks.enter_context(lease.exclusive(key))
+            locks.enter_context(_exclusive(wait_s=0))
+            if is_box and not _is_used(path.name):
+                remove_tree(path)
+    except StateError:
+        return False
+    return not path.exists()
+
+
+def _lock_file() -> Path:
+    return paths.vagrant_dir() / "kimbox.lock"
+
+
+def _leftovers() -> list[Path]:
+    return [path for pattern in LEFTOVERS for path in paths.vagrant_dir().glob(pattern)]
+
+
+@contextlib.contextmanager
+def _exclusive(wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Holds the lock on Vagrant's boxes, and first removes LEFTOVERS. Raises StateError (`busy`)."""
+    with locked(_lock_file(), wait_s=wait_s, busy="another kimbox process is writing a box for Vagrant"):
+        for path in _leftovers():
+            remove_tree(path) if path.is_dir() else path.unlink()
         yield
 
 

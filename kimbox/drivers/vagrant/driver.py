@@ -72,6 +72,14 @@ class Vagrant:
     def check_host() -> list[HostCheck]:
         return [hostcheck.attempt("vagrant", vagrant_hostcheck.check)]
 
+    @staticmethod
+    def remains() -> dict[Path, str]:
+        return boxes.remains()
+
+    @staticmethod
+    def remove_remains(path: Path) -> bool:
+        return boxes.remove_remains(path)
+
     # ---- Vagrant itself
 
     def _call(self, what: str, act: Callable[[Any], Any]) -> Any:

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from kimbox import paths
-from kimbox.files import remove_tree, sync_folder
+from kimbox.errors import StateError
+from kimbox.files import is_locked, locked, remove_tree, sync_folder
 from kimbox.lock.git.command import git
 
 #: Timeout of a walk through the history of all commits, in seconds.
@@ -17,6 +18,12 @@ WALK_TIMEOUT_S = 3600
 
 #: A file of a mirror in which every commit under refs/kimbox is known to have its history.
 _CHECKED = "kimbox-whole"
+
+#: Prefix of a mirror that is being created. The name of the mirror, a hyphen and a random suffix follow.
+_NEW = ".new-"
+
+#: What git renames or removes in a mirror at the end of a command (see git-prune(1)). A pack may be large.
+_UNFINISHED = ("objects/pack/tmp_*", "objects/??/tmp_obj_*", "objects/tmp_objdir-*")
 
 _SEPARATOR = re.compile(r"[/:]")
 _NOT_IN_A_SLUG = re.compile(r"[^A-Za-z0-9._-]")
@@ -28,11 +35,36 @@ def slug(url: str) -> str:
     return _NOT_IN_A_SLUG.sub("-", last).lstrip(".-")[:40] or "repository"
 
 
-def sweep_mirrors() -> None:
-    """Removes the files of mirrors whose creation was interrupted. For `prune`."""
-    if paths.mirrors_dir().is_dir():
-        for folder in paths.mirrors_dir().glob(".new-*"):
-            remove_tree(folder)
+def lock_file(mirror: Path) -> Path:
+    """The lock file of a mirror, locked while a process works on it."""
+    return mirror.with_suffix(".lock")
+
+
+def remains() -> list[Path]:
+    """What killed processes left: mirrors, packs and objects that are not complete. Without those in use now."""
+    folder = paths.mirrors_dir()
+    found = [*folder.glob(f"{_NEW}*"), *(path for mirror in folder.glob("*.git") for path in _unfinished(mirror))]
+    return sorted(path for path in found if not is_locked(lock_file(_mirror_of(path))))
+
+
+def remove(path: Path) -> bool:
+    """Removes a path that `remains` returned, unless a process works on its mirror. True if it was removed."""
+    try:
+        with locked(lock_file(_mirror_of(path))):
+            remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    except StateError:
+        return False
+    return True
+
+
+def _unfinished(mirror: Path) -> list[Path]:
+    return [path for pattern in _UNFINISHED for path in mirror.glob(pattern)]
+
+
+def _mirror_of(path: Path) -> Path:
+    """The mirror to which a path that `remains` found belongs."""
+    name = path.relative_to(paths.mirrors_dir()).parts[0]
+    return paths.mirrors_dir() / (name.removeprefix(_NEW).rpartition("-")[0] if name.startswith(_NEW) else name)
 
 
 def prepare(path: Path) -> None:
@@ -71,7 +103,7 @@ def _check_history(path: Path) -> None:
 def _create(path: Path) -> None:
     """Creates an empty bare repository at `path`, by one rename. The caller holds the lock of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".new-{path.name}-"
+    prefix = f"{_NEW}{path.name}-"
     for leftover in path.parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):  # its git process may still be ending; `prune` removes the rest
             remove_tree(leftover)
@@ -87,9 +119,8 @@ def _create(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Removes git's lock files and incomplete packs. No process uses them: the caller holds the mirror's lock."""
-    stale = [*path.glob("*.lock"), *(path / "refs").rglob("*.lock")]
-    stale += [*path.glob("objects/pack/tmp_*"), *path.glob("objects/pack/*.lock")]
-    for file in stale:
+    """Removes git's lock files and what is not complete. No process uses them: the caller holds the mirror's lock."""
+    stale = [*path.glob("*.lock"), *(path / "refs").rglob("*.lock"), *path.glob("objects/pack/*.lock")]
+    for left in [*stale, *_unfinished(path)]:
         with contextlib.suppress(OSError):
-            file.unlink()
+            remove_tree(left) if left.is_dir() else left.unlink()

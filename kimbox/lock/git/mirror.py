@@ -353,8 +353,7 @@ class Mirror:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Holds the mirror's lock. Creates the mirror if it is missing, and removes files that a killed git left."""
-        lock = self.path.with_suffix(".lock")
         busy = f"another kimbox has been busy with {self.where} for more than {BUSY_WAIT_S:g} s"
-        with locked(lock, wait_s=BUSY_WAIT_S, busy=busy):
+        with locked(bare.lock_file(self.path), wait_s=BUSY_WAIT_S, busy=busy):
             bare.prepare(self.path)
             yield

@@ -128,6 +128,24 @@ def test_remains_of_interrupted_runs_are_shown_and_removed() -> None:
     assert machine.exists
 
 
+def test_what_git_did_not_finish_in_a_mirror() -> None:
+    """A killed fetch leaves a pack of the size of the repository. The mirror stays."""
+    mirror = paths.mirrors_dir() / "code-0123456789abcdef.git"
+    new, folder = paths.mirrors_dir() / f".new-{mirror.name}-x", mirror / "objects/tmp_objdir-x"
+    pack, loose = mirror / "objects/pack/tmp_pack_x", mirror / "objects/ab/tmp_obj_x"
+    for file in (pack, loose, folder / "x", new / "x"):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"x" * 8192)
+    unused = prune.unused()
+    assert [new, loose, pack, folder] == [item.path for item in unused]
+    assert all(item.size_bytes >= 8192 for item in unused)
+    with locked(mirror.with_suffix(".lock")):
+        assert ([], []) == (prune.unused(), prune.remove(unused))
+    assert unused == prune.remove(unused)
+    assert [False] * 4 == [item.path.exists() for item in unused]
+    assert pack.parent.is_dir()
+
+
 def test_copies_of_a_disk_in_the_folder_of_a_machine() -> None:
     """They are shown and removed, unless a process works on the machine. The machine stays."""
     machine = make_machine()

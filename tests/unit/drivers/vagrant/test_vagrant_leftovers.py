@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import attrs
 import feignedvagrant
 import makebox
 import makemachine
+import ownhome
 import pytest
 from feignedvagrant import Host
 
 from kimbox import paths
+from kimbox.actions import prune
 from kimbox.drivers.base import Launch
 from kimbox.drivers.vagrant import boxes, libvirt, names
 from kimbox.drivers.vagrant.driver import Vagrant
 from kimbox.errors import GuestError
+from kimbox.files import locked
+from kimbox.image.store import lease
 from kimbox.image.store.images import Image
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended
-from kimbox.render.vagrantfile import box_name
+from kimbox.render.vagrantfile import KEY_DIGITS, box_name
 
+home = ownhome.home  # a fixture
 host, machine = feignedvagrant.host, feignedvagrant.machine  # fixtures
 
 
@@ -117,3 +123,38 @@ def test_leftovers_of_a_killed_process_are_removed(host: Host, tmp_path: Path) -
     boxes.ensure(image, box, libvirt, lambda what, _: pytest.fail(what))  # type: ignore[arg-type]
     assert [] == [path for path in left if path.exists()]
     assert (complete / "box.img").exists()
+
+
+def test_prune_removes_what_a_killed_process_left(host: Host, machine: Machine) -> None:
+    """An incomplete box, and a box whose machine was not created. A box with a machine stays."""
+    home = paths.vagrant_dir()
+    used, unused = (home / "boxes" / f"{names.prefix()}{name}-{'a' * KEY_DIGITS}" for name in ("tiny", "other"))
+    foreign, left = home / "boxes/debian", home / "tmp/vagrant-box-add-temp-2026"
+    for folder in (used, unused, foreign, left):
+        folder.mkdir(parents=True)
+        (folder / "box.img").write_bytes(b"x" * 8192)
+    (machine.folder / "box").write_text(f"{used.name}\n")
+    with locked(home / "kimbox.lock"):
+        assert [] == prune.unused()
+    items = prune.unused()
+    assert [
+        (unused, "Vagrant box that no machine uses", "vagrant"),
+        (left, "of an interrupted run", "vagrant"),
+    ] == [(item.path, item.description, item.driver) for item in items]
+    assert all(item.size_bytes >= 8192 for item in items)
+    with locked(home / "kimbox.lock"):
+        assert [] == prune.remove(items)
+    assert items == prune.remove(items)
+    assert [True, False, True, False] == [path.exists() for path in (used, unused, foreign, left)]
+
+
+def test_the_box_of_a_machine_that_is_being_created_stays(host: Host, home: Path) -> None:
+    """Until the machine exists, the process that creates it holds the lease on the image."""
+    key = "a" * 64
+    (paths.images_dir() / key).mkdir(parents=True)
+    (paths.images_dir() / key / "image.json").write_text(json.dumps({"key": key, "format": "raw"}))
+    box = paths.vagrant_dir() / "boxes" / f"{names.prefix()}tiny-{key[:KEY_DIGITS]}"
+    box.mkdir(parents=True)
+    with lease.shared(key):
+        assert not boxes.remove_remains(box)
+    assert boxes.remove_remains(box)
