@@ -1,13 +1,15 @@
 """Shows the events and the output of a provisioning on the terminal while the guest sends them.
 
-They arrive through two ports, so an event may be read before output that was written earlier. The output has a heading
-for each step, and a step is announced when its heading is read, so that output stays below its own step.
+They arrive through two ports, so either may be read before what was written earlier to the other. The output has a
+heading for each step. A step is announced when its event and its heading were read, so that output stays below its own
+step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,8 +27,12 @@ MAX_REST_BYTES = 4 << 20
 #: Size of the end that is shown then, in bytes.
 END_BYTES = 64 << 10
 
-#: Timeout until the heading of an announced step must have arrived, in seconds. /persistent may be full.
+#: Timeout until heading and event of a step must both have arrived, in seconds. If /persistent is full, there is no
+#: heading. A line of a program that looks like a heading has no event.
 HEADING_TIMEOUT_S = 2.0
+
+#: The heading of a step in the output. Its reason follows if the step failed.
+_HEADING = re.compile(r"== step \d{1,9} of \d{1,9}: ")
 
 #: Maximum length of a reason from the guest in a message, in characters.
 MAX_REASON = 500
@@ -109,6 +115,9 @@ class Progress:
         #: Steps that are not announced yet: the text, and until when its heading is expected.
         self._pending: list[tuple[str, float]] = []
         self._announced = ""
+        #: A heading without an event and the lines that were read after it, and until when that event is expected.
+        self._held: list[str] = []
+        self._held_until = 0.0
 
     def size_bytes(self) -> int:
         """Returns the size of the output so far."""
@@ -122,15 +131,21 @@ class Progress:
         """Shows new events, and the new output."""
         for event in events:
             self._show(event)
-        self._output.show_new(self._show_line)
+        if self._held:
+            is_late = time.monotonic() > self._held_until
+            if is_late or self._is_pending(self._held[0]):
+                self._show_held(waits=not is_late)
+        if not self._held:
+            self._output.show_new(self._show_line)
         while self._pending and time.monotonic() > self._pending[0][1]:
             self._announce()
 
     def finish(self) -> None:
         """Shows the output until its end. If much is left, shows its end, and says how much was left out."""
+        self._show_held(waits=False)
         if left_out := self._output.skip_to_end():
             log.info(f"{size_words(left_out)} of output left out: `kimbox logs {self._name}` shows all of it")
-        self._output.show_end(self._show_line)
+        self._output.show_end(lambda line: self._show_line(line, waits=False))
         while self._pending:
             self._announce()
 
@@ -138,13 +153,32 @@ class Progress:
         self._announced, _ = self._pending.pop(0)
         log.info(self._announced)
 
-    def _show_line(self, line: str) -> None:
-        """Shows a line of the output. The heading of a step announces it; the line of its failure is left out."""
-        text = line.removeprefix("== ")
-        if text != line and any(text == pending for pending, _ in self._pending):
-            while self._announced != text:
+    def _is_pending(self, line: str) -> bool:
+        """Whether a line is the heading of a step that is not announced yet."""
+        return any(line == f"== {pending}" for pending, _ in self._pending)
+
+    def _show_held(self, *, waits: bool) -> None:
+        """Shows the lines that were held back. `waits` as for `_show_line`."""
+        held, self._held = self._held, []
+        for line in held:
+            self._show_line(line, waits=waits)
+
+    def _show_line(self, line: str, *, waits: bool = True) -> None:
+        """Shows a line of the output. The heading of a step announces it; the line of its failure is left out.
+
+        `waits`: a heading without an event is held back, with all lines after it.
+        """
+        if self._held:
+            self._held.append(line)
+        elif self._is_pending(line):
+            self._announce()
+            while line != f"== {self._announced}":
                 self._announce()
-        elif text == line or not self._announced or not text.startswith(self._announced):
+        elif self._announced and line.startswith(f"== {self._announced}: "):
+            pass
+        elif waits and _HEADING.match(line):
+            self._held, self._held_until = [line], time.monotonic() + HEADING_TIMEOUT_S
+        else:
             log.guest(line)
 
     def _show(self, event: Event) -> None:

@@ -15,9 +15,7 @@ import pytest
 from makemachine import NEXT_BOOT, event, tell
 from refused import refused
 
-from kimbox.actions import progress
 from kimbox.actions import watch as watching
-from kimbox.actions.progress import Output, Progress
 from kimbox.actions.watch import Watch, bounded, error_of_failure, longest_step_s, provisioning_limit_s
 from kimbox.errors import GuestError
 from kimbox.log import log
@@ -255,18 +253,6 @@ def test_earlier_events_and_output_are_not_shown_again(machine: Machine, shown: 
     assert "| new\n" == shown.getvalue()
 
 
-def test_output_survives_a_new_log(machine: Machine) -> None:
-    """A log that was truncated is read from its beginning, without the incomplete line of the old one."""
-    lines: list[str] = []
-    output = Output(machine.provision_log)
-    output.show_new(lines.append)
-    machine.provision_log.write_text("a long first line\nrest")
-    output.show_new(lines.append)
-    machine.provision_log.write_text("new\n")
-    output.show_new(lines.append)
-    assert ["a long first line", "new"] == lines
-
-
 def test_invalid_data_on_the_port_is_skipped(machine: Machine) -> None:
     """Binary data, a very long line and JSON of another form do not end the wait."""
     machine.events_file.write_bytes(b"\0\xff" * 200000 + b"\n{}\n[]\n" + event("ready", manifest=MANIFEST).encode())
@@ -345,50 +331,3 @@ def test_the_limit_on_provisioning_holds_every_step(tmp_path: Path) -> None:
     assert 3 * 7000 + 500 + 3600 < provisioning_limit_s(box) < 3 * 7000 + 500 + 2 * 3600 + 3600
     assert 86400 == Watch(Machine("x")).total_timeout_s
     assert 10 * 604800 == Watch(Machine("x"), step_timeout_s=604800).total_timeout_s
-
-
-def test_the_output_ends_with_its_last_lines(
-    machine: Machine, shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also if the guest has written too much to show. The rest is named, with the verb that shows it."""
-    monkeypatch.setattr(progress, "PIECE_BYTES", 1000)
-    monkeypatch.setattr(progress, "MAX_REST_BYTES", 100_000)
-    monkeypatch.setattr(progress, "END_BYTES", 500)
-    for size, is_whole in ((50_000, True), (200_000, False)):
-        shown.truncate(0)
-        lines = [f"line {n} of many" for n in range(size // 16)] + ["the last one has no end"]
-        machine.provision_log.write_text("\n".join(lines))
-        tell(machine, event("booting", mode="keep"), event("ready", manifest=MANIFEST))
-        with makemachine.running(machine):
-            Watch(machine).wait_until("waiting", settled)
-        output = [line[2:] for line in shown.getvalue().lstrip("\0").splitlines() if line.startswith("| ")]
-        assert lines[-10:] == output[-10:]
-        assert is_whole is (output == lines)
-        assert is_whole is ("`kimbox logs tiny` shows all of it" not in shown.getvalue())
-
-
-def test_output_stays_below_its_own_step(machine: Machine, shown: io.StringIO) -> None:
-    """Events may arrive before output that was written earlier. Lines that look like a heading are shown."""
-    steps = [
-        event("step", n=n, of=2, kind="provision", name=name, status="running") for n, name in ((1, "a"), (2, "b"))
-    ]
-    view = Progress(machine.provision_log, "tiny")
-    tell(machine, *steps)
-    machine.provision_log.write_text("== step 1 of 2: provision a\nof a\n== step 7 of 9: mine\n")
-    view.show(machine.boot_events())
-    with machine.provision_log.open("a") as file:
-        file.write("still of a\n== step 2 of 2: provision b\nof b\n== step 2 of 2: provision b: it failed\n")
-    view.finish()
-    assert [
-        "step 1 of 2: provision a", "| of a", "| == step 7 of 9: mine", "| still of a", "step 2 of 2: provision b",
-        "| of b",
-    ] == shown.getvalue().splitlines()  # fmt: skip
-
-
-def test_a_fallback_that_will_be_replaced_is_no_warning(machine: Machine, shown: io.StringIO) -> None:
-    """A box may boot with its last good manifest before it gets the corrected one."""
-    tell(machine, event("fallback", manifest="b" * 64, wanted="c" * 64, reason="it broke"))
-    Progress(machine.provision_log, "tiny", MANIFEST).show(machine.boot_events())
-    assert "" == shown.getvalue()
-    Progress(machine.provision_log, "tiny", "c" * 64).show(machine.boot_events())
-    assert "falls back" in shown.getvalue()
