@@ -123,7 +123,7 @@ CODES: dict[str, str] = {
     "ref-ambiguous": "A ref is a branch and also a tag, and they differ.",
     "ref-not-found": "A repository has no branch, tag or commit of that name.",
     "render-outdated": "A file of `kimbox render` is missing, or differs from what the spec and its lock give.",
-    "report-missing": "A sealed box has not sent a report of its audit yet.",
+    "report-missing": "A sealed box has not sent a whole report of its audit in its present boot.",
     "repository-not-found": "A box has no repository of that name.",
     "repository-too-large": "A repository or folder exceeds a limit on its size or its number of files.",
     "repository-unreachable": "The server of a repository cannot be reached, or does not give access.",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -13,10 +15,10 @@ from kimbox.actions.observe import reach, state
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import read_bounded
 from kimbox.guest import audit
-from kimbox.guest.audit import Report
-from kimbox.guest.events import printable
+from kimbox.guest.audit import MAX_TEXT, Check, Report, Severity, Status
+from kimbox.guest.events import Event, printable
 from kimbox.machine.folder import Machine, read_end
-from kimbox.machine.state import State
+from kimbox.machine.state import State, last_manifest_event, lost_root
 
 #: Timeout of an audit over ssh, in seconds. Under emulation an audit takes about 10 s, most of it for the search of the
 #: disks, which the guest itself limits to 150 s.
@@ -25,11 +27,18 @@ TIMEOUT_S = 300.0
 #: Maximum age of the last report of a sealed box that runs, in seconds: it must send one every 15 minutes.
 STALE_S = 3 * 15 * 60.0
 
+#: Maximum time by which the clock of a guest may be ahead of this host's, in seconds. The age of a report that is
+#: further ahead is not known.
+MAX_AHEAD_S = 5 * 60.0
+
 #: Size of the end of the audit log that is read, in bytes: about 20 reports.
 LOG_BYTES = 1 << 20
 
 #: Maximum size of a report file that `--compare` reads, in bytes.
 MAX_REPORT_BYTES = 4 << 20
+
+#: Format of a time in a report.
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 #: The command that runs an audit in a guest.
 _COMMAND = "sudo -n /usr/lib/kimbox/audit"
@@ -44,6 +53,8 @@ class Audited:
     source: str
     #: Whether the box runs, and its last report is older than STALE_S: the report may no longer be true.
     stale: bool = False
+    #: Why the present boot of a box with a role is not sealed. None: it is sealed, still starts, or does not run.
+    unsealed: str | None = None
 
 
 def report(machine: Machine) -> Audited:
@@ -101,32 +112,89 @@ def _run_audit(machine: Machine) -> Report:
 
 
 def _last_report(machine: Machine, now: State) -> Audited:
-    """Returns the last report of a sealed box, also of one that does not run. Raises StateError if there is none."""
-    newest = audit.newest(read_end(machine.audit_log, LOG_BYTES))
+    """Returns the last report of a sealed box in its last boot, also of a box that does not run.
+
+    A box that did not seal itself may have sent none: the host's own check is the report then. Raises StateError if
+    there is no report.
+    """
+    events = machine.boot_events()
+    newest = audit.newest(read_end(machine.audit_log, LOG_BYTES), events[-1].boot if events else None)
+    unsealed = _unsealed(now, events)
+    if newest is None and unsealed is not None:
+        boot = events[-1].boot if events else ""
+        record = machine.record()
+        role, site = (record.sealed.role, record.sealed.site) if record.sealed else ("", "")
+        host_report = Report(_utc(time.time()), boot, role, site, (_check_of_boot(now, unsealed),))
+        return Audited(host_report, "the box has sent no report in its present boot", unsealed=unsealed)
     if newest is None:
         raise StateError(
-            f"{machine.name} has not sent a report of its audit yet",
+            f"{machine.name} has not sent a whole report of its audit in its present boot",
             code="report-missing",
             hint="a sealed box runs an audit after its start, and then every 15 minutes",
             fields={"name": machine.name},
         )
-    events = machine.boot_events()
-    earlier = ", before its last start" if events and newest.boot != events[-1].boot else ""
+    age_s = _age_s(newest.at)
+    stale = now.running and not -MAX_AHEAD_S <= age_s <= STALE_S
+    own = _check_of_boot(now, unsealed)
+    checks = (own, *(check for check in newest.checks if check.id != own.id))
     later = f"; it is {now} now" if now is not State.SEALED else ""
-    age_s = time.time() - machine.audit_log.stat().st_mtime  # by this host's clock
-    stale = now.running and age_s > STALE_S
-    return Audited(newest, f"sent by the box {_age(newest.at)}{earlier}{later}", stale)
+    source = f"sent by the box {_age(newest.at, age_s)}{later}"
+    return Audited(attrs.evolve(newest, checks=checks), source, stale, unsealed)
 
 
-def _age(at: str) -> str:
-    """Returns the age of a time of a guest as text. The clock of the guest may be wrong, and `at` may not be a time."""
+def _unsealed(now: State, events: Sequence[Event]) -> str | None:
+    """Returns why the present boot of a box with a role is not sealed. None: it is, it still starts, or does not run.
+
+    A box that cannot seal itself powers itself off. It counts as unsealed, too: its work is not done.
+    """
+    if now is State.READY:
+        return "it took its role, and is open until it restarts"
+    lost = lost_root(events)
+    if now is not State.FAILED and not (now is State.CRASHED and lost):
+        return None
+    event = lost or last_manifest_event(events)
+    if event is None or event.name != "failed":
+        return "the root file system of the box is full"
+    what = " ".join(dict.fromkeys(filter(None, (event.text("kind"), event.text("name")))))
+    return f"{what}: {event.text('reason') or 'the box reported no reason'}"[:MAX_TEXT]
+
+
+def _check_of_boot(now: State, unsealed: str | None) -> Check:
+    """Returns the host's own check: whether the present boot of the box has sealed it."""
+    status = Status.FAIL if unsealed is not None else Status.PASS if now is State.SEALED else Status.SKIP
+    return Check(
+        id="boot.sealed",
+        title="The present boot has sealed the box",
+        cis="",
+        severity=Severity.HIGH,
+        status=status,
+        expected="sealed",
+        found=str(now) if unsealed is None else f"{now}: {unsealed}"[:MAX_TEXT],
+        remedy="kimbox status; then kimbox reload, or kimbox secure" if unsealed is not None else "",
+    )
+
+
+def _utc(time_s: float) -> str:
+    """Returns a Unix time as the time of a report."""
+    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).strftime(_TIME_FORMAT)
+
+
+def _age_s(at: str) -> float:
+    """Returns the age of a time of a guest by this host's clock, negative if it is ahead; infinite if it is no time."""
     try:
-        then = datetime.datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC)
+        then = datetime.datetime.strptime(at, _TIME_FORMAT).replace(tzinfo=datetime.UTC)
     except ValueError:
+        return math.inf
+    return time.time() - then.timestamp()
+
+
+def _age(at: str, age_s: float) -> str:
+    """Returns the age of a time of a guest as text."""
+    if math.isinf(age_s):
         return f"at {at} by its own clock"
-    minutes = int((datetime.datetime.now(datetime.UTC) - then).total_seconds() // 60)
-    if minutes < 0:
+    if age_s < -MAX_AHEAD_S:
         return f"at {at} by its own clock, which is ahead"
+    minutes = max(0, int(age_s // 60))
     if minutes < 120:
         return f"{minutes} min ago"
     return f"{minutes // 60} h ago"

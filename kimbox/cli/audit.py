@@ -9,11 +9,14 @@ import typer
 
 from kimbox.cli import target
 from kimbox.cli.output import printable, report
-from kimbox.errors import KimboxError
+from kimbox.errors import GuestError, KimboxError
 
 if TYPE_CHECKING:
     from kimbox.actions.audit import Audited
     from kimbox.guest.audit import Check, Comparison, Report
+
+#: The line of a report that is too old, or whose age is not known.
+STALE = "STALE: a running box sends a report every 15 minutes; the time of this one is too far from that of this host"
 
 
 def audit(
@@ -34,15 +37,17 @@ def audit(
     of severity high or medium failed.
 
     kimbox audits an open box over ssh. The checks are those for a sealed box, so an open box usually fails. A sealed
-    box accepts no login. It audits itself after each start and every 15 minutes, and sends the report to the host. The
-    output shows the age of the report. If the box runs and its report is too old, the exit status is 1, too. Such a
-    report comes from the box itself: an intruder with root could change it.
+    box accepts no login. It audits itself after each start and every 15 minutes, and sends the report to the host. Only
+    a whole report of the present boot counts. The output shows the age of the report. If the box runs and its report is
+    too old, the exit status is 1, too. If the present boot of the box failed to seal it, the exit status is 4. A report
+    comes from the box itself: an intruder with root could change it.
 
     --compare takes a file that --save or --json wrote, from an earlier time or from another box.
 
-    The JSON has: name, source (origin of the report), stale (true if the report is too old), report, breaches (ids of
-    failed checks of severity high or medium), counts (checks of each status) and compared (ids of checks that appeared,
-    were mended or are the same; null without --compare).
+    The JSON has: name, source (origin of the report), stale (true if the report is too old), unsealed (why the present
+    boot did not seal the box; null otherwise), report, breaches (ids of failed checks of severity high or medium),
+    counts (checks of each status) and compared (ids of checks that appeared, were mended or are the same; null without
+    --compare).
 
     \b
     Examples:
@@ -62,18 +67,17 @@ def audit(
     if save:
         write_json(save, audit_report.as_json())
     comparison = audits.compare(earlier_report, audit_report) if earlier_report else None
-    stale_line = "STALE: a running box sends a report every 15 minutes; this one does not show its present state"
     lines = [
         _head(machine.name, audit_report, audited.source),
         *_failed(audit_report),
         *(_not_failed(audit_report) if log.verbose else []),
         *(_changes(comparison) if comparison else []),
-        *([stale_line] if audited.stale else []),
+        *([STALE] if audited.stale else []),
         _counts(audit_report),
     ]
     report("audit", _result(machine.name, audited, comparison), "\n".join(map(printable, lines)))
-    if audit_report.breaches or audited.stale:
-        raise typer.Exit(KimboxError.exit_code)
+    if audited.unsealed is not None or audit_report.breaches or audited.stale:
+        raise typer.Exit(KimboxError.exit_code if audited.unsealed is None else GuestError.exit_code)
 
 
 def _result(name: str, audited: Audited, comparison: Comparison | None) -> dict[str, Any]:
@@ -85,6 +89,7 @@ def _result(name: str, audited: Audited, comparison: Comparison | None) -> dict[
         "name": name,
         "source": audited.source,
         "stale": audited.stale,
+        "unsealed": audited.unsealed,
         "report": audit_report.as_json(),
         "breaches": [check.id for check in audit_report.breaches],
         "counts": {str(status): len(audit_report.of(status)) for status in Status},

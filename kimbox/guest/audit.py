@@ -25,6 +25,9 @@ MAX_CHECKS = 500
 #: Maximum length of a text, in characters. The rest is cut off.
 MAX_TEXT = 1000
 
+#: Maximum number of a report.
+MAX_SEQUENCE = (1 << 53) - 1
+
 _ID = re.compile(r"[a-z][a-z0-9_.]{0,79}")
 _CIS = re.compile(r"([0-9]{1,2}(\.[0-9]{1,2}){1,6})?")
 _AT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -93,6 +96,8 @@ class Report:
     role: str
     site: str
     checks: tuple[Check, ...]
+    #: Number of the report in its boot, from 1. 0: it was not sent by the box itself, or by an older kimbox.
+    sequence: int = 0
 
     @property
     def breaches(self) -> tuple[Check, ...]:
@@ -140,7 +145,7 @@ def compare(before: Report, after: Report) -> Comparison:
 
 def reports(data: bytes) -> Iterator[Report]:
     """Every complete report in the output of a guest, oldest first. A malformed line makes its report invalid."""
-    header: dict[str, str] | None = None
+    header: dict[str, Any] | None = None
     checks: list[Check] = []
     for raw in data.split(b"\n"):
         line = parse_object(raw)
@@ -163,15 +168,19 @@ def reports(data: bytes) -> Iterator[Report]:
                 header = None
 
 
-def newest(data: bytes) -> Report | None:
-    """The last complete report, or None."""
+def newest(data: bytes, boot: str | None = None) -> Report | None:
+    """The complete report with the highest number, or None. Of equal numbers, it is the last one.
+
+    `boot`: only reports of this boot of the guest count. None: the reports are of one boot, or have no number.
+    """
     last = None
-    for last in reports(data):  # noqa: B007
-        pass
+    for found in reports(data):
+        if boot in (None, found.boot) and (last is None or found.sequence >= last.sequence):
+            last = found
     return last
 
 
-def _header(line: dict[str, Any]) -> dict[str, str]:
+def _header(line: dict[str, Any]) -> dict[str, Any]:
     if type(line["audit"]) is not int or line["audit"] != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
     return {
@@ -179,6 +188,7 @@ def _header(line: dict[str, Any]) -> dict[str, str]:
         "boot": _matching(line["boot"], _BOOT),
         "role": _text(line["role"]),
         "site": _text(line["site"]),
+        "sequence": _number(line.get("sequence", 0)),
     }
 
 
@@ -192,6 +202,12 @@ def _matching(value: Any, pattern: re.Pattern[str]) -> str:
     if isinstance(value, str) and pattern.fullmatch(value):
         return value
     raise ValueError(f"{value!r:.80} does not have the expected form")
+
+
+def _number(value: Any) -> int:
+    if type(value) is int and 0 <= value <= MAX_SEQUENCE:
+        return value
+    raise ValueError(f"{value!r:.80} is not the number of a report")
 
 
 def _text(value: Any) -> str:

@@ -311,6 +311,17 @@ def test_the_policy_is_read_and_never_run(box: AuditedBox) -> None:
     assert not (box.root.with_name("box.live") / "data/ran").exists()
 
 
+@pytest.mark.parametrize(("expected", "last"), [(1, None), (8, "7\n"), (1, "x\n"), (1, "9" * 15), (1, "")])
+def test_a_report_for_the_host_has_a_number(box: AuditedBox, expected: int, last: str | None) -> None:
+    """The number after that of the last one. A report that somebody runs by hand has none."""
+    if last is not None:
+        box.write("run/kimbox/audit.sequence", last)
+    for number, words in ((expected, ["--next"]), (0, [])):
+        report = audit.newest(box.audit(*words).stdout.encode())
+        assert report
+        assert number == report.sequence
+
+
 def test_names_of_files_cannot_break_the_report(box: AuditedBox) -> None:
     """The report is complete and bounded with line breaks, quotes and invalid UTF-8 in names, and with 1000 files."""
     box.path("/srv").mkdir()
@@ -379,4 +390,4 @@ def test_any_debian_gives_a_report(box: AuditedBox) -> None:
 def test_help_and_wrong_words(box: AuditedBox) -> None:
     """--help prints a description. Every other argument is refused."""
     assert "KIMBOX_INBOUND" in box.audit("--help").stdout
-    assert (2, "usage: audit\n") == (box.audit("--all").code, box.audit("--all").stderr)
+    assert (2, "usage: audit [--next]\n") == (box.audit("--all").code, box.audit("--all").stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +14,17 @@ import pytest
 from clirun import Kimbox, result
 from hypothesis import given
 from hypothesis import strategies as st
+from makereport import AT, HEADER, check, ids, lines, report
 from refused import refused
 
 from kimbox import paths
 from kimbox.actions import audit as auditing
-from kimbox.errors import GuestError, KimboxError, StateError
+from kimbox.errors import KimboxError
 from kimbox.guest import audit
-from kimbox.guest import ssh as guest_ssh
 from kimbox.guest.audit import MAX_CHECKS, Check, Report, Severity, Status
 from kimbox.guest.events import MAX_LINE_BYTES
-from kimbox.guest.ssh import Answer
-from kimbox.machine.record import Sealed
-from kimbox.machine.state import State
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
-
-AT = "2026-05-01T10:00:00Z"
-HEADER = {"audit": 1, "at": AT, "boot": makemachine.BOOT, "role": "worker", "site": "example.org"}
-
-
-def check(name: str = "net.tcp", status: str = "pass", **more: Any) -> dict[str, Any]:
-    """Returns the line of a check as a mapping."""
-    usual = {"cis": "2.1.22", "severity": "high", "expected": "none", "found": "none", "remedy": "close it"}
-    return {"id": name, "title": f"About {name}", "status": status} | usual | more
-
-
-def lines(*checks: dict[str, Any], header: Any = HEADER, end: Any = None) -> bytes:
-    """Returns a report as a guest writes it."""
-    last = {"end": True, "checks": len(checks)} if end is None else end
-    return "".join(json.dumps(line) + "\n" for line in (header, *checks, last)).encode()
-
-
-def report(*checks: dict[str, Any]) -> Report:
-    found = audit.newest(lines(*checks))
-    assert found
-    return found
-
-
-def ids(checks: tuple[Check, ...]) -> list[str]:
-    return [one.id for one in checks]
-
 
 # --- reading
 
@@ -78,6 +48,24 @@ def test_the_newest_complete_report_is_used() -> None:
     assert None is audit.newest(b"")
 
 
+def test_a_report_counts_in_its_boot_and_by_its_number() -> None:
+    """A report that is repeated, or of an earlier boot, is not the newest. Without numbers, the last one is."""
+    first, second, third = (lines(check(name), header=HEADER | {"sequence": n}) for n, name in enumerate("abc", 1))
+    found = audit.newest(first + third + second, makemachine.BOOT)
+    assert found
+    assert (3, ["c"]) == (found.sequence, ids(found.checks))
+    assert None is audit.newest(first, makemachine.NEXT_BOOT)
+    later = lines(check("d"), header=HEADER | {"boot": makemachine.NEXT_BOOT, "sequence": 1})
+    assert ["d"] == ids(newest_of(third + later + second, makemachine.NEXT_BOOT).checks)
+    assert ["e"] == ids(report_of(lines(check("a")) + lines(check("e"))).checks)
+
+
+def newest_of(data: bytes, boot: str) -> Report:
+    found = audit.newest(data, boot)
+    assert found
+    return found
+
+
 def report_of(data: bytes) -> Report:
     found = audit.newest(data)
     assert found
@@ -89,6 +77,8 @@ def report_of(data: bytes) -> Report:
     [
         lines(check(), header=HEADER | {"audit": 2}), lines(check(), header=HEADER | {"audit": True}),
         lines(check(), header=HEADER | {"at": "today"}), lines(check(), header=HEADER | {"boot": "x"}),
+        lines(check(), header=HEADER | {"sequence": -1}), lines(check(), header=HEADER | {"sequence": True}),
+        lines(check(), header=HEADER | {"sequence": 1 << 53}), lines(check(), header=HEADER | {"sequence": "1"}),
         lines(check(), header=HEADER | {"role": 1}), lines(check(), header={"audit": 1}),
         lines(check(), end={"end": True, "checks": 2}), lines(check(), end={"end": True, "checks": True}),
         lines(check(), end={"end": True}), lines(check(), end={"end": 1, "checks": 1}), lines(),
@@ -161,124 +151,6 @@ def test_two_reports_are_compared() -> None:
     assert (["d.new", "f.x"], ["b.mended"]) == (ids(found.appeared), ids(found.mended))
     assert ["a.same", "c.gone"] == ids(found.same)
     assert audit.Comparison((), (), ()) == audit.compare(report(check()), report(check()))
-
-
-# --- where it comes from
-
-
-def as_state(monkeypatch: pytest.MonkeyPatch, state: State) -> None:
-    monkeypatch.setattr(auditing, "state", lambda _: state)
-
-
-class FakeSsh:
-    """In place of an ssh connection; answers each command with `answer`."""
-
-    answer = Answer(0, lines(check()).decode(), "")
-
-    def __init__(self, endpoint: object) -> None:
-        self.endpoint = endpoint
-
-    def __enter__(self) -> FakeSsh:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def run(self, command: str, *, timeout_s: float) -> Answer:
-        assert ("sudo -n /usr/lib/kimbox/audit", auditing.TIMEOUT_S) == (command, timeout_s)
-        return self.answer
-
-
-def test_an_open_box_is_asked(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over ssh; what is no whole report is an error that says what the guest said, in one harmless line."""
-    machine = makemachine.make_machine()
-    as_state(monkeypatch, State.READY)
-    monkeypatch.setattr(auditing, "reach", lambda *_: None)
-    monkeypatch.setattr(guest_ssh, "Guest", FakeSsh)
-    assert auditing.Audited(report(check()), "run over ssh just now") == auditing.report(machine)
-    for answer in (
-        Answer(1, "", "x\nsudo: no\x1b such thing\n"),
-        Answer(0, "{}", "sudo: no\x1b such thing"),
-        Answer(127, "", ""),
-    ):
-        monkeypatch.setattr(FakeSsh, "answer", answer)
-        reason = "sudo: no\ufffd such thing" if answer.stderr else "exit status 127"
-        with refused(GuestError, "audit-failed", name="tiny", reason=reason) as caught:
-            auditing.report(machine)
-        assert f"the audit of tiny gave no complete report: {reason}" == caught.value.message
-
-
-@pytest.mark.parametrize("state", [State.HALTED, State.ABSENT, State.SUSPENDED])
-def test_a_box_that_does_not_run_has_no_report(world: Path, state: State) -> None:
-    """It says so, before ssh is tried."""
-    machine = makemachine.make_machine() if state is not State.ABSENT else makemachine.Machine("tiny")
-    with pytest.raises(StateError):
-        auditing.report(machine)
-
-
-def test_a_sealed_box_has_told(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest whole report, with its age, and whether it is of another boot; ssh is not tried."""
-    machine = makemachine.make_machine()
-    as_state(monkeypatch, State.SEALED)
-    with refused(StateError, "report-missing", name="tiny"):
-        auditing.report(machine)
-    machine.audit_log.write_bytes(lines(check("a.a")) + lines(check("b.b")) + b'{"audit":1')
-    makemachine.tell(machine, makemachine.event("booting", mode="resnap"))
-    audited = auditing.report(machine)
-    found, source = audited.report, audited.source
-    assert ["b.b"] == ids(found.checks)
-    assert source.startswith("sent by the box ")
-    assert "before its last start" not in source
-    makemachine.tell(machine, makemachine.event("booting", boot=makemachine.NEXT_BOOT, mode="resnap"))
-    assert auditing.report(machine).source.endswith(", before its last start")
-
-
-def test_a_sealed_box_that_was_halted_has_told_too(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can ask it; what it is now is said."""
-    machine = makemachine.make_machine(sealed=Sealed("worker", "example.org"))
-    machine.audit_log.write_bytes(lines(check()))
-    assert auditing.report(machine).source.endswith("; it is halted now")
-
-
-def test_a_box_that_tells_no_more_is_no_sound_one(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it runs, and by the time of this host."""
-    machine = makemachine.make_machine(sealed=Sealed("worker", "example.org"))
-    machine.audit_log.write_bytes(lines(check()))
-    long_ago = machine.audit_log.stat().st_mtime - auditing.STALE_S - 60
-    for state, code in ((State.HALTED, 0), (State.SEALED, 1), (State.BOOTING, 1)):
-        os.utime(machine.audit_log, (long_ago, long_ago))
-        as_state(monkeypatch, state)
-        done, out, _ = kimbox("audit", "tiny")
-        assert (code, code == 1) == (done, "STALE" in out)
-        os.utime(machine.audit_log)
-        assert 0 == kimbox("audit", "tiny")[0]
-
-
-def test_only_the_end_of_the_log_is_read(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much a guest writes."""
-    machine = makemachine.make_machine()
-    as_state(monkeypatch, State.SEALED)
-    machine.audit_log.write_bytes(lines(check()))
-    os.truncate(machine.audit_log, 1 << 40)  # a hole
-    with refused(StateError, "report-missing", name="tiny"):
-        auditing.report(machine)
-
-
-@pytest.mark.parametrize(
-    ("expected", "at"),
-    [
-        ("at 2099-01-01T00:00:00Z by its own clock, which is ahead", "2099-01-01T00:00:00Z"),
-        ("at 2026-13-99T99:99:99Z by its own clock", "2026-13-99T99:99:99Z"),
-    ],
-)
-def test_the_clock_of_a_guest_is_not_believed(
-    world: Path, monkeypatch: pytest.MonkeyPatch, expected: str, at: str
-) -> None:
-    """What is in the future, or no time, is told as what it is."""
-    machine = makemachine.make_machine()
-    as_state(monkeypatch, State.SEALED)
-    machine.audit_log.write_bytes(lines(check(), header=HEADER | {"at": at}))
-    assert f"sent by the box {expected}" == auditing.report(machine).source
 
 
 # --- the verb
