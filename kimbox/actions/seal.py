@@ -23,10 +23,12 @@ from kimbox.files import write_atomic
 from kimbox.guest.delivery import SUDO
 from kimbox.guest.events import printable
 from kimbox.guest.ssh import Guest
+from kimbox.image.disk import pristine
+from kimbox.image.store import images
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice, refuse_to_provision
 from kimbox.machine.folder import Machine, machine_of
-from kimbox.machine.record import Sealed
+from kimbox.machine.record import Record, Sealed
 from kimbox.machine.state import require
 from kimbox.project.plan import make_plan
 from kimbox.render import sealing
@@ -79,7 +81,8 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
     """Gives a role to a box that is ready, and restarts it as a sealed box. Returns its role.
 
     If the box is sealed already, returns its role and changes nothing. Raises GuestError, with the guest's message, if
-    the gateway refuses or cannot be reached; the box does not change then.
+    the gateway refuses or cannot be reached; StateError if the box has snapshots, and ImageError if its disk cannot be
+    put back at each start. The box does not change then.
     """
     machine = machine_of(request.project.name)
     with machine.locked():
@@ -90,6 +93,7 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
             return record.sealed
         require("secure", machine.name, state(machine))
         refuse_to_provision(machine)
+        _check_disk(machine, record)
         # A fault of the lock must be found before the box takes its role and is restarted.
         request = attrs.evolve(request, plan=make_plan(request.project, made_from=record.image))
         with log.step(f"requesting the credentials of {answers.site}"):
@@ -97,6 +101,24 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
         machine.write_record(attrs.evolve(record, sealed=sealed))
     close(request)
     return sealed
+
+
+def _check_disk(machine: Machine, record: Record) -> None:
+    """Checks that each start of the sealed box can put its disk back to its image.
+
+    Raises StateError (`has-snapshots`) if that would lose snapshots, ImageError (`disk-layout`) if the image has no
+    volume `persistent`.
+    """
+    if names := sorted(path.name for path in machine.snapshots.glob("*")):
+        raise StateError(
+            f"cannot secure {machine.name}: it has snapshots, which its first start as a sealed box would remove: "
+            f"{', '.join(names):.200}",
+            code="has-snapshots",
+            hint=f"`kimbox snapshot delete {names[0]} {machine.name}` removes one of them",
+            fields={"verb": "secure", "name": machine.name, "snapshots": " ".join(names)},
+        )
+    if image := images.find(record.image):
+        pristine.check(image.disk, image.format)
 
 
 def close(request: UpRequest) -> None:
@@ -231,7 +253,7 @@ def unseal(request: UpRequest) -> None:
                 f"`kimbox secure --unseal {machine.name}` again",
                 fields={"name": machine.name, "missing_event": "unsealed"},
             )
-        machine.write_record(attrs.evolve(machine.record(), sealed=None))
+        machine.write_record(attrs.evolve(machine.record(), sealed=None, put_back=None))
         machine.unseal_mark.unlink()
 
 

@@ -118,8 +118,7 @@ def up(request: UpRequest) -> State:
         if before in (State.PAUSED, State.SUSPENDED):
             wake(machine, before, box)
         elif not before.running:
-            registry.of(machine).choose_boot(box.boot, request.boot)
-            start(machine, box)
+            start(machine, box, boot=request.boot)
         else:
             check_root(machine)
         must_send = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)

@@ -81,6 +81,12 @@ class Driver(Protocol):
     def choose_boot(self, mode: BootMode, choice: Choice) -> None:
         """Sets the root of the next boots of a machine that does not run. `mode` is the mode of the spec."""
 
+    def put_back(self, record: Record) -> tuple[str, ...]:
+        """Puts the disk of a sealed machine that does not run back to its image, except the volume `persistent`.
+
+        Returns the parts of the disk that the last run had changed (`image.disk.pristine.differences`).
+        """
+
     def start(self, launch: Launch) -> Record:
         """Starts the machine; returns the record with its ports and address, which is on disk before the guest runs."""
 

@@ -2,7 +2,7 @@
 
 machines/<name>/machine.json     the record: box, purpose, driver, plan, ids and ports (record.py)
 machines/<name>/disk.qcow2       the disk: an overlay on an image of the store
-machines/<name>/disk.qcow2.new   the new disk, while `kimbox shrink` writes it
+machines/<name>/disk.qcow2.new   the new disk, while `kimbox shrink` or the start of a sealed box writes it
 machines/<name>/package/         a copy of the disk, while `kimbox package` cleans it
 machines/<name>/commit/          the new image, while `kimbox maintain --commit` writes it
 machines/<name>/scratch.qcow2    the scratch space, if the spec has one: created at each start, removed by halt
@@ -79,7 +79,7 @@ class Machine:
 
     @property
     def new_disk(self) -> Path:
-        """The new disk while `shrink` writes it. It remains only if that was interrupted."""
+        """The new disk while `shrink` or the start of a sealed box writes it. It stays only if that is interrupted."""
         return self.folder / "disk.qcow2.new"
 
     @property

@@ -54,6 +54,16 @@ class Sealed:
 
 
 @attrs.frozen
+class PutBack:
+    """The last time at which the host put the disk of a sealed box back to its image."""
+
+    #: In UTC, by the clock of the host, as 2026-01-31T12:00:00Z.
+    at: str
+    #: Names of the parts of the disk that the run before had changed, and paths of /boot. Empty: none, or not known.
+    changed: tuple[str, ...]
+
+
+@attrs.frozen
 class PlanDigests:
     """The sha256 hex digests of the plan that a machine was created from. Later starts do not change them."""
 
@@ -88,6 +98,8 @@ class Record:
     ssh_host: str = "127.0.0.1"
     #: Role and site, which the guest reports at each boot. None: the box is not sealed.
     sealed: Sealed | None = None
+    #: None: the box is not sealed, or has not been started since it was.
+    put_back: PutBack | None = None
     #: Name of the box that the machine belongs to. One box may have several machines.
     box: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
     purpose: Purpose = Purpose.BOX
@@ -127,6 +139,7 @@ class Record:
             fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
             fields["scratch"] = _scratch(fields.get("scratch"))
             fields["sealed"] = _sealed(fields.get("sealed"))
+            fields["put_back"] = _put_back(fields.get("put_back"))
             fields["purpose"] = Purpose(fields["purpose"])
             fields["plan"] = _plan(fields["plan"])
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
@@ -156,6 +169,14 @@ def _is_named(source: Path, name: str) -> bool:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return name in _NAME_KEY.findall(source.read_text())
     return False
+
+
+def _put_back(value: Any) -> PutBack | None:
+    if value is None:
+        return None
+    if isinstance(value["at"], str) and all(isinstance(part, str) for part in value["changed"]):
+        return PutBack(value["at"], tuple(value["changed"]))
+    raise ValueError(f"{value!r} is not a time at which a disk was put back")
 
 
 def _plan(value: Any) -> PlanDigests | None:

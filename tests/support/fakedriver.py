@@ -44,6 +44,8 @@ class Script:
     status: str = "running"
     #: Whether the guest shuts down after the power button is pressed.
     on_power: bool = True
+    #: The parts of the disk that the guest has changed.
+    changed: tuple[str, ...] = ()
 
 
 BOOT_EVENTS = [
@@ -86,6 +88,11 @@ class FakeDriver:
     def choose_boot(self, mode: BootMode, choice: Choice) -> None:
         assert self._run_lock is None, "the boot mode cannot be set in the disk of a machine that runs"
         bootmode.choose(self.machine, mode, choice)
+
+    def put_back(self, record: Record) -> tuple[str, ...]:
+        assert self._run_lock is None, "the disk of a machine that runs cannot be put back"
+        self.note("put back")
+        return self.script.changed
 
     def start(self, launch: Launch) -> Record:
         record = allot_ports(self.machine, launch.record, launch.box)

@@ -9,21 +9,27 @@ import attrs
 from kimbox.drivers import registry
 from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, KimboxError, StateError
+from kimbox.files import remove_tree
 from kimbox.guest import shared
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
+from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import Sealed
+from kimbox.machine.record import PutBack, Record, Sealed
 from kimbox.machine.state import State
 from kimbox.spec.model import Box
 
 
-def start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
+def start(machine: Machine, box: Box | None, *, boot: Choice | None = None, resume: bool = False) -> None:
     """Starts the process of a machine, with the processors, memory and scratch space of the spec.
 
-    With `resume`, those of the record are used, because a saved state needs those that it was saved with. A start
+    The disk of a sealed box is first put back to its image, then the boot mode is set: `boot` is the mode of the
+    command line.
+
+    With `resume`, the values of the record are used, because a saved state needs those that it was saved with. A start
     without a spec requires `resume`. The record is changed after the start, so that a suspended box stays suspended if
-    the start fails. Raises StateError if processors or memory are not known, and the errors of the driver.
+    the start fails. Raises StateError if processors or memory are not known, or if a sealed box would resume, and the
+    errors of the driver.
     """
     shared.close(machine.folder)  # a connection that is left may be to a guest that crashed
     record = machine.record()
@@ -41,8 +47,38 @@ def start(machine: Machine, box: Box | None, *, resume: bool = False) -> None:
     if box:
         record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source))
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
+    if record.sealed:
+        record = attrs.evolve(record, put_back=_put_back(machine, record, resume=resume))
+    if box and not resume:
+        registry.of(machine).choose_boot(box.boot, boot or Choice())
     record = registry.of(machine).start(Launch(record, box, cpus, memory_bytes, resume=resume))
     machine.write_record(attrs.evolve(record, ended=None))
+
+
+def _put_back(machine: Machine, record: Record, *, resume: bool) -> PutBack:
+    """Puts the disk of a sealed machine that does not run back to its image. Returns when, and what was changed.
+
+    Snapshots of the disk are gone with it. The disk before the first start as a sealed box has the changes of its
+    owner, which are not reported. Raises StateError (`box-sealed`) for a resume, and the errors of the driver.
+    """
+    if resume:
+        raise StateError(
+            f"{machine.name} is sealed, and cannot resume: a sealed box starts on a disk that is put back to its image",
+            code="box-sealed",
+            hint=_discard_hint(machine),
+            fields={"name": machine.name, "verb": "resume"},
+        )
+    with log.step(f"putting the disk of {machine.name} back to its image"):
+        changed = registry.of(machine).put_back(record)
+        remove_tree(machine.snapshots)
+    if record.put_back is None:
+        changed = ()
+    elif changed:
+        log.warn(
+            f"root in {machine.name} had changed its disk outside /persistent: {', '.join(changed)}. This is undone; "
+            "to find out how the box was entered, see `kimbox logs`"
+        )
+    return PutBack(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), changed)
 
 
 def wake(machine: Machine, before: State, box: Box | None = None) -> None:

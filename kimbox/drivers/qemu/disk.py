@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kimbox.drivers.qemu import qmp
-from kimbox.errors import GuestError, KimboxError
-from kimbox.files import sync_file
+from kimbox.errors import GuestError, ImageError, KimboxError
+from kimbox.files import sync_file, sync_folder
+from kimbox.image.disk import pristine
+from kimbox.image.store import images
 from kimbox.machine.folder import Machine
 from kimbox.run import run
 from kimbox.spec.model import Scratch
@@ -30,6 +32,29 @@ INFO_TIMEOUT_S = 60.0
 def create(disk: Path, image: Path, image_format: str, size_bytes: int) -> None:
     """Creates an overlay of `size_bytes` on an image."""
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", image_format, disk, str(size_bytes)])
+
+
+def put_back(machine: Machine, image_key: str) -> tuple[str, ...]:
+    """Replaces the disk of a machine that does not run by an overlay that has only its volume `persistent`.
+
+    The new disk takes the place of the old one in one rename, so that a killed kimbox leaves one of the two. States and
+    snapshots in the old disk are gone. Returns the parts that differed from the image. Raises ImageError
+    (`image-not-found`), and the errors of `pristine.restore`.
+    """
+    image = images.find(image_key)
+    if image is None:
+        raise ImageError(
+            f"the disk of {machine.name} cannot be put back: its image is not in the store ({image_key[:12]})",
+            code="image-not-found",
+            hint="`kimbox destroy` and `kimbox up` create the box again, from a new image",
+            fields={"name": machine.name, "image": image_key},
+        )
+    machine.new_disk.unlink(missing_ok=True)  # left by an interrupted start
+    changed = pristine.differences(machine.disk, image.disk, image.format)
+    pristine.restore(machine.disk, image.disk, image.format, machine.new_disk)
+    machine.new_disk.replace(machine.disk)
+    sync_folder(machine.folder)
+    return changed
 
 
 def create_scratch(machine: Machine, scratch: Scratch | None) -> None:

@@ -69,6 +69,9 @@ class Qemu:
 
         bootmode.choose(self.machine, mode, choice)
 
+    def put_back(self, record: Record) -> tuple[str, ...]:
+        return disk.put_back(self.machine, record.image)
+
     def start(self, launch: Launch) -> Record:
         return self._start(launch, disk.SUSPENDED_TAG if launch.resume else None)
 

@@ -184,7 +184,7 @@ def kill(machine: Machine) -> None:
 
 
 def sweep(machine: Machine) -> None:
-    """Removes files that only a running machine needs, and the new disk of an interrupted `shrink`."""
+    """Removes files that only a running machine needs, and the new disk of an interrupted command."""
     for path in (machine.qmp_socket, machine.pid_file, machine.new_disk):
         path.unlink(missing_ok=True)
 

@@ -142,6 +142,10 @@ class Vagrant:
         saved = mode if choice.once else choice.mode or mode
         (self.machine.folder / "boot").write_text(f"{saved} {once or ''}\n")
 
+    def put_back(self, record: Record) -> tuple[str, ...]:
+        """Does nothing: without the feature `sealing` no box of this driver is sealed."""
+        return ()
+
     def start(self, launch: Launch) -> Record:
         machine, record, box = self.machine, launch.record, launch.box
         if launch.resume:

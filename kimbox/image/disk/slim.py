@@ -60,12 +60,12 @@ def overlay(
             size = str(source.size_bytes)
             run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", base_format, target, size])
             with nbd.opened(target, "qcow2", writable=True) as new:
-                for start, end in _pieces(ranges.aligned(written, CLUSTER_BYTES), source.size_bytes):
+                for start, end in pieces(ranges.aligned(written, CLUSTER_BYTES), source.size_bytes):
                     data = _blanked(source.read(start, end - start), start, kept)
                     backing_end = max(start, min(end, backing.size_bytes))
                     backing_data = backing.read(start, backing_end - start).ljust(end - start, b"\0")
                     old = _blanked(backing_data, start, in_use.used)
-                    for at, stop in _differing(data, old):
+                    for at, stop in differing(data, old):
                         new.write(start + at, data[at:stop])
                     on_bytes(end)
                 new.flush()
@@ -89,7 +89,7 @@ def flatten(
         kept = ranges.without(in_use.used, in_use.zeros)
         try:
             with target.open("xb") as new:
-                for start, end in _pieces(ranges.aligned(ranges.common(kept, data), HOLE_BYTES), source.size_bytes):
+                for start, end in pieces(ranges.aligned(ranges.common(kept, data), HOLE_BYTES), source.size_bytes):
                     piece = _blanked(source.read(start, end - start), start, kept)
                     for at in range(0, len(piece), HOLE_BYTES):
                         block = piece[at : at + HOLE_BYTES]
@@ -118,7 +118,7 @@ def _in_use(source: nbd.Disk, *, drop_snapshots: bool) -> InUse:
         ) from None
 
 
-def _pieces(parts: Ranges, size_bytes: int) -> Iterator[tuple[int, int]]:
+def pieces(parts: Ranges, size_bytes: int) -> Iterator[tuple[int, int]]:
     """The ranges in pieces of at most PIECE_BYTES. No piece extends beyond the disk."""
     for start, end in parts:
         for at in range(start, min(end, size_bytes), PIECE_BYTES):
@@ -143,7 +143,7 @@ def _near(pieces: Ranges, start: int, end: int) -> Ranges:
     return pieces[first : bisect_left(pieces, end, key=lambda piece: piece[0])]
 
 
-def _differing(data: bytes, old: bytes) -> Ranges:
+def differing(data: bytes, old: bytes) -> Ranges:
     """Ranges of whole clusters in which the two differ, relative to their start."""
     if data == old:
         return []

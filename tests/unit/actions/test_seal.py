@@ -26,7 +26,7 @@ from kimbox.drivers.qemu.driver import invocation
 from kimbox.errors import GuestError, StateError
 from kimbox.guest.ssh import Answer
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.record import Record, Sealed
+from kimbox.machine.record import Ended, PutBack, Record, Sealed
 from kimbox.machine.state import State
 from kimbox.project.project import Project
 from kimbox.render import sealing
@@ -93,7 +93,7 @@ def test_a_box_takes_its_role(world: World, script: Script) -> None:
     answers = parse_assignments(sent.pop("answers.env"))
     assert {"KIMBOX_ROLE": "worker", "KIMBOX_SITE": "a.org", "KIMBOX_USERNAME": "me"} == answers
     assert {"policy.env", "outbound", "known_hosts", "operator_keys"} == set(sent)
-    assert ["power button", "start"] == world.did
+    assert ["power button", "put back", "start"] == world.did
     assert (State.SEALED, SEALED) == (state(world.machine), world.machine.record().sealed)
     world.did.clear()
     assert State.SEALED is up(world)
@@ -118,6 +118,36 @@ def test_a_driver_that_cannot_seal(world: World, script: Script) -> None:
     with refused(StateError, "unsupported-by-driver", verb="secure", name="tiny", driver="qemu"):
         seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     assert ([], [], State.READY) == (script.sent, world.did, state(world.machine))
+
+
+def test_each_start_puts_the_disk_back(world: World, script: Script) -> None:
+    """Before the boot mode is set and the box starts. The record has the time and what the last run had changed."""
+    world.changed = ("LV root",)
+    request = UpRequest(Project(world.box), timeout_s=5)
+    seal.secure(request, ANSWERS)
+    first = world.machine.record().put_back
+    assert first is not None
+    assert (() == first.changed, world.machine.snapshots.exists()) == (True, False)
+    stop.halt(world.machine)
+    world.did.clear()
+    up(world)
+    second = world.machine.record().put_back
+    assert (["put back", "start"], second) == (world.did, PutBack(second.at if second else "", ("LV root",)))
+    assert world.launches[-1].record.put_back == second
+    world.end_process()
+    world.machine.write_record(attrs.evolve(world.machine.record(), ended=Ended.SUSPENDED))
+    world.did.clear()
+    with refused(StateError, "box-sealed", name="tiny", verb="resume"):
+        up(world)
+    assert [] == world.did
+
+
+def test_snapshots_are_not_lost(world: World, script: Script) -> None:
+    """A box with a snapshot is not secured."""
+    (world.machine.snapshots / "mine").mkdir(parents=True)
+    with refused(StateError, "has-snapshots", verb="secure", name="tiny", snapshots="mine"):
+        seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    assert ([], []) == (script.sent, world.did)
 
 
 @pytest.mark.parametrize(("code", "error_code"), [(3, "credentials-refused"), (1, "guest-failed")])
@@ -160,9 +190,9 @@ def test_a_box_that_was_not_restarted_is_not_sealed_yet(
     with pytest.raises(StateError, match="is open until it restarts"):
         up(world)
     seal.close(UpRequest(Project(world.box), timeout_s=5))
-    assert (["power button", "start"], State.SEALED) == (world.did, state(world.machine))
+    assert (["power button", "put back", "start"], State.SEALED) == (world.did, state(world.machine))
     seal.close(UpRequest(Project(world.box), timeout_s=5))
-    assert ["power button", "start"] == world.did
+    assert ["power button", "put back", "start"] == world.did
 
 
 def test_the_memory_of_a_sealed_box_is_not_written(world: World, script: Script) -> None:
@@ -251,7 +281,10 @@ def test_unsealing(world: World, script: Script) -> None:
     words = " ".join(command_line(world))
     assert ("kimbox.unseal=yes" in words, "kimbox.sealed" in words) == (True, False)
     world.boot.insert(1, event("unsealed"))
+    world.did.clear()
     seal.unseal(UpRequest(Project(world.box), timeout_s=5))
+    assert ["power button", "put back", "start"] == world.did  # a new root, also after an attempt that was interrupted
+    assert world.machine.record().put_back is None
     assert (None, False) == (world.machine.record().sealed, world.machine.unseal_mark.exists())
     with refused(StateError, "wrong-state", verb="secure", name="tiny"):
         seal.unseal(UpRequest(Project(world.box)))
