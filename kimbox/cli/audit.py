@@ -38,9 +38,10 @@ def audit(
 
     kimbox audits an open box over ssh. The checks are those for a sealed box, so an open box usually fails. A sealed
     box accepts no login. It audits itself after each start and every 15 minutes, and sends the report to the host. Only
-    a whole report of the present boot counts. The output shows the age of the report. If the box runs and its report is
-    too old, the exit status is 1, too. If the present boot of the box failed to seal it, the exit status is 4. A report
-    comes from the box itself: an intruder with root could change it.
+    a whole report of the present boot counts. The output shows its age. If the box runs and its report is too old, the
+    exit status is 1, too. If the present boot failed to seal the box, it is 4. A report comes from the box itself: an
+    intruder with root could change it. Only boot.sealed and disk.equal come from the host. disk.equal compares the disk
+    of a sealed box, except /persistent, with its image: the disk of a box that runs was compared before its start.
 
     --compare takes a file that --save or --json wrote, from an earlier time or from another box.
 
@@ -76,8 +77,15 @@ def audit(
         _counts(audit_report),
     ]
     report("audit", _result(machine.name, audited, comparison), "\n".join(map(printable, lines)))
-    if audited.unsealed is not None or audit_report.breaches or audited.stale:
-        raise typer.Exit(KimboxError.exit_code if audited.unsealed is None else GuestError.exit_code)
+    if status := _exit_status(audited):
+        raise typer.Exit(status)
+
+
+def _exit_status(audited: Audited) -> int:
+    """Returns the exit status of the verb: that of the worst fault of an audit."""
+    if audited.unsealed is not None:
+        return GuestError.exit_code
+    return KimboxError.exit_code if audited.report.breaches or audited.stale else 0
 
 
 def _result(name: str, audited: Audited, comparison: Comparison | None) -> dict[str, Any]:

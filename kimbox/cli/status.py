@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 #: - `provenance`: content of the box and how it was provisioned, from /etc/kimbox/box.json in the box
 #:   (schemas/boxfile.schema.json).
 #: - `sealed`: role and site of a sealed box.
+#: - `put_back`: the last time at which the host put the disk of a sealed box back to its image, and what the run before
+#:   had changed.
 #: - `jobs`: the last counts from the runner of its role.
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes",
-    "scratch", "provenance", "follow", "sealed", "jobs", "stale",
+    "scratch", "provenance", "follow", "sealed", "put_back",
+    "jobs", "stale",
 )  # fmt: skip
 
 
@@ -56,7 +59,8 @@ def status(box: target.Name = None, file: target.File = None) -> None:
     failure and reason, and provenance (the content of /etc/kimbox/box.json in the box).
 
     stale lists the steps that ran under other commits than the box has now, with the old and the new commit of each
-    repository and the command that runs the step again. A sealed box has sealed (role and site) and jobs (counts from
+    repository and the command that runs the step again. A sealed box has sealed (role and site), put_back (at: when the
+    host last put its disk back to the image; changed: the parts that the run before had changed) and jobs (counts from
     the runner of its role). An unknown value is null.
 
     \b
@@ -155,6 +159,7 @@ def summary_of(machine: Machine) -> dict[str, Any]:
         "provenance": provenance,
         "follow": _follow(events.get("follow")),
         "sealed": attrs.asdict(record.sealed) if record.sealed else None,
+        "put_back": attrs.asdict(record.put_back) if record.put_back else None,
         "jobs": _jobs(events.get("jobs")),
         "stale": None if stale_steps is None else [step.as_json() for step in stale_steps],
     }
@@ -169,11 +174,15 @@ def _jobs(event: Event | None) -> dict[str, int] | None:
 
 
 def _sealed_lines(summary: dict[str, Any]) -> list[str]:
-    """Returns lines with the role of a sealed box, and the counts from its runner."""
+    """Returns lines with the role of a sealed box, the state of its disk, and the counts from its runner."""
     sealed, jobs = summary["sealed"], summary["jobs"]
     lines = [f"  sealed      {sealed['role']} of {sealed['site']}"] if sealed else []
     if sealed and summary["state"] == "ready":
         lines.append(f"              not yet: `kimbox secure {summary['name']}` restarts the box, which seals it")
+    if put_back := summary["put_back"]:
+        lines.append(f"  put back    {put_back['at']}, by this host: the disk except /persistent is that of the image")
+        if put_back["changed"]:
+            lines.append(f"  CHANGED     by root in the box, before that: {', '.join(put_back['changed'])}")
     if jobs:
         lines.append("  jobs        " + ", ".join(f"{count} {name}" for name, count in jobs.items()))
     return lines

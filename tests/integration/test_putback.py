@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from makemachine import make_machine
 from refused import refused
 
 from kimbox import paths
+from kimbox.actions import audit
 from kimbox.drivers.qemu import disk as disks
 from kimbox.errors import ImageError
 from kimbox.files import sha256_file, write_json
@@ -25,6 +27,7 @@ from kimbox.image.disk import nbd, pristine
 from kimbox.image.disk.compare import parts
 from kimbox.machine import bootmode
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import PutBack, Sealed
 from kimbox.run import run
 from kimbox.spec.model import BootMode
 
@@ -125,6 +128,27 @@ def test_what_no_boot_of_a_box_writes_is_told(machine: Machine, world: Path) -> 
         attack(machine, offset, 1)
         assert pristine.differences(machine.disk, image(), "raw") == (part,)
         disks.put_back(machine, IMAGE)
+
+
+def test_the_check_of_the_host(machine: Machine, world: Path) -> None:
+    """While the box is halted, it compares the disk itself."""
+    sealed = attrs.evolve(machine.record(), sealed=Sealed("w", "a.org"), put_back=PutBack("2026-11-28T17:00:00Z", ()))
+    machine.write_record(sealed)
+    header = {"audit": 1, "at": "2026-11-28T18:00:00Z", "boot": "", "role": "w", "site": "a.org"}
+    row = {"id": "a.a", "title": "", "cis": "", "severity": "low", "status": "pass", "expected": "", "found": ""}
+    lines = [header, row | {"remedy": ""}, {"end": True, "checks": 1}]
+    machine.audit_log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def found() -> tuple[str, str]:
+        own = audit.report(machine).report.checks[-1]
+        return str(own.status), own.found
+
+    assert found() == ("pass", "equal; put back last at 2026-11-28T17:00:00Z")
+    attack(machine, ATTACKED["LV root"])
+    attack_boot(machine, world)
+    assert found() == ("fail", "/boot/evil, LV root; put back last at 2026-11-28T17:00:00Z")
+    machine.disk.write_bytes(b"no disk")
+    assert found()[0] == "fail"
 
 
 def test_a_guest_cannot_choose_what_stays(machine: Machine, world: Path) -> None:

@@ -20,7 +20,7 @@ from kimbox.errors import GuestError, StateError
 from kimbox.guest import ssh as guest_ssh
 from kimbox.guest.audit import Status
 from kimbox.guest.ssh import Answer
-from kimbox.machine.record import Sealed
+from kimbox.machine.record import PutBack, Sealed
 from kimbox.machine.state import State
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
@@ -85,7 +85,7 @@ def test_a_sealed_box_has_told(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
     machine.audit_log.write_bytes(sent(check("a.a")) + sent(check("b.b")) + b'{"audit":1')
     makemachine.tell(machine, makemachine.event("booting", mode="resnap"))
     audited = auditing.report(machine)
-    assert ["boot.sealed", "b.b"] == ids(audited.report.checks)
+    assert ["boot.sealed", "disk.equal", "b.b"] == ids(audited.report.checks)
     assert (Status.PASS, "sealed") == (audited.report.checks[0].status, audited.report.checks[0].found)
     assert ("sent by the box 1 min ago", False, None) == (audited.source, audited.stale, audited.unsealed)
     makemachine.tell(machine, makemachine.event("booting", boot=makemachine.NEXT_BOOT, mode="resnap"))
@@ -137,12 +137,38 @@ def test_a_boot_that_failed_to_seal_is_a_breach(
     found = result(out, "audit")
     assert (4, expected, ["boot.sealed"]) == (code, found["unsealed"], found["breaches"])
     assert ("worker", "example.org") == (found["report"]["role"], found["report"]["site"])
-    assert (2 if has_report else 1) == len(found["report"]["checks"])
+    assert (3 if has_report else 2) == len(found["report"]["checks"])
     schema = json.loads((paths.schemas_dir() / "audit.schema.json").read_text())
     jsonschema.validate(found, {"$ref": "#/$defs/result", "$defs": schema["$defs"]})
     code, out, _ = kimbox("audit", "tiny")
     assert 4 == code
     assert f"             found     {state}: {expected}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("status", "put_back", "words"),
+    [
+        (Status.SKIP, None, "the box was not started since it was sealed"),
+        (Status.PASS, PutBack("2026-11-28T17:00:00Z", ()), "(2026-11-28T17:00:00Z): equal"),
+        (
+            Status.FAIL,
+            PutBack("2026-11-28T17:00:00Z", ("/boot/x\x1b", "LV root")),
+            ": /boot/x\ufffd, LV root; it was put",
+        ),
+    ],
+)
+def test_the_host_has_a_check_of_the_disk(
+    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, status: Status, put_back: PutBack | None, words: str
+) -> None:
+    """The result of a guest for it does not count. `status` has the same."""
+    machine = makemachine.make_machine(sealed=Sealed("worker", "example.org"), put_back=put_back)
+    machine.audit_log.write_bytes(sent(check(), check("disk.equal")))
+    as_state(monkeypatch, State.SEALED)
+    (_, own, _) = auditing.report(machine).report.checks
+    assert (own.id, own.status, words in own.found) == ("disk.equal", status, True)
+    assert (own.is_breach, bool(own.remedy)) == (status is Status.FAIL, status is Status.FAIL)
+    _, out, _ = kimbox("status", "tiny")
+    assert ("put back    2026" in out, "CHANGED" in out) == (put_back is not None, status is Status.FAIL)
 
 
 def test_a_guest_cannot_write_the_hosts_check(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +177,7 @@ def test_a_guest_cannot_write_the_hosts_check(world: Path, monkeypatch: pytest.M
     as_state(monkeypatch, State.FAILED)
     machine.audit_log.write_bytes(sent(check("boot.sealed"), check("a.a")))
     found = auditing.report(machine).report
-    assert ["boot.sealed", "a.a"] == ids(found.checks)
+    assert ["boot.sealed", "disk.equal", "a.a"] == ids(found.checks)
     assert ["boot.sealed"] == ids(found.breaches)
 
 
