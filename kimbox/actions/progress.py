@@ -91,6 +91,12 @@ class Output:
         self._rest = b""
         return self._offset - start
 
+    def has_line(self, text: str) -> bool:
+        """Whether the output that is not shown yet has this line. At most MAX_REST_BYTES are read."""
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            return text.encode() in (line.rstrip(b"\r") for line in file.read(MAX_REST_BYTES).split(b"\n"))
+
     def show_end(self, show: Callable[[str], None]) -> None:
         """Passes all lines until the present end to `show`, also an incomplete one."""
         end = self.size_bytes()
@@ -118,6 +124,8 @@ class Progress:
         #: A heading without an event and the lines that were read after it, and until when that event is expected.
         self._held: list[str] = []
         self._held_until = 0.0
+        #: Whether a fallback of the guest is shown. If the host sends a manifest anyway, the one before has no effect.
+        self.shows_fallback = True
 
     def size_bytes(self) -> int:
         """Returns the size of the output so far."""
@@ -135,8 +143,10 @@ class Progress:
             is_late = time.monotonic() > self._held_until
             if is_late or self._is_pending(self._held[0]):
                 self._show_held(waits=not is_late)
-        if not self._held:
-            self._output.show_new(self._show_line)
+        # Output that arrives late is followed by the heading, which is late with it.
+        if not self._held and self._output.show_new(self._show_line) and self._pending:
+            heading, expected_until = self._pending[0]
+            self._pending[0] = heading, max(expected_until, time.monotonic() + HEADING_TIMEOUT_S)
         while self._pending and time.monotonic() > self._pending[0][1]:
             self._announce()
 
@@ -145,6 +155,8 @@ class Progress:
         self._show_held(waits=False)
         if left_out := self._output.skip_to_end():
             log.info(f"{size_words(left_out)} of output left out: `kimbox logs {self._name}` shows all of it")
+            while self._pending and not self._output.has_line(f"== {self._pending[0][0]}"):
+                self._announce()  # its heading is in the part that was left out, and so the rest is of this step
         self._output.show_end(lambda line: self._show_line(line, waits=False))
         while self._pending:
             self._announce()
@@ -190,7 +202,11 @@ class Progress:
             log.warn(f"the snapshot of root is {event.number('percent')} % full")
         elif event.name == "died":
             log.warn(f"the boot before this one ended early: {event.text('reason')[:MAX_REASON]}")
-        elif event.name == "fallback" and (not self._digest or event.text("wanted") in (self._digest, "")):
+        elif (
+            event.name == "fallback"
+            and self.shows_fallback
+            and (not self._digest or event.text("wanted") in (self._digest, ""))
+        ):
             log.warn("the manifest failed: the box falls back to its last good manifest")
         else:
             log.detail(f"guest: {event.name}")

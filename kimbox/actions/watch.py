@@ -103,6 +103,10 @@ class Watch:
         self._tail = Tail(self.machine.events_file)
         self._progress = Progress(self.machine.provision_log, self.machine.name, self.digest)
 
+    def show_fallback(self, is_shown: bool) -> None:
+        """Selects whether a fallback of the guest is shown."""
+        self._progress.shows_fallback = is_shown
+
     def poll(self) -> list[Event]:
         """Reads and shows new events and output; returns the new events. A reboot of the guest clears `events`."""
         new = self._read_events()

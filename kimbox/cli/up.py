@@ -13,6 +13,8 @@ from kimbox.spec.model import BootMode
 
 if TYPE_CHECKING:
     from kimbox.actions.up import UpRequest
+    from kimbox.guest.events import Event
+    from kimbox.machine.folder import Machine
 
 #: Options that only `up` has.
 Follow = Annotated[
@@ -100,15 +102,23 @@ def bring_up(verb: str, request: UpRequest) -> None:
     from kimbox.machine.state import State
 
     machine = machine_of(request.project.name)
-    old_summary = summary_of(machine)
+    old_work = _work(machine)
     old_state = starting.up(request)
     summary = summary_of(machine)
     text = f"{summary['name']} is {summary['state']}"
     if summary["stale"]:
         steps = [f"  {words(step)}" for step in summary["stale"]]
         text = "\n".join([f"{text}, but has steps that ran under other commits:", *steps])
-    elif old_state is State.READY and all(summary[key] == old_summary[key] for key in ("manifest", "provenance")):
+    elif old_state is State.READY and _work(machine) == old_work:
         text += ", as it was"
     if summary["boot"] == BootMode.MAINTAIN:
         text += "\n" + MAINTAINED.format(name=summary["name"])
     report(verb, summary | {"before": str(old_state)}, text)
+
+
+def _work(machine: Machine) -> list[Event]:
+    """The events of the present boot that report a boot, a provisioning, its steps or its result."""
+    from kimbox.machine.state import DONE
+
+    names = {"booting", "provisioning", "step", "box", *DONE, "failed"}
+    return [event for event in machine.boot_events() if event.name in names]

@@ -47,6 +47,7 @@ def bring_to_ready(
     watch = Watch(machine, timeout_s, longest_step_s(box), total_timeout_s=provisioning_limit_s(box), digest=digest)
     if any(event.name in (*DONE, "failed") for event in machine.boot_events()):
         watch.catch_up()  # so that events and output of an earlier command are not shown again
+    watch.show_fallback(not (must_send and may_send))  # what is sent replaces the manifest that failed
     with log.step(f"booting {machine.name}"):
         watch.wait_until("waiting for the guest", _has_settled)
     if machine.record().sealed and not machine.unseal_mark.exists():
@@ -86,6 +87,7 @@ def _send(machine: Machine, plan: Plan, watch: Watch, part: Part | None) -> None
     delivered_locks.keep(machine, plan.delivered)
     with Guest(machine.endpoint(machine.record())) as guest:
         deliver(guest, plan.payload, machine.folder, part)
+    watch.show_fallback(True)
     watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]
 
 

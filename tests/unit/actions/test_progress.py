@@ -1,4 +1,4 @@
-"""Events and output of a provisioning on the terminal."""
+"""What a user sees of events and output of a guest: recorded streams, in the folder of a machine."""
 
 from __future__ import annotations
 
@@ -104,6 +104,65 @@ def test_a_heading_waits_for_its_event(machine: Machine, shown: io.StringIO, mon
         "step 1 of 2: provision a", "| of a", "step 2 of 2: provision b", "| of b",
         *["| == step 2 of 2: provision b", "| also of b"] * 2,
     ] == shown.getvalue().splitlines()  # fmt: skip
+
+
+STEP_A, STEP_B, STEP_C = (
+    event("step", n=n, of=3, kind="provision", name=name, status="running") for n, name in enumerate("abc", 1)
+)
+
+
+def test_late_output_stays_below_its_own_step(
+    machine: Machine, shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as output arrives, its heading is expected. If none arrives, the step is announced without it."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    view = Progress(machine.provision_log, "tiny")
+    tell(machine, STEP_A, STEP_B)
+    view.show(machine.boot_events())
+    for text in ("== step 1 of 3: provision a\n", "1\n", "2\n", "== step 2 of 3: provision b\n3\n"):
+        now[0] += progress.HEADING_TIMEOUT_S * 0.9
+        with machine.provision_log.open("a") as file:
+            file.write(text)
+        view.show([])
+    tell(machine, STEP_C)
+    view.show(machine.boot_events()[2:])
+    now[0] += progress.HEADING_TIMEOUT_S * 1.1
+    view.show([])
+    assert [
+        "step 1 of 3: provision a", "| 1", "| 2", "step 2 of 3: provision b", "| 3", "step 3 of 3: provision c",
+    ] == shown.getvalue().splitlines()  # fmt: skip
+
+
+def test_the_end_of_much_output_is_below_its_own_step(
+    machine: Machine, shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The headings of the first steps are in the part that is left out."""
+    monkeypatch.setattr(progress, "MAX_REST_BYTES", 1000)
+    monkeypatch.setattr(progress, "END_BYTES", 60)
+    view = Progress(machine.provision_log, "tiny")
+    tell(machine, STEP_A, STEP_B, STEP_C)
+    view.show(machine.boot_events())
+    text = "== step 1 of 3: provision a\nof a\n== step 2 of 3: provision b\n" + "much of b\n" * 100
+    machine.provision_log.write_text(text + "last of b\n== step 3 of 3: provision c\nof c\n")
+    view.finish()
+    lines = [line for line in shown.getvalue().splitlines() if "left out" not in line and line != "| much of b"]
+    assert [
+        "step 1 of 3: provision a", "step 2 of 3: provision b", "| last of b", "step 3 of 3: provision c", "| of c",
+    ] == lines  # fmt: skip
+
+
+def test_a_fallback_before_a_delivery_is_no_warning(machine: Machine, shown: io.StringIO) -> None:
+    """The host sends the manifest that failed again: what the box does until then has no effect on the result."""
+    watch = Watch(machine, digest=MANIFEST)
+    watch.show_fallback(False)
+    tell(machine, event("fallback", manifest="b" * 64, wanted=MANIFEST, reason="it broke"))
+    watch.poll()
+    assert "" == shown.getvalue()
+    watch.show_fallback(True)
+    tell(machine, event("fallback", manifest="b" * 64, wanted=MANIFEST, reason="it broke"))
+    watch.poll()
+    assert "falls back" in shown.getvalue()
 
 
 def test_a_fallback_that_will_be_replaced_is_no_warning(machine: Machine, shown: io.StringIO) -> None:

@@ -157,6 +157,32 @@ def test_as_it_was_is_what_nothing_was_done_to(
         assert (0, expected) == kimbox("up")[:2]
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        [event("step", n=1, of=1, kind="provision", name="a", status="done"), event("ready", manifest=DIGEST)],
+        [event("provisioning", manifest=DIGEST), event("ready", manifest=DIGEST)],
+        [event("ready", manifest="d" * 64)],
+        [event("booting", mode="keep"), event("ready", manifest=DIGEST)],
+    ],
+)
+def test_a_box_in_which_something_ran_is_not_as_it_was(
+    kimbox: Kimbox, box: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, work: list[str]
+) -> None:
+    """Also if the description of its root is the same afterwards. Events without work change nothing."""
+    machine = box("")
+    events: list[str] = []
+
+    def up(_: object) -> State:
+        tell(machine, *events)
+        return State.READY
+
+    monkeypatch.setattr(starting, "up", up)
+    with makemachine.running(machine):
+        for events, expected in ([event("snapshot", percent=70)], ", as it was"), (work, ""):  # noqa: B007 - for `up`
+            assert (0, f"tiny is ready{expected}\n") == kimbox("up")[:2]
+
+
 def test_up_names_them_each_time(
     kimbox: Kimbox, box: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
