@@ -2,7 +2,8 @@
 
     answers.env     KIMBOX_ROLE, KIMBOX_SITE, KIMBOX_USERNAME
     policy.env      KIMBOX_* of the role in the spec
-    outbound        a line for each host that the box may connect to, the gateway first: host, port and protocol
+    outbound        a line for each host that the box may connect to, the gateway first and the time servers last: host,
+                    port and protocol
     known_hosts     the gateway's host keys, under the name GATEWAY
     operator_keys   the keys that may log in as the operator
 
@@ -21,6 +22,9 @@ from kimbox.spec.sealing import is_address
 #: The name of the gateway in known_hosts, whatever its address is.
 GATEWAY = "kimbox-gateway"
 
+#: The port of time servers (RFC 5905).
+NTP_PORT = 123
+
 
 def answers(role: Role, site: str, username: str) -> bytes:
     """Returns the file answers.env."""
@@ -35,7 +39,11 @@ def username(name: str) -> bytes:
 def files(secure: Secure, role: Role) -> dict[str, bytes]:
     """Returns the files that depend on the spec only: name -> content."""
     gateway = role.gateway
-    allowed = [*([Outbound(gateway.host, gateway.port)] if gateway else []), *role.outbound]
+    allowed = [
+        *([Outbound(gateway.host, gateway.port)] if gateway else []),
+        *role.outbound,
+        *(Outbound(host, NTP_PORT, "udp") for host in secure.time),
+    ]
     values = {
         "KIMBOX_INBOUND": " ".join(map(str, role.inbound)),
         "KIMBOX_OPERATOR": "yes" if secure.keys else "",
@@ -45,6 +53,7 @@ def files(secure: Secure, role: Role) -> dict[str, bytes]:
         "KIMBOX_REMOVED": " ".join(secure.remove),
         "KIMBOX_DISABLED": " ".join(secure.disable),
         "KIMBOX_UPDATES": "yes" if secure.updates else "",
+        "KIMBOX_TIME": " ".join(secure.time),
         "KIMBOX_GATEWAY_HOST": gateway.host if gateway else "",
         "KIMBOX_GATEWAY_PORT": str(gateway.port) if gateway else "",
     }

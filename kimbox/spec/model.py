@@ -203,6 +203,8 @@ class Secure:
     remove: tuple[str, ...]
     disable: tuple[str, ...]
     updates: bool
+    #: Servers from which the box sets its clock: names or addresses.
+    time: tuple[str, ...] = ()
 
     def role(self, name: str) -> Role | None:
         """Returns the role of that name; None if there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kimbox.spec import rules, signing
 from kimbox.spec.model import BoxImage, Gateway, Outbound, PackageImage, RemoteImage, Role, Secure
@@ -19,6 +19,9 @@ NO_ROLE = "dev"
 
 #: The package that installs security updates automatically.
 UPGRADER = "unattended-upgrades"
+
+#: The package that sets the clock by NTP.
+TIME_CLIENT = "systemd-timesyncd"
 
 _ROLE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
@@ -47,14 +50,16 @@ def secure(reader: Reader, node: Node | None, image: PackageImage | RemoteImage 
         remove=_texts(reader, node.get("remove"), rules.package, "package"),
         disable=_texts(reader, node.get("disable"), unit_name, "unit"),
         updates=_is_true(node.get("updates")),
+        time=_texts(reader, node.get("time"), host, "host"),
     )
     if roles and not roles.mapping:
         reader.fault(roles, "`secure.roles` is empty", "add a role, such as `worker: {}`", code="empty-value")
     _check_names_can_be_resolved(reader, node, secure)
-    updates = node.get("updates")
-    if secure.updates and updates and isinstance(image, PackageImage) and UPGRADER not in image.packages:
-        hint = f"add it: `image: {{packages: [{UPGRADER}]}}`"
-        reader.fault(updates, f"updates need {UPGRADER} in the image", hint, code="conflicting-settings")
+    for key, package in {"updates": UPGRADER, "time": TIME_CLIENT}.items():
+        setting = node.get(key)
+        if getattr(secure, key) and setting and isinstance(image, PackageImage) and package not in image.packages:
+            hint = f"add it: `image: {{packages: [{package}]}}`"
+            reader.fault(setting, f"`secure.{key}` needs {package} in the image", hint, code="conflicting-settings")
     return secure
 
 
@@ -190,13 +195,20 @@ def _is_true(node: Node | None) -> bool:
 
 
 def _check_names_can_be_resolved(reader: Reader, node: Node, secure: Secure) -> None:
-    """Reports a role that has a host name although the sealed box cannot reach a name server."""
+    """Reports a role or a time server that is a host name although the sealed box cannot reach a name server."""
     roles = node.get("roles")
     for role in secure.roles if roles and not secure.dns else ():
         hosts = [*(out.host for out in role.outbound), *([role.gateway.host] if role.gateway else [])]
-        name = next((host for host in hosts if host and not is_address(host)), None)
         role_node = roles.get(role.name) if roles else None
-        if name and role_node:
-            message = f"{shown(name)} is a name, and the sealed box cannot reach a name server"
-            hint = "write `dns: true`, or use the address of the host"
-            reader.fault(role_node, message, hint, code="conflicting-settings")
+        _check_is_address(reader, role_node, hosts)
+    if not secure.dns:
+        _check_is_address(reader, node.get("time"), secure.time)
+
+
+def _check_is_address(reader: Reader, node: Node | None, hosts: Iterable[str]) -> None:
+    """Reports the first host that is a name, at `node`."""
+    name = next((host for host in hosts if host and not is_address(host)), None)
+    if name and node:
+        message = f"{shown(name)} is a name, and the sealed box cannot reach a name server"
+        hint = "write `dns: true`, or use the address of the host"
+        reader.fault(node, message, hint, code="conflicting-settings")

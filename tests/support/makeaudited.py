@@ -128,10 +128,14 @@ FILES = {
     ),
     "var/lib/apt/lists/archive_Packages": ("", 0o644),
     "run/kimbox/closed": ("", 0o644),
+    "run/systemd/timesync/synchronized": ("", 0o644),
+    "sys/module/apparmor/parameters/enabled": ("Y\n", 0o444),
+    "sys/kernel/security/apparmor/profiles": ("man (enforce)\nlsb_release (enforce)\n", 0o444),
     "data/units": (
         "systemd-journald.service loaded active running Journal\nssh.service loaded active running sshd\n"
         "pipeline-worker.service loaded active running worker\nnetworking.service loaded inactive dead net\n"
-        "kimbox-audit.timer loaded active waiting audit\n",
+        "kimbox-audit.timer loaded active waiting audit\nsystemd-timesyncd.service loaded active running clock\n"
+        "init.scope loaded active running init\n",
         0o644,
     ),
     "data/unit-files": ("getty@.service enabled enabled\n", 0o644),
@@ -148,7 +152,8 @@ FILES = {
     ),
     "usr/local/sbin/nft": ("#!/bin/sh\ncat /data/nft\n", 0o755),
     "usr/local/sbin/sshd": (
-        "#!/bin/sh\ncat /data/sshd\n[ \"$1 $2\" != '-T -C' ] || cat /data/sshd.match 2>/dev/null\nexit 0\n",
+        "#!/bin/sh\ncat /data/sshd\n[ \"$1 $2\" = '-T -C' ] || exit 0\n"
+        'user=${3#user=} && cat /data/sshd.match "/data/sshd.of.${user%%,*}" 2>/dev/null\nexit 0\n',
         0o755,
     ),
     "usr/local/sbin/systemctl": (_SYSTEMCTL, 0o755),
@@ -156,6 +161,7 @@ FILES = {
     "usr/local/sbin/apt-get": ("#!/bin/sh\ncat /data/upgrade\n", 0o755),
     "proc/sys/kernel/random/boot_id": (BOOT + "\n", 0o444),
     "proc/sys/kernel/core_pattern": ("core\n", 0o644),
+    "proc/uptime": ("86400.12 86000.00\n", 0o444),
     "proc/modules": ("virtio_net 1 0 - Live 0x0\n", 0o444),
     "proc/4711/comm": ("sshd\n", 0o444),
     "proc/self/mounts": (
@@ -202,6 +208,11 @@ SETTINGS = {
 _KEPT = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")
 
 
+def digest_of(path: Path) -> str:
+    """Returns the sha256 digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 class AuditedBox(FakeGuest):
     """A sealed box. Tests change its files to add a breach."""
 
@@ -216,8 +227,7 @@ class AuditedBox(FakeGuest):
             self.write(f"proc/sys/{name}", f"{value}\n")
         for name, rows in LISTENING.items():
             self.listen(name, rows)
-        digest = hashlib.sha256(self.path("/data/nft").read_bytes()).hexdigest()
-        self.write("run/kimbox/seal.nft.sha256", f"{digest}  -\n")
+        self.write("run/kimbox/seal.nft.sha256", f"{digest_of(self.path('/data/nft'))}  -\n")
         self.path("/persistent/secure").chmod(0o700)
         self.path("/home/worker").chmod(0o750)
         if os.getuid() == 0:

@@ -34,7 +34,8 @@ def test_roles(tmp_path: Path) -> None:
     (tmp_path / "keys.pub").write_text(f"# who may\n{KEY} me@home\n")
     secure = load(
         tmp_path,
-        f"secure:\n  site: a.org\n  keys: [keys.pub]\n  dns: true\n  remove: [gcc]\n  disable: [a.service]\n  roles:\n"
+        "image: {packages: [systemd-timesyncd]}\nsecure:\n  site: a.org\n  keys: [keys.pub]\n  dns: true\n"
+        "  remove: [gcc]\n  disable: [a.service]\n  time: [t.a.org, '2001:db8::1']\n  roles:\n"
         f"    worker: {{{WORKER}, outbound:\n"
         "      [{host: git.a.org, port: 443}, {host: '::1', port: 9, protocol: udp}]}\n"
         "    director: {inbound: [22, 80], accounts: [site], services: [b.service]}",
@@ -51,6 +52,7 @@ def test_roles(tmp_path: Path) -> None:
         remove=("gcc",),
         disable=("a.service",),
         updates=False,
+        time=("t.a.org", "2001:db8::1"),
     )
     assert secure.role("nobody") is None
 
@@ -77,6 +79,10 @@ def test_roles(tmp_path: Path) -> None:
             "3:21", "conflicting-settings",
         ),
         ("secure: {updates: true, roles: {w: {}}}", "3:19", "conflicting-settings"),
+        ("secure: {time: [10.0.2.9], roles: {w: {}}}", "3:16", "conflicting-settings"),
+        ("secure: {time: [ntp.a.org], roles: {w: {}}}", "3:16", "conflicting-settings"),
+        ("secure: {time: [a b], roles: {w: {}}}", "3:17", "bad-name"),
+        ("secure: {time: [10.0.2.9, 10.0.2.9], roles: {w: {}}}", "3:27", "duplicate"),
         ("secure: {keys: [ssh-rsa], roles: {w: {}}}", "3:17", "bad-public-key"),
     ],
 )  # fmt: skip
@@ -112,7 +118,8 @@ def test_faults_are_reported_at_their_places(tmp_path: Path, text: str, place: s
         ),
         (
             "{updates: true, roles: {w: {}}}",
-            "updates need unattended-upgrades in the image (add it: `image: {packages: [unattended-upgrades]}`)",
+            "`secure.updates` needs unattended-upgrades in the image "
+            "(add it: `image: {packages: [unattended-upgrades]}`)",
         ),
     ],
 )
@@ -127,15 +134,16 @@ def test_files_of_a_role() -> None:
     """The files contain values for the shell, and a line for each permitted host. The gateway is the first line."""
     outbound = (Outbound("10.0.2.2", 2222), Outbound("git.a.org", 443))
     role = Role("worker", Gateway("10.0.2.2", 2222, (KEY,)), (80, 443), outbound, ("site",), ("b.service",))
-    secure = Secure("a.org", (role,), (KEY,), True, ("gcc", "make"), ("a.service",), False)
+    secure = Secure("a.org", (role,), (KEY,), True, ("gcc", "make"), ("a.service",), False, ("2001:DB8::1",))
     files = sealing.files(secure, role)
     assert {
         "KIMBOX_INBOUND": "80 443", "KIMBOX_OPERATOR": "yes", "KIMBOX_ACCOUNTS": "site", "KIMBOX_SERVICES": "b.service",
         "KIMBOX_DNS": "yes", "KIMBOX_REMOVED": "gcc make", "KIMBOX_DISABLED": "a.service", "KIMBOX_UPDATES": "",
+        "KIMBOX_TIME": "2001:DB8::1",
         "KIMBOX_GATEWAY_HOST": "10.0.2.2", "KIMBOX_GATEWAY_PORT": "2222",
     } == parse_assignments(files.pop("policy.env"))  # fmt: skip
     assert {
-        "outbound": b"10.0.2.2 2222 tcp\ngit.a.org 443 tcp\n",
+        "outbound": b"10.0.2.2 2222 tcp\ngit.a.org 443 tcp\n2001:db8::1 123 udp\n",
         "known_hosts": f"kimbox-gateway {KEY}\n".encode(),
         "operator_keys": f"{KEY}\n".encode(),
     } == files

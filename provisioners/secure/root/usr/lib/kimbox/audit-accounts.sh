@@ -56,8 +56,8 @@ accounts=$(awk -F: -v allowed=" $allowed " -v keyed="$keyed " -v power=" $GROUPS
 			put("login", $1 (index(keyed, " " $1 " ") ? " (key)" : " (password)"))
 		if ($3 + 0 > 0 && $3 < 1000 && shell($7)) put("shell", $1 " " $7)
 		if ($4 == 0 && $3 + 0 != 0) put("zero", $1 " in group root")
-		if ($4 != 0 && index(power, " " group[$4] " ")) put("power", $1 " in " group[$4])
-		if (!($4 in group)) put("nogroup", $1)
+		if (!($4 in group)) put("nogroup", $1) # before group[$4] is used, which makes an entry
+		else if ($4 != 0 && index(power, " " group[$4] " ")) put("power", $1 " in " group[$4])
 	}
 	END {
 		n = split("login password empty plain zero root vagrant power shell twice nogroup", kind, " ")

@@ -257,22 +257,49 @@ else
 	row secret.plain high "" "Credentials in the clear" skip "none" "there are none" ""
 fi
 
-# Keys in small files that others than the owner may read; mirrors and caches contain public data. A key that its group can read is
-# a finding, unless the group is root's or that of an account of the role: such an account distributes keys.
+# Keys in small files that others than the owner may read, on every mounted file system outside of /proc and /sys. A key that its
+# group can read is a finding, unless the group is root's or that of an account of the role: such an account distributes keys.
+# Everybody has the keys of a package of Debian, and those in the tests of a Python package.
 public_to="-perm -0040 ! -gid 0"
 while IFS=: read -r name _ number _; do
 	if has "$name" "$allowed"; then public_to="$public_to ! -gid $number"; fi
 done </etc/group
+set -- /
+while read -r place _; do
+	case $place in
+	'' | / | /proc | /proc/* | /sys | /sys/*) continue ;;
+	*\\*) place=$(printf '%b' "$(printf '%s' "$place" | sed 's/\\/\\0/g')") ;; # proc(5): \040 is a space
+	esac
+	set -- "$@" "$place"
+done <<END
+$mounts
+END
+
 # in_time COMMAND...: prints the names that it finds, and one more if the time limit stopped it
 in_time() {
 	timeout "$SECRETS_S" "$@" 2>/dev/null
 	[ $? -ne 124 ] || printf 'not all: the search was ended after %s s\0' "$SECRETS_S"
 }
 
+# Reads names, prints those that no package of Debian has below /usr. /bin, /sbin and /lib are links to folders of /usr.
+UNPACKAGED='BEGIN {
+	$/ = "\n";
+	for my $list (glob "/var/lib/dpkg/info/*.list") {
+		open my $file, "<", $list or next;
+		while (<$file>) { chomp; s,^/(bin|sbin|lib[0-9a-z]*)/,/usr/$1/,; $packaged{$_} = 1 if m,^/usr/, }
+	}
+	$/ = "\0";
+}
+chomp; print "$_\0" unless $packaged{$_}'
+command -v perl >/dev/null || UNPACKAGED=''
+
 # shellcheck disable=SC2086 # words of find
-keys=$(in_time find /etc /home /persistent /root -xdev -maxdepth 8 \
-	\( -path /persistent/git -o -path /persistent/cache \) -prune -o -type f \( -perm -0004 -o $public_to \) -size -64 -size +0 \
-	-exec grep -l -I -Z -E -e '^-----BEGIN [A-Z ]*PRIVATE KEY-----' {} + | names)
+keys=$(in_time sh -c '
+	program=$1
+	shift
+	find "$@" -print0 | if [ -n "$program" ]; then perl -n -e "$program"; else cat; fi |
+		xargs -0 -r grep -l -I -Z -E -e "^-----BEGIN [A-Z ]*PRIVATE KEY-----"' sh "$UNPACKAGED" \
+	"$@" -xdev -type f \( -perm -0004 -o $public_to \) -size -64 -size +0 ! -path '*/lib/python3*/*test*/*' | names)
 none secret.keys high 7.2.10 "Private keys that others may read" "none" "$keys" "chmod 0600 FILE, and make a new key"
 
 logs=$(in_time find /persistent/log /var/log -xdev -type f -size -131072 \

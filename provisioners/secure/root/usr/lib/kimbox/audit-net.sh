@@ -21,7 +21,7 @@ sockets() { # sockets STATE FILE...: sockets that listen on more than loopback a
 		shift
 	done
 	[ $# -gt 0 ] || return 0
-	awk -v want="$want" -v inbound=" $KIMBOX_INBOUND " -v client="$client" "$awk_list"'
+	awk -v want="$want" -v inbound=" $KIMBOX_INBOUND${KIMBOX_OPERATOR:+ 22} " -v client="$client" "$awk_list"'
 	function number(hex, i, n) {
 		for (i = 1; i <= length(hex); i++) n = n * 16 + index("0123456789ABCDEF", substr(hex, i, 1)) - 1
 		return n
@@ -38,6 +38,7 @@ sockets() { # sockets STATE FILE...: sockets that listen on more than loopback a
 	END { print all("") }' "$@"
 }
 expected="loopback alone${KIMBOX_INBOUND:+, and $KIMBOX_INBOUND}"
+[ -z "$KIMBOX_OPERATOR" ] || has 22 "$KIMBOX_INBOUND" || expected="$expected, and 22 for the operator"
 none net.tcp high 2.1.22 "TCP ports that listen" "$expected" "$(sockets 0A /proc/net/tcp /proc/net/tcp6)" \
 	"stop what listens, bind it to 127.0.0.1, or name the port in the role's inbound"
 none net.udp high 2.1.22 "UDP ports that listen" "loopback alone, and the DHCP client" \
@@ -192,7 +193,12 @@ usepam low 5.1.22 yes
 loglevel low 5.1.14 INFO,VERBOSE"
 
 # The options for an unknown user, and for each account, which a Match block may name: for one of the role on the box itself, and for
-# every account from the host. The role decides whether its users log in by password, and where their keys are.
+# every account from the host. The role decides where the keys of its accounts are, and whether they log in by password, which the
+# report says. The operator logs in by key only.
+role_accounts=''
+for name in $allowed; do
+	[ "$name" = operator ] || role_accounts="$role_accounts${role_accounts:+ }$name"
+done
 hypervisor=''
 { read -r _ hypervisor _ </run/credentials/@system/kimbox.network; } 2>/dev/null
 sshd_runs=no options=''
@@ -201,12 +207,15 @@ if has_process sshd; then
 	if options=$(sshd -T 2>&1); then
 		options=$({
 			printf '%s\n' "$options"
-			for name in $allowed; do
-				sshd -T -C "user=$name,host=localhost,addr=127.0.0.1" 2>/dev/null |
-					grep -v -e '^passwordauthentication ' -e '^authorizedkeysfile '
+			for name in $role_accounts; do
+				for address in 127.0.0.1 $hypervisor; do
+					sshd -T -C "user=$name,host=localhost,addr=$address" 2>/dev/null
+				done | awk -v name="$name" '
+					$1 == "passwordauthentication" { if ($2 != "no" && !said++) print "password_of " name; next }
+					$1 != "authorizedkeysfile"'
 			done
 			while IFS=: read -r name _; do
-				if [ -z "$name" ] || has "$name" "$allowed"; then continue; fi
+				if [ -z "$name" ] || has "$name" "$role_accounts"; then continue; fi
 				sshd -T -C "user=$name,host=localhost,addr=${hypervisor:-127.0.0.1}" 2>/dev/null
 			done </etc/passwd
 		} | awk -v table="$OPTIONS" "$awk_list"'
@@ -215,29 +224,35 @@ if has_process sshd; then
 				for (i = 1; i <= rows; i++) { split(row[i], word, " "); well[word[1]] = "," word[4] "," }
 			}
 			{ value = substr($0, length($1) + 2) }
+			$1 == "password_of" { put("of", value) }
 			$1 in well && !index(well[$1], "," value ",") && !seen[$1 " " value]++ { put($1, value) }
-			END { for (name in well) print name " " all(name) }')
+			END { for (name in well) print name " " all(name); print "password_of " all("of") }')
 	else
 		sshd_runs=unknown
 	fi
 fi
 while read -r option severity cis well; do
 	[ "$cis" != none ] || cis=''
-	status=pass found="as expected" remedy=''
+	status=pass found="as expected" remedy='' expected=$well
+	if [ "$option:${role_accounts:+some}" = passwordauthentication:some ]; then
+		expected="no, and for $role_accounts as the role decides"
+	fi
 	if [ "$sshd_runs" = no ]; then
 		status=skip found="sshd does not run"
 	elif [ "$sshd_runs" = unknown ]; then
 		status=fail found=$options remedy="repair the configuration of sshd"
 	else
 		while read -r name bad; do
-			if [ "$name" = "$option" ] && [ -n "$bad" ]; then
+			[ -n "$bad" ] || continue
+			if [ "$name:$option:$status" = password_of:passwordauthentication:pass ]; then found="no, and yes for $bad"; fi
+			if [ "$name" = "$option" ]; then
 				status=fail found=$bad remedy="$option ${well%%,*} in /etc/ssh/sshd_config.d"
 			fi
 		done <<END
 $options
 END
 	fi
-	row "ssh.$option" "$severity" "$cis" "sshd: $option" "$status" "$well" "$found" "$remedy"
+	row "ssh.$option" "$severity" "$cis" "sshd: $option" "$status" "$expected" "$found" "$remedy"
 done <<END
 $OPTIONS
 END

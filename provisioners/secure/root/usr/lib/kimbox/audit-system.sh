@@ -97,6 +97,31 @@ done
 none kernel.user_namespaces medium "" "Accounts that may create user namespaces" "root alone" "$user_namespaces" \
 	"echo 0 >/proc/sys/kernel/unprivileged_userns_clone"
 
+# AppArmor is a part of Debian's kernel. Without profiles it confines nothing; a profile in another mode than `enforce` only reports.
+enabled=''
+{ read -r enabled </sys/module/apparmor/parameters/enabled; } 2>/dev/null
+if [ "$enabled" = Y ]; then
+	row kernel.apparmor medium 1.3.1.2 "AppArmor is enabled" pass "enabled" "enabled" ""
+	begin
+	profiles=0
+	while read -r line; do
+		profiles=$((profiles + 1))
+		case $line in
+		*' (enforce)') ;;
+		*) item "$line" ;;
+		esac
+	done 2>/dev/null </sys/kernel/security/apparmor/profiles
+	ended
+	if [ "$profiles" -eq 0 ]; then
+		row kernel.apparmor_profiles medium 1.3.1.4 "Profiles of AppArmor that do not confine" skip "none" "no profile is loaded" ""
+	else
+		none kernel.apparmor_profiles medium 1.3.1.4 "Profiles of AppArmor that do not confine" "none" "$found" "aa-enforce PROFILE"
+	fi
+else
+	row kernel.apparmor medium 1.3.1.2 "AppArmor is enabled" fail "enabled" "not enabled" "start the box without apparmor=0 or security="
+	row kernel.apparmor_profiles medium 1.3.1.4 "Profiles of AppArmor that do not confine" skip "none" "AppArmor is not enabled" ""
+fi
+
 # Protocols with known vulnerabilities, whose modules any account can load by opening a socket.
 begin
 while read -r module _; do
@@ -132,21 +157,24 @@ systemd-udevd unattended-upgrades chrony"
 TIMERS="systemd-tmpfiles-clean logrotate man-db kimbox-audit kimbox-outbound"
 [ -z "$KIMBOX_UPDATES" ] || TIMERS="$TIMERS apt-daily apt-daily-upgrade"
 
-units=$(systemctl list-units --type=service,timer --all --plain --no-legend --no-pager --full 2>/dev/null)
-failed='' timers='' synchronised='' logs=''
+units=$(systemctl list-units --type=service,timer,scope --all --plain --no-legend --no-pager --full 2>/dev/null)
+failed='' timers='' clocks='' logs='' transient=''
 begin
 while read -r unit _ active sub _; do
 	[ "$active" != failed ] || failed="$failed${failed:+, }$unit"
 	case $unit:$sub in
 	kimbox-*.service:running) ;;
 	systemd-journald.service:running) logs=$unit ;;
-	systemd-timesyncd.service:running | chrony.service:running) synchronised="$synchronised${synchronised:+, }$unit" ;;
+	systemd-timesyncd.service:running | chrony.service:running) clocks="$clocks${clocks:+, }$unit" ;;
 	ssh.service:running | ssh@*.service:running) [ -n "$KIMBOX_INBOUND$KIMBOX_OPERATOR" ] || item "$unit" ;;
 	user@*.service:running) [ -n "$allowed" ] || item "$unit" ;;
 	*.service:running)
 		has "${unit%.service}" "$SERVICES" || has "$unit" "$KIMBOX_SERVICES" || has "${unit%.service}" "$KIMBOX_SERVICES" ||
 			item "$unit"
 		;;
+	init.scope:*) ;;
+	session-*.scope:*) [ -n "$allowed" ] || transient="$transient${transient:+, }$unit" ;;
+	*.scope:*) [ "$active" != active ] || transient="$transient${transient:+, }$unit" ;;
 	*.timer:*)
 		[ "$active" = active ] || continue
 		has "${unit%.timer}" "$TIMERS" || has "$unit" "$KIMBOX_SERVICES" || timers="$timers${timers:+, }$unit"
@@ -157,14 +185,60 @@ $units
 END
 ended
 if [ -z "$units" ]; then
-	found="systemctl says nothing" timers=$found failed=$found
+	found="systemctl says nothing" timers=$found failed=$found transient=$found
 fi
 none service.running medium "" "Services that run" "those of every box${KIMBOX_SERVICES:+, and $KIMBOX_SERVICES}" "$found" \
 	"systemctl mask --now UNIT, or name it in the role's services"
 none service.timers medium "" "Timers" "those of every box${KIMBOX_SERVICES:+, and $KIMBOX_SERVICES}" "$timers" \
 	"systemctl mask --now UNIT, or name it in the role's services"
 none service.failed low "" "Units that failed" "none" "$failed" "systemctl status UNIT"
-row service.time low 2.3.1.1 "What sets the clock" info "timesyncd or chrony" "${synchronised:-nothing}" ""
+
+# Units that were made while the box runs, as by systemd-run(1). systemd keeps their files here, also those of a login's scope.
+for file in /run/systemd/transient/* /run/systemd/system/*; do
+	[ -e "$file" ] || [ -L "$file" ] || continue
+	unit=${file##*/}
+	case $unit in
+	session-*.scope) [ -z "$allowed" ] || continue ;;
+	esac
+	case ", $transient, " in
+	*", $unit, "*) continue ;;
+	esac
+	transient="$transient${transient:+, }$unit"
+done
+none service.transient medium "" "Units that were made while the box runs" "none${allowed:+ but logins}" "$transient" "systemctl stop UNIT"
+
+# The clock. timesyncd notes in a file that it is synchronised; chronyc(1) prints the state of chrony as the last of its values.
+CLOCK_S=900
+case $clocks in
+*systemd-timesyncd*) [ -e /run/systemd/timesync/synchronized ] && now=yes || now=no ;;
+*chrony*)
+	case $(timeout 10 chronyc -c tracking 2>/dev/null) in
+	*,Normal | *,"Insert second" | *,"Delete second") now=yes ;;
+	*) now=no ;;
+	esac
+	;;
+*) now=nothing ;;
+esac
+up=''
+{ read -r up _ </proc/uptime; } 2>/dev/null
+up=${up%.*}
+severity=low
+[ -z "$KIMBOX_TIME" ] || severity=medium
+case $now in
+yes) row service.time "$severity" 2.3.1.1 "The clock is synchronised" pass "by timesyncd or chrony" "$clocks" "" ;;
+no)
+	if [ "${up:-$CLOCK_S}" -lt "$CLOCK_S" ]; then
+		row service.time "$severity" 2.3.1.1 "The clock is synchronised" info "by timesyncd or chrony" "$clocks has just started" ""
+	else
+		row service.time "$severity" 2.3.1.1 "The clock is synchronised" fail "by timesyncd or chrony" \
+			"$clocks has no answer${KIMBOX_TIME:+ of $KIMBOX_TIME}" "look at the servers in secure.time of the spec"
+	fi
+	;;
+*)
+	row service.time "$severity" 2.3.1.1 "The clock is synchronised" fail "by timesyncd or chrony" \
+		"nothing sets it after the start of the box" "name servers in secure.time of the spec"
+	;;
+esac
 if [ -n "$logs" ]; then
 	row service.journal low 6.2.1.1.1 "The journal is kept" pass "systemd-journald.service" "$logs" ""
 else
