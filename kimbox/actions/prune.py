@@ -17,6 +17,7 @@ from kimbox.files import is_locked, locked, remove_tree
 from kimbox.image.store import images, names
 from kimbox.lock.git import bare
 from kimbox.machine.folder import Machine, interrupted, machines
+from kimbox.machine.record import Ended
 from kimbox.transfer import downloads
 
 
@@ -55,8 +56,14 @@ def unused(*, packages: bool = False) -> list[Unused]:
 
 
 def _remains_in(machine: Machine) -> tuple[Path, ...]:
-    """Copies of the disk that an interrupted `package`, `maintain` or `shrink` leaves in the folder of a machine."""
-    return machine.package_work, machine.commit_work, machine.new_disk
+    """Copies of the disk that an interrupted `package`, `maintain` or `shrink` leaves in the folder of a machine.
+
+    Also the disk with a delivery, of a machine that ended before it took that.
+    """
+    left = machine.package_work, machine.commit_work, machine.new_disk
+    if machine.running or machine.record().ended is Ended.SUSPENDED:
+        return left
+    return *left, machine.delivery
 
 
 def unused_downloads() -> list[Unused]:

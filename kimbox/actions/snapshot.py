@@ -118,7 +118,13 @@ def restore(machine: Machine, name: str) -> State:
         if record.ended is Ended.SUSPENDED:
             driver.drop_suspended()
         launch = Launch(
-            attrs.evolve(record, cpus=saved.cpus, memory_bytes=saved.memory_bytes, ended=saved.ended),
+            attrs.evolve(
+                record,
+                cpus=saved.cpus,
+                memory_bytes=saved.memory_bytes,
+                delivery_disk=saved.delivery_disk,
+                ended=saved.ended,
+            ),
             None,
             saved.cpus or 1,
             saved.memory_bytes or 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from kimbox.actions.lifecycle.create import create
+from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready, check_root
 from kimbox.actions.lifecycle.start import repair_record, start, wake
 from kimbox.actions.observe import check_owner, needs_restart_to_seal, state
@@ -114,11 +115,14 @@ def up(request: UpRequest) -> State:
         if before is State.SEALED or (
             before is State.READY and ((is_done and not is_part) or bootmode.is_maintained(machine))
         ):
+            if before is State.SEALED and not is_done:
+                _warn_of_manifest(machine)
             return before
         if before in (State.PAUSED, State.SUSPENDED):
             wake(machine, before, box)
         elif not before.running:
-            start(machine, box, boot=request.boot)
+            delivery = prepare(machine, plan, request.boot) if request.provision else None
+            start(machine, box, boot=request.boot, delivery=delivery)
         else:
             check_root(machine)
         must_send = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)
@@ -139,6 +143,14 @@ def _check_driver(machine: Machine, name: str | None) -> None:
             hint=f"`kimbox destroy {machine.name}` and `kimbox up --provider {name}` create it with {name}",
             fields={"name": machine.name, "driver": present, "requested": name},
         )
+
+
+def _warn_of_manifest(machine: Machine) -> None:
+    """Warns that a sealed box runs another manifest than that of the present spec and lock."""
+    log.warn(
+        f"{machine.name} is sealed with another manifest than that of its spec and lock: the next start brings that "
+        f"one, such as `kimbox reload {machine.name}`"
+    )
 
 
 def _warn_of_changes(machine: Machine, plan: Plan, before: State) -> None:

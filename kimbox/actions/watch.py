@@ -25,7 +25,7 @@ from kimbox.machine.console import (
     snapshot_is_full,
 )
 from kimbox.machine.folder import Machine, read_end
-from kimbox.machine.state import DONE, LOST_ROOT, POWERED_OFF, lost_root
+from kimbox.machine.state import LOST_ROOT, POWERED_OFF, lost_root
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box
 
 #: Timeout from the start of the machine until sshd and provisiond run, in seconds. A cold boot takes 10 s under
@@ -298,11 +298,14 @@ def error_of_fallback(machine: Machine, answer: Event, fallback: Event | None) -
     """
     name, failed, good = machine.name, answer.text("wanted"), answer.text("manifest")
     reason = fallback.text("reason")[:MAX_REASON] if fallback else ""
-    result = "is ready with" if answer.name in DONE else "has failed with"
+    result = {"ready": "is ready with", "sealed": "is sealed with"}.get(answer.name, "has failed with")
+    hint = f"correct it and run `kimbox up {name}`; `kimbox provision {name}` runs the same manifest again"
+    if machine.record().sealed:
+        hint = f"correct it; the next start, such as `kimbox reload {name}`, brings the new manifest to the sealed box"
     return GuestError(
         f"{name}: the manifest {failed[:12]} failed: {reason or 'no reason was reported'}\n"
         f"The box {result} the last good one, {good[:12]}.",
         code="manifest-failed",
-        hint=f"correct it and run `kimbox up {name}`; `kimbox provision {name}` runs the same manifest again",
+        hint=hint,
         fields={"name": name, "manifest": failed, "good_manifest": good, "reason": reason, "state": answer.name},
     )

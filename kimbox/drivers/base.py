@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 from kimbox.drivers.hostcheck import HostCheck
+from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.guest.endpoint import Endpoint
 from kimbox.log import log
 from kimbox.machine import ports
@@ -48,6 +49,8 @@ class Features:
     suspend: bool = False
     #: A snapshot of a running machine holds its memory.
     memory_snapshots: bool = False
+    #: At its start the guest gets `Machine.delivery`, if it exists, as a read-only disk.
+    delivery_disk: bool = False
 
 
 @attrs.frozen
@@ -60,6 +63,8 @@ class Launch:
     memory_bytes: int
     #: Resume from the saved state instead of booting.
     resume: bool = False
+    #: The disk in `Machine.delivery`; None: there is none.
+    delivery: DeliveryDisk | None = None
 
 
 class Driver(Protocol):

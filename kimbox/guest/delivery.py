@@ -1,20 +1,23 @@
-"""Sends the manifest and the repositories to a running guest, and starts its provisioning."""
+"""Delivers the manifest and the repositories: over ssh to a running guest, or on a disk that it gets at its start."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shlex
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 
 from kimbox.errors import GuestError, UsageError
-from kimbox.files import remove_tree
+from kimbox.files import remove_tree, sync_file
+from kimbox.guest import deliverydisk
+from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.lock.git import submodules
 from kimbox.lock.git.bundle import write_bundle
 from kimbox.lock.git.mirror import Mirror
@@ -75,20 +78,7 @@ def deliver(guest: Guest, payload: Payload, workdir: Path, part: Part | None = N
     needed: Sequence[Parcel] = parcels
     if sum(mirrors[parcel.mirror].size_bytes() for parcel in parcels) > SMALL_BYTES:
         needed = lacked(guest, sudo, parcels)
-    workdir.mkdir(parents=True, exist_ok=True)
-    for left in workdir.glob(f"{TEMPORARY}*"):
-        remove_tree(left)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=workdir) as folder:
-        bundles = []
-        for parcel in needed:
-            log.now(f"packing {parcel.mirror}")
-            bundle = Path(folder) / parcel.file
-            write_bundle(mirrors[parcel.mirror], parcel.commit, bundle, parcel.tags)
-            bundles.append(bundle)
-        delivery = Path(folder) / "delivery.tar"
-        write_tar(payload.manifest, bundles, delivery)
-        for bundle in bundles:
-            bundle.unlink()
+    with _packed(payload, needed, workdir) as delivery:
         log.now(f"sending {delivery.stat().st_size >> 10} KiB")
         words = f" {part.how} {shlex.quote(part.step)}" if part else ""
         answer = guest.run(
@@ -101,6 +91,42 @@ def deliver(guest: Guest, payload: Payload, workdir: Path, part: Part | None = N
             hint="`kimbox ssh` opens a shell in the guest",
             fields={"exit_status": str(answer.code)},
         )
+
+
+def write_disk(payload: Payload, has: Set[tuple[str, str]], target: Path) -> DeliveryDisk:
+    """Writes the disk with the manifest, and with every pinned commit that the guest lacks.
+
+    `has`: name of the repository and key of each parcel that the guest has. The file is for its owner only, and
+    replaces an earlier one atomically. The caller holds the lock of the machine, in whose folder it is.
+    """
+    needed = [parcel for parcel in payload.parcels if not {(parcel.name, key) for key in parcel.keys} <= has]
+    with _packed(payload, needed, target.parent) as archive:
+        disk = DeliveryDisk.of(payload.digest, archive)
+        deliverydisk.pad(archive)
+        archive.chmod(0o600)
+        sync_file(archive)
+        archive.replace(target)
+    return disk
+
+
+@contextlib.contextmanager
+def _packed(payload: Payload, parcels: Iterable[Parcel], workdir: Path) -> Iterator[Path]:
+    """A tar archive of the manifest and these parcels, in a temporary folder of `workdir`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    for left in workdir.glob(f"{TEMPORARY}*"):
+        remove_tree(left)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=workdir) as folder:
+        bundles = []
+        for parcel in parcels:
+            log.now(f"packing {parcel.mirror}")
+            bundle = Path(folder) / parcel.file
+            write_bundle(payload.mirrors[parcel.mirror], parcel.commit, bundle, parcel.tags)
+            bundles.append(bundle)
+        archive = Path(folder) / "delivery.tar"
+        write_tar(payload.manifest, bundles, archive)
+        for bundle in bundles:
+            bundle.unlink()
+        yield archive
 
 
 @attrs.frozen

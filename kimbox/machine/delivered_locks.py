@@ -55,6 +55,16 @@ def keep(machine: Machine, delivered: Delivered) -> None:
                 file.unlink(missing_ok=True)
 
 
+def lock_file(machine: Machine, digest: str) -> Path:
+    """Returns the file of the lock that is kept for a manifest. It may not exist.
+
+    Raises StateError (`lock-unknown`) if a guest has reported a digest that is none.
+    """
+    if not _DIGEST.fullmatch(digest):
+        raise _unknown(machine, f"{machine.name} has not reported which manifest it runs", "")
+    return machine.locks / f"{digest}.lock"
+
+
 def lock_of(machine: Machine) -> Lock:
     """Returns the lock that a machine runs, or ran last if it is halted. Its image is the image of the machine.
 
@@ -91,9 +101,7 @@ def _file(machine: Machine, suffix: str) -> Path:
     """The file of the manifest that a machine runs, else of the last one that was kept."""
     last_event = last_manifest_event(machine.boot_events())
     digest = (last_event.text("manifest") if last_event else "") or _newest(machine)
-    if not _DIGEST.fullmatch(digest):
-        raise _unknown(machine, f"{machine.name} has not reported which manifest it runs", "")
-    file = machine.locks / f"{digest}{suffix}"
+    file = lock_file(machine, digest).with_suffix(suffix)
     if not file.is_file():
         kind = "lock" if suffix == ".lock" else "spec"
         problem = f"the {kind} of the manifest that {machine.name} runs ({digest[:12]}) was not kept"

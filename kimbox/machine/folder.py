@@ -6,6 +6,7 @@ machines/<name>/disk.qcow2.new   the new disk, while `kimbox shrink` or the star
 machines/<name>/package/         a copy of the disk, while `kimbox package` cleans it
 machines/<name>/commit/          the new image, while `kimbox maintain --commit` writes it
 machines/<name>/scratch.qcow2    the scratch space, if the spec has one: created at each start, removed by halt
+machines/<name>/delivery.raw     the manifest and commits for a guest that starts, until it has taken them
 machines/<name>/id_ed25519       the private key for ssh; id_ed25519.pub is its public key
 machines/<name>/known_hosts      the ssh host key of the guest, after the guest has reported it
 machines/<name>/events.jsonl     the events of the guest, of this boot and earlier ones
@@ -95,6 +96,10 @@ class Machine:
     @property
     def scratch(self) -> Path:
         return self.folder / "scratch.qcow2"
+
+    @property
+    def delivery(self) -> Path:
+        return self.folder / "delivery.raw"
 
     @property
     def key(self) -> Path:

@@ -94,6 +94,8 @@ class Record:
     cpus: int | None = None
     memory_bytes: int | None = None
     scratch: Scratch | None = None
+    #: Whether the last start had a disk with a delivery. A saved state has the device, too.
+    delivery_disk: bool = False
     #: Address of the ssh server, whose port is `ssh_port`.
     ssh_host: str = "127.0.0.1"
     #: Role and site, which the guest reports at each boot. None: the box is not sealed.
@@ -138,6 +140,7 @@ class Record:
             fields["forwards"] = {_port(int(guest)): _port(host) for guest, host in value["forwards"].items()}
             fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
             fields["scratch"] = _scratch(fields.get("scratch"))
+            fields["delivery_disk"] = fields.get("delivery_disk") is True
             fields["sealed"] = _sealed(fields.get("sealed"))
             fields["put_back"] = _put_back(fields.get("put_back"))
             fields["purpose"] = Purpose(fields["purpose"])

@@ -17,6 +17,7 @@ from makemachine import event
 from kimbox.drivers import registry
 from kimbox.drivers.base import Features, Launch, allot_ports, observe_folder
 from kimbox.drivers.hostcheck import HostCheck
+from kimbox.guest import deliverydisk
 from kimbox.guest.endpoint import Endpoint
 from kimbox.image.store.images import Image
 from kimbox.machine import bootmode
@@ -27,7 +28,7 @@ from kimbox.machine.state import Observation, State
 from kimbox.spec.model import BootMode, Box
 
 #: Everything that a driver may be able to do.
-ALL_FEATURES = Features(own_disk=True, sealing=True, suspend=True, memory_snapshots=True)
+ALL_FEATURES = Features(own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True)
 
 
 @attrs.define
@@ -128,6 +129,7 @@ class FakeDriver:
 
     def tidy(self) -> None:
         self.machine.scratch.unlink(missing_ok=True)
+        deliverydisk.discard(self.machine.delivery)
         self.machine.rotate_file.unlink(missing_ok=True)
 
     def destroy(self) -> None:

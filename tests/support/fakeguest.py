@@ -18,6 +18,7 @@ import pytest
 
 from kimbox import paths
 from kimbox.guest.delivery import parcels_of, write_tar
+from kimbox.guest.deliverydisk import SERIAL, DeliveryDisk
 from kimbox.lock.git import submodules
 from kimbox.lock.git.bundle import write_bundle
 from kimbox.lock.git.mirror import Mirror
@@ -177,6 +178,17 @@ class FakeGuest:
         if self.path("/persistent/kimbox/secured").exists():
             self.path("/run/kimbox").mkdir(exist_ok=True)
             self.path("/run/kimbox/closed").touch()
+
+    def attach(self, archive: Path, disk: DeliveryDisk) -> None:
+        """Attaches an archive as the disk with a delivery, as QEMU does at a start, with this description."""
+        data = archive.read_bytes()
+        block, given = self.path("/sys/block/vdb"), self.path("/run/credentials/@system")
+        for folder in (block, given):
+            folder.mkdir(parents=True, exist_ok=True)
+        (block / "serial").write_text(SERIAL)
+        (block / "size").write_text(f"{-(-len(data) // 512)}\n")
+        self.path("/dev/vdb").write_bytes(data + bytes(-len(data) % 512))
+        (given / "kimbox.delivery").write_text(disk.credential())
 
     def new_root(self) -> None:
         """Does what a resnap does: root becomes as built, /persistent stays."""

@@ -1,11 +1,15 @@
-"""Brings a running machine to ready: waits for the guest, and sends the manifest if the guest has another one."""
+"""Brings a running machine to ready: waits for the guest, and sends the manifest if the guest has another one.
+
+At a start the guest gets the manifest with a disk (handover.py). ssh is for a box that runs already, for a driver
+without that disk, and for an image that does not know the disk.
+"""
 
 from __future__ import annotations
 
 from kimbox.actions.observe import observe
 from kimbox.actions.watch import Watch, error_of_failure, error_of_fallback, longest_step_s, provisioning_limit_s
 from kimbox.errors import GuestError
-from kimbox.guest import shared
+from kimbox.guest import deliverydisk, shared
 from kimbox.guest.delivery import Part, deliver
 from kimbox.guest.events import Event
 from kimbox.guest.ssh import Guest
@@ -15,6 +19,9 @@ from kimbox.machine.console import SNAPSHOT_FULL
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import DONE, last_manifest_event, sent_manifest
 from kimbox.project.plan import Plan
+
+#: A guest takes at least this many bytes of a delivery disk per second: also one that is emulated on a busy host.
+TAKEN_BYTES_S = 1 << 20
 
 
 def check_root(machine: Machine) -> None:
@@ -44,14 +51,17 @@ def bring_to_ready(
     only waits for the boot. Raises GuestError if the guest fails, or does not answer within `timeout_s`.
     """
     box, digest = plan.box, plan.digest
+    if machine.delivery.exists():
+        timeout_s += machine.delivery.stat().st_size / TAKEN_BYTES_S
     watch = Watch(machine, timeout_s, longest_step_s(box), total_timeout_s=provisioning_limit_s(box), digest=digest)
     if any(event.name in (*DONE, "failed") for event in machine.boot_events()):
         watch.catch_up()  # so that events and output of an earlier command are not shown again
     watch.show_fallback(not (must_send and may_send))  # what is sent replaces the manifest that failed
     with log.step(f"booting {machine.name}"):
         watch.wait_until("waiting for the guest", _has_settled)
+    deliverydisk.discard(machine.delivery)  # the guest has taken it, or cannot
     if machine.record().sealed and not machine.unseal_mark.exists():
-        _wait_until_sealed(machine, watch, digest)
+        _wait_until_sealed(machine, watch, digest if may_send else None)
         return
     if bootmode.is_maintained(machine):  # the effects of a manifest would become part of the base
         watch.wait_until(
@@ -91,18 +101,26 @@ def _send(machine: Machine, plan: Plan, watch: Watch, part: Part | None) -> None
     watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]
 
 
-def _wait_until_sealed(machine: Machine, watch: Watch, digest: str) -> None:
-    """Waits for a box that has its role. It provisions and seals itself without the host."""
+def _wait_until_sealed(machine: Machine, watch: Watch, digest: str | None) -> None:
+    """Waits for a box that has its role. It provisions and seals itself without the host.
+
+    `digest`: the manifest that it has been given; None if it may have any. Raises GuestError if the box fails, or if it
+    is sealed with its last good manifest because the new one has failed.
+    """
     with log.step(f"sealing {machine.name}"):
         watch.wait_until("sealing", lambda w: w.last_event("failed") is not None or w.last_event("sealed") is not None)
     answer = next(event for event in reversed(watch.events) if event.name in ("failed", "sealed"))
     if answer.name == "failed":
         raise error_of_failure(machine, answer)
+    if digest is None:
+        return
     if sent_manifest(answer) != digest:
         log.warn(
-            f"{machine.name} is sealed and keeps the manifest that it was sealed with: only `kimbox destroy "
-            f"{machine.name}` and `kimbox up` bring the present spec and lock"
+            f"{machine.name} is sealed and keeps the manifest that it was sealed with: its image was built by an older "
+            f"kimbox. Only `kimbox destroy {machine.name}` and `kimbox up` bring the present spec and lock"
         )
+    elif answer.text("manifest") != digest:
+        raise error_of_fallback(machine, answer, watch.last_event("fallback"))
 
 
 def _has_settled(watch: Watch) -> bool:

@@ -11,6 +11,7 @@ from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import remove_tree
 from kimbox.guest import shared
+from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice
@@ -20,11 +21,18 @@ from kimbox.machine.state import State
 from kimbox.spec.model import Box
 
 
-def start(machine: Machine, box: Box | None, *, boot: Choice | None = None, resume: bool = False) -> None:
+def start(
+    machine: Machine,
+    box: Box | None,
+    *,
+    boot: Choice | None = None,
+    resume: bool = False,
+    delivery: DeliveryDisk | None = None,
+) -> None:
     """Starts the process of a machine, with the processors, memory and scratch space of the spec.
 
     The disk of a sealed box is first put back to its image, then the boot mode is set: `boot` is the mode of the
-    command line.
+    command line. `delivery`: the disk in `Machine.delivery`, for a guest that boots.
 
     With `resume`, the values of the record are used, because a saved state needs those that it was saved with. A start
     without a spec requires `resume`. The record is changed after the start, so that a suspended box stays suspended if
@@ -46,12 +54,13 @@ def start(machine: Machine, box: Box | None, *, boot: Choice | None = None, resu
         )
     if box:
         record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source))
-    record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
+    has_disk = record.delivery_disk if resume else delivery is not None
+    record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch, delivery_disk=has_disk)
     if record.sealed:
         record = attrs.evolve(record, put_back=_put_back(machine, record, resume=resume))
     if box and not resume:
         registry.of(machine).choose_boot(box.boot, boot or Choice())
-    record = registry.of(machine).start(Launch(record, box, cpus, memory_bytes, resume=resume))
+    record = registry.of(machine).start(Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery))
     machine.write_record(attrs.evolve(record, ended=None))
 
 

@@ -9,6 +9,7 @@ import attrs
 from kimbox.drivers.accelerator import Accelerator
 from kimbox.errors import GuestError
 from kimbox.files import read_bounded
+from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.spec.model import Scratch
@@ -26,6 +27,10 @@ AUDIT_PORT = "org.kimbox.audit"
 #: Serial number of the disk with the scratch space. The guest finds the disk by it.
 SCRATCH_SERIAL = "kimbox-scratch"
 
+#: Address of the disk with a delivery on the PCI bus, far above those that QEMU allots: a saved state resumes only with
+#: each device at its address, and most starts have no such disk.
+DELIVERY_ADDRESS = "0x1e"
+
 #: Prefix of the process name, which marks the processes of kimbox.
 PROCESS_NAME = "kimbox"
 
@@ -42,6 +47,8 @@ class Invocation:
     scratch: Scratch | None = None
     #: Tag of the saved state in the disks from which the guest resumes; None: it boots.
     saved_state: str | None = None
+    #: The disk in `Machine.delivery`; None: there is none.
+    delivery: DeliveryDisk | None = None
 
 
 def command(invocation: Invocation) -> list[str]:
@@ -92,9 +99,20 @@ def command(invocation: Invocation) -> list[str]:
         # not survive a crash of the host.
         drive = f"if=none,id=scratch0,format=qcow2,file={_escaped(machine.scratch)},discard=unmap,cache=unsafe"
         arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive=scratch0,serial={SCRATCH_SERIAL}"]
+    if record.delivery_disk:
+        drive = f"if=none,id=delivery0,read-only=on,{_delivery_source(machine)}"
+        device = f"virtio-blk-pci,drive=delivery0,serial={SERIAL},addr={DELIVERY_ADDRESS}"
+        arguments += ["-drive", drive, "-device", device]
     if invocation.saved_state is not None:
         arguments += ["-loadvm", invocation.saved_state]
     return arguments
+
+
+def _delivery_source(machine: Machine) -> str:
+    """The options of the disk with the delivery. A guest that resumes has taken it: an empty disk takes its place."""
+    if machine.delivery.exists():
+        return f"format=raw,file={_escaped(machine.delivery)}"
+    return f"driver=null-co,size={SECTOR_BYTES},read-zeroes=on"
 
 
 def credentials(invocation: Invocation) -> dict[str, str]:
@@ -114,6 +132,8 @@ def credentials(invocation: Invocation) -> dict[str, str]:
             fields={"name": name, "path": str(file)},
         ) from None
     values = {"hostname": name, "network": f"{GUEST_ADDRESS} {GATEWAY} {NAMESERVER}", "authorized_key": public}
+    if invocation.delivery:
+        values["delivery"] = invocation.delivery.credential()
     if invocation.scratch:
         values["scratch"] = invocation.scratch.mount
     if invocation.machine.unseal_mark.exists():

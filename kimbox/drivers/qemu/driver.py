@@ -15,6 +15,7 @@ from kimbox.drivers.hostcheck import HostCheck, Outcome
 from kimbox.drivers.qemu import disk, process
 from kimbox.drivers.qemu.command import Invocation
 from kimbox.errors import KimboxError
+from kimbox.guest import deliverydisk
 from kimbox.guest.endpoint import Endpoint
 from kimbox.log import log
 from kimbox.machine.folder import Machine
@@ -40,7 +41,7 @@ class Qemu:
 
     machine: Machine
     name = "qemu"
-    features = Features(own_disk=True, sealing=True, suspend=True, memory_snapshots=True)
+    features = Features(own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True)
 
     @staticmethod
     def check_host() -> list[HostCheck]:
@@ -127,6 +128,7 @@ class Qemu:
     def tidy(self) -> None:
         process.sweep(self.machine)
         disk.remove_scratch(self.machine)
+        deliverydisk.discard(self.machine.delivery)
         self.machine.rotate_file.unlink(missing_ok=True)  # an interrupted `secure --rotate` leaves it
 
     def destroy(self) -> None:
@@ -180,7 +182,14 @@ def invocation(
     """Returns the parameters of QEMU's command line. `saved_state` is the tag to resume from; None: boot."""
     record = launch.record
     return Invocation(
-        machine, record, launch.cpus, launch.memory_bytes, accelerator, record.scratch, saved_state=saved_state
+        machine,
+        record,
+        launch.cpus,
+        launch.memory_bytes,
+        accelerator,
+        record.scratch,
+        saved_state=saved_state,
+        delivery=launch.delivery,
     )
 
 

@@ -22,6 +22,7 @@ from kimbox.drivers.accelerator import KVM_WORKS, Accelerator
 from kimbox.drivers.qemu import disk, process, qmp
 from kimbox.drivers.qemu.command import Invocation, command, credentials
 from kimbox.errors import GuestError
+from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.machine.folder import Machine
 from kimbox.spec.model import Scratch
 
@@ -67,6 +68,26 @@ def test_paths_reach_qemu_unchanged(machine: Machine) -> None:
     } == ports
     assert ["chardev=qmp,mode=control"] == values(arguments, "-mon")
     assert [str(machine.pid_file)] == values(arguments, "-pidfile")
+
+
+def test_the_disk_with_a_delivery(machine: Machine) -> None:
+    """It is read-only, has a serial number and a fixed address, and is described. Resumed, an empty one replaces it."""
+    plain = command(invoked(machine))
+    assert "delivery0" not in "\n".join(plain)
+    offered = DeliveryDisk("a" * 64, 10240, "b" * 64, "c" * 32)
+    machine.write_record(attrs.evolve(machine.record(), delivery_disk=True))
+    machine.delivery.write_bytes(bytes(10240))
+    arguments = command(attrs.evolve(invoked(machine), delivery=offered))
+    drive = options(values(arguments, "-drive")[-1])
+    assert (str(machine.delivery), "raw", "on") == (drive["file"], drive["format"], drive["read-only"])
+    device = options(values(arguments, "-device")[-1])
+    assert ("kimbox-delivery", "0x1e", "delivery0") == (device["serial"], device["addr"], device["drive"])
+    given = f"type=11,value=io.systemd.credential:kimbox.delivery={'a' * 64} 10240 {'b' * 64} {'c' * 32}"
+    assert given in values(arguments, "-smbios")
+    machine.delivery.unlink()
+    resumed = command(invoked(machine, resume=True))
+    assert "null-co" == options(values(resumed, "-drive")[-1])["driver"]
+    assert "kimbox.delivery" not in "\n".join(resumed)
 
 
 def test_it_holds_no_secret(machine: Machine) -> None:
