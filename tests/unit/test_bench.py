@@ -17,7 +17,9 @@ from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["again", "boot", "build", "chunks", "cli", "lock", "resnap", "shrink", "vagrant"])
+@pytest.mark.parametrize(
+    "name", ["again", "boot", "build", "chunks", "cli", "first", "lock", "resnap", "shrink", "vagrant"]
+)
 def test_a_benchmark_has_help(name: str) -> None:
     """`--help` shows the docstring of the module, and -n."""
     path = os.pathsep.join([str(ROOT), *sys.path])
