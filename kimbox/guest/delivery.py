@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from kimbox.errors import GuestError, UsageError
-from kimbox.files import remove_tree, sync_file
+from kimbox.files import remove_tree
 from kimbox.guest import deliverydisk
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.lock.git import submodules
@@ -104,7 +104,6 @@ def write_disk(payload: Payload, has: Set[tuple[str, str]], target: Path) -> Del
         disk = DeliveryDisk.of(payload.digest, archive)
         deliverydisk.pad(archive)
         archive.chmod(0o600)
-        sync_file(archive)
         archive.replace(target)
     return disk
 

@@ -37,6 +37,18 @@ def image_of(kimbox: Kimbox, box: str) -> Path:
     return kimbox.home / "images" / kimbox.json("status", box)["image"]
 
 
+def test_the_first_up_needed_no_ssh(minimal: Kimbox) -> None:
+    """The guest has taken its manifest from the disk of its start. It has neither waited for the host nor failed."""
+    names = [event.name for event in Machine("minimal").boot_events()]
+    assert "ready" in names
+    assert not {"waiting", "failed"} & set(names)
+    taken, offered = minimal.sh(
+        "minimal", "cat /persistent/kimbox/delivery; sudo cut -d ' ' -f 4 /run/credentials/@system/kimbox.delivery"
+    ).split()
+    assert taken == offered
+    assert not Machine("minimal").delivery.exists()
+
+
 def test_up_again_does_nothing(minimal: Kimbox) -> None:
     """`up` of a ready box changes nothing: the process and the images are the same."""
     before = minimal.json("status", "minimal")

@@ -331,13 +331,26 @@ def command_lines() -> list[bytes]:
     return contents
 
 
+def write_step(kimbox: Kimbox, script: str) -> None:
+    """Changes the spec of a box: its step `pins` has this script, and a new manifest the host."""
+    spec = kimbox.folder / "kimbox.yaml"
+    spec.write_text(f"{spec.read_text().partition('provision:')[0]}provision: [{{name: pins, script: '{script}'}}]\n")
+
+
 def test_new_credentials(site: Site) -> None:
-    """A sealed box requests new credentials at a start. If this fails, it keeps the old ones and reports the reason."""
+    """A sealed box requests new credentials at a start. If this fails, it keeps the old ones and reports the reason.
+
+    The same start brings the manifest of the present spec.
+    """
     hand = site.hand
+    former = hand.json("status")["manifest"]
+    write_step(hand, "true")
     failed = secure(hand, "hand", "wrong", "--rotate", "--username", "alice", check=False)
     assert failed.code == 4
     assert "does not accept alice" in failed.stderr
-    assert hand.json("status")["state"] == "sealed"
+    status = hand.json("status")
+    assert (status["state"], status["wanted"], status["failure"]) == ("sealed", None, None)
+    assert status["manifest"] == status["provenance"]["manifest"] != former
     assert "new credentials" in secure(hand, "hand", PASSWORD, "--rotate", "--username", "alice").stdout
     assert hand.json("status")["state"] == "sealed"
     assert not Machine("hand").rotate_file.exists()
@@ -345,6 +358,21 @@ def test_new_credentials(site: Site) -> None:
     assert hand.json("audit", "hand")["breaches"] == []
     for name in ("hand", "vault"):
         assert after_sealed(name) == {"sealed"}
+
+
+def test_a_bad_manifest_leaves_a_box_sealed(site: Site) -> None:
+    """It goes back to the last good manifest by itself, and reports the reason. `hand` is then as before."""
+    hand = site.hand
+    good = hand.json("status")["manifest"]
+    write_step(hand, "exit 7")
+    failed = hand.json("reload", check=False)
+    assert (failed["exit_code"], failed["code"], failed["fields"]["state"]) == (4, "manifest-failed", "sealed")
+    status = hand.json("status")
+    assert (status["state"], status["manifest"], status["wanted"]) == ("sealed", good, failed["fields"]["manifest"])
+    assert status["reason"] == "provision pins: ended with status 7"
+    until("a report after it", lambda: has_report("hand"))
+    assert hand.json("audit", "hand")["breaches"] == []
+    write_step(hand, "true")
 
 
 def after_sealed(name: str) -> set[str]:

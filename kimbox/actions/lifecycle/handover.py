@@ -6,6 +6,7 @@ import contextlib
 
 from kimbox.drivers import registry
 from kimbox.errors import KimboxError
+from kimbox.guest import deliverydisk
 from kimbox.guest.delivery import parcels_of, write_disk
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.guest.events import Event
@@ -27,10 +28,8 @@ def prepare(machine: Machine, plan: Plan, choice: Choice) -> DeliveryDisk | None
     boot mode of the command line. The machine does not run.
     """
     last = last_manifest_event(machine.boot_events())
-    is_sealed = machine.record().sealed is not None
-    if not registry.of(machine).features.delivery_disk or _boots_maintained(machine, plan, choice):
-        return None
-    if not is_sealed and last and (_was_taken(last, plan.digest) or last.text("mode") == BootMode.MAINTAIN):
+    if not _is_needed(machine, plan, choice, last):
+        deliverydisk.discard(machine.delivery)  # left by a kimbox that was killed before the start
         return None
     with log.step("preparing the manifest and its commits"):
         has = _keys_in_guest(machine, plan, last)
@@ -38,8 +37,15 @@ def prepare(machine: Machine, plan: Plan, choice: Choice) -> DeliveryDisk | None
         return write_disk(plan.payload, has, machine.delivery)
 
 
-def _boots_maintained(machine: Machine, plan: Plan, choice: Choice) -> bool:
-    return machine.unseal_mark.exists() or (choice.mode or plan.box.boot) is BootMode.MAINTAIN
+def _is_needed(machine: Machine, plan: Plan, choice: Choice, last: Event | None) -> bool:
+    """Whether the guest has to get a disk. `last`: the last event that names a manifest."""
+    if not registry.of(machine).features.delivery_disk:
+        return False
+    if machine.unseal_mark.exists() or (choice.mode or plan.box.boot) is BootMode.MAINTAIN:
+        return False
+    if last is None or machine.record().sealed:
+        return True
+    return not _was_taken(last, plan.digest) and last.text("mode") != BootMode.MAINTAIN
 
 
 def _was_taken(last: Event, digest: str) -> bool:
@@ -48,8 +54,8 @@ def _was_taken(last: Event, digest: str) -> bool:
 
 
 def _is_refusal(event: Event) -> bool:
-    """Whether the guest could not take what the host had sent."""
-    return event.name == "failed" and event.text("kind") == "receive"
+    """Whether the guest may not have taken the manifest that it names: it could not, or its start failed before."""
+    return event.name == "failed" and event.text("kind") in ("receive", "start")
 
 
 def _keys_in_guest(machine: Machine, plan: Plan, last: Event | None) -> set[tuple[str, str]]:
