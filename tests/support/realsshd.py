@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from servers import free_port, listening
 
+from kimbox import paths
 from kimbox.guest.endpoint import Endpoint
 from kimbox.run import run, which
 
@@ -25,6 +26,12 @@ def make_key(path: Path) -> str:
     return " ".join(path.with_suffix(".pub").read_text().split()[:2])
 
 
+def sealed_algorithms() -> str:
+    """Returns the lines of sshd_config(5) in which a sealed box has other algorithms than OpenSSH."""
+    text = (paths.provisioners_dir() / "secure/root/usr/lib/kimbox/sealed.sshd").read_text()
+    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith(("KexAlgorithms ", "MACs ")))
+
+
 def configuration(folder: Path, port: int) -> str:
     """Returns the settings of sshd_config(5) that every sshd of the tests has. Its host key is the file `host`.
 
@@ -35,6 +42,7 @@ def configuration(folder: Path, port: int) -> str:
     return (
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         "KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
+        f"{sealed_algorithms()}"
     )
 
 
