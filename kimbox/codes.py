@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "conflicting-settings": "Two settings of a spec contradict each other, or one has no effect because of the other.",
     "connection-lost": "The ssh connection to a guest was lost during a command.",
     "credentials-refused": "A gateway refused the user of a box, or a sealed box could not get new credentials.",
+    "data-key-missing": "A sealed box cannot start, because this host does not have the key of its credentials.",
     "declined": "The user answered no to a confirmation, and nothing was changed.",
     "delivery-rejected": "The guest rejected the manifest or a repository that kimbox sent.",
     "disk-damaged": "A partition table, LVM, file system or snapshot of a disk is damaged; the field `fault` says how.",

@@ -368,6 +368,22 @@ def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
         count -= HOLE_BYTES
 
 
+def erase(path: Path) -> None:
+    """Removes a file with a secret, if it exists, after its bytes were replaced by zeros.
+
+    On a solid-state drive, and on a file system that copies on write or keeps snapshots, the old bytes can remain.
+    """
+    with contextlib.suppress(OSError):  # a file that cannot be written is removed all the same
+        handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                os.pwrite(handle, bytes(min(os.fstat(handle).st_size, MAX_TEXT_BYTES)), 0)
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+    path.unlink(missing_ok=True)
+
+
 def remove_tree(path: Path) -> None:
     """Removes a folder and its content, if it exists."""
     shutil.rmtree(path, ignore_errors=True)

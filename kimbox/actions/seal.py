@@ -19,7 +19,7 @@ from kimbox.actions.observe import check_owner, endpoint, needs_restart_to_seal,
 from kimbox.actions.up import UpRequest
 from kimbox.drivers import registry
 from kimbox.errors import GuestError, StateError
-from kimbox.files import write_atomic
+from kimbox.files import erase, write_atomic
 from kimbox.guest.delivery import SUDO
 from kimbox.guest.events import printable
 from kimbox.guest.ssh import Guest
@@ -212,7 +212,7 @@ def rotate(request: UpRequest, username: str, secret: Secret) -> None:
         write_atomic(machine.rotate_file, _tar(files), mode=0o600)
         starting.up(request)
     finally:
-        machine.rotate_file.unlink(missing_ok=True)
+        erase(machine.rotate_file)
     event = next((event for event in reversed(machine.boot_events()) if event.name == "rotated"), None)
     if event is None or event.text("status") != "done":
         reason = event.text("reason")[:MAX_REASON_CHARACTERS] if event else "the guest reported no reason"
@@ -241,7 +241,7 @@ def unseal(request: UpRequest) -> None:
             )
         request = attrs.evolve(request, plan=make_plan(request.project, made_from=machine.record().image))
         write_atomic(machine.unseal_mark, "")
-        machine.data_key.unlink(missing_ok=True)
+        erase(machine.data_key)
     stop.halt(machine)
     starting.up(attrs.evolve(request, boot=Choice(BootMode.MAINTAIN, once=True)))
     with machine.locked():

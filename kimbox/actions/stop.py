@@ -7,7 +7,7 @@ import attrs
 from kimbox.actions.observe import refuse_sealed, state
 from kimbox.drivers import registry
 from kimbox.errors import StateError
-from kimbox.files import remove_tree
+from kimbox.files import erase, remove_tree
 from kimbox.guest import shared
 from kimbox.log import log
 from kimbox.machine.folder import Machine
@@ -71,6 +71,8 @@ def destroy(machine: Machine, *, only_remains: bool = False) -> bool:
 
     `only_remains`: removes only what an interrupted creation or removal left, and nothing if the machine exists.
 
+    The key of a sealed box is overwritten, too, because without it the credentials on the removed disk cannot be read.
+
     A process that waits for the lock has that file open. If the file were removed, the next process would lock a new
     file, and both processes would run.
     """
@@ -79,6 +81,8 @@ def destroy(machine: Machine, *, only_remains: bool = False) -> bool:
             return False
         existed = machine.folder.exists() or machine.unfinished.exists()
         shared.close(machine.folder)
+        for secret in (machine.data_key, machine.rotate_file):
+            erase(secret)
         registry.of(machine).destroy()
         remove_tree(machine.unfinished)
     return existed

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 #: - `sealed`: role and site of a sealed box.
 #: - `put_back`: the last time at which the host put the disk of a sealed box back to its image, and what the run before
 #:   had changed.
+#: - `host_key`: the public ssh host key of the box. A worker pins that of its director.
 #: - `jobs`: the last counts from the runner of its role.
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes",
-    "scratch", "provenance", "follow", "sealed", "put_back",
-    "jobs", "stale",
+    "scratch", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
 )  # fmt: skip
 
 
@@ -61,7 +61,8 @@ def status(box: target.Name = None, file: target.File = None) -> None:
     stale lists the steps that ran under other commits than the box has now, with the old and the new commit of each
     repository and the command that runs the step again. A sealed box has sealed (role and site), put_back (at: when the
     host last put its disk back to the image; changed: the parts that the run before had changed) and jobs (counts from
-    the runner of its role). An unknown value is null.
+    the runner of its role). host_key is the ssh host key of the box, for `gateway.host_keys` of workers. An unknown
+    value is null.
 
     \b
     Examples:
@@ -112,6 +113,7 @@ def summary_of(machine: Machine) -> dict[str, Any]:
     from kimbox.actions import observe
     from kimbox.drivers import registry
     from kimbox.guest import stale
+    from kimbox.machine import keys
     from kimbox.machine.console import SNAPSHOT_FULL
     from kimbox.machine.state import State, derive, last_manifest_event, lost_root
 
@@ -162,6 +164,7 @@ def summary_of(machine: Machine) -> dict[str, Any]:
         "put_back": attrs.asdict(record.put_back) if record.put_back else None,
         "jobs": _jobs(events.get("jobs")),
         "stale": None if stale_steps is None else [step.as_json() for step in stale_steps],
+        "host_key": keys.host_key(machine),
     }
 
 
@@ -183,6 +186,8 @@ def _sealed_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"  put back    {put_back['at']}, by this host: the disk except /persistent is that of the image")
         if put_back["changed"]:
             lines.append(f"  CHANGED     by root in the box, before that: {', '.join(put_back['changed'])}")
+    if sealed and summary["host_key"]:
+        lines.append(f"  host key    {summary['host_key']}")
     if jobs:
         lines.append("  jobs        " + ", ".join(f"{count} {name}" for name, count in jobs.items()))
     return lines

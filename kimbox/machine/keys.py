@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kimbox.errors import GuestError
-from kimbox.files import write_atomic
+from kimbox.errors import GuestError, KimboxError
+from kimbox.files import read_bounded, write_atomic
 from kimbox.machine.folder import Machine
 from kimbox.run import run
 
@@ -17,6 +17,16 @@ _HOST_KEY = re.compile(r"(ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}
 def make_pair(key: Path, name: str) -> None:
     """Creates the key pair that gives access to the box `name`: the private key `key`, and `key`.pub."""
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"kimbox-{name}", "-f", key])
+
+
+def host_key(machine: Machine) -> str | None:
+    """Returns the public host key that is pinned, as `ssh-ed25519 BASE64`; None before the guest has reported one."""
+    try:
+        text = read_bounded(machine.known_hosts, limit_bytes=4096).decode(errors="replace")
+    except (OSError, KimboxError):
+        return None
+    match = _HOST_KEY.fullmatch(text.strip().partition(" ")[2])
+    return match[1] if match else None
 
 
 def pin_host_key(machine: Machine, reported_key: str) -> None:

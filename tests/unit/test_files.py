@@ -167,6 +167,22 @@ def test_a_bounded_read_has_a_code_for_each_reason(tmp_path: Path) -> None:
         assert code == caught.value.code
 
 
+def test_a_secret_is_overwritten_before_it_is_removed(tmp_path: Path) -> None:
+    """Its bytes are gone under another name of the file, too. What is no file of this kind is removed alone."""
+    secret, other = tmp_path / "secret", tmp_path / "other"
+    secret.write_bytes(b"s" * 65)
+    other.hardlink_to(secret)
+    files.erase(secret)
+    assert (False, bytes(65)) == (secret.exists(), other.read_bytes())
+    other.write_bytes(b"kept")
+    secret.symlink_to(other)
+    files.erase(secret)
+    os.mkfifo(secret)
+    files.erase(secret)
+    files.erase(secret)
+    assert (False, b"kept") == (secret.is_symlink(), other.read_bytes())
+
+
 def test_the_hint_for_a_full_disk_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KIMBOX_HOME is named only for files below it: it does not move a package or a temporary file."""
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))

@@ -41,6 +41,7 @@ def start(
     """
     shared.close(machine.folder)  # a connection that is left may be to a guest that crashed
     record = machine.record()
+    _need_data_key(machine, record)
     cpus, memory_bytes = (box.cpus, box.memory_bytes) if box else (None, None)
     scratch = box.scratch if box and not resume else record.scratch
     if resume:
@@ -88,6 +89,19 @@ def _put_back(machine: Machine, record: Record, *, resume: bool) -> PutBack:
             "to find out how the box was entered, see `kimbox logs`"
         )
     return PutBack(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), changed)
+
+
+def _need_data_key(machine: Machine, record: Record) -> None:
+    """Raises StateError if a sealed box has lost its data key, as in a copy of the disk on another host."""
+    if record.sealed and not machine.unseal_mark.exists() and not machine.data_key.exists():
+        name = machine.name
+        raise StateError(
+            f"cannot start {name}: it is sealed, and this host does not have the key of its credentials",
+            code="data-key-missing",
+            hint=f"copy {machine.data_key} from the host that sealed it; or make a new box: `kimbox destroy {name}`, "
+            f"`kimbox up {name}` and `kimbox secure {name}`",
+            fields={"name": name, "path": str(machine.data_key)},
+        )
 
 
 def wake(machine: Machine, before: State, box: Box | None = None) -> None:

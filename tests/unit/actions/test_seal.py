@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import tarfile
+from pathlib import Path
 
 import attrs
 import feignedworld
@@ -288,6 +289,29 @@ def test_unsealing(world: World, script: Script) -> None:
     assert (None, False) == (world.machine.record().sealed, world.machine.unseal_mark.exists())
     with refused(StateError, "wrong-state", verb="secure", name="tiny"):
         seal.unseal(UpRequest(Project(world.box)))
+
+
+def test_a_sealed_box_without_its_key_is_not_started(world: World, script: Script) -> None:
+    """As after a copy of its disk alone to another host. With the key it starts again."""
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    stop.halt(world.machine)
+    world.did.clear()
+    key = world.machine.data_key.read_bytes()
+    world.machine.data_key.unlink()
+    with refused(StateError, "data-key-missing", name="tiny", path=str(world.machine.data_key)):
+        up(world)
+    assert [] == world.did
+    world.machine.data_key.write_bytes(key)
+    up(world)
+    assert State.SEALED is state(world.machine)
+
+
+def test_destroy_overwrites_the_key(world: World, script: Script, tmp_path: Path) -> None:
+    """Nothing that the host keeps can decrypt a copy of the disk."""
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    (tmp_path / "same").hardlink_to(world.machine.data_key)
+    assert stop.destroy(world.machine)
+    assert bytes(65) == (tmp_path / "same").read_bytes()
 
 
 def test_a_sealed_box_gets_no_other_manifest(world: World, script: Script) -> None:

@@ -187,3 +187,12 @@ def test_a_spec_without_roles(kimbox: Kimbox, world: Path) -> None:
     code, out, _ = kimbox("--json", "secure")
     failed = error(out, "secure")
     assert (5, "missing-key", {"name": "study", "key": "secure"}) == (code, failed["code"], failed["fields"])
+
+
+def test_status_prints_the_host_key_of_a_sealed_box(kimbox: Kimbox, machine: Machine) -> None:
+    """The workers of a director pin it. It is the key that kimbox itself pinned."""
+    machine.known_hosts.write_text(f"{machine.alias} {KEY}\n")
+    assert KEY not in kimbox("status", "study")[1]
+    machine.write_record(attrs.evolve(machine.record(), sealed=Sealed("director", "a.org")))
+    assert f"  host key    {KEY}\n" in kimbox("status", "study")[1]
+    assert KEY == result(kimbox("--json", "status", "study")[1], "status")["host_key"]

@@ -41,6 +41,7 @@ def test_a_real_host_key_is_pinned(machine: Machine, tmp_path: Path) -> None:
     keys.pin_host_key(machine, public)
     assert f"{machine.alias} {' '.join(public.split()[:2])}\n" == machine.known_hosts.read_text()
     assert run(["ssh-keygen", "-F", machine.alias, "-f", machine.known_hosts]).ok
+    assert " ".join(public.split()[:2]) == keys.host_key(machine)
     keys.pin_host_key(machine, public)
     keys.pin_host_key(machine, " ".join(public.split()[:2]))
 
@@ -68,6 +69,14 @@ def test_nothing_else_is_accepted_from_a_guest(machine: Machine, reported_key: s
         keys.pin_host_key(machine, reported_key)
     assert len(caught.value.message) < 300
     assert not machine.known_hosts.exists()
+
+
+def test_a_key_that_is_missing_or_not_valid_is_none(machine: Machine) -> None:
+    """`status` works before a box has a key, and with a damaged file."""
+    assert keys.host_key(machine) is None
+    for damaged in (b"", b"alias\n", b"\xff" * 5000):
+        machine.known_hosts.write_bytes(damaged)
+        assert keys.host_key(machine) is None
 
 
 def test_another_key_later_is_refused(machine: Machine) -> None:
