@@ -8,6 +8,7 @@ a sealed box in a file that QEMU reads at its start. No argument and no environm
 from __future__ import annotations
 
 import io
+import re
 import secrets
 import tarfile
 
@@ -28,8 +29,8 @@ from kimbox.image.store import images
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice, refuse_to_provision
 from kimbox.machine.folder import Machine, machine_of
-from kimbox.machine.record import Record, Sealed
-from kimbox.machine.state import require
+from kimbox.machine.record import Known, Record, Sealed
+from kimbox.machine.state import last_manifest_event, require, sent_manifest
 from kimbox.project.plan import make_plan
 from kimbox.render import sealing
 from kimbox.render.quote import parse_assignments
@@ -56,6 +57,9 @@ MAX_REASON_CHARACTERS = 500
 
 #: Exit status of the guest's script: the box has a role already; the gateway refuses.
 ALREADY, REFUSED = 4, 3
+
+#: A sha256 digest in hex.
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @attrs.frozen
@@ -97,8 +101,9 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
         # A fault of the lock must be found before the box takes its role and is restarted.
         request = attrs.evolve(request, plan=make_plan(request.project, made_from=record.image))
         with log.step(f"requesting the credentials of {answers.site}"):
-            sealed = _take_role(machine, request.project.box, answers)
-        machine.write_record(attrs.evolve(record, sealed=sealed))
+            sealed, caches = _take_role(machine, request.project.box, answers)
+        _keep_role(machine, request.project.box, sealed, answers.role)
+        machine.write_record(attrs.evolve(record, sealed=sealed, known=Known(_manifests(machine), caches)))
     close(request)
     return sealed
 
@@ -130,8 +135,22 @@ def close(request: UpRequest) -> None:
         starting.up(request)
 
 
-def _take_role(machine: Machine, box: Box, answers: Answers) -> Sealed:
-    """Sends the answers to the guest; returns its role.
+def _keep_role(machine: Machine, box: Box, sealed: Sealed, asked: Role) -> None:
+    """Writes the file with role, site and rules that the guest gets at each start. `asked`: the role in the answers."""
+    assert box.secure is not None  # noqa: S101 - `asked` is one of its roles
+    role = box.secure.role(sealed.role) or attrs.evolve(asked, name=sealed.role)
+    write_atomic(machine.role_file, _tar(sealing.role_files(box.secure, role, sealed.site)), mode=0o600)
+
+
+def _manifests(machine: Machine) -> tuple[str, ...]:
+    """Returns the digests of the manifests that a ready box has: the one of its last event, and the one it was sent."""
+    last = last_manifest_event(machine.boot_events())
+    both = dict.fromkeys((last.text("manifest"), sent_manifest(last))) if last else {}
+    return tuple(digest for digest in both if _DIGEST.fullmatch(digest))
+
+
+def _take_role(machine: Machine, box: Box, answers: Answers) -> tuple[Sealed, str]:
+    """Sends the answers to the guest; returns its role, and the digest of the list of its caches.
 
     After an interrupted attempt the guest may have its role already. The data key of that attempt is reused, because
     the guest has encrypted the credentials with it.
@@ -147,7 +166,7 @@ def _take_role(machine: Machine, box: Box, answers: Answers) -> Sealed:
     with Guest(endpoint(machine)) as guest:
         answer = guest.run(f"{SUDO}{SECURE}", timeout_s=TIMEOUT_S, stdin=_tar(files))
     if answer.code in (0, ALREADY):
-        return _taken(machine, answers, answer.stdout if answer.code == ALREADY else "")
+        return _taken(machine, answers, answer.stdout)
     output = tail(answer.stderr, 3).removeprefix("secure: ")
     if answer.code == 127 or (answer.code == 1 and "command not found" in output):
         raise GuestError(
@@ -166,10 +185,13 @@ def _take_role(machine: Machine, box: Box, answers: Answers) -> Sealed:
     )
 
 
-def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
-    """The role of the guest. `earlier` is the answers.env of an earlier attempt, which stays valid; empty if none."""
+def _taken(machine: Machine, answers: Answers, output: str) -> tuple[Sealed, str]:
+    """The role of the guest, and the digest of the list of its caches; empty if it reports none.
+
+    `output` has the answers.env of an earlier attempt, if there was one, which stays valid.
+    """
     try:
-        reported = parse_assignments(earlier.encode()[:MAX_ANSWERS_BYTES])
+        reported = parse_assignments(output.encode()[:MAX_ANSWERS_BYTES])
     except ValueError as error:
         raise GuestError(
             f"{machine.name} has a role, but did not report it in a valid form: {error}",
@@ -179,13 +201,15 @@ def _taken(machine: Machine, answers: Answers, earlier: str) -> Sealed:
         ) from None
     keys = ("KIMBOX_ROLE", "KIMBOX_SITE", "KIMBOX_USERNAME")
     role, site, user = (printable(reported.get(key, ""))[:MAX_ANSWER_CHARACTERS] for key in keys)
+    listed = reported.get("KIMBOX_CACHES", "")
+    caches = listed if _DIGEST.fullmatch(listed) else ""
     if not role or not site or (role, site, user) == (answers.role.name, answers.site, answers.username):
-        return Sealed(answers.role.name, answers.site)
+        return Sealed(answers.role.name, answers.site), caches
     log.warn(
         f"{machine.name} took its role in an earlier attempt, with other answers: it is {role} of {site} for {user}; "
         f"`kimbox secure --unseal {machine.name}` removes this role"
     )
-    return Sealed(role, site)
+    return Sealed(role, site), caches
 
 
 def rotate(request: UpRequest, username: str, secret: Secret) -> None:
@@ -253,7 +277,8 @@ def unseal(request: UpRequest) -> None:
                 f"`kimbox secure --unseal {machine.name}` again",
                 fields={"name": machine.name, "missing_event": "unsealed"},
             )
-        machine.write_record(attrs.evolve(machine.record(), sealed=None, put_back=None))
+        machine.write_record(attrs.evolve(machine.record(), sealed=None, known=None, put_back=None))
+        machine.role_file.unlink(missing_ok=True)
         machine.unseal_mark.unlink()
 
 

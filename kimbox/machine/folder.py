@@ -14,6 +14,7 @@ machines/<name>/serial.log       the serial console of this run; serial.log.1 of
 machines/<name>/provision.log    the output of provisioning
 machines/<name>/audit.jsonl      the audit reports of a sealed box
 machines/<name>/data.key         the key of a sealed box's encrypted credentials; the guest gets it at each start
+machines/<name>/role.tar         role, site and rules of a sealed box; the guest gets them at each start
 machines/<name>/rotate.tar       new credentials of a sealed box, during the start that delivers them
 machines/<name>/unseal           exists while a sealed box is unsealed
 machines/<name>/locks/           the locks of the last manifests that were sent, by the digest of the manifest
@@ -128,6 +129,10 @@ class Machine:
     @property
     def data_key(self) -> Path:
         return self.folder / "data.key"
+
+    @property
+    def role_file(self) -> Path:
+        return self.folder / "role.tar"
 
     @property
     def rotate_file(self) -> Path:

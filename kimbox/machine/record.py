@@ -27,6 +27,9 @@ VAGRANTFILE = "Vagrantfile"
 #: Matches the key `name` of the box in the text of a spec.
 _NAME_KEY = re.compile(r"""^["']?name["']?\s*:\s*["']?([a-z0-9.-]+)""", re.MULTILINE)
 
+#: A sha256 digest in hex.
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
 
 class Purpose(StrEnum):
     """The purpose of a machine."""
@@ -51,6 +54,16 @@ class Sealed:
 
     role: str
     site: str
+
+
+@attrs.frozen
+class Known:
+    """What this host knows of the volume `persistent` of a sealed box: the box uses nothing else of it as a program."""
+
+    #: Digests of its manifests: the one that was last ready first.
+    manifests: tuple[str, ...]
+    #: sha256 hex digest of the list of the files in its caches; empty: the box did not report one.
+    caches: str
 
 
 @attrs.frozen
@@ -100,6 +113,8 @@ class Record:
     ssh_host: str = "127.0.0.1"
     #: Role and site, which the guest reports at each boot. None: the box is not sealed.
     sealed: Sealed | None = None
+    #: None: the box is not sealed, or an older kimbox has sealed it.
+    known: Known | None = None
     #: None: the box is not sealed, or has not been started since it was.
     put_back: PutBack | None = None
     #: Name of the box that the machine belongs to. One box may have several machines.
@@ -142,6 +157,7 @@ class Record:
             fields["scratch"] = _scratch(fields.get("scratch"))
             fields["delivery_disk"] = fields.get("delivery_disk") is True
             fields["sealed"] = _sealed(fields.get("sealed"))
+            fields["known"] = _known(fields.get("known"))
             fields["put_back"] = _put_back(fields.get("put_back"))
             fields["purpose"] = Purpose(fields["purpose"])
             fields["plan"] = _plan(fields["plan"])
@@ -172,6 +188,15 @@ def _is_named(source: Path, name: str) -> bool:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return name in _NAME_KEY.findall(source.read_text())
     return False
+
+
+def _known(value: Any) -> Known | None:
+    if value is None:
+        return None
+    digests = [*value["manifests"], *([value["caches"]] if value["caches"] else [])]
+    if all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in digests):
+        return Known(tuple(value["manifests"]), value["caches"])
+    raise ValueError(f"{value!r} is not what is known of a sealed box")
 
 
 def _put_back(value: Any) -> PutBack | None:

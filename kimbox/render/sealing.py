@@ -7,7 +7,8 @@
     known_hosts     the gateway's host keys, under the name GATEWAY
     operator_keys   the keys that may log in as the operator
 
-The scripts in provisioners/secure read them.
+The scripts in provisioners/secure read them. At each start of a sealed box the host sends them again, because root in
+the box can write to those on /persistent.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ NTP_PORT = 123
 def answers(role: Role, site: str, username: str) -> bytes:
     """Returns the file answers.env."""
     return assignments({"KIMBOX_ROLE": role.name, "KIMBOX_SITE": site, "KIMBOX_USERNAME": username})
+
+
+def role_files(secure: Secure, role: Role, site: str) -> dict[str, bytes]:
+    """Returns the files that a sealed box gets at each start: name -> content. The box itself adds its user name."""
+    return files(secure, role) | {"answers.env": assignments({"KIMBOX_ROLE": role.name, "KIMBOX_SITE": site})}
 
 
 def username(name: str) -> bytes:

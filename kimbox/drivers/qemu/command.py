@@ -92,7 +92,7 @@ def command(invocation: Invocation) -> list[str]:
     ]  # fmt: skip
     for name, text in credentials(invocation).items():
         arguments += ["-smbios", f"type=11,value=io.systemd.credential:kimbox.{name}={_escaped(text)}"]
-    for name, path in secret_files(machine).items():
+    for name, path in files_of(machine).items():
         arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.{name},file={_escaped(path)}"]
     if invocation.scratch:
         # It is the last disk, so that the first disk keeps its name. QEMU need not flush its cache: the content need
@@ -140,12 +140,15 @@ def credentials(invocation: Invocation) -> dict[str, str]:
         values["unseal"] = "yes"
     elif invocation.record.sealed:  # so that the guest seals itself even if /persistent has lost its mark
         values["sealed"] = "yes"
+        if known := invocation.record.known:
+            values["manifests"] = " ".join(known.manifests)
+            values["caches"] = known.caches
     return values
 
 
-def secret_files(machine: Machine) -> dict[str, Path]:
-    """Returns name -> file of the secret credentials of a sealed guest. QEMU reads the files by itself."""
-    files = {"data_key": machine.data_key, "rotate": machine.rotate_file}
+def files_of(machine: Machine) -> dict[str, Path]:
+    """Returns name -> file of the credentials of a sealed guest that are secret or long. QEMU reads them itself."""
+    files = {"data_key": machine.data_key, "role": machine.role_file, "rotate": machine.rotate_file}
     return {name: path for name, path in files.items() if path.exists()}
 
 

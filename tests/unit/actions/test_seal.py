@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import attrs
@@ -27,7 +28,7 @@ from kimbox.drivers.qemu.driver import invocation
 from kimbox.errors import GuestError, StateError
 from kimbox.guest.ssh import Answer
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.record import Ended, PutBack, Record, Sealed
+from kimbox.machine.record import Ended, Known, PutBack, Record, Sealed
 from kimbox.machine.state import State
 from kimbox.project.project import Project
 from kimbox.render import sealing
@@ -106,8 +107,8 @@ def test_the_key_reaches_the_box_as_a_file(world: World, script: Script) -> None
     """QEMU's command line contains neither the key nor the password."""
     seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     words = command_line(world)
-    given = words[words.index("-fw_cfg") + 1]
-    assert f"name=opt/io.systemd.credentials/kimbox.data_key,file={world.machine.data_key}" == given
+    given = [after for word, after in pairwise(words) if word == "-fw_cfg"]
+    assert f"name=opt/io.systemd.credentials/kimbox.data_key,file={world.machine.data_key}" in given
     assert "kimbox.sealed=yes" in " ".join(words)
     key = world.machine.data_key.read_text().strip()
     assert [] == [word for word in words if key in word or "hunter2" in word]
@@ -176,8 +177,32 @@ def test_the_answers_of_an_interrupted_attempt_stay_valid(world: World, script: 
         with refused(GuestError, "unexpected-output", name="tiny"):
             seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
     earlier = sealing.answers(attrs.evolve(WORKER, name="director"), "b.org", "you").decode()
-    script.answer = Answer(seal.ALREADY, earlier, "")
+    script.answer = Answer(seal.ALREADY, f"{earlier}KIMBOX_CACHES='{'c' * 64}'\n", "")
     assert Sealed("director", "b.org") == seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    assert world.machine.record().known == Known((world.digest,), "c" * 64)
+    assert parse_assignments(given_files(world)["answers.env"]) == {"KIMBOX_ROLE": "director", "KIMBOX_SITE": "b.org"}
+
+
+def given_files(world: World) -> dict[str, bytes]:
+    """Returns the files with role and rules that the box gets at each start."""
+    with tarfile.open(world.machine.role_file) as archive:
+        files = {info.name: archive.extractfile(info) for info in archive}
+        return {name: file.read() for name, file in files.items() if file}
+
+
+def test_each_start_passes_what_the_host_knows(world: World, script: Script) -> None:
+    """Role and rules in a file, and the digests of the manifest and of the list of caches. Unsealing forgets them."""
+    script.answer = Answer(0, f"KIMBOX_CACHES='{'c' * 64}'\n", "")
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    words = " ".join(command_line(world))
+    assert f"kimbox.manifests={world.digest}" in words
+    assert f"kimbox.caches={'c' * 64}" in words
+    assert f"name=opt/io.systemd.credentials/kimbox.role,file={world.machine.role_file}" in words
+    assert {"answers.env", "policy.env", "outbound", "known_hosts", "operator_keys"} == set(given_files(world))
+    assert parse_assignments(given_files(world)["answers.env"]) == {"KIMBOX_ROLE": "worker", "KIMBOX_SITE": "a.org"}
+    world.boot = [event("booting", mode="maintain"), event("unsealed"), event("ready", manifest="", mode="maintain")]
+    seal.unseal(UpRequest(Project(world.box), timeout_s=5))
+    assert (None, False) == (world.machine.record().known, world.machine.role_file.exists())
 
 
 def test_a_box_that_was_not_restarted_is_not_sealed_yet(

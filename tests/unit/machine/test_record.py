@@ -15,7 +15,7 @@ from refused import refused
 
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.machine.folder import Machine, machine_of, machines_of
-from kimbox.machine.record import PlanDigests, Purpose, Record
+from kimbox.machine.record import Known, PlanDigests, Purpose, PutBack, Record
 
 home = ownhome.home  # a fixture
 
@@ -37,6 +37,25 @@ def test_box_purpose_driver_and_plan_are_read_back(purpose: Purpose) -> None:
     record = machine.record()
     assert ("tiny", purpose, "vagrant", plan) == (record.box, record.purpose, record.driver, record.plan)
     assert 2 == json.loads(machine.record_file.read_text())["format"]
+
+
+def test_what_is_known_of_a_sealed_box_is_read_back() -> None:
+    """A record of an older kimbox has neither. A wrong form is an error."""
+    known, put_back = Known(("a" * 64,), ""), PutBack("2026-11-28T17:00:00Z", ("/boot/x",))
+    record = makemachine.make_machine("other", known=known, put_back=put_back).record()
+    assert (known, put_back) == (record.known, record.put_back)
+    plain = RECORD.as_json()
+    older = Record.parse({k: v for k, v in plain.items() if k not in ("known", "put_back")}, Path("machine.json"))
+    assert (None, None) == (older.known, older.put_back)
+    for change in (
+        {"known": {"manifests": ["x"], "caches": ""}},
+        {"known": {"manifests": [], "caches": "x"}},
+        {"known": {"caches": ""}},
+        {"put_back": {"at": 1, "changed": []}},
+        {"put_back": {"at": "", "changed": [1]}},
+    ):
+        with refused(KimboxError, "file-damaged", path="machine.json"):
+            Record.parse(plain | change, Path("machine.json"))
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,12 @@ ev_send() {
 	fi
 }
 
-# Keeps the last state for later readers, by an atomic rename.
+# Keeps the last state for later readers, by an atomic rename. `set -C`: never through a link that root in a sealed box has left.
 ev_status() {
 	[ -d /persistent ] || return 0
+	set -C
 	{ printf '%s\n' "$ev_line" >"/persistent/.status.json.$$" &&
 		mv -f "/persistent/.status.json.$$" /persistent/status.json; } 2>/dev/null ||
 		rm -f "/persistent/.status.json.$$" 2>/dev/null
+	set +C
 }

@@ -9,11 +9,15 @@
 #   outbound          a line for each host that may be reached: host, port, protocol
 #   known_hosts       the host keys of the gateway, under the name kimbox-gateway
 #   operator_keys     the keys with which the operator logs in
+#   cache.sha256      the files of the caches and their digests, as they were when the box was secured
 #   credentials.enc   the credentials, encrypted with the data key, which the host keeps and passes at each start
 #
 # /persistent/kimbox/secured, beside the manifests, exists if all of these are complete.
 sealed=/persistent/secure
 secured=/persistent/kimbox/secured
+
+# The files of the caches, as sha256sum(1) prints them. The host knows the digest of this list.
+cache_list=$sealed/cache.sha256
 
 # The decrypted credentials, in memory only.
 credentials=/run/kimbox/credentials
@@ -47,7 +51,8 @@ unlock() {
 	rm -rf "$1"
 	mkdir -m 0700 "$1" &&
 		openssl enc -d -aes-256-ctr -pbkdf2 -iter 1 -md sha256 -pass "file:$given/kimbox.data_key" -in "$sealed/credentials.enc" \
-			2>/dev/null | tar -x -f - -C "$1" --no-same-owner 2>/dev/null &&
+			2>/dev/null | tar -x -f - -C "$1" --no-same-owner --no-same-permissions 2>/dev/null &&
+		find "$1" ! -type d ! -type f -delete && # root in the box knew the key, and could write other credentials
 		[ -e "$1/.whole" ] && rm -f "$1/.whole"
 }
 
