@@ -155,11 +155,13 @@ def git(
     check: bool = True,
     on_progress: Callable[[str], None] | None = None,
     file_bytes: int | None = None,
+    unset: Sequence[str] = (),
 ) -> Answer:
     """Runs one git command and waits for its end.
 
     Raises GitError (`timeout`) if it takes longer than `timeout_s` seconds, and, with `check`, GitError (`git-failed`)
-    if its exit status is not 0. With `file_bytes`, neither git nor its child processes can write a larger file.
+    if its exit status is not 0. With `file_bytes`, neither git nor its child processes can write a larger file. `unset`
+    names further variables that are removed.
     """
     require("git", "kimbox fetches repositories with it")
     limit = []
@@ -167,8 +169,8 @@ def git(
         limit_bytes = _lowest_file_limit(file_bytes)
         limit = [require("prlimit", "kimbox limits git with it"), f"--fsize={limit_bytes}", "env"]
         limit.append("--ignore-signal=XFSZ")
-    unset = [word for name in SCRUBBED_ENV if name in os.environ for word in ("-u", name)]
-    scrub = ["env", *unset] if unset else []  # GitPython can add variables to the environment, but not remove them
+    removed = [word for name in (*SCRUBBED_ENV, *unset) if name in os.environ for word in ("-u", name)]
+    scrub = ["env", *removed] if removed else []  # GitPython can add variables to the environment, but not remove them
     options = [word for option in OPTIONS for word in ("-c", option)]
     where = [f"--git-dir={git_dir}"] if git_dir else []
     argv = [*limit, *die_with_parent_prefix(), *scrub, "git", *options, *where, *map(str, args)]

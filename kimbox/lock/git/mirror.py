@@ -7,6 +7,7 @@ written only after a complete fetch: if it exists, the mirror has the commit and
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import attrs
 
 from kimbox import paths
 from kimbox.files import locked
-from kimbox.lock.git import bare, signature
+from kimbox.lock.git import bare, foreign, signature
 from kimbox.lock.git.command import Answer, GitError, GoneError, SignatureError, git, redact, show_progress
 from kimbox.lock.git.folder import commit_folder
 from kimbox.lock.git.reasons import hint_for, is_shallow, reason_of
@@ -65,6 +66,8 @@ class Mirror:
     #: Public keys. If there are any, one of them must have signed each resolved commit, or the tag `ref` that names it.
     keys: tuple[str, ...] = ()
     ref: str = ""
+    #: For a submodule on another host: the host of the repository of the spec (see `foreign`). Else empty.
+    named_by: str = attrs.field(default="", eq=False)
 
     @classmethod
     def of(cls, repository: Repository, *, offline: bool = False) -> Mirror:
@@ -330,10 +333,10 @@ class Mirror:
             )
         log.now(f"{self.name}: contacting {redact(self.url)}")
         try:
-            return git(
-                args, git_dir=self.path, timeout_s=timeout_s, on_progress=show_progress, file_bytes=MAX_PACK_BYTES
-            )
+            return self._contact(args, timeout_s)
         except GitError as error:
+            if error.code == "bad-submodule":
+                raise
             if "File too large" in error.stderr:  # strerror(EFBIG), in git's message
                 raise GitError(
                     f"{self.where} is larger than {MAX_PACK_BYTES >> 20} MiB",
@@ -345,10 +348,21 @@ class Mirror:
             raise GitError(
                 f"{self.where} cannot be read:\n{reason}",
                 code=error.code if error.code in ("timeout", "repository-too-large") else "repository-unreachable",
-                hint=hint_for(reason),
+                hint=foreign.hint_for(reason, self.named_by) if self.named_by else hint_for(reason),
                 fields={"repository": self.name},
                 stderr=error.stderr,
             ) from None
+
+    def _contact(self, args: list[str], timeout_s: float) -> Answer:
+        run = functools.partial(
+            git, args, git_dir=self.path, timeout_s=timeout_s, on_progress=show_progress, file_bytes=MAX_PACK_BYTES
+        )
+        if not self.named_by:
+            return run()
+        with foreign.access(self.url, self.named_by) as access:
+            answer = run(env=access.env, unset=access.unset)
+        foreign.check_redirect(answer, self.url, self.named_by)
+        return answer
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:

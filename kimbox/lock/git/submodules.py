@@ -61,7 +61,7 @@ def collect(mirror: Mirror, commit: str) -> dict[str, Submodule]:
     if mirror.is_folder:
         return {}
     submodules: dict[str, Submodule] = {}
-    for path, submodule in _nested(mirror, commit, "", 1):
+    for path, submodule in _nested(mirror, commit, "", 1, mirror.url):
         if len(submodules) == MAX_SUBMODULES:
             raise _error(mirror, f" has more than {MAX_SUBMODULES} submodules")
         submodules[path] = submodule
@@ -77,8 +77,11 @@ def _error(mirror: Mirror, problem: str) -> GitError:
     )
 
 
-def _nested(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tuple[str, Submodule]]:
-    """The submodules of a commit, and those inside them. Each is yielded after its mirror has its commit."""
+def _nested(mirror: Mirror, commit: str, prefix: str, depth: int, top: str) -> Iterator[tuple[str, Submodule]]:
+    """The submodules of a commit, and those inside them. Each is yielded after its mirror has its commit.
+
+    `top`: the URL of the repository in the spec.
+    """
     links = _links(mirror, commit)
     if links and depth > MAX_DEPTH:
         raise _error(mirror, f": submodules are nested more than {MAX_DEPTH} deep, at {prefix}")
@@ -88,7 +91,7 @@ def _nested(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tu
             check_path(path)
             if len(prefix + path) > MAX_PATH:
                 raise Fault(f"its path is longer than {MAX_PATH} characters", code="bad-path")
-            url = absolute_url(url, mirror.url)
+            url = absolute_url(url, mirror.url, top)
         except Fault as fault:
             raise GitError(
                 f"{where}: {redact(fault.message)}",
@@ -97,6 +100,8 @@ def _nested(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tu
                 fields={"repository": mirror.name, "path": prefix + path},
             ) from None
         inner = Mirror.of(Repository(mirror.name, url, False, pinned, path), offline=mirror.offline)
+        if is_other_host(url, top):
+            inner = attrs.evolve(inner, named_by=urls.host_of(top) or "")
         try:
             inner.ensure(pinned)
         except GitError as error:
@@ -109,7 +114,7 @@ def _nested(mirror: Mirror, commit: str, prefix: str, depth: int) -> Iterator[tu
                 stderr=error.stderr,
             ) from None
         yield prefix + path, Submodule(url, pinned, inner)
-        yield from _nested(inner, pinned, f"{prefix}{path}/", depth + 1)
+        yield from _nested(inner, pinned, f"{prefix}{path}/", depth + 1, top)
 
 
 def check_path(path: str) -> None:
@@ -125,8 +130,17 @@ def check_path(path: str) -> None:
         raise Fault("its path contains a control character, a quote or a backslash", code="bad-path")
 
 
-def absolute_url(url: str, parent: str) -> str:
-    """The absolute URL of a submodule; `url` may be relative to `parent`. Raises Fault if no spec may name it."""
+def is_other_host(url: str, top: str) -> bool:
+    """Whether a submodule is on another host than the repository of the spec. One on this machine may name any host."""
+    host = urls.host_of(url)
+    return bool(host) and not top.startswith("file:") and host != urls.host_of(top)
+
+
+def absolute_url(url: str, parent: str, top: str | None = None) -> str:
+    """The absolute URL of a submodule; `url` may be relative to `parent`. Raises Fault if no spec may name it.
+
+    `top`: the URL of the repository in the spec, if the parent is a submodule itself.
+    """
     is_local = parent.startswith("file:")
     if url.startswith(("./", "../")):
         url = _relative(url, parent)
@@ -142,14 +156,13 @@ def absolute_url(url: str, parent: str) -> str:
             f"{shown(url)} is a folder of this machine, and the repository around it comes from elsewhere",
             code="bad-url",
         )
-    host = urls.host_of(url)
-    if host and not is_local and host != urls.host_of(parent):
-        _check_other_host(url, host)
+    if is_other_host(url, top or parent):
+        _check_other_host(url, urls.host_of(url) or "")
     return url
 
 
 def _check_other_host(url: str, host: str) -> None:
-    """Raises Fault for a submodule on another host than its parent that the user's keys or network would reach.
+    """Raises Fault for a submodule on another host than the spec names that the user's keys or network would reach.
 
     Whoever wrote the repository could get a repository into the box that only this user can read.
     """
