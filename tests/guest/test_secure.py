@@ -32,13 +32,14 @@ PASSWORD = "correct horse"
 VAULT_SPEC = """kimbox: 1
 name: vault
 base: [openkim-director.yaml]
-image: {{packages: [unattended-upgrades]}}
+image: {{packages: [unattended-upgrades, systemd-timesyncd]}}
 forwards: [{{guest: 8888}}]
 secure:
   site: example.org
   keys: [operator.pub]
   dns: true
   updates: true
+  time: [10.0.2.2]
   roles:
     director: {{outbound: [{{host: archive.test, port: {port}}}]}}
 provision:{promise}
@@ -230,6 +231,14 @@ def test_security_updates_are_automatic(site: Site) -> None:
     assert site.operator("cat /usr/share/patient/version") == "1.0"
     site.operator("sudo systemctl start apt-daily-upgrade.service")
     assert site.operator("cat /usr/share/patient/version") == "1.1"
+
+
+def test_the_clock_is_set_from_the_servers_of_the_spec(site: Site) -> None:
+    """The client of the image runs, asks that server alone, and may reach it. The host of the test has no server."""
+    assert site.operator("systemctl is-active systemd-timesyncd") == "active\n"
+    servers = site.operator("timedatectl show-timesync -p SystemNTPServers -p FallbackNTPServers -p ServerName")
+    assert set(servers.splitlines()) == {"SystemNTPServers=10.0.2.2", "ServerName=10.0.2.2"}
+    assert "10.0.2.2 . udp . 123" in site.operator("sudo nft list set inet kimbox outbound4")
 
 
 def test_the_audit_finds_each_breach(site: Site, tmp_path: Path) -> None:
