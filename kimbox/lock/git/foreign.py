@@ -48,6 +48,9 @@ PORTS = {"https": 443, "http": 80, "git": 9418}
 #: What git reports when a server sends it to another URL.
 _REDIRECTED = re.compile(r"redirecting to (\S+)")
 
+#: What git reports when a server asks for credentials, or refuses to answer without them.
+_REFUSED = re.compile(r"could not read username|authentication failed|returned error: 40[13]", re.IGNORECASE)
+
 _HINT = "name that repository in the spec, at its own path, and pin a commit without the submodule"
 
 
@@ -84,7 +87,7 @@ def check_redirect(answer: Answer, url: str, named_by: str) -> None:
 
 def hint_for(reason: str, named_by: str) -> str | None:
     """What helps if a transfer has failed. git has no credentials that the user could check."""
-    if re.search("could not read username|authentication failed|returned error: 40[13]", reason, re.IGNORECASE):
+    if _REFUSED.search(reason):
         return f"git has none of your credentials for another host than {named_by}, which is in the spec; {_HINT}"
     return reasons.hint_for(reason)
 
