@@ -85,6 +85,7 @@ CODES: dict[str, str] = {
     "image-not-built-here": "The image of a box is not built from packages by kimbox, so it cannot be built again.",
     "image-not-found": "An image is not in the store.",
     "interrupted": "Interrupted by the user, with Ctrl-C.",
+    "keep-not-allowed": "A sealed box would keep its root at a restart from inside; `secure: {keep: true}` allows it.",
     "layer-cycle": "A layer of a spec includes itself.",
     "lock-disagrees": "The lock does not fit the spec; `kimbox lock` writes a new one.",
     "lock-not-found": "A box has no lock; `kimbox lock` writes one.",

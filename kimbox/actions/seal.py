@@ -27,7 +27,7 @@ from kimbox.guest.ssh import Guest
 from kimbox.image.disk import pristine
 from kimbox.image.store import images
 from kimbox.log import log
-from kimbox.machine.bootmode import Choice, refuse_to_provision
+from kimbox.machine.bootmode import Choice, refuse_kept_root, refuse_to_provision
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Known, Record, Sealed
 from kimbox.machine.state import last_manifest_event, require, sent_manifest
@@ -85,8 +85,8 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
     """Gives a role to a box that is ready, and restarts it as a sealed box. Returns its role.
 
     If the box is sealed already, returns its role and changes nothing. Raises GuestError, with the guest's message, if
-    the gateway refuses or cannot be reached; StateError if the box has snapshots, and ImageError if its disk cannot be
-    put back at each start. The box does not change then.
+    the gateway refuses or cannot be reached; StateError if the box has snapshots, or boots keep and its spec does not
+    allow that; ImageError if its disk cannot be put back at each start. The box does not change then.
     """
     machine = machine_of(request.project.name)
     with machine.locked():
@@ -97,6 +97,7 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
             return record.sealed
         require("secure", machine.name, state(machine))
         refuse_to_provision(machine)
+        refuse_kept_root(request.project.box, request.boot)
         _check_disk(machine, record)
         # A fault of the lock must be found before the box takes its role and is restarted.
         request = attrs.evolve(request, plan=make_plan(request.project, made_from=record.image))

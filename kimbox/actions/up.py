@@ -70,12 +70,14 @@ def plan_restart(request: UpRequest) -> UpRequest:
     """Returns the request with its plan, for a verb that halts a machine and then calls `up`.
 
     Everything that can fail without the guest fails here, while the machine still runs. Raises StateError if another
-    spec owns the machine, or a port of the host is in use; and the errors of `make_plan`.
+    spec owns the machine, a sealed box may not boot keep, or a port of the host is in use; and the errors of
+    `make_plan`.
     """
     machine, project = machine_of(request.project.name, request.purpose), request.project
     with machine.locked():
         record = machine.record()
         check_owner(machine, project, request.purpose)
+        _check_sealed_mode(machine, request)
         own = {record.ssh_port, *record.forwards.values()}
         requested = {forward.guest: forward.host for forward in project.box.forwards if forward.host not in own}
         with ports.allotting():
@@ -121,6 +123,7 @@ def up(request: UpRequest) -> State:
         if before in (State.PAUSED, State.SUSPENDED):
             wake(machine, before, box)
         elif not before.running:
+            _check_sealed_mode(machine, request)
             delivery = prepare(machine, plan, request.boot) if request.provision else None
             start(machine, box, boot=request.boot, delivery=delivery)
         else:
@@ -128,6 +131,12 @@ def up(request: UpRequest) -> State:
         must_send = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)
         bring_to_ready(machine, plan, timeout_s=request.timeout_s, must_send=must_send, may_send=request.provision)
         return before
+
+
+def _check_sealed_mode(machine: Machine, request: UpRequest) -> None:
+    """Raises StateError if a sealed box would boot keep, and its spec does not allow that."""
+    if machine.record().sealed and not machine.unseal_mark.exists():
+        bootmode.refuse_kept_root(request.project.box, request.boot)
 
 
 def _check_driver(machine: Machine, name: str | None) -> None:

@@ -16,7 +16,7 @@ from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.render.guestfiles import DEFAULT
-from kimbox.spec.model import BootMode
+from kimbox.spec.model import BootMode, Box
 
 #: Text that `up`, `reload` and `status` print for a box in maintain mode.
 MAINTAINED = (
@@ -101,6 +101,19 @@ def refuse_sealed(machine: Machine, choice: Choice) -> None:
             code="box-sealed",
             hint=f"`kimbox secure --unseal {machine.name}` destroys its credentials and opens it",
             fields={"name": machine.name, "role": sealed.role, "site": sealed.site},
+        )
+
+
+def refuse_kept_root(box: Box, choice: Choice) -> None:
+    """Raises StateError (`keep-not-allowed`) if a sealed box would boot keep, and its spec does not allow that."""
+    if BootMode.KEEP not in (choice.mode or box.boot, box.boot if choice.once else None):
+        return
+    if box.secure is None or not box.secure.keep:
+        raise StateError(
+            f"{box.name} cannot boot keep as a sealed box: a restart from inside would keep what an intruder changed",
+            code="keep-not-allowed",
+            hint="use `boot: resnap`, or add `secure: {keep: true}` to the spec",
+            fields={"name": box.name, "mode": str(BootMode.KEEP)},
         )
 
 

@@ -205,6 +205,8 @@ class Secure:
     updates: bool
     #: Servers from which the box sets its clock: names or addresses.
     time: tuple[str, ...] = ()
+    #: Whether the sealed box may boot keep.
+    keep: bool = False
 
     def role(self, name: str) -> Role | None:
         """Returns the role of that name; None if there is none."""

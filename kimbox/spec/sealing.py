@@ -51,6 +51,7 @@ def secure(reader: Reader, node: Node | None, image: PackageImage | RemoteImage 
         disable=_texts(reader, node.get("disable"), unit_name, "unit"),
         updates=_is_true(node.get("updates")),
         time=_texts(reader, node.get("time"), host, "host"),
+        keep=_is_true(node.get("keep")),
     )
     if roles and not roles.mapping:
         reader.fault(roles, "`secure.roles` is empty", "add a role, such as `worker: {}`", code="empty-value")

@@ -30,7 +30,7 @@ from kimbox.machine.shape import shape_changes
 from kimbox.machine.state import State
 from kimbox.project import plan
 from kimbox.project.project import Project
-from kimbox.spec.model import Forward, Role, Scratch
+from kimbox.spec.model import BootMode, Forward, Role, Scratch
 
 kimbox, world = clirun.kimbox, feignedworld.world  # fixtures
 
@@ -131,6 +131,7 @@ def test_up_uses_the_plan_of_the_restart(world: World, monkeypatch: pytest.Monke
 
 def test_sealing_and_unsealing_are_planned_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a fault of the lock no role is taken, no key is removed, and nothing is halted."""
+    world.box = attrs.evolve(world.box, boot=BootMode.RESNAP)
     up(world)
     monkeypatch.setattr(plan, "lock_for", fail)
     monkeypatch.setattr(seal, "_take_role", lambda *_: pytest.fail("it took the role"))

@@ -20,7 +20,7 @@ from refused import refused
 from kimbox.actions import observe, seal, snapshot, stop
 from kimbox.actions.observe import state
 from kimbox.actions.seal import Answers, Secret
-from kimbox.actions.up import UpRequest
+from kimbox.actions.up import UpRequest, plan_restart
 from kimbox.drivers.accelerator import KVM_WORKS
 from kimbox.drivers.base import Launch
 from kimbox.drivers.qemu.command import command
@@ -74,7 +74,7 @@ class Script:
 @pytest.fixture
 def script(world: World, monkeypatch: pytest.MonkeyPatch) -> Script:
     """A guest that takes its role, and reports at its next boot that it is sealed."""
-    world.box = attrs.evolve(world.box, secure=Secure(None, (WORKER,), (), False, (), (), False))
+    world.box = attrs.evolve(world.box, secure=Secure(None, (WORKER,), (), False, (), (), False, keep=True))
     up(world)
     world.did.clear()
     script = Script(Answer(0, "", ""))
@@ -142,6 +142,29 @@ def test_each_start_puts_the_disk_back(world: World, script: Script) -> None:
     with refused(StateError, "box-sealed", name="tiny", verb="resume"):
         up(world)
     assert [] == world.did
+
+
+def test_a_sealed_box_does_not_keep_its_root(world: World, script: Script) -> None:
+    """Unless its spec allows it: in the mode of the spec and of the command line, when it is sealed and later."""
+    assert world.box.secure
+    world.box = attrs.evolve(world.box, boot=BootMode.KEEP, secure=attrs.evolve(world.box.secure, keep=False))
+    with refused(StateError, "keep-not-allowed", name="tiny", mode="keep"):
+        seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    assert ([], [], None) == (script.sent, world.did, world.machine.record().sealed)
+    world.box = attrs.evolve(world.box, boot=BootMode.RESNAP)
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    world.did.clear()
+    for choice in (Choice(BootMode.KEEP), Choice(BootMode.KEEP, once=True)):
+        with refused(StateError, "keep-not-allowed", name="tiny", mode="keep"):
+            plan_restart(UpRequest(Project(world.box), boot=choice))
+    assert [] == world.did
+    stop.halt(world.machine)
+    for choice in (Choice(BootMode.KEEP), Choice(BootMode.KEEP, once=True)):
+        with refused(StateError, "keep-not-allowed", name="tiny", mode="keep"):
+            up(world, boot=choice)
+    world.box = attrs.evolve(world.box, secure=attrs.evolve(world.box.secure, keep=True) if world.box.secure else None)
+    up(world, boot=Choice(BootMode.KEEP))
+    assert ["power button", "put back", "start"] == world.did
 
 
 def test_snapshots_are_not_lost(world: World, script: Script) -> None:
