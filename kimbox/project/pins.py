@@ -268,6 +268,7 @@ def _split(box: Box, previous: Lock | None, update: list[str] | None) -> tuple[l
     if update is None:
         return None, None
     known = {ALL_PACKAGES, *(previous.packages.versions if previous and previous.packages else ())}
+    known |= set(box.image.packages) if isinstance(box.image, PackageImage) else set()  # also those not locked yet
     repositories = [name for name in update if box.repository(name)]
     packages = [name for name in update if not box.repository(name) and name in known]
     if unknown := sorted(set(update) - set(repositories) - set(packages)):

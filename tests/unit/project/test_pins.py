@@ -17,7 +17,7 @@ from kimbox.lock.lockfile import read_lock
 from kimbox.project import pins
 from kimbox.project.project import Project
 from kimbox.spec.load import load_box
-from kimbox.spec.model import Box, Repository
+from kimbox.spec.model import Box, PackageImage, Repository
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +147,8 @@ def test_relock_updates_the_named_pins(box: Box, folder: Path, tmp_path: Path) -
     assert {"code": (new, newer)} == pins.relock(Project(box), update=None).moved
     with refused(KimboxError, "pin-not-found", box=box.name, names="cod"):
         pins.relock(Project(box), update=["cod"])
+    new_package = attrs.evolve(box, image=PackageImage("debian", "trixie", ("tool",)))
+    assert {} == pins.relock(Project(new_package), update=["tool"]).moved
 
 
 def test_relock_returns_whether_it_wrote_and_what_it_removed(box: Box) -> None:
