@@ -103,6 +103,7 @@ def test_a_resumed_box_keeps_the_device(world: World) -> None:
 
 def test_a_sealed_box_gets_each_manifest(world: World) -> None:
     """At each start, also the one that it has. If it goes back to the last good one, that is an error; it is sealed."""
+    world.box = attrs.evolve(world.box, boot=BootMode.RESNAP)
     taken(world)
     up(world)
     stop.halt(world.machine)
