@@ -16,7 +16,6 @@ import attrs
 
 from kimbox.errors import GuestError, UsageError
 from kimbox.files import remove_tree
-from kimbox.guest import deliverydisk
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.lock.git import submodules
 from kimbox.lock.git.bundle import write_bundle
@@ -102,7 +101,6 @@ def write_disk(payload: Payload, has: Set[tuple[str, str]], target: Path) -> Del
     needed = [parcel for parcel in payload.parcels if not {(parcel.name, key) for key in parcel.keys} <= has]
     with _packed(payload, needed, target.parent) as archive:
         disk = DeliveryDisk.of(payload.digest, archive)
-        deliverydisk.pad(archive)
         archive.chmod(0o600)
         archive.replace(target)
     return disk

@@ -17,7 +17,8 @@ from kimbox.files import sha256_file
 #: Serial number of the disk. The guest finds the disk by it.
 SERIAL = "kimbox-delivery"
 
-#: QEMU and the guest count the size of a disk in sectors of this many bytes.
+#: QEMU and the guest count the size of a disk in sectors of this many bytes. An archive has whole sectors, because it
+#: ends with a record of 20 blocks (tar(5)).
 SECTOR_BYTES = 512
 
 #: Number of random bytes in the name of a start.
@@ -30,7 +31,7 @@ class DeliveryDisk:
 
     #: sha256 hex digest of the manifest.
     digest: str
-    #: Size of the archive, without the padding of the disk.
+    #: Size of the disk, which is the archive.
     size_bytes: int
     #: sha256 hex digest of the archive.
     sha256: str
@@ -54,9 +55,3 @@ def discard(file: Path) -> None:
     if file.exists():
         os.truncate(file, 0)
         file.unlink()
-
-
-def pad(archive: Path) -> None:
-    """Adds zeros to an archive up to the end of its last sector."""
-    size_bytes = archive.stat().st_size
-    os.truncate(archive, -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES)

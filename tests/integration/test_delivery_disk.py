@@ -137,14 +137,25 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", data: byt
     return attack
 
 
+def cut(where: str) -> Callable[[Path], bytes]:
+    """An attack: the archive ends at this place of its largest member."""
+
+    def attack(archive: Path) -> bytes:
+        with tarfile.open(archive) as members:
+            largest = max(members, key=lambda member: member.size)
+        return archive.read_bytes()[: getattr(largest, where)]
+
+    return attack
+
+
 NOT_WHOLE = "what the host sent is not whole"
 
 #: What is wrong with a disk: the archive on it, and the reason that the guest reports.
 HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "cut off between two members": (lambda archive: archive.read_bytes()[:5120], NOT_WHOLE),
-    "cut off in a member": (lambda archive: archive.read_bytes()[:5000], NOT_WHOLE),
+    "cut off between two members": (cut("offset"), NOT_WHOLE),
+    "cut off in a member": (cut("offset_data"), NOT_WHOLE),
     "zeros": (lambda archive: bytes(10240), NOT_WHOLE),
-    "no archive": (lambda archive: b"kimbox" * 5000, NOT_WHOLE),
+    "no archive": (lambda archive: b"kimbox! " * 640, NOT_WHOLE),
     "a path that leaves the folder": (member("manifest/../../kimbox/secured"), NOT_WHOLE),
     "a symbolic link": (member("manifest/repositories", tarfile.SYMTYPE, "/etc/shadow"), NOT_WHOLE),
     "a hard link": (member("bundles/x", tarfile.LNKTYPE, "manifest/manifest.env"), NOT_WHOLE),
@@ -197,12 +208,12 @@ def sparse_member(name: str, size_bytes: int) -> bytes:
 WRONG: dict[str, tuple[Callable[[DeliveryDisk], dict[str, Any]], str]] = {
     "more than the disk has": (
         lambda d: {"size_bytes": d.size_bytes + 10240},
-        f"the disk {SERIAL} ends before its archive",
+        f"the disk {SERIAL} has another size than its archive",
     ),
     "another archive": (lambda d: {"sha256": "0" * 64}, f"what the host put on the disk {SERIAL} is not whole"),
     "a part of the archive": (
         lambda d: {"size_bytes": d.size_bytes - 512},
-        f"what the host put on the disk {SERIAL} is not whole",
+        f"the disk {SERIAL} has another size than its archive",
     ),
     "a huge size": (
         lambda d: {"size_bytes": 10**30},
