@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import attrs
 import pytest
-from conftest import Kimbox, exchange, until
+from conftest import PROGRAM_PAUSE_S, Kimbox, until
 from frames import wired
 from makearchive import Archive
-from promises import PROMISE, promised, step
+from promises import PROMISE, promised
+from securesite import FIRST_STEP, PASSWORD, Site, boxes, secure
 from webfolder import serving
 
 from kimbox import run
@@ -25,37 +26,6 @@ from kimbox.machine.folder import Machine, read_end
 from kimbox.paths import boxes_dir
 
 pytestmark = pytest.mark.guest
-
-#: The password of the site's user.
-PASSWORD = "correct horse"
-
-VAULT_SPEC = """kimbox: 1
-name: vault
-base: [openkim-director.yaml]
-image: {{packages: [unattended-upgrades, systemd-timesyncd]}}
-forwards: [{{guest: 8888}}]
-secure:
-  site: example.org
-  keys: [operator.pub]
-  dns: true
-  updates: true
-  time: [10.0.2.2]
-  roles:
-    director: {{outbound: [{{host: archive.test, port: {port}}}]}}
-provision:{promise}
-"""
-
-#: Output of the check that ran as the first step, in the boot at whose end the box was sealed.
-FIRST_STEP = "/var/tmp/first-step"
-
-HAND_SPEC = """kimbox: 1
-name: hand
-base: [openkim-worker.yaml]
-secure:
-  site: example.org
-  roles:
-    worker: {{gateway: {{host: 10.0.2.2, port: {port}, host_keys: ["{key}"]}}}}
-"""
 
 #: Commands that each create a breach, by the id of the check that must fail.
 BREACHES = {
@@ -74,60 +44,11 @@ BREACHES = {
     "sudo.rules": "echo ALL ALL=NOPASSWD: ALL >/etc/sudoers.d/all",
 }
 
+#: A private key of ssh on a disk: its second line has the public part.
+PRIVATE_KEY = rb"-----BEGIN OPENSSH PRIVATE KEY-----\n[A-Za-z0-9+/]{70}\n[A-Za-z0-9+/]{70}"
+
 #: The jobs of the director.
 JOBS = {job["job"]: job for job in json.loads((boxes_dir() / "openkim-pipeline/runner/jobs.json").read_text())}
-
-
-@attrs.frozen
-class Site:
-    """The two boxes. The director `vault` is sealed. The worker `hand` is sealed by a later test."""
-
-    vault: Kimbox
-    hand: Kimbox
-    #: Port on this host of the archive that the director may use.
-    port: int
-
-    def operator(self, script: str) -> str:
-        """Runs a shell script in the director as the operator. Returns its stdout."""
-        return self._ssh("ssh", ["-i", "operator", "-o", "BatchMode=yes"], "operator@127.0.0.1", script)
-
-    def fetch(self, folder: Path) -> None:
-        """Downloads all results into a folder, as a user of the site does."""
-        (folder / "askpass").write_text(f"#!/bin/sh\necho '{PASSWORD}'\n")
-        (folder / "askpass").chmod(0o700)
-        (folder / "commands").write_text(f"get -r results {folder}/\n")
-        password_env = {"SSH_ASKPASS": str(folder / "askpass"), "SSH_ASKPASS_REQUIRE": "force"}
-        options = ["-o", "BatchMode=no", "-o", "PubkeyAuthentication=no", "-b", str(folder / "commands")]
-        self._ssh("sftp", options, "alice@127.0.0.1", env=password_env)
-
-    def _ssh(self, program: str, options: list[str], *words: str, env: dict[str, str] | None = None) -> str:
-        port = self.vault.json("status")["ssh_port"]
-        known = [
-            "-F",
-            "none",
-            "-o",
-            f"UserKnownHostsFile={Machine('vault').known_hosts}",
-            "-o",
-            "HostKeyAlias=kimbox-vault",
-        ]
-        port_option = ["-P" if program == "sftp" else "-p", str(port)]
-        folder = self.vault.folder
-        return run.run([program, *known, *options, *port_option, *words], cwd=folder, env=env, timeout_s=600).stdout
-
-
-def start_box(home: Path, folder: Path, spec: str) -> Kimbox:
-    """Starts a box with this spec. It is ready."""
-    kimbox = Kimbox(home, folder)
-    (folder / "kimbox.yaml").write_text(spec)
-    exchange(home)
-    kimbox("up")
-    exchange(home)
-    return kimbox
-
-
-def secure(kimbox: Kimbox, name: str, password: str, *words: str, check: bool = True) -> run.Completed:
-    """Runs `kimbox secure` with a password on its stdin."""
-    return kimbox("secure", name, *words, "--password-file", "-", input=f"{password}\n", check=check)
 
 
 @pytest.fixture(scope="module")
@@ -141,18 +62,6 @@ def site(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
     archive.publish(signed=False)
     with serving(folder / "security/archive") as port:
         yield from boxes(home, folder, tmp_path_factory.mktemp("hand"), port)
-
-
-def boxes(home: Path, folder: Path, other: Path, port: int) -> Iterator[Site]:
-    """Starts both boxes, each in its folder, and seals the director. Both are destroyed at the end."""
-    vault = start_box(home, folder, VAULT_SPEC.format(port=port, promise=step(FIRST_STEP)))
-    sealed = secure(vault, "vault", PASSWORD, "--role", "director", "--site", "example.org", "--username", "alice")
-    assert sealed.stdout == "vault is sealed, as director of example.org\n"
-    key = Machine("vault").known_hosts.read_text().split(" ", 1)[1].strip()
-    spec = HAND_SPEC.format(port=vault.json("status")["ssh_port"], key=key)
-    yield Site(vault, start_box(home, other, spec), port)
-    for name in ("hand", "vault"):
-        vault("destroy", "-y", name)
 
 
 def test_a_sealed_box_accepts_no_login(site: Site) -> None:
@@ -283,7 +192,7 @@ def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: 
     assert site.vault.json("status")["jobs"]["done"] == len(JOBS)
     until("the report of the worker", lambda: has_report("hand"))
     assert site.hand.json("audit", "hand")["breaches"] == []
-    site.fetch(tmp_path)
+    site.sftp(tmp_path, f"get -r results {tmp_path}/")
     assert {path.stem for path in (tmp_path / "results").glob("*.json")} == set(JOBS)
     image = Machine("hand").record().image
     for name, job in JOBS.items():
@@ -296,36 +205,54 @@ def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: 
         assert json.loads(path.read_text())["duplicate"] is True
 
 
+def test_a_worker_whose_key_was_removed_is_shut_out(site: Site, tmp_path: Path) -> None:
+    """Each worker has left a key of its own at the gateway. Without it, its connection ends, and it gets no other."""
+    until("the tunnel of the worker", lambda: site.connections_of_workers() > 0, every_s=PROGRAM_PAUSE_S)
+    (name,) = [line for line in site.sftp(tmp_path, "ls -1 keys/worker").stdout.splitlines() if "sftp>" not in line]
+    assert re.fullmatch(r"keys/worker/hand-[0-9a-f]{8}\.pub", name)
+    assert site.operator("wc -l </etc/ssh/pipeline_worker_keys") == "1\n"
+    site.sftp(tmp_path, f"rm {name}")
+    until("its connections end", lambda: site.connections_of_workers() == 0, every_s=PROGRAM_PAUSE_S)
+    assert site.operator("cat /etc/ssh/pipeline_worker_keys") == ""
+    refused = site.sftp(tmp_path, f"put {tmp_path}/askpass results/x", check=False)
+    assert "Permission denied" in refused.stderr
+
+
 def test_no_secret_is_left_about(site: Site, tmp_path: Path) -> None:
-    """No file, process or disk contains the password or the key of the gateway. A sealed box is not packaged."""
-    hand = site.hand
-    key = site.operator("sudo sed -n 3p /persistent/pipeline/site/worker/id_ed25519").strip()
-    assert len(key) == 70
-    for secret in (PASSWORD.encode(), key.encode()):
-        for folder in (Machine("hand").folder, Machine("vault").folder, hand.folder, site.vault.folder):
-            texts = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".qcow2"]
-            assert [path for path in texts if secret in path.read_bytes()] == []
-        assert [line for line in command_lines() if secret in line] == []
+    """No file, process or disk contains the password. The only private key is the host key, also at the director.
+
+    A sealed box is not packaged.
+    """
+    hand, secret = site.hand, PASSWORD.encode()
+    for folder in (Machine("hand").folder, Machine("vault").folder, hand.folder, site.vault.folder):
+        texts = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".qcow2"]
+        assert [path for path in texts if secret in path.read_bytes()] == []
+    assert [line for line in command_lines() if secret in line] == []
+    keys = site.operator("sudo grep -rlI 'OPENSSH PRIVATE KEY' /persistent /etc /home /root /srv /var || true")
+    assert keys == "/persistent/ssh/ssh_host_ed25519_key\n"
     hand("halt", "hand")
     refused = hand.json("package", "hand", "--format", "raw", "--output", str(tmp_path / "package"), check=False)
     assert (refused["exit_code"], "sealed" in refused["message"]) == (5, True)
     assert not (tmp_path / "package/hand.raw").exists()
     raw = tmp_path / "hand.raw"
     run.run(["qemu-img", "convert", "-O", "raw", Machine("hand").disk, raw])
-    assert holds(raw, PASSWORD.encode(), key.encode()) == []
-    assert holds(raw, b"KIMBOX_VERSION=") != []  # the search itself works
+    found = found_on(raw, re.escape(secret), rb"KIMBOX_VERSION=", PRIVATE_KEY)
+    assert secret not in found
+    assert b"KIMBOX_VERSION=" in found  # the search itself works
+    assert len(found) == 2  # the version, and one key
 
 
-def holds(disk: Path, *words: bytes) -> list[bytes]:
-    """Returns the words that occur in a sparse disk. The pieces overlap, so that no word is divided."""
-    present = set()
+def found_on(disk: Path, *patterns: bytes) -> set[bytes]:
+    """Returns the different texts on a sparse disk that match. The pieces overlap, so that no text is divided."""
+    present: set[bytes] = set()
     with disk.open("rb") as file:
         for start, end in data_ranges(file.fileno()):
             for at in range(start, end, 16 << 20):
                 file.seek(at)
-                piece = file.read(min((16 << 20) + 100, end - at))
-                present |= {word for word in words if word in piece}
-    return sorted(present)
+                piece = file.read(min((16 << 20) + 400, end - at))
+                for pattern in patterns:
+                    present.update(re.findall(pattern, piece))
+    return present
 
 
 def command_lines() -> list[bytes]:
@@ -349,7 +276,7 @@ def write_step(kimbox: Kimbox, script: str) -> None:
 def test_new_credentials(site: Site) -> None:
     """A sealed box requests new credentials at a start. If this fails, it keeps the old ones and reports the reason.
 
-    The same start brings the manifest of the present spec.
+    A worker that was shut out gets a new key in this way. The same start brings the manifest of the present spec.
     """
     hand = site.hand
     former = hand.json("status")["manifest"]
@@ -365,6 +292,7 @@ def test_new_credentials(site: Site) -> None:
     assert not Machine("hand").rotate_file.exists()
     until("a report after it", lambda: has_report("hand"))
     assert hand.json("audit", "hand")["breaches"] == []
+    until("the tunnel with the new key", lambda: site.connections_of_workers() > 0, every_s=PROGRAM_PAUSE_S)
     for name in ("hand", "vault"):
         assert after_sealed(name) == {"sealed"}
 
@@ -393,9 +321,18 @@ def after_sealed(name: str) -> set[str]:
     return {later for names in events.values() if "sealed" in names for later in names[names.index("sealed") + 1 :]}
 
 
-def test_a_box_without_its_marks_stays_closed(site: Site) -> None:
-    """The mark on /persistent is removed. kimbox passes to the box that it is sealed, and the box opens nothing."""
+def test_a_gateway_slows_guessing(site: Site, tmp_path: Path) -> None:
+    """After the second wrong password it closes all connections from that address for a minute. Others stay."""
+    # For the next test: after this one nobody enters for a minute.
     site.operator("sudo rm /persistent/kimbox/secured; sync")
+    errors = [site.sftp(tmp_path, "pwd", password="wrong", check=False).stderr for _ in range(4)]
+    assert ["Permission denied" in error for error in errors][:1] == [True]
+    assert "Permission denied" not in errors[-1]
+    assert "closed" in errors[-1].lower() or "reset" in errors[-1].lower()
+
+
+def test_a_box_without_its_marks_stays_closed(site: Site) -> None:
+    """The mark on /persistent is gone. kimbox passes to the box that it is sealed, and the box opens nothing."""
     failed = site.vault.json("reload", check=False)
     assert (failed["exit_code"], "/persistent/kimbox/secured is missing" in failed["message"]) == (4, True)
     assert site.vault.json("status")["state"] == "crashed"

@@ -1,0 +1,116 @@
+"""The site of the tests of sealed boxes: a director, which is also the gateway, and a box that can be its worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+from conftest import Kimbox, exchange
+from promises import step
+
+from kimbox import run
+from kimbox.machine.folder import Machine
+
+#: The password of the site's user.
+PASSWORD = "correct horse"
+
+VAULT_SPEC = """kimbox: 1
+name: vault
+base: [openkim-director.yaml]
+image: {{packages: [unattended-upgrades, systemd-timesyncd]}}
+forwards: [{{guest: 8888}}]
+secure:
+  site: example.org
+  keys: [operator.pub]
+  dns: true
+  updates: true
+  time: [10.0.2.2]
+  roles:
+    director: {{outbound: [{{host: archive.test, port: {port}}}]}}
+provision:{promise}
+"""
+
+#: Output of the check that ran as the first step, in the boot at whose end the box was sealed.
+FIRST_STEP = "/var/tmp/first-step"
+
+HAND_SPEC = """kimbox: 1
+name: hand
+base: [openkim-worker.yaml]
+secure:
+  site: example.org
+  roles:
+    worker: {{gateway: {{host: 10.0.2.2, port: {port}, host_keys: ["{key}"]}}}}
+"""
+
+
+@attrs.frozen
+class Site:
+    """The two boxes. The director `vault` is sealed. The worker `hand` is sealed by a later test."""
+
+    vault: Kimbox
+    hand: Kimbox
+    #: Port on this host of the archive that the director may use.
+    port: int
+
+    def operator(self, script: str) -> str:
+        """Runs a shell script in the director as the operator. Returns its stdout."""
+        return self._ssh("ssh", ["-i", "operator", "-o", "BatchMode=yes"], "operator@127.0.0.1", script).stdout
+
+    def sftp(self, folder: Path, command: str, *, password: str = PASSWORD, check: bool = True) -> run.Completed:
+        """Runs a command of sftp as a user of the site does. `folder` gets the files that it needs."""
+        (folder / "askpass").write_text(f"#!/bin/sh\necho '{password}'\n")
+        (folder / "askpass").chmod(0o700)
+        (folder / "commands").write_text(f"{command}\n")
+        password_env = {"SSH_ASKPASS": str(folder / "askpass"), "SSH_ASKPASS_REQUIRE": "force"}
+        options = ["-o", "BatchMode=no", "-o", "PubkeyAuthentication=no", "-o", "NumberOfPasswordPrompts=1"]
+        options += ["-b", str(folder / "commands")]
+        return self._ssh("sftp", options, "alice@127.0.0.1", env=password_env, check=check)
+
+    def connections_of_workers(self) -> int:
+        """Returns the number of connections of workers that the director has."""
+        return int(self.operator("pgrep -c -u worker || true"))
+
+    def _ssh(
+        self, program: str, options: list[str], *words: str, env: dict[str, str] | None = None, check: bool = True
+    ) -> run.Completed:
+        port = self.vault.json("status")["ssh_port"]
+        known = [
+            "-F",
+            "none",
+            "-o",
+            f"UserKnownHostsFile={Machine('vault').known_hosts}",
+            "-o",
+            "HostKeyAlias=kimbox-vault",
+        ]
+        port_option = ["-P" if program == "sftp" else "-p", str(port)]
+        folder = self.vault.folder
+        argv = [program, *known, *options, *port_option, *words]
+        return run.run(argv, cwd=folder, env=env, timeout_s=600, check=check)
+
+
+def start_box(home: Path, folder: Path, spec: str) -> Kimbox:
+    """Starts a box with this spec. It is ready."""
+    kimbox = Kimbox(home, folder)
+    (folder / "kimbox.yaml").write_text(spec)
+    exchange(home)
+    kimbox("up")
+    exchange(home)
+    return kimbox
+
+
+def secure(kimbox: Kimbox, name: str, password: str, *words: str, check: bool = True) -> run.Completed:
+    """Runs `kimbox secure` with a password on its stdin."""
+    return kimbox("secure", name, *words, "--password-file", "-", input=f"{password}\n", check=check)
+
+
+def boxes(home: Path, folder: Path, other: Path, port: int) -> Iterator[Site]:
+    """Starts both boxes, each in its folder, and seals the director. Both are destroyed at the end."""
+    vault = start_box(home, folder, VAULT_SPEC.format(port=port, promise=step(FIRST_STEP)))
+    sealed = secure(vault, "vault", PASSWORD, "--role", "director", "--site", "example.org", "--username", "alice")
+    assert sealed.stdout == "vault is sealed, as director of example.org\n"
+    key = Machine("vault").known_hosts.read_text().split(" ", 1)[1].strip()
+    spec = HAND_SPEC.format(port=vault.json("status")["ssh_port"], key=key)
+    yield Site(vault, start_box(home, other, spec), port)
+    for name in ("hand", "vault"):
+        vault("destroy", "-y", name)
