@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import makebox
 import makeserver
 import pytest
 from refused import refused
+from webfolder import Quiet
 
 from kimbox.lock.git import foreign, submodules
 from kimbox.lock.git.command import Answer, GitError
@@ -118,15 +122,37 @@ def test_a_name_of_the_private_network_is_refused(home: Path, near: str, monkeyp
         collected(near)
 
 
-def test_a_redirect_into_the_private_network_is_refused() -> None:
-    """git names the new URL. Other redirects, such as that of a renamed repository, are followed."""
-    for place, is_inner in (("http://inner.example/x/", True), ("https://far.example/x/", False)):
-        answer = Answer(0, b"", f"warning: redirecting to {place}\nFrom {place}\n")
-        if is_inner:
-            with refused(GitError, "bad-submodule"):
-                foreign.check_redirect(answer, "https://far.example/a", "h.example")
-        else:
-            foreign.check_redirect(answer, "https://far.example/a", "h.example")
+@contextlib.contextmanager
+def redirecting(target: str) -> Iterator[int]:
+    """A server that sends every request to another server. Yields its port."""
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.send_response(301)
+            self.send_header("Location", target + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_redirect_into_the_private_network_is_refused(home: Path, near: str) -> None:
+    """Nothing of that repository is used. Other redirects, such as that of a renamed repository, are followed."""
+    with makeserver.http_backend(home / "far") as far, redirecting(f"http://localhost:{port_of(far)}") as port:
+        code_with(home, f"http://far.example:{port}/inner")
+        for _ in range(2):
+            with refused(GitError, "bad-submodule") as caught:
+                collected(near)
+            assert "http://localhost:" in str(caught.value)
+    renamed = Answer(0, b"", "warning: redirecting to https://other.example/x/\nFrom https://other.example/x/\n")
+    foreign.check_redirect(renamed, "https://far.example/a", "h.example")
 
 
 def test_the_way_there_is_that_of_the_user(home: Path) -> None:

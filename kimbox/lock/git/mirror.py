@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths
-from kimbox.files import locked
+from kimbox.files import locked, remove_tree
 from kimbox.lock.git import bare, foreign, signature
 from kimbox.lock.git.command import Answer, GitError, GoneError, SignatureError, git, redact, show_progress
 from kimbox.lock.git.folder import commit_folder
@@ -361,7 +361,11 @@ class Mirror:
             return run()
         with foreign.access(self.url, self.named_by) as access:
             answer = run(env=access.env, unset=access.unset)
-        foreign.check_redirect(answer, self.url, self.named_by)
+        try:
+            foreign.check_redirect(answer, self.url, self.named_by)
+        except GitError:
+            remove_tree(self.path)  # git would not ask the server again for a commit whose objects are there
+            raise
         return answer
 
     @contextlib.contextmanager
