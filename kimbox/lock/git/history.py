@@ -1,7 +1,8 @@
-"""The commits between two others, read from a mirror. Uses no network."""
+"""Facts about commits, read from the mirrors of this host: those between two others, and dates. Uses no network."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,9 @@ MAX_LINES = 40
 
 #: Maximum length of a commit's subject, in characters; the rest is cut off.
 SUBJECT_CHARACTERS = 100
+
+#: A date of git in the form of ISO 8601 (`%cI`). A commit can contain any text as its date.
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})")
 
 
 @attrs.frozen
@@ -43,13 +47,30 @@ class Between:
 def between(url: str, old: str, new: str) -> Between | None:
     """The commits between two others of a repository. None if no mirror has both.
 
-    A lock's URL lacks the credentials of the mirror's URL, so the mirror's exact name is not known: all mirrors with
-    the same slug are tried. Any mirror that has the commits gives the same answer.
+    Any mirror that has the commits gives the same answer.
     """
     if not (COMMIT.fullmatch(old) and COMMIT.fullmatch(new)):
         return None
-    candidates = sorted(paths.mirrors_dir().glob(f"{slug(url)}-*.git"))
-    return next((commits for path in candidates if (commits := _between(path, old, new))), None)
+    return next((commits for path in _mirrors(url) if (commits := _between(path, old, new))), None)
+
+
+def date_of(url: str, commit: str) -> str | None:
+    """The date on which a commit of a repository was made, in ISO 8601. None if no mirror has the commit."""
+    if COMMIT.fullmatch(commit):
+        for path in _mirrors(url):
+            shown = git(["log", "-1", "--format=%cI", commit, "--"], git_dir=path, check=False)
+            if shown.code == 0 and _DATE.fullmatch(shown.text):
+                return shown.text
+    return None
+
+
+def _mirrors(url: str) -> list[Path]:
+    """The mirrors that may be that of a URL in a lock.
+
+    A lock's URL lacks the credentials of the mirror's URL, so the mirror's exact name is not known: these are all
+    mirrors with the same slug.
+    """
+    return sorted(paths.mirrors_dir().glob(f"{slug(url)}-*.git"))
 
 
 def _between(git_dir: Path, old: str, new: str) -> Between | None:
