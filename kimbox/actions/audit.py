@@ -22,6 +22,7 @@ from kimbox.guest.audit import MAX_CHECKS, MAX_TEXT, Check, Report, Severity, St
 from kimbox.guest.events import Event, printable
 from kimbox.image.disk import pristine
 from kimbox.image.store import images
+from kimbox.machine import past_audits
 from kimbox.machine.folder import Machine, read_end
 from kimbox.machine.record import Record
 from kimbox.machine.state import State, last_manifest_event, lost_root
@@ -73,8 +74,11 @@ def report(machine: Machine) -> Audited:
     """
     now = state(machine)
     if now is State.SEALED or (machine.exists and machine.record().sealed):
-        return _last_report(machine, now)
-    return Audited(_run_audit(machine), "run over ssh just now")
+        audited = _last_report(machine, now)
+    else:
+        audited = Audited(_run_audit(machine), "run over ssh just now")
+    past_audits.keep(machine, audited.report)
+    return audited
 
 
 def load(text: bytes) -> Report:

@@ -13,6 +13,7 @@ machines/<name>/events.jsonl     the events of the guest, of this boot and earli
 machines/<name>/serial.log       the serial console of this run; serial.log.1 of the run before
 machines/<name>/provision.log    the output of provisioning
 machines/<name>/audit.jsonl      the audit reports of a sealed box
+machines/<name>/audits.jsonl     results of past audits; audits.lock is held while it is written
 machines/<name>/data.key         the key of a sealed box's encrypted credentials; the guest gets it at each start
 machines/<name>/role.tar         role, site and rules of a sealed box; the guest gets them at each start
 machines/<name>/rotate.tar       new credentials of a sealed box, during the start that delivers them
@@ -125,6 +126,10 @@ class Machine:
     @property
     def audit_log(self) -> Path:
         return self.folder / "audit.jsonl"
+
+    @property
+    def past_audits(self) -> Path:
+        return self.folder / "audits.jsonl"
 
     @property
     def data_key(self) -> Path:

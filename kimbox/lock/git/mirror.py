@@ -359,12 +359,14 @@ class Mirror:
         )
         if not self.named_by:
             return run()
+        is_new = not any(self.path.glob("objects/pack/*.pack"))
         with foreign.access(self.url, self.named_by) as access:
             answer = run(env=access.env, unset=access.unset)
         try:
             foreign.check_redirect(answer, self.url, self.named_by)
         except GitError:
-            remove_tree(self.path)  # git would not ask the server again for a commit whose objects are there
+            if is_new:  # git would not ask the server again for a commit whose objects are there
+                remove_tree(self.path)
             raise
         return answer
 
