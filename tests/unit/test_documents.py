@@ -30,12 +30,16 @@ def test_the_man_page_has_every_verb(verb: str) -> None:
     assert "Examples:" in section.partition("\n.SS ")[0]
 
 
+@pytest.mark.skipif(run.which("mandoc") is None, reason="mandoc is missing; script/bootstrap test installs it")
 def test_the_man_page_is_valid() -> None:
-    """mandoc has no complaint, also none about style. Every bracket in a synopsis is closed."""
-    manual = ROOT / "docs" / "kimbox.1"
-    assert "" == run.run(["mandoc", "-Tlint", manual], check=False).stdout
-    for line in re.findall(r"^\.SS .*", manual.read_text(), re.MULTILINE):
-        assert line.count("[") == line.count("]"), line
+    """mandoc has no complaint, also none about style."""
+    assert "" == run.run(["mandoc", "-Tlint", ROOT / "docs" / "kimbox.1"], check=False).stdout
+
+
+def test_the_synopses_of_the_man_page_are_balanced() -> None:
+    """Every bracket is closed."""
+    lines = re.findall(r"^\.SS .*", (ROOT / "docs" / "kimbox.1").read_text(), re.MULTILINE)
+    assert [] == [line for line in lines if line.count("[") != line.count("]")]
 
 
 def paths_in(text: str) -> set[str]:

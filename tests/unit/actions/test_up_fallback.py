@@ -6,6 +6,7 @@ import attrs
 import feignedworld
 import makemachine
 import pytest
+from fakedriver import FakeDriver
 from feignedworld import World, up
 from makemachine import BOOT, NEXT_BOOT, event
 from refused import refused
@@ -15,6 +16,7 @@ from kimbox.actions.observe import state
 from kimbox.actions.provision import provision
 from kimbox.cli.status import summary_of
 from kimbox.errors import GuestError
+from kimbox.log import log
 from kimbox.machine.state import State
 from kimbox.project.project import Project
 from kimbox.spec.model import Mode, Run, Step
@@ -70,6 +72,27 @@ def test_the_user_decides_after_a_fallback(world: World) -> None:
         world.after = [event("provisioning", manifest=world.digest), event("ready", manifest=world.digest)]
         assert State.READY is up(world)
         assert ["deliver"] == world.did
+
+
+def test_a_fallback_before_a_delivery_is_not_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a part, `up` sends the manifest again. What the box does until then says nothing about the result."""
+    up(world)
+    makemachine.tell(world.machine, event("ready", manifest=world.digest, part="only more"))
+    stop.halt(world.machine)
+    world.did.clear()
+    world.boot, later = world.boot[:-1], fall_back(world)
+
+    def listen(driver: FakeDriver) -> bool:
+        makemachine.tell(world.machine, *later)
+        later.clear()
+        return driver.machine.running
+
+    monkeypatch.setattr(FakeDriver, "listen", listen)
+    warnings: list[str] = []
+    monkeypatch.setattr(log, "warn", warnings.append)
+    up(world)
+    assert "deliver" in world.did
+    assert [] == [text for text in warnings if "falls back" in text]
 
 
 def test_a_fallback_during_up_ends_the_wait(world: World) -> None:
