@@ -147,6 +147,7 @@ CODES: dict[str, str] = {
     "step-not-found": "A box has no provision step of that name.",
     "timeout": "A program, a command in the guest, the boot of the guest or its provisioning took too long.",
     "too-complex": "A file exceeds a limit: length of a line, number of nodes, levels of nesting, layers, digits.",
+    "too-many-processes": "Programs in a guest have reached the limit of processes of their ssh connection.",
     "unexpected-output": "The output of a program has a form that kimbox does not know.",
     "unknown-key": "A key does not exist in the schema; the hint has the nearest one.",
     "unknown-repository": "A step uses a repository that the spec does not have.",

@@ -13,6 +13,7 @@ from kimbox.errors import GuestError, UsageError
 
 if TYPE_CHECKING:
     from kimbox.guest.endpoint import Endpoint
+    from kimbox.machine.folder import Machine
 
 #: Exit status of ssh(1) after a failed connection. A command in the guest may also exit with it.
 SSH_FAILED = 255
@@ -56,7 +57,6 @@ def exec_(
       while read -r name; do kimbox exec -n -- make "$name"; done <names
     """
     from kimbox.actions.observe import reach
-    from kimbox.drivers import registry
     from kimbox.guest import shared
 
     name, command = target.split(words or [], settings.after)
@@ -72,18 +72,35 @@ def exec_(
     endpoint = reach(machine, "exec")
     terminal = not no_stdin and sys.stdin.isatty() and sys.stdout.isatty()
     code = shared.execute(endpoint, command, terminal=terminal, no_input=no_stdin)
-    if code == SSH_FAILED and not (registry.of(machine).listen() and _answers(endpoint)):
+    if code == SSH_FAILED:
+        _check_connection(machine, endpoint)
+    raise typer.Exit(code)
+
+
+def _check_connection(machine: Machine, endpoint: Endpoint) -> None:
+    """Raises GuestError unless the exit status 255 was that of the command, and not that of ssh."""
+    from kimbox.drivers import registry
+    from kimbox.guest import shared
+
+    if not (registry.of(machine).listen() and _answers(endpoint)):
         raise GuestError(
             f"the connection to {machine.name} was lost during the command",
             code="connection-lost",
             hint=f"see `kimbox status {machine.name}` and `kimbox logs --serial {machine.name}`",
             fields={"name": machine.name},
         )
-    raise typer.Exit(code)
+    if not shared.can_start(endpoint):
+        shared.retire(endpoint.key_path.parent)
+        raise GuestError(
+            f"{machine.name} cannot start the command: its running programs have reached the limit of processes",
+            code="too-many-processes",
+            hint="run the same command again: it gets another connection",
+            fields={"name": machine.name},
+        )
 
 
 def _answers(endpoint: Endpoint) -> bool:
-    """Whether a login works now. If it does, exit status 255 was that of the command, and not that of ssh."""
+    """Whether a login works now."""
     from kimbox.guest.endpoint import ssh_command
     from kimbox.run import run
 

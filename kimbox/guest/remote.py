@@ -17,18 +17,26 @@ import attrs
 #: Prefix of the marker in the arguments of the login shell.
 PREFIX = "kimbox-exec-"
 
-#: Number of checks, 0.1 s apart, until a command that ignores a signal is killed.
-CHECKS = 50
+#: How long a command that ignores a signal continues until it is killed, in seconds.
+GRACE_S = 5
 
-#: Timeout of the text that ends a command, in seconds. It includes a login if the shared connection was lost.
-END_TIMEOUT_S = 40.0
+#: Exit codes of the text that ends a command: it has ended, or it does not run. With any other code, the text failed.
+ENDED, NOT_FOUND = 0, 1
 
-#: Ends every process of the session whose shell has the marker $0$1: sends the signal $2, and after $3 checks SIGKILL.
+#: Timeout of that text in the shared connection, in seconds.
+END_TIMEOUT_S = 20.0
+
+#: Timeout of that text in a connection of its own, in seconds. It includes a login.
+END_AFTER_LOGIN_TIMEOUT_S = 40.0
+
+#: Ends every process of the session whose shell has the marker $0$1: sends the signal $2, and after $3 seconds SIGKILL.
+#: Programs that start others faster than pkill finds them are stopped before that.
 _END = """
 id=$(pgrep -of "^[^ ]* -c : $0$1;") || exit 1
 pkill "-$2" -s "$id"
-n=0
-while pgrep -s "$id" >/dev/null && [ "$n" -lt "$3" ]; do sleep 0.1; n=$((n + 1)); done
+end=$(($(date +%s) + $3))
+while pgrep -s "$id" >/dev/null && [ "$(date +%s)" -lt "$end" ]; do sleep 0.1; done
+for pass in 1 2 3; do pkill -STOP -s "$id" || exit 0; done
 pkill -KILL -s "$id"
 exit 0
 """
@@ -43,12 +51,12 @@ class Marked:
     token: str
 
     def ended_by(self, number: int) -> str:
-        """Returns the shell text that ends the command with a signal, and after CHECKS with SIGKILL.
+        """Returns the shell text that ends the command with a signal, and after GRACE_S with SIGKILL.
 
-        Its exit code is 1 if the command does not run. Programs that the command runs with sudo are ended, too.
+        Its exit code is ENDED or NOT_FOUND. Programs that the command runs with sudo are ended, too.
         """
         name = signal.Signals(number).name.removeprefix("SIG")
-        end = shlex.join(["sh", "-c", _END, PREFIX, self.token, name, str(CHECKS)])
+        end = shlex.join(["sh", "-c", _END, PREFIX, self.token, name, str(GRACE_S)])
         return f"if sudo -n true 2>/dev/null; then sudo -n {end}; else {end}; fi"
 
 

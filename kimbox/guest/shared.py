@@ -77,13 +77,31 @@ def execute(endpoint: Endpoint, command: Sequence[str], *, terminal: bool = Fals
 
 
 def _end(endpoint: Endpoint, command: str) -> bool:
-    """Runs a command that ends another command in the guest. Returns whether that was found."""
-    folder = endpoint.key_path.parent
-    settings = {"ControlPath": SOCKET, "ControlMaster": "no"}
-    argv = ssh_command(endpoint, command=command, settings=settings, cwd=folder)
-    with contextlib.suppress(KimboxError):
-        return run(argv, check=False, cwd=folder, timeout_s=remote.END_TIMEOUT_S).ok
+    """Runs a command that ends another command in the guest. Returns whether that was found.
+
+    If the other command has reached the limit of processes, the shared connection cannot start one more.
+    """
+    for path, timeout_s in ((SOCKET, remote.END_TIMEOUT_S), ("none", remote.END_AFTER_LOGIN_TIMEOUT_S)):
+        with contextlib.suppress(KimboxError):
+            code = _run(endpoint, command, path, timeout_s)
+            if code in (remote.ENDED, remote.NOT_FOUND):
+                return code == remote.ENDED
     return False
+
+
+def can_start(endpoint: Endpoint) -> bool:
+    """Whether the shared connection can start a program. It cannot after its programs reach the limit of processes."""
+    with contextlib.suppress(KimboxError):
+        return _run(endpoint, "exec true", SOCKET, _START_S) == 0
+    return False
+
+
+def _run(endpoint: Endpoint, command: str, socket_path: str, timeout_s: float) -> int:
+    """Runs a command in an existing shared connection, or in one of its own. Returns its exit code."""
+    folder = endpoint.key_path.parent
+    settings = {"ControlPath": socket_path, "ControlMaster": "no"}
+    argv = ssh_command(endpoint, command=command, settings=settings, cwd=folder)
+    return run(argv, check=False, cwd=folder, timeout_s=timeout_s).code
 
 
 @contextlib.contextmanager

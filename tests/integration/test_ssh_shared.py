@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -132,6 +133,27 @@ def test_a_signal_ends_the_command_and_what_it_started(
         assert [] == programs(session)
         (tmp_path / "go").touch()
         assert Completed(0, "other\n", "") == other.result()
+
+
+def test_a_connection_that_cannot_start_programs(endpoint: Endpoint, tmp_path: Path) -> None:
+    """As after a fork bomb, which takes all processes of its connection. A signal ends the command nevertheless."""
+    script = f"read -r _ _ _ sshd _ </proc/$PPID/stat; echo $$ $sshd >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/on"
+    with background(argv(endpoint, "exec", f"{script}; sleep 987 & wait")) as ended:
+        until("it is on", (tmp_path / "on").exists)
+        until("the connection is shared", lambda: settled(endpoint.key_path.parent))
+        assert shared.can_start(endpoint)
+        command, sshd = map(int, (tmp_path / "on").read_text().split())
+        session = os.getsid(command)
+        # sshd needs files for the streams of a program.
+        used = 1 + max(int(file.name) for file in Path(f"/proc/{sshd}/fd").iterdir())
+        resource.prlimit(sshd, resource.RLIMIT_NOFILE, (used, used))
+        assert 255 == client(endpoint, "exec", "true").code
+        assert not shared.can_start(endpoint)
+        ended.send_signal(signal.SIGTERM)
+        assert 128 + signal.SIGTERM == ended.wait(60)
+        assert [] == programs(session)
+    shared.retire(endpoint.key_path.parent)
+    assert Completed(0, "back\n", "") == client(endpoint, "exec", "echo back")
 
 
 def test_a_program_that_handles_the_signal(endpoint: Endpoint, tmp_path: Path) -> None:

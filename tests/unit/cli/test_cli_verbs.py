@@ -67,23 +67,27 @@ def test_exec_separates_box_and_command(
 
 
 @pytest.mark.parametrize(
-    ("runs", "ssh_status", "expected"),
-    [(False, 0, 4), (True, 255, 4), (True, 0, 255)],
-    ids=["the box has stopped", "it does not answer", "it was the program"],
-)
+    ("runs", "ssh_status", "can_start", "expected"),
+    [(False, 0, True, "connection-lost"), (True, 255, True, "connection-lost"), (True, 0, False, "too-many-processes"),
+     (True, 0, True, "")],
+    ids=["the box has stopped", "it does not answer", "it cannot start a program", "it was the program"],
+)  # fmt: skip
 def test_exec_detects_a_lost_connection(
-    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, runs: bool, ssh_status: int, expected: int
+    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, runs: bool, ssh_status: int, can_start: bool, expected: str
 ) -> None:
     """ssh exits with 255 if the connection fails. A program may exit with 255, too."""
     machine = makemachine.make_machine()
+    retired: list[Path] = []
     monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.attached", lambda *_, **__: 255)
     monkeypatch.setattr("kimbox.run.run", lambda *_, **__: Completed(ssh_status, "", ""))
+    monkeypatch.setattr("kimbox.guest.shared.can_start", lambda _: can_start)
+    monkeypatch.setattr("kimbox.guest.shared.retire", retired.append)
     with makemachine.running(machine) if runs else contextlib.nullcontext():
         code, out, _ = kimbox("--json", "exec", "tiny", "--", "false")
-    assert expected == code
-    if expected == 4:
-        assert ("connection-lost", {"name": "tiny"}) == (error(out, "exec")["code"], error(out, "exec")["fields"])
+    assert (4 if expected else 255, [] if can_start else [machine.folder]) == (code, retired)
+    if expected:
+        assert (expected, {"name": "tiny"}) == (error(out, "exec")["code"], error(out, "exec")["fields"])
     else:
         assert "" == out
 
