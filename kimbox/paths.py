@@ -40,7 +40,7 @@ def spec_file(folder: Path) -> Path | None:
 
 
 def data_dir() -> Path:
-    """The folder that holds boxes/, provisioners/, schemas/ and Vagrantfile.j2: in a wheel, or in a checkout."""
+    """The folder that holds boxes/, provisioners/, schemas/ and the templates: in a wheel, or in a checkout."""
     package = Path(__file__).resolve().parent
     packed = package / "_data"
     return packed if packed.is_dir() else package.parent

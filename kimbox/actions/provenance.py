@@ -52,19 +52,24 @@ def provenance_of(project: Project) -> Described:
     ImageError if the lock has no packages for an image that is built here.
     """
     machine = machine_of(project.name)
-    if not machine.exists:
-        described = of_image(project)
-        key = described.provenance.image or ""
-        image = images.find(key)
-        if image is None:
-            return described
-        with log.step("reading the image"):
-            sha256 = key if "location" in image.facts else sha256_disk(image.disk)
-        provenance = attrs.evolve(of_image_bytes(described.provenance, image), image_sha256=sha256)
-        if image.format == "raw":
-            with rawdisk.opened(image.disk) as view:
-                provenance = of_disk(provenance, view)
-        return attrs.evolve(described, provenance=provenance)
+    if machine.exists:
+        return of_machine_and_disk(machine)
+    described = of_image(project)
+    key = described.provenance.image or ""
+    image = images.find(key)
+    if image is None:
+        return described
+    with log.step("reading the image"):
+        sha256 = key if "location" in image.facts else sha256_disk(image.disk)
+    provenance = attrs.evolve(of_image_bytes(described.provenance, image), image_sha256=sha256)
+    if image.format == "raw":
+        with rawdisk.opened(image.disk) as view:
+            provenance = of_disk(provenance, view)
+    return attrs.evolve(described, provenance=provenance)
+
+
+def of_machine_and_disk(machine: Machine) -> Described:
+    """What a machine runs, with the packages that its disk has. Raises the errors of `of_machine`."""
     described = of_machine(machine)
     provenance = described.provenance
     if image := images.find(machine.record().image):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kimbox.cli import completers
+from kimbox.cli.author_keys import public_keys
 from kimbox.cli.output import printable, report, table
 from kimbox.errors import UsageError
 
@@ -127,7 +127,7 @@ def _add(
 ) -> None:
     from kimbox.actions import boxes
     from kimbox.image.sources import boxcatalog
-    from kimbox.spec import rules, signing
+    from kimbox.spec import rules
     from kimbox.spec.nodes import Fault
 
     if len(words) != 2:
@@ -143,30 +143,16 @@ def _add(
     try:
         name = rules.vagrant_box(words[0])
         expected = rules.digest(digest) if digest else None
-        public_keys = tuple(key for text in keys for key in _keys(text))
-        if any(signing.is_gpg(key) for key in public_keys):
-            raise Fault(
-                "boxes are signed with ssh keys, not with gpg keys", "pass an ssh public key", code="bad-public-key"
-            )
     except Fault as fault:
         raise UsageError(fault.message, code=fault.code, hint=fault.hint) from None
+    author_keys = public_keys(keys)
     added = boxes.add(
         name, words[1],
-        digest=expected, keys=public_keys, force=force, version=version, is_unverified=unverified,
+        digest=expected, keys=author_keys, force=force, version=version, is_unverified=unverified,
         is_older_allowed=allow_older,
     )  # fmt: skip
-    signed = ", signed by one of the keys" if public_keys else ""
+    signed = ", signed by one of the keys" if author_keys else ""
     report("box", {"added": added.as_json()}, f"added {added.name} ({added.digest}{signed})")
-
-
-def _keys(text: str) -> tuple[str, ...]:
-    """Returns the keys of one --key: the key itself, or all keys of a file. Raises Fault if one is invalid."""
-    from kimbox.spec import signing
-
-    file = Path(text).absolute()
-    if file.is_file():
-        return signing.keys(file.name, file.parent, file.parent)
-    return signing.keys(text, Path.cwd(), Path.cwd())
 
 
 def _list() -> None:

@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "diff": ("diff", "Show the differences between two locks, or lock and box"),
         "verify": ("verify", "Build an image again and compare it byte for byte"),
         "provenance": ("provenance", "Write the SBOM and the provenance statement of a box"),
+        "report": ("report", "Write one page about a box, for a person to read"),
     },
     "Packages and maintenance": {
         "package": ("package", "Export a box for Vagrant, as OVA, qcow2 or raw disk"),
