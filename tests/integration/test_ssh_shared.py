@@ -166,6 +166,20 @@ def test_a_program_that_handles_the_signal(endpoint: Endpoint, tmp_path: Path) -
         assert (7, True) == (ended.wait(60), "saved" in ended.output().splitlines())
 
 
+def test_a_program_in_the_background(endpoint: Endpoint, tmp_path: Path) -> None:
+    """As with ssh(1), its output is awaited. A program whose files are its own continues after the command."""
+    waits = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    with background(argv(endpoint, "exec", f"({waits}; echo late) & echo early; touch {tmp_path}/on")) as waiting:
+        until("it is on", (tmp_path / "on").exists)
+        own = f"(touch {tmp_path}/own; {waits}; touch {tmp_path}/end) >/dev/null 2>&1 </dev/null &"
+        assert Completed(0, "", "") == client(endpoint, "exec", own)
+        assert not (tmp_path / "end").exists()
+        (tmp_path / "go").touch()
+        assert 0 == waiting.wait(60)
+        assert "early\nlate\n" == waiting.output()
+    until("the other has ended", (tmp_path / "end").exists)
+
+
 def test_a_loop_keeps_its_input(endpoint: Endpoint, tmp_path: Path) -> None:
     """With an empty stdin, a command in a `while read` loop does not read the rest of the loop's input."""
     words = shlex.join(argv(endpoint, "exec -n", "cat; echo done"))
