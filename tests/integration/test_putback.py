@@ -44,23 +44,33 @@ ATTACKED = {
 }
 
 
+@pytest.fixture(scope="module")
+def disks_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an image, a disk with files on `persistent` and a used snapshot, and the content of the files."""
+    folder = tmp_path_factory.mktemp("disks")
+    made = folder / "image.raw"
+    madedisk.make(made)
+    for name, size in (("base", 2 * MIB), ("kept", 6 * MIB)):
+        (folder / name).write_bytes(os.urandom(size))
+    madedisk.put(made, PLACES["persistent"], "base", folder / "base")
+    changed = Path(shutil.copy(made, folder / "changed.raw"))
+    madedisk.put(changed, PLACES["persistent"], "kept", folder / "kept")
+    madedisk.store(changed, {0: madedisk.read(changed, LAYOUT.root.place.offset_bytes, 65536)})
+    return folder
+
+
 @pytest.fixture
-def machine(world: Path) -> Machine:
+def machine(world: Path, disks_made: Path) -> Machine:
     """A halted box with files on `persistent`, and a used snapshot. Nothing else differs from its image."""
     folder = paths.images_dir() / IMAGE
     folder.mkdir(parents=True)
-    image = folder / "disk.raw"
-    madedisk.make(image)
-    (world / "base").write_bytes(os.urandom(2 * MIB))
-    madedisk.put(image, PLACES["persistent"], "base", world / "base")
+    for name in ("base", "kept"):
+        (world / name).hardlink_to(disks_made / name)
+    shutil.copy(disks_made / "image.raw", folder / "disk.raw")
     write_json(folder / "image.json", {"format": "raw", "key": IMAGE, "virtual_bytes": LAYOUT.size_bytes})
-    changed = Path(shutil.copy(image, world / "changed.raw"))
-    (world / "kept").write_bytes(os.urandom(6 * MIB))
-    madedisk.put(changed, PLACES["persistent"], "kept", world / "kept")
-    madedisk.store(changed, {0: madedisk.read(changed, LAYOUT.root.place.offset_bytes, 65536)})
     made = make_machine()
     made.disk.unlink()
-    madedisk.overlaid(image, changed, made.disk)
+    madedisk.overlaid(folder / "disk.raw", disks_made / "changed.raw", made.disk)
     return made
 
 

@@ -229,7 +229,7 @@ modes file.grub low 1.4.2 "Permissions of the boot menu" "0600 root:root" '[46]0
 # --- secrets at rest
 
 # Secrets of `secure` and `seal`. The credentials are encrypted; no other file may contain a secret.
-KEPT="answers.env credentials.enc known_hosts operator_keys outbound policy.env rotated"
+KEPT="answers.env cache.sha256 credentials.enc known_hosts operator_keys outbound policy.env rotated"
 
 if [ -d "$sealed" ]; then
 	hidden=$(for folder in "$sealed" /run/kimbox/credentials; do
