@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,26 @@ def test_lammps_that_does_not_end_is_ended(tmp_path: Path) -> None:
         made.start_worker("worker", "--timeout", "0.3")
         until("it has a result", lambda: len(made.results()) == 1)
         assert "LAMMPS did not end within 0.3 s" == made.results()[DIAMOND]["reason"]
+
+
+def test_the_link_and_the_last_job_reach_the_host(few: Pipeline) -> None:
+    """A worker reports the ages of the last answer and of the last job. Without a link, the first one grows."""
+
+    def last(name: str) -> int:
+        """The last value of a field, or -1."""
+        values = re.findall(rf"{name}=(\d+)", "\n".join(few.events()))
+        return int(values[-1]) if values else -1
+
+    few.start_status()
+    few.start_queue()
+    few.start_gateway()
+    few.start_director()
+    few.start_link()
+    few.start_worker("worker", "--status", str(few.here / "status"), "--status-every", "0.2")
+    wait_until_done(few, 3)
+    until("the age of the last job", lambda: last("last_s") >= 0)
+    few.kill("link")
+    until("the age of the link grows", lambda: last("link_s") >= 2)
+    assert last("last_s") >= last("link_s")
+    few.start_link()
+    until("the link is new", lambda: last("link_s") in (0, 1))

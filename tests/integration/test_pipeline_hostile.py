@@ -220,15 +220,15 @@ def test_only_numbers_reach_the_host(few: Pipeline) -> None:
     with (few.here / "status").open("w") as pipe:
         for line in (
             "total=1 done=x", "ready=1", "total=1 done=1 manifest=1", "total=", "$(id)", "*", "total=99999999999", "",
-            "done=1 " * 9, "total=1 -n", "done=1", "total=2 done=1", "running=1 x",
+            "done=1 " * 9, "total=1 -n", "link_s=-1", "link_x=1", "done=1", "total=2 done=1", "running=1 x",
         ):  # fmt: skip
             pipe.write(f"{line}\n")
         pipe.flush()
         until("the newest line is sent", lambda: few.last_event() == "jobs total=2 done=1")
-        pipe.write("done=3 failed=0 running=1\n")
+        pipe.write("done=3 failed=0 running=1 link_s=4 last_s=5\n")
     until("the last line is sent", lambda: "running" in few.last_event())
     events = few.events()
-    assert ["jobs total=2 done=1", "jobs done=3 failed=0 running=1"] == events[-2:]
+    assert ["jobs total=2 done=1", "jobs done=3 failed=0 running=1 link_s=4 last_s=5"] == events[-2:]
     assert {"jobs done=1"} >= set(events[:-2])  # some lines of the burst are skipped
 
 
