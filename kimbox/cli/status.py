@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from kimbox.cli import target
 from kimbox.cli.output import report
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from kimbox.guest.events import Event
     from kimbox.machine.folder import Machine
+    from kimbox.machine.record import Record
+    from kimbox.machine.state import Observation, State
 
 
 #: Keys of a summary. An unknown value is None.
@@ -34,10 +37,12 @@ if TYPE_CHECKING:
 #: - `jobs`: the last counts from the runner of its role.
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
+#: - `health`: the last report of a sealed box, see `health.as_json`.
+#: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes",
-    "scratch", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
+    "scratch", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key", "health", "problems",
 )  # fmt: skip
 
 
@@ -46,11 +51,27 @@ _PROVISIONED_BY = {
     "hand": "by hand", "first": "as a new box", "resnap": "as a new root", "keep": "as a root that was kept",
 }  # fmt: skip
 
-#: A count in an event of a runner.
-_COUNT = re.compile(r"[0-9]{1,12}")
+#: Codes of problems that other lines of the output show.
+_SHOWN_ELSEWHERE = {
+    "crashed",
+    "failed",
+    "fallback",
+    "not-running",
+    "not-sealed",
+    "snapshot-lost",
+    "stale-steps",
+    "starting",
+}
 
 
-def status(box: target.Name = None, file: target.File = None) -> None:
+def status(
+    box: target.Name = None,
+    file: target.File = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Print one line and exit with 0, 1, 2 or 3, as plugins of monitoring systems do."),
+    ] = False,
+) -> None:
     """Show the state of a box, how to reach it and what it was made from.
 
     The JSON has these values from the events of the last boot: boot (the mode of the boot), snapshot_percent (the fill
@@ -64,17 +85,35 @@ def status(box: target.Name = None, file: target.File = None) -> None:
     the runner of its role). host_key is the ssh host key of the box, for `gateway.host_keys` of workers. An unknown
     value is null.
 
+    problems lists what is wrong: code, since (the time in UTC, as far as this host knows), severity (warning, critical)
+    and detail. health has the last report of a sealed box: spaces (free space of each file system), snapshot_percent,
+    clock_synchronised, link_age_s (seconds since the last answer of its director), last_job_age_s, and age_s (of the
+    report). docs/monitoring.md lists the codes.
+
+    With --check the exit status is 0 without a problem, 1 with warnings, 2 with a critical problem, and 3 if the state
+    is unknown, for example because there is no such box. The line has the numbers as performance data.
+
     \b
     Examples:
       kimbox status
       kimbox status openkim-dev --json
+      kimbox status openkim-worker --check
     """
-    from kimbox.machine.bootmode import MAINTAINED
-    from kimbox.machine.record import Purpose
+    if check:
+        from kimbox.cli import plugin
 
+        raise typer.Exit(plugin.check(box, file))
     summary = summary_of(target.machine(box, file))
     if summary["state"] == "absent":
         summary["spec"] = str(target.project(box, file).source)  # raises StateError if there is no such box
+    report("status", summary, "\n".join(_lines(summary)))
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    """Returns the lines of the output."""
+    from kimbox.machine.bootmode import MAINTAINED
+    from kimbox.machine.record import Purpose
+
     lines = [f"{summary['name']}: {summary['state']}"]
     if summary.get("failure"):
         lines.append(f"  failed at   {summary['failure']}")
@@ -92,6 +131,7 @@ def status(box: target.Name = None, file: target.File = None) -> None:
             f"  ssh         {summary['ssh_host']}:{summary['ssh_port']}",
             *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in summary["forwards"].items()),
             *_sealed_lines(summary),
+            *_problem_lines(summary),
             f"  manifest    {summary['manifest'] or 'none'}",
             *_wanted_lines(summary),
             *_provenance_lines(summary["provenance"]),
@@ -103,17 +143,14 @@ def status(box: target.Name = None, file: target.File = None) -> None:
         ]
     if scratch := summary["scratch"]:
         lines.append(f"  scratch     {scratch['size_bytes'] / 1e6:.0f} MB at {scratch['mount']} in the guest")
-    report("status", summary, "\n".join(lines))
+    return lines
 
 
 def summary_of(machine: Machine) -> dict[str, Any]:
     """Returns the keys SUMMARY_KEYS of a machine, as in the JSON of `status` and `list`. Takes no lock."""
-    import attrs
-
     from kimbox.actions import observe
-    from kimbox.drivers import registry
     from kimbox.guest import stale
-    from kimbox.machine import keys
+    from kimbox.guest.health import Work
     from kimbox.machine.console import SNAPSHOT_FULL
     from kimbox.machine.state import State, derive, last_manifest_event, lost_root
 
@@ -121,7 +158,7 @@ def summary_of(machine: Machine) -> dict[str, Any]:
     state = derive(observation)
     if state is State.ABSENT:
         return dict.fromkeys(SUMMARY_KEYS) | {"name": machine.name, "state": str(state)}
-    record, driver = machine.record(), registry.of(machine)
+    record = machine.record()
     events = {event.name: event for event in observation.events}
     failed = events.get("failed") if state is State.FAILED else lost_root(observation.events)
     failure, reason = (
@@ -147,6 +184,24 @@ def summary_of(machine: Machine) -> dict[str, Any]:
         "wanted": failed_manifest or None,
         "failure": failure,
         "reason": reason,
+        **_host_facts(machine, record),
+        "provenance": provenance,
+        "follow": _follow(events.get("follow")),
+        "jobs": Work.of(events["jobs"]).counts if "jobs" in events else None,
+        "stale": None if stale_steps is None else [step.as_json() for step in stale_steps],
+        **_health(machine, observation, state, reason, [step.step for step in stale_steps or ()]),
+    }
+
+
+def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
+    """Returns the keys of a summary that this host knows without the guest."""
+    import attrs
+
+    from kimbox.drivers import registry
+    from kimbox.machine import keys
+
+    driver = registry.of(machine)
+    return {
         "provider": driver.name,
         "pid": driver.pid(),
         "ssh_host": record.ssh_host,
@@ -158,22 +213,47 @@ def summary_of(machine: Machine) -> dict[str, Any]:
         "folder": str(machine.folder),
         "disk_bytes": _used_bytes(machine.disk) if driver.features.own_disk else None,
         "scratch": attrs.asdict(record.scratch) if record.scratch else None,
-        "provenance": provenance,
-        "follow": _follow(events.get("follow")),
         "sealed": attrs.asdict(record.sealed) if record.sealed else None,
         "put_back": attrs.asdict(record.put_back) if record.put_back else None,
-        "jobs": _jobs(events.get("jobs")),
-        "stale": None if stale_steps is None else [step.as_json() for step in stale_steps],
         "host_key": keys.host_key(machine),
     }
 
 
-def _jobs(event: Event | None) -> dict[str, int] | None:
-    """Returns the counts in an event of a runner. Other fields are left out."""
-    if event is None:
+def _health(
+    machine: Machine, observation: Observation, state: State, reason: str | None, stale_steps: list[str]
+) -> dict[str, Any]:
+    """Returns the keys `health` and `problems` of a summary."""
+    import time
+
+    from kimbox.guest import health
+    from kimbox.machine.problems import Known, problems
+
+    now_s = time.time()
+    clock = health.Clock(observation.events, _changed_s(machine.events_file) or now_s)
+    ended_s = None if state.running else _changed_s(machine.record_file)
+    is_sealed = machine.record().sealed is not None
+    known = Known(state, is_sealed, clock, now_s, ended_s, reason, stale_steps)
+    return {
+        "health": health.as_json(observation.events, clock, now_s) if state.running else None,
+        "problems": [problem.as_json() for problem in problems(known)],
+    }
+
+
+def _changed_s(path: Path) -> float | None:
+    """Returns the time at which a file was changed, in seconds since the epoch; None if it cannot be read."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
         return None
-    texts = {name: str(value) for name, value in event.fields.items()}
-    return {name: int(text) for name, text in texts.items() if _COUNT.fullmatch(text)}
+
+
+def _problem_lines(summary: dict[str, Any]) -> list[str]:
+    """Returns lines with the problems that no other line shows."""
+    return [
+        f"  PROBLEM     {problem['detail']}, since {problem['since'] or 'an unknown time'}"
+        for problem in summary["problems"]
+        if problem["code"] not in _SHOWN_ELSEWHERE
+    ]
 
 
 def _sealed_lines(summary: dict[str, Any]) -> list[str]:

@@ -85,6 +85,9 @@ def test_its_first_report_has_no_breach(site: Site) -> None:
     report = site.vault.json("audit", "vault")
     assert (report["breaches"], report["report"]["role"]) == ([], "director")
     assert report["counts"]["pass"] > 60
+    health = site.vault.json("status")["health"]
+    assert {"/", "/boot", "/persistent"} <= {space["mount"] for space in health["spaces"] if space["free_bytes"]}
+    assert (health["snapshot_percent"] in range(101), type(health["clock_synchronised"])) == (True, bool)
 
 
 def test_only_ssh_is_open(site: Site, tmp_path: Path) -> None:
@@ -192,6 +195,8 @@ def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: 
     assert site.vault.json("status")["jobs"]["done"] == len(JOBS)
     until("the report of the worker", lambda: has_report("hand"))
     assert site.hand.json("audit", "hand")["breaches"] == []
+    health = site.hand.json("status")["health"]
+    assert max(health["link_age_s"], health["last_job_age_s"]) < 600
     site.sftp(tmp_path, f"get -r results {tmp_path}/")
     assert {path.stem for path in (tmp_path / "results").glob("*.json")} == set(JOBS)
     image = Machine("hand").record().image
