@@ -61,12 +61,13 @@ def lock_for(project: Project) -> Locked:
     """
     box, path = project.box, project.lock_path
     base = base_provisioners(box)
+    previous = read_lock(path) if path.exists() else None
+    differences = [*check_lock(box, previous), *package_differences(box, previous, base)] if previous else []
     if project.frozen:
-        hint = "`kimbox lock` brings it up to date; so does `kimbox up` without --locked"
+        hint = "`kimbox lock` brings it up to date" + "; so does `kimbox up` without --locked" * (not differences)
         raise_faults(check_lock_file(project, base), hint)
     _warn_local(project)
-    previous = read_lock(path) if path.exists() else None
-    if previous and (differences := [*check_lock(box, previous), *package_differences(box, previous, base)]):
+    if differences:
         raise SpecError.at(
             path,
             "the lock does not match the spec: " + "; ".join(differences),

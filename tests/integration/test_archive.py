@@ -175,6 +175,7 @@ def test_every_verb_notices_an_edited_lock(
         for arguments in (["lock", "--check"], ["build"], ["up"], ["up", "--locked"]):
             code, _, err = kimbox(*arguments)
             assert (3, True) == (code, "`kimbox lock` brings it up to date" in err), err
+            assert "without --locked" not in err
         code, out, _ = kimbox("lock")
         assert (0, True) == (code, f"package {name}: new, " in out)
     assert whole == path.read_text()
