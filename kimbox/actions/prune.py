@@ -14,6 +14,7 @@ from kimbox.actions.stop import destroy
 from kimbox.drivers import registry
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import is_locked, locked, remove_tree
+from kimbox.guest import delivery
 from kimbox.image.store import images, names
 from kimbox.lock.git import bare
 from kimbox.machine.folder import Machine, interrupted, machines
@@ -55,15 +56,16 @@ def unused(*, packages: bool = False) -> list[Unused]:
     return sorted([*items, *unused_downloads()], key=lambda item: item.path)
 
 
-def _remains_in(machine: Machine) -> tuple[Path, ...]:
-    """Copies of the disk that an interrupted `package`, `maintain` or `shrink` leaves in the folder of a machine.
+def _remains_in(machine: Machine) -> list[Path]:
+    """What an interrupted run leaves in the folder of a machine: copies of the disk, and copies of repositories.
 
-    Also the disk with a delivery, of a machine that ended before it took that.
+    They are from `package`, `maintain` and `shrink`, and from `up` and `provision`. Also the disk with a delivery, of a
+    machine that ended before it took that.
     """
-    left = machine.package_work, machine.commit_work, machine.new_disk
-    if machine.running or machine.record().ended is Ended.SUSPENDED:
-        return left
-    return *left, machine.delivery
+    left = [machine.package_work, machine.commit_work, machine.new_disk, *machine.folder.glob(f"{delivery.TEMPORARY}*")]
+    if not machine.running and machine.record().ended is not Ended.SUSPENDED:
+        left.append(machine.delivery)
+    return left
 
 
 def unused_downloads() -> list[Unused]:

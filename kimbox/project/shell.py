@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
-from pathlib import Path
 
 import attrs
 
 from kimbox import run
 from kimbox.errors import KimboxError
+from kimbox.temporary import temporary_folder
 
 #: Timeout of a shell that parses one script, in seconds. A script can be made so that this takes very long.
 PARSE_TIMEOUT_S = 10.0
@@ -75,11 +74,11 @@ def syntax_fault(script: str, deadline: Deadline) -> SyntaxFault | None:
 
 
 def _parse(shell: str, script: str, deadline: Deadline) -> SyntaxFault | None:
-    with tempfile.TemporaryDirectory(prefix="kimbox-script-") as folder:
-        Path(folder, "script").write_text(script, errors="surrogateescape", newline="")
+    with temporary_folder("kimbox-script-") as folder:
+        (folder / "script").write_text(script, errors="surrogateescape", newline="")
         try:
             limit_s = max(0.1, min(PARSE_TIMEOUT_S, deadline.left_s))
-            done = run.run([shell, "-n", "script"], cwd=Path(folder), check=False, timeout_s=limit_s)
+            done = run.run([shell, "-n", "script"], cwd=folder, check=False, timeout_s=limit_s)
         except KimboxError:
             return None
     if done.code <= 0:  # a signal: the shell itself failed, for example by too deep a nesting

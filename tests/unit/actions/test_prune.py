@@ -16,6 +16,7 @@ from kimbox import paths
 from kimbox.actions import prune
 from kimbox.errors import StateError
 from kimbox.files import locked, write_json
+from kimbox.guest import delivery
 from kimbox.image.store import images, lease
 from kimbox.machine.folder import Machine
 from kimbox.transfer import downloads
@@ -146,20 +147,20 @@ def test_what_git_did_not_finish_in_a_mirror() -> None:
     assert pack.parent.is_dir()
 
 
-def test_copies_of_a_disk_in_the_folder_of_a_machine() -> None:
+def test_copies_in_the_folder_of_a_machine() -> None:
     """They are shown and removed, unless a process works on the machine. The machine stays."""
     machine = make_machine()
+    sent = machine.folder / f"{delivery.TEMPORARY}12345678"
     machine.package_work.mkdir()
-    for copy in (machine.package_work / "clean.raw", machine.new_disk):
+    sent.mkdir()
+    for copy in (machine.package_work / "clean.raw", machine.new_disk, sent / "delivery.tar"):
         copy.write_bytes(b"x" * 8192)
     with machine.locked():
         assert [] == prune.unused()
     unused = prune.unused()
-    assert [machine.new_disk, machine.package_work] == [item.path for item in unused]
+    assert [sent, machine.new_disk, machine.package_work] == [item.path for item in unused]
     assert unused == prune.remove(unused)
-    assert (True, True, False, False) == (
-        machine.exists, machine.disk.exists(), machine.new_disk.exists(), machine.package_work.exists(),
-    )  # fmt: skip
+    assert (True, True, [False] * 3) == (machine.exists, machine.disk.exists(), [i.path.exists() for i in unused])
 
 
 def test_remains_that_a_process_works_on_are_neither_shown_nor_removed() -> None:
