@@ -230,6 +230,25 @@ def test_without_a_network_it_goes_on_with_what_it_has(followed: Followed) -> No
 
 
 @needs_namespace
+def test_a_sealed_box_believes_its_server_alone(followed: Followed) -> None:
+    """Not what root in it has written: without a network it has the pinned commit."""
+    newest = followed.push("echo two")
+    followed.deliver()
+    followed.boot()
+    followed.guest.secure()
+    known = followed.guest.path("/run/credentials/@system/kimbox.manifests")
+    known.write_text(f"{followed.digest}\n")
+    assert followed.guest.run("/usr/lib/kimbox/distrust").ok
+    follow, last = followed.boot()
+    assert (follow, last["event"]) == (about("newest", newest, newest), "sealed")
+    followed.cut()
+    assert followed.guest.path("/persistent/kimbox/followed").exists()
+    assert followed.guest.run("/usr/lib/kimbox/distrust").ok
+    follow, last = followed.boot()
+    assert (follow["status"], follow["commit"], last["event"]) == ("unreachable", followed.pinned, "sealed")
+
+
+@needs_namespace
 def test_a_box_that_no_longer_follows_is_pinned(followed: Followed) -> None:
     """A manifest without it brings the pinned commit back."""
     followed.deliver()
