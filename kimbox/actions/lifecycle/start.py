@@ -85,8 +85,13 @@ def _put_back(machine: Machine, record: Record, *, resume: bool) -> PutBack:
         changed = ()
     elif changed:
         log.warn(
-            f"root in {machine.name} had changed its disk outside /persistent: {', '.join(changed)}. This is undone; "
-            "to find out how the box was entered, see `kimbox logs`"
+            f"root in {machine.name} had changed its disk outside /persistent: {', '.join(changed)}. This is undone"
+        )
+    if record.known is None and not machine.unseal_mark.exists():
+        log.warn(
+            f"this host does not know the manifest and the rules of {machine.name}, so the box uses those on its "
+            f"/persistent: an older kimbox sealed it, or `kimbox secure` was interrupted. `kimbox secure --unseal "
+            f"{machine.name}`, then `kimbox reload` and `kimbox secure`, seal it anew"
         )
     return PutBack(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), changed)
 

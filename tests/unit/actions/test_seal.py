@@ -258,13 +258,17 @@ def test_the_memory_of_a_sealed_box_is_not_written(world: World, script: Script)
             operation()
 
 
-def test_a_record_that_was_not_written(world: World, script: Script) -> None:
-    """kimbox was killed before it wrote the role to the record: the box reports it."""
+def test_a_record_that_was_not_written(world: World, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """kimbox was killed before it wrote the role to the record: the box reports it, and later starts warn."""
     world.machine.data_key.write_text("0" * 64)
     stop.halt(world.machine)
     up(world)
     assert State.SEALED is up(world)
     assert SEALED == world.machine.record().sealed
+    stop.halt(world.machine)
+    capsys.readouterr()
+    up(world)
+    assert "does not know the manifest and the rules of tiny" in capsys.readouterr().err
 
 
 def test_a_guest_cannot_lock_its_owner_out(world: World, script: Script) -> None:
