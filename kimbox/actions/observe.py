@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from kimbox.drivers import registry
-from kimbox.errors import KimboxError, StateError
+from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import read_json
 from kimbox.guest import stale
 from kimbox.guest.endpoint import Endpoint
@@ -192,3 +192,30 @@ def reach(machine: Machine, verb: str = "ssh") -> Endpoint:
             )
         keys.pin_host_key(machine, key_events[-1].text("key"))
     return endpoint(machine)
+
+
+def check_connection(machine: Machine, endpoint: Endpoint, *, may_end: bool = False) -> None:
+    """Finds out why ssh(1) exited with `shared.SSH_FAILED`. Returns if that was the exit code of the command itself.
+
+    Raises GuestError if the connection was lost (`connection-lost`), unless it `may_end`, or if the guest could not
+    start the command (`too-many-processes`).
+    """
+    from kimbox.guest import shared  # other verbs need no ssh
+
+    if not (registry.of(machine).listen() and shared.answers(endpoint)):
+        if may_end:
+            return
+        raise GuestError(
+            f"the connection to {machine.name} was lost during the command",
+            code="connection-lost",
+            hint=f"see `kimbox status {machine.name}` and `kimbox logs --serial {machine.name}`",
+            fields={"name": machine.name},
+        )
+    if not shared.can_start(endpoint):
+        shared.retire(endpoint.key_path.parent)
+        raise GuestError(
+            f"{machine.name} cannot start the command: its running programs have reached the limit of processes",
+            code="too-many-processes",
+            hint="run the same command again: it gets another connection",
+            fields={"name": machine.name},
+        )

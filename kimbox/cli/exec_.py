@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kimbox.cli import completers, target
 from kimbox.cli.output import settings
-from kimbox.errors import GuestError, UsageError
-
-if TYPE_CHECKING:
-    from kimbox.guest.endpoint import Endpoint
-    from kimbox.machine.folder import Machine
-
-#: Exit status of ssh(1) after a failed connection. A command in the guest may also exit with it.
-SSH_FAILED = 255
-
-#: Timeout of the login that shows which of both it was, in seconds.
-ANSWER_S = 10
+from kimbox.errors import UsageError
 
 
 def exec_(
@@ -56,7 +46,7 @@ def exec_(
       tar -c data | kimbox exec -- tar -x
       while read -r name; do kimbox exec -n -- make "$name"; done <names
     """
-    from kimbox.actions.observe import reach
+    from kimbox.actions.observe import check_connection, reach
     from kimbox.guest import shared
 
     name, command = target.split(words or [], settings.after)
@@ -72,39 +62,6 @@ def exec_(
     endpoint = reach(machine, "exec")
     terminal = not no_stdin and sys.stdin.isatty() and sys.stdout.isatty()
     code = shared.execute(endpoint, command, terminal=terminal, no_input=no_stdin)
-    if code == SSH_FAILED:
-        _check_connection(machine, endpoint)
+    if code == shared.SSH_FAILED:
+        check_connection(machine, endpoint)
     raise typer.Exit(code)
-
-
-def _check_connection(machine: Machine, endpoint: Endpoint) -> None:
-    """Raises GuestError unless the exit status 255 was that of the command, and not that of ssh."""
-    from kimbox.drivers import registry
-    from kimbox.guest import shared
-
-    if not (registry.of(machine).listen() and _answers(endpoint)):
-        raise GuestError(
-            f"the connection to {machine.name} was lost during the command",
-            code="connection-lost",
-            hint=f"see `kimbox status {machine.name}` and `kimbox logs --serial {machine.name}`",
-            fields={"name": machine.name},
-        )
-    if not shared.can_start(endpoint):
-        shared.retire(endpoint.key_path.parent)
-        raise GuestError(
-            f"{machine.name} cannot start the command: its running programs have reached the limit of processes",
-            code="too-many-processes",
-            hint="run the same command again: it gets another connection",
-            fields={"name": machine.name},
-        )
-
-
-def _answers(endpoint: Endpoint) -> bool:
-    """Whether a login works now."""
-    from kimbox.guest.endpoint import ssh_command
-    from kimbox.run import run
-
-    options = ["-oBatchMode=yes", f"-oConnectTimeout={ANSWER_S}", f"-oServerAliveInterval={ANSWER_S}"]
-    folder = endpoint.key_path.parent
-    argv = ssh_command(endpoint, command="true", options=options, cwd=folder)
-    return run(argv, check=False, cwd=folder).code != SSH_FAILED

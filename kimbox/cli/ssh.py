@@ -35,7 +35,7 @@ def ssh(
       kimbox ssh openkim-dev -- -L 8888:localhost:8888
       kimbox ssh -- uname -a
     """
-    from kimbox.actions.observe import reach
+    from kimbox.actions.observe import check_connection, reach
     from kimbox.guest import shared
 
     box, options = target.split(words or [], settings.after)
@@ -45,4 +45,9 @@ def ssh(
             code="usage",
             hint="write options of ssh(1) after `--`; `kimbox exec` runs a command",
         )
-    raise typer.Exit(shared.shell(reach(target.machine(box, file)), options))
+    machine = target.machine(box, file)
+    endpoint = reach(machine)
+    code = shared.shell(endpoint, options)
+    if code == shared.SSH_FAILED:
+        check_connection(machine, endpoint, may_end=True)
+    raise typer.Exit(code)

@@ -38,6 +38,12 @@ _ALIVE = {"ServerAliveInterval": "15", "ServerAliveCountMax": "1000"}
 #: Timeout of the shared connection's answer, in seconds.
 _ANSWER_S = 5.0
 
+#: Exit code of ssh(1) after a failed connection. A command in the guest may also exit with it.
+SSH_FAILED = 255
+
+#: Timeout of a login that shows whether the guest still answers, in seconds.
+_LOGIN_S = 10
+
 #: Interval of checks of the socket, in seconds.
 _POLL_S = 0.05
 
@@ -87,6 +93,14 @@ def _end(endpoint: Endpoint, command: str) -> bool:
             if code in (remote.ENDED, remote.NOT_FOUND):
                 return code == remote.ENDED
     return False
+
+
+def answers(endpoint: Endpoint) -> bool:
+    """Whether a login works now, over a connection of its own."""
+    options = ["-oBatchMode=yes", f"-oConnectTimeout={_LOGIN_S}", f"-oServerAliveInterval={_LOGIN_S}"]
+    folder = endpoint.key_path.parent
+    argv = ssh_command(endpoint, command="true", options=options, cwd=folder)
+    return run(argv, check=False, cwd=folder).code != SSH_FAILED
 
 
 def can_start(endpoint: Endpoint) -> bool:

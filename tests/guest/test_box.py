@@ -75,7 +75,9 @@ def test_a_program_that_is_killed_ends_alone(minimal: Kimbox) -> None:
     before = minimal.sh("minimal", f"{sshd}; cat /proc/$({sshd})/cgroup /proc/self/cgroup")
     first, of_sshd, of_session = before.splitlines()
     assert of_sshd != of_session
-    limit = minimal.sh("minimal", f"cat /sys/fs/cgroup{of_session.removeprefix('0::')}/pids.max")
+    group = f"/sys/fs/cgroup{of_session.removeprefix('0::')}"
+    limit, controllers = minimal.sh("minimal", f"cat {group}/pids.max {group}/cgroup.controllers").splitlines()
+    assert {"cpu", "pids"} <= {*controllers.split()}
     assert 100 < int(limit) < int(minimal.sh("minimal", "cat /proc/sys/kernel/threads-max"))
     done = minimal("exec", "minimal", "--", "perl", "-e", "push @a, q(x) x (1<<26) while 1", check=False)
     assert (137, "") == (done.code, done.stdout + done.stderr)

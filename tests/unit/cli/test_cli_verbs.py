@@ -80,12 +80,14 @@ def test_exec_detects_a_lost_connection(
     retired: list[Path] = []
     monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.attached", lambda *_, **__: 255)
-    monkeypatch.setattr("kimbox.run.run", lambda *_, **__: Completed(ssh_status, "", ""))
+    monkeypatch.setattr("kimbox.guest.shared.run", lambda *_, **__: Completed(ssh_status, "", ""))
     monkeypatch.setattr("kimbox.guest.shared.can_start", lambda _: can_start)
     monkeypatch.setattr("kimbox.guest.shared.retire", retired.append)
     with makemachine.running(machine) if runs else contextlib.nullcontext():
         code, out, _ = kimbox("--json", "exec", "tiny", "--", "false")
-    assert (4 if expected else 255, [] if can_start else [machine.folder]) == (code, retired)
+        shell_code = kimbox("ssh", "tiny")[0]
+    assert (4 if expected else 255, [] if can_start else [machine.folder] * 2) == (code, retired)
+    assert (255 if can_start else 4) == shell_code
     if expected:
         assert (expected, {"name": "tiny"}) == (error(out, "exec")["code"], error(out, "exec")["fields"])
     else:
