@@ -65,8 +65,8 @@ def secure(
     kimbox prompts for role, sitename, username and password, unless options give them. With these, the box requests the
     credentials of the site from the gateway of the role (`secure:` in the spec). If the gateway refuses or cannot be
     reached, the box reports why and stays unchanged. Otherwise the box restarts. At this and every later boot it seals
-    itself before its network starts, and then does the work of its role. At each start kimbox puts the disk of the box
-    back to its image, except /persistent. The host can halt, reload and destroy it.
+    itself before its network starts, and then does the work of its role. `kimbox status` and `kimbox audit` show its
+    state. The host can halt, reload and destroy it. Each start puts its disk, except /persistent, back to its image.
 
     --unseal opens the box again: kimbox destroys the key of the credentials, and the box restarts in maintain mode,
     with a new root. Of /persistent it keeps only its ssh host keys.
