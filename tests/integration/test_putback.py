@@ -140,6 +140,17 @@ def test_what_no_boot_of_a_box_writes_is_told(machine: Machine, world: Path) -> 
         disks.put_back(machine, IMAGE)
 
 
+def test_the_link_to_the_kernel_of_the_snapshot(machine: Machine, world: Path) -> None:
+    """A boot may write it. A folder in its place is a difference."""
+    for request, expected in (("symlink /linux.keep linux-6.1", ()), ("mkdir /linux.keep", ("/boot/linux.keep",))):
+        disks.put_back(machine, IMAGE)
+        raw = madedisk.raw_of(machine.disk, world / "linked.raw")
+        run(["debugfs", "-w", "-R", request, madedisk.device(raw, PLACES["boot"])])
+        machine.disk.unlink()
+        madedisk.overlaid(image(), raw, machine.disk)
+        assert pristine.differences(machine.disk, image(), "raw") == expected
+
+
 def test_the_check_of_the_host(machine: Machine, world: Path) -> None:
     """While the box is halted, it compares the disk itself."""
     sealed = attrs.evolve(machine.record(), sealed=Sealed("w", "a.org"), put_back=PutBack("2026-11-28T17:00:00Z", ()))

@@ -15,11 +15,14 @@ from kimbox import run
 from kimbox.errors import ImageError
 from kimbox.files import sync_file
 from kimbox.image.disk import faults, grubenv, nbd, ranges, slim, trees
+from kimbox.image.disk.ext4 import inodes
 from kimbox.image.disk.ext4.directories import shown
+from kimbox.image.disk.ext4.inodes import FileSystem
 from kimbox.image.disk.grubenv import BLOCK_BYTES, NEXT, SAVED
 from kimbox.image.disk.ranges import Ranges
 from kimbox.image.disk.trees import Aspect
 from kimbox.image.disk.view import BOOT, PERSISTENT, DiskView, Volume
+from kimbox.render.guestfiles import KEEP_KERNEL
 from kimbox.spec.model import BootMode
 
 #: Names of the parts of a disk that are neither a file system nor an LV, as `kimbox verify` prints them.
@@ -30,6 +33,9 @@ MAX_FILES, MAX_PATH = 10, 200
 
 #: Aspects in which a file of /boot may differ from that of the image: a sealed box makes grub.cfg private.
 HARMLESS = frozenset({Aspect.MODE, Aspect.TIME, Aspect.ATTRIBUTES})
+
+#: Path of the link to the kernel of the snapshot, which a boot may write. What it points to is compared, too.
+KERNEL_OF_SNAPSHOT = f"{BOOT}{KEEP_KERNEL}".encode()
 
 #: Path of the file of /boot with the boot mode, which the host writes.
 GRUB_ENVIRONMENT = f"{BOOT}{grubenv.PATH}".encode()
@@ -137,12 +143,20 @@ def _boot_differences(image: DiskView, source: nbd.Disk) -> list[str]:
     try:
         different = trees.compare(image.boot.file_system, boot.file_system, BOOT.encode())
         paths = [path for path, aspects in different.items() if not HARMLESS.issuperset(aspects)]
+        if KERNEL_OF_SNAPSHOT in paths and _is_link(boot.file_system, KERNEL_OF_SNAPSHOT.removeprefix(BOOT.encode())):
+            paths.remove(KERNEL_OF_SNAPSHOT)
         if GRUB_ENVIRONMENT in paths and _is_same_environment(image, source, boot):
             paths.remove(GRUB_ENVIRONMENT)
     except ImageError:
         return [BOOT]
     more = [f"{BOOT}: {len(paths) - MAX_FILES} more files"] if len(paths) > MAX_FILES else []
     return [shown(path)[:MAX_PATH] for path in paths[:MAX_FILES]] + more
+
+
+def _is_link(system: FileSystem, path: bytes) -> bool:
+    """Whether a file system has a symbolic link at a path."""
+    number = trees.numbers(system).get(path)
+    return number is not None and inodes.inode_of(system, number).is_link
 
 
 def _is_same_environment(image: DiskView, source: nbd.Disk, boot: Volume) -> bool:
