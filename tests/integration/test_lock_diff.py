@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import attrs
@@ -124,6 +125,21 @@ def test_the_log_between_two_commits(tmp_path: Path, world: Path) -> None:
     long = history.between(f"file://{source}", first, last)
     assert long
     assert (history.MAX_LINES, history.MAX_LINES + 4, 4) == (len(long.came), long.came_count, long.left_out)
+
+
+def test_the_date_of_a_commit(tmp_path: Path, world: Path) -> None:
+    """It is read from a mirror that has the commit, in the time zone of the commit. Without a mirror it is unknown."""
+    source = tmp_path / "code"
+    first = makebox.make_repository(source)
+    code = Mirror.of(Repository("code", f"file://{source}", False, "main", "/opt"))
+    assert None is history.date_of(code.url, first)
+    code.ensure(first)
+    shown = history.date_of(code.url, first)
+    assert shown is not None
+    assert re.fullmatch(r"[0-9-]{10}T[0-9:]{8}([+-][0-9:]{5}|Z)", shown)
+    assert makebox.git(source, "show", "-s", "--format=%cI", first) == shown
+    for commit in ("main", "--output=x", "a" * 40):
+        assert None is history.date_of(code.url, commit)
 
 
 def test_a_mirror_is_found_without_the_credentials_of_its_url(tmp_path: Path, world: Path) -> None:

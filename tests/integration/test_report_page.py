@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 import browser
+import makekeys
 import makemachine
 import pytest
 import tinyimage
@@ -183,6 +184,19 @@ def test_a_package_with_other_files_beside_it(kimbox: Kimbox, box: Path, made: M
     (out / "tiny.SHA256SUMS").unlink()
     content = reported(kimbox, "out/tiny.raw")
     assert (None, []) == (content["lock"], content["repositories"])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("tiny-libvirt.box", "libvirt"), ("tiny.raw", "raw")])
+def test_a_signed_package(kimbox: Kimbox, box: Path, made: Made, tmp_path: Path, name: str, kind: str) -> None:
+    """The key of the author is accepted, inside a box and beside a disk. Another key is an error, and no page."""
+    for key in ("key", "other"):
+        makekeys.ssh(tmp_path, key)
+    made("-o", "out", "--format", kind, "--sign", str(tmp_path / "key"))
+    content = reported(kimbox, f"out/{name}", "--key", str(tmp_path / "key.pub"))
+    assert "pass" == outcomes(content)["The package has a signature of its author"]
+    code, out, _ = kimbox("--json", "report", f"out/{name}", "--key", str(tmp_path / "other.pub"), "-o", "other.html")
+    assert (3, "signature-wrong") == (code, error(out, "report")["code"])
+    assert not Path("other.html").exists()
 
 
 def test_wrong_words(kimbox: Kimbox, box: Path) -> None:
