@@ -23,6 +23,9 @@ from clirun import kimbox as kimbox
 from clirun import world as world
 from tinypackage import Made, image_of, machine_of
 
+from kimbox.image import namespace
+from kimbox.image.build import rootfs
+from kimbox.lock.apt import cache
 from kimbox.machine import past_audits
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Sealed
@@ -184,6 +187,25 @@ def test_a_package_with_other_files_beside_it(kimbox: Kimbox, box: Path, made: M
     (out / "tiny.SHA256SUMS").unlink()
     content = reported(kimbox, "out/tiny.raw")
     assert (None, []) == (content["lock"], content["repositories"])
+
+
+def test_a_second_build(kimbox: Kimbox, box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --verify the image is built again. Equal bytes pass, and a difference is named."""
+    monkeypatch.setattr(cache, "ensure", lambda *_, **__: None)  # the tiny root is not made of its packages
+    name = "A second build of the image gives the same bytes"
+    assert name not in outcomes(reported(kimbox))
+    assert "pass" == outcomes(reported(kimbox, "--verify", "--force"))[name]
+    fill = rootfs.build
+
+    def fill_differently(*args: Any, **options: Any) -> Path:
+        root = fill(*args, **options)
+        namespace.call(["sh", "-c", "echo other >root/etc/hosts"], cwd=args[1])
+        return root
+
+    monkeypatch.setattr(rootfs, "build", fill_differently)
+    content = reported(kimbox, "--verify", "--force")
+    (evidence,) = [check["evidence"] for check in content["checks"] if check["name"] == name]
+    assert ("fail", True) == (outcomes(content)[name], "/etc/hosts" in evidence)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("tiny-libvirt.box", "libvirt"), ("tiny.raw", "raw")])
