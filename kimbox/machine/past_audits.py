@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Self
 
 import attrs
@@ -56,14 +57,14 @@ class PastAudit:
     @classmethod
     def parse(cls, value: dict[str, Any]) -> Self:
         """Parses a line of the file. Raises ValueError, KeyError or TypeError."""
-        counts = {str(status): int(value["counts"][status]) for status in Status}
+        counts = {str(status): _count(value["counts"][status]) for status in Status}
         failed, breaches = (tuple(map(_text, value[key])) for key in ("failed", "breaches"))
         return cls(_text(value["at"]), _text(value["boot"]), counts, failed, breaches)
 
 
 def past(machine: Machine) -> list[PastAudit]:
     """The past audits of a machine, oldest first: the kept ones, and those in the log of a sealed box."""
-    found = [*_kept(machine), *map(PastAudit.of, audit.reports(read_end(machine.audit_log, LOG_BYTES)))]
+    found = [*kept(machine.past_audits), *map(PastAudit.of, audit.reports(read_end(machine.audit_log, LOG_BYTES)))]
     return _in_order(found)
 
 
@@ -76,9 +77,9 @@ def keep(machine: Machine, report: Report) -> None:
         write_atomic(machine.past_audits, "".join(lines))
 
 
-def _kept(machine: Machine) -> Iterable[PastAudit]:
-    """The kept audits. A damaged line is left out."""
-    for line in read_end(machine.past_audits, MAX_BYTES).split(b"\n"):
+def kept(file: Path) -> Iterable[PastAudit]:
+    """The audits in the file of a machine. A damaged line is left out."""
+    for line in read_end(file, MAX_BYTES).split(b"\n"):
         with contextlib.suppress(KeyError, TypeError, ValueError):
             yield PastAudit.parse(parse_object(line) or {})
 
@@ -92,4 +93,10 @@ def _in_order(found: Iterable[PastAudit]) -> list[PastAudit]:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > _MAX_TEXT:
         raise ValueError(f"{value!r:.80} is not a short text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= audit.MAX_CHECKS:
+        raise ValueError(f"{value!r:.80} is not a number of checks")
     return value

@@ -7,18 +7,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 from fuzzing import Parser
 
 from kimbox import paths, run
-from kimbox.guest import audit, events, stale
+from kimbox.guest import audit, events, health, stale
 from kimbox.lock.apt import archive, packages, sources
 from kimbox.lock.apt.archive import Archive
 from kimbox.lock.apt.packages import LockedPackage
 from kimbox.lock.apt.sources import Source
 from kimbox.lock.git import refs, submodules
 from kimbox.lock.lockfile import Lock, PinnedRepository, PinnedSubmodule, format_lock, parse_lock
-from kimbox.machine import console
+from kimbox.machine import console, past_audits
+from kimbox.machine.problems import Known, problems
 from kimbox.machine.record import PlanDigests, Record, Scratch, Sealed
+from kimbox.machine.state import State
 from kimbox.run import Completed
 from kimbox.spec import rules, signing, units, urls
 from kimbox.spec.load import load_box
@@ -201,6 +204,22 @@ def read_events(data: bytes, folder: Path) -> None:
     console.explain(data, found, alive=False, waited_s=1.0)
 
 
+def read_health(data: bytes, _: Path) -> None:
+    """The problems that a box reports, and its last report, as JSON."""
+    found = tuple(event for line in data.split(b"\n") if (event := events.parse_line(line)))
+    if found:
+        clock = health.Clock(found, 1.8e9)
+        shown = [problem.as_json() for problem in problems(Known(State.SEALED, True, clock, 1.8e9))]
+        json.dumps([shown, health.as_json(found, clock, 1.8e9)])
+
+
+def read_past_audits(data: bytes, folder: Path) -> None:
+    file = folder / "audits.jsonl"
+    file.write_bytes(data)
+    for past in past_audits.kept(file):
+        json.dumps(attrs.asdict(past))
+
+
 def read_console(data: bytes, _: Path) -> None:
     for line in console.console_lines(data):
         assert line.isprintable()
@@ -244,6 +263,11 @@ CHECK = {"id": "net.tcp", "title": "t", "cis": "1.2", "severity": "high", "statu
          "found": "f", "remedy": "r"}  # fmt: skip
 AUDIT = [{"audit": 1, "at": "2026-11-28T12:00:00Z", "boot": BOOT, "role": "worker", "site": "x"}, CHECK,
          {"end": True, "checks": 1}]  # fmt: skip
+HEALTH = [{"event": "sealed", "boot": BOOT, "uptime_s": 9, "manifest": "a"},
+          {"event": "health", "boot": BOOT, "uptime_s": 30, "space": "/:40:99 /a:97:3", "clock": "no", "percent": 96},
+          {"event": "jobs", "boot": BOOT, "uptime_s": 31, "done": "1", "link_s": "1000", "last_s": "7"}]  # fmt: skip
+PAST = {"at": "2026-11-28T12:00:00Z", "boot": BOOT, "counts": {"pass": 1, "fail": 1, "info": 0, "skip": 0},
+        "failed": ["net.tcp"], "breaches": ["net.tcp"]}  # fmt: skip
 REPORT = {"at": "2026-11-28T12:00:00Z", "audit": 1, "boot": BOOT, "role": "worker", "site": "x", "checks": [CHECK]}
 REFS = b"".join(
     b"%040x\t%s\n" % (number, name)
@@ -310,6 +334,14 @@ PARSERS = [
         read_events,
         words=(b'{"event":"box",', b'"stale":', b'"uptime_s":1e400', b"\\ud800", b"{" * 200),
     ),
+    Parser(
+        "health",
+        lambda _: [lines(*HEALTH)],
+        read_health,
+        words=(b"/:100:1 ", b'"clock":"no"', b'"percent":99', b'"link_s":"9999999999"', b'"uptime_s":9e15'),
+    ),
+    Parser("health-values", lambda _: [json.dumps(HEALTH[1]).encode()], read_health, is_json=True),
+    Parser("past-audits", lambda _: [lines(PAST, PAST)], read_past_audits, words=(b'"at":', b"{", b"1e999")),
     Parser("event", lambda _: [json.dumps(EVENT).encode()], read_events, is_json=True),
     Parser(
         "console", lambda _: [CONSOLE], read_console, words=(b"Kernel panic", b"\x1b[", b"\r", b"reboot: Power down")
