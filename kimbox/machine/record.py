@@ -60,7 +60,7 @@ class Sealed:
 class Known:
     """What this host knows of the volume `persistent` of a sealed box: the box uses nothing else of it as a program."""
 
-    #: Digests of its manifests: the one that was last ready first.
+    #: Digests of its manifests: the newest first. It has the one that was last ready.
     manifests: tuple[str, ...]
     #: sha256 hex digest of the list of the files in its caches; empty: the box did not report one.
     caches: str

@@ -145,6 +145,31 @@ def test_another_manifest_is_not_used(sealed: Sealed, tmp_path: Path) -> None:
     assert "no manifest whose digest the host knows" in sealed.distrust()
 
 
+def test_a_delivery_replaces_what_was_changed(sealed: Sealed, tmp_path: Path) -> None:
+    """Without a manifest that the host knows, the box takes the one on the disk. git runs nothing of a mirror."""
+    marks = sealed.guest.path("/persistent/kimbox")
+    for path in (marks / "manifests").iterdir():
+        shutil.rmtree(path)
+    mirror = sealed.guest.path("/persistent/git/setup.git")
+    # git fetches an object that is missing from a promisor, by a program of the configuration.
+    missing = mirror / "refs/kimbox" / ("1" * 40)
+    missing.write_text("1" * 40 + "\n")
+    (mirror / "config").write_text(
+        "[core]\n\trepositoryformatversion = 1\n\tbare = true\n[extensions]\n\tpartialClone = evil\n"
+        f'[remote "evil"]\n\turl = /tmp\n\tpromisor = true\n\tuploadpack = "{EVIL.strip()} #"\n'
+    )
+    sealed.give("delivery", "described")
+    sealed.guest.new_root()
+    assert sealed.distrust() == ""
+    commit = makebox.commit(tmp_path / "setup", {"setup": "#!/bin/sh\necho again\n"})
+    digest, tar = delivery(tmp_path, sealed.box)
+    assert not sealed.guest.run("/usr/lib/kimbox/receive", digest, stdin=str(tar)).ok
+    assert not sealed.is_entered()
+    missing.unlink()
+    assert sealed.guest.run("/usr/lib/kimbox/receive", digest, stdin=str(tar)).ok
+    assert (mirror / "refs/kimbox" / commit).exists()
+
+
 def test_a_mode_is_part_of_a_manifest(sealed: Sealed) -> None:
     """A file that became executable is a change."""
     sealed.guest.path(f"/persistent/kimbox/manifests/{sealed.digest}/steps/01-s/env").chmod(0o755)

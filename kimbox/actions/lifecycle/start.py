@@ -16,9 +16,12 @@ from kimbox.guest.ssh import Guest
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import PutBack, Record, Sealed
-from kimbox.machine.state import State
+from kimbox.machine.record import Known, PutBack, Record, Sealed
+from kimbox.machine.state import State, last_manifest_event
 from kimbox.spec.model import Box
+
+#: Maximum number of manifests that a sealed box may use: the delivered one, and those of which one was last ready.
+MAX_MANIFESTS = 4
 
 
 def start(
@@ -58,11 +61,26 @@ def start(
     has_disk = record.delivery_disk if resume else delivery is not None
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch, delivery_disk=has_disk)
     if record.sealed:
-        record = attrs.evolve(record, put_back=_put_back(machine, record, resume=resume))
+        known = _known(machine, record, delivery)
+        record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
     if box and not resume:
         registry.of(machine).choose_boot(box.boot, boot or Choice())
     record = registry.of(machine).start(Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery))
     machine.write_record(attrs.evolve(record, ended=None))
+
+
+def _known(machine: Machine, record: Record, delivery: DeliveryDisk | None) -> Known | None:
+    """Returns what this host knows of /persistent of a sealed machine after a start with a delivery.
+
+    Its manifest is the first one. The one that was last ready stays, because the box goes back to it if the new one
+    fails. The guest reports which one that is, and can only choose among those that the host has sent.
+    """
+    if record.known is None or delivery is None:
+        return record.known
+    last = last_manifest_event(machine.boot_events())
+    ready = [digest for digest in record.known.manifests if last and digest == last.text("manifest")]
+    manifests = dict.fromkeys((delivery.digest, *(ready or record.known.manifests)))
+    return attrs.evolve(record.known, manifests=tuple(manifests)[:MAX_MANIFESTS])
 
 
 def _put_back(machine: Machine, record: Record, *, resume: bool) -> PutBack:

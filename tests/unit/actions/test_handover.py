@@ -24,7 +24,7 @@ from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import make_lock
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.record import Ended, Sealed
+from kimbox.machine.record import Ended, Known, Sealed
 from kimbox.machine.state import State
 from kimbox.project.plan import make_plan
 from kimbox.project.project import Project
@@ -108,7 +108,8 @@ def test_a_sealed_box_gets_each_manifest(world: World) -> None:
     up(world)
     stop.halt(world.machine)
     world.machine.data_key.write_text("k")
-    world.machine.write_record(attrs.evolve(world.machine.record(), sealed=Sealed("worker", "a.org")))
+    known = Known(("0" * 64, world.digest), "1" * 64)
+    world.machine.write_record(attrs.evolve(world.machine.record(), sealed=Sealed("worker", "a.org"), known=known))
     good = world.digest
     for box in (world.box, attrs.evolve(world.box, provision=(MORE,))):
         world.box = box
@@ -117,6 +118,8 @@ def test_a_sealed_box_gets_each_manifest(world: World) -> None:
         disk = world.launches[-1].delivery
         assert disk is not None
         assert world.digest == disk.digest
+        # The guest may use what it gets now, and what was last ready.
+        assert Known(tuple(dict.fromkeys((world.digest, good))), "1" * 64) == world.machine.record().known
         stop.halt(world.machine)
     fell_back = event("fallback", manifest=good, wanted=world.digest, reason="step more ended with status 1")
     sealed = event("sealed", manifest=good, wanted=world.digest, role="worker", site="a.org")
