@@ -197,6 +197,8 @@ def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: 
     assert site.hand.json("audit", "hand")["breaches"] == []
     health = site.hand.json("status")["health"]
     assert max(health["link_age_s"], health["last_job_age_s"]) < 600
+    assert health["snapshot_percent"] in range(100)
+    assert isinstance(health["clock_synchronised"], bool)
     site.sftp(tmp_path, f"get -r results {tmp_path}/")
     assert {path.stem for path in (tmp_path / "results").glob("*.json")} == set(JOBS)
     image = Machine("hand").record().image
