@@ -23,6 +23,7 @@ from typing import IO
 import attrs
 
 from kimbox.errors import NO_SPACE, KimboxError, MissingToolError
+from kimbox.landlock import limit_ports
 from kimbox.streams import ENDING, Copy, is_file, signals_blocked
 
 #: Environment variables that a child process gets. Proxies and certificates are necessary to use the network.
@@ -293,25 +294,35 @@ def _unblock(parent: int) -> None:
 
 
 def detach(
-    argv: Sequence[str | Path], *, log: Path, pass_fds: Iterable[int] = (), cwd: Path = Path("/")
+    argv: Sequence[str | Path],
+    *,
+    log: Path,
+    pass_fds: Iterable[int] = (),
+    cwd: Path = Path("/"),
+    connects_to: frozenset[int] | None = None,
 ) -> Callable[[], int | None]:
     """Starts a program that continues after kimbox ends, in its own session. Its output is written to the file `log`.
 
-    Returns a function that returns the exit code, or None while the program runs.
+    `connects_to`: the TCP ports to which the program may connect (kimbox/landlock.py); None: all. Returns a function
+    that returns the exit code, or None while the program runs. Raises KimboxError if the ports cannot be limited.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            args,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-            cwd=cwd,
-            start_new_session=True,
-            pass_fds=tuple(pass_fds),
-        )
+        try:
+            process = subprocess.Popen(
+                args,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                cwd=cwd,
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
+                preexec_fn=None if connects_to is None else functools.partial(limit_ports, connects_to),
+            )
+        except subprocess.SubprocessError as error:  # `limit_ports` failed
+            raise KimboxError(f"the TCP ports of {args[0]} cannot be limited: {error}", code="command-failed") from None
     return process.poll
 
 

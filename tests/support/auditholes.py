@@ -101,6 +101,9 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     "UDP": ({"net.udp"}, listens("udp", ("00000000", 111, "07", 0))),
     "UDP on IPv6": ({"net.udp"}, listens("udp6", (ANYWHERE6, 53, "07", 0))),
     "UDP of an account": ({"net.udp"}, listens("udp", ("00000000", 40124, "07", 1001))),
+    "every service of the host": (
+        {"net.host"}, lambda box: box.path("/run/credentials/@system/kimbox.connects_to").unlink()
+    ),
     "no firewall": ({*POLICIES, "fw.changed"}, makes("data/nft", 0o644, "")),
     "input accepts": ({"fw.input", "fw.changed"}, changes("data/nft", f"{INPUT}drop", f"{INPUT}accept")),
     "another family": ({*POLICIES, "fw.changed"}, changes("data/nft", "table inet", "table ip")),

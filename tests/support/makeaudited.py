@@ -128,6 +128,7 @@ FILES = {
     ),
     "var/lib/apt/lists/archive_Packages": ("", 0o644),
     "run/kimbox/closed": ("", 0o644),
+    "run/credentials/@system/kimbox.connects_to": ("22", 0o400),
     "run/systemd/timesync/synchronized": ("", 0o644),
     "sys/module/apparmor/parameters/enabled": ("Y\n", 0o444),
     "sys/kernel/security/apparmor/profiles": ("man (enforce)\nlsb_release (enforce)\n", 0o444),

@@ -49,6 +49,8 @@ class Invocation:
     saved_state: str | None = None
     #: The disk in `Machine.delivery`; None: there is none.
     delivery: DeliveryDisk | None = None
+    #: TCP ports to which a sealed guest, through QEMU, may connect; None: all.
+    connects_to: frozenset[int] | None = None
 
 
 def command(invocation: Invocation) -> list[str]:
@@ -143,6 +145,8 @@ def credentials(invocation: Invocation) -> dict[str, str]:
         if known := invocation.record.known:
             values["manifests"] = " ".join(known.manifests)
             values["caches"] = known.caches
+    if invocation.connects_to is not None:
+        values["connects_to"] = " ".join(map(str, sorted(invocation.connects_to))) or "none"
     return values
 
 

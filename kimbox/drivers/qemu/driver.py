@@ -17,6 +17,7 @@ from kimbox.drivers.qemu.command import Invocation
 from kimbox.errors import KimboxError
 from kimbox.guest import deliverydisk
 from kimbox.guest.endpoint import Endpoint
+from kimbox.landlock import limits_ports
 from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Run states of QMP in which the vCPUs are stopped until a command continues them. io-error: the host's disk is full.
 PAUSED_STATES = frozenset({"paused", "suspended", "postmigrate", "save-vm", "io-error", "internal-error"})
+
+#: The port of name servers (RFC 1035). Long answers come by TCP.
+DNS_PORT = 53
 
 #: Maximum number of attempts to start QEMU, if another program takes a port of the host before QEMU listens on it.
 START_ATTEMPTS = 3
@@ -48,7 +52,7 @@ class Qemu:
         checks = [hostcheck.program("qemu-system-x86_64", "runs boxes")]
         if which("qemu-system-x86_64"):
             checks.append(hostcheck.attempt("acceleration", _check_acceleration))
-        return checks
+        return [*checks, _check_network()]
 
     @staticmethod
     def remains() -> dict[Path, str]:
@@ -190,7 +194,33 @@ def invocation(
         record.scratch,
         saved_state=saved_state,
         delivery=launch.delivery,
+        connects_to=_connects_to(machine, launch),
     )
+
+
+def _connects_to(machine: Machine, launch: Launch) -> frozenset[int] | None:
+    """Returns the TCP ports to which a guest may connect: of a sealed box those of its role in the spec. None: all.
+
+    QEMU's user network passes a connection to GATEWAY on to 127.0.0.1 of this host, where root of the guest would
+    reach every service. The firewall of the guest does not stop root.
+    """
+    record = launch.record
+    if record.sealed is None or launch.box is None or machine.unseal_mark.exists() or not limits_ports():
+        return None
+    secure = launch.box.secure
+    role = secure.role(record.sealed.role) if secure else None
+    if secure is None or role is None:
+        log.warn(f"the spec has no role {record.sealed.role}, so {machine.name} may connect to nothing")
+        return frozenset()
+    ports = {out.port for out in role.outbound if out.protocol == "tcp"}
+    return frozenset(ports | ({role.gateway.port} if role.gateway else set()) | ({DNS_PORT} if secure.dns else set()))
+
+
+def _check_network() -> HostCheck:
+    if limits_ports():
+        return HostCheck("sealed boxes", Outcome.GOOD, "connect only to TCP ports that their spec names")
+    why = "this kernel cannot limit ports: root in a sealed box reaches every TCP service on 127.0.0.1 of this host"
+    return HostCheck("sealed boxes", Outcome.SLOW, why, "start a kernel of Linux 6.7 or newer with Landlock")
 
 
 def _check_acceleration() -> HostCheck:

@@ -74,7 +74,13 @@ def start(invocation: Invocation) -> None:
         sweep(machine)
         if is_boot:
             disk.create_scratch(machine, invocation.scratch)
-        exit_code = detach([*NO_CORE_DUMP, *arguments], log=machine.qemu_log, pass_fds=[handle], cwd=machine.folder)
+        exit_code = detach(
+            [*NO_CORE_DUMP, *arguments],
+            log=machine.qemu_log,
+            pass_fds=[handle],
+            cwd=machine.folder,
+            connects_to=invocation.connects_to,
+        )
     finally:
         os.close(handle)
     deadline = time.monotonic() + START_TIMEOUT_S

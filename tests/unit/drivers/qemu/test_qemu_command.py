@@ -304,7 +304,7 @@ def test_a_status_does_not_stop_a_start(machine: Machine, monkeypatch: pytest.Mo
 def test_qemu_does_not_start(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of its output is in the message, and the run lock is released."""
 
-    def exited(arguments: list[str], *, log: Path, pass_fds: list[int], cwd: Path) -> object:
+    def exited(arguments: list[str], *, log: Path, **_: object) -> object:
         log.write_text("qemu-system-x86_64: cannot set up guest memory\n")
         return lambda: 1
 

@@ -21,16 +21,17 @@ from kimbox.actions.observe import state
 from kimbox.drivers import accelerator
 from kimbox.drivers.accelerator import KVM_WORKS
 from kimbox.drivers.base import Launch
-from kimbox.drivers.qemu import disk, process
-from kimbox.drivers.qemu.command import Invocation
+from kimbox.drivers.qemu import disk, driver, process
+from kimbox.drivers.qemu.command import Invocation, credentials
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import GuestError, KimboxError
 from kimbox.files import locked
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import Ended
+from kimbox.machine.record import Ended, Sealed
 from kimbox.machine.state import State
 from kimbox.run import run
 from kimbox.settings import settings
+from kimbox.spec.model import Gateway, Outbound, Role, Secure
 
 
 class Process:
@@ -206,6 +207,46 @@ def test_a_halted_machine_has_no_scratch_space(feigned: Process) -> None:
         Qemu(feigned.machine).tidy()
         assert not file.exists()
     assert feigned.machine.disk.exists()
+
+
+WORKER = Role(
+    "worker", Gateway("10.0.2.2", 2222, ("k",)), (), (Outbound("a.org", 443), Outbound("::1", 9, "udp")), (), ()
+)
+
+
+@pytest.mark.parametrize(
+    ("expected", "role", "dns", "can"),
+    [
+        ({443, 2222}, "worker", False, True),
+        ({53, 443, 2222}, "worker", True, True),
+        (set(), "gone", True, True),
+        (None, "worker", False, False),
+        (None, None, False, True),
+    ],
+)
+def test_a_sealed_box_connects_to_ports_of_its_role(
+    feigned: Process, monkeypatch: pytest.MonkeyPatch, expected: set[int] | None, role: str | None, dns: bool, can: bool
+) -> None:
+    """An open box connects to every port, and so does a sealed box if the kernel has no limits."""
+    monkeypatch.setattr(driver, "limits_ports", lambda: can)
+    sealed = Sealed(role, "a.org") if role else None
+    secure = Secure("a.org", (WORKER,), (), dns, (), (), False)
+    box = attrs.evolve(makebox.make_box(feigned.machine.folder), secure=secure)
+    record = attrs.evolve(feigned.machine.record(), sealed=sealed)
+    Qemu(feigned.machine).start(Launch(record, box, 1, 1 << 30))
+    assert (None if expected is None else frozenset(expected)) == feigned.started[0].connects_to
+    told = credentials(feigned.started[0]).get("connects_to")
+    assert told == (None if expected is None else " ".join(map(str, sorted(expected))) or "none")
+
+
+def test_a_box_that_is_unsealed_connects_to_every_port(feigned: Process) -> None:
+    """The same process runs on when it is open."""
+    feigned.machine.unseal_mark.touch()
+    secure = Secure("a.org", (WORKER,), (), False, (), (), False)
+    box = attrs.evolve(makebox.make_box(feigned.machine.folder), secure=secure)
+    record = attrs.evolve(feigned.machine.record(), sealed=Sealed("worker", "a.org"))
+    Qemu(feigned.machine).start(Launch(record, box, 1, 1 << 30))
+    assert feigned.started[0].connects_to is None
 
 
 def test_an_interrupted_destroy_leaves_no_machine(feigned: Process, monkeypatch: pytest.MonkeyPatch) -> None:

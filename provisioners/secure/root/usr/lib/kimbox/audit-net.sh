@@ -44,6 +44,13 @@ none net.tcp high 2.1.22 "TCP ports that listen" "$expected" "$(sockets 0A /proc
 none net.udp high 2.1.22 "UDP ports that listen" "loopback alone, and the DHCP client" \
 	"$(sockets 07 /proc/net/udp /proc/net/udp6)" "stop what listens, or bind it to 127.0.0.1"
 
+# Without a limit on the host, the user network of QEMU gives root of this box every TCP service on 127.0.0.1 of the host.
+connects_to=''
+{ read -r connects_to </run/credentials/@system/kimbox.connects_to; } 2>/dev/null
+none net.host low "" "Services of the host that root of this box reaches" "those on ports of the spec" \
+	"$([ -n "$connects_to" ] || echo "every TCP port of 127.0.0.1, unless the firewall rejects it")" \
+	"a host with Linux 6.7 or newer: kimbox doctor"
+
 # --- firewall
 
 # Only rules of a known form are trusted: every other rule that accepts is reported. A packet that one chain drops cannot be accepted
