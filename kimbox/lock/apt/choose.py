@@ -30,8 +30,8 @@ def choose(
 
     `previous` is returned unchanged if the request is the same and nothing is to be updated. If it was edited, it is
     restored if an archive still has all of its packages. Otherwise a package of `previous` keeps its version if the
-    archives still have it. `update` names the packages that move to the newest
-    version; None, or ALL_PACKAGES among them, means all.
+    archives still have it. `update` names the packages that move to the newest version; None, or ALL_PACKAGES among
+    them, means all.
 
     Raises ImageError: `offline` if packages must be chosen and the network is not allowed, `archive-unreachable`,
     `package-not-found` if there is no such package or no choice without conflicts.
@@ -65,7 +65,7 @@ def choose(
     box = boxsources.for_box(archive.sources, image.distribution)
     _warn(box)
     chosen = LockedPackages(request, as_of, box.lines, versions, box.keys).as_chosen()
-    is_same = previous and not previous.is_edited and attrs.evolve(previous, as_of=as_of) == chosen
+    is_same = previous and previous.chosen_digest == chosen.digest and attrs.evolve(previous, as_of=as_of) == chosen
     return previous if previous and is_same else chosen
 
 
