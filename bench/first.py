@@ -4,7 +4,8 @@
 
 The image exists. Each round creates the box, halts it, and starts it again. Ratios are medians of the ratios of all
 rounds. `ready` is the time of that event on the guest's own clock, without the start of kimbox, of QEMU and of the boot
-loader. Use a box without provision steps, because only the first `up` runs them. Images are in KIMBOX_HOME.
+loader. `cpu` is the processor time of QEMU until then, which does not depend on the load of the host. Use a box without
+provision steps, because only the first `up` runs them. Images are in KIMBOX_HOME.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 import time
 
-from bench.common import medians, options, progress, ratio, shipped, show
+from bench.common import cpu_s, medians, options, progress, ratio, shipped, show
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
 from kimbox.machine.folder import Machine
@@ -24,6 +25,9 @@ FIRST = "the first kimbox up, to its end"
 LATER = "a later kimbox up that keeps the root, to its end"
 FIRST_READY = "first start, from the kernel's start to the event ready"
 LATER_READY = "later start, from the kernel's start to the event ready"
+
+FIRST_CPU = "first start, processor time of QEMU at the end of up"
+LATER_CPU = "later start, processor time of QEMU at the end of up"
 
 #: Maximum ratio of the first `up` to a later one.
 LIMIT = 1.10
@@ -46,11 +50,14 @@ def measure(name: str, n: int) -> dict[str, list[float]]:
     machine = Machine(shipped(name).name)
     stop.destroy(machine)
     up(UpRequest(Project(shipped(name), name)))  # makes lock and image
-    times: dict[str, list[float]] = {title: [] for title in (FIRST, LATER, FIRST_READY, LATER_READY)}
+    times: dict[str, list[float]] = {
+        title: [] for title in (FIRST, LATER, FIRST_READY, LATER_READY, FIRST_CPU, LATER_CPU)
+    }
     for round_ in range(n):
         stop.destroy(machine)
-        for total, event in ((FIRST, FIRST_READY), (LATER, LATER_READY)):
+        for total, event, cpu in ((FIRST, FIRST_READY, FIRST_CPU), (LATER, LATER_READY, LATER_CPU)):
             times[total].append(up_s(name))
+            times[cpu].append(cpu_s(machine))
             times[event].append(ready_s(machine))
             stop.halt(machine)
         progress(f"round {round_ + 1}: " + ", ".join(f"{title} {row[-1]:.2f} s" for title, row in times.items()))
@@ -64,7 +71,9 @@ def main() -> None:
     times = measure(arguments.box, arguments.n)
     total = ratio(times[FIRST], times[LATER])
     ready = ratio(times[FIRST_READY], times[LATER_READY])
-    show({"median_s": medians(times), "ratio": total, "ready ratio": ready, "limit": LIMIT, "ok": total <= LIMIT})
+    cpu = ratio(times[FIRST_CPU], times[LATER_CPU])
+    ratios = {"ratio": total, "ready ratio": ready, "cpu ratio": cpu}
+    show({"median_s": medians(times)} | ratios | {"limit": LIMIT, "ok": total <= LIMIT})
 
 
 if __name__ == "__main__":
