@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import PROGRAM_PAUSE_S, Kimbox, until
 from frames import wired
+from leaks import command_lines, found_on
 from makearchive import Archive
 from promises import PROMISE, promised
 from securesite import FIRST_STEP, PASSWORD, Site, boxes, secure
@@ -19,7 +20,6 @@ from webfolder import serving
 from kimbox import run
 from kimbox.actions.audit import LOG_BYTES
 from kimbox.drivers.qemu import qmp
-from kimbox.files import data_ranges
 from kimbox.guest.audit import newest
 from kimbox.guest.events import Tail
 from kimbox.machine.folder import Machine, read_end
@@ -247,31 +247,6 @@ def test_no_secret_is_left_about(site: Site, tmp_path: Path) -> None:
     assert secret not in found
     assert b"KIMBOX_VERSION=" in found  # the search itself works
     assert len(found) == 2  # the version, and one key
-
-
-def found_on(disk: Path, *patterns: bytes) -> set[bytes]:
-    """Returns the different texts on a sparse disk that match. The pieces overlap, so that no text is divided."""
-    present: set[bytes] = set()
-    with disk.open("rb") as file:
-        for start, end in data_ranges(file.fileno()):
-            for at in range(start, end, 16 << 20):
-                file.seek(at)
-                piece = file.read(min((16 << 20) + 400, end - at))
-                for pattern in patterns:
-                    present.update(re.findall(pattern, piece))
-    return present
-
-
-def command_lines() -> list[bytes]:
-    """Returns the command lines and environments of all processes of this host."""
-    contents = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        for name in ("cmdline", "environ"):
-            try:
-                contents.append((folder / name).read_bytes())
-            except OSError:
-                continue
-    return contents
 
 
 def write_step(kimbox: Kimbox, script: str) -> None:
