@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,7 @@ name: hand
 base: [openkim-worker.yaml]
 secure:
   site: example.org
+  keys: ["{operator}"]
   roles:
     worker: {{gateway: {{host: 10.0.2.2, port: {port}, host_keys: ["{key}"]}}}}
 """
@@ -53,9 +55,10 @@ class Site:
     #: Port on this host of the archive that the director may use.
     port: int
 
-    def operator(self, script: str) -> str:
-        """Runs a shell script in the director as the operator. Returns its stdout."""
-        return self._ssh("ssh", ["-i", "operator", "-o", "BatchMode=yes"], "operator@127.0.0.1", script).stdout
+    def operator(self, script: str, *, as_root: bool = False) -> str:
+        """Runs a shell script in the director as the operator, or as root. Returns its stdout."""
+        command = f"sudo sh -c {shlex.quote(script)}" if as_root else script
+        return self._ssh("ssh", ["-i", "operator", "-o", "BatchMode=yes"], "operator@127.0.0.1", command).stdout
 
     def sftp(self, folder: Path, command: str, *, password: str = PASSWORD, check: bool = True) -> run.Completed:
         """Runs a command of sftp as a user of the site does. `folder` gets the files that it needs."""
@@ -110,7 +113,8 @@ def boxes(home: Path, folder: Path, other: Path, port: int) -> Iterator[Site]:
     sealed = secure(vault, "vault", PASSWORD, "--role", "director", "--site", "example.org", "--username", "alice")
     assert sealed.stdout == "vault is sealed, as director of example.org\n"
     key = Machine("vault").known_hosts.read_text().split(" ", 1)[1].strip()
-    spec = HAND_SPEC.format(port=vault.json("status")["ssh_port"], key=key)
+    operator = (folder / "operator.pub").read_text().strip()
+    spec = HAND_SPEC.format(port=vault.json("status")["ssh_port"], key=key, operator=operator)
     yield Site(vault, start_box(home, other, spec), port)
     for name in ("hand", "vault"):
         vault("destroy", "-y", name)

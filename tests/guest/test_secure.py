@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import breaches
 import pytest
 from conftest import PROGRAM_PAUSE_S, Kimbox, until
 from frames import wired
@@ -20,29 +21,13 @@ from webfolder import serving
 from kimbox import run
 from kimbox.actions.audit import LOG_BYTES
 from kimbox.drivers.qemu import qmp
-from kimbox.guest.audit import newest
+from kimbox.guest.audit import Status, newest, reports
 from kimbox.guest.events import Tail
+from kimbox.landlock import limits_ports
 from kimbox.machine.folder import Machine, read_end
 from kimbox.paths import boxes_dir
 
 pytestmark = pytest.mark.guest
-
-#: Commands that each create a breach, by the id of the check that must fail.
-BREACHES = {
-    "account.login": "useradd -m -s /bin/bash -p aaJ9Hcb0Jd3Qk intruder",
-    "account.root_alike": "useradd -o -u 0 -M toor",
-    "file.set_uid": "cp /bin/sh /usr/local/bin/shell && chmod 4755 /usr/local/bin/shell",
-    "file.writable": "chmod o+w /etc/motd",
-    "fw.sends": "nft add element inet kimbox outbound4 { 203.0.113.9 . tcp . 443 }",
-    "fw.changed": "nft add rule inet kimbox input tcp dport 4711 accept",
-    "kernel.sysrq": "echo 1 >/proc/sys/kernel/sysrq",
-    "mount.shm": "mount -o remount,dev /dev/shm",
-    "net.tcp": "systemd-run -q -p Type=exec systemd-socket-activate -l 9999 --inetd true",
-    "secret.keys": "ssh-keygen -q -t ed25519 -f /home/key; chmod 0644 /home/key",
-    "ssh.trustedusercakeys": "echo TrustedUserCAKeys /x >/etc/ssh/sshd_config.d/z.conf",
-    "ssh.permitrootlogin": "echo PermitRootLogin yes >/etc/ssh/sshd_config.d/000.conf",
-    "sudo.rules": "echo ALL ALL=NOPASSWD: ALL >/etc/sudoers.d/all",
-}
 
 #: A private key of ssh on a disk: its second line has the public part.
 PRIVATE_KEY = rb"-----BEGIN OPENSSH PRIVATE KEY-----\n[A-Za-z0-9+/]{70}\n[A-Za-z0-9+/]{70}"
@@ -151,15 +136,6 @@ def test_the_clock_is_set_from_the_servers_of_the_spec(site: Site) -> None:
     servers = site.operator("timedatectl show-timesync -p SystemNTPServers -p FallbackNTPServers -p ServerName")
     assert set(servers.splitlines()) == {"SystemNTPServers=10.0.2.2", "ServerName=10.0.2.2"}
     assert "10.0.2.2 . udp . 123" in site.operator("sudo nft list set inet kimbox outbound4")
-
-
-def test_the_audit_finds_each_breach(site: Site, tmp_path: Path) -> None:
-    """The audit finds each breach that the operator has created."""
-    site.operator(f"sudo sh -c '{'; '.join(BREACHES.values())}'")
-    (tmp_path / "report").write_text(site.operator("sudo /usr/lib/kimbox/audit"))
-    report = newest((tmp_path / "report").read_bytes())
-    assert report is not None
-    assert set(BREACHES) <= {check.id for check in report.breaches}
 
 
 def test_the_site_refuses_and_accepts(site: Site, tmp_path: Path) -> None:
@@ -310,6 +286,35 @@ def test_a_gateway_slows_guessing(site: Site, tmp_path: Path) -> None:
         assert (refused.ok, "Permission denied" in refused.stderr) == (False, True)
     assert site.operator("echo in") == "in\n"
     assert site.connections_of_workers() > 0
+
+
+def test_the_audit_finds_each_breach(site: Site) -> None:
+    """After the operator has opened everything, each of these checks fails, and every other check is as before."""
+    before, after = reports(site.operator(breaches.script(), as_root=True).encode())
+    # No time server answers, which is a breach 15 min after the start of the box. The kernel of this host may have no
+    # limits of ports.
+    assert {check.id for check in before.breaches} <= {"service.time"}
+    assert {check.id for check in before.of(Status.FAIL)} - {"service.time"} == set(
+        [] if limits_ports() else ["net.host"]
+    )
+    status = {check.id: check.status for check in before.checks if check.id != "service.time"}
+    changed = {check.id: check for check in after.checks if check.status is not status.get(check.id, check.status)}
+    assert set(changed) == breaches.expected()
+    assert {check.status for check in changed.values()} == {Status.FAIL}
+    transient = next(check for check in after.checks if check.id == "service.transient").found
+    assert {"escaped.scope", "autovt@9.service"} <= set(transient.split(", "))
+
+
+@pytest.mark.skipif(not limits_ports(), reason="this kernel has no Landlock with ports (Linux 6.7)")
+def test_root_without_a_firewall_reaches_what_the_spec_names(site: Site) -> None:
+    """The other services on 127.0.0.1 of this host stay closed to the box."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports = (server.getsockname()[1], site.port)
+        targets = " ".join(f"/dev/tcp/10.0.2.2/{port}" for port in ports)
+        reach = (
+            f"for target in {targets}; do timeout 20 bash -c ': <'$target 2>/dev/null && echo out || echo shut; done"
+        )
+        assert site.operator(f"nft flush ruleset; {reach}", as_root=True) == "shut\nout\n"
 
 
 def test_a_box_without_its_marks_stays_closed(site: Site) -> None:
