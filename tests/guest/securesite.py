@@ -55,10 +55,11 @@ class Site:
     #: Port on this host of the archive that the director may use.
     port: int
 
-    def operator(self, script: str, *, as_root: bool = False) -> str:
+    def operator(self, script: str, *, as_root: bool = False, input: str | None = None) -> str:
         """Runs a shell script in the director as the operator, or as root. Returns its stdout."""
         command = f"sudo sh -c {shlex.quote(script)}" if as_root else script
-        return self._ssh("ssh", ["-i", "operator", "-o", "BatchMode=yes"], "operator@127.0.0.1", command).stdout
+        options = ["-i", "operator", "-o", "BatchMode=yes"]
+        return self._ssh("ssh", options, "operator@127.0.0.1", command, input=input).stdout
 
     def sftp(self, folder: Path, command: str, *, password: str = PASSWORD, check: bool = True) -> run.Completed:
         """Runs a command of sftp as a user of the site does. `folder` gets the files that it needs."""
@@ -75,7 +76,13 @@ class Site:
         return int(self.operator("pgrep -c -u worker || true"))
 
     def _ssh(
-        self, program: str, options: list[str], *words: str, env: dict[str, str] | None = None, check: bool = True
+        self,
+        program: str,
+        options: list[str],
+        *words: str,
+        env: dict[str, str] | None = None,
+        input: str | None = None,
+        check: bool = True,
     ) -> run.Completed:
         port = self.vault.json("status")["ssh_port"]
         known = [
@@ -89,7 +96,7 @@ class Site:
         port_option = ["-P" if program == "sftp" else "-p", str(port)]
         folder = self.vault.folder
         argv = [program, *known, *options, *port_option, *words]
-        return run.run(argv, cwd=folder, env=env, timeout_s=600, check=check)
+        return run.run(argv, cwd=folder, env=env, input=input, timeout_s=600, check=check)
 
 
 def start_box(home: Path, folder: Path, spec: str) -> Kimbox:

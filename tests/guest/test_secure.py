@@ -12,6 +12,7 @@ import breaches
 import pytest
 from conftest import PROGRAM_PAUSE_S, Kimbox, until
 from frames import wired
+from intrusion import INTRUDE, disk_check, has_only_persistent
 from leaks import command_lines, found_on
 from makearchive import Archive
 from promises import PROMISE, promised
@@ -20,9 +21,11 @@ from webfolder import serving
 
 from kimbox import run
 from kimbox.actions.audit import LOG_BYTES
+from kimbox.drivers import registry
 from kimbox.drivers.qemu import qmp
 from kimbox.guest.audit import Status, newest, reports
 from kimbox.guest.events import Tail
+from kimbox.image.disk import pristine
 from kimbox.landlock import limits_ports
 from kimbox.machine.folder import Machine, read_end
 from kimbox.paths import boxes_dir
@@ -214,6 +217,7 @@ def test_no_secret_is_left_about(site: Site, tmp_path: Path) -> None:
     keys = site.operator("sudo grep -rlI 'OPENSSH PRIVATE KEY' /persistent /etc /home /root /srv /var || true")
     assert keys == "/persistent/ssh/ssh_host_ed25519_key\n"
     hand("halt", "hand")
+    assert disk_check(hand) == ("pass", [])
     refused = hand.json("package", "hand", "--format", "raw", "--output", str(tmp_path / "package"), check=False)
     assert (refused["exit_code"], "sealed" in refused["message"]) == (5, True)
     assert not (tmp_path / "package/hand.raw").exists()
@@ -288,6 +292,34 @@ def test_a_gateway_slows_guessing(site: Site, tmp_path: Path) -> None:
     assert site.connections_of_workers() > 0
 
 
+def test_an_intruder_leaves_nothing(site: Site) -> None:
+    """Root in a sealed box writes everywhere. The host names what; after its next start nothing of it is there or runs.
+
+    It takes one start of the director.
+    """
+    vault, machine = site.vault, Machine("vault")
+    assert (
+        site.operator("cat >/run/intrude && sh /run/intrude", as_root=True, input=INTRUDE.read_text()) == "intruded\n"
+    )
+    vault("halt")
+    status, parts = disk_check(vault)
+    assert status == "fail"
+    written = {pristine.BOOT_LOADER, pristine.LVM, "LV root", "LV swap", "/boot/intruder", "/boot/grub/grubenv"}
+    assert written <= set(parts)
+    assert [part for part in parts if "/boot/initrd.img" in part] != []
+    assert set(registry.of(machine).put_back(machine.record())) == set(parts)
+    assert has_only_persistent(machine)
+    assert vault.json("up")["before"] == "halted"
+    status_now = vault.json("status")
+    assert (status_now["state"], status_now["put_back"]["changed"]) == ("sealed", [])
+    assert site.operator("ls -d /persistent/ran-* /boot/intruder 2>/dev/null; readlink /persistent/log; true") == ""
+    assert site.operator("systemctl show -P LoadState intruder.service") == "not-found\n"
+    assert "intruder" not in site.operator("sudo cat /persistent/secure/operator_keys")
+    assert site.operator("sudo find /persistent/cache /persistent/kimbox/manifests -name '*evil*'") == ""
+    assert "203.0.113.9" not in site.operator("sudo nft list table inet kimbox")
+    assert site.operator("sudo ls /persistent/pipeline") != ""  # the data of the role
+
+
 def test_the_audit_finds_each_breach(site: Site) -> None:
     """After the operator has opened everything, each of these checks fails, and every other check is as before."""
     before, after = reports(site.operator(breaches.script(), as_root=True).encode())
@@ -336,7 +368,7 @@ def test_unseal(site: Site) -> None:
     status = hand.json("status")
     assert (status["state"], status["boot"], status["sealed"]) == ("ready", "maintain", None)
     assert hand.sh("hand", "ls -A /persistent").split() == [
-        "cache", "git", "kimbox", "log", "lost+found", "runsecure", "runsetup", "ssh", "status.json",
+        "cache", "log", "lost+found", "runsecure", "runsetup", "ssh", "status.json",
     ]  # fmt: skip
     # As after a kimbox that was killed before it removed the mark: the box reports it again.
     Machine("hand").unseal_mark.touch()
