@@ -25,6 +25,9 @@ pytestmark = needs_namespace
 ROLE = Role("worker", None, (8888,), (Outbound("10.0.2.9", 22),), (), ())
 POLICY = Secure("a.org", (ROLE,), (), False, (), (), False)
 
+#: The mirror of the setup repository that the host has sent.
+MIRROR = "/persistent/git/setup.git"
+
 #: A line that root in the box adds to what it wants to run at the next start.
 EVIL = "touch /tmp/evil\n"
 
@@ -178,15 +181,23 @@ def test_a_mode_is_part_of_a_manifest(sealed: Sealed) -> None:
 
 def test_a_changed_mirror_is_not_used(sealed: Sealed) -> None:
     """Hooks and configuration of a mirror have no effect. A changed object is found, and the box fails, closed."""
-    mirror = sealed.guest.path("/persistent/git/setup.git")
+    mirror = sealed.guest.path(MIRROR)
     (mirror / "hooks").mkdir(exist_ok=True)
     for hook in ("post-checkout", "reference-transaction", "pre-auto-gc"):
         (mirror / "hooks" / hook).write_text(f"#!/bin/sh\n{EVIL}")
         (mirror / "hooks" / hook).chmod(0o755)
     with (mirror / "config").open("a") as file:
         file.write(f'[core]\n\tfsmonitor = "{EVIL.strip()}"\n[uploadpack]\n\tpackObjectsHook = "{EVIL.strip()}"\n')
+    (mirror / "objects/info").mkdir(exist_ok=True)
+    (mirror / "objects/info/alternates").write_text("/tmp/objects\n")
     assert sealed.start() == 0
     assert not sealed.is_entered()
+    assert sorted(path.name for path in mirror.iterdir() if path.name != "packed-refs") == [
+        "HEAD", "config", "objects", "refs",
+    ]  # fmt: skip
+    assert "fsmonitor" not in (mirror / "config").read_text()
+    assert not (mirror / "objects/info").exists()
+    assert sealed.guest.run("git", f"--git-dir={MIRROR}", "rev-parse", "--is-bare-repository").stdout == "true\n"
     borrowed = sealed.guest.path("/usr/local/src/setup/.git/objects/info/alternates").read_text()
     assert borrowed == "/var/lib/kimbox/git/setup.git/objects\n"
     # The objects under the pinned ids become those of another commit with another `setup`.
