@@ -10,8 +10,6 @@ from typing import Any
 from kimbox.drivers.qemu import qmp
 from kimbox.errors import GuestError, ImageError, KimboxError
 from kimbox.files import sync_file, sync_folder
-from kimbox.image.disk import pristine
-from kimbox.image.store import images
 from kimbox.machine.folder import Machine
 from kimbox.run import run
 from kimbox.spec.model import Scratch
@@ -41,6 +39,9 @@ def put_back(machine: Machine, image_key: str) -> tuple[str, ...]:
     snapshots in the old disk are gone. Returns the parts that differed from the image. Raises ImageError
     (`image-not-found`), and the errors of `pristine.restore`.
     """
+    from kimbox.image.disk import pristine
+    from kimbox.image.store import images
+
     image = images.find(image_key)
     if image is None:
         raise ImageError(
