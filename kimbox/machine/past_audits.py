@@ -63,9 +63,12 @@ class PastAudit:
 
 
 def past(machine: Machine) -> list[PastAudit]:
-    """The past audits of a machine, oldest first: the kept ones, and those in the log of a sealed box."""
-    found = [*kept(machine.past_audits), *map(PastAudit.of, audit.reports(read_end(machine.audit_log, LOG_BYTES)))]
-    return _in_order(found)
+    """The past audits of a machine, oldest first: the kept ones, and those in the log of a sealed box.
+
+    A kept one counts if both have it: it also has the checks of the host.
+    """
+    found = map(PastAudit.of, audit.reports(read_end(machine.audit_log, LOG_BYTES)))
+    return _in_order([*found, *kept(machine.past_audits)])
 
 
 def keep(machine: Machine, report: Report) -> None:

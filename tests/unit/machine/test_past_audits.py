@@ -43,6 +43,8 @@ def test_each_audit_is_kept_once_and_in_order(machine: Machine) -> None:
     assert ["10:10", "10:15", "10:20"] == [one.at[11:16] for one in found]
     assert [("net.tcp",), (), ("net.tcp",)] == [one.breaches for one in found]
     assert {"pass": 1, "fail": 1, "info": 0, "skip": 0} == found[0].counts
+    past_audits.keep(machine, report("2026-11-28T10:15:00Z", "disk.equal"))  # with a check of the host
+    assert ("disk.equal",) == past_audits.past(machine)[1].breaches
 
 
 def test_the_oldest_ones_are_removed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
