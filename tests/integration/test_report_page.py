@@ -109,6 +109,17 @@ def test_a_machine(kimbox: Kimbox, box: Path, sealed: Machine) -> None:
     assert "&lt;script&gt;alert(1)" in page
 
 
+def test_a_boot_that_failed_to_seal(kimbox: Kimbox, sealed: Machine) -> None:
+    """The audit of the boot before says nothing about it: the check fails, with the reason of the box."""
+    sealed.write_record(attrs.evolve(sealed.record(), ended=None))
+    failed = {"manifest": "", "kind": "seal", "name": "seal", "reason": "no credentials"}
+    makemachine.tell(sealed, makemachine.event("failed", boot=makemachine.NEXT_BOOT, uptime_s=3, **failed))
+    content = reported(kimbox)
+    assert "no credentials" in content["audit"]["unsealed"]
+    assert "fail" == outcomes(content)["The audit finds no breach"]
+    assert "failed" == content["start"]["result"]
+
+
 def image_of_machine(machine: Machine) -> str:
     return machine.record().image
 

@@ -115,7 +115,12 @@ def _audit(machine: Machine) -> tuple[dict[str, Any] | None, str | None]:
     report = audited.report
     counts = {str(status): len(report.of(status)) for status in Status}
     breaches = [check.id for check in report.breaches]
-    about = {"source": audited.source, "stale": audited.stale, "sealed": machine.record().sealed is not None}
+    about = {
+        "source": audited.source,
+        "stale": audited.stale,
+        "unsealed": audited.unsealed,
+        "sealed": machine.record().sealed is not None,
+    }
     return {**about, "report": report.as_json(), "breaches": breaches, "counts": counts}, None
 
 
@@ -123,6 +128,8 @@ def _audit_check(audit: Mapping[str, Any]) -> Checked:
     """The audit as one check. An open box is expected to fail some checks, which are those for a sealed box."""
     name = "The audit finds no breach"
     found = f"{len(audit['report']['checks'])} checks, breaches: {', '.join(audit['breaches']) or 'none'}"
+    if audit["unsealed"]:
+        return Checked(name, Outcome.FAIL, f"the present boot is not sealed: {audit['unsealed']}; {found}")
     if audit["stale"]:
         return Checked(name, Outcome.UNKNOWN, f"the last audit is too old to show the present state; {found}")
     if not audit["breaches"]:

@@ -37,7 +37,7 @@ FACTS: dict[str, Any] = {
     "stale": {"step": {"setup": "2" * 40}},
     "checks": [{"name": "a check", "outcome": "fail", "evidence": "its evidence"}],
     "audit": {
-        "source": "sent by the box", "stale": False, "sealed": False, "breaches": ["net.tcp"],
+        "source": "sent by the box", "stale": False, "unsealed": None, "sealed": False, "breaches": ["net.tcp"],
         "counts": {"pass": 1, "fail": 1, "info": 0, "skip": 0},
         "report": {"at": "2026-11-28T09:00:00Z", "boot": "", "role": "", "site": "", "checks": [
             {"id": "net.tcp", "title": "t", "cis": "1.2", "severity": "high", "status": "fail", "expected": "e",
