@@ -231,8 +231,8 @@ def _health(
     now_s = time.time()
     clock = health.Clock(observation.events, _changed_s(machine.events_file) or now_s)
     ended_s = None if state.running else _changed_s(machine.record_file)
-    is_sealed = machine.record().sealed is not None
-    known = Known(state, is_sealed, clock, now_s, ended_s, reason, stale_steps)
+    record = machine.record()
+    known = Known(state, record.sealed is not None, clock, now_s, ended_s, reason, stale_steps, record.put_back)
     return {
         "health": health.as_json(observation.events, clock, now_s) if state.running else None,
         "problems": [problem.as_json() for problem in problems(known)],

@@ -15,7 +15,11 @@ import attrs
 
 from kimbox.guest.events import Event
 from kimbox.guest.health import Clock, Health, Work
+from kimbox.machine.record import PutBack
 from kimbox.machine.state import State, last_manifest_event
+
+#: Format of times, in UTC.
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 #: Used part of a file system, in percent, from which it is a problem: as a warning, and as a critical one.
 SPACE_WARNING, SPACE_CRITICAL = 90, 97
@@ -25,6 +29,9 @@ SNAPSHOT_WARNING, SNAPSHOT_CRITICAL = 85, 95
 
 #: Maximum age of the last answer of the director, in seconds. A job, during which there may be none, takes up to 300 s.
 LINK_S = 900.0
+
+#: Time after its start in which the clock of a box need not be synchronised yet, in seconds.
+CLOCK_S = 900.0
 
 #: Maximum age of the last report of a sealed box, in seconds: it sends one every 15 minutes.
 REPORT_S = 3 * 15 * 60.0
@@ -41,8 +48,12 @@ class Severity(IntEnum):
 
 #: Code of a problem -> its severity, and what it means. docs/monitoring.md has the same table.
 PROBLEMS: dict[str, tuple[Severity, str]] = {
-    "clock-not-synchronised": (Severity.WARNING, "No time client has synchronised the clock of the box."),
+    "clock-not-synchronised": (Severity.WARNING, "The spec names time servers, and the clock is not synchronised."),
     "crashed": (Severity.CRITICAL, "The box ended without a shutdown."),
+    "disk-changed": (
+        Severity.CRITICAL,
+        "Root in the box had changed its disk, except /persistent, before the last start.",
+    ),
     "failed": (Severity.CRITICAL, "The box did not boot, provision or seal itself."),
     "fallback": (Severity.WARNING, "The newest manifest failed, and the box runs the last good one."),
     "link-lost": (Severity.CRITICAL, "The director has not answered the box for 15 minutes."),
@@ -75,7 +86,7 @@ class MachineProblem:
         """The problem for `--json`, with `since` in UTC."""
         since = None
         if self.since_s is not None:
-            since = datetime.datetime.fromtimestamp(self.since_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            since = datetime.datetime.fromtimestamp(self.since_s, datetime.UTC).strftime(TIME_FORMAT)
         return {"code": self.code, "since": since, "severity": self.severity.name.lower(), "detail": self.detail}
 
 
@@ -92,6 +103,8 @@ class Known:
     ended_s: float | None = None
     failure: str | None = None
     stale_steps: Sequence[str] = ()
+    #: The last time at which the host put the disk of a sealed box back; None: never, or the box is not sealed.
+    put_back: PutBack | None = None
 
 
 def problems(known: Known) -> list[MachineProblem]:
@@ -118,6 +131,9 @@ def _of_state(known: Known) -> Iterator[MachineProblem]:
     elif state is State.READY and known.is_sealed:
         event = _last(clock.events, "ready")
         yield MachineProblem("not-sealed", clock.at(event) if event else None, "it has a role, and is open")
+    if known.put_back and known.put_back.changed:
+        detail = f"root in the box had changed its disk: {', '.join(known.put_back.changed)}"
+        yield MachineProblem("disk-changed", _seconds(known.put_back.at), detail)
 
 
 def _of_manifest(known: Known) -> Iterator[MachineProblem]:
@@ -161,8 +177,8 @@ def _of_health(known: Known) -> Iterator[MachineProblem]:
                 since_s = _since(reports, functools.partial(_is_space_at, space.mount, limit), known.clock)
                 yield MachineProblem(code, since_s, f"{space.mount} is {space.used_percent} % full")
                 break
-    if health.clock_synchronised is False:
-        since_s = _since(reports, lambda event: Health.of(event).clock_synchronised is False, known.clock)
+    if _is_clock_wrong(reports[-1]):
+        since_s = _since(reports, _is_clock_wrong, known.clock)
         yield MachineProblem("clock-not-synchronised", since_s, "the clock is not synchronised")
 
 
@@ -185,6 +201,10 @@ def _is_space_at(mount: str, limit: int, event: Event) -> bool:
     return any(space.mount == mount and space.used_percent >= limit for space in Health.of(event).spaces)
 
 
+def _is_clock_wrong(event: Event) -> bool:
+    return Health.of(event).clock_synchronised is False and event.uptime_s >= CLOCK_S
+
+
 def _since(events: Sequence[Event], holds: Callable[[Event], bool], clock: Clock) -> float:
     """The time of the first event of the unbroken row at the end for which a problem holds."""
     first = events[-1]
@@ -193,6 +213,14 @@ def _since(events: Sequence[Event], holds: Callable[[Event], bool], clock: Clock
             break
         first = event
     return clock.at(first)
+
+
+def _seconds(at: str) -> float | None:
+    """Seconds since the epoch of a time of a machine's record; None if it is not a time."""
+    try:
+        return datetime.datetime.strptime(at, TIME_FORMAT).replace(tzinfo=datetime.UTC).timestamp()
+    except ValueError:
+        return None
 
 
 def _last(events: Sequence[Event], name: str) -> Event | None:

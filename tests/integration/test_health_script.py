@@ -36,6 +36,12 @@ def replace(guest: FakeGuest, **programs: str) -> None:
         (guest.path("/usr/local/sbin") / name).chmod(0o755)
 
 
+def name_time_servers(guest: FakeGuest, servers: str) -> None:
+    """Writes what the spec says of the time servers of the sealed box."""
+    guest.path("/persistent/secure").mkdir(exist_ok=True)
+    guest.path("/persistent/secure/policy.env").write_text(f"KIMBOX_DNS='yes'\nKIMBOX_TIME='{servers}'\n")
+
+
 def reported(guest: FakeGuest) -> dict[str, Any]:
     """Runs `health`. Returns its event, which must be valid by the schema."""
     done = guest.run(HEALTH)
@@ -51,6 +57,7 @@ def reported(guest: FakeGuest) -> dict[str, Any]:
 def test_what_the_host_reads(guest: FakeGuest) -> None:
     """File systems, snapshot and clock. A mount point that the host could misread is left out."""
     (guest.root / "tmp/df").write_text(DF)
+    name_time_servers(guest, "192.0.2.1 time.test")
     replace(guest, df="cat /tmp/df", findmnt="echo /dev/mapper/vg-root_snap", perl="echo 5")
     replace(guest, dmsetup='[ "$2" = vg-root_snap ] && echo "0 4202496 snapshot 460288/4202496 1808"')
     event = reported(guest)
@@ -66,6 +73,16 @@ def test_without_a_snapshot(guest: FakeGuest, status: str) -> None:
     assert {"space": "", "clock": "unknown"} == reported(guest)
 
 
+@pytest.mark.parametrize(("expected", "answer", "servers"), [
+    ("yes", "0", ""), ("yes", "4", "time.test"), ("no", "5", "time.test"), ("unknown", "5", ""), ("unknown", "-1", "x"),
+])  # fmt: skip
+def test_the_clock(guest: FakeGuest, expected: str, answer: str, servers: str) -> None:
+    """A clock that nothing synchronises is as the spec says if the spec names no server."""
+    name_time_servers(guest, servers)
+    replace(guest, df=":", findmnt=":", dmsetup=":", perl=f"echo {answer}")
+    assert expected == reported(guest)["clock"]
+
+
 def test_many_file_systems(guest: FakeGuest) -> None:
     """The event stays short: the first twelve are reported."""
     rows = "".join(f"/dev/{n} 1000 10 990 1% /mnt/{'x' * 60}{n}\n" for n in range(50))
@@ -78,6 +95,7 @@ def test_many_file_systems(guest: FakeGuest) -> None:
 
 def test_with_the_programs_of_this_host(guest: FakeGuest) -> None:
     """`df`, `findmnt` and `perl` have the options that the script uses."""
+    name_time_servers(guest, "time.test")
     event = reported(guest)
-    assert event["clock"] in ("yes", "no")
+    assert event["clock"] in ("yes", "no")  # perl could call adjtimex
     assert [space for space in Health.of(Event("health", "", 1.0, event)).spaces if space.free_bytes]

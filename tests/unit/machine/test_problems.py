@@ -10,7 +10,8 @@ from makemachine import BOOT
 
 from kimbox.guest.events import Event
 from kimbox.guest.health import Clock, Health, Work, as_json
-from kimbox.machine.problems import LINK_S, PROBLEMS, REPORT_S, Known, Severity, problems
+from kimbox.machine.problems import CLOCK_S, LINK_S, PROBLEMS, REPORT_S, Known, Severity, problems
+from kimbox.machine.record import PutBack
 from kimbox.machine.state import State
 
 #: The host received the last event at this time.
@@ -49,6 +50,9 @@ def test_a_healthy_box_has_none() -> None:
         ({"failed": 3.0}, [event("failed", 5, kind="setup", name="setup"), event("sshd", 8)], {"state": State.FAILED}),
         ({"starting": 4.0}, [event("booting", 1), event("sshd", 5)], {"state": State.BOOTING}),
         ({"not-sealed": 0.0}, [event("ready", 5, manifest="a")], {"state": State.READY}),
+        ({"disk-changed": LAST_S}, [SEALED], {"put_back": PutBack("1970-01-01T00:00:00Z", ("the boot loader",))}),
+        ({"disk-changed": None}, [SEALED], {"put_back": PutBack("then", ("/boot",))}),
+        ({}, [SEALED], {"put_back": PutBack("1970-01-01T00:00:00Z", ())}),
         ({"fallback": 10.0}, [event("sealed", 20, manifest="a", wanted="b"), HEALTHY], {}),
         ({"stale-steps": 2.0}, [event("box", 28), HEALTHY], {"stale_steps": ["one"]}),
         ({"snapshot-lost": 29.0}, [event("died", 1, reason="full"), HEALTHY], {}),
@@ -63,11 +67,12 @@ def test_space_and_clock_count_from_the_first_report_in_a_row() -> None:
     """A problem that ended and came back is as old as its return."""
     reports = [
         event("health", at, space=f"/:{percent}:5 /persistent:1:9", clock=clock)
-        for at, percent, clock in ((10, 95, "no"), (20, 50, "yes"), (30, 91, "no"), (40, 98, "no"))
+        for at, percent, clock in ((910, 95, "no"), (920, 50, "yes"), (930, 91, "no"), (940, 98, "no"))
     ]
     assert {"space-full": 0.0, "clock-not-synchronised": 10.0} == found(SEALED, *reports)
     assert {"space-low": 0.0, "clock-not-synchronised": 0.0} == found(SEALED, *reports[:3])
     assert {} == found(SEALED, *reports[:2])
+    assert {} == found(SEALED, event("health", CLOCK_S - 1, space="", clock="no"))  # it has just started
 
 
 def test_the_snapshot_counts_by_its_newest_level() -> None:
