@@ -17,7 +17,6 @@ from kimbox.errors import ImageError, StateError
 from kimbox.image.disk import nbd
 from kimbox.image.disk.view import DiskView
 from kimbox.image.store import images
-from kimbox.image.store.images import Image
 from kimbox.lock.provenance.inputs import Provenance
 from kimbox.log import log
 from kimbox.machine import delivered_locks
@@ -139,7 +138,7 @@ def _check_image(key: str | None) -> Checked:
     """Compares the image in the store with the digest that kimbox stored."""
     name = "The image in the store has its digest"
     try:
-        image: Image | None = images.find(key or "")
+        image = images.find(key) if key else None
         if image is None:
             return Checked(name, Outcome.UNKNOWN, "the image is not in the store of this host")
         with log.step("checking the image in the store"):
