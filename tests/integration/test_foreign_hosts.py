@@ -151,6 +151,10 @@ def test_a_redirect_into_the_private_network_is_refused(home: Path, near: str) -
             with refused(GitError, "bad-submodule") as caught:
                 collected(near)
             assert "http://localhost:" in str(caught.value)
+    with refused(GitError, "bad-submodule"):
+        foreign.check_redirect(
+            Answer(0, b"", "warning: redirecting to http://[::1\n"), "https://far.example/a", "h.org"
+        )
     renamed = Answer(0, b"", "warning: redirecting to https://other.example/x/\nFrom https://other.example/x/\n")
     foreign.check_redirect(renamed, "https://far.example/a", "h.example")
 

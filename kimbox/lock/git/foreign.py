@@ -80,7 +80,12 @@ def access(url: str, named_by: str) -> Iterator[Access]:
 def check_redirect(answer: Answer, url: str, named_by: str) -> None:
     """Raises GitError if the server has sent git to an inner address: nothing of that repository may be used."""
     for target in _REDIRECTED.findall(answer.stderr):
-        host = urls.host_of(target)
+        try:
+            host = urls.host_of(target)
+        except ValueError:  # the server chose it
+            raise GitError(
+                f"{redact(url)} redirects to {redact(target)[:200]}", code="bad-submodule", hint=_HINT
+            ) from None
         if host and host != urls.host_of(url) and not _has_proxy(target, _kept_settings(target)):
             _checked_addresses(target, named_by)
 
