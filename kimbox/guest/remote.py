@@ -30,9 +30,14 @@ END_TIMEOUT_S = 20.0
 END_AFTER_LOGIN_TIMEOUT_S = 40.0
 
 #: Ends every process of the session whose shell has the marker $0$1: sends the signal $2, and after $3 seconds SIGKILL.
-#: Programs that start others faster than pkill finds them are stopped before that.
+#: Programs that start others faster than pkill finds them are stopped before that. If they have reached the limit of
+#: processes of another connection, cgroup.kill (Linux 5.14) ends all of its programs: pkill would take minutes.
 _END = """
 id=$(pgrep -of "^[^ ]* -c : $0$1;") || exit 1
+group=$(sed -n s/^0:://p "/proc/$id/cgroup")
+if [ "$group" != "$(sed -n s/^0:://p /proc/self/cgroup)" ]; then
+    cd "/sys/fs/cgroup$group" && grep -q "^max [1-9]" pids.events && echo 1 >cgroup.kill && exit 0
+fi 2>/dev/null
 pkill "-$2" -s "$id"
 end=$(($(date +%s) + $3))
 while pgrep -s "$id" >/dev/null && [ "$(date +%s)" -lt "$end" ]; do sleep 0.1; done
