@@ -13,6 +13,7 @@ import makebox
 import makemachine
 import pytest
 import tinyimage
+from fakedriver import ALL_FEATURES
 from fakeguest import FakeGuest, box_with, delivery, needs_namespace, provision
 from feignedworld import World
 from refused import refused
@@ -223,6 +224,7 @@ def test_the_command_line(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
 def test_provision_brings_it_and_up_takes_it_back(world: World, work: Path, box: Box) -> None:
     """Another manifest is delivered; the next `up` delivers the locked one again."""
     world.box, world.lock = box, read_lock(box.source.with_suffix(".lock"))
+    world.driver.features = attrs.evolve(ALL_FEATURES, delivery_disk=False)  # the mirrors of the plan are not there
     world.after = [makemachine.event(kind, manifest=world.digest) for kind in ("provisioning", "ready")]
     feignedworld.up(world)
     locked = world.digest
@@ -243,6 +245,7 @@ def test_provision_brings_it_and_up_takes_it_back(world: World, work: Path, box:
 def test_after_a_part_up_runs_the_whole(world: World, box: Box) -> None:
     """A box that is ready with a part of its manifest is brought all of it; a step that is not there is named."""
     world.box, world.lock = box, read_lock(box.source.with_suffix(".lock"))
+    world.driver.features = attrs.evolve(ALL_FEATURES, delivery_disk=False)  # the mirrors of the plan are not there
     world.after = [makemachine.event(kind, manifest=world.digest) for kind in ("provisioning", "ready")]
     feignedworld.up(world)
     whole = world.after
