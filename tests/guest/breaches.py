@@ -60,7 +60,7 @@ BREACHES: dict[str, str] = {
     "useradd -M -s /bin/false blank && passwd -q -d blank": "account.empty",
     "useradd -M vagrant": "account.vagrant",
     "usermod -p aaJ9Hcb0Jd3Qk root": "account.root",
-    "gpasswd -q -a intruder disk": "account.groups",
+    "gpasswd -a intruder disk": "account.groups",
     "usermod -s /bin/sh daemon": "account.system_shell",
     "echo 'old:$1$x:4711:4711::/nowhere:/bin/false' >>/etc/passwd": "account.shadowed account.no_group",
     "echo ALL ALL=NOPASSWD: ALL >/etc/sudoers.d/all": "sudo.rules file.sudoers",
@@ -78,10 +78,10 @@ BREACHES: dict[str, str] = {
     "nft add rule inet kimbox input tcp dport 4711 accept": "fw.accepts",
     "nft add rule inet kimbox forward accept": "fw.forwards",
     "nft add element inet kimbox outbound4 '{ 203.0.113.9 . tcp . 443 }'": "fw.sends",
-    "rm /etc/ssh/sshd_config.d/* && { "
+    "{ "
     + "".join(f"echo {name} {value}; " for name, value in OPTIONS.items())
-    + "echo AuthorizedKeysCommandUser nobody; } >/etc/ssh/sshd_config.d/open.conf && "
-    "chmod 0664 /etc/ssh/sshd_config.d/open.conf": "file.sshd_config "
+    + "echo AuthorizedKeysCommandUser nobody; } >/etc/ssh/sshd_config.d/00-open.conf && "
+    "chmod 0664 /etc/ssh/sshd_config.d/00-open.conf": "file.sshd_config "
     + " ".join(f"ssh.{name.lower()}" for name in OPTIONS),
     "cp /bin/sh /usr/local/bin/shell && chmod 4755 /usr/local/bin/shell": "file.set_uid",
     f'cp /bin/true /usr/local/bin/able && python3 -c "{_CAPABLE}"': "file.capabilities",
@@ -90,7 +90,7 @@ BREACHES: dict[str, str] = {
     "mknod /srv/disk b 254 0 && chmod o+rw /dev/vda": "file.device file.devices",
     "chmod 0664 /etc/group": "file.passwd",
     "chmod o+r /etc/gshadow": "file.shadow",
-    "touch /etc/ssh/ssh_host_rsa_key && chmod 0644 /etc/ssh/ssh_host_rsa_key": "file.host_keys",
+    "touch /persistent/ssh/old_key && chmod 0644 /persistent/ssh/old_key": "file.host_keys",
     "chmod 0644 /boot/grub/grub.cfg": "file.grub",
     "chmod 0755 /persistent/secure": "secret.private",
     "echo token: x >/persistent/secure/notes": "secret.kept secret.plain",

@@ -38,8 +38,8 @@ done </proc/self/mounts
 # options_of PLACE: sets $options, as `,rw,nosuid,`; fails if nothing is mounted. The last mount is the visible one.
 options_of() {
 	options=''
-	while read -r place _ had; do
-		[ "$place" != "$1" ] || options=$had
+	while read -r mounted_at _ had; do # not `place`, which callers use
+		[ "$mounted_at" != "$1" ] || options=$had
 	done <<END
 $mounts
 END
