@@ -75,6 +75,8 @@ def test_what_only_root_can_leave_is_found(box: AuditedBox) -> None:
     os.chown(box.path("/srv/orphan"), 4242, 0)
     box.write("srv/group", "x")
     os.chown(box.path("/srv/group"), 0, 4242)
+    box.write("persistent/cache/vagrant/wheel", "x")  # of the account that runs steps at the next start
+    os.chown(box.path("/persistent/cache/vagrant/wheel"), 4242, 4242)
     for device in ("/srv/disk", "/dev/vda"):
         os.mknod(box.path(device), 0o060600, os.makedev(254, 0))
     box.path("/dev/vda").chmod(0o604)
