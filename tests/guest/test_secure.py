@@ -137,7 +137,7 @@ def test_the_clock_is_set_from_the_servers_of_the_spec(site: Site) -> None:
     """The client of the image runs, asks that server alone, and may reach it. The host of the test has no server."""
     assert site.operator("systemctl is-active systemd-timesyncd") == "active\n"
     servers = site.operator("timedatectl show-timesync -p SystemNTPServers -p FallbackNTPServers -p ServerName")
-    assert set(servers.splitlines()) == {"SystemNTPServers=10.0.2.2", "ServerName=10.0.2.2"}
+    assert set(servers.splitlines()) == {"SystemNTPServers=10.0.2.2", "FallbackNTPServers=", "ServerName=10.0.2.2"}
     assert "10.0.2.2 . udp . 123" in site.operator("sudo nft list set inet kimbox outbound4")
 
 
@@ -177,7 +177,7 @@ def test_twenty_jobs_are_done_though_both_boxes_are_reset(site: Site, tmp_path: 
     health = site.hand.json("status")["health"]
     assert max(health["link_age_s"], health["last_job_age_s"]) < 600
     assert health["snapshot_percent"] in range(100)
-    assert isinstance(health["clock_synchronised"], bool)
+    assert health["clock_synchronised"] is None  # its spec names no time server
     site.sftp(tmp_path, f"get -r results {tmp_path}/")
     assert {path.stem for path in (tmp_path / "results").glob("*.json")} == set(JOBS)
     image = Machine("hand").record().image
