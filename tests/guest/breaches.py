@@ -63,7 +63,7 @@ BREACHES: dict[str, str] = {
     "gpasswd -a intruder disk": "account.groups",
     "usermod -s /bin/sh daemon": "account.system_shell",
     "echo 'old:$1$x:4711:4711::/nowhere:/bin/false' >>/etc/passwd": "account.shadowed account.no_group",
-    "echo ALL ALL=NOPASSWD: ALL >/etc/sudoers.d/all": "sudo.rules file.sudoers",
+    "echo ALL ALL=NOPASSWD: ALL >/etc/sudoers.d/all && chmod 0644 /etc/sudoers.d/all": "sudo.rules file.sudoers",
     "mkdir -p /run/systemd/system && printf '[Service]\\nExecStart=/bin/sleep 9999\\n' "
     ">/run/systemd/system/autovt@9.service && systemctl daemon-reload && systemctl start autovt@9.service": (
         "console.login service.running service.transient"

@@ -315,7 +315,8 @@ def test_an_intruder_leaves_nothing(site: Site) -> None:
     assert site.operator("ls -d /persistent/ran-* /boot/intruder 2>/dev/null; readlink /persistent/log; true") == ""
     assert site.operator("systemctl show -P LoadState intruder.service") == "not-found\n"
     assert "intruder" not in site.operator("sudo cat /persistent/secure/operator_keys")
-    assert site.operator("sudo find /persistent/cache /persistent/kimbox/manifests -name '*evil*'") == ""
+    assert site.operator("sudo find /persistent/cache ! -type d -name '*evil*'") == ""
+    assert site.operator("sudo find /persistent/kimbox/manifests -name '*evil*'") == ""
     assert "203.0.113.9" not in site.operator("sudo nft list table inet kimbox")
     assert site.operator("sudo ls /persistent/pipeline") != ""  # the data of the role
 
