@@ -14,7 +14,7 @@ import pytest
 from kimbox import paths
 from kimbox.drivers import accelerator
 from kimbox.drivers.accelerator import EXIT_STATUS, KVM_WORKS, boot_sector, find, probe, probe_failure
-from kimbox.drivers.hostcheck import Outcome
+from kimbox.drivers.hostcheck import HostCheck, Outcome
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import MissingToolError
 
@@ -145,16 +145,22 @@ def test_a_hang_is_valid_for_an_hour(fake: Fake, monkeypatch: pytest.MonkeyPatch
     assert (True, count) == (find().why.endswith("bad"), calls(record))
 
 
+def acceleration() -> HostCheck:
+    """Returns the check of `kimbox doctor` for the acceleration."""
+    (check,) = [check for check in Qemu.check_host() if check.what == "acceleration"]
+    return check
+
+
 def test_doctor_probes_again_and_stores_the_result(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """So one bad probe does not count until the next boot. The command that repairs it is not part of the reason."""
     for act in ("echo bad >&2; exit 1", f"exit {EXIT_STATUS}"):
         program = fake(act).parent / "bin/qemu-system-x86_64"
         os.utime(program, ns=(1, 1))  # QEMU is the same as before
         assert "tcg" == find().name
-    assert Outcome.GOOD is Qemu.check_host()[-1].outcome
+    assert Outcome.GOOD is acceleration().outcome
     assert KVM_WORKS == find()
     monkeypatch.setattr(accelerator, "_may_open", lambda: False)
-    check = Qemu.check_host()[-1]
+    check = acceleration()
     assert (Outcome.SLOW, accelerator.KVM_ACCESS_COMMAND) == (check.outcome, check.repair)
     assert "usermod" not in check.result
 
