@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
-import fakedriver
 import makemachine
 import pytest
+import watched
 from makemachine import event, tell
 
 from kimbox.actions import progress
-from kimbox.actions import watch as watching
 from kimbox.actions.progress import Output, Progress
 from kimbox.actions.watch import Watch
-from kimbox.log import log
 from kimbox.machine.folder import Machine
 
 MANIFEST = "a" * 64
 
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
-    fakedriver.install(monkeypatch)
-    monkeypatch.setattr(watching, "POLL_INTERVAL_S", 0.001)
-    return makemachine.make_machine()
-
-
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """The terminal of the user."""
-    stream = io.StringIO()
-    monkeypatch.setattr(log, "stream", stream)
-    return stream
+machine, shown = watched.machine, watched.shown  # fixtures
 
 
 def test_output_survives_a_new_log(machine: Machine) -> None:

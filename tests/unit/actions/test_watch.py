@@ -8,37 +8,22 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import fakedriver
 import makebox
 import makemachine
 import pytest
+import watched
 from makemachine import NEXT_BOOT, event, tell
 from refused import refused
 
 from kimbox.actions import watch as watching
 from kimbox.actions.watch import Watch, bounded, error_of_failure, longest_step_s, provisioning_limit_s
 from kimbox.errors import GuestError
-from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.spec.model import Mode, Probe, Repository, Run, Step
 
 MANIFEST = "a" * 64
 
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
-    fakedriver.install(monkeypatch)
-    monkeypatch.setattr(watching, "POLL_INTERVAL_S", 0.001)
-    return makemachine.make_machine()
-
-
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """The terminal of the user."""
-    stream = io.StringIO()
-    monkeypatch.setattr(log, "stream", stream)
-    return stream
+machine, shown = watched.machine, watched.shown  # fixtures
 
 
 def settled(watch: Watch) -> bool:
