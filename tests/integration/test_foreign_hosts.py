@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import makebox
 import makeserver
 import pytest
 from refused import refused
-from webfolder import Quiet
+from webfolder import Quiet, answering
 
 from kimbox.lock.git import foreign, submodules
 from kimbox.lock.git.command import Answer, GitError
@@ -122,8 +120,7 @@ def test_a_name_of_the_private_network_is_refused(home: Path, near: str, monkeyp
         collected(near)
 
 
-@contextlib.contextmanager
-def redirecting(target: str) -> Iterator[int]:
+def redirecting(target: str) -> contextlib.AbstractContextManager[int]:
     """A server that sends every request to another server. Yields its port."""
 
     class Handler(Quiet):
@@ -133,14 +130,7 @@ def redirecting(target: str) -> Iterator[int]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
+    return answering(Handler)
 
 
 def test_a_redirect_into_the_private_network_is_refused(home: Path, near: str) -> None:

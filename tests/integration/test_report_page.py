@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from clirun import Kimbox, error, result
 from clirun import kimbox as kimbox
 from clirun import world as world
 from tinypackage import Made, image_of, machine_of
+from webfolder import answering
 
 from kimbox.image import namespace
 from kimbox.image.build import rootfs
@@ -285,23 +285,17 @@ def test_the_policy_holds(kimbox: Kimbox, box: Path, chromium: Browser, tmp_path
             pass
 
     reported(kimbox, "-o", "page.html")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            image = f'<img src="http://127.0.0.1:{server.server_port}/image"><script>document.title = "run"</script>'
-            for name, text in (
-                ("strict.html", (box / "page.html").read_text().replace("<main", f"{image}<main")),
-                ("loose.html", f"<!DOCTYPE html><title>not run</title>{image}"),
-            ):
-                (tmp_path / name).write_text(text)
-            chromium.show(tmp_path / "strict.html")
-            assert [] == asked
-            assert chromium.problems
-            assert "run" != chromium.value("document.title")
-            chromium.show(tmp_path / "loose.html")
-            assert ["/image"] == asked
-            assert "run" == chromium.value("document.title")
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Server) as port:
+        image = f'<img src="http://127.0.0.1:{port}/image"><script>document.title = "run"</script>'
+        for name, text in (
+            ("strict.html", (box / "page.html").read_text().replace("<main", f"{image}<main")),
+            ("loose.html", f"<!DOCTYPE html><title>not run</title>{image}"),
+        ):
+            (tmp_path / name).write_text(text)
+        chromium.show(tmp_path / "strict.html")
+        assert [] == asked
+        assert chromium.problems
+        assert "run" != chromium.value("document.title")
+        chromium.show(tmp_path / "loose.html")
+        assert ["/image"] == asked
+        assert "run" == chromium.value("document.title")
