@@ -232,7 +232,17 @@ def _health(
     clock = health.Clock(observation.events, _changed_s(machine.events_file) or now_s)
     ended_s = None if state.running else _changed_s(machine.record_file)
     record = machine.record()
-    known = Known(state, record.sealed is not None, clock, now_s, ended_s, reason, stale_steps, record.put_back)
+    known = Known(
+        state,
+        record.sealed is not None,
+        clock,
+        now_s,
+        ended_s,
+        reason,
+        stale_steps,
+        record.put_back,
+        machine.full_outputs(),
+    )
     return {
         "health": health.as_json(observation.events, clock, now_s) if state.running else None,
         "problems": [problem.as_json() for problem in problems(known)],

@@ -52,6 +52,9 @@ USER = "vagrant"
 #: Maximum wait for another kimbox process that changes the machine.
 LOCK_WAIT_S = 5.0
 
+#: Maximum size of each file with output of a sealed guest. Its reports need about 20 MiB a year.
+OUTPUT_LIMIT_BYTES = 64 << 20
+
 #: Number of bytes at the start and at the end of the events file that are read.
 EVENTS_HEAD_BYTES = 256 << 10
 EVENTS_TAIL_BYTES = 1 << 20
@@ -128,6 +131,15 @@ class Machine:
         return self.folder / "audit.jsonl"
 
     @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files with what the guest of the current start sends."""
+        return self.serial_log, self.events_file, self.provision_log, self.audit_log
+
+    def full_outputs(self) -> tuple[str, ...]:
+        """The names of the files of `outputs` that have reached OUTPUT_LIMIT_BYTES."""
+        return tuple(file.name for file in self.outputs if file.exists() and file.stat().st_size >= OUTPUT_LIMIT_BYTES)
+
+    @property
     def past_audits(self) -> Path:
         return self.folder / "audits.jsonl"
 
@@ -155,6 +167,10 @@ class Machine:
     @property
     def qemu_log(self) -> Path:
         return self.folder / "qemu.log"
+
+    @property
+    def recorder_log(self) -> Path:
+        return self.folder / "recorder.log"
 
     @property
     def run_lock(self) -> Path:

@@ -60,6 +60,10 @@ PROBLEMS: dict[str, tuple[Severity, str]] = {
     "no-report": (Severity.WARNING, "A sealed box has sent no report for 45 minutes."),
     "not-running": (Severity.CRITICAL, "The box is halted, suspended or paused."),
     "not-sealed": (Severity.CRITICAL, "The box has a role, and is open."),
+    "output-full": (
+        Severity.WARNING,
+        "A sealed box has sent 64 MiB to a file of its host, which keeps no more of it until the next start.",
+    ),
     "snapshot-full": (Severity.CRITICAL, "The root snapshot is 95 % full."),
     "snapshot-low": (Severity.WARNING, "The root snapshot is 85 % full."),
     "snapshot-lost": (Severity.WARNING, "The boot before ended because the root snapshot was full."),
@@ -105,6 +109,8 @@ class Known:
     stale_steps: Sequence[str] = ()
     #: The last time at which the host put the disk of a sealed box back; None: never, or the box is not sealed.
     put_back: PutBack | None = None
+    #: Names of the files with output of a sealed guest that have their maximum size.
+    full_outputs: Sequence[str] = ()
 
 
 def problems(known: Known) -> list[MachineProblem]:
@@ -112,6 +118,9 @@ def problems(known: Known) -> list[MachineProblem]:
     found = [*_of_state(known), *_of_manifest(known)]
     if known.state.running:
         found += [*_of_snapshot(known), *_of_health(known), *_of_link(known)]
+        if known.is_sealed and known.full_outputs:
+            detail = f"the host keeps no more output of the box: {', '.join(known.full_outputs)}"
+            found.append(MachineProblem("output-full", None, detail))
     return sorted(found, key=lambda problem: (-problem.severity, problem.code))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -51,6 +52,8 @@ class Invocation:
     delivery: DeliveryDisk | None = None
     #: TCP ports to which a sealed guest, through QEMU, may connect; None: all.
     connects_to: frozenset[int] | None = None
+    #: Name of a log in the machine's folder -> descriptor of a pipe to which QEMU writes instead (recorder.py).
+    pipes: Mapping[str, int] = {}
 
 
 def command(invocation: Invocation) -> list[str]:
@@ -80,18 +83,20 @@ def command(invocation: Invocation) -> list[str]:
         "-device", f"virtio-net-pci,netdev=net0,mac={record.mac},romfile=",
         "-device", "pvpanic", "-action", "panic=none",  # the kernel restarts the guest; QMP sends an event
         "-device", "virtio-serial-pci",
-        "-chardev", f"file,id=serial0,path={_escaped(machine.serial_log)},append=on",
+        "-chardev", _output("serial0", machine.serial_log, invocation),
         "-serial", "chardev:serial0",
-        "-chardev", f"file,id=events,path={_escaped(machine.events_file)},append=on",
+        "-chardev", _output("events", machine.events_file, invocation),
         "-device", f"virtserialport,chardev=events,name={EVENT_PORT}",
-        "-chardev", f"file,id=log,path={_escaped(machine.provision_log)},append=on",
+        "-chardev", _output("log", machine.provision_log, invocation),
         "-device", f"virtserialport,chardev=log,name={LOG_PORT}",
-        "-chardev", f"file,id=audit,path={_escaped(machine.audit_log)},append=on",
+        "-chardev", _output("audit", machine.audit_log, invocation),
         "-device", f"virtserialport,chardev=audit,name={AUDIT_PORT}",
         "-chardev", f"socket,id=qmp,path={machine.qmp_socket.name},server=on,wait=off",
         "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(machine.pid_file),
     ]  # fmt: skip
+    for number, descriptor in enumerate(invocation.pipes.values()):
+        arguments += ["-add-fd", f"fd={descriptor},set={number}"]
     for name, text in credentials(invocation).items():
         arguments += ["-smbios", f"type=11,value=io.systemd.credential:kimbox.{name}={_escaped(text)}"]
     for name, path in files_of(machine).items():
@@ -108,6 +113,14 @@ def command(invocation: Invocation) -> list[str]:
     if invocation.saved_state is not None:
         arguments += ["-loadvm", invocation.saved_state]
     return arguments
+
+
+def _output(name: str, log: Path, invocation: Invocation) -> str:
+    """The character device that writes the output of a port to its log, or to the pipe in its place."""
+    path = _escaped(log)
+    if log.name in invocation.pipes:
+        path = f"/dev/fdset/{list(invocation.pipes).index(log.name)}"
+    return f"file,id={name},path={path},append=on"
 
 
 def _delivery_source(machine: Machine) -> str:

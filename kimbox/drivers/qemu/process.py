@@ -11,15 +11,19 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from kimbox.drivers.qemu import disk, qmp
+import attrs
+
+from kimbox.drivers.qemu import disk, qmp, recorder
 from kimbox.drivers.qemu.command import Invocation, command
 from kimbox.errors import GuestError, KimboxError
 from kimbox.filelocks import flock
 from kimbox.files import read_bounded
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import OUTPUT_LIMIT_BYTES, Machine, read_end
 from kimbox.run import describe_status, detach, require, tail
 
 #: QEMU answers QMP within this time after its start.
@@ -44,6 +48,9 @@ POLL_INTERVAL_S = 0.05
 #: Starts a program that writes no core dump (prlimit(1)). That of QEMU would contain the keys of a sealed box.
 NO_CORE_DUMP = ("prlimit", "--core=0:0", "--")
 
+#: The program that limits the size of a guest's output.
+RECORDER = Path(recorder.__file__)
+
 #: QEMU's message when it cannot listen on a port of the host.
 NO_FORWARD = "Could not set up host forwarding rule"
 
@@ -63,24 +70,17 @@ def start(invocation: Invocation) -> None:
     machine = invocation.machine
     is_boot = invocation.saved_state is None
     require("qemu-system-x86_64", "it runs the box")
-    arguments = command(invocation)
     handle = os.open(machine.run_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _lock(handle, machine)
-        for log in (machine.serial_log, machine.events_file, machine.provision_log, machine.audit_log):
+        for log in machine.outputs:
             if log.exists() and is_boot:
                 log.replace(log.with_name(log.name + ".1"))
             log.touch()
         sweep(machine)
         if is_boot:
             disk.create_scratch(machine, invocation.scratch)
-        exit_code = detach(
-            [*NO_CORE_DUMP, *arguments],
-            log=machine.qemu_log,
-            pass_fds=[handle],
-            cwd=machine.folder,
-            connects_to=invocation.connects_to,
-        )
+        exit_code = _start_qemu(invocation, handle)
     finally:
         os.close(handle)
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -100,6 +100,36 @@ def start(invocation: Invocation) -> None:
                 fields={"name": machine.name},
             )
         time.sleep(POLL_INTERVAL_S)
+
+
+def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | None]:
+    """Starts QEMU, and for a sealed guest the recorder. Returns a function for the exit code of QEMU.
+
+    The recorder has the run lock, too: the machine runs until the last output of its guest is in the files.
+    """
+    machine = invocation.machine
+    with contextlib.ExitStack() as descriptors:
+        pipes: dict[str, int] = {}
+        if invocation.record.sealed:
+            sources = {}
+            for log in machine.outputs:
+                sources[log.name], pipes[log.name] = os.pipe()
+                descriptors.callback(os.close, sources[log.name])
+                descriptors.callback(os.close, pipes[log.name])
+            copied = [f"{source}:{name}" for name, source in sources.items()]
+            detach(
+                [sys.executable, "-I", "-S", RECORDER, str(OUTPUT_LIMIT_BYTES), *copied],
+                log=machine.recorder_log,
+                pass_fds=[run_lock, *sources.values()],
+                cwd=machine.folder,
+            )
+        return detach(
+            [*NO_CORE_DUMP, *command(attrs.evolve(invocation, pipes=pipes))],
+            log=machine.qemu_log,
+            pass_fds=[run_lock, *pipes.values()],
+            cwd=machine.folder,
+            connects_to=invocation.connects_to,
+        )
 
 
 def _lock(handle: int, machine: Machine) -> None:

@@ -55,6 +55,8 @@ def test_a_healthy_box_has_none() -> None:
         ({}, [SEALED], {"put_back": PutBack("1970-01-01T00:00:00Z", ())}),
         ({"fallback": 10.0}, [event("sealed", 20, manifest="a", wanted="b"), HEALTHY], {}),
         ({"stale-steps": 2.0}, [event("box", 28), HEALTHY], {"stale_steps": ["one"]}),
+        ({"output-full": None}, [SEALED], {"full_outputs": ["events.jsonl"]}),
+        ({}, [event("ready", 5)], {"full_outputs": ["events.jsonl"], "is_sealed": False, "state": State.READY}),
         ({"snapshot-lost": 29.0}, [event("died", 1, reason="full"), HEALTHY], {}),
     ],
 )
