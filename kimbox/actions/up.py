@@ -18,7 +18,7 @@ from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose
 from kimbox.machine.shape import shape_changes
-from kimbox.machine.state import State, last_manifest_event, sent_manifest
+from kimbox.machine.state import State, last_manifest_event, require, sent_manifest
 from kimbox.project.plan import Plan, make_plan
 from kimbox.project.project import Project
 from kimbox.spec.model import SETUP, Box
@@ -98,6 +98,7 @@ def up(request: UpRequest) -> State:
         _check_driver(machine, request.driver)
         plan = request.plan or make_plan(project, made_from=machine.record().image if machine.exists else None)
         before = state(machine)
+        require("up", machine.name, before)
         bootmode.check(machine, before, request.boot)
         if before is State.ABSENT:
             create(machine, plan, purpose=request.purpose, driver=request.driver)

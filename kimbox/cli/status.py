@@ -226,6 +226,8 @@ def _health(
     import time
 
     from kimbox.guest import health
+    from kimbox.machine.console import CONSOLE_BYTES, last_panic
+    from kimbox.machine.folder import read_end
     from kimbox.machine.problems import Known, problems
 
     now_s = time.time()
@@ -242,6 +244,7 @@ def _health(
         stale_steps,
         record.put_back,
         machine.full_outputs(),
+        last_panic(read_end(machine.serial_log, CONSOLE_BYTES)),
     )
     return {
         "health": health.as_json(observation.events, clock, now_s) if state.running else None,

@@ -189,7 +189,9 @@ def allot_ports(machine: Machine, record: Record, box: Box | None) -> Record:
     return record
 
 
-def observe_folder(machine: Machine, record: Record, *, running: bool, paused: bool) -> Observation:
+def observe_folder(
+    machine: Machine, record: Record, *, running: bool, paused: bool, unresponsive: bool = False
+) -> Observation:
     """The observation of a machine whose driver writes the console and the events to files in the machine's folder."""
     end = read_end(machine.serial_log, SHUTDOWN_BYTES)
     return Observation(
@@ -201,4 +203,5 @@ def observe_folder(machine: Machine, record: Record, *, running: bool, paused: b
         ended_by_us=record.ended is not None,
         shut_down=any(line in end for line in SHUTDOWN_LINES),
         snapshot_full=running and snapshot_is_full(read_end(machine.serial_log, CONSOLE_BYTES)),
+        unresponsive=unresponsive,
     )

@@ -167,6 +167,16 @@ def snapshot_is_full(raw: bytes) -> bool:
     return INVALIDATED in raw[max(raw.rfind(BOOTS), 0) :]
 
 
+def last_panic(raw: bytes) -> str | None:
+    """Returns the message of the last panic of a kernel on a console, if a boot followed it; None otherwise."""
+    before = raw[: max(raw.rfind(BOOTS), 0)]
+    _, found, text = before.rpartition(PANIC.encode())
+    if not found:
+        return None
+    line = text[:SHOWN_CHARACTERS].decode("utf-8", "replace").partition("\n")[0]
+    return printable(_ESCAPES.sub("", line).strip(": \r")) or "unknown reason"
+
+
 def console_lines(raw: bytes) -> list[str]:
     """Returns the end of the console as lines that are safe to print: no escape sequences, and no blank lines."""
     text = _MOVES.sub("\n", raw[-CONSOLE_BYTES:].decode("utf-8", "replace"))

@@ -59,6 +59,9 @@ OUTPUT_LIMIT_BYTES = 64 << 20
 EVENTS_HEAD_BYTES = 256 << 10
 EVENTS_TAIL_BYTES = 1 << 20
 
+#: The locks of machines that this process holds.
+_held: set[Path] = set()
+
 
 @attrs.frozen
 class Machine:
@@ -270,9 +273,17 @@ class Machine:
         private_dir(paths.machines_dir())
         busy = f"another kimbox process is at work on the box {self.name}"
         with locked(self.lock_file, wait_s=LOCK_WAIT_S, busy=busy):
-            for folder, _, _ in os.walk(self.folder):
-                remove_left(Path(folder))
-            yield
+            _held.add(self.lock_file)
+            try:
+                for folder, _, _ in os.walk(self.folder):
+                    remove_left(Path(folder))
+                yield
+            finally:
+                _held.discard(self.lock_file)
+
+    def is_locked_by_another(self) -> bool:
+        """Whether another process holds the lock of the machine."""
+        return self.lock_file not in _held and is_locked(self.lock_file)
 
 
 def read_end(path: Path, limit_bytes: int) -> bytes:

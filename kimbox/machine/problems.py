@@ -64,6 +64,10 @@ PROBLEMS: dict[str, tuple[Severity, str]] = {
         Severity.WARNING,
         "A sealed box has sent 64 MiB to a file of its host, which keeps no more of it until the next start.",
     ),
+    "panicked": (
+        Severity.WARNING,
+        "The kernel of the box panicked after the last start, and the box restarted itself.",
+    ),
     "snapshot-full": (Severity.CRITICAL, "The root snapshot is 95 % full."),
     "snapshot-low": (Severity.WARNING, "The root snapshot is 85 % full."),
     "snapshot-lost": (Severity.WARNING, "The boot before ended because the root snapshot was full."),
@@ -71,6 +75,7 @@ PROBLEMS: dict[str, tuple[Severity, str]] = {
     "space-low": (Severity.WARNING, "A file system is 90 % full."),
     "stale-steps": (Severity.WARNING, "Steps ran under other commits than the box has now."),
     "starting": (Severity.WARNING, "The box boots, or is being provisioned."),
+    "unresponsive": (Severity.CRITICAL, "The process that runs the box does not answer."),
 }
 
 
@@ -111,11 +116,16 @@ class Known:
     put_back: PutBack | None = None
     #: Names of the files with output of a sealed guest that have their maximum size.
     full_outputs: Sequence[str] = ()
+    #: The message of the kernel's panic after which the box restarted itself; None: there was none.
+    panic: str | None = None
 
 
 def problems(known: Known) -> list[MachineProblem]:
     """The problems of a machine that exists, the most severe first."""
     found = [*_of_state(known), *_of_manifest(known)]
+    if known.state.running and known.panic is not None:
+        since_s = known.clock.at(known.clock.events[0]) if known.clock.events else None
+        found.append(MachineProblem("panicked", since_s, f"its kernel panicked, and it restarted: {known.panic}"))
     if known.state.running:
         found += [*_of_snapshot(known), *_of_health(known), *_of_link(known)]
         if known.is_sealed and known.full_outputs:
@@ -130,6 +140,8 @@ def _of_state(known: Known) -> Iterator[MachineProblem]:
         yield MachineProblem(
             "crashed", clock.last_s if clock.events else None, known.failure or "it ended without a shutdown"
         )
+    elif state is State.UNRESPONSIVE:
+        yield MachineProblem("unresponsive", known.clock.last_s, "the process that runs it does not answer")
     elif state in (State.HALTED, State.SUSPENDED, State.PAUSED):
         yield MachineProblem("not-running", known.ended_s, f"it is {state}")
     elif state is State.FAILED:

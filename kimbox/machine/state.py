@@ -29,6 +29,7 @@ class State(StrEnum):
     SUSPENDED = "suspended"
     CRASHED = "crashed"
     PAUSED = "paused"
+    UNRESPONSIVE = "unresponsive"
     BOOTING = "booting"
     PROVISIONING = "provisioning"
     READY = "ready"
@@ -38,7 +39,7 @@ class State(StrEnum):
     @property
     def running(self) -> bool:
         """Whether a process runs the guest, even if its processors are stopped."""
-        return self in (State.PAUSED, State.BOOTING, State.PROVISIONING, State.READY, State.SEALED, State.FAILED)
+        return self not in (State.ABSENT, State.HALTED, State.SUSPENDED, State.CRASHED)
 
     @property
     def reachable(self) -> bool:
@@ -46,9 +47,10 @@ class State(StrEnum):
         return self in (State.PROVISIONING, State.READY, State.FAILED)
 
 
-#: Verb -> states that allow it. A verb that is not in the table, as `up` and `status`, is allowed in each state.
+#: Verb -> states that allow it. A verb that is not in the table, as `status`, is allowed in each state.
 _ANSWERS = frozenset({State.BOOTING, State.PROVISIONING, State.READY, State.FAILED})
 ALLOWED: dict[str, frozenset[State]] = {
+    "up": frozenset(State) - {State.UNRESPONSIVE},
     "ssh": _ANSWERS,
     "exec": _ANSWERS,
     "audit": _ANSWERS | {State.SEALED},
@@ -65,6 +67,7 @@ STATE_HINTS = {
     State.HALTED: "start it with `kimbox up {name}`",
     State.SUSPENDED: "resume it with `kimbox resume {name}`",
     State.PAUSED: "continue it with `kimbox resume {name}`",
+    State.UNRESPONSIVE: "the process that runs it does not answer: `kimbox halt --force {name}` ends it",
     State.CRASHED: "start it with `kimbox up {name}`; `kimbox logs --serial {name}` shows the end of its console",
     State.BOOTING: "wait for it with `kimbox up {name}`",
     State.PROVISIONING: "wait for it with `kimbox up {name}`",
@@ -112,6 +115,8 @@ class Observation:
     shut_down: bool = False
     #: In this boot the kernel of the guest wrote to the console that the snapshot of root is full, and now invalid.
     snapshot_full: bool = False
+    #: The process that runs the guest does not answer its driver.
+    unresponsive: bool = False
 
 
 #: Events that report that all of a manifest was done.
@@ -136,6 +141,8 @@ def derive(known: Observation) -> State:
             return State.SUSPENDED
         shut_down = known.shut_down and not lost_root(known.events)
         return State.HALTED if shut_down or known.ended_by_us else State.CRASHED
+    if known.unresponsive:
+        return State.UNRESPONSIVE
     if known.paused:
         return State.PAUSED
     if known.snapshot_full:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import attrs
-import makemachine
+import bootsector
 import pytest
 from waiting import until
 
-from kimbox.drivers.accelerator import Accelerator
 from kimbox.drivers.qemu import process, recorder
-from kimbox.drivers.qemu.command import Invocation
 from kimbox.machine.record import Sealed
-from kimbox.run import detach, run
+from kimbox.run import detach
 
 LIMIT_BYTES = 100_000
-
-#: A boot sector that writes to the first serial port without an end: mov dx, 0x3f8; mov al, 'x'; loop: out dx, al.
-FLOOD = bytes.fromhex("ba f8 03 b0 78 ee eb fd").ljust(510, b"\0") + b"\x55\xaa"
 
 
 class Recording:
@@ -92,30 +85,12 @@ def test_a_full_disk_does_not_stop_the_guest(tmp_path: Path) -> None:
     assert b"ready\n" == (tmp_path / "events").read_bytes()
 
 
-@pytest.fixture
-def flooding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invocation]:
-    """A sealed machine whose guest is FLOOD."""
-    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+def test_a_guest_that_floods_its_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU runs on, and the file has its maximum size. Nothing is left after its end."""
     monkeypatch.setattr(process, "OUTPUT_LIMIT_BYTES", LIMIT_BYTES)
-    machine = makemachine.make_machine(sealed=Sealed("worker", "site"))
-    sector = tmp_path / "sector"
-    sector.write_bytes(FLOOD.ljust(1 << 20, b"\0"))
-    machine.disk.unlink(missing_ok=True)
-    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", sector, machine.disk])
-    record = attrs.evolve(machine.record(), ssh_port=0, forwards={})  # any free port
-    yield Invocation(machine, record, 1, 32 << 20, Accelerator("tcg", "max", "there is no KVM"))
-    if machine.running:
+    with bootsector.running(tmp_path, monkeypatch, bootsector.FLOOD, sealed=Sealed("worker", "site")) as machine:
+        until("the log is full", lambda: machine.serial_log.stat().st_size == LIMIT_BYTES)
+        assert "running" == process.status(machine)
+        assert LIMIT_BYTES == machine.serial_log.stat().st_size
         process.kill(machine)
-
-
-def test_a_guest_that_floods_its_console(flooding: Invocation) -> None:
-    """QEMU runs on, the file has its maximum size, and `status` has the problem. Nothing is left after its end."""
-    machine = flooding.machine
-    process.start(flooding)
-    until("the log is full", lambda: machine.serial_log.stat().st_size == LIMIT_BYTES)
-    assert machine.running
-    assert "running" == process.status(machine)
-    assert LIMIT_BYTES == machine.serial_log.stat().st_size
-    process.kill(machine)
-    assert not machine.running
+        assert not machine.running

@@ -101,7 +101,9 @@ class Qemu:
         process.unpause(self.machine)
 
     def stop(self, before: State, *, force: bool, timeout_s: float) -> None:
-        if force or not self._shut_down(before, timeout_s):
+        if before is State.UNRESPONSIVE and not force:
+            log.warn(f"QEMU of {self.machine.name} does not answer: kimbox ends its process")
+        if force or before is State.UNRESPONSIVE or not self._shut_down(before, timeout_s):
             process.kill(self.machine)
 
     def _shut_down(self, before: State, timeout_s: float) -> bool:
@@ -151,8 +153,14 @@ class Qemu:
 
     def observe(self, record: Record) -> Observation:
         running = self.machine.running
-        paused = running and process.status(self.machine) in PAUSED_STATES
-        return observe_folder(self.machine, record, running=running, paused=paused)
+        run_state = process.status(self.machine) if running else None
+        return observe_folder(
+            self.machine,
+            record,
+            running=running,
+            paused=run_state in PAUSED_STATES,
+            unresponsive=running and run_state is None and process.is_unresponsive(self.machine),
+        )
 
     def listen(self) -> bool:
         """Copies nothing: QEMU writes to the machine's folder by itself."""

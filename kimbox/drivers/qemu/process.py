@@ -37,7 +37,10 @@ BUTTON_INTERVAL_S = 3.0
 
 #: Maximum wait for the end of QEMU after QMP's `quit`, and after a signal.
 QUIT_TIMEOUT_S = 5.0
-SIGNAL_TIMEOUT_S = 10.0
+SIGNAL_TIMEOUT_S = 5.0
+
+#: QEMU is unresponsive if QMP does not answer for this time, after a first attempt without an answer.
+ANSWER_TIMEOUT_S = 8.0
 
 #: Number of bytes at the end of QEMU's log that are read if QEMU did not start.
 LOG_END_BYTES = 16 << 10
@@ -169,6 +172,20 @@ def status(machine: Machine) -> str | None:
         return None
 
 
+def is_unresponsive(machine: Machine) -> bool:
+    """Whether a QEMU process that runs does not answer on its socket for ANSWER_TIMEOUT_S.
+
+    QEMU talks to one client at a time. So it counts as responsive while another kimbox process works on the machine.
+    """
+    if machine.is_locked_by_another() or not machine.qmp_socket.exists():
+        return False
+    try:
+        qmp.execute(machine.qmp_socket, "query-status", timeout_s=ANSWER_TIMEOUT_S)
+    except KimboxError:  # a timeout; or the queue of the socket is full of earlier attempts
+        return machine.running and machine.qmp_socket.exists()
+    return False
+
+
 def wait_until_gone(machine: Machine, timeout_s: float) -> bool:
     """Waits for the process to end; True if it did within the timeout."""
     deadline = time.monotonic() + timeout_s
@@ -200,10 +217,11 @@ def unpause(machine: Machine) -> None:
 
 def kill(machine: Machine) -> None:
     """Ends the process by QMP, or else by a signal. Raises GuestError (`timeout`) if it does not end."""
-    with contextlib.suppress(KimboxError):
-        qmp.execute(machine.qmp_socket, "quit")
-    if wait_until_gone(machine, QUIT_TIMEOUT_S):
-        return
+    if status(machine) is not None:
+        with contextlib.suppress(KimboxError):
+            qmp.execute(machine.qmp_socket, "quit")
+        if wait_until_gone(machine, QUIT_TIMEOUT_S):
+            return
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = pid(machine)
         if process is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from kimbox.guest.events import Event, parse_line
 from kimbox.machine import console
-from kimbox.machine.console import CONSOLE_BYTES, LINE_CHARACTERS, console_lines, explain, is_fatal
+from kimbox.machine.console import CONSOLE_BYTES, LINE_CHARACTERS, console_lines, explain, is_fatal, last_panic
 
 SEABIOS = (
     b"\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS (version 1.16.2-debian-1.16.2-1)\r\n"
@@ -216,3 +216,19 @@ def test_the_commands_of_a_hint_have_the_name() -> None:
     assert "`kimbox logs --serial tiny` and `kimbox up --boot resnap tiny`; `kimbox destroy tiny`" == hint
     for sign in console.SIGNS:
         assert sign.cause.hint.count("`kimbox ") == sign.cause.hint_for("tiny").count(" tiny`")
+
+
+@pytest.mark.parametrize(
+    ("expected", "console"),
+    [
+        (None, b"GRUB\nBooting `kimbox'\n[    1.0] Linux\n"),
+        (None, b"Booting `kimbox'\nKernel panic - not syncing: Fatal exception\n"),
+        ("Fatal exception", b"Booting `a'\n[9.1] Kernel panic - not syncing: Fatal exception\r\nBooting `a'\nLinux\n"),
+        ("second", b"Kernel panic - not syncing: first\nKernel panic - not syncing: second\nBooting `a'\n"),
+        ("x\ufffd[31m", b"Kernel panic - not syncing: x\x1b[0m\x9b[31m\nBooting `a'\n"),
+        ("unknown reason", b"Kernel panic - not syncing\nBooting `a'\n"),
+        ("z" * 198, b"Kernel panic - not syncing: " + b"z" * 9000 + b"\nBooting `a'\n"),
+    ],
+)
+def test_the_panic_before_the_last_boot(expected: str | None, console: bytes) -> None:
+    assert expected == last_panic(console)

@@ -85,10 +85,9 @@ def test_a_refusal_has_a_hint(verb: str, now: State) -> None:
 
 
 def test_every_state_has_a_hint() -> None:
-    """And `up` and `status` are allowed in each state."""
+    """And `status` is allowed in each state."""
     assert set(State) == set(STATE_HINTS)
     for now in State:
-        require("up", "tiny", now)
         require("status", "tiny", now)
 
 
