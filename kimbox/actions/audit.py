@@ -1,31 +1,28 @@
 """The audit of a box. An open box runs it over ssh; a sealed box runs it by itself, and its last report is read.
 
-To the report of a sealed box the host adds checks of its own. Root in the box cannot change their results.
+To the report of a sealed box the host adds checks of its own (`host_audit`).
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 
+from kimbox import utctime
+from kimbox.actions import host_audit
 from kimbox.actions.observe import reach, state
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import read_bounded
 from kimbox.guest import audit
-from kimbox.guest.audit import MAX_CHECKS, MAX_TEXT, Check, Report, Severity, Status
-from kimbox.guest.events import Event, printable
-from kimbox.image.disk import pristine
-from kimbox.image.store import images
+from kimbox.guest.audit import MAX_CHECKS, Report
+from kimbox.guest.events import printable
 from kimbox.machine import past_audits
 from kimbox.machine.folder import Machine, read_end
-from kimbox.machine.record import Record
-from kimbox.machine.state import State, last_manifest_event, lost_root
+from kimbox.machine.state import State
 
 #: Timeout of an audit over ssh, in seconds. Under emulation an audit takes about 10 s, most of it for the search of the
 #: disks, which the guest itself limits to 150 s.
@@ -43,12 +40,6 @@ LOG_BYTES = 1 << 20
 
 #: Maximum size of a report file that `--compare` reads, in bytes.
 MAX_REPORT_BYTES = 4 << 20
-
-#: Format of a time in a report.
-_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-
-#: A check of the host: whether the disk of a sealed box, except `persistent`, has the bytes of its image.
-DISK_CHECK = "disk.equal"
 
 #: The command that runs an audit in a guest.
 _COMMAND = "sudo -n /usr/lib/kimbox/audit"
@@ -132,12 +123,12 @@ def _last_report(machine: Machine, now: State) -> Audited:
     """
     events = machine.boot_events()
     newest = audit.newest(read_end(machine.audit_log, LOG_BYTES), events[-1].boot if events else None)
-    unsealed = _unsealed(now, events)
+    unsealed = host_audit.unsealed_reason(now, events)
     if newest is None and unsealed is not None:
         boot = events[-1].boot if events else ""
         record = machine.record()
         role, site = (record.sealed.role, record.sealed.site) if record.sealed else ("", "")
-        host_report = Report(_utc(time.time()), boot, role, site, _host_checks(machine, now, unsealed))
+        host_report = Report(utctime.text(), boot, role, site, host_audit.checks(machine, now, unsealed))
         return Audited(host_report, "the box has sent no report in its present boot", unsealed=unsealed)
     if newest is None:
         raise StateError(
@@ -148,7 +139,7 @@ def _last_report(machine: Machine, now: State) -> Audited:
         )
     age_s = _age_s(newest.at)
     stale = now.running and not -MAX_AHEAD_S <= age_s <= STALE_S
-    own = _host_checks(machine, now, unsealed)
+    own = host_audit.checks(machine, now, unsealed)
     own_ids = {check.id for check in own}
     checks = (*own, *(check for check in newest.checks if check.id not in own_ids))[:MAX_CHECKS]
     later = f"; it is {now} now" if now is not State.SEALED else ""
@@ -156,96 +147,12 @@ def _last_report(machine: Machine, now: State) -> Audited:
     return Audited(attrs.evolve(newest, checks=checks), source, stale, unsealed)
 
 
-def _unsealed(now: State, events: Sequence[Event]) -> str | None:
-    """Returns why the present boot of a box with a role is not sealed. None: it is, it still starts, or does not run.
-
-    A box that cannot seal itself powers itself off. It counts as unsealed, too: its work is not done.
-    """
-    if now is State.READY:
-        return "it took its role, and is open until it restarts"
-    lost = lost_root(events)
-    if now is not State.FAILED and not (now is State.CRASHED and lost):
-        return None
-    event = lost or last_manifest_event(events)
-    if event is None or event.name != "failed":
-        return "the root file system of the box is full"
-    what = " ".join(dict.fromkeys(filter(None, (event.text("kind"), event.text("name")))))
-    return f"{what}: {event.text('reason') or 'the box reported no reason'}"[:MAX_TEXT]
-
-
-def _host_checks(machine: Machine, now: State, unsealed: str | None) -> tuple[Check, ...]:
-    """Returns the checks of the host. Root in the box cannot change their results."""
-    return _check_of_boot(now, unsealed), _check_disk(machine, now)
-
-
-def _check_of_boot(now: State, unsealed: str | None) -> Check:
-    """Returns the host's own check: whether the present boot of the box has sealed it."""
-    status = Status.FAIL if unsealed is not None else Status.PASS if now is State.SEALED else Status.SKIP
-    return Check(
-        id="boot.sealed",
-        title="The present boot has sealed the box",
-        cis="",
-        severity=Severity.HIGH,
-        status=status,
-        expected="sealed",
-        found=str(now) if unsealed is None else f"{now}: {unsealed}"[:MAX_TEXT],
-        remedy="kimbox status; then kimbox reload, or kimbox secure" if unsealed is not None else "",
-    )
-
-
-def _check_disk(machine: Machine, now: State) -> Check:
-    """Returns the check of the host. The disk of a box that runs cannot be read: the check has the result of its start.
-
-    Before the first start as a sealed box the changes on the disk are those of its owner.
-    """
-    record = machine.record()
-    status = Status.SKIP
-    if record.put_back is None:
-        found = "the box was not started since it was sealed"
-    elif now.running:
-        changed, found = record.put_back.changed, f"as the host found it before the last start ({record.put_back.at})"
-        status = Status.FAIL if changed else Status.PASS
-        found = f"{found}: {', '.join(changed)}; it was put back" if changed else f"{found}: equal"
-    else:
-        status, found = _compare_disk(machine, record)
-        found = f"{found}; put back last at {record.put_back.at}"
-    remedy = "find out how root in the box was reached; the next start by the host puts the disk back"
-    return Check(
-        id=DISK_CHECK,
-        title="The disk except /persistent has the bytes of the image, as this host reads it",
-        cis="",
-        severity=Severity.HIGH,
-        status=status,
-        expected="equal",
-        found=printable(found[:MAX_TEXT]),
-        remedy=remedy if status is Status.FAIL else "",
-    )
-
-
-def _compare_disk(machine: Machine, record: Record) -> tuple[Status, str]:
-    """Compares the disk of a sealed box that does not run with its image. Returns the result, and what was found."""
-    image = images.find(record.image)
-    if image is None:
-        return Status.FAIL, f"its image is not in the store ({record.image[:12]})"
-    try:
-        changed = pristine.differences(machine.disk, image.disk, image.format)
-    except KimboxError as error:
-        return Status.FAIL, f"it cannot be read: {error.message}"
-    return (Status.FAIL, ", ".join(changed)) if changed else (Status.PASS, "equal")
-
-
-def _utc(time_s: float) -> str:
-    """Returns a Unix time as the time of a report."""
-    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).strftime(_TIME_FORMAT)
-
-
 def _age_s(at: str) -> float:
     """Returns the age of a time of a guest by this host's clock, negative if it is ahead; infinite if it is no time."""
     try:
-        then = datetime.datetime.strptime(at, _TIME_FORMAT).replace(tzinfo=datetime.UTC)
+        return time.time() - utctime.seconds(at)
     except ValueError:
         return math.inf
-    return time.time() - then.timestamp()
 
 
 def _age(at: str, age_s: float) -> str:

@@ -5,7 +5,6 @@ A problem has a stable code (PROBLEMS), and the time since which the host knows 
 
 from __future__ import annotations
 
-import datetime
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
@@ -13,13 +12,11 @@ from typing import Any
 
 import attrs
 
+from kimbox import utctime
 from kimbox.guest.events import Event
 from kimbox.guest.health import Clock, Health, Work
 from kimbox.machine.record import PutBack
 from kimbox.machine.state import State, last_manifest_event
-
-#: Format of times, in UTC.
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 #: Used part of a file system, in percent, from which it is a problem: as a warning, and as a critical one.
 SPACE_WARNING, SPACE_CRITICAL = 90, 97
@@ -93,9 +90,7 @@ class MachineProblem:
 
     def as_json(self) -> dict[str, Any]:
         """The problem for `--json`, with `since` in UTC."""
-        since = None
-        if self.since_s is not None:
-            since = datetime.datetime.fromtimestamp(self.since_s, datetime.UTC).strftime(TIME_FORMAT)
+        since = None if self.since_s is None else utctime.text(self.since_s)
         return {"code": self.code, "since": since, "severity": self.severity.name.lower(), "detail": self.detail}
 
 
@@ -239,7 +234,7 @@ def _since(events: Sequence[Event], holds: Callable[[Event], bool], clock: Clock
 def _seconds(at: str) -> float | None:
     """Seconds since the epoch of a time of a machine's record; None if it is not a time."""
     try:
-        return datetime.datetime.strptime(at, TIME_FORMAT).replace(tzinfo=datetime.UTC).timestamp()
+        return utctime.seconds(at)
     except ValueError:
         return None
 

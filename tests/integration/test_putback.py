@@ -19,7 +19,7 @@ from makemachine import make_machine
 from refused import refused
 
 from kimbox import paths
-from kimbox.actions import audit
+from kimbox.actions import audit, host_audit
 from kimbox.drivers.qemu import disk as disks
 from kimbox.errors import ImageError
 from kimbox.files import sha256_file, write_json
@@ -161,7 +161,7 @@ def test_the_check_of_the_host(machine: Machine, world: Path) -> None:
     machine.audit_log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     def found() -> tuple[str, str]:
-        (own,) = [check for check in audit.report(machine).report.checks if check.id == audit.DISK_CHECK]
+        (own,) = [check for check in audit.report(machine).report.checks if check.id == host_audit.DISK_CHECK]
         return str(own.status), own.found
 
     assert found() == ("pass", "equal; put back last at 2026-11-28T17:00:00Z")

@@ -6,6 +6,7 @@ import time
 
 import attrs
 
+from kimbox import utctime
 from kimbox.drivers import registry
 from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, KimboxError, StateError
@@ -111,7 +112,7 @@ def _put_back(machine: Machine, record: Record, *, resume: bool) -> PutBack:
             f"/persistent: an older kimbox sealed it, or `kimbox secure` was interrupted. `kimbox secure --unseal "
             f"{machine.name}`, then `kimbox reload` and `kimbox secure`, seal it anew"
         )
-    return PutBack(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), changed)
+    return PutBack(utctime.text(), changed)
 
 
 def _need_data_key(machine: Machine, record: Record) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from kimbox import __version__
+from kimbox import __version__, utctime
 from kimbox.actions import audit as auditing
 from kimbox.actions import observe
 from kimbox.actions.reporting.subjects import Checked, Kind, Outcome, Subject
@@ -54,7 +53,7 @@ def facts_of(subject: Subject) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kimbox": __version__,
-        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "made": utctime.text(),
         "kind": str(subject.kind),
         "name": subject.name,
         "source": subject.source,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import attrs
 
-from kimbox import paths, run
+from kimbox import paths, run, utctime
 from kimbox.errors import ImageError
 from kimbox.files import locked, write_atomic
 from kimbox.lock.apt import explain
@@ -278,7 +278,7 @@ class Archive:
                 with contextlib.suppress(ValueError, OverflowError):
                     date_s = calendar.timegm(parsed)
                     dates += [date_s] if date_s < _YEAR_10000_S else []
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(dates)))
+        return utctime.text(max(dates))
 
     def _trust(self) -> None:
         """Links the accepted keys into the folder: those of this machine, and those of the distribution."""
