@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -13,20 +14,24 @@ from kimbox import paths
 from kimbox.actions import prune
 from kimbox.drivers import registry
 from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt, program
-from kimbox.errors import StateError
+from kimbox.errors import KimboxError, StateError
 from kimbox.filelocks import flock
 from kimbox.files import size_words
 from kimbox.image import namespace
 from kimbox.image.store import images
-from kimbox.lock.apt import archive
+from kimbox.lock.apt import age, archive
 from kimbox.lock.apt import sources as apt
 from kimbox.log import log
+from kimbox.machine.folder import Machine, machines
 
 #: Free space below which there may not be enough for an image.
 MIN_FREE_BYTES = 10 << 30
 
 #: Size below which unused files are not worth a command, in bytes.
 SHOWN_BYTES = 1_000_000
+
+#: The command that chooses the present packages for the spec in the current folder.
+_UPDATE_PACKAGES = "kimbox lock --update packages"
 
 #: Programs that kimbox calls with every driver, and their purpose: it completes the sentence `it ...`.
 PROGRAMS = {
@@ -48,7 +53,8 @@ def examine() -> list[HostCheck]:
     """
     checks = [program(name, purpose) for name, purpose in PROGRAMS.items()]
     checks += [attempt("home", _home), attempt("locks", _locks), attempt("building", _building)]
-    checks += [attempt("packages", _packages), attempt("space", _space), attempt("unused files", _unused)]
+    checks += [attempt("packages", _packages), attempt("age of packages", _age_of_packages)]
+    checks += [attempt("space", _space), attempt("unused files", _unused)]
     return checks + registry.check_host()
 
 
@@ -88,6 +94,23 @@ def _packages() -> HostCheck:
     return HostCheck(
         "packages", Outcome.GOOD, f"Debian packages come from {len(sources)} repositories of this machine's apt"
     )
+
+
+def _age_of_packages() -> HostCheck:
+    """Whether the images of machines have packages that are older than a week. A date that is not known is left out."""
+    dates = {machine.name: as_of for machine in machines() if (as_of := _packages_as_of(machine))}
+    old = {name: as_of for name, as_of in dates.items() if age.is_older(as_of, age.MAX_AGE_S)}
+    if not old:
+        days = age.MAX_AGE_S // 86400
+        return HostCheck("age of packages", Outcome.GOOD, f"no box has packages that are older than {days} days")
+    text = ", ".join(f"{name}: {age.words(as_of)}" for name, as_of in sorted(old.items()))
+    return HostCheck("age of packages", Outcome.SLOW, f"a new box gets newer ones. {text}", _UPDATE_PACKAGES)
+
+
+def _packages_as_of(machine: Machine) -> str | None:
+    with contextlib.suppress(KimboxError):
+        return images.packages_as_of(machine.record().image)
+    return None
 
 
 def _unused() -> HostCheck:

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from kimbox import paths
 from kimbox.cli.completers import COMPLETE_VARIABLE
-from kimbox.cli.options import hoist, split_global
+from kimbox.cli.options import hoist, seconds_of, split_global
 from kimbox.cli.output import STDOUT, report_error
 from kimbox.cli.verbs import GROUPS, VERBS
 from kimbox.errors import Interrupted, KimboxError, StateError, UsageError
@@ -152,18 +152,6 @@ def kimbox(
     # The options are declared for the help and for the errors of the parser. `run` has already read their values.
 
 
-def _duration(text: str) -> float:
-    from kimbox.spec.nodes import Fault
-    from kimbox.spec.units import duration
-
-    try:
-        return float(duration(text))
-    except Fault as fault:
-        raise UsageError(
-            f"--timeout: {fault}", code=fault.code, hint="write it as 90s, 5m or 2h", fields={"option": "--timeout"}
-        ) from None
-
-
 def _configure(arguments: list[str]) -> None:
     """Sets the settings of this run. This happens before the parser runs, because its errors depend on the settings.
 
@@ -195,7 +183,7 @@ def _timeout(front: list[str]) -> float | None:
         option, equals, value = word.partition("=")
         if option == "--timeout":
             timeout = value if equals else next_word
-    return None if timeout is None else _duration(timeout)
+    return None if timeout is None else seconds_of("--timeout", timeout)
 
 
 def run(arguments: list[str]) -> int:

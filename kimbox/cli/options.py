@@ -12,6 +12,19 @@ GLOBAL_OPTIONS = {
 }  # fmt: skip
 
 
+def seconds_of(option: str, text: str, *, max_days: int = 7) -> float:
+    """Returns the seconds of the value of an option, such as 90s, of at most `max_days`. Raises UsageError."""
+    from kimbox.spec.nodes import Fault
+    from kimbox.spec.units import duration
+
+    try:
+        return float(duration(text, max_s=max_days * 86400))
+    except Fault as fault:
+        raise UsageError(
+            f"{option}: {fault}", code=fault.code, hint="write it as 90s, 5m or 2h", fields={"option": option}
+        ) from None
+
+
 def hoist(arguments: list[str]) -> list[str]:
     """Moves global options to the front. Arguments after `--` belong to another program and stay where they are.
 

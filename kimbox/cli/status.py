@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 #: - `failure` and `reason`: what failed, and why.
 #: - `wanted`: the manifest that failed, if the box returned to `manifest`, the last one that reached ready. Then
 #:   `reason` says why.
+#: - `packages_as_of`: the date of the packages of its image.
 #: - `provenance`: content of the box and how it was provisioned, from /etc/kimbox/box.json in the box
 #:   (schemas/boxfile.schema.json).
 #: - `sealed`: role and site of a sealed box.
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
-    "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "spec", "spec_digest", "folder", "disk_bytes",
-    "scratch", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key", "health", "problems",
+    "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
+    "disk_bytes", "scratch", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key", "health",
+    "problems",
 )  # fmt: skip
 
 
@@ -111,6 +113,7 @@ def status(
 
 def _lines(summary: dict[str, Any]) -> list[str]:
     """Returns the lines of the output."""
+    from kimbox.lock.apt import age
     from kimbox.machine.bootmode import MAINTAINED
     from kimbox.machine.record import Purpose
 
@@ -138,6 +141,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             *stale_lines(summary),
             *_follow_lines(summary["follow"]),
             f"  image       {summary['image'][:16]}",
+            *([f"  packages    {age.words(as_of)}"] if (as_of := summary["packages_as_of"]) else []),
             f"  spec        {summary['spec']}",
             f"  disk        {_disk_text(summary)}",
         ]
@@ -198,6 +202,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
     import attrs
 
     from kimbox.drivers import registry
+    from kimbox.image.store import images
     from kimbox.machine import keys
 
     driver = registry.of(machine)
@@ -208,6 +213,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "ssh_port": record.ssh_port,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
         "image": record.image,
+        "packages_as_of": images.packages_as_of(record.image),
         "spec": record.source,
         "spec_digest": record.spec_digest,
         "folder": str(machine.folder),

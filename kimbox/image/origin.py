@@ -24,9 +24,6 @@ from kimbox.lock.lockfile import parse_lock
 from kimbox.lock.provenance.inputs import BaseImage
 from kimbox.spec.urls import is_url
 
-#: Maximum number of images in a chain of maintained images.
-MAX_CHAIN = 100
-
 
 @attrs.frozen
 class Origin:
@@ -45,7 +42,7 @@ def of(image: Image) -> Origin:
     bases: list[BaseImage] = []
     changed: set[str] = set()
     current: Image | None = image
-    while current and len(bases) < MAX_CHAIN:
+    while current and len(bases) < images.MAX_CHAIN:
         former = current.facts.get("former")
         if not isinstance(former, str):
             break
@@ -63,7 +60,7 @@ def of(image: Image) -> Origin:
 
 def packages_of(image: Image) -> LockedPackages | None:
     """The packages that were locked for an image or for its base; None if they are not known."""
-    for _ in range(MAX_CHAIN):
+    for _ in range(images.MAX_CHAIN):
         with contextlib.suppress(OSError, KimboxError, ValueError, KeyError, TypeError, AttributeError):
             return LockedPackages.from_tree(read_json(image.disk.parent / images.PACKAGES))
         with contextlib.suppress(KimboxError):
@@ -92,7 +89,7 @@ def _url(image: Image | None) -> str:
 def _json(image: Image, name: str) -> Mapping[str, Any]:
     """A JSON object among the small files of an added box, or an empty mapping."""
     with contextlib.suppress(OSError, KimboxError):
-        return read_json(image.disk.parent / remote.BOX_FOLDER / name)
+        return read_json(image.disk.parent / images.BOX_FOLDER / name)
     return {}
 
 

@@ -207,6 +207,8 @@ class Relocked:
     is_written: bool
     #: Number of packages in the lock.
     packages: int = attrs.field(default=0, eq=False)
+    #: The date of these packages; None if there are none.
+    packages_as_of: str | None = attrs.field(default=None, eq=False)
     #: Differences from the previous lock; None if there was none.
     diff: LockDiff | None = attrs.field(default=None, eq=False)
     #: Tags that were moved and branches that were force-pushed.
@@ -258,7 +260,16 @@ def relock(project: Project, *, update: list[str] | None, dry_run: bool = False)
     removed = sorted(set(old) - set(lock.repositories))
     is_written = differs(path, lock) if dry_run else write_lock(path, lock)
     count = len(chosen.versions) if chosen else 0
-    return Relocked(path, moved, removed, is_written, count, diff(previous, lock) if previous else None, warnings)
+    return Relocked(
+        path,
+        moved,
+        removed,
+        is_written,
+        packages=count,
+        packages_as_of=chosen.as_of if chosen else None,
+        diff=diff(previous, lock) if previous else None,
+        warnings=warnings,
+    )
 
 
 def _split(box: Box, previous: Lock | None, update: list[str] | None) -> tuple[list[str] | None, list[str] | None]:

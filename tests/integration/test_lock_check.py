@@ -12,7 +12,7 @@ import clirun
 import makebox
 import pytest
 import tinyimage
-from clirun import Kimbox
+from clirun import Kimbox, result
 from refused import refused
 
 from kimbox import paths
@@ -63,6 +63,23 @@ def test_a_lock_that_stands(kimbox: Kimbox, work: Path) -> None:
     assert (0, f"{work}/kimbox.lock matches its spec\n") == (code, out)
     after = (work / "kimbox.lock").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_old_packages(kimbox: Kimbox, work: Path) -> None:
+    """--max-age warns, with the command that helps, and the lock stands. The default is no limit."""
+    path = work / "kimbox.lock"
+    lock = read_lock(path)
+    assert lock.packages is not None
+    write_lock(path, attrs.evolve(lock, packages=attrs.evolve(lock.packages, as_of="2024-01-01T00:00:00Z")))
+    code, out, err = kimbox("lock", "--check", "--max-age", "7d")
+    assert 0 == code
+    assert f"{path} matches its spec\n" == out
+    assert "2024-01-01, " in err
+    assert "`kimbox lock --update packages`" in err
+    for arguments in ([], ["--max-age", "3650d"]):
+        assert (0, "") == kimbox("lock", "--check", *arguments)[::2]
+    assert "2024-01-01T00:00:00Z" == result(kimbox("lock", "--check", "--json")[1], "lock")["packages_as_of"]
+    assert 2 == kimbox("lock", "--max-age", "7")[0]
 
 
 def test_no_lock_is_not_made(kimbox: Kimbox, work: Path) -> None:

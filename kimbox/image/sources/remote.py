@@ -35,9 +35,6 @@ MAX_VIRTUAL_BYTES = 2 << 40
 INFO_LIMITS = ("--as=2147483648", "--cpu=30")
 INFO_TIMEOUT_S = 60.0
 
-#: Name of the folder beside the disk that holds the small files of its box.
-BOX_FOLDER = "box"
-
 #: Number of bytes from the start of a file by which its format is recognized.
 HEAD_BYTES = 64 << 10
 
@@ -81,7 +78,7 @@ def check_signature(image: Image, location: str, keys: tuple[str, ...], login: L
 
 def kept_file(image: Image, name: str) -> bytes | None:
     """A small file of the box that contained the image, or None if the box had no file of that name."""
-    path = image.disk.parent / BOX_FOLDER / name
+    path = image.disk.parent / images.BOX_FOLDER / name
     return path.read_bytes() if path.is_file() else None
 
 
@@ -150,7 +147,7 @@ def _disk_of(file: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dict[
 
 
 def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
-    """Unpacks a box. Returns its disk and facts about the box. Writes its small files to BOX_FOLDER beside the disk.
+    """Unpacks a box. Returns its disk and facts about the box. Writes its small files to `images.BOX_FOLDER`.
 
     With `keys`, one of them must have signed the box. Raises ImageError, and removes the archive, if it is not valid.
     """
@@ -165,7 +162,7 @@ def _unpack(archive: Path, work: Path, keys: tuple[str, ...]) -> tuple[Path, dic
     except ImageError:
         http.discard(archive)
         raise
-    folder = work / images.DONE / BOX_FOLDER
+    folder = work / images.DONE / images.BOX_FOLDER
     folder.mkdir()
     for name, data in contents.files.items():
         (folder / name).write_bytes(data)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import clirun
+import makemachine
 import pytest
 from clirun import Kimbox, result
 
-from kimbox import paths, run
+from kimbox import paths, run, utctime
 from kimbox.actions import doctor
 from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt
 from kimbox.errors import KimboxError
+from kimbox.files import write_json
 from kimbox.image import namespace
+from kimbox.image.store import images
 from kimbox.lock.apt import archive
 from kimbox.lock.apt import sources as apt
 
@@ -129,3 +133,19 @@ def test_a_host_without_namespaces(
     assert Outcome.BAD == found.outcome
     assert "unshare failed: Operation not permitted" in found.result
     assert expected in str(found.repair)
+
+
+@pytest.mark.usefixtures("world")
+def test_old_packages() -> None:
+    """The boxes whose packages are older than a week are named. A box whose date is not known is not."""
+    makemachine.make_machine("unknown")
+    for name, days in (("fresh", 6), ("stale", 8)):
+        machine = makemachine.make_machine(name, image=name * 8)
+        images.folder(machine.record().image).mkdir(parents=True)
+        write_json(images.folder(name * 8) / images.PACKAGES, {"as_of": utctime.text(time.time() - days * 86400)})
+    found = _check("age of packages")
+    assert (Outcome.SLOW, "kimbox lock --update packages") == (found.outcome, found.repair)
+    assert "stale: " in found.result
+    assert "8 days old" in found.result
+    assert "fresh" not in found.result
+    assert "unknown" not in found.result

@@ -12,7 +12,7 @@ from refused import refused
 
 from kimbox import paths
 from kimbox.errors import ImageError, StateError
-from kimbox.files import locked
+from kimbox.files import locked, write_json
 from kimbox.image.store import images, lease
 
 home = ownhome.home  # a fixture
@@ -116,3 +116,31 @@ def test_an_image_is_removed_only_if_nothing_needs_it() -> None:
     assert [] == folders()
     assert not images.remove(KEY, is_unused=is_unused)
     assert 2 == len(checks)
+
+
+def test_the_date_of_the_packages() -> None:
+    """It is in the lock of a built image, in the description of an added box, and that of a base counts."""
+    date, built, added = "2026-11-20T00:00:00Z", "b" * 64, "c" * 64
+    for key, name, former in ((built, images.PACKAGES, None), (added, "box/kimbox.json", None), (KEY, "", built)):
+        place = images.folder(key)
+        (place / images.BOX_FOLDER).mkdir(parents=True)
+        write_json(place / images.FACTS, {"former": former})
+        if name:
+            write_json(place / name, {"as_of": date})
+        assert date == images.packages_as_of(key)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"image.json": {"former": KEY}},  # a circle
+        {"image.json": {"former": "../../etc"}},
+        {"image.json": {"former": ["x"]}, "box/kimbox.json": {"as_of": 7}},
+    ],
+)
+def test_an_unknown_date_of_the_packages(files: dict[str, dict[str, Any]]) -> None:
+    (images.folder(KEY) / images.BOX_FOLDER).mkdir(parents=True)
+    for name, content in files.items():
+        write_json(images.folder(KEY) / name, content)
+    assert None is images.packages_as_of(KEY)
