@@ -93,8 +93,10 @@ class Verbs(TyperGroup):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"kimbox.cli.{VERBS[cmd_name]}")
-        verb_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        verb_app.command(cmd_name)(getattr(module, VERBS[cmd_name]))
+        verb_app = getattr(module, "group", None)  # a verb with actions that have their own arguments
+        if verb_app is None:
+            verb_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+            verb_app.command(cmd_name)(getattr(module, VERBS[cmd_name]))
         command = typer.main.get_command(verb_app)
         command.name = cmd_name
         return command

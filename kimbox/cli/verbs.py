@@ -33,6 +33,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "provenance": ("provenance", "Write the SBOM and the provenance statement of a box"),
         "report": ("report", "Write one page about a box, for a person to read"),
     },
+    "Jobs": {
+        "job": ("job", "Run a folder as a job in a box: pack it, extract results"),
+    },
     "Packages and maintenance": {
         "package": ("package", "Export a box for Vagrant, as OVA, qcow2 or raw disk"),
         "box": ("box", "Add, list and remove boxes that were made elsewhere"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from kimbox.image.disk import cowstore, dpkg, grubenv, partitions, sectors
 from kimbox.image.disk.ext4 import content, directories, inodes, usage
 from kimbox.image.disk.lvm import reader, textformat, writer
 from kimbox.image.sanitize import key_formats, pkcs12, secrets
+from kimbox.jobs.disk import contents, extract, pack
 from kimbox.spec.layout import MIB
 
 KIB = 1 << 10
@@ -232,6 +236,51 @@ def read_key(data: bytes, _: Path) -> None:
         pkcs12.holds_key(data)
 
 
+def job_seeds(folder: Path) -> list[bytes]:
+    """Disks of jobs from kimbox and from mke2fs, with links of both kinds, a file with holes, and a device."""
+    tree = folder / "job"
+    (tree / "output/deep").mkdir(parents=True)
+    (tree / "run-job").write_text("#!/bin/sh\n")
+    (tree / "run-job").chmod(0o755)
+    (tree / "output/data").write_bytes(b"x" * 20000)
+    os.link(tree / "output/data", tree / "output/deep/again")
+    (tree / "output/link").symlink_to("deep/" + "../deep/" * 12)
+    (tree / "output/deep/up").symlink_to("..")
+    with (tree / "output/holes").open("wb") as file:
+        file.truncate(300_000)
+        os.pwrite(file.fileno(), b"end", 290_000)
+    packed = pack.pack(tree, folder / "packed", room=pack.Room.parse("8K"))
+    seeds = [packed.path.read_bytes()]
+    for kind in ("ext2", "ext4"):
+        run.run(["mke2fs", "-q", "-F", "-t", kind, "-b", "1024", "-N", "32", "-O", "^resize_inode,^has_journal",
+                 "-d", tree, folder / kind, "256k"])  # fmt: skip
+        seeds.append((folder / kind).read_bytes())
+    return seeds
+
+
+def extract_job(data: bytes, folder: Path) -> None:
+    """Extracts a disk as `kimbox job extract` does. Nothing is created outside of the new folder, no link leads out."""
+    target = folder / "in/out"
+    target.parent.mkdir(exist_ok=True)
+    try:
+        disk = contents.read_contents(reads(data), len(data))
+        extract.listing(disk)
+        extract.extract(disk, target, skip_unsafe=True, limit_bytes=64 * MIB)
+    finally:
+        left = [path.name for path in (*folder.iterdir(), *target.parent.iterdir())]
+        assert left in (["in"], ["in", "out"]), left
+    root = os.fsencode(target)
+    for path, folders, files in os.walk(root):
+        for name in folders + files:
+            full = os.path.join(path, name)  # noqa: PTH118 - the name may not be text
+            info = os.lstat(full)
+            assert not info.st_mode & 0o7000
+            assert stat.S_IFMT(info.st_mode) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+            assert os.path.realpath(full).startswith(root)
+    shutil.rmtree(target, ignore_errors=True)
+
+
+JOB_HOT = ((1024, 2048), (2048, 2080), (2048, 32 << 10), (4 << 10, 5 << 10), (20 << 10, 48 << 10), (1024, 2048))
 EXT4_HOT = ((1024, 2048), (1024, 2048), (2048, 2304), (2048, 12 << 10), (12 << 10, 64 << 10))
 
 PARSERS = [
@@ -255,6 +304,7 @@ PARSERS = [
     Parser("ext4", ext4_seeds, read_ext4, hot=EXT4_HOT, share=0.5),
     Parser("ext4-usage", ext4_seeds, read_ext4_usage, hot=EXT4_HOT, share=0.5),
     Parser("ext4-place", lambda folder: ext4_seeds(folder)[:2], read_ext4_place, hot=EXT4_HOT),
+    Parser("job-disk", job_seeds, extract_job, hot=JOB_HOT),
     Parser("cow-store", cow_seeds, read_cow, hot=((0, 16), (4096, 4160), (4096, 8192))),
     Parser("grubenv", grubenv_seeds, read_grubenv, words=(b"saved_entry=", b"next_entry=", b"\\\n", b"#"), share=0.1),
     Parser("dpkg-status", status_seeds, read_status, words=(b"Package: ", b"Status: ", b"\n\n", b" /", b" installed")),

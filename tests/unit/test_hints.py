@@ -93,7 +93,12 @@ def parse(words: list[str]) -> str | None:
     group: Any = typer.main.get_command(cli.app)
     try:
         with group.make_context("kimbox", [], resilient_parsing=True) as context:
-            group.get_command(context, verb).make_context(verb, arguments, parent=context).close()
+            command = group.get_command(context, verb)
+            while hasattr(command, "get_command") and arguments:
+                command, arguments = command.get_command(context, arguments[0]), arguments[1:]
+                if command is None:
+                    return f"{verb} has no such action"
+            command.make_context(verb, arguments, parent=context).close()
     except Exception as error:
         if not hasattr(error, "format_message"):  # as in kimbox.cli.app: typer may have a click of its own
             raise

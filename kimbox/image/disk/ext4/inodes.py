@@ -35,6 +35,9 @@ EXTENT_MAGIC = 0xF30A
 #: Maximum length of an extent with content, in blocks. A longer one is allocated and not written yet.
 MAX_EXTENT_BLOCKS = 32768
 
+#: End of the field with the additional bits of the time of the last change (`i_mtime_extra`) in an inode, in bytes.
+MODIFIED_EXTRA_END = 0x8C
+
 #: Maximum number of blocks that `locate` reads of a directory.
 MAX_DIRECTORY_BLOCKS = 64
 
@@ -200,6 +203,20 @@ def inode_of(system: FileSystem, number: int) -> Inode:
         attributes_block=attributes | attributes_high << 32,
         block=raw[0x28:0x64],
     )
+
+
+def modified_ns(system: FileSystem, inode: Inode) -> int:
+    """Returns the time of the last change of the content, in nanoseconds since 1970.
+
+    The fields behind the first 128 bytes of an inode have the nanoseconds and two more bits of the seconds.
+    """
+    seconds: int = (inode.modified_s + (1 << 31)) % (1 << 32) - (1 << 31)
+    if system.inode_bytes < MODIFIED_EXTRA_END:
+        return seconds * 1_000_000_000
+    raw = system.read(inode_place(system, inode.number) + 128, MODIFIED_EXTRA_END - 128)
+    (extra_bytes,) = struct.unpack_from("<H", raw, 0)
+    extra = int.from_bytes(raw[8:12], "little") if extra_bytes >= MODIFIED_EXTRA_END - 128 else 0
+    return (seconds + ((extra & 3) << 32)) * 1_000_000_000 + min(extra >> 2, 999_999_999)
 
 
 def direct_extents(system: FileSystem, inode: Inode) -> tuple[tuple[int, int, int], ...]:

@@ -1,0 +1,1 @@
+"""The actions of `kimbox job`, one module each."""

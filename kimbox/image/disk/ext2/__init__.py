@@ -1,0 +1,1 @@
+"""Writes ext2 file systems without mounting them."""
