@@ -123,6 +123,7 @@ def restore(machine: Machine, name: str) -> State:
                 cpus=saved.cpus,
                 memory_bytes=saved.memory_bytes,
                 delivery_disk=saved.delivery_disk,
+                halt_port=saved.halt_port,
                 ended=saved.ended,
             ),
             None,

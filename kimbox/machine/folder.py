@@ -22,6 +22,7 @@ machines/<name>/locks/           the locks of the last manifests that were sent,
 machines/<name>/snapshots/       for each snapshot, the record and the logs of its time
 machines/<name>/qmp.sock         the socket on which QEMU listens for QMP
 machines/<name>/ssh.sock         the connection that ssh and exec share, while it is open
+machines/<name>/halt.pipe        a pipe to the guest's port that shuts it down, while it runs
 machines/<name>/run.lock         locked by the QEMU process as long as it runs
 machines/<name>/Vagrantfile      only if Vagrant runs the machine; .vagrant and vagrant.log too
 machines/<name>.lock             held by the kimbox process that changes the machine
@@ -191,6 +192,11 @@ class Machine:
     def qmp_socket(self) -> Path:
         """The socket on which QEMU listens for QMP. Both sides use a relative path, because its length is limited."""
         return self.folder / "qmp.sock"
+
+    @property
+    def halt_pipe(self) -> Path:
+        """The named pipe whose content QEMU passes to the guest's port that shuts it down."""
+        return self.folder / "halt.pipe"
 
     @property
     def snapshots(self) -> Path:

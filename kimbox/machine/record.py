@@ -109,6 +109,8 @@ class Record:
     scratch: Scratch | None = None
     #: Whether the last start had a disk with a delivery. A saved state has the device, too.
     delivery_disk: bool = False
+    #: Whether the last boot had the port that shuts the guest down. A saved state has the device, too.
+    halt_port: bool = False
     #: Address of the ssh server, whose port is `ssh_port`.
     ssh_host: str = "127.0.0.1"
     #: Role and site, which the guest reports at each boot. None: the box is not sealed.
@@ -156,6 +158,7 @@ class Record:
             fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
             fields["scratch"] = _scratch(fields.get("scratch"))
             fields["delivery_disk"] = fields.get("delivery_disk") is True
+            fields["halt_port"] = fields.get("halt_port") is True
             fields["sealed"] = _sealed(fields.get("sealed"))
             fields["known"] = _known(fields.get("known"))
             fields["put_back"] = _put_back(fields.get("put_back"))

@@ -25,6 +25,10 @@ EVENT_PORT = "org.kimbox.0"
 LOG_PORT = "org.kimbox.log"
 AUDIT_PORT = "org.kimbox.audit"
 
+#: Virtio-serial port from the host to the guest, which shuts down when it reads HALT_WORD. The guest's unit has both.
+HALT_PORT = "org.kimbox.halt"
+HALT_WORD = "poweroff"
+
 #: Serial number of the disk with the scratch space. The guest finds the disk by it.
 SCRATCH_SERIAL = "kimbox-scratch"
 
@@ -110,6 +114,9 @@ def command(invocation: Invocation) -> list[str]:
         drive = f"if=none,id=delivery0,read-only=on,{_delivery_source(machine)}"
         device = f"virtio-blk-pci,drive=delivery0,serial={SERIAL},addr={DELIVERY_ADDRESS}"
         arguments += ["-drive", drive, "-device", device]
+    if record.halt_port:  # a pipe, because the guest's port is then connected all the time, with no process at its end
+        arguments += ["-chardev", f"pipe,id=halt,path={_escaped(machine.halt_pipe)}"]
+        arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
     if invocation.saved_state is not None:
         arguments += ["-loadvm", invocation.saved_state]
     return arguments

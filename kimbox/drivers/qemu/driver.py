@@ -85,7 +85,7 @@ class Qemu:
         best = accelerator.find()
         if best.name != "kvm":
             log.detail(f"no KVM ({best.why}): the guest runs under emulation, about ten times slower")
-        record = launch.record
+        record = launch.record if saved_state else attrs.evolve(launch.record, halt_port=True)
         for attempts_left in reversed(range(START_ATTEMPTS)):
             record = allot_ports(self.machine, record, launch.box)
             try:
@@ -107,7 +107,7 @@ class Qemu:
             process.kill(self.machine)
 
     def _shut_down(self, before: State, timeout_s: float) -> bool:
-        """Presses the power button; True if the process ends within the timeout."""
+        """Requests a shutdown of the guest; True if the process ends within the timeout."""
         name = self.machine.name
         try:
             if before is State.PAUSED:

@@ -19,7 +19,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.drivers.qemu import disk, qmp, recorder
-from kimbox.drivers.qemu.command import Invocation, command
+from kimbox.drivers.qemu.command import HALT_WORD, Invocation, command
 from kimbox.errors import GuestError, KimboxError
 from kimbox.filelocks import flock
 from kimbox.files import read_bounded
@@ -32,8 +32,8 @@ START_TIMEOUT_S = 60.0
 #: Maximum wait for the run lock. `kimbox status` holds it for a moment, to test it.
 LOCK_WAIT_S = 1.0
 
-#: Interval between two presses of the power button, in seconds.
-BUTTON_INTERVAL_S = 3.0
+#: Interval between two requests to a guest to shut down, in seconds.
+REQUEST_INTERVAL_S = 3.0
 
 #: Maximum wait for the end of QEMU after QMP's `quit`, and after a signal.
 QUIT_TIMEOUT_S = 5.0
@@ -81,6 +81,8 @@ def start(invocation: Invocation) -> None:
                 log.replace(log.with_name(log.name + ".1"))
             log.touch()
         sweep(machine)
+        if invocation.record.halt_port:
+            os.mkfifo(machine.halt_pipe, 0o600)
         if is_boot:
             disk.create_scratch(machine, invocation.scratch)
         exit_code = _start_qemu(invocation, handle)
@@ -197,17 +199,30 @@ def wait_until_gone(machine: Machine, timeout_s: float) -> bool:
 
 
 def power_off(machine: Machine, timeout_s: float) -> bool:
-    """Presses the power button (ACPI) and waits; True if the guest shut down within the timeout.
+    """Requests a shutdown of the guest and waits; True if it shut down within the timeout.
 
-    A guest that has just started ignores the button, so it is pressed again after BUTTON_INTERVAL_S.
+    Each request goes to the guest's port and to its power button (ACPI). The guest reads the port from the start of its
+    boot. systemd-logind reads the button, and starts later; only the button exists in a guest that an older kimbox
+    started or built. A request that is lost, for example in a reboot, is repeated after REQUEST_INTERVAL_S.
     """
     deadline = time.monotonic() + timeout_s
     while machine.running and time.monotonic() < deadline:
+        _write_halt_word(machine)
         with contextlib.suppress(KimboxError):  # the process may be ending
             qmp.execute(machine.qmp_socket, "system_powerdown")
-        if wait_until_gone(machine, min(BUTTON_INTERVAL_S, deadline - time.monotonic())):
+        if wait_until_gone(machine, min(REQUEST_INTERVAL_S, deadline - time.monotonic())):
             return True
     return not machine.running
+
+
+def _write_halt_word(machine: Machine) -> None:
+    """Writes HALT_WORD to the guest's port. Does nothing if there is no port, or if the guest does not read it."""
+    with contextlib.suppress(OSError):  # ENOENT: no port; ENXIO: QEMU is ending; EAGAIN: the pipe is full
+        handle = os.open(machine.halt_pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.write(handle, f"{HALT_WORD}\n".encode())
+        finally:
+            os.close(handle)
 
 
 def unpause(machine: Machine) -> None:
@@ -239,7 +254,7 @@ def kill(machine: Machine) -> None:
 
 def sweep(machine: Machine) -> None:
     """Removes files that only a running machine needs, and the new disk of an interrupted command."""
-    for path in (machine.qmp_socket, machine.pid_file, machine.new_disk):
+    for path in (machine.qmp_socket, machine.pid_file, machine.halt_pipe, machine.new_disk):
         path.unlink(missing_ok=True)
 
 

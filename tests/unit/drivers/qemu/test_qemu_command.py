@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -88,6 +89,45 @@ def test_the_disk_with_a_delivery(machine: Machine) -> None:
     resumed = command(invoked(machine, resume=True))
     assert "null-co" == options(values(resumed, "-drive")[-1])["driver"]
     assert "kimbox.delivery" not in "\n".join(resumed)
+
+
+def test_the_port_that_shuts_the_guest_down(machine: Machine) -> None:
+    """It is the last port, and a saved state without it resumes without it: QEMU refuses a state with other devices."""
+    assert "org.kimbox.halt" not in "\n".join(command(invoked(machine)))
+    machine.write_record(attrs.evolve(machine.record(), halt_port=True))
+    arguments = command(invoked(machine))
+    assert ("pipe", str(machine.halt_pipe)) == tuple(
+        options(values(arguments, "-chardev")[-1])[key] for key in ("", "path")
+    )
+    assert "virtserialport,chardev=halt,name=org.kimbox.halt" == values(arguments, "-device")[-1]
+
+
+def test_a_shutdown_is_requested_by_port_and_button(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request writes one line. Neither a missing or unread pipe nor a guest that fills it delays the button."""
+    presses: list[str] = []
+    monkeypatch.setattr(qmp, "execute", lambda _, name: presses.append(name))
+    monkeypatch.setattr(process, "wait_until_gone", lambda *_: len(presses) > 3)
+
+    def requested() -> list[str]:
+        presses.clear()
+        with makemachine.running(machine):
+            assert process.power_off(machine, 60)
+        return presses
+
+    four = ["system_powerdown"] * 4
+    assert four == requested()
+    os.mkfifo(machine.halt_pipe)
+    assert four == requested()
+    reader = os.open(machine.halt_pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        assert four == requested()
+        assert b"poweroff\n" * 4 == os.read(reader, 1 << 16)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(reader, bytes(4096))
+        assert four == requested()
+    finally:
+        os.close(reader)
 
 
 def test_it_holds_no_secret(machine: Machine) -> None:
@@ -256,11 +296,14 @@ def test_a_resumed_box_continues_its_logs(machine: Machine, monkeypatch: pytest.
     makemachine.tell(machine, makemachine.event("ready"))
     process.start(invoked(machine, resume=True))
     assert ["ready"] == [event.name for event in machine.boot_events()]
+    assert not machine.halt_pipe.exists()
+    machine.write_record(attrs.evolve(machine.record(), halt_port=True))
     assert ["kimbox-suspend"] == values(command(invoked(machine, resume=True)), "-loadvm")
     process.start(invoked(machine))
     assert () == machine.boot_events()
     assert machine.events_file.with_name("events.jsonl.1").read_text() == makemachine.event("ready")
     assert "-loadvm" not in command(invoked(machine))
+    assert machine.halt_pipe.is_fifo()
 
 
 def test_the_end_of_the_log_of_qemu_is_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

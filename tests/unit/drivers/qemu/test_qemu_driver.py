@@ -191,6 +191,20 @@ def test_a_snapshot_of_a_machine_that_ran_is_resumed(feigned: Process) -> None:
     assert disk.SUSPENDED_TAG == feigned.started[-1].saved_state
 
 
+def test_a_resumed_guest_has_the_devices_that_it_had(feigned: Process) -> None:
+    """Each boot has the port that shuts the guest down. A state that an older kimbox saved resumes without it."""
+    machine = feigned.machine
+    assert not machine.record().halt_port
+    Qemu(machine).start(launch(machine, resume=True))
+    assert not feigned.started[-1].record.halt_port
+    feigned.end()
+    assert Qemu(machine).start(launch(machine)).halt_port
+    assert feigned.started[-1].record.halt_port
+    feigned.end()
+    Qemu(machine).start(launch(machine, resume=True))
+    assert feigned.started[-1].record.halt_port
+
+
 def test_a_snapshot_of_a_halted_machine_has_only_a_disk(feigned: Process) -> None:
     """No process is started."""
     qemu = Qemu(feigned.machine)
