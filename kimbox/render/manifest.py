@@ -26,10 +26,12 @@ from kimbox.render.uses import used_repositories
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, Run
 
 #: Version of the format. The scripts of the guest refuse a newer one. A manifest with submodules has the second, one
-#: with a step that has `uses` the third, so that an older image reports an error and does not ignore them.
+#: with a step that has `uses` the third, one with a time zone the fourth, so that an older image reports an error and
+#: does not ignore them.
 FORMAT = 1
 SUBMODULES_FORMAT = 2
 USES_FORMAT = 3
+TIMEZONE_FORMAT = 4
 
 #: KIMBOX_STEP_USES of a step with an empty `uses`. A step without `uses` whose script names no repository has "".
 NOTHING = "-"
@@ -92,6 +94,8 @@ def manifest_digest(manifest: Manifest) -> str:
 
 
 def _format(box: Box, submodules: bytes) -> int:
+    if box.timezone:
+        return TIMEZONE_FORMAT
     if any(step.uses for step in box.provision):
         return USES_FORMAT
     return SUBMODULES_FORMAT if submodules else FORMAT
@@ -114,7 +118,11 @@ def _environment(box: Box, lock: PinnedLock, version: int) -> bytes:
             # Branch and URL of the setup repository that the box follows.
             "KIMBOX_FOLLOW": followed.ref if followed else "",
             "KIMBOX_FOLLOW_URL": followed.url if followed else "",
-            "KIMBOX_STEPS": len(box.repositories) + bool(setup) + len(box.provision) + len(box.probes),
+            **({"KIMBOX_TIMEZONE": box.timezone} if box.timezone else {}),
+            "KIMBOX_STEPS": len(box.repositories)
+            + sum(map(bool, (box.timezone, setup)))
+            + len(box.provision)
+            + len(box.probes),
         }
     )
 

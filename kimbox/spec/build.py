@@ -92,6 +92,7 @@ class _Builder(Reader):
             probes=self.probes(),
             scratch=self.scratch(repositories),
             secure=sealing.secure(self, tree.get("secure"), image),
+            timezone=self.text(tree.get("timezone"), rules.time_zone, None),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

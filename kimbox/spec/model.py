@@ -236,6 +236,8 @@ class Box:
     probes: tuple[Probe, ...]
     scratch: Scratch | None = None
     secure: Secure | None = None
+    #: Name in the IANA time zone database; None: the zone of the image, which is UTC in images that kimbox builds.
+    timezone: str | None = None
 
     def repository(self, name: str) -> Repository | None:
         """Returns the repository of that name; None if there is none."""

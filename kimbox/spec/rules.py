@@ -46,6 +46,9 @@ SYSTEM_FOLDERS = frozenset({
     "/usr/src", "/var", "/var/cache", "/var/lib", "/var/log", "/var/tmp",  # noqa: S108
 })  # fmt: skip
 
+#: Maximum length of the name of a time zone; the longest has 32 characters.
+MAX_ZONE_CHARACTERS = 64
+
 _BOX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/[A-Za-z0-9][A-Za-z0-9._-]{0,62})?")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LVM_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
@@ -54,6 +57,7 @@ _STEP = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
 _GUEST_PATH = re.compile(r"/[A-Za-z0-9._+@/-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9][A-Za-z0-9_+-]*){0,2}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NOT_IN_A_LABEL = re.compile(r"[^a-z0-9]+")
 _NOT_IN_A_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]")
@@ -206,6 +210,14 @@ def mount_point(text: str) -> str:
         message = f"{shown(text)} is on /tmp, which is mounted later and would hide it"
         raise Fault(message, "for example /staging", code="bad-path")
     return guest_path(text, kind="scratch space")
+
+
+def time_zone(text: str) -> str:
+    """The name of a time zone, as in the IANA time zone database: Europe/Berlin. The guest checks that it exists."""
+    if len(text) > MAX_ZONE_CHARACTERS or not _ZONE.fullmatch(text):
+        message = f"{shown(text)} is not the name of a time zone"
+        raise Fault(message, "for example Europe/Berlin or UTC", code="bad-name")
+    return text
 
 
 def vagrant_box(text: str) -> str:

@@ -164,7 +164,9 @@ def test_an_older_image_refuses_a_manifest_that_it_would_misread(tmp_path: Path)
         step = Step("s", "ls /opt/api", Mode.SYSTEM, Run.ONCE, 5, uses)
         box = makebox.make_box(tmp_path, repositories=REPOSITORIES, provision=(step,))
         formats.append(parse_assignments(render_manifest(box, LOCK)["manifest.env"][0])["KIMBOX_MANIFEST_FORMAT"])
+    zoned = parse_assignments(render_manifest(attrs.evolve(box, timezone="UTC"), LOCK)["manifest.env"][0])
     assert ["1", "1", "3"] == formats
+    assert ("4", "UTC") == (zoned["KIMBOX_MANIFEST_FORMAT"], zoned["KIMBOX_TIMEZONE"])
 
 
 def test_the_digest_of_a_step_is_that_of_mode_and_script(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ boot: resnap
 cpus: 4
 memory: 1000.1MiB
 scratch: {size: 4.001GiB, mount: /mnt/scratch}
+timezone: Europe/Berlin
 forwards: [{guest: 80, host: 8080}, {guest: 81}]
 repositories:
   setup: {url: ./mine}
@@ -101,6 +102,7 @@ def test_every_key_reaches_the_model(tmp_path: Path) -> None:
         provision=(Step("one", "true", Mode.USER, Run.ALWAYS, 3600, ("api",)),),
         probes=(Probe("it is there", "test -d /opt/api", "look", 90),),
         scratch=Scratch(4100 << 20, "/mnt/scratch"),
+        timezone="Europe/Berlin",
     )
 
 
