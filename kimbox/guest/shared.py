@@ -21,7 +21,7 @@ from kimbox.errors import KimboxError
 from kimbox.filelocks import NO_LOCKS
 from kimbox.guest import remote
 from kimbox.guest.endpoint import Endpoint, ssh_command
-from kimbox.run import attached, run
+from kimbox.run import attached, detach, run
 from kimbox.streams import signals_blocked
 
 #: Name of the shared connection's socket, in the folder of the box's key.
@@ -80,6 +80,27 @@ def execute(endpoint: Endpoint, command: Sequence[str], *, terminal: bool = Fals
             no_input=no_input,
             on_signal=lambda number: _end(endpoint, marked.ended_by(number)),
         )
+
+
+def open_early(endpoint: Endpoint) -> None:
+    """Starts to open the shared connection, so that the first command need not wait for the handshake. Does not wait.
+
+    Does nothing if there is one, if another process opens it, or if no socket can be created. The connection is that of
+    other commands: it ends after PERSIST_S seconds without a command, or when the box stops. A handshake that takes
+    longer than _START_S is ended.
+    """
+    folder = endpoint.key_path.parent
+    with _opened(folder) as handle:
+        if _answers(handle) or not _lock(handle):
+            return
+        _unlink(handle)
+        if not _can_bind(handle):
+            return
+        settings = {"ControlPath": SOCKET, "ControlMaster": "yes", "ControlPersist": str(PERSIST_S), **_ALIVE}
+        argv = ssh_command(endpoint, options=["-N"], settings=settings, cwd=folder)
+        # timeout(1) inherits the locked folder, and ends when ssh has logged in and continues in the background. ssh
+        # itself closes all files that it inherits.
+        detach(["timeout", f"{_START_S:g}", *argv], log=Path(os.devnull), pass_fds=[handle], cwd=folder)
 
 
 def _end(endpoint: Endpoint, command: str) -> bool:

@@ -6,6 +6,7 @@ import os
 import resource
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,37 @@ def test_only_the_first_logs_in(endpoint: Endpoint) -> None:
         assert (number, f"in {number}\n", "err\n") == (done.code, done.stdout, done.stderr)
     assert Completed(0, "two words\n", "") == client(endpoint, "ssh", "echo", "two", "words")
     assert 1 == logins(endpoint)
+
+
+def test_it_is_opened_before_the_first_command(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that comes during the login waits for it. Nothing is opened twice, or stays without an sshd."""
+    folder = endpoint.key_path.parent
+    shared.open_early(endpoint)
+    shared.open_early(endpoint)
+    assert Completed(0, "out\n", "") == client(endpoint, "exec", "echo out")
+    shared.open_early(endpoint)
+    until("the lock is released", lambda: settled(folder))
+    assert 1 == logins(endpoint)
+    shared.close(folder)
+    assert not (folder / shared.SOCKET).exists()
+    shared.open_early(attrs.evolve(endpoint, port=1))
+    until("its ssh has ended", lambda: is_free(folder))
+    assert not (folder / shared.SOCKET).exists()
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process holds the place of the shared connection, and none listens there."""
+    with shared._opened(folder) as handle:
+        return shared._lock(handle) and not shared._answers(handle)
+
+
+def test_a_login_without_an_end_is_ended(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the server accepts the connection and sends nothing."""
+    monkeypatch.setattr(shared, "_START_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        shared.open_early(attrs.evolve(endpoint, port=mute.getsockname()[1]))
+        assert not is_free(endpoint.key_path.parent)
+        until("its ssh has ended", lambda: is_free(endpoint.key_path.parent))
 
 
 def test_many_at_a_time(endpoint: Endpoint) -> None:

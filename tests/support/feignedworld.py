@@ -18,6 +18,8 @@ from kimbox.actions import watch
 from kimbox.actions.lifecycle import readiness, start
 from kimbox.actions.up import UpRequest
 from kimbox.errors import KimboxError
+from kimbox.guest import shared
+from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.ssh import Answer
 from kimbox.image import obtain
 from kimbox.image.store import lease
@@ -45,6 +47,8 @@ class World(Script):
         self.lock = Lock("d" * 64, "e" * 64, {})
         #: Boot modes that were set in the disk, each with the mode for the next boot only.
         self.modes: list[tuple[str, str | None]] = []
+        #: Each connection that was opened in advance: the calls before it.
+        self.connections: list[list[str]] = []
         #: If set, boot modes cannot be set in the disk, with this error.
         self.no_modes: KimboxError | None = None
         #: The events that the guest sends after it has received its manifest.
@@ -67,6 +71,9 @@ class World(Script):
         self.did.append("deliver")
         tell(self.machine, *self.after)
         return self.digest
+
+    def connect(self, _: Endpoint) -> None:
+        self.connections.append([*self.did])
 
     def note(self, what: str) -> Any:
         return lambda *_, **__: self.did.append(what)
@@ -113,6 +120,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(plan, "lock_for", lambda _: Locked(world.lock, {}, None, image.key))
     monkeypatch.setattr(readiness, "deliver", world.deliver)
     monkeypatch.setattr(readiness, "Guest", FakeGuest)
+    monkeypatch.setattr(shared, "open_early", world.connect)
     monkeypatch.setattr(start, "Guest", FakeGuest)
     monkeypatch.setattr(start, "set_clock", world.note("clock"))
     monkeypatch.setattr(watch, "FATAL_LINE_GRACE_S", 0.05)

@@ -6,9 +6,11 @@ without that disk, and for an image that does not know the disk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kimbox.actions.observe import observe
 from kimbox.actions.watch import Watch, error_of_failure, error_of_fallback, longest_step_s, provisioning_limit_s
-from kimbox.errors import GuestError
+from kimbox.errors import GuestError, KimboxError
 from kimbox.guest import deliverydisk, shared
 from kimbox.guest.delivery import Part, deliver
 from kimbox.guest.events import Event
@@ -58,7 +60,7 @@ def bring_to_ready(
         watch.catch_up()  # so that events and output of an earlier command are not shown again
     watch.show_fallback(not (must_send and may_send))  # what is sent replaces the manifest that failed
     with log.step(f"booting {machine.name}"):
-        watch.wait_until("waiting for the guest", _has_settled)
+        watch.wait_until("waiting for the guest", _connecting(machine, _has_settled))
     deliverydisk.discard(machine.delivery)  # the guest has taken it, or cannot
     if machine.record().sealed and not machine.unseal_mark.exists():
         _wait_until_sealed(machine, watch, digest if may_send else None)
@@ -84,11 +86,38 @@ def bring_to_ready(
             watch.wait_until("provisioning", lambda w: _answer(w, digest) is not None)
         finally:
             shared.retire(machine.folder)  # the groups of the user may have changed: only a new login has the new ones
+        _connect(machine)
     answer = _answer(watch, digest)
     if answer and sent_manifest(answer) != answer.text("manifest"):
         raise error_of_fallback(machine, answer, watch.last_event("fallback"))
     if answer and answer.name == "failed":
         raise error_of_failure(machine, answer)
+
+
+def _connecting(machine: Machine, is_done: Callable[[Watch], bool]) -> Callable[[Watch], bool]:
+    """Returns the condition `is_done`, which also starts to open the shared connection when the guest's sshd runs.
+
+    The login goes on while the rest of the guest starts, so that the first command after `up` need not wait for it.
+    """
+    is_waiting = not machine.record().sealed
+
+    def check(watch: Watch) -> bool:
+        nonlocal is_waiting
+        if is_waiting and watch.last_event("sshd"):
+            is_waiting = False
+            _connect(machine)
+        return is_done(watch)
+
+    return check
+
+
+def _connect(machine: Machine) -> None:
+    """Starts to open the shared connection to an open box, if the box has reported its host key."""
+    if machine.known_hosts.exists():
+        try:
+            shared.open_early(machine.endpoint(machine.record()))
+        except (KimboxError, OSError) as error:  # the first command opens it, or reports why it cannot
+            log.detail(f"no connection to {machine.name} is opened in advance: {error}")
 
 
 def _send(machine: Machine, plan: Plan, watch: Watch, part: Part | None) -> None:

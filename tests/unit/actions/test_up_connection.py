@@ -1,0 +1,47 @@
+"""The connection that `up` opens for the first command. Driver, image store and ssh are doubles."""
+
+from __future__ import annotations
+
+import attrs
+import feignedworld
+import pytest
+from feignedworld import World, up
+from makemachine import event
+
+from kimbox.actions import stop
+from kimbox.guest import shared
+from kimbox.machine.record import Sealed
+from kimbox.machine.state import State
+from kimbox.spec.model import BootMode
+
+world = feignedworld.world  # a fixture
+
+
+def test_the_first_command_finds_a_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is opened when sshd runs, and again after a provisioning, which may change groups. `up` does not need it."""
+    started = ["image", "disk", "start"]
+    up(world)
+    assert [started, [*started, "deliver"]] == world.connections
+    stop.halt(world.machine)
+    world.boot = [*world.boot[:-1], *world.after]
+
+    def fail(_: object) -> None:
+        world.did.append("no connection")
+        raise OSError(12, "no memory")
+
+    monkeypatch.setattr(shared, "open_early", fail)
+    assert State.HALTED is up(world)
+    assert "no connection" == world.did[-1]
+
+
+def test_no_connection_to_a_sealed_box(world: World) -> None:
+    """It accepts no login."""
+    world.box = attrs.evolve(world.box, boot=BootMode.RESNAP)
+    up(world)
+    stop.halt(world.machine)
+    world.connections.clear()
+    world.machine.write_record(attrs.evolve(world.machine.record(), sealed=Sealed("worker", "site")))
+    world.machine.data_key.touch()
+    world.boot = [*world.boot[:-1], event("sealed", manifest=world.digest, role="worker", site="site")]
+    up(world)
+    assert [] == world.connections
