@@ -26,6 +26,7 @@ from kimbox.machine.console import (
 )
 from kimbox.machine.folder import Machine, read_end
 from kimbox.machine.state import LOST_ROOT, POWERED_OFF, lost_root
+from kimbox.machine.timeline import observe_loading
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box
 
 #: Timeout from the start of the machine until sshd and provisiond run, in seconds. A cold boot takes 10 s under
@@ -97,6 +98,9 @@ class Watch:
     _console_size: int = attrs.field(default=0, init=False)
     #: When a fatal line appeared on the console; None if there is none.
     _fatal_line_at: float | None = attrs.field(default=None, init=False)
+    #: When the first output appeared on the console (time.time()); None if there is none, or if it is older than this.
+    _console_at_s: float | None = attrs.field(default=None, init=False)
+    _console_was_empty: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._driver = registry.of(self.machine)
@@ -131,6 +135,8 @@ class Watch:
             self._last_event_at = time.monotonic()
             if event.name == "hostkey":
                 keys.pin_host_key(self.machine, event.text("key"))
+        if any(event.name == "booting" for event in new):
+            observe_loading(self.machine, self.events, self._tail.offset, self._console_at_s)
         self.events = bounded(self.events)
         return new
 
@@ -193,8 +199,11 @@ class Watch:
             size = self.machine.serial_log.stat().st_size
         except OSError:
             return False
+        self._console_was_empty |= size == 0
         if size != self._console_size:
             self._console_size = size
+            if self._console_was_empty and self._console_at_s is None:
+                self._console_at_s = time.time()
             raw = read_end(self.machine.serial_log, CONSOLE_BYTES)
             if not (snapshot_is_full(raw) if self.last_event("sshd") else is_fatal(raw, self.events)):
                 self._fatal_line_at = None

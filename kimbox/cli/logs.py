@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -35,21 +36,36 @@ def logs(
     events: Annotated[bool, typer.Option("--events", help="Show the events of the guest, as JSON lines.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Show the log of the build of the image.")] = False,
     qemu: Annotated[bool, typer.Option("--qemu", help="Show the log of QEMU.")] = False,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="Show how long each stage of the last start took, as bars.")
+    ] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="With --timeline: write it to this file as a picture.")
+    ] = None,
 ) -> None:
     """Show the output of provisioning, or another log of a box.
 
     If the current boot provisioned nothing, the output of the previous boot is shown. --follow also shows the output of
     later boots.
 
+    --timeline has the stages from the start of QEMU until the box was ready: firmware, boot loader, kernel, initramfs,
+    system, provisioning and its steps.
+
     \b
     Examples:
       kimbox logs
       kimbox logs -f openkim-dev
       kimbox logs --serial openkim-dev
+      kimbox logs --timeline --svg start.svg openkim-dev
     """
-    if serial + events + build + qemu > 1:
-        raise UsageError("--serial, --events, --build and --qemu exclude each other", code="usage")
+    if serial + events + build + qemu + timeline > 1:
+        raise UsageError("--serial, --events, --build, --qemu and --timeline exclude each other", code="usage")
+    if svg and not timeline:
+        raise UsageError("--svg requires --timeline", code="usage", hint="add --timeline")
     machine = target.machine(box, file)
+    if timeline:
+        _show_timeline(machine, svg)
+        return
     if build:
         path = _build_log(machine, box, file)
     else:
@@ -69,6 +85,28 @@ def logs(
             fields={"name": machine.name, "path": str(path)},
         )
     _show(path, follow=follow)
+
+
+def _show_timeline(machine: Machine, svg: Path | None) -> None:
+    """Prints the timeline of the last start, and writes it to the file `svg`. Raises StateError if there is none."""
+    from kimbox.cli.output import report
+    from kimbox.files import write_atomic
+    from kimbox.machine.timeline import Loading, timeline
+    from kimbox.render.timeline import render_svg, render_text
+
+    machine.record()
+    start = timeline(machine.boot_events(), Loading.read(machine))
+    if start is None:
+        raise StateError(
+            f"{machine.name} has reported no start yet",
+            code="log-not-found",
+            hint=f"`kimbox up {machine.name}` starts it; `kimbox logs --serial {machine.name}` shows its console",
+            fields={"name": machine.name, "path": str(machine.events_file)},
+        )
+    if svg:
+        write_atomic(svg, render_svg(start, is_file=True) + "\n")
+    text = render_text(start, shutil.get_terminal_size().columns)
+    report("logs", {"name": machine.name, "start": start, "svg": str(svg) if svg else None}, text)
 
 
 def _provision_log(machine: Machine) -> Path:

@@ -22,6 +22,7 @@ machines/<name>/locks/           the locks of the last manifests that were sent,
 machines/<name>/snapshots/       for each snapshot, the record and the logs of its time
 machines/<name>/qmp.sock         the socket on which QEMU listens for QMP
 machines/<name>/ssh.sock         the connection that ssh and exec share, while it is open
+machines/<name>/loading.json     when the kernel of the last boot started, seen from the host (timeline.py)
 machines/<name>/halt.pipe        a pipe to the guest's port that shuts it down, while it runs
 machines/<name>/run.lock         locked by the QEMU process as long as it runs
 machines/<name>/Vagrantfile      only if Vagrant runs the machine; .vagrant and vagrant.log too
@@ -121,6 +122,11 @@ class Machine:
     @property
     def events_file(self) -> Path:
         return self.folder / "events.jsonl"
+
+    @property
+    def loading_file(self) -> Path:
+        """How long firmware and boot loader of the last boot took."""
+        return self.folder / "loading.json"
 
     @property
     def serial_log(self) -> Path:

@@ -14,14 +14,7 @@ from typing import Any
 
 from kimbox import paths
 from kimbox.log import printable_lines
-
-#: Units of the picture of a start: the width of the picture, the height of a stage, and the minimum width of a bar.
-PICTURE_WIDTH = 340
-STAGE_HEIGHT = 30
-MIN_BAR = 2
-
-#: Maximum length of a name in the picture, in characters. The table below the picture has the whole name.
-MAX_LABEL = 38
+from kimbox.render.timeline import ZERO, render_svg, seconds
 
 #: Media types of the files that a reader can save from the page.
 _DATA = "data:text/plain;charset=utf-8;base64,"
@@ -43,9 +36,12 @@ def render_report(facts: Mapping[str, Any]) -> str:
     )
     environment.filters["csp_source"] = _csp_source
     environment.filters["data_url"] = _data_url
-    environment.filters["seconds"] = _seconds
+    environment.filters["seconds"] = seconds
     template = environment.from_string((paths.data_dir() / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(**facts, picture=_picture(facts["start"]) if facts["start"] else None) + "\n"
+    start = facts["start"]
+    picture = Markup(render_svg(start)) if start else None  # noqa: S704 - render_svg escapes all texts
+    zero = ZERO.get(start["zero"], "its start") if start else None
+    return template.render(**facts, picture=picture, zero=zero) + "\n"
 
 
 def _csp_source(style: str) -> str:
@@ -56,22 +52,3 @@ def _csp_source(style: str) -> str:
 def _data_url(text: str) -> str:
     """A URL that contains a text (RFC 2397)."""
     return _DATA + base64.b64encode(text.encode("utf-8", "replace")).decode()
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s"
-
-
-def _picture(start: Mapping[str, Any]) -> dict[str, Any]:
-    """The places of all parts of the picture of a start: a label and a bar for each stage, and marks of the time."""
-    total_s = max(start["total_s"], 0.1)
-    scale = PICTURE_WIDTH / total_s
-    bars = []
-    for number, stage in enumerate(start["stages"]):
-        name, duration_s = stage["name"], stage["end_s"] - stage["start_s"]
-        label = name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
-        width = min(max(duration_s * scale, MIN_BAR), PICTURE_WIDTH)
-        left = min(stage["start_s"] * scale, PICTURE_WIDTH - width)
-        label += f"  {_seconds(duration_s)}"
-        bars.append({"label": label, "x": f"{left:.1f}", "y": number * STAGE_HEIGHT, "width": f"{width:.1f}"})
-    return {"width": PICTURE_WIDTH, "height": len(bars) * STAGE_HEIGHT, "bars": bars}

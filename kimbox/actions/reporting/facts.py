@@ -15,31 +15,20 @@ from kimbox.actions import observe
 from kimbox.actions.reporting.subjects import Checked, Kind, Outcome, Subject
 from kimbox.errors import KimboxError
 from kimbox.guest.audit import Status
-from kimbox.guest.events import Event
 from kimbox.lock.git import history
 from kimbox.lock.lockfile import format_lock
 from kimbox.lock.provenance.inputs import Provenance, commits
 from kimbox.machine import past_audits
 from kimbox.machine.folder import Machine
 from kimbox.machine.past_audits import PastAudit
-from kimbox.machine.state import DONE, State
+from kimbox.machine.timeline import Loading, timeline
 from kimbox.spec.urls import is_folder
 
 #: Version of the form of the content.
 FORMAT = 1
 
-#: Maximum number of past audits, and of stages of a start, that a report has.
+#: Maximum number of past audits that a report has.
 MAX_PAST = 50
-MAX_STAGES = 60
-
-#: Events that begin a stage of a start -> name of the stage.
-_STAGES = {
-    "booting": "system starts",
-    "sshd": "ssh server runs",
-    "waiting": "waits for its manifest",
-    "provisioning": "prepares provisioning",
-    "step": "",
-}
 
 
 def facts_of(subject: Subject) -> dict[str, Any]:
@@ -74,7 +63,7 @@ def facts_of(subject: Subject) -> dict[str, Any]:
         "audit": audit,
         "audit_missing": reason,
         "past_audits": _past(past_audits.past(machine)) if machine else [],
-        "start": _start(machine.boot_events()) if machine else None,
+        "start": timeline(machine.boot_events(), Loading.read(machine)) if machine else None,
         "again": _again(subject),
     }
 
@@ -146,31 +135,6 @@ def _past(audits: Sequence[PastAudit]) -> list[dict[str, Any]]:
         old, new = set(before.failed) if before else set(one.failed), set(one.failed)
         rows.append(attrs.asdict(one) | {"appeared": sorted(new - old), "mended": sorted(old - new)})
     return rows[-MAX_PAST:]
-
-
-def _start(events: Sequence[Event]) -> dict[str, Any] | None:
-    """The stages of the last start, with times in seconds since the kernel of the guest started. None without events.
-
-    The guest reports names and times. A time that goes back counts as the one before.
-    """
-    begun = [("kernel and initramfs start", 0.0)]
-    end, result, now_s = None, None, 0.0
-    for event in events:
-        now_s = max(now_s, event.uptime_s)
-        if event.name in (*DONE, "failed"):
-            end, result = now_s, str(State.FAILED) if event.name == "failed" else event.name
-            break
-        if event.name in _STAGES and event.text("status") in ("", "running"):
-            number = f"step {event.text('n')} of {event.text('of')}: {event.text('kind')} {event.text('name')}"
-            begun.append((_STAGES[event.name] or number, now_s))
-    if not events:
-        return None
-    ends = [at_s for _, at_s in begun[1:]] + [end if end is not None else now_s]
-    stages = [
-        {"name": name, "start_s": start_s, "end_s": end_s} for (name, start_s), end_s in zip(begun, ends, strict=True)
-    ]
-    left_out = max(0, len(stages) - MAX_STAGES)
-    return {"stages": stages[:MAX_STAGES], "left_out": left_out, "result": result, "total_s": ends[-1]}
 
 
 def _again(subject: Subject) -> dict[str, Any]:
