@@ -38,12 +38,14 @@ BOOT_TIMEOUT_S = 300.0
 POLL_S = 0.02
 
 
-def options(doc: str | None, *, n: int = 5, box: str | None = None) -> argparse.Namespace:
-    """The parsed command line of a benchmark: `n`, the number of repetitions, and `box`, if it has a default."""
+def options(doc: str | None, *, n: int = 5, box: str | None = None, clones: int | None = None) -> argparse.Namespace:
+    """The parsed command line of a benchmark: `n`, the number of repetitions; `box`, `clones` if they have defaults."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=n, help=f"number of repetitions (default: {n})")
     if box is not None:
         parser.add_argument("--box", default=box, help=f"name of a box that ships with kimbox (default: {box})")
+    if clones is not None:
+        parser.add_argument("--clones", type=int, default=clones, help=f"number of clones (default: {clones})")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # an exception, so that `finally` blocks run
     return parser.parse_args()
 

@@ -75,6 +75,11 @@ def machines_dir() -> Path:
     return home() / "machines"
 
 
+def templates_dir() -> Path:
+    """The folder of the templates, from which clones start."""
+    return home() / "templates"
+
+
 def images_dir() -> Path:
     """The content-addressed image store."""
     return home() / "images"

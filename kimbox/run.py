@@ -300,14 +300,19 @@ def detach(
     pass_fds: Iterable[int] = (),
     cwd: Path = Path("/"),
     connects_to: frozenset[int] | None = None,
+    dies_with_parent: bool = False,
 ) -> Callable[[], int | None]:
     """Starts a program that continues after kimbox ends, in its own session. Its output is written to the file `log`.
 
-    `connects_to`: the TCP ports to which the program may connect (kimbox/landlock.py); None: all. Returns a function
-    that returns the exit code, or None while the program runs. Raises KimboxError if the ports cannot be limited.
+    `connects_to`: the TCP ports to which the program may connect (kimbox/landlock.py); None: all. `dies_with_parent`:
+    it does not continue after kimbox, also if kimbox is killed. Returns a function that returns the exit code, or None
+    while the program runs. Raises KimboxError if the ports cannot be limited.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
+    before_start = None if connects_to is None else functools.partial(limit_ports, connects_to)
+    if dies_with_parent:
+        before_start = functools.partial(_die_with, os.getpid())
     with log.open("wb") as output:
         try:
             process = subprocess.Popen(
@@ -319,7 +324,7 @@ def detach(
                 cwd=cwd,
                 start_new_session=True,
                 pass_fds=tuple(pass_fds),
-                preexec_fn=None if connects_to is None else functools.partial(limit_ports, connects_to),
+                preexec_fn=before_start,
             )
         except subprocess.SubprocessError as error:  # `limit_ports` failed
             raise KimboxError(f"the TCP ports of {args[0]} cannot be limited: {error}", code="command-failed") from None

@@ -22,6 +22,7 @@ from kimbox.image.store import images
 from kimbox.lock.apt import age, archive
 from kimbox.lock.apt import sources as apt
 from kimbox.log import log
+from kimbox.machine import templates
 from kimbox.machine.folder import Machine, machines
 
 #: Free space below which there may not be enough for an image.
@@ -55,6 +56,7 @@ def examine() -> list[HostCheck]:
     checks += [attempt("home", _home), attempt("locks", _locks), attempt("building", _building)]
     checks += [attempt("packages", _packages), attempt("age of packages", _age_of_packages)]
     checks += [attempt("space", _space), attempt("unused files", _unused)]
+    checks += [attempt("templates", _templates)] if templates.stored() else []
     return checks + registry.check_host()
 
 
@@ -122,6 +124,16 @@ def _unused() -> HostCheck:
         return HostCheck("unused files", Outcome.GOOD, f"less than {SHOWN_BYTES / 1e6:.0f} MB at {paths.home()}")
     text = f"{size_bytes / 1e6:.0f} MB at {paths.home()}: images, downloads and remains of interrupted runs"
     return HostCheck("unused files", Outcome.GOOD, text, "kimbox prune")
+
+
+def _templates() -> HostCheck:
+    found = templates.every()
+    size_bytes = sum(template.size_bytes for template in found)
+    text = f"{len(found)}, which take {size_bytes / 1e6:.0f} MB at {paths.templates_dir()}"
+    damaged = [template.key for template in found if template.box is None]
+    if damaged:
+        return HostCheck("templates", Outcome.SLOW, f"{text}; damaged: {damaged[0][:16]}", "kimbox prune")
+    return HostCheck("templates", Outcome.GOOD, text)
 
 
 def _home_or_above() -> Path:

@@ -1,5 +1,5 @@
-"""Removes unused files: images of the store that no machine or added box refers to, downloads, remains of interrupted
-runs, logs, and caches."""
+"""Removes unused files: templates and images of the store that no machine, template or added box refers to, downloads,
+remains of interrupted runs, logs, and caches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from kimbox.files import is_locked, locked, remove_tree
 from kimbox.guest import delivery
 from kimbox.image.store import images, names
 from kimbox.lock.git import bare
+from kimbox.machine import templates
 from kimbox.machine.folder import Machine, interrupted, machines
-from kimbox.machine.record import Ended
+from kimbox.machine.record import Ended, Record
 from kimbox.transfer import downloads
 
 
@@ -35,8 +36,10 @@ class Unused:
 
 
 def unused(*, packages: bool = False) -> list[Unused]:
-    """Images that no machine and no added box refers to, downloads, remains of interrupted runs, and logs of failed
-    builds. Without those that a process works on now.
+    """Templates that no clone refers to, images that no machine, template and added box refers to, downloads, remains
+    of interrupted runs, and logs of failed builds. Without those that a process works on now.
+
+    The image of an unused template counts as used, until the template was removed.
 
     `packages`: also the cache of packages and the lists of the archives, which kimbox downloads again if necessary.
 
@@ -45,7 +48,8 @@ def unused(*, packages: bool = False) -> list[Unused]:
     used = used_images()
     unused_paths = [images.folder(key) for key in images.stored() if key not in used]
     unused_paths += paths.images_dir().glob("*.failed.log")
-    remains = images.remains() + bare.remains()
+    unused_paths += [templates.folder(key) for key in templates.stored() if key not in used_templates()]
+    remains = images.remains() + bare.remains() + templates.remains()
     remains += [folder for machine in interrupted() for folder in (machine.folder, machine.unfinished)]
     remains += [path for machine in machines() if not is_locked(machine.lock_file) for path in _remains_in(machine)]
     if packages:
@@ -75,10 +79,20 @@ def unused_downloads() -> list[Unused]:
 
 def used_images() -> set[str]:
     """The keys of the images that machines and added boxes refer to. Raises StateError as `unused` does."""
-    used = {box.image for box in names.every()}
+    used = {box.image for box in names.every()} | {record.image for record in _records()}
+    for key in templates.stored():
+        with contextlib.suppress(KimboxError):  # nothing can use a damaged template: `prune` removes it
+            if template := templates.find(key):
+                used.add(template.image)
+    return used
+
+
+def _records() -> list[Record]:
+    """The records of all machines. Raises StateError as `unused` does."""
+    records = []
     for machine in machines():
         try:
-            used.add(machine.record().image)
+            records.append(machine.record())
         except KimboxError as error:
             raise StateError(
                 f"cannot find out which images are unused: the record of {machine.name} cannot be read: {error}",
@@ -86,7 +100,12 @@ def used_images() -> set[str]:
                 hint=f"`kimbox destroy {machine.name}` removes this machine",
                 fields={"name": machine.name},
             ) from None
-    return used
+    return records
+
+
+def used_templates() -> set[str]:
+    """The keys of the templates that clones refer to. Raises StateError as `unused` does."""
+    return {record.template for record in _records() if record.template}
 
 
 def _size_bytes(path: Path) -> int:
@@ -107,6 +126,7 @@ def remove(items: list[Unused]) -> list[Unused]:
     """
     removed = [item for item in items if _remove(item)]
     images.sweep()
+    templates.sweep()
     return [item for item in removed if item.path == paths.packages_dir() or not item.path.exists()]
 
 
@@ -124,7 +144,9 @@ def _remove(item: Unused) -> bool:
     if path.parent.parent == paths.machines_dir():
         return _remove_from_machine(Machine(path.parent.name), path)
     if path.name.startswith(images.TEMPORARY):
-        return True  # the sweep at the end of `remove` leaves those that a process uses
+        return True  # the sweeps at the end of `remove` leave those that a process uses
+    if path.parent == paths.templates_dir():
+        return templates.remove(path.name, is_unused=lambda: path.name not in used_templates())
     if path.is_file():
         path.unlink(missing_ok=True)
         return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from kimbox.actions.clones import template
+from kimbox.actions.clones.clone import continue_template, own_forwards
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready, check_root
@@ -42,6 +44,20 @@ class UpRequest:
     purpose: Purpose = Purpose.BOX
     #: The plan, if `plan_restart` has made it already.
     plan: Plan | None = None
+    #: Boot a new machine, also if the spec has `warm: true`.
+    cold: bool = False
+    #: Name of a clone of the box, whose purpose is CLONE. None: the machine of the box for the purpose.
+    clone: str | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """The machine, whether it exists or not."""
+        return Machine(self.clone) if self.clone else machine_of(self.project.name, self.purpose)
+
+    @property
+    def box(self) -> Box:
+        """The spec of the machine: that of the project, with other ports of the host if it is a clone."""
+        return own_forwards(self.project.box) if self.purpose is Purpose.CLONE else self.project.box
 
 
 def following(box: Box) -> Box:
@@ -73,13 +89,13 @@ def plan_restart(request: UpRequest) -> UpRequest:
     spec owns the machine, a sealed box may not boot keep, or a port of the host is in use; and the errors of
     `make_plan`.
     """
-    machine, project = machine_of(request.project.name, request.purpose), request.project
+    machine, project = request.machine, request.project
     with machine.locked():
         record = machine.record()
         check_owner(machine, project, request.purpose)
         _check_sealed_mode(machine, request)
         own = {record.ssh_port, *record.forwards.values()}
-        requested = {forward.guest: forward.host for forward in project.box.forwards if forward.host not in own}
+        requested = {forward.guest: forward.host for forward in request.box.forwards if forward.host not in own}
         with ports.allotting():
             ports.choose(machine, {guest: host for guest, host in requested.items() if host is not None}, {})
         return attrs.evolve(request, plan=make_plan(project, made_from=record.image))
@@ -91,8 +107,7 @@ def up(request: UpRequest) -> State:
     A box in maintain mode is ready when it has booted: no manifest is sent. Raises ImageError; GuestError if the guest
     fails; StateError, for example if another spec owns the name; SpecError if the lock has faults.
     """
-    project, box = request.project, request.project.box
-    machine = machine_of(project.name, request.purpose)
+    project, box, machine = request.project, request.box, request.machine
     with machine.locked():
         check_owner(machine, project, request.purpose, is_locked=True)
         _check_driver(machine, request.driver)
@@ -100,11 +115,15 @@ def up(request: UpRequest) -> State:
         before = state(machine)
         require("up", machine.name, before)
         bootmode.check(machine, before, request.boot)
-        if before is State.ABSENT:
+        is_warm = before is State.ABSENT and _is_warm(request)
+        if is_warm:
+            with template.leased(plan, timeout_s=request.timeout_s) as found, log.step(f"starting {machine.name}"):
+                continue_template(machine, plan, found, request.purpose)
+        elif before is State.ABSENT:
             create(machine, plan, purpose=request.purpose, driver=request.driver)
         else:
             repair_record(machine, before)
-            _warn_of_changes(machine, plan, before)
+            _warn_of_changes(machine, box, plan, before)
         if needs_restart_to_seal(machine, before):
             raise StateError(
                 f"{machine.name} has taken its role, and is open until it restarts",
@@ -123,7 +142,7 @@ def up(request: UpRequest) -> State:
             return before
         if before in (State.PAUSED, State.SUSPENDED):
             wake(machine, before, box)
-        elif not before.running:
+        elif not before.running and not is_warm:
             _check_sealed_mode(machine, request)
             delivery = prepare(machine, plan, request.boot) if request.provision else None
             start(machine, box, boot=request.boot, delivery=delivery)
@@ -132,6 +151,14 @@ def up(request: UpRequest) -> State:
         must_send = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)
         bring_to_ready(machine, plan, timeout_s=request.timeout_s, must_send=must_send, may_send=request.provision)
         return before
+
+
+def _is_warm(request: UpRequest) -> bool:
+    """Whether a new machine continues the template of the box. A boot mode or another driver requires a boot."""
+    if not request.box.warm or request.cold or request.purpose is not Purpose.BOX:
+        return False
+    driver = registry.named(request.driver or registry.DEFAULT, request.machine)
+    return request.provision and request.boot.mode is None and driver.features.templates
 
 
 def _check_sealed_mode(machine: Machine, request: UpRequest) -> None:
@@ -163,17 +190,17 @@ def _warn_of_manifest(machine: Machine) -> None:
     )
 
 
-def _warn_of_changes(machine: Machine, plan: Plan, before: State) -> None:
-    """Warns of changes in the spec that apply only after a restart, or only to a new machine."""
-    record, box = machine.record(), plan.box
+def _warn_of_changes(machine: Machine, box: Box, plan: Plan, before: State) -> None:
+    """Warns of changes in the spec `box` that apply only after a restart, or only to a new machine."""
+    record, name = machine.record(), machine.name
     changes = ", ".join(change.text for change in shape_changes(record, box))
     if changes and before.running:
-        log.warn(f"the spec of {box.name} has changed ({changes}): `kimbox reload {box.name}` applies that")
+        log.warn(f"the spec of {box.name} has changed ({changes}): `kimbox reload {name}` applies that")
     elif changes and before is State.SUSPENDED:
-        hint = f"`kimbox reload {box.name}` applies that after the box has resumed"
+        hint = f"`kimbox reload {name}` applies that after the box has resumed"
         log.warn(f"the spec of {box.name} has changed ({changes}): {hint}")
     if record.image != plan.lock.image:
         log.warn(
             f"the spec of {box.name} now describes another image than the one that this box was created from: "
-            f"`kimbox destroy {box.name}` and `kimbox up` create it from the new image"
+            f"`kimbox destroy {name}` and `kimbox {'clone' if record.template else 'up'}` create it from the new image"
         )

@@ -11,13 +11,17 @@ from kimbox.log import log
 
 
 def list_() -> None:
-    """List all boxes of this user, with their states and the specs that they were made from.
+    """List all boxes of this user, with their states and the specs that they were made from, and the templates from
+    which clones start.
 
     \b
     Examples:
       kimbox list
       kimbox list --json
     """
+    import attrs
+
+    from kimbox.machine import templates as stores
     from kimbox.machine.folder import machines
 
     summaries = []
@@ -43,7 +47,14 @@ def list_() -> None:
             ]
         )
     text = table(rows) if summaries else "there are no boxes (`kimbox up minimal` creates one)"
-    report("list", {"boxes": summaries}, text)
+    templates = stores.every()
+    if templates:
+        rows = [["TEMPLATE", "BOX", "DISK", "CLONES"]]
+        for found in templates:
+            clones = sum(summary["template"] == found.key for summary in summaries)
+            rows.append([found.key[:16], found.box or "damaged", f"{found.size_bytes / 1e6:.0f} MB", str(clones)])
+        text += "\n\n" + table(rows)
+    report("list", {"boxes": summaries, "templates": [attrs.asdict(found) for found in templates]}, text)
 
 
 def _disk(summary: dict[str, Any]) -> str:

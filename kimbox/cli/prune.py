@@ -21,8 +21,8 @@ def prune(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without a confirmation.")] = False,
 ) -> None:
-    """Remove images that no box was made from, downloads, and the remains of interrupted runs. Boxes and mirrors are
-    kept. An unfinished download that is removed starts from the beginning at the next attempt.
+    """Remove templates and images that no box was made from, downloads, and remains of interrupted runs. Boxes and
+    mirrors are kept. An unfinished download that is removed starts from the beginning at the next attempt.
 
     The package cache is kept, too, unless --packages is given. With the cache, images can be built without a network.
 

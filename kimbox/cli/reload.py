@@ -26,16 +26,16 @@ def reload(
     from kimbox.actions.observe import check_owner, state
     from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.machine.bootmode import refuse_sealed
-    from kimbox.machine.folder import machine_of
     from kimbox.machine.state import require
 
     choice = target.choice(boot, once)
-    project = target.project(box, file)  # an invalid spec must not halt the box
-    machine = machine_of(project.name)
-    check_owner(machine, project)  # a spec whose name belongs to another spec must not halt that machine
+    project = target.project(box, file, clones=True)  # an invalid spec must not halt the box
+    request = starting.UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice)
+    request = target.for_clone(request, box, file)
+    machine = request.machine
+    check_owner(machine, project, request.purpose)  # a spec whose name another spec has must not halt that machine
     refuse_sealed(machine, choice)
     require("reload", machine.name, state(machine))
-    request = starting.UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice)
     request = starting.plan_restart(request)
     stop.halt(machine)
     bring_up("reload", request)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: - `snapshot_percent`, from the same events: the fill level of a snapshot smaller than root, when it last passed 70,
 #:   85 or 95 %.
 #: - `died`, from the same events: why the previous boot ended, if its snapshot was full.
+#: - `template`: the key of the template that a clone was made from.
 #: - `failure` and `reason`: what failed, and why.
 #: - `wanted`: the manifest that failed, if the box returned to `manifest`, the last one that reached ready. Then
 #:   `reason` says why.
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
-    "disk_bytes", "scratch", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key", "health",
+    "disk_bytes", "scratch", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
+    "health",
     "problems",
 )  # fmt: skip
 
@@ -127,6 +129,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         percent = summary["snapshot_percent"]
         if summary["purpose"] != Purpose.BOX:
             lines.append(f"  purpose     {summary['purpose']}, of {summary['box']}")
+        if summary["template"]:
+            lines.append(f"  template    {summary['template'][:16]}")
         lines += [
             f"  boot        {summary['boot'] or 'unknown'}",
             *([MAINTAINED.format(name=summary["name"])] if summary["boot"] == BootMode.MAINTAIN else []),
@@ -207,6 +211,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
 
     driver = registry.of(machine)
     return {
+        "template": record.template,
         "provider": driver.name,
         "pid": driver.pid(),
         "ssh_host": record.ssh_host,

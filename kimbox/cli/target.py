@@ -12,6 +12,7 @@ from kimbox.errors import StateError, UsageError
 from kimbox.spec.model import BootMode
 
 if TYPE_CHECKING:
+    from kimbox.actions.up import UpRequest
     from kimbox.machine.bootmode import Choice
     from kimbox.machine.folder import Machine
     from kimbox.project.project import Project
@@ -52,35 +53,67 @@ def choice(boot: BootMode | None, once: bool) -> Choice:
     return Choice(boot, once)
 
 
-def project(name: str | None, file: Path | None, *, frozen: bool = False, offline: bool = False) -> Project:
+def project(
+    name: str | None, file: Path | None, *, frozen: bool = False, offline: bool = False, clones: bool = False
+) -> Project:
     """Returns the project of a box: by the name of a box or a machine, by `file`, or by the spec of this folder.
 
     The name of a machine stands for the spec that it was made from. Any other name stands for the spec of this folder,
-    if that has the name, or for the shipped box. Raises StateError, with a similar name, if there is none of them, and
-    if the machine has another purpose than to be its box.
+    if that has the name, or for the shipped box. `clones`: the machine may be a clone. Raises StateError, with a
+    similar name, if there is none of them, and if the machine has another purpose than to be its box.
     """
     from kimbox import paths
     from kimbox.project.project import Project
     from kimbox.spec.load import find_box, load_box
 
-    path, shipped = _spec_path(name, file), None
+    path, shipped = _spec_path(name, file, clones=clones), None
     if path is None:
-        path = find_box(name, Path(), file)
+        path = find_box(_box_of(name) if clones else name, Path(), file)
         shipped = path.stem if path.parent.resolve() == paths.boxes_dir().resolve() else None
     return Project(load_box(path), shipped, frozen=frozen, offline=offline)
 
 
-def _spec_path(name: str | None, file: Path | None) -> Path | None:
+def clone(name: str | None, file: Path | None) -> str | None:
+    """Returns the name if it is that of a clone, else None."""
+    from kimbox.machine.folder import Machine
+    from kimbox.machine.record import Purpose
+
+    if name is None or file is not None or _is_path(name):
+        return None
+    machine = Machine(check_name(name))
+    return name if machine.exists and machine.record().purpose is Purpose.CLONE else None
+
+
+def for_clone(request: UpRequest, name: str | None, file: Path | None) -> UpRequest:
+    """Returns the request, for the clone of that name if it is one."""
+    import attrs
+
+    from kimbox.machine.record import Purpose
+
+    named = clone(name, file)
+    return attrs.evolve(request, clone=named, purpose=Purpose.CLONE) if named else request
+
+
+def _box_of(name: str | None) -> str | None:
+    """Returns the name of the box of a clone; any other name as it is."""
+    from kimbox.machine.folder import Machine
+
+    named = clone(name, None)
+    return Machine(named).record().box if named else name
+
+
+def _spec_path(name: str | None, file: Path | None, *, clones: bool) -> Path | None:
     """Returns the spec of the machine or of the folder that has this name; None if `find_box` must find the spec."""
     from kimbox.actions.observe import refuse_purpose
     from kimbox.machine.folder import Machine
+    from kimbox.machine.record import Purpose
     from kimbox.spec.load import find_box
 
     if name is None or file is not None or _is_path(name):
         if name is not None and file is not None:
             raise UsageError(f"the name {name} and --file exclude each other", code="usage", hint="pass one of them")
         return None
-    machine = Machine(_check_name(name))
+    machine = Machine(check_name(name))
     if machine.exists:
         record = machine.record()
         source = Path(record.source)
@@ -94,7 +127,8 @@ def _spec_path(name: str | None, file: Path | None) -> Path | None:
                 "without it",
                 fields={"name": name, "path": str(source)},
             )
-        refuse_purpose(record)
+        if not (clones and record.purpose is Purpose.CLONE):
+            refuse_purpose(record)
         return source if record.shipped is None else None
     if _name_of_spec() == name:
         return find_box(None, Path(), None)
@@ -111,7 +145,7 @@ def machine(name: str | None, file: Path | None) -> Machine:
     from kimbox.machine.folder import Machine, machine_of
 
     if name is not None and file is None and not _is_path(name):
-        named = Machine(_check_name(name))
+        named = Machine(check_name(name))
         if not (named.folder.exists() or named.unfinished.exists()) and _name_of_spec() != name:
             _check_shipped(name)
         return named
@@ -168,12 +202,26 @@ def _check_shipped(name: str) -> None:
         raise StateError(f"box {name} not found", code="box-not-found", hint=hint, fields={"name": name})
 
 
+def is_box(word: str) -> bool:
+    """Whether a word names a box: by the path of a spec, the machine of a box, the spec here, or a shipped box."""
+    from kimbox import paths
+    from kimbox.machine.folder import Machine
+    from kimbox.machine.record import Purpose
+
+    if _is_path(word):
+        return True
+    machine = Machine(check_name(word))
+    if machine.exists:
+        return machine.record().purpose is Purpose.BOX
+    return _name_of_spec() == word or (paths.boxes_dir() / f"{word}.yaml").exists()
+
+
 def _is_path(name: str) -> bool:
     """Whether a text is the path of a file and not the name of a box, as in `find_box`."""
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
     """Returns a name that a spec may have. Raises UsageError for any other name, because names become folders."""
     from kimbox.spec.nodes import Fault
     from kimbox.spec.rules import box_name

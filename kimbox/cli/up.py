@@ -26,6 +26,11 @@ Driver = Annotated[
 ]
 
 
+NoProvision = Annotated[bool, typer.Option("--no-provision", help="Boot the box, and change nothing in it.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Contact no server. Data that this host does not have is an error.")
+]
+Cold = Annotated[bool, typer.Option("--cold", help="Boot a new box, also if its spec has `warm: true`.")]
 Locked = Annotated[
     bool, typer.Option("--locked", help="Never write the lock. A lock that is missing or does not match is an error.")
 ]
@@ -34,17 +39,14 @@ Locked = Annotated[
 def up(
     box: target.Name = None,
     file: target.File = None,
-    no_provision: Annotated[
-        bool, typer.Option("--no-provision", help="Boot the box, and change nothing in it.")
-    ] = False,
+    no_provision: NoProvision = False,
     boot: target.Boot = None,
     once: target.Once = False,
     follow: Follow = False,
     driver: Driver = None,
+    cold: Cold = False,
     locked: Locked = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Contact no server. Data that this host does not have is an error.")
-    ] = False,
+    offline: Offline = False,
 ) -> None:
     """Start a box, until it is ready: build or download its image, boot it, provision it, check its probes.
 
@@ -68,6 +70,9 @@ def up(
     With --provider vagrant, Vagrant runs the box under libvirt, or under VirtualBox if only that is installed. Later
     verbs use the same provider.
 
+    If the spec has `warm: true`, a new box continues the template of the box, which is made if it is missing, as
+    `kimbox clone` does. With --cold it boots.
+
     --locked is for automation that must not change pins: the exit status is 3 if `kimbox lock --check` finds a fault.
     --offline takes commits from the mirrors and images from the store of this host. Both may be combined.
 
@@ -76,7 +81,6 @@ def up(
       kimbox up
       kimbox up openkim-dev
       kimbox up -f boxes/study.yaml --timeout 10m
-      kimbox up --boot resnap
       kimbox up --locked --offline
       kimbox up --provider vagrant
     """
@@ -86,11 +90,12 @@ def up(
     from kimbox.actions.watch import BOOT_TIMEOUT_S
 
     choice = target.choice(boot, once)
-    project = target.project(box, file, frozen=locked, offline=offline)
+    project = target.project(box, file, frozen=locked, offline=offline, clones=True)
     if follow:
         project = attrs.evolve(project, box=following(project.box))
     limit = settings.timeout_s or BOOT_TIMEOUT_S
-    bring_up("up", UpRequest(project, provision=not no_provision, timeout_s=limit, boot=choice, driver=driver))
+    request = UpRequest(project, provision=not no_provision, timeout_s=limit, boot=choice, driver=driver, cold=cold)
+    bring_up("up", target.for_clone(request, box, file))
 
 
 def bring_up(verb: str, request: UpRequest) -> None:
@@ -98,10 +103,9 @@ def bring_up(verb: str, request: UpRequest) -> None:
     from kimbox.actions import up as starting
     from kimbox.guest.stale import words
     from kimbox.machine.bootmode import MAINTAINED
-    from kimbox.machine.folder import machine_of
     from kimbox.machine.state import State
 
-    machine = machine_of(request.project.name)
+    machine = request.machine
     old_work = _work(machine)
     old_state = starting.up(request)
     summary = summary_of(machine)

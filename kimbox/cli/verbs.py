@@ -15,6 +15,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "halt": ("halt", "Shut a box down; its disk is kept"),
         "suspend": ("suspend", "Save a running box, memory included, and stop it"),
         "resume": ("resume", "Continue a suspended box"),
+        "clone": ("clone", "Start machines that continue a provisioned box"),
         "destroy": ("destroy", "Remove a box and its disk"),
     },
     "Work in a box": {

@@ -39,6 +39,10 @@ EXIT_VALUE = 0x2A
 EXIT_STATUS = (EXIT_VALUE << 1) | 1
 
 
+#: Maximum size of the code that TCG has translated, in MiB.
+CODE_MIB = 512
+
+
 @attrs.frozen
 class Accelerator:
     """The accelerator and its processor. `why` is the reason if it is not KVM; `repair`: a command that repairs it."""
@@ -48,9 +52,9 @@ class Accelerator:
     why: str
     repair: str | None = None
 
-    def arguments(self) -> list[str]:
-        """Returns the options of QEMU."""
-        options = "tcg,thread=multi,tb-size=512" if self.name == "tcg" else self.name
+    def arguments(self, code_mib: int = CODE_MIB) -> list[str]:
+        """Returns the options of QEMU. `code_mib`: maximum size of the translated code under TCG."""
+        options = f"tcg,thread=multi,tb-size={code_mib}" if self.name == "tcg" else self.name
         return ["-accel", options, "-cpu", self.cpu]
 
 

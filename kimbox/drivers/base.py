@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -51,6 +51,8 @@ class Features:
     memory_snapshots: bool = False
     #: At its start the guest gets `Machine.delivery`, if it exists, as a read-only disk.
     delivery_disk: bool = False
+    #: A running machine can be made into a template, and clones continue from it.
+    templates: bool = False
 
 
 @attrs.frozen
@@ -65,6 +67,8 @@ class Launch:
     resume: bool = False
     #: The disk in `Machine.delivery`; None: there is none.
     delivery: DeliveryDisk | None = None
+    #: The machine is started to be made into a template: its memory is the file `Machine.ram`.
+    freezing: bool = False
 
 
 class Driver(Protocol):
@@ -147,6 +151,37 @@ class Driver(Protocol):
         """Returns the snapshots in the disk of a machine that does not run, without the saved state of `suspend`."""
 
 
+@runtime_checkable
+class TemplateDriver(Driver, Protocol):
+    """A driver with the feature `templates`."""
+
+    def template_facts(self, launch: Launch) -> list[str]:
+        """Returns what a saved memory depends on besides image and manifest: devices, processor, build of the program.
+
+        A template continues only where all of it is equal.
+        """
+
+    def freeze(self, units: tuple[str, ...], target: Path, final: Path) -> None:
+        """Freezes a guest that was started with `Launch.freezing`, saves it to the folder `target`, and ends it.
+
+        `units`: systemd units that are stopped before, and started in each clone. `final`: the path that the folder has
+        later, when clones refer to it.
+        """
+
+    def wake(self, launch: Launch, template: Path, identity: Callable[[], bytes]) -> Record:
+        """Continues the template in the folder `template` as this machine, which has no record yet.
+
+        `identity` returns the line that the guest gets before any of its processes runs. Returns the record with the
+        ports.
+        """
+
+    def leave_template(self, record: Record) -> bool:
+        """Makes the disk of a machine that does not run one on its image, with all data; False if it has snapshots.
+
+        The snapshots in a disk need the template below it.
+        """
+
+
 class DriverType(Protocol):
     """The class of a driver: what it has before a machine exists."""
 
@@ -179,14 +214,22 @@ def allot_ports(machine: Machine, record: Record, box: Box | None) -> Record:
 
     Without a spec (`box` is None), the forwards of the record are used.
     """
-    last = {SSH_PORT: record.ssh_port} | record.forwards
     with ports.allotting():
-        chosen = ports.choose(machine, host_ports(box) if box else dict.fromkeys(last), last)
-        for guest in [guest for guest in chosen if not box and chosen[guest] != last[guest]]:
-            log.warn(f"port {last[guest]} of this host is in use: port {guest} of {machine.name} is at {chosen[guest]}")
-        record = attrs.evolve(record, ssh_port=chosen.pop(SSH_PORT), forwards=chosen)
+        record = choose_ports(machine, record, box)
         machine.write_record(record)
     return record
+
+
+def choose_ports(machine: Machine, record: Record, box: Box | None) -> Record:
+    """Returns the record with ports as `allot_ports` chooses them. Call it inside `ports.allotting()`.
+
+    The port of ssh in the record may be 0: the machine has had none.
+    """
+    last = ({SSH_PORT: record.ssh_port} if record.ssh_port else {}) | record.forwards
+    chosen = ports.choose(machine, host_ports(box) if box else dict.fromkeys(last), last)
+    for guest in [guest for guest in chosen if not box and chosen[guest] != last[guest]]:
+        log.warn(f"port {last[guest]} of this host is in use: port {guest} of {machine.name} is at {chosen[guest]}")
+    return attrs.evolve(record, ssh_port=chosen.pop(SSH_PORT), forwards=chosen)
 
 
 def observe_folder(

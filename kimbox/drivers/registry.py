@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from kimbox.drivers.base import Driver, DriverType, Features
+from kimbox.drivers.base import Driver, DriverType, Features, TemplateDriver
 from kimbox.drivers.hostcheck import HostCheck
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.machine.folder import Machine
@@ -108,6 +108,13 @@ def need_memory_snapshots(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if a snapshot of a running machine would lack its memory."""
     hint = f"`kimbox halt {machine.name}` shuts it down; then its disk can be saved"
     _need(machine, lambda features: features.memory_snapshots, "snapshot", "cannot save its memory", hint)
+
+
+def with_templates(machine: Machine) -> TemplateDriver:
+    """Returns a driver that can make templates and clones, for a machine that is to be one."""
+    driver = named(first_with(lambda features: features.templates), machine)
+    assert isinstance(driver, TemplateDriver)  # noqa: S101 - the class of the feature
+    return driver
 
 
 def _new_box_hint(machine: Machine) -> str:

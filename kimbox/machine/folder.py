@@ -21,6 +21,7 @@ machines/<name>/unseal           exists while a sealed box is unsealed
 machines/<name>/locks/           the locks of the last manifests that were sent, by the digest of the manifest
 machines/<name>/snapshots/       for each snapshot, the record and the logs of its time
 machines/<name>/qmp.sock         the socket on which QEMU listens for QMP
+machines/<name>/freeze.sock      only of a clone: the socket on which it has got its identity
 machines/<name>/ssh.sock         the connection that ssh and exec share, while it is open
 machines/<name>/loading.json     when the kernel of the last boot started, seen from the host (timeline.py)
 machines/<name>/halt.pipe        a pipe to the guest's port that shuts it down, while it runs
@@ -70,19 +71,21 @@ class Machine:
     """A machine and the paths of its files. Creating the object reads no file; the machine may not exist."""
 
     name: str
+    #: The folder that holds the folder of the machine. Only that of a template which is being made has another one.
+    place: Path = attrs.field(factory=paths.machines_dir)
 
     @property
     def folder(self) -> Path:
-        return paths.machines_dir() / self.name
+        return self.place / self.name
 
     @property
     def unfinished(self) -> Path:
         """The folder while it is being created. It remains only if that was interrupted."""
-        return paths.machines_dir() / f".tmp-{self.name}"
+        return self.place / f".tmp-{self.name}"
 
     @property
     def lock_file(self) -> Path:
-        return paths.machines_dir() / f"{self.name}.lock"
+        return self.place / f"{self.name}.lock"
 
     @property
     def disk(self) -> Path:
@@ -205,6 +208,16 @@ class Machine:
         return self.folder / "halt.pipe"
 
     @property
+    def freeze_socket(self) -> Path:
+        """The socket of the port on which a clone gets its identity. Its path is relative, as that of `qmp_socket`."""
+        return self.folder / "freeze.sock"
+
+    @property
+    def ram(self) -> Path:
+        """The memory of a machine that is being made into a template."""
+        return self.folder / "ram"
+
+    @property
     def snapshots(self) -> Path:
         return self.folder / "snapshots"
 
@@ -282,7 +295,7 @@ class Machine:
 
         Raises StateError (`busy`) if another process holds the lock for longer than LOCK_WAIT_S.
         """
-        private_dir(paths.machines_dir())
+        private_dir(self.place)
         busy = f"another kimbox process is at work on the box {self.name}"
         with locked(self.lock_file, wait_s=LOCK_WAIT_S, busy=busy):
             _held.add(self.lock_file)

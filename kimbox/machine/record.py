@@ -126,6 +126,10 @@ class Record:
     driver: str = "qemu"
     #: None: the machine was created by a version of kimbox that did not record the plan.
     plan: PlanDigests | None = None
+    #: Key of the template that a clone was made from; its disk is below that of the clone. None: it is no clone.
+    template: str | None = None
+    #: Whether the last run continued the template instead of booting. A saved state has the devices of the template.
+    woken: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of machine.json."""
@@ -163,6 +167,8 @@ class Record:
             fields["known"] = _known(fields.get("known"))
             fields["put_back"] = _put_back(fields.get("put_back"))
             fields["purpose"] = Purpose(fields["purpose"])
+            fields["template"] = _template(fields.get("template"))
+            fields["woken"] = fields.get("woken") is True
             fields["plan"] = _plan(fields["plan"])
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
             return cls(**fields)
@@ -216,6 +222,12 @@ def _plan(value: Any) -> PlanDigests | None:
     if all(isinstance(value[key], str) for key in ("spec", "lock", "manifest")):
         return PlanDigests(value["spec"], value["lock"], value["manifest"])
     raise ValueError(f"{value!r} is not a plan")
+
+
+def _template(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and _DIGEST.fullmatch(value)):
+        return value
+    raise ValueError(f"{value!r} is not the key of a template")
 
 
 def _port(value: object) -> int:

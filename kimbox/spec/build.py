@@ -93,6 +93,8 @@ class _Builder(Reader):
             scratch=self.scratch(repositories),
             secure=sealing.secure(self, tree.get("secure"), image),
             timezone=self.text(tree.get("timezone"), rules.time_zone, None),
+            warm=self.switch(tree.get("warm")),
+            cold_units=sealing.texts(self, tree.get("template", "stop"), sealing.unit_name, "unit"),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

@@ -238,6 +238,10 @@ class Box:
     secure: Secure | None = None
     #: Name in the IANA time zone database; None: the zone of the image, which is UTC in images that kimbox builds.
     timezone: str | None = None
+    #: A new machine of the box continues the template of the box.
+    warm: bool = False
+    #: systemd units that do not run in the template: they are stopped before, and started in each clone.
+    cold_units: tuple[str, ...] = ()
 
     def repository(self, name: str) -> Repository | None:
         """Returns the repository of that name; None if there is none."""

@@ -47,10 +47,10 @@ def secure(reader: Reader, node: Node | None, image: PackageImage | RemoteImage 
         roles=tuple(_role(reader, name, item, roles) for name, item in roles.mapping.items()) if roles else (),
         keys=_ssh_keys(reader, node.get("keys")),
         dns=_is_true(node.get("dns")),
-        remove=_texts(reader, node.get("remove"), rules.package, "package"),
-        disable=_texts(reader, node.get("disable"), unit_name, "unit"),
+        remove=texts(reader, node.get("remove"), rules.package, "package"),
+        disable=texts(reader, node.get("disable"), unit_name, "unit"),
         updates=_is_true(node.get("updates")),
-        time=_texts(reader, node.get("time"), host, "host"),
+        time=texts(reader, node.get("time"), host, "host"),
         keep=_is_true(node.get("keep")),
     )
     if roles and not roles.mapping:
@@ -151,8 +151,8 @@ def _role(reader: Reader, name: str, item: Node, roles: Node) -> Role:
         gateway=_gateway(reader, item.get("gateway")),
         inbound=tuple(port for _, port in inbound),
         outbound=tuple(_outbound(reader, target) for target in (outbound.items if outbound else ())),
-        accounts=_texts(reader, item.get("accounts"), account_name, "account"),
-        services=_texts(reader, item.get("services"), unit_name, "service"),
+        accounts=texts(reader, item.get("accounts"), account_name, "account"),
+        services=texts(reader, item.get("services"), unit_name, "service"),
     )
 
 
@@ -184,7 +184,7 @@ def _ssh_keys(reader: Reader, node: Node | None) -> tuple[str, ...]:
     return keys
 
 
-def _texts(reader: Reader, node: Node | None, rule: Callable[[str], str], kind: str) -> tuple[str, ...]:
+def texts(reader: Reader, node: Node | None, rule: Callable[[str], str], kind: str) -> tuple[str, ...]:
     """Returns the texts of a list, each checked by `rule` and allowed once. `kind` is for messages."""
     named = [(item, reader.text(item, rule, "")) for item in (node.items if node else ())]
     reader.refuse_duplicates(named, kind)

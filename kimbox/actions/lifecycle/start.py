@@ -8,7 +8,7 @@ import attrs
 
 from kimbox import utctime
 from kimbox.drivers import registry
-from kimbox.drivers.base import Launch
+from kimbox.drivers.base import Launch, TemplateDriver
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import remove_tree
 from kimbox.guest import shared
@@ -60,7 +60,10 @@ def start(
     if box:
         record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source))
     has_disk = record.delivery_disk if resume else delivery is not None
-    record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch, delivery_disk=has_disk)
+    record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
+    record = attrs.evolve(record, delivery_disk=has_disk, woken=record.woken and resume)
+    if record.template and not resume:
+        record = _leave_template(machine, record)
     if record.sealed:
         known = _known(machine, record, delivery)
         record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
@@ -68,6 +71,14 @@ def start(
         registry.of(machine).choose_boot(box.boot, boot or Choice())
     record = registry.of(machine).start(Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery))
     machine.write_record(attrs.evolve(record, ended=None))
+
+
+def _leave_template(machine: Machine, record: Record) -> Record:
+    """Makes the disk of a clone that boots independent of its template. Returns the record, without the template."""
+    driver = registry.of(machine)
+    if isinstance(driver, TemplateDriver) and driver.leave_template(record):
+        return attrs.evolve(record, template=None)
+    return record
 
 
 def _known(machine: Machine, record: Record, delivery: DeliveryDisk | None) -> Known | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
-from kimbox.drivers.accelerator import Accelerator
+from kimbox.drivers.accelerator import CODE_MIB, Accelerator
 from kimbox.errors import GuestError
 from kimbox.files import read_bounded
 from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
@@ -28,6 +29,18 @@ AUDIT_PORT = "org.kimbox.audit"
 #: Virtio-serial port from the host to the guest, which shuts down when it reads HALT_WORD. The guest's unit has both.
 HALT_PORT = "org.kimbox.halt"
 HALT_WORD = "poweroff"
+#: The port in the other direction, which only templates and their clones have: a clone gets its identity from it.
+FREEZE_PORT = "org.kimbox.freeze"
+
+#: Id of the guest's memory. It is the one that QEMU gives to the machine q35, so that a suspended clone resumes without
+#: the file of the template.
+RAM_ID = "pc.ram"
+
+#: Maximum size of the code that TCG has translated of a clone, in MiB. Many clones run at the same time.
+CLONE_CODE_MIB = 64
+
+#: Options of the command line whose values a saved memory depends on.
+FIXED_OPTIONS = frozenset({"-machine", "-accel", "-cpu", "-smp", "-m", "-device", "-action", "-rtc"})
 
 #: Serial number of the disk with the scratch space. The guest finds the disk by it.
 SCRATCH_SERIAL = "kimbox-scratch"
@@ -54,6 +67,10 @@ class Invocation:
     saved_state: str | None = None
     #: The disk in `Machine.delivery`; None: there is none.
     delivery: DeliveryDisk | None = None
+    #: The memory is the file `Machine.ram`, which becomes that of a template.
+    freezing: bool = False
+    #: File descriptor of the memory of a template, which this machine continues; None: it does not.
+    template_ram: int | None = None
     #: TCP ports to which a sealed guest, through QEMU, may connect; None: all.
     connects_to: frozenset[int] | None = None
     #: Name of a log in the machine's folder -> descriptor of a pipe to which QEMU writes instead (recorder.py).
@@ -61,7 +78,28 @@ class Invocation:
 
 
 def command(invocation: Invocation) -> list[str]:
-    """Returns the command line. It has no secret: the one key in it is public.
+    """Returns the command line. It has no secret: the one key in it is public."""
+    machine = invocation.machine
+    arguments = hardware(invocation)
+    for name, text in credentials(invocation).items():
+        arguments += ["-smbios", f"type=11,value=io.systemd.credential:kimbox.{name}={_escaped(text)}"]
+    for name, path in files_of(machine).items():
+        arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.{name},file={_escaped(path)}"]
+    if invocation.saved_state is not None:
+        arguments += ["-loadvm", invocation.saved_state]
+    if invocation.template_ram is not None:
+        arguments += ["-incoming", "defer"]
+    return arguments
+
+
+def fixed(invocation: Invocation) -> list[str]:
+    """Returns the part of the command line that a saved memory depends on, each as `OPTION VALUE`."""
+    arguments = hardware(invocation)
+    return [f"{option} {value}" for option, value in itertools.pairwise(arguments) if option in FIXED_OPTIONS]
+
+
+def hardware(invocation: Invocation) -> list[str]:
+    """Returns the program and the options for the devices of the machine. Reads no file of the machine's content.
 
     QEMU appends to the logs, because a machine that resumes continues the logs of the boot that was suspended.
     """
@@ -74,8 +112,8 @@ def command(invocation: Invocation) -> list[str]:
         "qemu-system-x86_64",
         "-name", f"{PROCESS_NAME}-{record.name},process={PROCESS_NAME}-{record.name}",
         "-uuid", record.uuid,
-        "-machine", "q35,sata=off,smbus=off,vmport=off,dump-guest-core=off",
-        *invocation.accelerator.arguments(),
+        "-machine", "q35,sata=off,smbus=off,vmport=off,dump-guest-core=off" + _memory_option(invocation),
+        *invocation.accelerator.arguments(CLONE_CODE_MIB if record.woken and not invocation.freezing else CODE_MIB),
         "-smp", str(invocation.cpus),
         "-m", f"{invocation.memory_bytes >> 20}M",
         "-nodefaults", "-no-user-config", "-display", "none",
@@ -101,10 +139,6 @@ def command(invocation: Invocation) -> list[str]:
     ]  # fmt: skip
     for number, descriptor in enumerate(invocation.pipes.values()):
         arguments += ["-add-fd", f"fd={descriptor},set={number}"]
-    for name, text in credentials(invocation).items():
-        arguments += ["-smbios", f"type=11,value=io.systemd.credential:kimbox.{name}={_escaped(text)}"]
-    for name, path in files_of(machine).items():
-        arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.{name},file={_escaped(path)}"]
     if invocation.scratch:
         # It is the last disk, so that the first disk keeps its name. QEMU need not flush its cache: the content need
         # not survive a crash of the host.
@@ -117,9 +151,30 @@ def command(invocation: Invocation) -> list[str]:
     if record.halt_port:  # a pipe, because the guest's port is then connected all the time, with no process at its end
         arguments += ["-chardev", f"pipe,id=halt,path={_escaped(machine.halt_pipe)}"]
         arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
-    if invocation.saved_state is not None:
-        arguments += ["-loadvm", invocation.saved_state]
+    return arguments + _of_template(invocation)
+
+
+def _of_template(invocation: Invocation) -> list[str]:
+    """Returns the options that only templates and their clones have: the port, the generation ID, the memory."""
+    machine = invocation.machine
+    arguments = []
+    if invocation.record.woken:
+        arguments += [
+            "-chardev", f"socket,id=freeze,path={machine.freeze_socket.name},server=on,wait=off",
+            "-device", f"virtserialport,chardev=freeze,name={FREEZE_PORT}",
+            "-device", "vmgenid,guid=auto,id=generation0",  # a new one makes Linux add it to its random generator
+        ]  # fmt: skip
+    if invocation.freezing or invocation.template_ram is not None:
+        # QEMU would create a missing file: the memory of a template is a file that kimbox has opened.
+        path = machine.ram if invocation.freezing else f"/proc/self/fd/{invocation.template_ram}"
+        share = "on" if invocation.freezing else "off"
+        size = f"{invocation.memory_bytes >> 20}M"
+        arguments += ["-object", f"memory-backend-file,id={RAM_ID},size={size},mem-path={_escaped(path)},share={share}"]
     return arguments
+
+
+def _memory_option(invocation: Invocation) -> str:
+    return f",memory-backend={RAM_ID}" if invocation.freezing or invocation.template_ram is not None else ""
 
 
 def _output(name: str, log: Path, invocation: Invocation) -> str:
@@ -154,6 +209,8 @@ def credentials(invocation: Invocation) -> dict[str, str]:
             fields={"name": name, "path": str(file)},
         ) from None
     values = {"hostname": name, "network": f"{GUEST_ADDRESS} {GATEWAY} {NAMESERVER}", "authorized_key": public}
+    if invocation.freezing:
+        values["freeze"] = "yes"
     if invocation.delivery:
         values["delivery"] = invocation.delivery.credential()
     if invocation.scratch:

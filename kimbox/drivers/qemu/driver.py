@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +11,16 @@ import attrs
 
 from kimbox.drivers import accelerator, hostcheck
 from kimbox.drivers.accelerator import Accelerator
-from kimbox.drivers.base import Features, Launch, allot_ports, observe_folder
+from kimbox.drivers.base import Features, Launch, allot_ports, choose_ports, observe_folder
 from kimbox.drivers.hostcheck import HostCheck, Outcome
-from kimbox.drivers.qemu import disk, process
-from kimbox.drivers.qemu.command import Invocation
+from kimbox.drivers.qemu import disk, process, templates
+from kimbox.drivers.qemu.command import Invocation, fixed
 from kimbox.errors import KimboxError
 from kimbox.guest import deliverydisk
 from kimbox.guest.endpoint import Endpoint
 from kimbox.landlock import limits_ports
 from kimbox.log import log
+from kimbox.machine import ports
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.machine.state import Observation, State
@@ -45,7 +47,9 @@ class Qemu:
 
     machine: Machine
     name = "qemu"
-    features = Features(own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True)
+    features = Features(
+        own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True, templates=True
+    )
 
     @staticmethod
     def check_host() -> list[HostCheck]:
@@ -85,7 +89,9 @@ class Qemu:
         best = accelerator.find()
         if best.name != "kvm":
             log.detail(f"no KVM ({best.why}): the guest runs under emulation, about ten times slower")
-        record = launch.record if saved_state else attrs.evolve(launch.record, halt_port=True)
+        record = (launch if saved_state else _with_halt_port(launch)).record
+        if launch.freezing:
+            templates.create_ram(self.machine, launch.memory_bytes)
         for attempts_left in reversed(range(START_ATTEMPTS)):
             record = allot_ports(self.machine, record, launch.box)
             try:
@@ -96,6 +102,30 @@ class Qemu:
                     raise
                 log.detail("another program took a port before QEMU: kimbox chooses other ports")
         return record
+
+    def template_facts(self, launch: Launch) -> list[str]:
+        best = accelerator.find()
+        return [*fixed(invocation(self.machine, _with_halt_port(launch), best)), *templates.host_facts(best)]
+
+    def freeze(self, units: tuple[str, ...], target: Path, final: Path) -> None:
+        templates.freeze(self.machine, units, target, final)
+
+    def wake(self, launch: Launch, template: Path, identity: Callable[[], bytes]) -> Record:
+        best, launch = accelerator.find(), _with_halt_port(launch)
+        disk.on_template(self.machine, template)
+        ram = templates.open_ram(template, launch.memory_bytes)
+        try:
+            with ports.allotting():  # until QEMU listens on the ports, because no record has them yet
+                record = choose_ports(self.machine, launch.record, launch.box)
+                called = invocation(self.machine, attrs.evolve(launch, record=record), best)
+                process.start(attrs.evolve(called, template_ram=ram))
+            templates.load(self.machine, template, identity)
+        finally:
+            os.close(ram)
+        return record
+
+    def leave_template(self, record: Record) -> bool:
+        return disk.leave_template(self.machine, record.image)
 
     def unpause(self) -> None:
         process.unpause(self.machine)
@@ -188,6 +218,11 @@ class Qemu:
         return disk.snapshots(self.machine)
 
 
+def _with_halt_port(launch: Launch) -> Launch:
+    """Returns the parameters of a start whose guest gets a port for the shutdown, unless it resumes without one."""
+    return attrs.evolve(launch, record=attrs.evolve(launch.record, halt_port=True))
+
+
 def invocation(
     machine: Machine, launch: Launch, accelerator: Accelerator, saved_state: str | None = None
 ) -> Invocation:
@@ -202,6 +237,7 @@ def invocation(
         record.scratch,
         saved_state=saved_state,
         delivery=launch.delivery,
+        freezing=launch.freezing,
         connects_to=_connects_to(machine, launch),
     )
 

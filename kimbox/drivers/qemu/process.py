@@ -48,6 +48,9 @@ LOG_END_BYTES = 16 << 10
 #: Interval between two checks of the process, in seconds.
 POLL_INTERVAL_S = 0.05
 
+#: Interval between two attempts to reach a QEMU that has just started, in seconds.
+START_POLL_S = 0.01
+
 #: Starts a program that writes no core dump (prlimit(1)). That of QEMU would contain the keys of a sealed box.
 NO_CORE_DUMP = ("prlimit", "--core=0:0", "--")
 
@@ -71,7 +74,7 @@ def start(invocation: Invocation) -> None:
     PortTakenError if another program has a port of the host.
     """
     machine = invocation.machine
-    is_boot = invocation.saved_state is None
+    is_boot = invocation.saved_state is None and invocation.template_ram is None
     require("qemu-system-x86_64", "it runs the box")
     handle = os.open(machine.run_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -104,7 +107,7 @@ def start(invocation: Invocation) -> None:
                 code="timeout",
                 fields={"name": machine.name},
             )
-        time.sleep(POLL_INTERVAL_S)
+        time.sleep(START_POLL_S)
 
 
 def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | None]:
@@ -112,7 +115,7 @@ def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | Non
 
     The recorder has the run lock, too: the machine runs until the last output of its guest is in the files.
     """
-    machine = invocation.machine
+    machine, template_ram = invocation.machine, invocation.template_ram
     with contextlib.ExitStack() as descriptors:
         pipes: dict[str, int] = {}
         if invocation.record.sealed:
@@ -131,9 +134,10 @@ def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | Non
         return detach(
             [*NO_CORE_DUMP, *command(attrs.evolve(invocation, pipes=pipes))],
             log=machine.qemu_log,
-            pass_fds=[run_lock, *pipes.values()],
+            pass_fds=[run_lock, *pipes.values(), *([] if template_ram is None else [template_ram])],
             cwd=machine.folder,
             connects_to=invocation.connects_to,
+            dies_with_parent=invocation.freezing,  # nothing else ends it: its folder is no machine
         )
 
 
@@ -254,7 +258,8 @@ def kill(machine: Machine) -> None:
 
 def sweep(machine: Machine) -> None:
     """Removes files that only a running machine needs, and the new disk of an interrupted command."""
-    for path in (machine.qmp_socket, machine.pid_file, machine.halt_pipe, machine.new_disk):
+    sockets = (machine.qmp_socket, machine.freeze_socket)
+    for path in (*sockets, machine.pid_file, machine.halt_pipe, machine.new_disk):
         path.unlink(missing_ok=True)
 
 

@@ -72,6 +72,12 @@ def execute(
     return talk(socket, run_command, timeout_s=timeout_s)
 
 
+async def send_file(client: QMPClient, handle: int, name: str) -> None:
+    """Passes an open file to QEMU, which then knows it by `name`. The caller may close it afterwards."""
+    client.send_fd_scm(handle)
+    await client.execute("getfd", {"fdname": name})
+
+
 def run_job(socket: Path, command: str, arguments: dict[str, Any], *, timeout_s: float) -> None:
     """Runs a QMP command that starts a job (snapshot-save, ...), and waits for its end. Raises QmpError if it fails."""
     job = str(arguments["job-id"])

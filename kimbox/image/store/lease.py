@@ -1,4 +1,5 @@
-"""Leases on images. A process that uses an image holds a shared lease, a process that removes it the exclusive lease.
+"""Leases on images and templates. A process that uses an image holds a shared lease, one that removes it the exclusive
+lease. What follows is true for templates, too.
 
 A process needs the lease until the record of a machine or of an added box refers to the image. `prune` reads these
 records, and keeps the images that they refer to.
@@ -24,39 +25,43 @@ from kimbox.filelocks import flock
 #: and renames one folder.
 WAIT_S = 30.0
 
+#: Kinds of what has a lease -> function that returns the folder of its store.
+IMAGE, TEMPLATE = "image", "template"
+FOLDERS = {IMAGE: paths.images_dir, TEMPLATE: paths.templates_dir}
+
 #: Time between two attempts to get a lease, in seconds.
 POLL_S = 0.01
 
 
 @contextlib.contextmanager
-def shared(key: str) -> Iterator[None]:
-    """Keeps an image in the store while the block runs. The image need not exist yet.
+def shared(key: str, kind: str = IMAGE) -> Iterator[None]:
+    """Keeps an image in the store while the block runs. The image need not exist yet. `kind`: what has the key.
 
     Several processes may hold a shared lease at the same time. Raises StateError (`busy`, field `use`: `removing`) if
     another process holds the exclusive lease for longer than WAIT_S.
     """
-    with _held(key, fcntl.LOCK_SH, wait_s=WAIT_S, other_use="removing"):
+    with _held(key, kind, fcntl.LOCK_SH, wait_s=WAIT_S, other_use="removing"):
         yield
 
 
 @contextlib.contextmanager
-def exclusive(key: str) -> Iterator[None]:
-    """Prevents every other process from using an image while the block runs.
+def exclusive(key: str, kind: str = IMAGE) -> Iterator[None]:
+    """Prevents every other process from using an image while the block runs. `kind`: what has the key.
 
     Raises StateError (`busy`, field `use`: `using`) immediately if another process uses or removes the image.
     """
-    with _held(key, fcntl.LOCK_EX, wait_s=0, other_use="using"):
+    with _held(key, kind, fcntl.LOCK_EX, wait_s=0, other_use="using"):
         yield
 
 
 @contextlib.contextmanager
-def _held(key: str, operation: int, *, wait_s: float, other_use: str) -> Iterator[None]:
+def _held(key: str, kind: str, operation: int, *, wait_s: float, other_use: str) -> Iterator[None]:
     """Holds the lease on an image. `other_use` is what another process does with the image if the lease is busy."""
-    path = paths.images_dir() / f"{key}.lease"
+    path = FOLDERS[kind]() / f"{key}.lease"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        _lock(handle, path, operation, wait_s=wait_s, other_use=other_use)
+        _lock(handle, path, operation, wait_s=wait_s, other_use=f"{other_use} the {kind}")
         try:
             yield
         finally:
@@ -74,9 +79,9 @@ def _lock(handle: int, path: Path, operation: int, *, wait_s: float, other_use: 
         except BlockingIOError:
             if time.monotonic() >= end:
                 raise StateError(
-                    f"another kimbox process is {other_use} the image {path.stem[:12]}",
+                    f"another kimbox process is {other_use} {path.stem[:12]}",
                     code="busy",
                     hint="wait until it ends, then run the same command again",
-                    fields={"image": path.stem, "use": other_use},
+                    fields={path.parent.name.removesuffix("s"): path.stem, "use": other_use.split()[0]},
                 ) from None
         time.sleep(POLL_S)

@@ -53,6 +53,8 @@ cpus: 4
 memory: 1000.1MiB
 scratch: {size: 4.001GiB, mount: /mnt/scratch}
 timezone: Europe/Berlin
+warm: true
+template: {stop: [a.service, b.timer]}
 forwards: [{guest: 80, host: 8080}, {guest: 81}]
 repositories:
   setup: {url: ./mine}
@@ -103,6 +105,8 @@ def test_every_key_reaches_the_model(tmp_path: Path) -> None:
         probes=(Probe("it is there", "test -d /opt/api", "look", 90),),
         scratch=Scratch(4100 << 20, "/mnt/scratch"),
         timezone="Europe/Berlin",
+        warm=True,
+        cold_units=("a.service", "b.timer"),
     )
 
 
@@ -117,6 +121,7 @@ def test_a_spec_of_two_lines_has_sensible_defaults(tmp_path: Path) -> None:
         Volume("swap", 512 << 20), Volume("root_snap", None),
     ) == box.disk  # fmt: skip
     assert box.scratch is None
+    assert (False, ()) == (box.warm, box.cold_units)
 
 
 def test_scratch_space_of_layers(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""Clones compared with boots of a stock system, and a template with a first `up`. All values are from one run.
+
+    python -m bench.clones [-n 5] [--box minimal] [--clones 100]
+
+First the template of a box is made, and the box is started without it. Then, n times: bare QEMU boots a stock minimal
+system with the same packages a second time, until the host receives the banner of sshd; and `kimbox clone` starts a
+clone, until it is awake, until a unit in it has sent an event, and until `kimbox exec` returns. At last many clones
+start two at a time, each runs the unit and is destroyed. Images, machines and templates are in KIMBOX_HOME.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import attrs
+
+from bench import stock
+from bench.boot import booted_once
+from bench.common import POLL_S, banner, launch, medians, options, progress, show, wait_until
+from kimbox import paths
+from kimbox.actions import stop
+from kimbox.actions.clones import clone as cloning
+from kimbox.actions.clones import template as making
+from kimbox.drivers.qemu import process
+from kimbox.image import obtain
+from kimbox.machine import templates
+from kimbox.machine.folder import Machine
+from kimbox.project.plan import Plan, make_plan
+from kimbox.project.project import Project
+from kimbox.run import background, run
+from kimbox.spec.load import load_box
+
+STOCK = "bare QEMU, stock system, second boot, to the ssh banner"
+AWAKE = "kimbox clone, to the event of a clone that has its identity"
+PROGRAM = "kimbox clone, to the event of a unit in it"
+SSH = "kimbox clone, to the end of kimbox exec after it"
+MANY = "clones two at a time, each runs a unit and is destroyed"
+TEMPLATE = "a template is made"
+COLD = "kimbox up of a new box, without a template"
+
+#: Maximum ratios. That of MANY is for each clone.
+LIMITS = {(AWAKE, STOCK): 0.015, (SSH, STOCK): 0.06, (MANY, STOCK): 0.015, (TEMPLATE, COLD): 1.3}
+
+NAME = "bench-clones"
+
+#: The spec: a unit of the box sends an event in each clone.
+SPEC = """
+kimbox: 1
+name: {name}
+base: [{box}.yaml]
+template: {{stop: [bench-true.service]}}
+provision:
+  - name: unit
+    script: |
+      printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nExecStart={event} ran\\n' \\
+        >/etc/systemd/system/bench-true.service
+      systemctl daemon-reload
+"""
+
+#: Timeout of a clone, in seconds.
+CLONE_TIMEOUT_S = 300.0
+
+
+def wait_for(done: Callable[[], bool]) -> float:
+    """Waits for a condition; returns the time at which it was true (time.monotonic())."""
+    deadline = time.monotonic() + CLONE_TIMEOUT_S
+    while not done():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"a clone did not answer in {CLONE_TIMEOUT_S:.0f} s")
+        time.sleep(POLL_S)
+    return time.monotonic()
+
+
+def has_sent(machine: Machine, name: str) -> Callable[[], bool]:
+    return lambda: any(event.name == name for event in machine.boot_events())
+
+
+def one_clone(spec: Path) -> dict[str, float]:
+    """The durations of one clone from the start of the command, by title."""
+    machine = Machine("bench-one")
+    began = time.monotonic()
+    command = [sys.executable, "-m", "kimbox", "--quiet"]
+    with background([*command, "clone", str(spec), machine.name]) as clone:
+        found = {AWAKE: wait_for(has_sent(machine, "awake")) - began}
+        found[PROGRAM] = wait_for(has_sent(machine, "ran")) - began
+        if clone.wait(CLONE_TIMEOUT_S):
+            raise SystemExit(clone.output())
+    run([*command, "exec", machine.name, "--", "true"], env=dict(os.environ))
+    found[SSH] = time.monotonic() - began
+    stop.destroy(machine)
+    return found
+
+
+def many(plan: Plan, count: int) -> float:
+    """The duration of `count` clones, two at a time, each with its unit and its end, in seconds for each clone."""
+
+    def live(number: int) -> None:
+        machine = Machine(f"bench-many-{number}")
+        cloning.start(machine, plan, template)
+        wait_for(has_sent(machine, "ran"))
+        stop.destroy(machine)
+
+    with making.leased(plan, timeout_s=CLONE_TIMEOUT_S) as template, ThreadPoolExecutor(2) as pool:
+        began = time.monotonic()
+        for result in [pool.submit(live, number) for number in range(count)]:
+            result.result()
+        return (time.monotonic() - began) / count
+
+
+def made(plan: Plan) -> float:
+    """The duration of making the template again, in seconds."""
+    templates.remove(making.key_of(plan), is_unused=lambda: True)
+    began = time.monotonic()
+    with making.leased(plan, timeout_s=CLONE_TIMEOUT_S):
+        return time.monotonic() - began
+
+
+def started_cold(spec: Path) -> float:
+    """The duration of the first `kimbox up` of the box, in seconds."""
+    began = time.monotonic()
+    run([sys.executable, "-m", "kimbox", "--quiet", "up", "-f", spec], env=dict(os.environ))
+    duration_s = time.monotonic() - began
+    stop.destroy(Machine(NAME))
+    return duration_s
+
+
+def measure(name: str, n: int, clones: int, work: Path) -> dict[str, list[float]]:
+    """The duration of each measurement in seconds, by title."""
+    spec = work / "kimbox.yaml"
+    event = "/usr/lib/kimbox/event"
+    spec.write_text(SPEC.format(name=NAME, box=name, event=event))
+    project = Project(load_box(spec))
+    plan = make_plan(project)
+    recipe = obtain.recipe_of(plan.box, plan.lock.packages)
+    obtain.ensure(plan.box, plan.recipe)
+    disk = booted_once(stock.build(recipe, plan.box.image, work), plan.box, work / "stock")  # type: ignore[arg-type]
+    times: dict[str, list[float]] = {title: [] for title in (STOCK, AWAKE, PROGRAM, SSH, MANY, TEMPLATE, COLD)}
+    times[TEMPLATE].append(made(plan))
+    times[COLD].append(started_cold(spec))
+    for _ in range(n):
+        machine, started = launch(work / "m", disk, "qcow2", attrs.evolve(plan.box, forwards=()))
+        times[STOCK].append(wait_until(machine, started, banner))
+        process.kill(machine)
+        for title, duration_s in one_clone(spec).items():
+            times[title].append(duration_s)
+        progress(f"{ {title: round(row[-1], 2) for title, row in times.items() if row} }")
+    times[MANY].append(many(plan, clones))
+    templates.remove(making.key_of(plan), is_unused=lambda: True)
+    return times
+
+
+def main() -> None:
+    """Measures and prints one JSON object."""
+    arguments = options(__doc__, box="minimal", clones=100)
+    paths.home().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
+        times = measure(arguments.box, arguments.n, arguments.clones, Path(work))
+    median = {title: statistics.median(row) for title, row in times.items()}
+    ratios = {f"{above} / {below}": round(median[above] / median[below], 4) for above, below in LIMITS}
+    limits = {f"{above} / {below}": limit for (above, below), limit in LIMITS.items()}
+    ok = all(median[above] <= limit * median[below] for (above, below), limit in LIMITS.items())
+    show({"median_s": medians(times), "ratios": ratios, "limits": limits, "ok": ok, "all_s": times})
+
+
+if __name__ == "__main__":
+    main()

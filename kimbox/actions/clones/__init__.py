@@ -1,0 +1,1 @@
+"""Templates and clones: template.py makes the template of a box, clone.py starts clones of it."""
