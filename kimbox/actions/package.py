@@ -24,6 +24,7 @@ from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.view import DiskView
 from kimbox.image.formats import catalog, export, sums, unfinished
 from kimbox.image.formats.boxwriter import Sign, refuse_existing
+from kimbox.image.formats.compressor import Compression
 from kimbox.image.formats.export import Content, Format
 from kimbox.image.sanitize.secrets import Finding
 from kimbox.lock.apt.archive import ARCHITECTURE
@@ -68,6 +69,8 @@ class PackageRequest:
     catalog_url: str | None = None
     #: Version of the packages in the catalog.
     version: str = "0"
+    #: Compression of a box for libvirt.
+    compression: Compression = Compression.ZSTD
 
     @property
     def box(self) -> Box:
@@ -180,7 +183,7 @@ def write(request: PackageRequest, described: Described, source: Source, sign: S
     with unfinished.writing(_note(request), _every_file(request)) as package_files:
         for kind, target in _targets(request).items():
             with log.step(f"packing {target.name}"):
-                export.write(kind, content, target, sign, package_files.add)
+                export.write(kind, content, target, sign, package_files.add, request.compression)
         digests = _digests(_targets(request).values())
         files[STATEMENT] = _statement(whole, digests)
         for path in _separate_files(request):

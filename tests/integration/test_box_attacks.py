@@ -114,7 +114,7 @@ def test_mixed_packages(site: Site, box: Path) -> None:
     boxes = [site.folder / f"{version}/tiny-libvirt.box" for version in ("1.0.0", "1.1.0")]
     for path in boxes:
         (box / path.parent.name).mkdir()
-        run.run(["tar", "-C", box / path.parent.name, "-xf", path])
+        run.run(["bsdtar", "-C", box / path.parent.name, "-xf", path])
     for name in ("SHA256SUMS", "SHA256SUMS.sig"):
         shutil.copy(box / "1.0.0" / name, box / "1.1.0" / name)
     boxes[1].unlink()

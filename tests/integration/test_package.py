@@ -212,6 +212,8 @@ def test_what_is_refused(kimbox: Kimbox, box: Path) -> None:
     assert "mine" == (box / "tiny-libvirt.box").read_text()
     for words in (
         ["--format", "vdi"],
+        ["--compress", "lzma"],
+        ["--compress", "xz", "--format", "qcow2"],
         ["--version", "x y"],
         ["--catalog", "ftp://x/"],
         ["--catalog", "https://x/", "--format", "raw"],

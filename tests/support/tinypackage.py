@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boxarchive
 import madedisk
 import pytest
 import tinyimage
@@ -91,7 +91,7 @@ def image_of(folder: Path) -> images.Image:
 
 def members(path: Path) -> dict[str, bytes]:
     """Returns the names and contents of all members of an archive."""
-    with tarfile.open(path) as archive:
+    with boxarchive.opened(path) as archive:
         return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
 
 

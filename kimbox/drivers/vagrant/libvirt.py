@@ -13,6 +13,7 @@ from pathlib import Path
 from kimbox.drivers.vagrant.names import domain
 from kimbox.files import read_bounded
 from kimbox.image.formats import boxwriter
+from kimbox.image.formats.compressor import Compression
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.run import Completed, require, run
@@ -91,7 +92,7 @@ def remove_leftovers(name: str, created_networks: Sequence[str] = ()) -> None:
 
 def write_box(box: Box, image: Image, target: Path) -> None:
     """Writes the image as a Vagrant box to the file `target`."""
-    boxwriter.libvirt(image.disk, image.format, target, compress=False)
+    boxwriter.libvirt(image.disk, image.format, target, compression=Compression.NONE)
 
 
 def copy_disk(name: str, image: Image, work: Path) -> Path:

@@ -1,7 +1,8 @@
 """Writes Vagrant's .box archives for libvirt from any disk that QEMU reads. Other formats use its helpers.
 
 A .box for libvirt is a tar archive with three members that vagrant-libvirt reads: metadata.json (provider, format, size
-in whole GiB), Vagrantfile and box.img. Vagrant unpacks it with bsdtar(1), which supports xz. The disk in it is not
+in whole GiB), Vagrantfile and box.img. Vagrant unpacks it with bsdtar(1). This reads zstd if it was built with libzstd
+(libarchive 3.3.3), and otherwise with the program zstd(1). Every Vagrant since 1.6 reads xz. The disk in it is not
 compressed, because the archive is smaller this way, and a guest reads the disk faster. Vagrant unpacks all other files
 of the archive beside the disk.
 
@@ -20,6 +21,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO, cast
 
 from kimbox import run
 from kimbox.errors import KimboxError, StateError
@@ -36,7 +38,8 @@ from kimbox.files import (
     sync_file,
     sync_folder,
 )
-from kimbox.image.formats import sums, xz
+from kimbox.image.formats import compressor, sums
+from kimbox.image.formats.compressor import Compression
 from kimbox.image.inputs.recipe import EPOCH_S
 from kimbox.log import log
 from kimbox.render.vagrantfile import ruby_literal
@@ -102,14 +105,14 @@ def libvirt(
     user: str = "vagrant",
     files: Files = lambda _: {},
     sign: Sign | None = None,
-    compress: bool = True,
+    compression: Compression = Compression.ZSTD,
     finished: Finished | None = None,
 ) -> None:
     """Writes the .box `target` from a disk in the format `raw` or `qcow2`. The disk must not change meanwhile.
 
     `guest` is Vagrant's name of the distribution, `user` the account for the login. `files` gets the sha256 hex digest
     of the disk in the box, by its name, and returns further members by name. The box has the checksums of its files,
-    and with `sign` their signature. `compress` is False for a box that stays on this host. `finished` as in `making`.
+    and with `sign` their signature. `finished` as in `making`.
     `target` is complete or does not exist. Raises StateError if it exists or another process writes it, CommandError
     if the disk cannot be read.
     """
@@ -122,7 +125,7 @@ def libvirt(
             "Vagrantfile": vagrantfile(guest, user),
         }
         disks = {"box.img": image}
-        write_tar(work / target.name, with_sums(members, disks, files, sign), disks, compress=compress)
+        write_tar(work / target.name, with_sums(members, disks, files, sign), disks, compression)
 
 
 def with_sums(
@@ -165,7 +168,12 @@ def virtual_bytes(disk: Path) -> int:
         return int.from_bytes(file.read(32)[24:], "big")
 
 
-def write_tar(target: Path, members: Mapping[str, bytes], disks: Mapping[str, Path], *, compress: bool = False) -> None:
+def write_tar(
+    target: Path,
+    members: Mapping[str, bytes],
+    disks: Mapping[str, Path],
+    compression: Compression = Compression.NONE,
+) -> None:
     """Writes a new tar archive with small members, then files, in the given order, and syncs it."""
     total_bytes = sum(path.stat().st_size for path in disks.values()) or 1
 
@@ -174,7 +182,7 @@ def write_tar(target: Path, members: Mapping[str, bytes], disks: Mapping[str, Pa
 
     with (
         target.open("xb") as file,
-        xz.Writer(file, log_bytes) if compress else contextlib.nullcontext(file) as out,
+        _compressing(file, compression, log_bytes) as out,
         tarfile.TarFile(fileobj=out, mode="w", format=tarfile.GNU_FORMAT, copybufsize=CHUNK_BYTES) as archive,
     ):
         for name, data in members.items():
@@ -183,6 +191,15 @@ def write_tar(target: Path, members: Mapping[str, bytes], disks: Mapping[str, Pa
             with path.open("rb") as disk:
                 archive.addfile(_member(name, path.stat().st_size), disk)
     sync_file(target)
+
+
+def _compressing(
+    file: IO[bytes], compression: Compression, on_bytes: Callable[[int], None]
+) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """A file that compresses its content into `file`; `file` itself if it is not to be compressed."""
+    if compression is Compression.NONE:
+        return contextlib.nullcontext(file)
+    return cast("IO[bytes]", compressor.Writer(file, compression, on_bytes))
 
 
 def _member(name: str, size_bytes: int) -> tarfile.TarInfo:

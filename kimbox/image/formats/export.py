@@ -33,6 +33,7 @@ from kimbox.image.formats.boxwriter import (
     with_sums,
     write_tar,
 )
+from kimbox.image.formats.compressor import Compression
 from kimbox.spec.layout import SECTOR_BYTES
 
 #: Names of the description and the disk in archives. Vagrant requires box.ovf.
@@ -94,13 +95,22 @@ class Content:
     knows_e1000: bool = False
 
 
-def write(kind: Format, content: Content, target: Path, sign: Sign | None, finished: Finished | None = None) -> None:
-    """Writes the package `target`. `finished` as in `making`. Raises the errors of `boxwriter.libvirt`."""
+def write(
+    kind: Format,
+    content: Content,
+    target: Path,
+    sign: Sign | None,
+    finished: Finished | None = None,
+    compression: Compression = Compression.ZSTD,
+) -> None:
+    """Writes the package `target`. `finished` as in `making`. `compression` is that of a box for libvirt.
+
+    Raises the errors of `boxwriter.libvirt`."""
     if kind is Format.LIBVIRT:
         boxwriter.libvirt(
             content.disk, content.image_format, target,
             guest=content.guest, user=content.user, files=content.files, sign=sign,
-            finished=finished,
+            compression=compression, finished=finished,
         )  # fmt: skip
         return
     with making(target, finished=finished) as work:

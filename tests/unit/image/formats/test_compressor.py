@@ -1,4 +1,4 @@
-"""xz files: xz(1) reads what kimbox writes, the bytes are the same on every host, and input is read within limits."""
+"""zstd and xz files: both programs read what kimbox writes, with the same bytes on every host; input has limits."""
 
 from __future__ import annotations
 
@@ -14,69 +14,75 @@ import pytest
 from refused import refused
 
 from kimbox.errors import ImageError
-from kimbox.image.formats import compressed, xz
-from kimbox.run import run
+from kimbox.image.formats import compressed, compressor
+from kimbox.image.formats.compressor import PIECE_BYTES, Compression
+from kimbox.run import run, which
 
-CONTENT = hashlib.shake_128().digest(100_000) + bytes(3 * xz.PIECE_BYTES) + b"the end"
+#: The compressions of a file, as parameters of a test.
+EACH = pytest.mark.parametrize("compression", [Compression.ZSTD, Compression.XZ])
+
+CONTENT = hashlib.shake_128().digest(100_000) + bytes(3 * PIECE_BYTES) + b"the end"
 
 
-def packed(content: bytes, step: int = 1 << 20) -> bytes:
-    """The content as xz, written in pieces of `step` bytes."""
+def packed(content: bytes, compression: Compression, step: int = 1 << 20) -> bytes:
+    """The compressed content, written in pieces of `step` bytes."""
     file = io.BytesIO()
-    with xz.Writer(file) as writer:
+    with compressor.Writer(file, compression) as writer:
         for at in range(0, len(content), step):
             writer.write(content[at : at + step])
         assert writer.tell() == len(content)
     return file.getvalue()
 
 
-def unpacked(data: bytes, count: int = 1 << 20) -> bytes:
+def unpacked(data: bytes, count: int = 1 << 20, compression: Compression = Compression.XZ) -> bytes:
     """The content that the reader returns, in reads of `count` bytes."""
-    reader, pieces = compressed.opened(io.BytesIO(data), "xz"), []
+    reader, pieces = compressed.opened(io.BytesIO(data), str(compression)), []
     while piece := reader.read(count):
         assert len(piece) <= count
         pieces.append(piece)
     return b"".join(pieces)
 
 
-@pytest.mark.parametrize("size", [0, 1, xz.PIECE_BYTES - 1, xz.PIECE_BYTES, xz.PIECE_BYTES + 1, len(CONTENT)])
-def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
-    """By kimbox and by xz(1)."""
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, len(CONTENT)])
+@EACH
+def test_what_is_written_is_read(tmp_path: Path, size: int, compression: Compression) -> None:
+    """By kimbox, and by zstd(1) or xz(1) if this host has it."""
     content = CONTENT[-size:] if size else b""
-    data = packed(content)
-    assert unpacked(data) == content
-    if size:
-        (tmp_path / "x.xz").write_bytes(data)
-        run(["xz", "--decompress", "--keep", tmp_path / "x.xz"])
+    data = packed(content, compression)
+    assert unpacked(data, compression=compression) == content
+    if size and which(str(compression)):
+        (tmp_path / "packed").write_bytes(data)
+        run(["sh", "-c", '"$1" --decompress --stdout <packed >x', "sh", str(compression)], cwd=tmp_path)
         assert (tmp_path / "x").read_bytes() == content
 
 
-def test_equal_content_gives_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+@EACH
+def test_equal_content_gives_equal_bytes(monkeypatch: pytest.MonkeyPatch, compression: Compression) -> None:
     """With any number of processors, and with writes of any size."""
-    several = packed(CONTENT, 12_345)
+    several = packed(CONTENT, compression, 12_345)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert packed(CONTENT, 10 << 20) == several
+    assert packed(CONTENT, compression, 10 << 20) == several
 
 
 def test_all_processors_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces are compressed at the same time: three calls that wait for each other all return."""
     meeting = threading.Barrier(3)
 
-    def compress(piece: bytes, **_: int) -> bytes:
+    def compress(piece: bytes) -> bytes:
         meeting.wait(10)
         return piece[:1]
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    monkeypatch.setattr(xz.lzma, "compress", compress)
-    assert bytes(3) == packed(bytes(3 * xz.PIECE_BYTES))
+    monkeypatch.setitem(compressor._FUNCTIONS, Compression.ZSTD, compress)
+    assert bytes(3) == packed(bytes(3 * PIECE_BYTES), Compression.ZSTD)
 
 
 def test_progress() -> None:
     """Reported in order, with the complete size at the end."""
     reported: list[int] = []
-    with xz.Writer(io.BytesIO(), reported.append) as writer:
+    with compressor.Writer(io.BytesIO(), Compression.ZSTD, reported.append) as writer:
         writer.write(CONTENT)
-    assert reported == [*range(xz.PIECE_BYTES, len(CONTENT), xz.PIECE_BYTES), len(CONTENT)]
+    assert reported == [*range(PIECE_BYTES, len(CONTENT), PIECE_BYTES), len(CONTENT)]
 
 
 def test_a_failed_write_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +93,7 @@ def test_a_failed_write_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
         def write(self, data: object) -> int:
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"), xz.Writer(Full()) as writer:
+    with pytest.raises(OSError, match="No space"), compressor.Writer(Full(), Compression.ZSTD) as writer:
         writer.write(CONTENT * 3)
 
 
@@ -108,6 +114,15 @@ def test_damage() -> None:
         with pytest.raises(ImageError, match="cut off or damaged") as caught:
             unpacked(wrong)
         assert "archive-damaged" == caught.value.code
+
+
+def test_a_changed_bit_of_a_zstd_file() -> None:
+    """The checksum of each frame detects it: the content of another bit would be a valid frame."""
+    content = hashlib.shake_128().digest(50_000)
+    data = bytearray(packed(content, Compression.ZSTD))
+    data[25_000] ^= 1  # in a block that is stored as it is
+    with refused(ImageError, "archive-damaged"):
+        unpacked(bytes(data), compression=Compression.ZSTD)
 
 
 def test_a_file_that_needs_too_much_memory() -> None:
