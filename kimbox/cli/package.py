@@ -49,17 +49,20 @@ Output = Annotated[
 ]
 
 
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Format of a package: libvirt (the default), virtualbox, ova, qcow2 or raw. May be repeated.",
+    ),
+]
+
+
 def package(
     box: target.Name = None,
     file: target.File = None,
-    format: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            help="Format of a package: libvirt (the default), virtualbox, ova, qcow2 or raw. May be repeated.",
-        ),
-    ] = None,
+    format: Formats = None,
     compress: Compress = None,
     output: Output = Path(),
     image: Annotated[bool, typer.Option("--image", help="Package the image, even if the machine exists.")] = False,
