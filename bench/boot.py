@@ -4,7 +4,8 @@
 
 Bare QEMU boots three systems until the host receives the banner of sshd: a stock minimal system with the same packages
 (second boot), a new kimbox image, and the disk of a provisioned kimbox box. Other measurements: the boot of that disk
-until the event `ready`, `kimbox up` of the halted box, and `kimbox halt` after it. Images are in KIMBOX_HOME.
+until the event `ready`, `kimbox up` of the halted box, and `kimbox halt` after it. `stages_s` has the stages of these
+starts by `up` (kimbox logs --timeline). Images are in KIMBOX_HOME.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kimbox.actions.up import UpRequest, up
 from kimbox.drivers.qemu import process
 from kimbox.image import obtain
 from kimbox.machine.folder import Machine
+from kimbox.machine.timeline import Loading, timeline
 from kimbox.project.project import Project
 from kimbox.run import run
 from kimbox.spec.model import Box
@@ -54,8 +56,14 @@ def booted_once(stock_disk: Path, box: Box, folder: Path) -> Path:
     return machine.disk
 
 
-def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
-    """The duration of each boot in seconds, by title."""
+def stages_of(machine: Machine) -> dict[str, float]:
+    """The duration of each stage of the last start of a machine in seconds, by name."""
+    start = timeline(machine.boot_events(), Loading.read(machine))
+    return {stage["name"]: stage["end_s"] - stage["start_s"] for stage in start["stages"]} if start else {}
+
+
+def measure(box: Box, name: str, n: int, work: Path) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """The duration of each boot in seconds, by title, and that of each stage of a start by `up`, by name."""
     packages = locked(box)
     image = obtain.ensure(box, packages)
     stock_disk = stock.build(obtain.recipe_of(box, packages), box.image, work)  # type: ignore[arg-type]
@@ -70,6 +78,7 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
         READY: (box_machine.disk, "qcow2", has_event("ready")),
     }
     times: dict[str, list[float]] = {title: [] for title in (*starts, UP, HALT)}
+    stages: dict[str, list[float]] = {}
     for _ in range(n):
         for title, (disk, disk_format, done) in starts.items():
             machine, started = launch(work / "m", disk, disk_format, box)
@@ -79,9 +88,11 @@ def measure(box: Box, name: str, n: int, work: Path) -> dict[str, list[float]]:
         run([sys.executable, "-m", "kimbox", "--quiet", "up", name], env=dict(os.environ))
         up_at = time.monotonic()
         times[UP].append(up_at - before)
+        for stage, duration_s in stages_of(box_machine).items():
+            stages.setdefault(stage, []).append(duration_s)
         stop.halt(box_machine)
         times[HALT].append(time.monotonic() - up_at)
-    return times
+    return times, stages
 
 
 def main() -> None:
@@ -90,12 +101,21 @@ def main() -> None:
     box = shipped(arguments.box)
     paths.home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        times = measure(box, arguments.box, arguments.n, Path(work))
+        times, stages = measure(box, arguments.box, arguments.n, Path(work))
     median = medians(times, 3)
     ratios = {f"{above} / {below}": round(median[above] / median[below], 2) for above, below in RATIOS}
     ok = all(median[above] <= limit * median[below] for (above, below), limit in LIMITS.items())
     limits = {f"{above} / {below}": limit for (above, below), limit in LIMITS.items()}
-    show({"median_s": medians(times), "ratios": ratios, "limits": limits, "ok": ok, "all_s": times})
+    show(
+        {
+            "median_s": medians(times),
+            "stages_s": medians(stages),
+            "ratios": ratios,
+            "limits": limits,
+            "ok": ok,
+            "all_s": times,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 import attrs
+import makebox
 import pytest
 
 from kimbox import paths, run
+from kimbox.render.guestfiles import fstab
+from kimbox.spec.layout import plan
 
 SCRIPT = paths.provisioners_dir() / "boot/root/etc/initramfs-tools/scripts/local-bottom/kimbox"
 
@@ -48,6 +51,21 @@ class Initramfs:
         ran = [line.replace(str(self.folder), "") for line in calls.read_text().splitlines()]
         return [line for line in ran if not line.startswith(("mount -o remount", "sleep"))]
 
+    def remounts(self, fstab: str) -> list[str]:
+        """Runs the script with this /etc/fstab of the root. Returns how it remounts the root."""
+        (self.folder / "root/etc").mkdir(exist_ok=True)
+        (self.folder / "root/etc/fstab").write_text(fstab)
+        self.remounted.unlink(missing_ok=True)
+        self.run("keep")
+        return [
+            line for line in (self.folder / "calls").read_text().splitlines() if line.startswith("mount -o remount")
+        ]
+
+    @property
+    def remounted(self) -> Path:
+        """The mark for systemd, which then remounts nothing."""
+        return self.folder / "run/kimbox/remounted"
+
 
 @pytest.fixture
 def initramfs(tmp_path: Path) -> Initramfs:
@@ -70,6 +88,28 @@ def initramfs(tmp_path: Path) -> Initramfs:
     for name in ("linux", "linux.keep"):
         (boot / name).symlink_to("linux-x.1")
     return Initramfs(tmp_path)
+
+
+def test_the_root_gets_its_options_of_fstab(initramfs: Initramfs) -> None:
+    """Those of kimbox's own fstab are set by the initramfs, so that systemd starts no program for them."""
+    (remount,) = initramfs.remounts(fstab(plan(makebox.make_box(initramfs.folder).disk)))
+    assert f"mount -o remount,rw,noatime,errors=remount-ro none {initramfs.folder}/root" == remount
+    assert initramfs.remounted.exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/dev/root / ext4 noatime,data=journal 0 0",
+        "/dev/root / ext4 * 0 0",
+        "proc /proc proc hidepid=2 0 0",
+        "x /run/y z z",
+    ],
+)
+def test_other_options_are_left_to_systemd(initramfs: Initramfs, line: str) -> None:
+    """The root is writable, and systemd does the rest, as in other systems."""
+    assert [f"mount -o remount,rw none {initramfs.folder}/root"] == initramfs.remounts(f"# a comment\n\n{line}\n")
+    assert not initramfs.remounted.exists()
 
 
 @pytest.mark.parametrize("mode", ["resnap", "keep", "maintain"])
