@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from kimbox.cli.output import report, table
 from kimbox.cli.status import summary_of
 from kimbox.errors import KimboxError
 from kimbox.log import log
+
+if TYPE_CHECKING:
+    from kimbox.machine.folder import Machine
+
+#: Maximum number of machines that kimbox observes at the same time. QEMU may need seconds to answer, and Vagrant is a
+#: process.
+MAX_OBSERVERS = 8
 
 
 def list_() -> None:
@@ -24,15 +32,8 @@ def list_() -> None:
     from kimbox.machine import templates as stores
     from kimbox.machine.folder import machines
 
-    summaries = []
-    for machine in machines():
-        try:
-            summary = summary_of(machine)
-        except KimboxError as error:  # a damaged machine must not hide the others
-            log.warn(str(error) + (f" ({error.hint})" if error.hint else ""))
-            continue
-        if summary["state"] != "absent":  # it was destroyed since machines() listed it
-            summaries.append(summary)
+    with ThreadPoolExecutor(MAX_OBSERVERS) as observers:
+        summaries = [summary for summary in observers.map(log.attach(_summary), machines()) if summary is not None]
     rows = [["NAME", "STATE", "SSH", "DISK", "SPEC"]]
     for summary in summaries:
         rows.append(
@@ -55,6 +56,16 @@ def list_() -> None:
             rows.append([found.key[:16], found.box or "damaged", f"{found.size_bytes / 1e6:.0f} MB", str(clones)])
         text += "\n\n" + table(rows)
     report("list", {"boxes": summaries, "templates": [attrs.asdict(found) for found in templates]}, text)
+
+
+def _summary(machine: Machine) -> dict[str, Any] | None:
+    """Returns the summary of a machine. None, with a warning, if it is damaged: it must not hide the others."""
+    try:
+        summary = summary_of(machine)
+    except KimboxError as error:
+        log.warn(str(error) + (f" ({error.hint})" if error.hint else ""))
+        return None
+    return None if summary["state"] == "absent" else summary  # it was destroyed since machines() listed it
 
 
 def _disk(summary: dict[str, Any]) -> str:
