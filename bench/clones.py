@@ -87,7 +87,7 @@ def one_clone(spec: Path) -> dict[str, float]:
     machine = Machine("bench-one")
     began = time.monotonic()
     command = [sys.executable, "-m", "kimbox", "--quiet"]
-    with background([*command, "clone", str(spec), machine.name]) as clone:
+    with background(["env", f"KIMBOX_HOME={paths.home()}", *command, "clone", str(spec), machine.name]) as clone:
         found = {AWAKE: wait_for(has_sent(machine, "awake")) - began}
         found[PROGRAM] = wait_for(has_sent(machine, "ran")) - began
         if clone.wait(CLONE_TIMEOUT_S):

@@ -85,7 +85,7 @@ def _parse(words: list[str], file: Path | None, count: int | None, offline: bool
         raise UsageError(
             f"no name for the clone of {project.name}",
             code="usage",
-            hint=f"`kimbox clone {project.name} NAME` or `kimbox clone {project.name} -n COUNT`",
+            hint=f"`kimbox clone {project.name} NAME` or `kimbox clone {project.name} -n 2`",
         )
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"the name {repeated[0]} is given twice", code="usage", fields={"name": repeated[0]})

@@ -101,14 +101,12 @@ def first(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimb
 
 def killed_when(kimbox: Kimbox, is_time: Callable[[], bool]) -> None:
     """Runs `kimbox clone first`, and kills it with SIGKILL as soon as a condition is true."""
-    environment = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join(sys.path)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        with run.background([sys.executable, "-m", "kimbox", "clone", kimbox.folder / "kimbox.yaml", "first"]) as one:
-            until("the time to kill kimbox", lambda: is_time() or one.code() is not None)
-            one.send_signal(signal.SIGKILL)
-            assert -signal.SIGKILL == one.wait(10), one.output()
+    environment = ["env", f"KIMBOX_HOME={kimbox.home}", f"PYTHONPATH={os.pathsep.join(sys.path)}"]
+    command = [sys.executable, "-m", "kimbox", "clone", kimbox.folder / "kimbox.yaml", "first"]
+    with run.background([*environment, *command]) as one:
+        until("the time to kill kimbox", lambda: is_time() or one.code() is not None)
+        one.send_signal(signal.SIGKILL)
+        assert -signal.SIGKILL == one.wait(10), one.output()
 
 
 def identity_of(kimbox: Kimbox, name: str) -> dict[str, str]:

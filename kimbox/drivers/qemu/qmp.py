@@ -72,6 +72,13 @@ def execute(
     return talk(socket, run_command, timeout_s=timeout_s)
 
 
+async def pause(duration_s: float) -> None:
+    """Waits in a conversation, for example until the next query."""
+    import asyncio
+
+    await asyncio.sleep(duration_s)
+
+
 async def send_file(client: QMPClient, handle: int, name: str) -> None:
     """Passes an open file to QEMU, which then knows it by `name`. The caller may close it afterwards."""
     client.send_fd_scm(handle)

@@ -7,7 +7,6 @@ holds only the state of the devices.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -158,7 +157,7 @@ async def _save(client: QMPClient, handle: int) -> None:
             return
         if status.get("status") in ("failed", "cancelled"):
             raise QmpError(f"QEMU did not save the state: {status.get('error-desc', '')}", code="qemu-failed")
-        await asyncio.sleep(STATE_POLL_S)
+        await qmp.pause(STATE_POLL_S)
 
 
 async def _run_state(client: QMPClient) -> str:
@@ -225,7 +224,7 @@ async def _continue(client: QMPClient, handle: int, send_identity: Callable[[], 
     await send_file(client, handle, "state")
     await client.execute("migrate-incoming", {"uri": "fd:state"})
     while (status := await _run_state(client)) == "inmigrate":
-        await asyncio.sleep(STATE_POLL_S)
+        await qmp.pause(STATE_POLL_S)
     if status not in ("paused", "prelaunch", "postmigrate"):
         raise QmpError(f"QEMU is {status} after loading the state", code="qemu-failed")
     send_identity()  # it has the present time: as late as possible

@@ -155,7 +155,7 @@ def test_reload_halts_nothing_if_the_plan_fails(kimbox: Kimbox, world: World, mo
     up(world)
     calls: list[object] = []
     monkeypatch.setattr(stop, "halt", calls.append)
-    monkeypatch.setattr("kimbox.cli.target.project", lambda *_: Project(world.box))
+    monkeypatch.setattr("kimbox.cli.target.project", lambda *_, **__: Project(world.box))
     monkeypatch.setattr(plan, "lock_for", fail)
     code, out, _ = kimbox("--json", "reload")
     assert (3, []) == (code, calls)

@@ -163,7 +163,7 @@ def test_a_wrong_duration(kimbox: Kimbox, bad: str) -> None:
 
 def test_results_as_json(kimbox: Kimbox, world: Path) -> None:
     """Every verb that reports a result and needs no guest prints one object on stdout, and nothing else."""
-    assert {"boxes": []} == result(kimbox("--json", "list")[1], "list")
+    assert {"boxes": [], "templates": []} == result(kimbox("--json", "list")[1], "list")
     absent = result(kimbox("status", "minimal", "--json")[1], "status")
     assert ("minimal", "absent", True) == (absent["name"], absent["state"], absent["spec"].endswith("/minimal.yaml"))
     assert {None} == {value for key, value in absent.items() if key not in ("name", "state", "spec")}

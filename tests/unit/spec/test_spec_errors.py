@@ -40,7 +40,7 @@ BAD = [
     ("snapshot-percent", "disk: {volumes: {root_snap: 50%ORIGIN}}", "3:29", "bad-size"),
     ("warm", "warm: maybe", "3:7", "wrong-type"),
     ("template-unknown", "template: {start: [a.service]}", "3:12", "unknown-key"),
-    ("template-no-unit", "template: {stop: [postgresql]}", "3:19", "bad-form"),
+    ("template-no-unit", "template: {stop: [postgresql]}", "3:19", "bad-name"),
     ("template-twice", "template: {stop: [a.service, a.service]}", "3:30", "duplicate"),
     ("scratch-no-size", "scratch: {mount: /staging}", "3:10", "missing-key"),
     ("scratch-bare", "scratch: 4GiB", "3:10", "wrong-type"),
