@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import ownhome
@@ -18,7 +19,9 @@ from kimbox.errors import StateError
 from kimbox.files import locked, write_json
 from kimbox.guest import delivery
 from kimbox.image.store import images, lease
+from kimbox.machine import templates
 from kimbox.machine.folder import Machine
+from kimbox.machine.templates import Template
 from kimbox.transfer import downloads
 
 home = ownhome.home  # a fixture
@@ -47,6 +50,49 @@ def test_only_unused_images_are_removed() -> None:
     assert not spare.exists()
     assert not failed.exists()
     assert prune.unused() == []
+
+
+def make_template(key: str, image: str) -> Path:
+    """A template in the store, whose disk is on an image."""
+
+    def fill(work: Path, done: Path) -> Template:
+        for name in (templates.DISK, templates.OVERLAY, templates.RAM, templates.STATE):
+            (done / name).write_bytes(b"x" * 8192)
+        return Template(key, "tiny", image, "f" * 64, 1, 1 << 30, None, ())
+
+    return templates.make(key, fill).folder
+
+
+def test_templates_stay_while_a_clone_refers_to_them() -> None:
+    """The image of a template stays as long as the template, and is unused after it."""
+    image, used, spare = make_image("b" * 64), make_template("1" * 64, "b" * 64), make_template("2" * 64, "b" * 64)
+    clone = make_machine(template="1" * 64)
+    assert [spare] == [item.path for item in prune.unused()]
+    assert prune.unused()[0].size_bytes >= 4 * 8192
+    assert [spare] == [item.path for item in prune.remove(prune.unused())]
+    assert (True, False, True) == (used.is_dir(), spare.exists(), image.is_dir())
+    shutil.rmtree(clone.folder)
+    assert [used] == [item.path for item in prune.remove(prune.unused())]
+    assert [image] == [item.path for item in prune.unused()]
+
+
+def test_a_template_that_became_used_stays() -> None:
+    template = make_template("1" * 64, "b" * 64)
+    unused = prune.unused()
+    make_machine(template="1" * 64)
+    assert [] == prune.remove(unused)
+    assert template.is_dir()
+
+
+def test_what_a_killed_process_left_of_a_template_is_removed() -> None:
+    work = paths.templates_dir() / f".tmp-{'1' * 64}"
+    work.mkdir(parents=True)
+    (work / "ram").write_bytes(b"x" * 8192)
+    assert [(work, "of an interrupted run")] == [(item.path, item.description) for item in prune.unused()]
+    with locked(paths.templates_dir() / f"{'1' * 64}.lock"):
+        assert [] == prune.unused()
+    assert [work] == [item.path for item in prune.remove(prune.unused())]
+    assert not work.exists()
 
 
 def test_an_image_that_became_used_while_prune_prompted_stays() -> None:
