@@ -29,6 +29,7 @@ from kimbox import __version__, paths
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import (
     is_locked,
+    is_space_error,
     json_bytes,
     locked,
     private_dir,
@@ -199,7 +200,7 @@ def make(key: str, fill: Callable[[Path, Path], Template]) -> Template:
             finally:
                 remove_tree(work)
     except (OSError, KimboxError) as error:
-        if not ran_out_of_space(error):
+        if not ran_out_of_space(error) or is_space_error(error):
             raise
         full = space_error(paths.templates_dir(), "the template")
         raise ImageError(full.message, code=full.code, hint=full.hint, fields=full.fields) from None

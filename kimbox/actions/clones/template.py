@@ -15,6 +15,7 @@ from kimbox.actions.lifecycle.readiness import bring_to_ready
 from kimbox.drivers import registry
 from kimbox.drivers.base import Launch
 from kimbox.errors import StateError
+from kimbox.files import need_space
 from kimbox.guest.events import Event
 from kimbox.image import obtain
 from kimbox.image.store.images import Image
@@ -103,6 +104,8 @@ def _fill(plan: Plan, key: str, image: Image, work: Path, done: Path, timeout_s:
     box = plan.box
     machine = Machine(box.name, place=work)
     driver = registry.with_templates(machine)
+    # QEMU ends with a bus error if the file system has no room for a page of the memory, and cannot report it.
+    need_space(work, box.memory_bytes, "the memory of the template")
     driver.prepare(box, image)
     machine.folder.mkdir(mode=0o700)
     try:

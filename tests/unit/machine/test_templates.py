@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from refused import refused
 
-from kimbox import paths, run
+from kimbox import files, paths, run
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import write_json
 from kimbox.machine import templates
@@ -66,6 +66,15 @@ def test_a_full_disk_is_named() -> None:
     with refused(ImageError, "no-space"):
         templates.make(KEY, fails)
     assert [] == templates.remains()
+
+
+def test_the_space_that_is_needed_is_named() -> None:
+    def fails(work: Path, done: Path) -> Template:
+        files.need_space(work, 1 << 60, "the memory")
+        return pytest.fail("there is no such disk")
+
+    with refused(KimboxError, "no-space", need_bytes=str(1 << 60)):
+        templates.make(KEY, fails)
 
 
 def killed_in(source: str) -> None:
