@@ -34,6 +34,13 @@ HEADING_TIMEOUT_S = 2.0
 #: The heading of a step in the output. Its reason follows if the step failed.
 _HEADING = re.compile(r"== step \d{1,9} of \d{1,9}: ")
 
+#: What is shown of an event `kept`, by its status. The reason follows.
+KEPT = {
+    "unsaved": "the box keeps no root for the next resnap",
+    "refused": "the box provisions a new root: the kept one was not put back",
+    "dropped": "the box restarts with a new root: the kept one does not fit",
+}
+
 #: Maximum length of a reason from the guest in a message, in characters.
 MAX_REASON = 500
 
@@ -200,6 +207,8 @@ class Progress:
             self._pending.append((heading, time.monotonic() + HEADING_TIMEOUT_S))
         elif event.name == "snapshot":
             log.warn(f"the snapshot of root is {event.number('percent')} % full")
+        elif event.name == "kept" and event.text("status") in KEPT:
+            log.info(f"{KEPT[event.text('status')]}: {event.text('reason')[:MAX_REASON]}")
         elif event.name == "died":
             log.warn(f"the boot before this one ended early: {event.text('reason')[:MAX_REASON]}")
         elif (

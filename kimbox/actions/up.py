@@ -23,7 +23,7 @@ from kimbox.machine.shape import shape_changes
 from kimbox.machine.state import State, last_manifest_event, require, sent_manifest
 from kimbox.project.plan import Plan, make_plan
 from kimbox.project.project import Project
-from kimbox.spec.model import SETUP, Box
+from kimbox.spec.model import SETUP, BootMode, Box
 from kimbox.spec.urls import why_not_followed
 
 
@@ -86,19 +86,41 @@ def plan_restart(request: UpRequest) -> UpRequest:
     """Returns the request with its plan, for a verb that halts a machine and then calls `up`.
 
     Everything that can fail without the guest fails here, while the machine still runs. Raises StateError if another
-    spec owns the machine, a sealed box may not boot keep, or a port of the host is in use; and the errors of
-    `make_plan`.
+    spec owns the machine, a sealed box may not boot keep, or a port of the host is in use; UsageError if --from-scratch
+    has no effect; and the errors of `make_plan`.
     """
     machine, project = request.machine, request.project
     with machine.locked():
         record = machine.record()
         check_owner(machine, project, request.purpose)
         _check_sealed_mode(machine, request)
+        _check_from_scratch(machine, request)
         own = {record.ssh_port, *record.forwards.values()}
         requested = {forward.guest: forward.host for forward in request.box.forwards if forward.host not in own}
         with ports.allotting():
             ports.choose(machine, {guest: host for guest, host in requested.items() if host is not None}, {})
         return attrs.evolve(request, plan=make_plan(project, made_from=record.image))
+
+
+def _check_from_scratch(machine: Machine, request: UpRequest) -> None:
+    """Raises UsageError for --from-scratch with another mode than resnap, StateError if the driver cannot do it."""
+    if not request.boot.from_scratch:
+        return
+    mode = request.boot.mode or request.project.box.boot
+    if mode is not BootMode.RESNAP:
+        raise UsageError(
+            f"--from-scratch requires the boot mode resnap, and {machine.name} would boot {mode}",
+            code="usage",
+            hint="write --boot resnap --from-scratch",
+            fields={"option": "--from-scratch"},
+        )
+    if not registry.of(machine).features.own_disk:
+        raise StateError(
+            f"the disk of {machine.name} belongs to its provider: kimbox cannot end what the box keeps there",
+            code="unsupported-by-driver",
+            hint=f"`kimbox exec {machine.name} -- sudo /usr/lib/kimbox/kept drop`, then `kimbox reload --boot resnap`",
+            fields={"name": machine.name},
+        )
 
 
 def up(request: UpRequest) -> State:

@@ -40,9 +40,16 @@ Boot = Annotated[
 Once = Annotated[
     bool, typer.Option("--once", help="With --boot: use the mode for one boot. Later boots use the mode of the spec.")
 ]
+FromScratch = Annotated[
+    bool,
+    typer.Option(
+        "--from-scratch",
+        help="With the boot mode resnap: put back no kept root, and provision an empty snapshot, in this boot.",
+    ),
+]
 
 
-def choice(boot: BootMode | None, once: bool) -> Choice:
+def choice(boot: BootMode | None, once: bool, *, from_scratch: bool = False) -> Choice:
     """Returns the boot mode of the options. Raises UsageError for --once without --boot."""
     from kimbox.machine.bootmode import Choice
 
@@ -50,7 +57,7 @@ def choice(boot: BootMode | None, once: bool) -> Choice:
         raise UsageError(
             "--once requires --boot", code="usage", hint="write --boot MODE --once", fields={"option": "--once"}
         )
-    return Choice(boot, once)
+    return Choice(boot, once, from_scratch)
 
 
 def project(

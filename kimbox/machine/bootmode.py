@@ -9,13 +9,14 @@ from __future__ import annotations
 import attrs
 
 from kimbox.errors import ImageError, StateError
-from kimbox.image.disk import grubenv, nbd
+from kimbox.image.disk import grubenv, keptroot, nbd
 from kimbox.image.disk.grubenv import BLOCK_BYTES, NEXT, SAVED
 from kimbox.image.disk.view import DiskView
 from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.render.guestfiles import DEFAULT
+from kimbox.spec.layout import SECTOR_BYTES
 from kimbox.spec.model import BootMode, Box
 
 #: Text that `up`, `reload` and `status` print for a box in maintain mode.
@@ -38,6 +39,8 @@ class Choice:
     mode: BootMode | None = None
     #: Only for the next boot. Later boots, also reboots by the guest, use the mode of the spec.
     once: bool = False
+    #: Whether this boot must not put back a kept root.
+    from_scratch: bool = False
 
 
 def booted_mode(machine: Machine) -> str | None:
@@ -123,6 +126,8 @@ def choose(machine: Machine, mode: BootMode, choice: Choice) -> None:
     The mode cannot be set on a disk that kimbox has not made. Raises NoEnvironment then, if the command line has a mode
     or the mode of the spec is not the default.
     """
+    if choice.from_scratch and end_kept(machine):
+        log.detail(f"the disk of {machine.name} no longer has a kept root")
     saved, once = (mode, choice.mode) if choice.once else (choice.mode or mode, None)
     try:
         if set_entries(machine, saved, once):
@@ -157,6 +162,22 @@ def set_entries(machine: Machine, saved: BootMode, once: BootMode | None = None)
                 code="boot-mode-not-set",
                 fields={"name": machine.name, "path": str(machine.disk)},
             )
+    return True
+
+
+def end_kept(machine: Machine) -> bool:
+    """Ends what a box keeps for its next resnap boots. The machine must not run. Returns whether there was anything.
+
+    Raises ImageError if the disk cannot be opened or written, or does not have the layout of kimbox's images.
+    """
+    with nbd.opened(machine.disk, "qcow2") as disk:
+        volume = DiskView.of(disk.read, disk.size_bytes).kept
+        if volume is None or not keptroot.manifest(volume.read):
+            return False
+        ((start, end),) = volume.on_disk([(0, SECTOR_BYTES)])
+    with nbd.opened(machine.disk, "qcow2", writable=True) as disk:
+        disk.write(start, bytes(end - start))
+        disk.flush()
     return True
 
 

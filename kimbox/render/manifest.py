@@ -23,7 +23,7 @@ from kimbox.render.boxfile import PinnedLock, box_env, box_json, describe
 from kimbox.render.checkouts import render_checkouts
 from kimbox.render.quote import assignments
 from kimbox.render.uses import used_repositories
-from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, Run
+from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, ResnapKeep, Run
 
 #: Version of the format. The scripts of the guest refuse a newer one. A manifest with submodules has the second, one
 #: with a step that has `uses` the third, one with a time zone the fourth, so that an older image reports an error and
@@ -119,6 +119,8 @@ def _environment(box: Box, lock: PinnedLock, version: int) -> bytes:
             "KIMBOX_FOLLOW": followed.ref if followed else "",
             "KIMBOX_FOLLOW_URL": followed.url if followed else "",
             **({"KIMBOX_TIMEZONE": box.timezone} if box.timezone else {}),
+            # Only if the box keeps no root: so the manifests of other boxes stay the same.
+            **({"KIMBOX_KEEP": box.resnap_keep} if box.resnap_keep is ResnapKeep.NOTHING else {}),
             "KIMBOX_STEPS": len(box.repositories)
             + sum(map(bool, (box.timezone, setup)))
             + len(box.provision)

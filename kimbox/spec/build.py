@@ -9,7 +9,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from kimbox.spec import rules, sealing, units, urls
-from kimbox.spec.layout import EXTENT_BYTES, dm_name, round_up, shares
+from kimbox.spec.layout import EXTENT_BYTES, dm_name, kept_name, round_up, shares
 from kimbox.spec.model import (
     BootMode,
     Box,
@@ -21,6 +21,7 @@ from kimbox.spec.model import (
     Probe,
     RemoteImage,
     Repository,
+    ResnapKeep,
     Run,
     Scratch,
     Step,
@@ -95,6 +96,7 @@ class _Builder(Reader):
             timezone=self.text(tree.get("timezone"), rules.time_zone, None),
             warm=self.switch(tree.get("warm")),
             cold_units=sealing.texts(self, tree.get("template", "stop"), sealing.unit_name, "unit"),
+            resnap_keep=self.text(tree.get("resnap", "keep"), ResnapKeep, ResnapKeep.PROVISIONED),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:
@@ -142,6 +144,10 @@ class _Builder(Reader):
         # Names of the schema first: a fault must be at a name of the spec.
         in_order = sorted(names, key=lambda pair: parent is None or pair[0].mark != parent.mark)
         self.refuse_duplicates(in_order, "volume name")
+        kept = kept_name(next((name for node, name in names if node is get("names", "root_snap")), ""))
+        for node, name in names:
+            if name == kept and self.is_sound(node):
+                self.fault(node, f"{shown(name)} is the name of the volume for a kept root", code="duplicate")
         for node, name in names:
             if len(dm_name(group, name)) > rules.MAX_DM_NAME_CHARACTERS and self.is_sound(node):
                 message = f"{shown(group)} and {shown(name)} together are too long for device-mapper"

@@ -4,7 +4,8 @@
     sector 1 ..         GRUB's core image, in the gap before the first partition
     1 MiB               partition 1: /boot, ext4, active
     after it            partition 2: the PV (type 0x8e): label, metadata area, then extents of 4 MiB
-        extents         root, persistent, swap, snapshot, in this order, each contiguous
+        extents         root, persistent, swap, snapshot, in this order, each contiguous; then, if there is room, the
+                        volume in which the guest keeps a provisioned root (docs/resnap.md)
 
 The layout depends only on the spec, so the host finds grubenv and every LV without help from the guest.
 """
@@ -15,6 +16,7 @@ import attrs
 
 from kimbox.errors import ImageError
 from kimbox.spec.model import Disk
+from kimbox.spec.rules import MAX_DM_NAME_CHARACTERS
 
 SECTOR_BYTES = 512
 MIB = 1 << 20
@@ -34,6 +36,14 @@ SNAPSHOT_CHUNK_BYTES = 64 << 10
 
 #: Size of an exception in the metadata of a snapshot (Linux, drivers/md/dm-snap-persistent.c: struct disk_exception).
 EXCEPTION_BYTES = 16
+
+
+#: Suffix of the name of the snapshot: the volume in which the guest keeps a provisioned root. The initramfs and
+#: /usr/lib/kimbox/kept find the volume by this name.
+KEPT_SUFFIX = "_kept"
+
+#: Smallest volume for a kept root. The changes of a small provisioning fit into it.
+MIN_KEPT_BYTES = 128 * MIB
 
 
 @attrs.frozen
@@ -71,11 +81,12 @@ class Layout:
     persistent: LogicalVolume
     swap: LogicalVolume | None
     snapshot: LogicalVolume
+    kept: LogicalVolume | None = None
 
     @property
     def volumes(self) -> tuple[LogicalVolume, ...]:
         """Returns every LV, in their order on the PV."""
-        return tuple(v for v in (self.root, self.persistent, self.swap, self.snapshot) if v)
+        return tuple(v for v in (self.root, self.persistent, self.swap, self.snapshot, self.kept) if v)
 
     @property
     def pv_extents(self) -> int:
@@ -96,6 +107,11 @@ def round_up(value: int, unit: int) -> int:
 def dm_name(volume_group: str, volume: str) -> str:
     """Returns the device-mapper name of an LV: each hyphen is doubled (`vagrant--pipeline-root`)."""
     return f"{volume_group.replace('-', '--')}-{volume.replace('-', '--')}"
+
+
+def kept_name(snapshot: str) -> str:
+    """Returns the name of the LV for a kept root, from the name of the snapshot."""
+    return snapshot + KEPT_SUFFIX
 
 
 def full_snapshot_bytes(origin_bytes: int) -> int:
@@ -153,4 +169,19 @@ def plan(disk: Disk) -> Layout:
     persistent = allot(disk.persistent.name, parts["persistent"])
     swap = allot(disk.swap.name, parts["swap"]) if disk.swap else None
     snapshot = allot(disk.snapshot.name, parts["root_snap"])
-    return Layout(size, boot, pv, disk.volume_group, root, persistent, swap, snapshot)
+    layout = Layout(size, boot, pv, disk.volume_group, root, persistent, swap, snapshot)
+    kept_bytes = _kept_bytes(layout)
+    return attrs.evolve(layout, kept=allot(kept_name(snapshot.name), kept_bytes)) if kept_bytes else layout
+
+
+def _kept_bytes(layout: Layout) -> int:
+    """Returns the size of the volume for a kept root: half of the free extents. 0 if that is too small.
+
+    The other half stays free for the volumes of a user. A snapshot that may fill needs all of it, to be extended.
+    """
+    if layout.snapshot_may_fill:
+        return 0
+    free_extents = layout.pv_extents - sum(volume.extents for volume in layout.volumes)
+    kept_bytes = min(free_extents // 2 * EXTENT_BYTES, layout.snapshot.place.size_bytes)
+    name = dm_name(layout.volume_group, kept_name(layout.snapshot.name))
+    return kept_bytes if kept_bytes >= MIN_KEPT_BYTES and len(name) <= MAX_DM_NAME_CHARACTERS else 0

@@ -28,6 +28,13 @@ class BootMode(StrEnum):
     MAINTAIN = "maintain"  #: root itself, for maintenance
 
 
+class ResnapKeep(StrEnum):
+    """What a box keeps for the next resnap boots."""
+
+    PROVISIONED = "provisioned"  #: a new root, when it is ready for the first time
+    NOTHING = "nothing"  #: nothing: every resnap boot provisions an empty snapshot
+
+
 class Run(StrEnum):
     """When a provision step runs."""
 
@@ -242,6 +249,8 @@ class Box:
     warm: bool = False
     #: systemd units that do not run in the template: they are stopped before, and started in each clone.
     cold_units: tuple[str, ...] = ()
+    #: What the box keeps for the next resnap boots.
+    resnap_keep: ResnapKeep = ResnapKeep.PROVISIONED
 
     def repository(self, name: str) -> Repository | None:
         """Returns the repository of that name; None if there is none."""

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.guest
 
 SPEC = """\
 boot: resnap
+resnap: {keep: nothing}
 forwards: [{guest: 8080, host: auto}]
 repositories: {setup: {url: ./setup}}
 provision: [{name: hello, script: "date >/etc/hello"}]

@@ -24,6 +24,7 @@ NAME = "phoenix"
 
 SPEC = """
 boot: resnap
+resnap: {keep: nothing}
 image: {packages: [python3-pip]}
 repositories:
   setup: {url: ./setup, timeout: 20s}

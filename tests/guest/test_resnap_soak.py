@@ -11,7 +11,7 @@ NAME = "soaked"
 
 REBOOTS = 50
 
-SPEC = "boot: resnap\nprovision: [{name: mark, script: 'touch /provisioned'}]\n"
+SPEC = "boot: resnap\nresnap: {keep: nothing}\nprovision: [{name: mark, script: 'touch /provisioned'}]\n"
 
 
 def test_fifty_resnap_reboots_in_a_row(kimbox: Kimbox) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.image.disk import faults, ranges, view
+from kimbox.image.disk import faults, keptroot, ranges, view
 from kimbox.image.disk.ext4 import usage
 from kimbox.image.disk.ext4.inodes import Read
 from kimbox.image.disk.faults import UnknownUsage
@@ -17,6 +17,7 @@ from kimbox.image.disk.lvm.reader import Snapshot
 from kimbox.image.disk.ranges import Ranges
 from kimbox.image.disk.sectors import SWAP_PAGE_BYTES
 from kimbox.image.disk.view import DiskView, Partition, PhysicalVolume, Volume
+from kimbox.spec.layout import SECTOR_BYTES
 
 
 @attrs.frozen
@@ -25,19 +26,20 @@ class InUse:
 
     size_bytes: int
     used: Ranges
-    #: Bytes in use that must read as zeros in the copy: the headers of snapshots that are dropped.
+    #: Bytes in use that must read as zeros in the copy: the headers of snapshots and kept roots that are dropped.
     zeros: Ranges
     #: One sentence for each part that counts as in use because its form is unknown.
     notes: tuple[str, ...]
 
 
-def find(disk: DiskView, *, drop_snapshots: bool = False) -> InUse:
+def find(disk: DiskView, *, drop_snapshots: bool = False, drop_kept: bool = False) -> InUse:
     """Returns the bytes in use of a disk of any layout.
 
     With `drop_snapshots` every snapshot is empty in the copy, as after a resnap boot. The copy has the origin as it is
-    now. Raises ImageError with the name of the partition or volume if something is damaged.
+    now. With `drop_kept` the copy has no kept root. Raises ImageError with the name of the partition or volume if
+    something is damaged.
     """
-    finder = _Finder(drop_snapshots)
+    finder = _Finder(drop_snapshots, drop_kept)
     partitions = ranges.merged((p.volume.start_bytes, p.volume.end_bytes) for p in disk.partitions)
     used = ranges.without([(0, disk.size_bytes)], partitions)
     zeros: Ranges = []
@@ -53,6 +55,7 @@ class _Finder:
     """Reads partitions and volumes, and collects notes on those with an unknown form."""
 
     drop_snapshots: bool
+    drop_kept: bool
     notes: list[str] = attrs.field(factory=list)
 
     def partition(self, partition: Partition) -> tuple[Ranges, Ranges]:
@@ -94,8 +97,14 @@ class _Finder:
         used_of = {
             name: self.content(volume.read, volume.size_bytes, name)
             for name, volume in lvm.volumes.items()
-            if name not in stores
+            if name not in stores and not keptroot.is_kept(name, stores)
         }
+        for name, volume in lvm.volumes.items():
+            if keptroot.is_kept(name, stores):
+                used_of[name] = [(0, keptroot.used_bytes(volume.read, volume.size_bytes))]
+                if self.drop_kept:
+                    used_of[name] = [(0, SECTOR_BYTES)]
+                    zeros += volume.on_disk(used_of[name])
         for snapshot in group.snapshots:
             if snapshot.origin in stores:
                 raise faults.unsupported("nested-snapshot", f"{snapshot.store} is a snapshot of a snapshot")

@@ -23,6 +23,7 @@ from kimbox.image.disk.ranges import Ranges
 from kimbox.image.disk.trees import Aspect
 from kimbox.image.disk.view import BOOT, PERSISTENT, DiskView, Volume
 from kimbox.render.guestfiles import KEEP_KERNEL
+from kimbox.spec.layout import kept_name
 from kimbox.spec.model import BootMode
 
 #: Names of the parts of a disk that are neither a file system nor an LV, as `kimbox verify` prints them.
@@ -90,7 +91,8 @@ def restore(disk: Path, base: Path, base_format: str, target: Path) -> None:
 def differences(disk: Path, base: Path, base_format: str) -> tuple[str, ...]:
     """Returns the parts of the overlay `disk` that differ from its image `base`: names of parts, and paths of /boot.
 
-    Not compared: `persistent`, and the store of the snapshot of root, which each boot empties. Of /boot, names, types
+    Not compared: `persistent`, the store of the snapshot of root, which each boot empties, and the volume for a kept
+    root, which a sealed box does not use. Of /boot, names, types
     and contents of files are compared, because each boot writes to the file system itself. GRUB's environment may have
     any boot mode that a sealed box may have. Raises ImageError if the image has another layout.
     """
@@ -117,7 +119,7 @@ def _parts(image: DiskView, size_bytes: int) -> Iterator[Part]:
     volumes = {name: _place(volume) for name, volume in pv.lvm.volumes.items()}
     in_volumes = ranges.merged(piece for place in volumes.values() for piece in place)
     yield Part(LVM, ranges.without(of_pv, in_volumes))
-    skipped = {contents.store.name, persistent(image).name}
+    skipped = {contents.store.name, kept_name(contents.store.name), persistent(image).name}
     yield from (Part(f"LV {name}", place) for name, place in volumes.items() if name not in skipped)
     yield Part(REST, ranges.without([(boot[0][0], size_bytes)], ranges.merged([*boot, *of_pv])))
 

@@ -81,11 +81,12 @@ def flatten(
 ) -> InUse:
     """Creates `target`, a sparse raw disk with the bytes of `disk` that are in use. All other bytes are zero.
 
-    Equal content gives equal bytes. `drop_snapshots`, `on_bytes` and the errors are those of `overlay`.
+    Equal content gives equal bytes. `drop_snapshots`, `on_bytes` and the errors are those of `overlay`. With
+    `drop_snapshots`, `target` has no kept root either: it is made from the snapshot.
     """
     data = nbd.content(disk, image_format).data
     with nbd.opened(disk, image_format) as source:
-        in_use = _in_use(source, drop_snapshots=drop_snapshots)
+        in_use = _in_use(source, drop_snapshots=drop_snapshots, drop_kept=drop_snapshots)
         kept = ranges.without(in_use.used, in_use.zeros)
         try:
             with target.open("xb") as new:
@@ -104,10 +105,11 @@ def flatten(
     return in_use
 
 
-def _in_use(source: nbd.Disk, *, drop_snapshots: bool) -> InUse:
+def _in_use(source: nbd.Disk, *, drop_snapshots: bool, drop_kept: bool = False) -> InUse:
     """Which bytes are in use. Raises ImageError, with a hint, for a damaged disk."""
     try:
-        return inuse.find(DiskView.of(source.read, source.size_bytes), drop_snapshots=drop_snapshots)
+        view = DiskView.of(source.read, source.size_bytes)
+        return inuse.find(view, drop_snapshots=drop_snapshots, drop_kept=drop_kept)
     except ImageError as error:
         hint = "boot the box, and repair the disk in it with `e2fsck` or `vgck`; kimbox did not change the disk"
         raise ImageError(

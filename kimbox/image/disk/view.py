@@ -14,7 +14,7 @@ from functools import cached_property
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.image.disk import faults, partitions, ranges
+from kimbox.image.disk import faults, keptroot, partitions, ranges
 from kimbox.image.disk.cowstore import Store
 from kimbox.image.disk.ext4 import inodes, usage
 from kimbox.image.disk.ext4.inodes import FileSystem, Read
@@ -258,6 +258,14 @@ class DiskView:
             ) from None
         return attrs.evolve(boot.volume, name=BOOT), attrs.evolve(root)
 
+    @property
+    def kept(self) -> Volume | None:
+        """The volume for a kept root; None if there is none. Raises ImageError if the disk has another layout."""
+        self.check_layout()
+        lvm = self.partitions[1].lvm
+        stores = [snapshot.store for snapshot in lvm.group.snapshots]
+        return next((volume for name, volume in lvm.volumes.items() if keptroot.is_kept(name, stores)), None)
+
     @cached_property
     def contents(self) -> Contents:
         """The content of the volumes.
@@ -273,7 +281,7 @@ class DiskView:
         (snapshot,) = lvm.group.snapshots
         mounted, swaps, unknown = {BOOT: boot, ROOT: root}, [], []
         for name, lv in lvm.volumes.items():
-            if name in (snapshot.store, snapshot.origin):
+            if name in (snapshot.store, snapshot.origin) or keptroot.is_kept(name, (snapshot.store,)):
                 continue
             volume = attrs.evolve(lv)
             if is_swap(lv.read, lv.size_bytes):

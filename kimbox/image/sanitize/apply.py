@@ -78,7 +78,10 @@ def change_root(disk: RawDisk, root: Volume, removed: list[Entry], reset: Mappin
 
 
 def drop_unused(disk: RawDisk, view: DiskView) -> None:
-    """Zeroes all unused bytes of a disk, and empties its snapshots. Raises ImageError if the disk is damaged."""
-    in_use = inuse.find(view, drop_snapshots=True)
+    """Zeroes all unused bytes of a disk, and empties its snapshots and its kept root.
+
+    Raises ImageError if the disk is damaged.
+    """
+    in_use = inuse.find(view, drop_snapshots=True, drop_kept=True)
     for start, end in ranges.without([(0, view.size_bytes)], ranges.without(in_use.used, in_use.zeros)):
         disk.blank(start, end)

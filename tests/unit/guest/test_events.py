@@ -129,6 +129,7 @@ def test_the_schema_documents_the_events() -> None:
         "provisioning": {"manifest": "ab"}, "step": step, "ready": {"manifest": "ab"}, "failed": failed,
         "snapshot": {"percent": 85}, "died": {"reason": "it was full"},
         "fallback": {"manifest": "ab", "wanted": "cd", "reason": "why"},
+        "kept": {"manifest": "ab", "status": "saved", "reason": ""},
     }  # fmt: skip
     others: list[tuple[str, dict[str, object]]] = [
         ("failed", no_root), ("ready", {"manifest": "", "mode": "maintain"}),

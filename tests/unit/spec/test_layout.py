@@ -12,10 +12,12 @@ from kimbox.spec.layout import (
     ALIGN_BYTES,
     EXTENT_BYTES,
     MIB,
+    MIN_KEPT_BYTES,
     PE_START_BYTES,
     SNAPSHOT_CHUNK_BYTES,
     dm_name,
     full_snapshot_bytes,
+    kept_name,
     plan,
     shares,
 )
@@ -127,6 +129,27 @@ def test_a_disk_fits_exactly_from_the_sum_of_its_shares(disk: Disk, off_by: int)
         assert "disk-too-small" == caught.value.code
     else:
         assert parts["root"] == plan(exact).root.place.size_bytes
+
+
+@quick
+@given(disks)
+def test_a_kept_root_gets_half_of_the_free_extents(disk: Disk) -> None:
+    """It changes no other volume, and leaves the other half free. A snapshot that may fill has all of the room."""
+    try:
+        layout = plan(disk)
+    except ImageError:
+        return
+    free_bytes = (layout.pv_extents - sum(v.extents for v in layout.volumes if v is not layout.kept)) * EXTENT_BYTES
+    if layout.kept is None:
+        room_bytes = min(free_bytes // 2, layout.snapshot.place.size_bytes)
+        assert layout.snapshot_may_fill or room_bytes < MIN_KEPT_BYTES + EXTENT_BYTES
+        return
+    assert kept_name(layout.snapshot.name) == layout.kept.name
+    assert not layout.snapshot_may_fill
+    assert MIN_KEPT_BYTES <= layout.kept.place.size_bytes <= min(free_bytes // 2, layout.snapshot.place.size_bytes)
+    without_room = plan(attrs.evolve(disk, size_bytes=sum(shares(disk).values())))
+    assert without_room.kept is None
+    assert without_room.volumes == layout.volumes[:-1]
 
 
 def test_the_order_on_the_disk() -> None:

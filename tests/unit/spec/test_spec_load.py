@@ -22,6 +22,7 @@ from kimbox.spec.model import (
     Probe,
     RemoteImage,
     Repository,
+    ResnapKeep,
     Run,
     Scratch,
     Step,
@@ -49,6 +50,7 @@ disk:
   volumes: {root: 1.5GiB, persistent: 1MiB, swap: null, root_snap: 512MiB}
   names: {root: system}
 boot: resnap
+resnap: {keep: nothing}
 cpus: 4
 memory: 1000.1MiB
 scratch: {size: 4.001GiB, mount: /mnt/scratch}
@@ -107,6 +109,7 @@ def test_every_key_reaches_the_model(tmp_path: Path) -> None:
         timezone="Europe/Berlin",
         warm=True,
         cold_units=("a.service", "b.timer"),
+        resnap_keep=ResnapKeep.NOTHING,
     )
 
 
@@ -117,11 +120,12 @@ def test_a_spec_of_two_lines_has_sensible_defaults(tmp_path: Path) -> None:
         box.image, box.boot, box.cpus, box.memory_bytes,
     )  # fmt: skip
     assert Disk(
-        13 << 30, 256 << 20, "vagrant-pipeline", Volume("root", 5 << 30), Volume("persistent", 2 << 30),
+        16 << 30, 256 << 20, "vagrant-pipeline", Volume("root", 5 << 30), Volume("persistent", 2 << 30),
         Volume("swap", 512 << 20), Volume("root_snap", None),
     ) == box.disk  # fmt: skip
     assert box.scratch is None
     assert (False, ()) == (box.warm, box.cold_units)
+    assert ResnapKeep.PROVISIONED is box.resnap_keep
 
 
 def test_scratch_space_of_layers(tmp_path: Path) -> None:

@@ -1,0 +1,220 @@
+"""The kept root: what `kept save` writes is put back exactly by the initramfs. Anything else leaves an empty snapshot.
+
+The volumes are files, and the file of the snapshot is on the "disk" of the initramfs. fsfreeze and dmsetup are doubles.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from kimbox import paths, run
+from kimbox.image.disk import keptroot
+
+BOOT = paths.provisioners_dir() / "boot/root"
+KEPT = BOOT / "usr/lib/kimbox/kept"
+INITRAMFS = BOOT / "etc/initramfs-tools/scripts"
+
+MIB = 1 << 20
+CHUNK = 64 << 10
+
+#: The COW store: its size, and the part that is in use.
+STORE_BYTES, USED_BYTES = 8 * MIB, 3 * MIB + 5 * CHUNK
+
+#: Places of the volumes on the disk of the initramfs, in bytes.
+ROOT_AT, STORE_AT, KEPT_AT = MIB, 5 * MIB, 13 * MIB
+KEPT_BYTES = 6 * MIB
+
+NAME = "a" * 64 + "-" + "b" * 40
+
+#: struct disk_header (Linux, drivers/md/dm-snap-persistent.c): magic, valid, version, sectors of a chunk.
+STORE_HEADER = struct.pack("<4s3I", b"SnAp", 1, 1, 128)
+
+DMSETUP = f"""#!/bin/sh
+case $1 in
+status) echo "0 8192 snapshot {USED_BYTES // 512}/{STORE_BYTES // 512} 256" ;;
+table) echo "0 8192 snapshot 253:0 253:2 P 128" ;;
+esac
+"""
+
+#: Runs put_back on the disk $1. The places are in sectors.
+PUT_BACK = f"""
+CHUNK=64 vg=vg lvsnap=root_snap
+root_pv=$1 root_at={ROOT_AT // 512}
+snap_pv=$1 snap_at={STORE_AT // 512} snap_sectors={STORE_BYTES // 512}
+kept_pv=$1 kept_at={KEPT_AT // 512} kept_sectors={KEPT_BYTES // 512}
+notice() {{ :; }}
+die() {{ exit 70; }}
+. "$2/kimbox-kept"
+put_back
+"""
+
+
+@attrs.frozen
+class Volumes:
+    """A folder with the /dev, /proc and /run of a box, and the disk of its initramfs."""
+
+    folder: Path
+
+    @property
+    def store(self) -> Path:
+        """The COW store of the snapshot."""
+        return self.folder / "dev/mapper/vg-root_snap-cow"
+
+    @property
+    def root(self) -> Path:
+        """The root volume."""
+        return self.folder / "dev/mapper/vg-root"
+
+    @property
+    def kept(self) -> Path:
+        """The volume with the kept root."""
+        return self.folder / "dev/mapper/vg-root_snap_kept"
+
+    def call(self, *words: str) -> run.Completed:
+        """Runs the program `kept`."""
+        env = {"KIMBOX_ROOT": str(self.folder), "KIMBOX_PATH": str(self.folder / "tools")}
+        return run.run([KEPT, *words], check=False, env=env)
+
+    def save(self) -> None:
+        """Keeps the root."""
+        done = self.call("save", NAME)
+        assert done.ok, done.stdout + done.stderr
+
+    def put_back(self) -> tuple[bytes, str]:
+        """Empties the snapshot and puts back. Returns the COW store, and the report for provisiond."""
+        disk, reports = self.folder / "disk", self.folder / "run"
+        with disk.open("wb") as file:
+            file.truncate(KEPT_AT + KEPT_BYTES + MIB)
+            for at, volume in ((ROOT_AT, self.root), (KEPT_AT, self.kept)):
+                file.seek(at)
+                file.write(volume.read_bytes())
+        report = reports / "kimbox/kept"
+        report.unlink(missing_ok=True)
+        run.run(["sh", "-c", PUT_BACK, "sh", disk, INITRAMFS], check=False, env={"KIMBOX_RUN": str(reports)})
+        with disk.open("rb") as file:
+            file.seek(STORE_AT)
+            return file.read(STORE_BYTES), report.read_text() if report.exists() else ""
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Volumes:
+    """Volumes with random content. The store has a header, zeros after it, and an unused rest."""
+    for folder in ("dev/mapper", "proc", "run/kimbox", "tools"):
+        (tmp_path / folder).mkdir(parents=True)
+    made = Volumes(tmp_path)
+    (tmp_path / "proc/cmdline").write_text(
+        "root=/dev/mapper/vg-root_snap ro volgroup=vg lvroot=root lvsnap=root_snap lvsize=8M resnap\n"
+    )
+    (tmp_path / "proc/version").write_text(Path("/proc/version").read_text())
+    for name, text in (("dmsetup", DMSETUP), ("fsfreeze", f'#!/bin/sh\necho "$1" >>{tmp_path}/frozen\n')):
+        (tmp_path / "tools" / name).write_text(text)
+        (tmp_path / "tools" / name).chmod(0o755)
+    data = random.Random(1)  # noqa: S311 - not a secret
+    made.store.write_bytes(STORE_HEADER.ljust(CHUNK, b"\0") + data.randbytes(STORE_BYTES - CHUNK))
+    made.root.write_bytes(data.randbytes(4 * MIB))
+    made.kept.write_bytes(data.randbytes(KEPT_BYTES))
+    return made
+
+
+def is_empty(store: bytes) -> bool:
+    """Whether the kernel starts a new snapshot with this COW store: its header is zero."""
+    return store[:CHUNK] == bytes(CHUNK)
+
+
+def test_what_was_saved_is_put_back(volumes: Volumes) -> None:
+    """The used part of the store is the same, the root was frozen meanwhile, and the host reads the name."""
+    assert volumes.call("name").stdout == ""
+    volumes.save()
+    assert (volumes.folder / "frozen").read_text().split()[:2] == ["-f", "-u"]
+    assert volumes.call("name").stdout == f"{NAME}\n"
+    kept = volumes.kept.read_bytes()
+    read = lambda offset, size: kept[offset : offset + size]  # noqa: E731
+    assert keptroot.manifest(read) == NAME
+    assert MIB < keptroot.used_bytes(read, len(kept)) < len(kept)
+    store, report = volumes.put_back()
+    assert store[:USED_BYTES] == volumes.store.read_bytes()[:USED_BYTES]
+    assert report == f"{NAME}\n"
+    assert volumes.call("drop").ok
+    assert keptroot.manifest(lambda offset, size: volumes.kept.read_bytes()[offset : offset + size]) == ""
+    store, report = volumes.put_back()
+    assert is_empty(store)
+    assert report == ""
+
+
+def edit(volume: Path, at: int, data: bytes) -> None:
+    """Overwrites bytes of a volume."""
+    with volume.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+DAMAGES: dict[str, tuple[Callable[[Volumes], None], str]] = {
+    "root": (lambda v: edit(v.root, 1024 + 44, b"\1\2\3\4"), "the root itself has changed since"),
+    "header": (lambda v: edit(v.kept, 20, b"x"), "the header of the kept root is damaged"),
+    "no-end": (lambda v: edit(v.kept, 150, bytes(362)), "the header of the kept root is damaged"),
+    "too-long": (
+        lambda v: edit(v.kept, 0, f"kimbox-kept 1\n{NAME}\n{os.uname().release}\n128\n{KEPT_BYTES}\nend\n".encode()),
+        "the header of the kept root is damaged",
+    ),
+    "too-large": (
+        lambda v: edit(v.kept, 0, f"kimbox-kept 1\n{NAME}\n{os.uname().release}\n99999\n9\nend\n\0\0".encode()),
+        "the header of the kept root is damaged",
+    ),
+    "kernel": (lambda v: edit(v.kept, 14 + len(NAME) + 1, b"9"), "the root was kept under the kernel 9"),
+    "data": (lambda v: edit(v.kept, 2 * MIB, b"damaged"), "the kept root is damaged"),
+    "end-of-data": (lambda v: edit(v.kept, 3 * MIB, bytes(3 * MIB)), "the kept root is damaged"),
+    "superblock": (lambda v: edit(v.kept, 1030, b"xxxxx"), "the root itself has changed since"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_difference_leaves_an_empty_snapshot(volumes: Volumes, damage: str) -> None:
+    """Whatever differs, the snapshot is empty, and the reason is for provisiond."""
+    volumes.save()
+    change, reason = DAMAGES[damage]
+    change(volumes)
+    store, report = volumes.put_back()
+    assert is_empty(store)
+    assert report.startswith(f"- {reason}")
+
+
+#: A double of dd: the volume has no space for the data.
+FULL = """#!/bin/sh
+case "$*" in
+*_kept*bs=1M*)
+	echo "dd: error writing: No space left on device" >&2
+	exit 1
+	;;
+esac
+exec /usr/bin/dd "$@"
+"""
+
+
+def test_what_cannot_be_kept_ends_what_was_kept(volumes: Volumes) -> None:
+    """A volume that is too small, another chunk size, a disk without the volume: status 3, and the reason."""
+    volumes.save()
+    dd = volumes.folder / "tools/dd"
+    dd.write_text(FULL)
+    dd.chmod(0o755)
+    done = volumes.call("save", NAME)
+    assert (done.code, done.stdout) == (
+        3,
+        "what provisioning has changed does not fit into the volume vg-root_snap_kept\n",
+    )
+    assert (volumes.folder / "frozen").read_text().split()[-1] == "-u"
+    dd.unlink()
+    assert volumes.call("name").stdout == ""
+    (volumes.folder / "tools/dmsetup").write_text(DMSETUP.replace("P 128", "P 8"))
+    done = volumes.call("save", NAME)
+    assert (done.code, done.stdout) == (3, "the snapshot has another chunk size than 64 KiB\n")
+    volumes.kept.unlink()
+    done = volumes.call("save", NAME)
+    assert (done.code, done.stdout) == (3, "the disk has no room for a kept root\n")
+    assert volumes.call("drop").ok
