@@ -14,6 +14,7 @@ from kimbox.errors import UsageError
 ACTIONS = {
     "pack": "Write the disk of a job from its folder",
     "extract": "Extract the files of a job's disk",
+    "run": "Run a folder as a job in a machine of its own",
 }
 
 
@@ -64,13 +65,14 @@ group = typer.Typer(cls=Actions, add_completion=False, rich_markup_mode=None)
 
 @group.callback()
 def job() -> None:
-    """Pack the folder of a job into a disk, and extract its results.
+    """Run the folder of a job in a box. Pack it into a disk, and extract its results.
 
     The folder has the executable file `run-job`, and what it needs, usually in `input`. A box that is started for a job
     mounts the disk at /mnt/user and runs /mnt/user/run-job as root. The results are the files in /mnt/user/output.
 
     \b
     Examples:
+      kimbox job run DIR --box openkim-dev --output results
       kimbox job pack DIR job.raw
       kimbox job extract job.raw results
     """

@@ -49,10 +49,29 @@ class Features:
     suspend: bool = False
     #: A snapshot of a running machine holds its memory.
     memory_snapshots: bool = False
+    #: The guest gets `Machine.job_disk` as a disk, and runs the job on it (`Launch.job`).
+    jobs: bool = False
     #: At its start the guest gets `Machine.delivery`, if it exists, as a read-only disk.
     delivery_disk: bool = False
     #: A running machine can be made into a template, and clones continue from it.
     templates: bool = False
+
+
+@attrs.frozen
+class JobStart:
+    """A start for a job, whose disk is `Machine.job_disk`. `timeout_s`: limit on the program; None: there is none.
+
+    `id` is repeated in the status and in the events of the job. It has only letters and digits.
+    """
+
+    id: str
+    timeout_s: int | None = None
+    #: Whether the guest can open connections. ssh from this host works in any case.
+    has_network: bool = False
+
+    def credential(self) -> str:
+        """The text that the guest gets (provisioners/job)."""
+        return f"{self.id} {'infinity' if self.timeout_s is None else self.timeout_s}"
 
 
 @attrs.frozen
@@ -69,6 +88,8 @@ class Launch:
     delivery: DeliveryDisk | None = None
     #: The machine is started to be made into a template: its memory is the file `Machine.ram`.
     freezing: bool = False
+    #: The job that runs in the guest; None: it is no guest for a job.
+    job: JobStart | None = None
 
 
 class Driver(Protocol):

@@ -98,6 +98,11 @@ def need_sealing(machine: Machine, verb: str) -> None:
     _need(machine, lambda features: features.sealing, verb, "cannot run a sealed box", _new_box_hint(machine))
 
 
+def need_jobs(machine: Machine) -> None:
+    """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot give it the disk of a job."""
+    _need(machine, lambda features: features.jobs, "run a job in", "has no disk for jobs", _new_box_hint(machine))
+
+
 def need_suspend(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot suspend it."""
     hint = f"`kimbox halt {machine.name}` shuts it down"

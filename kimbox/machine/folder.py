@@ -7,6 +7,8 @@ machines/<name>/package/         a copy of the disk, while `kimbox package` clea
 machines/<name>/commit/          the new image, while `kimbox maintain --commit` writes it
 machines/<name>/scratch.qcow2    the scratch space, if the spec has one: created at each start, removed by halt
 machines/<name>/delivery.raw     the manifest and commits for a guest that starts, until it has taken them
+machines/<name>/job.raw          the disk of the job that runs in the machine
+machines/<name>/job.log          the output of that job
 machines/<name>/id_ed25519       the private key for ssh; id_ed25519.pub is its public key
 machines/<name>/known_hosts      the ssh host key of the guest, after the guest has reported it
 machines/<name>/events.jsonl     the events of the guest, of this boot and earlier ones
@@ -113,6 +115,14 @@ class Machine:
     @property
     def delivery(self) -> Path:
         return self.folder / "delivery.raw"
+
+    @property
+    def job_disk(self) -> Path:
+        return self.folder / "job.raw"
+
+    @property
+    def job_log(self) -> Path:
+        return self.folder / "job.log"
 
     @property
     def key(self) -> Path:

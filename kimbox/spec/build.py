@@ -97,6 +97,7 @@ class _Builder(Reader):
             warm=self.switch(tree.get("warm")),
             cold_units=sealing.texts(self, tree.get("template", "stop"), sealing.unit_name, "unit"),
             resnap_keep=self.text(tree.get("resnap", "keep"), ResnapKeep, ResnapKeep.PROVISIONED),
+            job=self.switch(tree.get("job")),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

@@ -251,6 +251,8 @@ class Box:
     cold_units: tuple[str, ...] = ()
     #: What the box keeps for the next resnap boots.
     resnap_keep: ResnapKeep = ResnapKeep.PROVISIONED
+    #: Whether the image runs the job on a second disk without being asked by kimbox.
+    job: bool = False
 
     def repository(self, name: str) -> Repository | None:
         """Returns the repository of that name; None if there is none."""

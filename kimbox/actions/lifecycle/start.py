@@ -8,7 +8,7 @@ import attrs
 
 from kimbox import utctime
 from kimbox.drivers import registry
-from kimbox.drivers.base import Launch, TemplateDriver
+from kimbox.drivers.base import JobStart, Launch, TemplateDriver
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import remove_tree
 from kimbox.guest import shared
@@ -32,11 +32,13 @@ def start(
     boot: Choice | None = None,
     resume: bool = False,
     delivery: DeliveryDisk | None = None,
+    job: JobStart | None = None,
 ) -> None:
     """Starts the process of a machine, with the processors, memory and scratch space of the spec.
 
     The disk of a sealed box is first put back to its image, then the boot mode is set: `boot` is the mode of the
-    command line. `delivery`: the disk in `Machine.delivery`, for a guest that boots.
+    command line. `delivery`: the disk in `Machine.delivery`, for a guest that boots. `job`: the job on
+    `Machine.job_disk`, which the guest runs when it is ready.
 
     With `resume`, the values of the record are used, because a saved state needs those that it was saved with. A start
     without a spec requires `resume`. The record is changed after the start, so that a suspended box stays suspended if
@@ -69,7 +71,9 @@ def start(
         record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
     if box and not resume:
         registry.of(machine).choose_boot(box.boot, boot or Choice())
-    record = registry.of(machine).start(Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery))
+    record = registry.of(machine).start(
+        Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery, job=job)
+    )
     machine.write_record(attrs.evolve(record, ended=None))
 
 

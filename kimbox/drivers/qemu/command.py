@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.drivers.accelerator import CODE_MIB, Accelerator
+from kimbox.drivers.base import JobStart
 from kimbox.errors import GuestError
 from kimbox.files import read_bounded
 from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
@@ -25,6 +26,7 @@ NAMESERVER = "10.0.2.3"
 EVENT_PORT = "org.kimbox.0"
 LOG_PORT = "org.kimbox.log"
 AUDIT_PORT = "org.kimbox.audit"
+JOB_PORT = "org.kimbox.job"
 
 #: Virtio-serial port from the host to the guest, which shuts down when it reads HALT_WORD. The guest's unit has both.
 HALT_PORT = "org.kimbox.halt"
@@ -44,6 +46,9 @@ FIXED_OPTIONS = frozenset({"-machine", "-accel", "-cpu", "-smp", "-m", "-device"
 
 #: Serial number of the disk with the scratch space. The guest finds the disk by it.
 SCRATCH_SERIAL = "kimbox-scratch"
+
+#: Serial number of the disk with a job. The guest finds the disk by it.
+JOB_SERIAL = "kimbox-job"
 
 #: Address of the disk with a delivery on the PCI bus, far above those that QEMU allots: a saved state resumes only with
 #: each device at its address, and most starts have no such disk.
@@ -75,6 +80,8 @@ class Invocation:
     connects_to: frozenset[int] | None = None
     #: Name of a log in the machine's folder -> descriptor of a pipe to which QEMU writes instead (recorder.py).
     pipes: Mapping[str, int] = {}
+    #: The job on the disk in `Machine.job_disk`; None: there is none.
+    job: JobStart | None = None
 
 
 def command(invocation: Invocation) -> list[str]:
@@ -105,8 +112,13 @@ def hardware(invocation: Invocation) -> list[str]:
     """
     machine, record = invocation.machine, invocation.record
     forwards = {22: record.ssh_port} | record.forwards
+    is_isolated = invocation.job is not None and not invocation.job.has_network
     network = ",".join(
-        ["user,id=net0", *(f"hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in forwards.items())]
+        [
+            "user,id=net0",
+            *(["restrict=on"] if is_isolated else []),
+            *(f"hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in forwards.items()),
+        ]
     )
     arguments = [
         "qemu-system-x86_64",
@@ -139,19 +151,32 @@ def hardware(invocation: Invocation) -> list[str]:
     ]  # fmt: skip
     for number, descriptor in enumerate(invocation.pipes.values()):
         arguments += ["-add-fd", f"fd={descriptor},set={number}"]
+    arguments += _more_disks(invocation)
+    if record.halt_port:  # a pipe, because the guest's port is then connected all the time, with no process at its end
+        arguments += ["-chardev", f"pipe,id=halt,path={_escaped(machine.halt_pipe)}"]
+        arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
+    return arguments + _of_template(invocation)
+
+
+def _more_disks(invocation: Invocation) -> list[str]:
+    """Returns the options of the disks beside the first one: scratch space, job and delivery."""
+    machine = invocation.machine
+    arguments: list[str] = []
     if invocation.scratch:
         # It is the last disk, so that the first disk keeps its name. QEMU need not flush its cache: the content need
         # not survive a crash of the host.
         drive = f"if=none,id=scratch0,format=qcow2,file={_escaped(machine.scratch)},discard=unmap,cache=unsafe"
         arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive=scratch0,serial={SCRATCH_SERIAL}"]
-    if record.delivery_disk:
+    if invocation.job:
+        drive = f"if=none,id=job0,format=raw,file={_escaped(machine.job_disk)},discard=unmap"
+        arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive=job0,serial={JOB_SERIAL}"]
+        arguments += ["-chardev", f"file,id=job,path={_escaped(machine.job_log)},append=on"]
+        arguments += ["-device", f"virtserialport,chardev=job,name={JOB_PORT}"]
+    if invocation.record.delivery_disk:
         drive = f"if=none,id=delivery0,read-only=on,{_delivery_source(machine)}"
         device = f"virtio-blk-pci,drive=delivery0,serial={SERIAL},addr={DELIVERY_ADDRESS}"
         arguments += ["-drive", drive, "-device", device]
-    if record.halt_port:  # a pipe, because the guest's port is then connected all the time, with no process at its end
-        arguments += ["-chardev", f"pipe,id=halt,path={_escaped(machine.halt_pipe)}"]
-        arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
-    return arguments + _of_template(invocation)
+    return arguments
 
 
 def _of_template(invocation: Invocation) -> list[str]:
@@ -215,6 +240,8 @@ def credentials(invocation: Invocation) -> dict[str, str]:
         values["delivery"] = invocation.delivery.credential()
     if invocation.scratch:
         values["scratch"] = invocation.scratch.mount
+    if invocation.job:
+        values["job"] = invocation.job.credential()
     if invocation.machine.unseal_mark.exists():
         values["unseal"] = "yes"
     elif invocation.record.sealed:  # so that the guest seals itself even if /persistent has lost its mark

@@ -48,7 +48,13 @@ class Qemu:
     machine: Machine
     name = "qemu"
     features = Features(
-        own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True, templates=True
+        own_disk=True,
+        sealing=True,
+        suspend=True,
+        memory_snapshots=True,
+        jobs=True,
+        delivery_disk=True,
+        templates=True,
     )
 
     @staticmethod
@@ -239,6 +245,7 @@ def invocation(
         delivery=launch.delivery,
         freezing=launch.freezing,
         connects_to=_connects_to(machine, launch),
+        job=launch.job,
     )
 
 

@@ -91,11 +91,13 @@ def recipe(box: Box, image: PackageImage, locked: LockedPackages, parts: Sequenc
     layout = plan(box.disk)
     watch = {SNAPWATCH} if layout.snapshot_may_fill else set()
     units = sorted({unit for p in parts for unit in p.enable} | watch)
+    job_mark = [GuestFile("usr/lib/kimbox/is-job-box", b"The box runs the job on its second disk, then shuts down.\n")]
     rendered = [
         GuestFile("boot/grub/grub.cfg", guestfiles.grub_cfg(layout).encode()),
         GuestFile("etc/fstab", guestfiles.fstab(layout).encode()),
         GuestFile("usr/lib/kimbox/enabled-units", ("\n".join(units) + "\n").encode()),
         GuestFile("usr/lib/kimbox/sources.list", _sources_list(locked)),
+        *(job_mark if box.job else []),
         *(GuestFile(f"{KEYS_DIR}/{name}", text.encode()) for name, text in sorted(locked.keys.items())),
     ]
     return Recipe(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -85,8 +86,15 @@ class Room:
         return max(-(-int(need_blocks * self.percent) // 100), MIN_ROOM_BYTES // block_bytes)
 
 
-def pack(folder: Path, image: Path, *, size_bytes: int | None = None, room: Room | None = None) -> Packed:
-    """Writes the new file `image` with the content of a folder.
+def pack(
+    folder: Path,
+    image: Path,
+    *,
+    size_bytes: int | None = None,
+    room: Room | None = None,
+    added: Mapping[bytes, bytes] | None = None,
+) -> Packed:
+    """Writes the new file `image` with the content of a folder, and with the files `added` (name -> content).
 
     Without `size_bytes`, the size is what the folder needs, with `room` (default: DEFAULT_ROOM_PERCENT). Raises
     StateError if `image` exists (`file-exists`) and the errors of `read_folder`, and KimboxError
@@ -94,7 +102,7 @@ def pack(folder: Path, image: Path, *, size_bytes: int | None = None, room: Room
     """
     if os.path.lexists(image):
         raise StateError(f"{image} already exists", code="file-exists", hint=f"rm {image}", fields={"path": str(image)})
-    source = read_folder(folder)
+    source = read_folder(folder, added)
     place, files = _layout(source, size_bytes, room or Room())
     total_bytes = -(-max(size_bytes or 0, place.size_bytes) // 512) * 512
     with making(image) as work:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -46,43 +46,37 @@ class Source:
     #: Sum of the sizes of all files, with their holes, in bytes.
     apparent_bytes: int
     _states: dict[tuple[bytes, ...], _State]
+    _added: Mapping[bytes, bytes]
 
     @contextlib.contextmanager
-    def content(self, item: Item) -> Iterator[_Reader]:
+    def content(self, item: Item) -> Iterator[Callable[[int, int], bytes]]:
         """Opens a file to read. Raises KimboxError (`file-changed`) if it is another file than `read_folder` found."""
+        if (data := self._added.get(item.paths[0])) is not None:
+            yield lambda offset, size_bytes: data[offset : offset + size_bytes]
+            return
         path = _join(os.fsencode(self.folder), item.paths[0])
         with _opened(path) as handle:
-            reader = _Reader(handle, path)
-            yield reader
+            yield lambda offset, size_bytes: os.pread(handle, size_bytes, offset)
             if _state(os.fstat(handle)) != self._states[item.paths]:
                 raise _changed(path)
 
 
-@attrs.frozen
-class _Reader:
-    """Reads the content of an open file."""
-
-    handle: int
-    path: bytes
-
-    def __call__(self, offset: int, size_bytes: int) -> bytes:
-        return os.pread(self.handle, size_bytes, offset)
-
-
-def read_folder(folder: Path) -> Source:
+def read_folder(folder: Path, added: Mapping[bytes, bytes] | None = None) -> Source:
     """Reads the folder of a job. An empty folder `output` is added if there is none.
 
-    Raises StateError (`file-not-found`, `not-a-job`), and KimboxError (`unsupported-file`, `file-changed`,
-    `too-complex`). OSError passes.
+    `added`: names and contents of files in the folder itself, which replace files of that name. Raises StateError
+    (`file-not-found`, `not-a-job`), and KimboxError (`unsupported-file`, `file-changed`, `too-complex`). OSError
+    passes.
     """
     root = os.fsencode(folder)
-    if not folder.is_dir():
-        raise StateError(f"folder {folder} not found", code="file-not-found", fields={"path": str(folder)})
-    _check_program(folder)
+    check_folder(folder)
+    added = added or {}
     digest = hashlib.sha256()
     names: dict[tuple[int, int], list[bytes]] = {}
     infos: dict[bytes, os.stat_result] = {}
     for path in _walk(root):
+        if path in added:
+            continue
         info = infos[path] = os.lstat(_join(root, path))
         key = (info.st_dev, info.st_ino) if stat.S_ISREG(info.st_mode) else (-1, len(infos))
         names.setdefault(key, []).append(path)
@@ -95,11 +89,17 @@ def read_folder(folder: Path) -> Source:
         states[item.paths] = _state(info)
     if OUTPUT not in infos:
         items.append(Item((OUTPUT,), stat.S_IFDIR | 0o755, items[0].modified_ns))
-    return Source(folder, items, digest.hexdigest(), apparent_bytes, states)
+    for path, data in sorted(added.items()):
+        digest.update(repr((path, data)).encode())
+        runs = ((0, -(-len(data) // UNIT_BYTES)),) if data else ()
+        items.append(Item((path,), stat.S_IFREG | 0o644, items[0].modified_ns, len(data), runs))
+    return Source(folder, items, digest.hexdigest(), apparent_bytes, states, dict(added))
 
 
-def _check_program(folder: Path) -> None:
-    """Raises StateError (`not-a-job`) if the folder has no program that can be run."""
+def check_folder(folder: Path) -> None:
+    """Raises StateError: `file-not-found`, or `not-a-job` if the folder has no program that can be run."""
+    if not folder.is_dir():
+        raise StateError(f"folder {folder} not found", code="file-not-found", fields={"path": str(folder)})
     program = folder / PROGRAM.decode()
     if not program.exists():
         hint = f"kimbox job init {folder}"

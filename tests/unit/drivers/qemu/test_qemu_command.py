@@ -10,6 +10,7 @@ from invocations import TCG, invoked, options, values
 from refused import refused
 
 from kimbox.drivers.accelerator import KVM_WORKS
+from kimbox.drivers.base import JobStart
 from kimbox.drivers.qemu.command import command, credentials, fixed
 from kimbox.errors import GuestError
 from kimbox.guest.deliverydisk import DeliveryDisk
@@ -66,6 +67,22 @@ def test_the_port_that_shuts_the_guest_down(machine: Machine) -> None:
         options(values(arguments, "-chardev")[-1])[key] for key in ("", "path")
     )
     assert "virtserialport,chardev=halt,name=org.kimbox.halt" == values(arguments, "-device")[-1]
+
+
+def test_the_disk_of_a_job(machine: Machine) -> None:
+    """It has a serial number and is described, its output has a port, and the guest reaches nothing unless it may."""
+    assert "kimbox-job" not in "\n".join(command(invoked(machine)))
+    job = JobStart("0123456789ab", 60)
+    arguments = command(attrs.evolve(invoked(machine), job=job))
+    drive = options(values(arguments, "-drive")[-1])
+    assert (str(machine.job_disk), "raw") == (drive["file"], drive["format"])
+    assert "kimbox-job" == options(values(arguments, "-device")[-2])["serial"]
+    assert "org.kimbox.job" == options(values(arguments, "-device")[-1])["name"]
+    assert "type=11,value=io.systemd.credential:kimbox.job=0123456789ab 60" in values(arguments, "-smbios")
+    assert "restrict=on" in values(arguments, "-netdev")[0].split(",")
+    open_job = command(attrs.evolve(invoked(machine), job=JobStart("0123456789ab", has_network=True)))
+    assert "restrict=on" not in values(open_job, "-netdev")[0].split(",")
+    assert "type=11,value=io.systemd.credential:kimbox.job=0123456789ab infinity" in values(open_job, "-smbios")
 
 
 def test_it_holds_no_secret(machine: Machine) -> None:

@@ -1,0 +1,158 @@
+"""kimbox job run: run a folder as a job in a machine of its own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kimbox.cli import completers, target
+from kimbox.cli.output import printable, report, settings
+from kimbox.errors import UsageError
+
+if TYPE_CHECKING:
+    from kimbox.actions.job import Done
+    from kimbox.spec.model import Scratch as Space
+
+#: Mount point of the scratch space of `--scratch`: the default of the spec.
+SCRATCH_MOUNT = "/staging"
+
+
+class Network(StrEnum):
+    """What a job reaches."""
+
+    NONE = "none"
+    OUTBOUND = "outbound"
+
+
+#: Options of the action.
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="OUT", help="Folder for the results. It must not exist. Default: DIR.out."),
+]
+BoxName = Annotated[
+    str | None,
+    typer.Option("--box", metavar="BOX", help="Name of the box. Default: the spec of this folder.",
+                 autocompletion=completers.boxes),
+]  # fmt: skip
+Cpus = Annotated[int | None, typer.Option("--cpus", min=1, max=256, metavar="N", help="Number of processors.")]
+Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory, for example 4GiB.")]
+Scratch = Annotated[
+    str | None, typer.Option("--scratch", metavar="SIZE", help="Scratch space at /staging, for example 20GiB.")
+]
+Size = Annotated[
+    str | None,
+    typer.Option("--size", metavar="SIZE", help="Size of the disk of the job: a number and b, K, M, G, T, P or E."),
+]
+Room = Annotated[
+    str | None,
+    typer.Option("--room", metavar="ROOM", help="Room for results: a part of what DIR needs (25%) or a size (500M)."),
+]
+ChosenNetwork = Annotated[
+    Network, typer.Option("--network", help="none: the guest reaches nothing. outbound: it opens connections.")
+]
+Keep = Annotated[bool, typer.Option("--keep", help="Keep the machine, halted, if the job was not ok.")]
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the job, with the program run-job.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARG]...", help="Arguments of the program, after `--`.")
+    ] = None,
+    box: BoxName = None,
+    file: target.File = None,
+    output: Output = None,
+    cpus: Cpus = None,
+    memory: Memory = None,
+    scratch: Scratch = None,
+    size: Size = None,
+    room: Room = None,
+    network: ChosenNetwork = Network.NONE,
+    keep: Keep = False,
+) -> None:
+    """Run a folder as a job in a machine of its own, and keep its results.
+
+    The folder becomes a disk. A new machine of the box starts, is provisioned, runs
+    /mnt/user/run-job as root, and is removed. OUT then has `output`, run-job.log and job.json. Output is shown while
+    the program runs.
+
+    The program has the variables PATH=/sbin:/usr/sbin:/bin:/usr/bin, USER=root, PWD=/ and LANG=en_US.UTF-8, and no
+    others. --timeout limits its duration. With --network none, provisioning has no network either.
+
+    The verdict in job.json is one of: ok; failed (another status than 0, or a signal); timeout; guest-died;
+    out-of-space; lost (how the program ended is not known); host (the box did not become ready); interrupted.
+
+    The exit status is that of the program, and 128 and the number of a signal that ended it. 121: timeout. 122: the
+    guest died. 123: the disk is full. 124: the result is lost. 125: the box or this host failed. A program's own 121 to
+    125 become 120; job.json has the true one. A program that cannot be run: 126. Ctrl-C ends the guest: 130, and OUT
+    has what the job had written.
+
+    \b
+    Examples:
+      kimbox job run DIR
+      kimbox job run DIR --box openkim-dev --timeout 2h --output results -- --steps 1000
+      kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network outbound
+    """
+    from kimbox.actions import job
+    from kimbox.jobs.disk import pack
+
+    if size is not None and room is not None:
+        raise UsageError("--size and --room exclude each other", code="usage")
+    request = job.RunRequest(
+        target.project(box, file),
+        folder,
+        output or folder.resolve().with_name(f"{folder.resolve().name}.out"),
+        _arguments(words or []),
+        cpus=cpus,
+        memory_bytes=_bytes(memory, "--memory"),
+        scratch=_scratch(scratch),
+        size_bytes=pack.parse_size(size, "--size") if size is not None else None,
+        room=pack.Room.parse(room) if room is not None else None,
+        timeout_s=None if settings.timeout_s is None else int(settings.timeout_s),
+        has_network=network is Network.OUTBOUND,
+        keep=keep,
+    )
+    done = job.run(request)
+    _print(done)
+    raise typer.Exit(done.verdict.status)
+
+
+def _arguments(words: list[str]) -> tuple[str, ...]:
+    """Returns the arguments of the program. Raises UsageError if a word of the parser is before `--`."""
+    arguments = tuple(settings.after or ())
+    if len(words) != len(arguments):
+        raise UsageError("arguments of the program follow `--`", code="usage", hint="kimbox job run DIR -- ARG...")
+    return arguments
+
+
+def _print(done: Done) -> None:
+    """Prints the verdict, and where the results are."""
+    reason = f": {done.verdict.reason}" if done.verdict.reason else ""
+    text = f"{done.verdict.outcome}{reason}\nthe results are in {done.output}"
+    report("job", {**done.record, "path": str(done.output)}, "\n".join(map(printable, text.split("\n"))))
+
+
+def _bytes(text: str | None, option: str) -> int | None:
+    """Returns the bytes of a size as a spec has it. Raises UsageError (`bad-size`)."""
+    from kimbox.spec.build import MIN_MEMORY_BYTES
+    from kimbox.spec.nodes import Fault
+    from kimbox.spec.units import MIB, size
+
+    if text is None:
+        return None
+    try:
+        return size(text, unit=MIB, least=MIN_MEMORY_BYTES)
+    except Fault as fault:
+        raise UsageError(
+            f"{option}: {fault.message}", code=fault.code, hint=fault.hint, fields={"option": option}
+        ) from None
+
+
+def _scratch(text: str | None) -> Space | None:
+    """Returns the scratch space of an option; None for that of the spec."""
+    from kimbox.spec.model import Scratch as Space
+
+    size_bytes = _bytes(text, "--scratch")
+    return None if size_bytes is None else Space(size_bytes, SCRATCH_MOUNT)

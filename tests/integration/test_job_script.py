@@ -1,0 +1,213 @@
+"""provisioners/job: what the script does in a guest, with stand-ins for the mount, for systemd and for the disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakeguest import FakeGuest, can_unshare
+
+from kimbox import paths
+from kimbox.jobs.result import Report
+
+pytestmark = pytest.mark.skipif(not can_unshare(), reason="this machine allows no mount namespace")
+
+JOB = "/usr/lib/kimbox/job"
+ID = "0123456789ab"
+
+#: Stand-ins that write down how they were called. That of systemd-run runs the program, and `show` has how it ended.
+TOOLS = {
+    "mount": "",
+    "umount": "",
+    "sleep": "",
+    "systemd-run": """
+log=
+for word; do
+    case $word in StandardOutput=append:*) log=${word#*append:} ;; esac
+    shift
+    [ "$word" != -- ] || break
+done
+cd / || exit 1
+"$@" >>"$log" 2>&1
+code=$?
+kind=1 result=exit-code
+[ "$code" -ne 0 ] || result=success
+[ "$code" -le 128 ] || { kind=2 result=signal code=$((code - 128)); }
+printf '%s\\n' Result=$result ExecMainCode=$kind ExecMainStatus=$code >/run/shown
+printf '%s\\n' MemoryPeak=4096 'CPUUsageNSec=[not set]' >>/run/shown
+""",
+    "systemctl": '[ "$1" != show ] || cat /run/shown',
+}
+
+
+@pytest.fixture
+def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGuest:
+    """A ready guest of a host that runs a job. Its third disk is that of the job."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
+    guest = FakeGuest(tmp_path / "guest")
+    shutil.copytree(
+        paths.provisioners_dir() / "job/root/usr/lib/kimbox", guest.path("/usr/lib/kimbox"), dirs_exist_ok=True
+    )
+    for name, body in TOOLS.items():
+        tool = guest.path(f"/usr/local/sbin/{name}")
+        tool.write_text(f'#!/bin/sh\necho "{name} $*" >>/run/calls\n{body}\n')
+        tool.chmod(0o755)
+    for disk, serial in {"vda": "", "vdb": "kimbox-delivery", "vdc": "kimbox-job"}.items():
+        folder = guest.path(f"/sys/block/{disk}")
+        folder.mkdir(parents=True)
+        (folder / "serial").write_text(serial)
+    credentials = guest.path("/run/credentials/@system")
+    credentials.mkdir(parents=True)
+    (credentials / "kimbox.job").write_text(f"{ID} 60")
+    guest.path("/persistent/status.json").write_text('{"event":"ready","manifest":"abc"}\n')
+    guest.path("/mnt").mkdir(exist_ok=True)
+    program(guest, "echo output; echo error >&2; echo result >/mnt/user/output/file")
+    return guest
+
+
+def program(guest: FakeGuest, script: str, head: str = "#!/bin/sh") -> Path:
+    """Writes the program of the job."""
+    file = guest.path("/mnt/user/run-job")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"{head}\n{script}\n")
+    file.chmod(0o755)
+    return file
+
+
+def run_job(guest: FakeGuest) -> tuple[dict[str, Any], Report | None]:
+    """Runs the script. Returns the last event, and the status on the disk."""
+    done = guest.run(JOB)
+    assert 0 == done.code, done.stderr
+    status = guest.path("/mnt/user/run-job.status")
+    events = guest.events()
+    assert events
+    return events[-1], Report.parse(status.read_bytes()) if status.exists() else None
+
+
+def calls(guest: FakeGuest) -> list[str]:
+    return guest.path("/run/calls").read_text().splitlines()
+
+
+def test_a_job_that_is_ok(guest: FakeGuest) -> None:
+    """Output and errors are in its log, both reports agree, and the disk is unmounted before the box powers off."""
+    event, stored = run_job(guest)
+    assert {
+        "event": "job",
+        "id": ID,
+        "status": "ended",
+        "code": "exited",
+        "exit": 0,
+        "result": "success",
+    }.items() <= event.items()
+    assert Report(ID, "ended", "exited", 0, "success", False, memory_peak_bytes=4096) == stored
+    assert "output\nerror\n" == guest.path("/mnt/user/run-job.log").read_text()
+    assert "result\n" == guest.path("/mnt/user/output/file").read_text()
+    assert not guest.path("/mnt/user/run-job-failure.log").exists()
+    names = [call.split()[0] for call in calls(guest) if not call.startswith("sleep")]
+    assert ["mount", "systemd-run", "systemctl", "systemctl", "umount", "systemctl"] == names
+    assert "mount -t ext4 -o noatime /dev/vdc /mnt/user" == calls(guest)[0]
+    assert "systemctl --no-block poweroff" == calls(guest)[-1]
+    assert any("TimeoutStartSec=60" in call for call in calls(guest))
+
+
+def test_the_program_has_four_variables_and_its_arguments(guest: FakeGuest) -> None:
+    """Exactly those of the contract. Nothing in an argument is expanded."""
+    program(guest, "/usr/bin/env | sort; pwd; printf '[%s]' \"$@\"")
+    arguments = ["a b", "$HOME", "%n", "*", "", "é", "-x"]
+    guest.path("/mnt/user/run-job.args").write_text("".join(f"{word}\n" for word in arguments))
+    run_job(guest)
+    expected = ["LANG=en_US.UTF-8", "PATH=/sbin:/usr/sbin:/bin:/usr/bin", "PWD=/", "USER=root", "/"]
+    found = guest.path("/mnt/user/run-job.log").read_text().splitlines()
+    assert [*expected, "".join(f"[{word}]" for word in arguments)] == found
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("exit 7", ("exited", 7, "exit-code")),
+        ("kill -9 $$", ("killed", 9, "signal")),
+        ("exit 127", ("exited", 127, "exit-code")),
+    ],
+)
+def test_a_job_that_fails(guest: FakeGuest, script: str, expected: tuple[str, int, str]) -> None:
+    """The status or the signal is in both reports."""
+    program(guest, script)
+    event, stored = run_job(guest)
+    assert expected == (event["code"], event["exit"], event["result"])
+    assert stored is not None
+    assert expected == (stored.code, stored.number, stored.result)
+
+
+@pytest.mark.parametrize("fault", ["missing", "folder", "not executable", "no interpreter"])
+def test_a_program_that_cannot_be_run(guest: FakeGuest, fault: str) -> None:
+    """run-job-failure.log has the reason, and both reports say that it cannot be run."""
+    file = program(guest, "true")
+    if fault == "not executable":
+        file.chmod(0o644)
+    elif fault == "no interpreter":
+        program(guest, "true", "#!/no/such/program")
+    else:
+        file.unlink()
+        if fault == "folder":
+            file.mkdir()
+    event, stored = run_job(guest)
+    reason = guest.path("/mnt/user/run-job-failure.log").read_text()
+    assert "run-job" in reason
+    assert ("failed", "cannot-run", reason.strip()) == (event["status"], event["result"], event["reason"])
+    assert stored is not None
+    assert ("failed", "cannot-run") == (stored.state, stored.result)
+
+
+@pytest.mark.parametrize("state", ["failed", "provisioning", "waiting"])
+def test_a_box_that_is_not_ready(guest: FakeGuest, state: str) -> None:
+    """It runs no job, reports that, and powers off."""
+    guest.path("/persistent/status.json").write_text(f'{{"event":"{state}"}}\n')
+    event, stored = run_job(guest)
+    assert ("failed", "not-ready", None) == (event["status"], event["result"], stored)
+    assert "systemctl --no-block poweroff" == calls(guest)[-1]
+
+
+def test_a_missing_disk(guest: FakeGuest) -> None:
+    """No other disk of kimbox is taken for it."""
+    guest.path("/sys/block/vdc/serial").write_text("other")
+    event, _ = run_job(guest)
+    assert ("failed", "no-disk") == (event["status"], event["result"])
+    assert not any(call.startswith("mount") for call in calls(guest))
+
+
+def test_remains_of_an_earlier_run(guest: FakeGuest) -> None:
+    """Logs and status of another run of the same disk are replaced, also if they are links or folders."""
+    guest.path("/mnt/user/run-job.status").symlink_to("/etc/passwd")
+    guest.path("/mnt/user/run-job.log").mkdir()
+    guest.path("/mnt/user/run-job-failure.log").write_text("old")
+    _, stored = run_job(guest)
+    assert stored is not None
+    assert ("ended", 0) == (stored.state, stored.number)
+    assert not guest.path("/mnt/user/run-job-failure.log").exists()
+    assert "output" in guest.path("/mnt/user/run-job.log").read_text()
+
+
+def test_a_restart_during_the_job(guest: FakeGuest) -> None:
+    """The program does not run a second time."""
+    guest.path("/mnt/user/run-job.status").write_text(json.dumps({"id": ID, "state": "started"}, separators=(",", ":")))
+    event, _ = run_job(guest)
+    assert ("failed", "restarted") == (event["status"], event["result"])
+    assert not guest.path("/mnt/user/output").exists()
+
+
+def test_a_box_without_kimbox_on_its_host(guest: FakeGuest) -> None:
+    """It takes the second disk, has no time limit, and needs no manifest."""
+    shutil.rmtree(guest.path("/run/credentials"))
+    guest.path("/persistent/status.json").write_text('{"event":"waiting"}\n')
+    for disk in ("vdb", "vdc"):
+        guest.path(f"/sys/block/{disk}/serial").write_text("")
+    (guest.root / "dev/vdb").symlink_to("/host/dev/loop0")
+    if not Path("/dev/loop0").exists():
+        pytest.skip("this machine has no block device to stand for the disk")
+    _, stored = run_job(guest)
+    assert Report("", "ended", "exited", 0, "success", False, memory_peak_bytes=4096) == stored
+    assert "mount -t ext4 -o noatime /dev/vdb /mnt/user" == calls(guest)[0]
+    assert any("TimeoutStartSec=infinity" in call for call in calls(guest))
