@@ -1,11 +1,15 @@
-"""Time from a reset to `ready` with a new root and a new provisioning, compared with the first boot.
+"""Time from a reset to `ready` with a new root, compared with the first boot and with a boot that keeps the root.
 
     python -m bench.again [-n 3]
 
 The box has `boot: resnap`. Its setup installs ten packages, and it checks out three more repositories.
 
 first: `up` of a new machine whose image exists: boot, delivery, provisioning.
-again: two resets of QEMU, with warm caches in /persistent and without the package mirror.
+kept: two resets of QEMU in the mode resnap. Each boot puts back the root that the first boot has kept.
+keep: two resets in the mode keep.
+again: two resets with an empty snapshot, with warm caches in /persistent and without the package mirror.
+
+`put back` is the time of the initramfs for it by the clock of the guest, and the size of the used part of the snapshot.
 
 The packages come from an HTTP server on this host, which is faster than a remote mirror. Therefore `first` is shorter,
 and the ratio higher, than for a user.
@@ -16,6 +20,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import re
 import shutil
 import statistics
 import tempfile
@@ -25,7 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.common import has_event, locked, medians, options, progress, show, wait_until
+from bench.common import has_event, locked, medians, options, progress, ratio, show, wait_until
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
@@ -36,16 +41,24 @@ from kimbox.lock.apt import sources as apt
 from kimbox.machine.folder import Machine
 from kimbox.project.project import Project
 from kimbox.run import run
+from kimbox.spec.layout import SECTOR_BYTES
 from kimbox.spec.load import load_box
 from kimbox.spec.model import Box, PackageImage
 
-#: Maximum ratio of `again` to `first`.
+#: Maximum ratio of `again` to `first`, and of `kept` to `keep`.
 LIMIT = 0.35
+KEPT_LIMIT = 1.2
 
 PACKAGES = ("bc", "file", "gawk", "jq", "make", "patch", "rsync", "sqlite3", "unzip", "zip")
 
-#: Number of resets after each first boot.
+#: Number of resets of each kind after each first boot.
 RESETS = 2
+
+#: Values of the result.
+NAMES = ("first", "first, provisioning alone", "kept", "put back", "put back, MB", "keep", "again")
+
+#: Messages of the initramfs before and after it puts back a kept root.
+PUT_BACK = ("a new snapshot", "the root of the manifest [0-9a-f-]+ is put back")
 
 NAME = "bench-again"
 SPEC = f"""kimbox: 1
@@ -148,11 +161,50 @@ def read_status(machine: Machine, path: Path) -> None:
         path.write_text(guest.run("cat /var/lib/dpkg/status", timeout_s=60).stdout)
 
 
+def in_guest(machine: Machine, command: str) -> str:
+    """The output of a command that root runs in the guest."""
+    with Guest(machine.endpoint(machine.record())) as guest:
+        return guest.run(f"sudo sh -c '{command}'", timeout_s=60).stdout
+
+
+def reset_kept(machine: Machine) -> tuple[float, float]:
+    """The times of a reset whose boot puts back the kept root: to `ready`, and for putting back, in seconds."""
+    ready_s = reset(machine)
+    if not any(event.name == "kept" and event.text("status") == "restored" for event in machine.boot_events()):
+        raise SystemExit("the kept root was not put back: see `kimbox logs --events`")
+    log = in_guest(machine, "dmesg")
+    begun, ended = (float(re.findall(rf"\[ *([0-9.]+)\] kimbox: {text}", log)[-1]) for text in PUT_BACK)
+    return ready_s, ended - begun
+
+
+def reset_keep(machine: Machine) -> float:
+    """The time of a reset in the mode keep, in seconds."""
+    in_guest(machine, "grub-editenv /boot/grub/grubenv set next_entry=keep; sync")
+    return reset(machine)
+
+
+def reset_again(machine: Machine) -> float:
+    """The time of a reset with an empty snapshot, in seconds."""
+    in_guest(machine, "/usr/lib/kimbox/kept drop")
+    return reset(machine)
+
+
+def measure_resets(machine: Machine, times: dict[str, list[float]]) -> None:
+    """Adds the times of all kinds of resets."""
+    kept = [reset_kept(machine) for _ in range(RESETS)]
+    times["kept"].append(statistics.median(ready_s for ready_s, _ in kept))
+    times["put back"].append(statistics.median(put_back_s for _, put_back_s in kept))
+    sectors = re.findall(r" snapshot (\d+)/", in_guest(machine, "dmsetup status"))
+    times["put back, MB"].append(int(sectors[0]) * SECTOR_BYTES / 1e6)
+    times["keep"].append(statistics.median(reset_keep(machine) for _ in range(RESETS)))
+    times["again"].append(statistics.median(reset_again(machine) for _ in range(RESETS)))
+
+
 def measure(n: int, work: Path) -> tuple[dict[str, list[float]], int]:
     """The durations in seconds (first boot, its provisioning alone, boots after resets), and the number of packages."""
     mirror = work / "mirror"
     mirror.mkdir()
-    times: dict[str, list[float]] = {"first": [], "first, provisioning alone": [], "again": []}
+    times: dict[str, list[float]] = {name: [] for name in NAMES}
     fetched = 0
     for _ in range(n):
         with served(mirror) as port, tempfile.TemporaryDirectory(dir=work) as folder:
@@ -174,7 +226,7 @@ def measure(n: int, work: Path) -> tuple[dict[str, list[float]], int]:
                 stop.destroy(machine)
                 raise
         try:
-            times["again"].append(statistics.median(reset(machine) for _ in range(RESETS)))
+            measure_resets(machine, times)
             progress(str({name: row[-1] for name, row in times.items()}))
         finally:
             stop.destroy(machine)
@@ -196,7 +248,17 @@ def main() -> None:
         times, fetched = measure(arguments.n, Path(work))
     median = medians(times, 3)
     ratios = {name: round(median["again"] / median[name], 2) for name in ("first", "first, provisioning alone")}
-    show({"median_s": median, "again against": ratios, "limit": LIMIT, "packages": fetched, "all_s": times})
+    show(
+        {
+            "median_s": median,
+            "again against": ratios,
+            "limit": LIMIT,
+            "kept against keep": ratio(times["kept"], times["keep"]),
+            "limit of kept": KEPT_LIMIT,
+            "packages": fetched,
+            "all_s": times,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ class Choice:
     once: bool = False
     #: Whether this boot must not put back a kept root.
     from_scratch: bool = False
+    #: Digest of the manifest that the host delivers at this start: a kept root of another one would not fit. The guest
+    #: detects that too, but only when it has booted that root, and restarts.
+    manifest: str | None = None
 
 
 def booted_mode(machine: Machine) -> str | None:
@@ -126,8 +129,8 @@ def choose(machine: Machine, mode: BootMode, choice: Choice) -> None:
     The mode cannot be set on a disk that kimbox has not made. Raises NoEnvironment then, if the command line has a mode
     or the mode of the spec is not the default.
     """
-    if choice.from_scratch and end_kept(machine):
-        log.detail(f"the disk of {machine.name} no longer has a kept root")
+    if BootMode.RESNAP in (choice.mode or mode, mode) and (choice.from_scratch or choice.manifest):
+        _end_other_kept(machine, choice)
     saved, once = (mode, choice.mode) if choice.once else (choice.mode or mode, None)
     try:
         if set_entries(machine, saved, once):
@@ -165,14 +168,27 @@ def set_entries(machine: Machine, saved: BootMode, once: BootMode | None = None)
     return True
 
 
-def end_kept(machine: Machine) -> bool:
-    """Ends what a box keeps for its next resnap boots. The machine must not run. Returns whether there was anything.
+def _end_other_kept(machine: Machine, choice: Choice) -> None:
+    """Ends what a box keeps, if the choice requires it. Raises the errors of `end_kept` for --from-scratch."""
+    try:
+        if end_kept(machine, unless=None if choice.from_scratch else choice.manifest):
+            log.detail(f"the disk of {machine.name} no longer has a kept root")
+    except ImageError as error:
+        if choice.from_scratch:
+            raise
+        log.detail(error.message)
 
-    Raises ImageError if the disk cannot be opened or written, or does not have the layout of kimbox's images.
+
+def end_kept(machine: Machine, *, unless: str | None = None) -> bool:
+    """Ends what a box keeps for its next resnap boots. The machine must not run. Returns whether it did.
+
+    What is kept of the manifest with the digest `unless` stays, whatever commit of a followed branch it has. Raises
+    ImageError if the disk cannot be opened or written, or does not have the layout of kimbox's images.
     """
     with nbd.opened(machine.disk, "qcow2") as disk:
         volume = DiskView.of(disk.read, disk.size_bytes).kept
-        if volume is None or not keptroot.manifest(volume.read):
+        name = keptroot.manifest(volume.read) if volume else ""
+        if volume is None or not name or name.split("-")[0] == unless:
             return False
         ((start, end),) = volume.on_disk([(0, SECTOR_BYTES)])
     with nbd.opened(machine.disk, "qcow2", writable=True) as disk:

@@ -13,7 +13,9 @@ from tinyimage import DISK
 
 from kimbox.image.disk import pristine, rawdisk, slim
 from kimbox.machine import bootmode
+from kimbox.machine.bootmode import Choice
 from kimbox.spec.layout import MIB, LogicalVolume, plan
+from kimbox.spec.model import BootMode
 
 LAYOUT = plan(
     attrs.evolve(DISK, root=attrs.evolve(DISK.root, size_bytes=160 * MIB), size_bytes=DISK.size_bytes + 800 * MIB)
@@ -79,6 +81,9 @@ def test_the_host_ends_a_kept_root(base: Path, disk: Path, tmp_path: Path, world
     machine.disk.unlink()
     madedisk.overlaid(base, disk, machine.disk)
     assert pristine.differences(machine.disk, base, "raw") == ()
-    assert bootmode.end_kept(machine)
+    assert not bootmode.end_kept(machine, unless="a" * 64)
+    bootmode.choose(machine, BootMode.RESNAP, Choice(manifest="a" * 64))
+    assert content(madedisk.raw_of(machine.disk, tmp_path / "same.raw"))[0] == b"kimbox-kept"
+    bootmode.choose(machine, BootMode.RESNAP, Choice(manifest="b" * 64))
     assert content(madedisk.raw_of(machine.disk, tmp_path / "ended.raw"))[0] == b""
     assert not bootmode.end_kept(machine)

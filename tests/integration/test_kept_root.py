@@ -87,8 +87,11 @@ class Volumes:
         done = self.call("save", NAME)
         assert done.ok, done.stdout + done.stderr
 
-    def put_back(self) -> tuple[bytes, str]:
-        """Empties the snapshot and puts back. Returns the COW store, and the report for provisiond."""
+    def put_back(self, tools: Path | None = None) -> tuple[bytes, str]:
+        """Empties the snapshot and puts back. Returns the COW store, and the report for provisiond.
+
+        `tools`: a folder with other programs.
+        """
         disk, reports = self.folder / "disk", self.folder / "run"
         with disk.open("wb") as file:
             file.truncate(KEPT_AT + KEPT_BYTES + MIB)
@@ -97,7 +100,8 @@ class Volumes:
                 file.write(volume.read_bytes())
         report = reports / "kimbox/kept"
         report.unlink(missing_ok=True)
-        run.run(["sh", "-c", PUT_BACK, "sh", disk, INITRAMFS], check=False, env={"KIMBOX_RUN": str(reports)})
+        env = {"KIMBOX_RUN": str(reports)} | ({"PATH": f"{tools}:/usr/bin:/bin"} if tools else {})
+        run.run(["sh", "-c", PUT_BACK, "sh", disk, INITRAMFS], check=False, env=env)
         with disk.open("rb") as file:
             file.seek(STORE_AT)
             return file.read(STORE_BYTES), report.read_text() if report.exists() else ""
@@ -121,6 +125,34 @@ def volumes(tmp_path: Path) -> Volumes:
     made.root.write_bytes(data.randbytes(4 * MIB))
     made.kept.write_bytes(data.randbytes(KEPT_BYTES))
     return made
+
+
+#: A double of dd: copies a file before and after each write, and once in the middle of it. The power fails there.
+CUTTING_DD = """#!/bin/sh
+copy() {{ cp --sparse=always {file} {copies}/$(printf %03d $(ls {copies} | wc -l)); }}
+case "$*" in
+*of={file}*) ;;
+*) exec /usr/bin/dd "$@" ;;
+esac
+copy
+cat >{copies}.data
+/usr/bin/head -c $(($(wc -c <{copies}.data) / 2 / 512 * 512)) {copies}.data | /usr/bin/dd "$@" 2>/dev/null
+copy
+/usr/bin/dd "$@" <{copies}.data
+code=$?
+copy
+exit $code
+"""
+
+
+def cutting(volumes: Volumes, file: Path) -> Path:
+    """Returns a folder with a dd that copies a file at each of its writes. The copies are in the folder `copies`."""
+    (volumes.folder / "copies").mkdir()
+    tools = volumes.folder / "cutting"
+    tools.mkdir()
+    (tools / "dd").write_text(CUTTING_DD.format(file=file, copies=volumes.folder / "copies"))
+    (tools / "dd").chmod(0o755)
+    return tools
 
 
 def is_empty(store: bytes) -> bool:
@@ -218,3 +250,42 @@ def test_what_cannot_be_kept_ends_what_was_kept(volumes: Volumes) -> None:
     done = volumes.call("save", NAME)
     assert (done.code, done.stdout) == (3, "the disk has no room for a kept root\n")
     assert volumes.call("drop").ok
+
+
+def test_a_power_cut_while_a_root_is_kept(volumes: Volumes) -> None:
+    """At each point: the former one, the new one, or nothing is put back. The new one only when all of it is there."""
+    volumes.save()
+    former = volumes.store.read_bytes()[:USED_BYTES]
+    edit(volumes.store, 2 * CHUNK, b"changed" * 100)
+    new = volumes.store.read_bytes()[:USED_BYTES]
+    (cutting(volumes, volumes.kept) / "dd").rename(volumes.folder / "tools/dd")
+    volumes.save()
+    found = []
+    for copy in sorted((volumes.folder / "copies").iterdir()):
+        volumes.kept.write_bytes(copy.read_bytes())
+        store, report = volumes.put_back()
+        assert is_empty(store) or (store[:USED_BYTES] in (former, new) and report == f"{NAME}\n")
+        found.append("empty" if is_empty(store) else "former" if store[:USED_BYTES] == former else "new")
+    assert found[0] == "former"
+    assert found[-1] == "new"
+    assert len(found) >= 12
+    assert set(found[3:-3]) == {"empty"}
+
+
+def test_a_power_cut_while_a_root_is_put_back(volumes: Volumes) -> None:
+    """At each point the header of the snapshot is empty, or all of it is there."""
+    volumes.save()
+    whole = volumes.store.read_bytes()[:USED_BYTES]
+    disk = volumes.folder / "disk"
+    store, _ = volumes.put_back(cutting(volumes, disk))
+    assert store[:USED_BYTES] == whole
+    found = []
+    for copy in sorted((volumes.folder / "copies").iterdir()):
+        with copy.open("rb") as file:
+            file.seek(STORE_AT)
+            store = file.read(STORE_BYTES)
+        assert is_empty(store) or store[:USED_BYTES] == whole
+        found.append(is_empty(store))
+    assert found[0]
+    assert not found[-1]
+    assert len(found) >= 6

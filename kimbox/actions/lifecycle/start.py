@@ -70,7 +70,10 @@ def start(
         known = _known(machine, record, delivery)
         record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
     if box and not resume:
-        registry.of(machine).choose_boot(box.boot, boot or Choice())
+        choice = boot or Choice()
+        if delivery and machine.boot_events():  # not at the first start: nothing is kept yet
+            choice = attrs.evolve(choice, manifest=delivery.digest)
+        registry.of(machine).choose_boot(box.boot, choice)
     record = registry.of(machine).start(
         Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery, job=job)
     )

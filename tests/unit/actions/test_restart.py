@@ -23,8 +23,9 @@ from kimbox.actions.diff import Side, compare
 from kimbox.actions.observe import state
 from kimbox.actions.seal import Answers, Secret
 from kimbox.actions.up import UpRequest
-from kimbox.errors import KimboxError, SpecError, StateError
+from kimbox.errors import KimboxError, SpecError, StateError, UsageError
 from kimbox.lock.lockfile import Lock
+from kimbox.machine.bootmode import Choice
 from kimbox.machine.record import Ended, Sealed
 from kimbox.machine.shape import shape_changes
 from kimbox.machine.state import State
@@ -127,6 +128,23 @@ def test_up_uses_the_plan_of_the_restart(world: World, monkeypatch: pytest.Monke
     monkeypatch.setattr(plan, "lock_for", fail)
     assert State.HALTED is starting.up(request)
     assert State.READY is state(world.machine)
+
+
+def test_from_scratch_is_refused_before_anything_is_halted(world: World) -> None:
+    """With another mode than resnap, also that of the spec, and for a driver whose disks are not kimbox's own."""
+    up(world)
+    choice = Choice(from_scratch=True)
+    for request in (
+        UpRequest(Project(world.box), boot=choice),
+        UpRequest(Project(world.box), boot=attrs.evolve(choice, mode=BootMode.MAINTAIN)),
+    ):
+        with refused(UsageError, "usage", option="--from-scratch"):
+            starting.plan_restart(request)
+    request = UpRequest(Project(world.box), boot=attrs.evolve(choice, mode=BootMode.RESNAP))
+    starting.plan_restart(request)
+    world.driver.features = attrs.evolve(world.driver.features, own_disk=False)
+    with refused(StateError, "unsupported-by-driver", name="tiny"):
+        starting.plan_restart(request)
 
 
 def test_sealing_and_unsealing_are_planned_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
