@@ -51,6 +51,18 @@ def test_the_output_ends_with_its_last_lines(
         assert is_whole is ("`kimbox logs tiny` shows all of it" not in shown.getvalue())
 
 
+def test_a_new_provisioning_in_place_of_a_kept_root_has_a_reason(machine: Machine, shown: io.StringIO) -> None:
+    """If a kept root was put back or saved, nothing is shown."""
+    tell(
+        machine,
+        *(event("kept", manifest=MANIFEST, status=status, reason="") for status in ("restored", "saved")),
+        event("kept", manifest=MANIFEST, status="refused", reason="the root itself has changed since"),
+    )
+    Progress(machine.provision_log, "tiny").show(machine.boot_events())
+    line = "the box provisions a new root: the kept one was not put back: the root itself has changed since"
+    assert [line] == shown.getvalue().splitlines()
+
+
 def test_output_stays_below_its_own_step(machine: Machine, shown: io.StringIO) -> None:
     """Events may arrive before output that was written earlier. Lines that look like a heading are shown."""
     steps = [

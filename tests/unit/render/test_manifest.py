@@ -15,7 +15,7 @@ from kimbox.render.manifest import manifest_digest, render_manifest
 from kimbox.render.quote import assignments, parse_assignments
 from kimbox.render.uses import MAX_FOLDERS, named_paths
 from kimbox.run import run
-from kimbox.spec.model import Mode, Probe, Repository, Run, Step
+from kimbox.spec.model import Mode, Probe, Repository, ResnapKeep, Run, Step
 
 HOSTILE = 'it\'s $(touch /tmp/x) `id` "$HOME" \\ \n\t!*?~#;&|<>é'
 
@@ -44,6 +44,9 @@ def test_the_manifest_contains_what_the_guest_needs(tmp_path: Path) -> None:
     assert manifest["steps/02-2/script"] == (b"#!/bin/bash\ntrue\n", 0o755)
     assert b"KIMBOX_EACH_TIME='no'\n" in manifest["manifest.env"][0]
     assert b"KIMBOX_STEPS='5'\n" in manifest["manifest.env"][0]
+    assert b"KIMBOX_KEEP" not in manifest["manifest.env"][0]
+    keeps_nothing = attrs.evolve(box, resnap_keep=ResnapKeep.NOTHING)
+    assert b"KIMBOX_KEEP='nothing'\n" in render_manifest(keeps_nothing, LOCK)["manifest.env"][0]
     with_probe = attrs.evolve(box, probes=(Probe("p", "true", None, 5),))
     assert b"KIMBOX_EACH_TIME='yes'\n" in render_manifest(with_probe, LOCK)["manifest.env"][0]
 

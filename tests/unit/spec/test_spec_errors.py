@@ -37,6 +37,8 @@ BAD = [
     ("lv-pvmove", "disk: {names: {root: pvmove0}}", "3:22", "bad-name"),
     ("lv-cdata", "disk: {names: {root: a_cdata}}", "3:22", "bad-name"),
     ("lv-twice", "disk: {names: {root: swap}}", "3:22", "duplicate"),
+    ("lv-of-kept-root", "disk: {names: {root: s_kept, root_snap: s}}", "3:22", "duplicate"),
+    ("keep-unknown", "resnap: {keep: everything}", "3:16", "bad-value"),
     ("snapshot-percent", "disk: {volumes: {root_snap: 50%ORIGIN}}", "3:29", "bad-size"),
     ("warm", "warm: maybe", "3:7", "wrong-type"),
     ("template-unknown", "template: {start: [a.service]}", "3:12", "unknown-key"),
