@@ -111,8 +111,8 @@ def killed_when(kimbox: Kimbox, is_time: Callable[[], bool]) -> None:
 
 def identity_of(kimbox: Kimbox, name: str) -> dict[str, str]:
     """What a clone says of itself. Its old process has been thawed, but may not have run yet."""
-    kimbox.sh(name, "until [ -s /run/witness/getrandom ]; do sleep 0.05; done")
-    return dict(line.split(" ", 1) for line in kimbox.sh(name, IDENTITY).splitlines())
+    wait = "until [ -s /run/witness/getrandom ]; do sleep 0.05; done\n"
+    return dict(line.split(" ", 1) for line in kimbox.sh(name, wait + IDENTITY).splitlines())
 
 
 def template_of(kimbox: Kimbox, name: str) -> Path:
