@@ -12,6 +12,7 @@ from kimbox.errors import UsageError
 
 #: The actions, in the order of the help, each with one line about it. Its function has the name of its module.
 ACTIONS = {
+    "init": "Write the folder of a job to start from",
     "pack": "Write the disk of a job from its folder",
     "extract": "Extract the files of a job's disk",
     "run": "Run a folder as a job in a machine of its own",
@@ -72,6 +73,7 @@ def job() -> None:
 
     \b
     Examples:
+      kimbox job init DIR
       kimbox job run DIR --box openkim-dev --output results
       kimbox job pack DIR job.raw
       kimbox job extract job.raw results

@@ -116,23 +116,31 @@ def _no_errors(*_: object) -> Iterator[ValidationError]:
 
 
 @functools.cache
-def _validator() -> Any:
+def _box_validator() -> Any:
+    return _validator(box_schema())
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    """Returns a validator that leaves out what kimbox checks itself."""
     base = jsonschema.Draft202012Validator
     checker = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     #: kimbox.spec.build checks these. uniqueItems would also take time with the square of the length of a list.
     skipped = dict.fromkeys(("pattern", "propertyNames", "uniqueItems", "format"), _no_errors)
     return extend(  # type: ignore[no-untyped-call]
         base, validators=skipped, type_checker=checker
-    )(box_schema())
+    )(schema)
 
 
-def check(root: Node, problems: Problems, *, whole: bool) -> set[int]:
-    """Checks a tree against the schema. Adds a problem for each error; returns the ids of the nodes that have one.
+def check(root: Node, problems: Problems, *, whole: bool, schema: dict[str, Any] | None = None) -> set[int]:
+    """Checks a tree against a schema, by default that of box specs.
+
+    Adds a problem for each error; returns the ids of the nodes that have one.
 
     Without `whole` the tree is one file of several: its missing keys may be in another file and are not reported.
     """
     faulty: set[int] = set()
-    for error in _validator().iter_errors(root.plain()):
+    validator = _box_validator() if schema is None else _validator(schema)
+    for error in validator.iter_errors(root.plain()):
         if problems.full:
             break
         path: Path = tuple(error.absolute_path)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kimbox.cli.output import printable, report
+from kimbox.errors import UsageError
+
+if TYPE_CHECKING:
+    from kimbox.jobs.disk.pack import Room
+    from kimbox.jobs.jobfile import JobFile
 
 
 def pack(
@@ -37,6 +42,8 @@ def pack(
     and hard links, and names of any bytes are kept; blocks of zeros become holes. Extended attributes are not kept, and
     a device, socket or FIFO is an error. An empty folder `output` is added. Equal folders give equal disks.
 
+    `size` and `room` of job.yaml in DIR are used if neither option is given.
+
     The units of a size are binary: 1K is 1024 bytes. If the size is too small, the error names the smallest that is
     enough.
 
@@ -48,14 +55,11 @@ def pack(
       kimbox job pack DIR job.raw --size 1.5G
       kimbox job pack DIR job.raw --room 500M
     """
-    from kimbox.errors import UsageError
     from kimbox.files import size_words
     from kimbox.jobs.disk import pack as packing
+    from kimbox.jobs.jobfile import read_jobfile
 
-    if size is not None and room is not None:
-        raise UsageError("--size and --room exclude each other", code="usage")
-    size_bytes = packing.parse_size(size, "--size") if size is not None else None
-    chosen = packing.Room.parse(room) if room is not None else None
+    size_bytes, chosen = disk_size(read_jobfile(folder), size, room)
     packed = packing.pack(folder, image, size_bytes=size_bytes, room=chosen)
     result = {
         "path": str(packed.path),
@@ -67,3 +71,16 @@ def pack(
     }
     text = f"{image}: {size_words(packed.size_bytes)}, {size_words(packed.free_bytes)} of it free, {packed.files} files"
     report("job", result, printable(text))
+
+
+def disk_size(in_file: JobFile, size: str | None, room: str | None) -> tuple[int | None, Room | None]:
+    """Returns size and room of the disk from the options, or, without them, from job.yaml. Raises UsageError."""
+    from kimbox.jobs.disk import pack as packing
+
+    if size is not None and room is not None:
+        raise UsageError("--size and --room exclude each other", code="usage")
+    if size is None and room is None:
+        return in_file.size_bytes, in_file.room
+    if size is not None:
+        return packing.parse_size(size, "--size"), None
+    return None, packing.Room.parse(room or "")

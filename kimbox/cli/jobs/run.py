@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kimbox.cli import completers, target
+from kimbox.cli.jobs.pack import disk_size
 from kimbox.cli.output import printable, report, settings
 from kimbox.errors import UsageError
 
@@ -51,7 +52,11 @@ Room = Annotated[
     typer.Option("--room", metavar="ROOM", help="Room for results: a part of what DIR needs (25%) or a size (500M)."),
 ]
 ChosenNetwork = Annotated[
-    Network, typer.Option("--network", help="none: the guest reaches nothing. outbound: it opens connections.")
+    Network | None,
+    typer.Option(
+        "--network",
+        help="none: the guest reaches nothing. outbound: it opens connections. Default: that of job.yaml, none.",
+    ),
 ]
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the machine, halted, if the job was not ok.")]
 
@@ -69,7 +74,7 @@ def run(
     scratch: Scratch = None,
     size: Size = None,
     room: Room = None,
-    network: ChosenNetwork = Network.NONE,
+    network: ChosenNetwork = None,
     keep: Keep = False,
 ) -> None:
     """Run a folder as a job in a machine of its own, and keep its results.
@@ -77,6 +82,8 @@ def run(
     The folder becomes a disk. A new machine of the box starts, is provisioned, runs
     /mnt/user/run-job as root, and is removed. OUT then has `output`, run-job.log and job.json. Output is shown while
     the program runs.
+
+    Settings in job.yaml of DIR (see `kimbox job init --help`) are used where an option is not given.
 
     The program has the variables PATH=/sbin:/usr/sbin:/bin:/usr/bin, USER=root, PWD=/ and LANG=en_US.UTF-8, and no
     others. --timeout limits its duration. With --network none, provisioning has no network either.
@@ -96,22 +103,23 @@ def run(
       kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network outbound
     """
     from kimbox.actions import job
-    from kimbox.jobs.disk import pack
+    from kimbox.jobs.jobfile import read_jobfile
 
-    if size is not None and room is not None:
-        raise UsageError("--size and --room exclude each other", code="usage")
+    in_file = read_jobfile(folder)
+    size_bytes, chosen_room = disk_size(in_file, size, room)
+    timeout_s = in_file.timeout_s if settings.timeout_s is None else int(settings.timeout_s)
     request = job.RunRequest(
-        target.project(box, file),
+        target.project(box or (in_file.box if file is None else None), file),
         folder,
         output or folder.resolve().with_name(f"{folder.resolve().name}.out"),
-        _arguments(words or []),
-        cpus=cpus,
-        memory_bytes=_bytes(memory, "--memory"),
-        scratch=_scratch(scratch),
-        size_bytes=pack.parse_size(size, "--size") if size is not None else None,
-        room=pack.Room.parse(room) if room is not None else None,
-        timeout_s=None if settings.timeout_s is None else int(settings.timeout_s),
-        has_network=network is Network.OUTBOUND,
+        _arguments(words or []) or in_file.arguments or (),
+        cpus=cpus or in_file.cpus,
+        memory_bytes=_bytes(memory, "--memory") or in_file.memory_bytes,
+        scratch=_scratch(_bytes(scratch, "--scratch") or in_file.scratch_bytes),
+        size_bytes=size_bytes,
+        room=chosen_room,
+        timeout_s=timeout_s,
+        has_network=network is Network.OUTBOUND if network else bool(in_file.has_network),
         keep=keep,
     )
     done = job.run(request)
@@ -150,9 +158,8 @@ def _bytes(text: str | None, option: str) -> int | None:
         ) from None
 
 
-def _scratch(text: str | None) -> Space | None:
-    """Returns the scratch space of an option; None for that of the spec."""
+def _scratch(size_bytes: int | None) -> Space | None:
+    """Returns the scratch space of that size; None for that of the spec."""
     from kimbox.spec.model import Scratch as Space
 
-    size_bytes = _bytes(text, "--scratch")
     return None if size_bytes is None else Space(size_bytes, SCRATCH_MOUNT)

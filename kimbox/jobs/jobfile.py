@@ -1,0 +1,102 @@
+"""Reads job.yaml, the settings in the folder of a job. Each fault is reported with its place, as in a spec."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kimbox import files, paths
+from kimbox.errors import SpecError, UsageError
+from kimbox.jobs.disk.pack import Room
+from kimbox.spec import rules, schema, units
+from kimbox.spec.build import MIN_MEMORY_BYTES, MIN_SCRATCH_BYTES
+from kimbox.spec.nodes import Fault, Problems
+from kimbox.spec.parse import Budget, read_tree
+from kimbox.spec.reader import Reader
+
+#: Name of the file in the folder of a job.
+FILE = "job.yaml"
+
+
+@attrs.frozen
+class JobFile:
+    """The settings of a job. None: the file does not have the key."""
+
+    box: str | None = None
+    arguments: tuple[str, ...] | None = None
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    scratch_bytes: int | None = None
+    timeout_s: int | None = None
+    has_network: bool | None = None
+    size_bytes: int | None = None
+    room: Room | None = None
+
+
+@functools.cache
+def file_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of job.yaml."""
+    return files.read_json(paths.schemas_dir() / "jobfile.schema.json")
+
+
+def read_jobfile(folder: Path) -> JobFile:
+    """Returns the settings in the folder of a job; those without any key if it has no job.yaml.
+
+    Raises SpecError with every fault.
+    """
+    path = folder / FILE
+    if not path.exists() and not path.is_symlink():
+        return JobFile()
+    problems = Problems()
+    tree = read_tree(path, problems, Budget())
+    if tree is None:
+        raise SpecError(problems.collected, code="bad-spec")
+    reader = Reader(tree, path, problems, schema.check(tree, problems, whole=True, schema=file_schema()))
+    size = functools.partial(units.size, unit=units.KIB)
+    jobfile = JobFile(
+        box=reader.text(tree.get("box"), rules.box_name, None),
+        arguments=_arguments(reader),
+        cpus=reader.number(tree.get("cpus")) or None,
+        memory_bytes=reader.text(
+            tree.get("memory"), functools.partial(units.size, unit=units.MIB, least=MIN_MEMORY_BYTES), None
+        ),
+        scratch_bytes=reader.text(
+            tree.get("scratch"), functools.partial(units.size, unit=units.MIB, least=MIN_SCRATCH_BYTES), None
+        ),
+        timeout_s=reader.text(tree.get("timeout"), units.duration, None),
+        has_network=reader.text(tree.get("network"), lambda word: word == "outbound", None),
+        size_bytes=reader.text(tree.get("size"), size, None),
+        room=reader.text(tree.get("room"), _room, None),
+    )
+    if (node := tree.get("room")) and tree.get("size"):
+        reader.fault(node, "`size` and `room` exclude each other", code="conflicting-settings")
+    if problems.collected:
+        raise SpecError(problems.collected, code="bad-spec")
+    return jobfile
+
+
+def _arguments(reader: Reader) -> tuple[str, ...] | None:
+    """Returns the arguments. Reports those that the guest cannot read, which has one in each line."""
+    node = reader.tree.get("arguments")
+    if node is None or not reader.is_sound(node):
+        return None
+    return tuple(reader.text(item, _argument, "") for item in node.items)
+
+
+def _argument(text: str) -> str:
+    if "\n" in text:
+        raise Fault("an argument cannot have a line break", code="forbidden-character")
+    return text
+
+
+def _room(text: str) -> Room:
+    """Returns the room: a part such as 25%, or a size such as 500MiB. Raises Fault."""
+    if text.endswith("%"):
+        try:
+            return Room.parse(text)
+        except UsageError:
+            raise Fault(f"{text[:40]!r} is not a part: write a number and %", code="bad-size") from None
+    return Room(size_bytes=units.size(text, unit=units.KIB))
