@@ -32,6 +32,7 @@ from kimbox.jobs.disk import contents, extract, pack
 from kimbox.jobs.disk.pack import Room
 from kimbox.jobs.disk.source import check_folder
 from kimbox.jobs.result import MAX_STATUS_BYTES, STATUS_FILE, Outcome, Report, Verdict, judge
+from kimbox.jobs.vet import Rejected, Vetting, vet
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.console import CONSOLE_BYTES, SHOWN_LINES, console_lines
@@ -79,6 +80,8 @@ class RunRequest:
     #: Limit on the program, in seconds; None: there is none.
     timeout_s: int | None = None
     has_network: bool = False
+    #: What results must be like; None: everything passes.
+    vetting: Vetting | None = None
     #: Keep the machine of a job that was not ok, halted, so that its disk can be looked at.
     keep: bool = False
 
@@ -226,6 +229,7 @@ def _write_results(job: _Job) -> Done:
     output = job.request.output
     stored: Report | None = None
     skipped: list[str] = []
+    rejected: list[Rejected] = []
     with making(output) as work:
         target = work / output.name
         try:
@@ -236,11 +240,15 @@ def _write_results(job: _Job) -> Done:
                 )
                 done = extract.extract(disk, target, only=RESULTS, skip_unsafe=True)
                 skipped = [f"{shown(file.path)}: {file.unsafe}" for file in done.skipped]
+            if job.request.vetting:
+                rejected = vet(target, job.request.vetting, job.request.folder)
+            if rejected and verdict.outcome is Outcome.OK:
+                verdict = Verdict(Outcome.QUARANTINED, exit=0, reason=f"{len(rejected)} files are in quarantine")
         except KimboxError as error:
             verdict = job.verdict or Verdict(Outcome.LOST, reason=error.message)
             target.mkdir(exist_ok=True)
             copy_sparse(job.machine.job_disk, target / job.machine.job_disk.name)
-        record = _record(job, verdict, stored, skipped)
+        record = _record(job, verdict, stored, skipped) | {"quarantine": [str(file) for file in rejected]}
         (target / RECORD).write_bytes(json_bytes(record))
     return Done(verdict, output, record)
 

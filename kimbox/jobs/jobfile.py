@@ -10,7 +10,9 @@ import attrs
 
 from kimbox import files, paths
 from kimbox.errors import SpecError, UsageError
+from kimbox.jobs.disk.extract import selector
 from kimbox.jobs.disk.pack import Room
+from kimbox.jobs.vet import Vetting
 from kimbox.spec import rules, schema, units
 from kimbox.spec.build import MIN_MEMORY_BYTES, MIN_SCRATCH_BYTES
 from kimbox.spec.nodes import Fault, Problems
@@ -34,6 +36,7 @@ class JobFile:
     has_network: bool | None = None
     size_bytes: int | None = None
     room: Room | None = None
+    vetting: Vetting | None = None
 
 
 @functools.cache
@@ -70,6 +73,7 @@ def read_jobfile(folder: Path) -> JobFile:
         has_network=reader.text(tree.get("network"), lambda word: word == "outbound", None),
         size_bytes=reader.text(tree.get("size"), size, None),
         room=reader.text(tree.get("room"), _room, None),
+        vetting=_vetting(reader),
     )
     if (node := tree.get("room")) and tree.get("size"):
         reader.fault(node, "`size` and `room` exclude each other", code="conflicting-settings")
@@ -84,6 +88,28 @@ def _arguments(reader: Reader) -> tuple[str, ...] | None:
     if node is None or not reader.is_sound(node):
         return None
     return tuple(reader.text(item, _argument, "") for item in node.items)
+
+
+def _vetting(reader: Reader) -> Vetting | None:
+    """Returns the conditions for results; None if there are none."""
+    node = reader.tree.get("vet")
+    if node is None or not reader.is_sound(node):
+        return None
+    lists = {key: part.items for key, part in node.mapping.items() if reader.is_sound(part)}
+    names, kinds, command = (
+        [reader.text(item, rule, "") for item in lists.get(key, [])]
+        for key, rule in (("names", _pattern), ("types", str), ("command", str))
+    )
+    max_bytes = reader.text(node.get("max_size"), functools.partial(units.size, unit=1), None)
+    return Vetting(tuple(names), tuple(kinds), max_bytes, tuple(command))
+
+
+def _pattern(text: str) -> str:
+    try:
+        selector([text])
+    except UsageError:
+        raise Fault(f"{text[:40]!r} is not a pattern", code="bad-value") from None
+    return text
 
 
 def _argument(text: str) -> str:

@@ -36,11 +36,13 @@ class Outcome(StrEnum):
     OUT_OF_SPACE = "out-of-space"  #: the disk of the job is full
     LOST = "lost"  #: a report is missing, or both differ: how the program ended is not known
     HOST = "host"  #: the box did not become ready, or something failed on this host
+    QUARANTINED = "quarantined"  #: the program ended with status 0, and some of its results did not pass the vetting
     INTERRUPTED = "interrupted"  #: the user ended it
 
 
 #: The exit status of `kimbox job run` for what is not the program's own end.
 INFRASTRUCTURE_STATUS = {
+    Outcome.QUARANTINED: 119,
     Outcome.TIMEOUT: 121,
     Outcome.GUEST_DIED: 122,
     Outcome.OUT_OF_SPACE: 123,

@@ -24,11 +24,11 @@ sort input/numbers >output/sorted
 NUMBERS = "3\n1\n2\n"
 
 JOBFILE = """\
-# The settings of this job. Options of `kimbox job run` and `kimbox job pack` have precedence.
+# The settings of this job. Options on the command line have precedence.
 kimbox: 1
 description: sorts a few numbers
 
-# The box that the job runs in. Without it: the spec of the current folder, or `--box NAME`.
+# The box that the job runs in. Without it: the spec of the current folder, or --box.
 # box: openkim-dev
 
 # Arguments of run-job.
@@ -44,6 +44,13 @@ timeout: 1h
 
 # none: the guest reaches nothing. outbound: it opens connections, for example to download its input.
 network: none
+
+# Conditions for each file in output/. What does not pass goes to quarantine/ beside it, and the verdict says so.
+# vet:
+#   names: ["*", "plots/**"]
+#   types: [text, png]
+#   max_size: 10MiB
+#   command: [./check]
 
 # Room for results on the disk: a part of what this folder needs, or a size. `size: 2GiB` sets the whole disk instead.
 # room: 500MiB

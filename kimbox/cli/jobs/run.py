@@ -15,6 +15,7 @@ from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
     from kimbox.actions.job import Done
+    from kimbox.jobs.jobfile import JobFile
     from kimbox.spec.model import Scratch as Space
 
 #: Mount point of the scratch space of `--scratch`: the default of the spec.
@@ -28,7 +29,8 @@ class Network(StrEnum):
     OUTBOUND = "outbound"
 
 
-#: Options of the action.
+#: Arguments and options of the action.
+Words = Annotated[list[str] | None, typer.Argument(metavar="-- ARG", help="Arguments of the program, after `--`.")]
 Output = Annotated[
     Path | None,
     typer.Option("--output", metavar="OUT", help="Folder for the results. It must not exist. Default: DIR.out."),
@@ -63,9 +65,7 @@ Keep = Annotated[bool, typer.Option("--keep", help="Keep the machine, halted, if
 
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the job, with the program run-job.")],
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- ARG]...", help="Arguments of the program, after `--`.")
-    ] = None,
+    words: Words = None,
     box: BoxName = None,
     file: target.File = None,
     output: Output = None,
@@ -89,12 +89,11 @@ def run(
     others. --timeout limits its duration. With --network none, provisioning has no network either.
 
     The verdict in job.json is one of: ok; failed (another status than 0, or a signal); timeout; guest-died;
-    out-of-space; lost (how the program ended is not known); host (the box did not become ready); interrupted.
+    out-of-space; lost (its end is not known); host (the box is not ready); quarantined (see `vet` in job.yaml).
 
-    The exit status is that of the program, and 128 and the number of a signal that ended it. 121: timeout. 122: the
-    guest died. 123: the disk is full. 124: the result is lost. 125: the box or this host failed. A program's own 121 to
-    125 become 120; job.json has the true one. A program that cannot be run: 126. Ctrl-C ends the guest: 130, and OUT
-    has what the job had written.
+    The exit status is that of the program, and 128 and the number of a signal that ended it. 119: quarantined. 121:
+    timeout. 122: guest-died. 123: out-of-space. 124: lost. 125: host. A program's own 119 and 121 to 125 become 120. A
+    program that cannot be run: 126. Ctrl-C ends the guest: 130, and OUT has what the job had written.
 
     \b
     Examples:
@@ -107,7 +106,6 @@ def run(
 
     in_file = read_jobfile(folder)
     size_bytes, chosen_room = disk_size(in_file, size, room)
-    timeout_s = in_file.timeout_s if settings.timeout_s is None else int(settings.timeout_s)
     request = job.RunRequest(
         target.project(box or (in_file.box if file is None else None), file),
         folder,
@@ -118,13 +116,12 @@ def run(
         scratch=_scratch(_bytes(scratch, "--scratch") or in_file.scratch_bytes),
         size_bytes=size_bytes,
         room=chosen_room,
-        timeout_s=timeout_s,
+        timeout_s=_timeout_s(in_file),
         has_network=network is Network.OUTBOUND if network else bool(in_file.has_network),
         keep=keep,
+        vetting=in_file.vetting,
     )
-    done = job.run(request)
-    _print(done)
-    raise typer.Exit(done.verdict.status)
+    raise typer.Exit(_print(job.run(request)))
 
 
 def _arguments(words: list[str]) -> tuple[str, ...]:
@@ -135,11 +132,17 @@ def _arguments(words: list[str]) -> tuple[str, ...]:
     return arguments
 
 
-def _print(done: Done) -> None:
-    """Prints the verdict, and where the results are."""
+def _timeout_s(in_file: JobFile) -> int | None:
+    """Returns the limit on the program: --timeout, else that of job.yaml."""
+    return in_file.timeout_s if settings.timeout_s is None else int(settings.timeout_s)
+
+
+def _print(done: Done) -> int:
+    """Prints the verdict, and where the results are. Returns the exit status."""
     reason = f": {done.verdict.reason}" if done.verdict.reason else ""
     text = f"{done.verdict.outcome}{reason}\nthe results are in {done.output}"
     report("job", {**done.record, "path": str(done.output)}, "\n".join(map(printable, text.split("\n"))))
+    return done.verdict.status
 
 
 def _bytes(text: str | None, option: str) -> int | None:
