@@ -24,7 +24,7 @@ class Identity:
     name: str
     #: UUID of the machine. Without its hyphens it is the machine-id.
     uuid: str
-    #: ssh host key: the private key file, and the public key as in a .pub file.
+    #: ssh host key: the contents of the private key file and of the .pub file, which ends with a line break.
     host_key: str = attrs.field(repr=False)
     host_public: str
     #: The public key that may log in.

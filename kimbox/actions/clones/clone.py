@@ -148,7 +148,7 @@ def _identity(machine: Machine) -> Identity:
     """Makes the identity of a clone, pins its host key, and leaves no copy of the private key."""
     host_key = machine.folder / "host_key"
     keys.make_pair(host_key, machine.name)
-    public = host_key.with_suffix(".pub").read_text().strip()
+    public = host_key.with_suffix(".pub").read_text()  # with its line break: at each boot a script reads it as a line
     identity = Identity(
         name=machine.name,
         uuid=str(uuid.uuid4()),
@@ -156,7 +156,7 @@ def _identity(machine: Machine) -> Identity:
         host_public=public,
         authorized_key=machine.key.with_suffix(".pub").read_text().strip(),
     )
-    keys.pin_host_key(machine, public)
+    keys.pin_host_key(machine, public.strip())
     erase(host_key)
     host_key.with_suffix(".pub").unlink()
     return identity

@@ -10,7 +10,7 @@ IDENTITY = Identity(
     name="one",
     uuid="00000000-0000-4000-8000-000000000001",
     host_key="-----BEGIN KEY-----\nsecret\n",
-    host_public="ssh-ed25519 AAAA kimbox",
+    host_public="ssh-ed25519 AAAA kimbox\n",
     authorized_key="ssh-ed25519 BBBB kimbox-one",
 )
 

@@ -94,6 +94,7 @@ def test_a_clone_has_a_record_when_it_has_its_identity(world: World, plan: Any) 
     assert private.startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----")
     texts = [path.read_bytes() for path in world.machine.folder.rglob("*") if path.is_file()]
     assert not [text for text in texts if private in text]
+    assert bytes.fromhex(sent["host_public"]).endswith(b"\n")
     assert bytes.fromhex(sent["host_public"]).split()[1] in world.machine.known_hosts.read_bytes()
 
 
