@@ -48,7 +48,7 @@ def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0, every_
 #: The slowest test files, slowest first. They start first, so that no processor is idle at the end of the run.
 LONGEST = (
     "test_secure.py", "test_provisiond.py", "test_boot_modes.py", "test_resnap.py", "test_providers.py", "test_kill.py",
-    "test_images.py",
+    "test_images.py", "test_clones.py",
 )  # fmt: skip
 
 
