@@ -1,4 +1,4 @@
-"""Boot times, as ratios of medians. Each round measures every system, so that host load affects all of them equally.
+"""Boot times, as medians of the ratios of all rounds. Each round measures every system, so that host load affects all.
 
     python -m bench.boot [-n 5] [--box minimal]
 
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import stock
-from bench.common import banner, has_event, launch, locked, medians, options, shipped, show, wait_until
+from bench.common import banner, has_event, launch, locked, medians, options, ratio, shipped, show, wait_until
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
@@ -102,9 +102,8 @@ def main() -> None:
     paths.home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
         times, stages = measure(box, arguments.box, arguments.n, Path(work))
-    median = medians(times, 3)
-    ratios = {f"{above} / {below}": round(median[above] / median[below], 2) for above, below in RATIOS}
-    ok = all(median[above] <= limit * median[below] for (above, below), limit in LIMITS.items())
+    ratios = {f"{above} / {below}": ratio(times[above], times[below]) for above, below in RATIOS}
+    ok = all(ratio(times[above], times[below]) <= limit for (above, below), limit in LIMITS.items())
     limits = {f"{above} / {below}": limit for (above, below), limit in LIMITS.items()}
     show(
         {

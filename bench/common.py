@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import statistics
@@ -25,6 +26,7 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.project.pins import lock_for
 from kimbox.project.project import Project
+from kimbox.run import run
 from kimbox.spec.load import load_box
 from kimbox.spec.model import BootMode, Box
 
@@ -69,6 +71,17 @@ def medians(values: Mapping[str, Iterable[float]], digits: int = 2) -> dict[str,
 def ratio(above: Iterable[float], below: Iterable[float]) -> float:
     """The median of the ratios of pairs. A pair was measured in one round, so that host load affects both values."""
     return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
+
+
+def timed(argv: list[str], **options: Any) -> tuple[float, float]:
+    """Runs a program. Returns its duration, and the processor time of it and of the programs that it ran, in seconds.
+
+    Other processes on the host change the duration, and hardly the processor time. `options` are those of `run`.
+    """
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    run(argv, **options)
+    duration_s, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return duration_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def progress(text: str) -> None:
