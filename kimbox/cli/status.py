@@ -254,13 +254,21 @@ def _health(
         reason,
         stale_steps,
         record.put_back,
-        machine.full_outputs(),
+        _full_outputs(machine),
         last_panic(read_end(machine.serial_log, CONSOLE_BYTES)),
     )
     return {
         "health": health.as_json(observation.events, clock, now_s) if state.running else None,
         "problems": [problem.as_json() for problem in problems(known)],
     }
+
+
+def _full_outputs(machine: Machine) -> list[str]:
+    """Returns the names of the files with output of the guest that have reached OUTPUT_LIMIT_BYTES."""
+    from kimbox.machine.folder import OUTPUT_LIMIT_BYTES
+
+    sizes = {file.name: file.stat().st_size for file in machine.outputs if file.exists()}
+    return [name for name, size_bytes in sizes.items() if size_bytes >= OUTPUT_LIMIT_BYTES]
 
 
 def _changed_s(path: Path) -> float | None:

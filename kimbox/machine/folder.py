@@ -14,6 +14,7 @@ machines/<name>/known_hosts      the ssh host key of the guest, after the guest 
 machines/<name>/events.jsonl     the events of the guest, of this boot and earlier ones
 machines/<name>/serial.log       the serial console of this run; serial.log.1 of the run before
 machines/<name>/provision.log    the output of provisioning
+machines/<name>/recorder.log     messages of the program that limits the size of these logs of a sealed box
 machines/<name>/audit.jsonl      the audit reports of a sealed box
 machines/<name>/audits.jsonl     results of past audits; audits.lock is held while it is written
 machines/<name>/data.key         the key of a sealed box's encrypted credentials; the guest gets it at each start
@@ -157,10 +158,6 @@ class Machine:
     def outputs(self) -> tuple[Path, ...]:
         """The files with what the guest of the current start sends."""
         return self.serial_log, self.events_file, self.provision_log, self.audit_log
-
-    def full_outputs(self) -> tuple[str, ...]:
-        """The names of the files of `outputs` that have reached OUTPUT_LIMIT_BYTES."""
-        return tuple(file.name for file in self.outputs if file.exists() and file.stat().st_size >= OUTPUT_LIMIT_BYTES)
 
     @property
     def past_audits(self) -> Path:

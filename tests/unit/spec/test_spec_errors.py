@@ -385,17 +385,3 @@ def test_the_example_for_a_folder_of_the_system_is_accepted(folder: str) -> None
             rule(folder)
         assert example in str(caught.value.hint)
         assert example == rule(example)
-
-
-@pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC", "Etc/GMT+5", "America/Argentina/ComodRivadavia"])
-def test_a_time_zone(zone: str) -> None:
-    assert zone == rules.time_zone(zone)
-
-
-@pytest.mark.parametrize(
-    "zone", ["", "../../etc/passwd", "/etc/localtime", "Europe/", "Europe/../x", "a/b/c/d", "U'TC", "UTC\n", "x" * 65]
-)
-def test_no_time_zone(zone: str) -> None:
-    """The guest makes a path of the name."""
-    with pytest.raises(Fault):
-        rules.time_zone(zone)
