@@ -86,10 +86,10 @@ class Rig:
         return Boot(self, run.detach(argv, log=self.folder / "qemu.log"))
 
     def boot(self, words: str = "", *, root: str = "root_snap", group: str = "vagrant-pipeline") -> str:
-        """Boots, waits for the end, and returns the output of `look`: `pristine`, `changed`, or empty without one."""
+        """Boots, waits for the end, and returns the output of `look`: `pristine`, `changed`, `kept`, or empty."""
         self.start(words, root=root, group=group).ended()
         assert "reboot: Power down" in self.console, self.console[-2000:]
-        printed = re.findall(r"look: (pristine|changed)", self.console)
+        printed = re.findall(r"look: (pristine|changed|kept|damaged)", self.console)
         return printed[-1] if printed else ""
 
 

@@ -58,6 +58,39 @@ def test_power_cuts_at_twenty_points_of_the_premount_phase(rig: Rig) -> None:
     assert rig.boot("resnap") == "pristine"
 
 
+def cut(rig: Rig, words: str, start: str, end: str, cuts: int) -> Iterator[int]:
+    """Boots with these words, and cuts the power at points between two texts on the console. Yields after each cut."""
+    boot, point = rig.start(words), f"{len(words)}-{cuts}"
+    boot.until_printed(start)
+    boot.save(point)
+    boot = rig.start(at=point)
+    boot.go_on()
+    begun = time.monotonic()
+    boot.until_printed(end)
+    phase_s = time.monotonic() - begun
+    boot.ended()
+    for number in range(cuts):
+        boot = rig.start(at=point)
+        boot.go_on()
+        threading.Event().wait(phase_s * (number + 0.5) / cuts)
+        boot.kill()
+        yield number
+
+
+@pytest.mark.parametrize("cuts", [2, pytest.param(CUTS, marks=pytest.mark.soak)])
+def test_power_cuts_while_a_root_is_kept_and_put_back(rig: Rig, cuts: int) -> None:
+    """After each cut, a boot with `resnap` has the whole kept root or an empty snapshot."""
+    for number in cut(rig, "resnap look=keep", "look: keeping", "look: saved", cuts):
+        assert rig.boot("resnap") in ("pristine", "kept"), f"after {number + 1} cuts"
+    assert rig.boot("resnap look=keep") in ("pristine", "kept")
+    assert rig.boot("resnap") == "kept"
+    for number in cut(rig, "resnap", BEGUN, MOUNTED, cuts):
+        assert rig.boot() in ("changed", "pristine", "kept"), f"after {number + 1} cuts"
+        assert rig.boot("resnap") == "kept", f"after {number + 1} cuts"
+    rig.boot("look=drop")
+    assert rig.boot("resnap") == "pristine"
+
+
 def test_a_full_snapshot_is_replaced_and_not_booted(rig: Rig, tmp_path: Path) -> None:
     """The kernel marks a full snapshot as invalid. Without `resnap`, the box reports it and boots nothing."""
     offset = plan(load_box(rig.folder / "kimbox.yaml").disk).snapshot.place.offset_bytes
