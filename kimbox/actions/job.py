@@ -149,6 +149,7 @@ def run(request: RunRequest) -> Done:
     finally:
         if not is_kept:
             stop.destroy(machine)
+            machine.lock_file.unlink(missing_ok=True)  # no other process uses this name
     if is_kept:
         log.info(f"the machine {machine.name} is kept: `kimbox destroy {machine.name}` removes it")
     return done
