@@ -42,8 +42,8 @@ MASKS = {
 }
 
 #: Drop-in for a unit under `later` in provisioner.yaml: the unit starts when the box is ready, or when its provisioning
-#: starts. Until the start is complete, it gets a tenth of the share of the processors that a session or a step gets.
-LATER = b"# A ready box does not need it.\n[Unit]\nAfter=kimbox-ready.service\n[Service]\nStartupCPUWeight=10\n"
+#: starts.
+LATER = b"# A ready box does not need it.\n[Unit]\nAfter=kimbox-ready.service\n"
 
 #: Folder of the build scripts in the new root during the build.
 BUILD_DIR = "usr/lib/kimbox/build.d"
