@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from kimbox.image import namespace
-from kimbox.image.build import rootfs
 from kimbox.image.inputs.recipe import EPOCH_S, Recipe
 from kimbox.lock.apt import sources as apt
 from kimbox.run import run
@@ -79,7 +78,7 @@ def install(suite: str, packages: tuple[str, ...], root: Path, sources: Path, ex
         [
             "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory",
             f"--include={','.join(packages)}", "--aptopt=APT::Install-Recommends \"false\";",
-            *(f"--dpkgopt={option}" for option in (*rootfs.EXCLUDED, "force-unsafe-io")),
+            "--dpkgopt=force-unsafe-io",
             *extra, suite, root, sources,
         ],
         env={"SOURCE_DATE_EPOCH": str(EPOCH_S)},
