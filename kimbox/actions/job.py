@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from kimbox import utctime
 from kimbox.actions import observe, stop
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
@@ -278,7 +279,7 @@ def _record(job: _Job, verdict: Verdict, stored: Report | None, skipped: list[st
         "image": job.plan.image_key,
         "manifest": job.plan.digest,
         "folder": f"sha256:{job.folder_digest}",
-        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "ended_at": utctime.text(),
         "ready_s": None if job.ready_at is None else round(job.ready_at - job.began_at, 3),
         "run_s": None if job.ready_at is None else round(ended_at - job.ready_at, 3),
         "memory_peak_bytes": stored.memory_peak_bytes if stored else None,

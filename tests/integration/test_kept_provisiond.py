@@ -69,7 +69,7 @@ def test_a_new_root_is_kept_before_ready_is_reported(resnapped: FakeGuest, tmp_p
 
 @needs_namespace
 def test_what_is_not_kept(resnapped: FakeGuest, tmp_path: Path) -> None:
-    """A manifest that failed, one that says so, a boot that keeps its snapshot, and a second run after a failure."""
+    """A manifest that failed, one that says so, a boot that keeps its snapshot, a second run after a failure, a job."""
     assert provision(resnapped, tmp_path, box_with(tmp_path, step("o", "test -e /tmp/well"))) == 1
     resnapped.path("/tmp/well").touch()
     assert resnapped.run("/usr/lib/kimbox/receive", "--have").ok
@@ -80,6 +80,12 @@ def test_what_is_not_kept(resnapped: FakeGuest, tmp_path: Path) -> None:
     assert provision(resnapped, tmp_path, box) == 0
     resnapped.new_root()
     assert resnapped.run("/usr/lib/kimbox/provisiond").code == 0  # the mode is keep
+    resnapped.new_root()
+    boot(resnapped)
+    credential = resnapped.path("/run/credentials/@system/kimbox.job")
+    credential.parent.mkdir(parents=True)
+    credential.write_text("0123456789ab 60")
+    assert provision(resnapped, tmp_path, box_with(tmp_path, step("p", "true"))) == 0
     assert "save" not in " ".join(calls(resnapped))
     assert kept(resnapped.events()) == []
 

@@ -45,6 +45,7 @@ drop_other() {
 keep_root() {
 	[ "$mode$secured$part" = resnapno ] && [ "$KIMBOX_KEEP" != nothing ] || return 0
 	case $by in first | resnap) ;; *) return 0 ;; esac
+	[ ! -e /run/credentials/@system/kimbox.job ] || return 0 # the machine of a job has no other boot
 	kept_name=''
 	[ ! -r "$state/unkept" ] || read -r kept_name _ <"$state/unkept"
 	[ "$kept_name" != "$1" ] || return 0
