@@ -12,6 +12,7 @@ from fakeguest import FakeGuest, can_unshare
 
 from kimbox import paths
 from kimbox.jobs.result import Report
+from kimbox.run import run
 
 pytestmark = pytest.mark.skipif(not can_unshare(), reason="this machine allows no mount namespace")
 
@@ -111,6 +112,18 @@ def test_a_job_that_is_ok(guest: FakeGuest) -> None:
     assert "mount -t ext4 -o noatime /dev/vdc /mnt/user" == calls(guest)[0]
     assert "systemctl --no-block poweroff" == calls(guest)[-1]
     assert any("TimeoutStartSec=60" in call for call in calls(guest))
+
+
+def test_the_host_gets_the_output_to_its_end(guest: FakeGuest) -> None:
+    """The last line, which is written just before the end, too. No process that sends it is left."""
+    guest.path("/usr/local/sbin/sleep").write_text('#!/bin/sh\nexec /bin/sleep "$@"\n')
+    (guest.ports / "org.kimbox.job").touch()
+    program(guest, "seq 20000; /bin/sleep 0.3; printf last")
+    run_job(guest)
+    log = guest.path("/mnt/user/run-job.log").read_bytes()
+    assert log.endswith(b"20000\nlast")
+    assert log == (guest.ports / "org.kimbox.job").read_bytes()
+    assert not run(["pgrep", "-f", "^tail .*/mnt/user/run-job.log$"], check=False).ok
 
 
 def test_the_program_has_four_variables_and_its_arguments(guest: FakeGuest) -> None:
