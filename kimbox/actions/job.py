@@ -183,7 +183,7 @@ def _run_guest(job: _Job) -> None:
         delivery = prepare(machine, job.plan, Choice())
         started = JobStart(job.id, job.request.timeout_s, job.request.has_network)
         start(machine, box, delivery=delivery, job=started)
-        bring_to_ready(machine, job.plan, timeout_s=BOOT_TIMEOUT_S, must_send=False)
+        bring_to_ready(machine, job.plan, timeout_s=BOOT_TIMEOUT_S, must_send=False, connects=False)
         job.ready_at = time.monotonic()
         with log.step(f"running the job {job.id}"):
             _follow(job)

@@ -131,6 +131,7 @@ def test_a_clone_is_ready_and_has_its_own_identity(first: Kimbox) -> None:
     assert machine.key.with_suffix(".pub").read_text().split()[1] == found["authorized_key"]
     assert not list(machine.folder.glob("host_key*"))
     assert "" == first.sh("first", "systemctl --failed --no-legend")
+    assert "1\n" == first.sh("first", "pgrep -c -u vagrant sshd"), "only the login of this command"
 
 
 def test_the_files_of_a_template_are_private_and_never_change(first: Kimbox) -> None:

@@ -118,7 +118,8 @@ def _fill(plan: Plan, key: str, image: Image, work: Path, done: Path, timeout_s:
         delivery = handover.prepare(machine, plan, Choice())
         record = driver.start(_launch(record, box, delivery=delivery, freezing=True))
         machine.write_record(attrs.evolve(record, ended=None))
-        bring_to_ready(machine, plan, timeout_s=timeout_s, must_send=False)
+        # No login may be open: every clone would have it, with the keys of its connection.
+        bring_to_ready(machine, plan, timeout_s=timeout_s, must_send=False, connects=False)
         with log.step("freezing it"):
             events = tuple(_plain(event) for event in machine.boot_events() if event.name in KEPT_EVENTS)
             driver.freeze(box.cold_units, done, templates.folder(key))

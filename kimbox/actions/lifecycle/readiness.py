@@ -45,12 +45,14 @@ def bring_to_ready(
     must_send: bool,
     part: Part | None = None,
     may_send: bool = True,
+    connects: bool = True,
 ) -> None:
     """Waits for the guest, sends the manifest if the guest has another one, and waits until the guest is ready with it.
 
     Nothing is sent to a box in maintain mode or to a sealed box. `must_send`: the manifest is sent even if the guest
     has it already, or has fallen back from it. `part`: the guest runs only this part of the manifest. `may_send`: False
-    only waits for the boot. Raises GuestError if the guest fails, or does not answer within `timeout_s`.
+    only waits for the boot. `connects`: opens the shared connection of ssh for the commands that will follow. Raises
+    GuestError if the guest fails, or does not answer within `timeout_s`.
     """
     box, digest = plan.box, plan.digest
     if machine.delivery.exists():
@@ -60,7 +62,7 @@ def bring_to_ready(
         watch.catch_up()  # so that events and output of an earlier command are not shown again
     watch.show_fallback(not (must_send and may_send))  # what is sent replaces the manifest that failed
     with log.step(f"booting {machine.name}"):
-        watch.wait_until("waiting for the guest", _connecting(machine, _has_settled))
+        watch.wait_until("waiting for the guest", _connecting(machine, _has_settled) if connects else _has_settled)
     deliverydisk.discard(machine.delivery)  # the guest has taken it, or cannot
     if machine.record().sealed and not machine.unseal_mark.exists():
         _wait_until_sealed(machine, watch, digest if may_send else None)
@@ -86,7 +88,8 @@ def bring_to_ready(
             watch.wait_until("provisioning", lambda w: _answer(w, digest) is not None)
         finally:
             shared.retire(machine.folder)  # the groups of the user may have changed: only a new login has the new ones
-        _connect(machine)
+        if connects:
+            _connect(machine)
     answer = _answer(watch, digest)
     if answer and sent_manifest(answer) != answer.text("manifest"):
         raise error_of_fallback(machine, answer, watch.last_event("fallback"))

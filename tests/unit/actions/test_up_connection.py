@@ -9,9 +9,12 @@ from feignedworld import World, up
 from makemachine import event
 
 from kimbox.actions import stop
+from kimbox.actions.lifecycle.readiness import bring_to_ready
 from kimbox.guest import shared
 from kimbox.machine.record import Sealed
 from kimbox.machine.state import State
+from kimbox.project.plan import make_plan
+from kimbox.project.project import Project
 from kimbox.spec.model import BootMode
 
 world = feignedworld.world  # a fixture
@@ -44,4 +47,13 @@ def test_no_connection_to_a_sealed_box(world: World) -> None:
     world.machine.data_key.touch()
     world.boot = [*world.boot[:-1], event("sealed", manifest=world.digest, role="worker", site="site")]
     up(world)
+    assert [] == world.connections
+
+
+def test_no_connection_to_a_machine_that_takes_no_commands(world: World) -> None:
+    """A template would keep the login in its memory, and the machine of a job runs nothing else."""
+    up(world)
+    world.connections.clear()
+    plan = make_plan(Project(world.box, None))
+    bring_to_ready(world.machine, plan, timeout_s=5, must_send=True, connects=False)
     assert [] == world.connections
