@@ -123,9 +123,11 @@ def _check_disk(machine: Machine, image: Path) -> None:
         )
     backing_file = disk_info.get("full-backing-filename")
     if backing_file is None or Path(backing_file).resolve() != image.resolve():
+        leave = f"`kimbox up {machine.name}` and `kimbox halt {machine.name}` make its disk independent of the template"
         raise StateError(
             f"cannot shrink {machine.name}: the backing file of its disk is not the image that it was made from",
             code="wrong-state",
+            hint=leave if machine.record().template else None,
             fields={"verb": "shrink", "name": machine.name, "backing_file": str(backing_file)},
         )
 
