@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
+import boxarchive
 import clirun
 import madedisk
 import pytest
@@ -105,7 +105,7 @@ def test_a_package_of_the_image(machine: Machine, world: Path) -> None:
     assert [world / "out/tiny-libvirt.box", beside, sums_file, signature] == list(packaged.files)
     public = " ".join((world / "key.pub").read_text().split()[:2])
     sums.verify(sums_file.read_bytes(), signature.read_bytes(), (public,))
-    with tarfile.open(packaged.files[0]) as archive:
+    with boxarchive.opened(packaged.files[0]) as archive:
         about, bom = (json.load(archive.extractfile(name)) for name in ("kimbox.json", "sbom.cdx.json"))  # type: ignore[arg-type]
         archive.extract("box.img", world, filter="data")
     assert ("base", FORMER, committed.box.image) == (about["from"], about["former"], about["image"])
