@@ -18,7 +18,7 @@ from kimbox.errors import KimboxError, StateError
 from kimbox.filelocks import flock
 from kimbox.files import size_words
 from kimbox.image import namespace
-from kimbox.image.store import images
+from kimbox.image.store import dates, images
 from kimbox.lock.apt import age, archive
 from kimbox.lock.apt import sources as apt
 from kimbox.log import log
@@ -111,7 +111,7 @@ def _age_of_packages() -> HostCheck:
 
 def _packages_as_of(machine: Machine) -> str | None:
     with contextlib.suppress(KimboxError):
-        return images.packages_as_of(machine.record().image)
+        return dates.packages_as_of(machine.record().image)
     return None
 
 

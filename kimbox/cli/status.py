@@ -206,7 +206,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
     import attrs
 
     from kimbox.drivers import registry
-    from kimbox.image.store import images
+    from kimbox.image.store import dates
     from kimbox.machine import keys
 
     driver = registry.of(machine)
@@ -218,7 +218,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "ssh_port": record.ssh_port,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
         "image": record.image,
-        "packages_as_of": images.packages_as_of(record.image),
+        "packages_as_of": dates.packages_as_of(record.image),
         "spec": record.source,
         "spec_digest": record.spec_digest,
         "folder": str(machine.folder),

@@ -15,7 +15,6 @@ images/.tmp-gone-<key>/    an image that is being removed
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,23 +25,18 @@ from kimbox import __version__, paths
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_locked, locked, ran_out_of_space, read_json, space_error, sync_folder, write_json
 from kimbox.image import namespace
-from kimbox.image.store import digest, lease
+from kimbox.image.store import dates, digest, lease
 
-FACTS = "image.json"
-
-#: Names of the files with the locked packages of a built image, and with the changes of a maintained image.
-PACKAGES = "packages.json"
+#: Names of the files with facts, with the locked packages of a built image, and with the changes of a maintained image.
+FACTS = dates.FACTS
+PACKAGES = dates.PACKAGES
 CHANGES = "changes.json"
 
-#: Folder with the small files of an added box, and its description, if kimbox packaged it.
-BOX_FOLDER = "box"
-DESCRIPTION = "kimbox.json"
+#: Folder with the small files of an added box.
+BOX_FOLDER = dates.BOX_FOLDER
 
 #: Maximum number of images in a chain of maintained images.
-MAX_CHAIN = 100
-
-#: An image's key, which is also the name of its folder.
-_KEY = re.compile(r"[0-9a-f]{16,64}")
+MAX_CHAIN = dates.MAX_CHAIN
 
 #: Fact with the digest of the disk at the time when the image was stored, as `digest.disk_digest` returns it.
 DIGEST = "disk_digest"
@@ -104,26 +98,6 @@ def find(key: str) -> Image | None:
     except (OSError, KimboxError) as error:
         raise _damaged(key, str(error)) from None
     return Image(key, place / DISKS[kind], kind, facts)
-
-
-def packages_as_of(key: str) -> str | None:
-    """The date of the packages of an image, or of the image that a maintainer changed. None if it is not known.
-
-    It is in the lock of an image that kimbox built, and in the description of a box that kimbox packaged. The text of a
-    box is not checked. Reads small files only, because `list` does it for each machine.
-    """
-    for _ in range(MAX_CHAIN):
-        for name in (PACKAGES, f"{BOX_FOLDER}/{DESCRIPTION}"):
-            with contextlib.suppress(OSError, KimboxError):
-                as_of = read_json(folder(key) / name).get("as_of")
-                return as_of if isinstance(as_of, str) else None
-        former = None
-        with contextlib.suppress(OSError, KimboxError):
-            former = read_json(folder(key) / FACTS).get("former")
-        if not isinstance(former, str) or not _KEY.fullmatch(former):
-            return None
-        key = former
-    return None
 
 
 def check(image: Image, *, on_bytes: Callable[[int], None] = lambda _: None) -> bool:

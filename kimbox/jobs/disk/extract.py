@@ -7,7 +7,6 @@ renamed when it is complete. Symbolic links are created after all files, so that
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -29,6 +28,9 @@ LIMIT_FACTOR, MIN_LIMIT_BYTES = 10, 1 << 30
 
 #: Maximum number of files that an error lists.
 MAX_LISTED = 10
+
+#: A name in a pattern that matches any number of folders.
+ANY_FOLDERS = b"**"
 
 #: Maximum length of a pattern of `--only`, in characters.
 MAX_PATTERN = 1000
@@ -56,43 +58,45 @@ def selector(patterns: Sequence[str]) -> Callable[[bytes], bool]:
     for pattern in patterns:
         if not pattern.strip("/") or len(pattern) > MAX_PATTERN:
             raise UsageError(f"--only: {pattern[:40]!r} is not a pattern", code="usage", fields={"option": "--only"})
-    all_names = [[_name(name) for name in os.fsencode(pattern.strip("/")).split(b"/")] for pattern in patterns]
+    all_names = [os.fsencode(pattern.strip("/")).split(b"/") for pattern in patterns]
     return lambda path: any(_is_below(names, path.split(b"/")) for names in all_names)
 
 
-def _name(pattern: bytes) -> re.Pattern[bytes] | None:
-    """Returns the expression of a name in a pattern; None for `**`.
-
-    Each text between two stars is matched at its first place, in an atomic group. It cannot match better at a later
-    one, so that there is no backtracking.
-    """
-    if pattern == b"**":
-        return None
-    first, *texts = [re.escape(text).replace(rb"\?", b".") for text in re.split(rb"\*+", pattern)]
-    if not texts:
-        return re.compile(b"(?s)" + first + rb"\Z")
-    between = b"".join(b"(?>.*?" + text + b")" for text in texts[:-1])
-    return re.compile(b"(?s)" + first + between + b".*" + texts[-1] + rb"\Z")
-
-
-def _is_below(names: Sequence[re.Pattern[bytes] | None], path: Sequence[bytes]) -> bool:
+def _is_below(names: Sequence[bytes], path: Sequence[bytes]) -> bool:
     """Whether a path, or a folder above it, matches the names of a pattern."""
     states = {0}  # numbers of names that match the folders so far
     for part in [*path, None]:
         for state in range(len(names)):
-            if state in states and names[state] is None:
+            if state in states and names[state] == ANY_FOLDERS:
                 states.add(state + 1)
         if len(names) in states:
             return True
         if part is None:
             break
-        states = {
-            state + (name is not None)
-            for state in states
-            for name in (names[state],)
-            if name is None or name.match(part)
-        }
+        found = {state for state in states if names[state] == ANY_FOLDERS}
+        states = found | {state + 1 for state in states - found if _matches(names[state], part)}
     return False
+
+
+def _matches(pattern: bytes, name: bytes) -> bool:
+    """Whether a name matches a pattern with `*` and `?`.
+
+    If a text after a star does not match, only the last star takes more: what the stars before it took need not change.
+    """
+    at = place = 0
+    star = resumed = -1
+    while place < len(name):
+        if pattern[at : at + 1] == b"*":
+            star, resumed = at, place
+            at += 1
+        elif at < len(pattern) and pattern[at : at + 1] in (b"?", name[place : place + 1]):
+            at, place = at + 1, place + 1
+        elif star >= 0:
+            resumed += 1
+            at, place = star + 1, resumed
+        else:
+            return False
+    return not pattern[at:].strip(b"*")
 
 
 def refuse_unsafe(unsafe: Sequence[File]) -> None:

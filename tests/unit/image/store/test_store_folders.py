@@ -13,7 +13,7 @@ from refused import refused
 from kimbox import paths
 from kimbox.errors import ImageError, StateError
 from kimbox.files import locked, write_json
-from kimbox.image.store import images, lease
+from kimbox.image.store import dates, images, lease
 
 home = ownhome.home  # a fixture
 
@@ -127,7 +127,7 @@ def test_the_date_of_the_packages() -> None:
         write_json(place / images.FACTS, {"former": former})
         if name:
             write_json(place / name, {"as_of": date})
-        assert date == images.packages_as_of(key)
+        assert date == dates.packages_as_of(key)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_an_unknown_date_of_the_packages(files: dict[str, dict[str, Any]]) -> No
     (images.folder(KEY) / images.BOX_FOLDER).mkdir(parents=True)
     for name, content in files.items():
         write_json(images.folder(KEY) / name, content)
-    assert None is images.packages_as_of(KEY)
+    assert None is dates.packages_as_of(KEY)

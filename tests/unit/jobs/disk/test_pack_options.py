@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from kimbox.errors import UsageError
-from kimbox.jobs.disk.extract import selector
 from kimbox.jobs.disk.pack import Room, parse_size
 
 
@@ -43,30 +42,3 @@ def test_room() -> None:
     assert 0 == Room.parse("0K").blocks(100_000, 1024)
     with pytest.raises(UsageError):
         Room.parse("ten")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "path", "expected"),
-    [
-        ("output", b"output/a/b", True),
-        ("output/", b"output", True),
-        ("output", b"outputs", False),
-        ("output/*.csv", b"output/a.csv", True),
-        ("output/*.csv", b"output/a/b.csv", False),
-        ("output/**.csv", b"output/a/b.csv", True),
-        ("*", b"a/b", True),
-        ("?", b"ab", False),
-        ("a[b]", b"ab", False),
-        ("a*", b"a\n\xff", True),
-    ],
-)
-def test_patterns(pattern: str, path: bytes, expected: bool) -> None:
-    """A star does not match a slash, two do, and a folder includes its content."""
-    assert expected == selector([pattern])(path)
-
-
-def test_bad_patterns() -> None:
-    """An empty pattern, and one that takes too long to match, are refused."""
-    for pattern in ("", "/", "*a" * 30, "x" * 2000):
-        with pytest.raises(UsageError):
-            selector([pattern])
