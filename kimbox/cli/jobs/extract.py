@@ -25,8 +25,8 @@ Only = Annotated[
     typer.Option(
         "--only",
         metavar="GLOB",
-        help="Extract what matches, for example output or 'output/*.csv'. A folder includes what is in it. `*` does "
-        "not match a slash, `**` does. May be given several times.",
+        help="Extract what matches, for example output or 'output/*.csv'. A folder includes what is in it. A name "
+        "`**` matches any number of folders. May be given several times.",
     ),
 ]
 Limit = Annotated[
