@@ -20,7 +20,7 @@ from makemachine import make_machine, running
 from kimbox import paths
 from kimbox.actions import shrink
 from kimbox.drivers.qemu import disk
-from kimbox.files import sha256_file, write_json
+from kimbox.files import sha256_file, sync_file, write_json
 from kimbox.machine import bootmode
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended
@@ -48,6 +48,7 @@ def machine(world: Path) -> Machine:
     made = make_machine()
     made.disk.unlink()
     madedisk.overlaid(folder / "disk.raw", disk, made.disk)
+    sync_file(made.disk)  # before that the number of its blocks may change
     return made
 
 

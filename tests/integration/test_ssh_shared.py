@@ -24,6 +24,7 @@ from kimbox.run import Completed, background, run
 _CLIENT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background programs with SIGINT ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup(1), too, with SIGHUP
 from pathlib import Path
 from kimbox.guest import shared
 from kimbox.guest.endpoint import Endpoint
