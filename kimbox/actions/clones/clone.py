@@ -12,7 +12,6 @@ import attrs
 
 from kimbox import run
 from kimbox.actions.clones import template as making
-from kimbox.actions.clones.template import MAC
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, Launch, TemplateDriver
 from kimbox.errors import GuestError, StateError
@@ -22,7 +21,7 @@ from kimbox.guest.identity import Identity
 from kimbox.log import log
 from kimbox.machine import keys
 from kimbox.machine.folder import Machine, machine_of, read_end
-from kimbox.machine.record import PlanDigests, Purpose, Record
+from kimbox.machine.record import Purpose, Record
 from kimbox.machine.templates import Template
 from kimbox.project.plan import Plan, make_plan
 from kimbox.project.project import Project
@@ -163,25 +162,15 @@ def _identity(machine: Machine) -> Identity:
 
 
 def _record(machine: Machine, plan: Plan, template: Template, identity: Identity) -> Record:
-    box = plan.box
-    return Record(
-        name=machine.name,
-        source=str(box.source),
-        shipped=plan.project.shipped,
-        spec_digest=box.digest,
+    """Returns the record of a clone: that of the template's machine with what is the clone's own."""
+    return attrs.evolve(
+        making.record_of(plan, machine.name),
         image=template.image,
         uuid=identity.uuid,
-        mac=MAC,
-        ssh_port=0,
-        forwards={},
         cpus=template.cpus,
         memory_bytes=template.memory_bytes,
         scratch=template.scratch,
-        delivery_disk=True,
-        box=box.name,
-        plan=PlanDigests(box.digest, plan.lock.digest, plan.digest),
         template=template.key,
-        woken=True,
     )
 
 

@@ -58,11 +58,11 @@ def leased(plan: Plan, *, timeout_s: float) -> Iterator[Template]:
 def key_of(plan: Plan) -> str:
     """Returns the key of the template of a plan. The template need not exist."""
     machine = Machine(plan.box.name)
-    facts = registry.with_templates(machine).template_facts(_launch(_record(plan, machine.name), plan.box))
+    facts = registry.with_templates(machine).template_facts(_launch(record_of(plan, machine.name), plan.box))
     return templates.key_of(image=plan.image_key, manifest=plan.digest, facts=facts)
 
 
-def _record(plan: Plan, name: str) -> Record:
+def record_of(plan: Plan, name: str) -> Record:
     """Returns the record of the machine that becomes a template. A saved memory depends on nothing else of it."""
     box = plan.box
     return Record(
@@ -111,7 +111,7 @@ def _fill(plan: Plan, key: str, image: Image, work: Path, done: Path, timeout_s:
     try:
         keys.make_pair(machine.key, machine.name)
         driver.create(machine.folder, box, image)
-        record = attrs.evolve(_record(plan, machine.name), uuid=str(uuid.uuid4()), driver=driver.name)
+        record = attrs.evolve(record_of(plan, machine.name), uuid=str(uuid.uuid4()), driver=driver.name)
         # The record of a machine has a port: it is free, and the machine gets its own when it starts.
         machine.write_record(attrs.evolve(record, ssh_port=1))
         driver.choose_boot(box.boot, Choice())

@@ -92,9 +92,9 @@ def differences(disk: Path, base: Path, base_format: str) -> tuple[str, ...]:
     """Returns the parts of the overlay `disk` that differ from its image `base`: names of parts, and paths of /boot.
 
     Not compared: `persistent`, the store of the snapshot of root, which each boot empties, and the volume for a kept
-    root, which a sealed box does not use. Of /boot, names, types
-    and contents of files are compared, because each boot writes to the file system itself. GRUB's environment may have
-    any boot mode that a sealed box may have. Raises ImageError if the image has another layout.
+    root, which a sealed box does not use. Of /boot, names, types and contents of files are compared, because each boot
+    writes to the file system itself. GRUB's environment may have any boot mode that a sealed box may have. Raises
+    ImageError if the image has another layout.
     """
     own = nbd.content(disk, "qcow2").own
     with nbd.opened(disk, "qcow2") as source, nbd.opened(base, base_format) as backing:

@@ -32,7 +32,7 @@ PROGRAM, OUTPUT = b"run-job", b"output"
 
 _ZEROS = bytes(CHUNK_BYTES)
 
-#: Inode and device, size, time of the last change in nanoseconds: equal as long as nobody writes to the file.
+#: Inode and device, size, time of the last change in nanoseconds. They stay equal until a process writes to the file.
 _State = tuple[int, int, int, int]
 
 

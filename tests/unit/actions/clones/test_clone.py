@@ -78,6 +78,7 @@ def plan() -> Any:
     box = load_box(paths.boxes_dir() / "minimal.yaml")
     lock = attrs.make_class("Lock", ["digest"])("e" * 64)
     fields = {"project": Project(box, "minimal"), "box": box, "lock": lock, "digest": "c" * 64, "delivered": delivered}
+    fields["image_key"] = TEMPLATE.image
     return attrs.make_class("Plan", list(fields))(**fields)
 
 
