@@ -112,7 +112,8 @@ def refuse_sealed(machine: Machine, choice: Choice) -> None:
 
 def refuse_kept_root(box: Box, choice: Choice) -> None:
     """Raises StateError (`keep-not-allowed`) if a sealed box would boot keep, and its spec does not allow that."""
-    if BootMode.KEEP not in (choice.mode or box.boot, box.boot if choice.once else None):
+    of_spec = box.boot_mode(is_sealed=True)
+    if BootMode.KEEP not in (choice.mode or of_spec, of_spec if choice.once else None):
         return
     if box.secure is None or not box.secure.keep:
         raise StateError(

@@ -28,7 +28,7 @@ def load_box(path: Path) -> Box:
     box = build(schema.with_defaults(merged.tree), path, merged.files, problems, faulty)
     if problems.collected:
         raise SpecError(problems.collected, code="bad-spec")
-    return box
+    return attrs.evolve(box, has_boot_key=merged.tree.get("boot") is not None)
 
 
 def merged_spec(path: Path) -> dict[str, Any]:

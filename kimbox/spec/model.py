@@ -253,6 +253,13 @@ class Box:
     resnap_keep: ResnapKeep = ResnapKeep.PROVISIONED
     #: Whether the image runs the job on a second disk without being asked by kimbox.
     job: bool = False
+    #: Whether the spec has the key `boot`. If not, `boot` has the default of a box that is not sealed.
+    has_boot_key: bool = True
+
+    def boot_mode(self, *, is_sealed: bool) -> BootMode:
+        """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""
+        may_keep = self.secure is not None and self.secure.keep
+        return BootMode.RESNAP if is_sealed and not self.has_boot_key and not may_keep else self.boot
 
     def repository(self, name: str) -> Repository | None:
         """Returns the repository of that name; None if there is none."""

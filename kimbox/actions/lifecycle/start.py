@@ -73,7 +73,7 @@ def start(
         choice = boot or Choice()
         if delivery and machine.boot_events():  # not at the first start: nothing is kept yet
             choice = attrs.evolve(choice, manifest=delivery.digest)
-        registry.of(machine).choose_boot(box.boot, choice)
+        registry.of(machine).choose_boot(box.boot_mode(is_sealed=record.sealed is not None), choice)
     record = registry.of(machine).start(
         Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery, job=job)
     )

@@ -167,6 +167,25 @@ def test_a_sealed_box_does_not_keep_its_root(world: World, script: Script) -> No
     assert ["power button", "put back", "start"] == world.did
 
 
+def test_a_sealed_box_whose_spec_has_no_boot_mode_boots_resnap(world: World, script: Script) -> None:
+    """The default `keep` is that of a box that is not sealed. A spec with `secure: {keep: true}` keeps it."""
+    assert world.box.secure
+    cannot_keep, can_keep = (attrs.evolve(world.box.secure, keep=keep) for keep in (False, True))
+    world.box = attrs.evolve(world.box, boot=BootMode.KEEP, has_boot_key=False, secure=cannot_keep)
+    world.modes.clear()
+    seal.secure(UpRequest(Project(world.box), timeout_s=5), ANSWERS)
+    up(world)
+    assert [("resnap", None)] == world.modes
+    stop.halt(world.machine)
+    up(world)
+    with refused(StateError, "keep-not-allowed", name="tiny", mode="keep"):
+        plan_restart(UpRequest(Project(world.box), boot=Choice(BootMode.KEEP)))
+    stop.halt(world.machine)
+    world.box = attrs.evolve(world.box, secure=can_keep)
+    up(world)
+    assert [("resnap", None), ("resnap", None), ("keep", None)] == world.modes
+
+
 def test_snapshots_are_not_lost(world: World, script: Script) -> None:
     """A box with a snapshot is not secured."""
     (world.machine.snapshots / "mine").mkdir(parents=True)

@@ -58,6 +58,19 @@ def test_roles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("boot", "keep", "mode"),
+    [("", False, "resnap"), ("", True, "keep"), ("boot: keep", False, "keep"), ("boot: resnap", True, "resnap")],
+)
+def test_the_boot_mode_of_a_sealed_box(tmp_path: Path, boot: str, keep: bool, mode: str) -> None:
+    """A box boots resnap when it is sealed, if nothing in its spec asks for something else."""
+    (tmp_path / "kimbox.yaml").write_text(
+        f"kimbox: 1\nname: x\n{boot}\nsecure: {{keep: {str(keep).lower()}, roles: {{director: {{}}}}}}\n"
+    )
+    box = load_box(tmp_path / "kimbox.yaml")
+    assert (box.boot, mode) == (box.boot_mode(is_sealed=False), box.boot_mode(is_sealed=True))
+
+
+@pytest.mark.parametrize(
     ("text", "place", "code"),
     [
         ("secure: {site: a.org}", "3:9", "missing-key"),
