@@ -40,13 +40,16 @@ PACKAGE_OF = {
     "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils",
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "newuidmap": "uidmap",
     "unshare": "util-linux", "git": "git", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
-    "ssh-keyscan": "openssh-client",
+    "ssh-keyscan": "openssh-client", "scp": "openssh-client",
     "vagrant": "vagrant vagrant-libvirt", "virsh": "libvirt-clients", "libvirtd": "libvirt-daemon-system",
     "apt-get": "apt", "apt-config": "apt", "gpg": "gpg",
 }  # fmt: skip
 
 #: Maximum number of output lines in an error message; the last ones are used.
 TAIL_LINES = 15
+
+#: Maximum length of a line of output, in characters. A longer line is passed on in pieces.
+MAX_LINE_CHARACTERS = 1 << 16
 
 #: Maximum size of the output of a background process that is read, in bytes.
 OUTPUT_BYTES = 1 << 16
@@ -212,7 +215,7 @@ def stream(
     ) as process:
         assert process.stdout is not None  # noqa: S101 - for the type checker
         try:
-            for line in process.stdout:
+            while line := process.stdout.readline(MAX_LINE_CHARACTERS):
                 if log:
                     log.write(line)
                     log.flush()

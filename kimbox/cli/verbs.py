@@ -23,6 +23,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "list": ("list_", "List all boxes of this user"),
         "ssh": ("ssh", "Open a shell in a box"),
         "exec": ("exec_", "Run a command in a box"),
+        "cp": ("cp", "Copy files and folders to and from a box"),
         "logs": ("logs", "Show the output of provisioning, or another log of a box"),
         "snapshot": ("snapshot", "Save, restore, list and delete snapshots of a box"),
         "ssh-config": ("ssh_config", "Print the ssh_config(5) entry of a box"),

@@ -66,6 +66,12 @@ def _quoted(path: Path, cwd: Path | None) -> str:
     return f'"{text.replace("%", "%%")}"'
 
 
+def ssh_options(endpoint: Endpoint, *, settings: Mapping[str, str] | None = None, cwd: Path | None = None) -> list[str]:
+    """The options of ssh(1) and scp(1) for a guest, without its host name. The arguments are those of `ssh_command`."""
+    values = ssh_settings(endpoint, cwd=cwd) | dict(settings or {})
+    return ["-F", "none", *(f"-o{key}={value}" for key, value in values.items() if key != "HostName")]
+
+
 def ssh_command(
     endpoint: Endpoint,
     *,
@@ -80,8 +86,7 @@ def ssh_command(
     `options` come after the host name: options of ssh, or a command. `settings` are more settings of ssh_config(5).
     `cwd` as for `ssh_settings`.
     """
-    values = ssh_settings(endpoint, cwd=cwd) | dict(settings or {})
-    base = ["ssh", "-F", "none", *(f"-o{key}={value}" for key, value in values.items() if key != "HostName")]
+    base = ["ssh", *ssh_options(endpoint, settings=settings, cwd=cwd)]
     if command is None:
         return [*base, endpoint.host, *options]
     return [*base, *(["-t"] if terminal else ["-T"]), endpoint.host, *options, "--", command]

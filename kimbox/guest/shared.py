@@ -82,6 +82,13 @@ def execute(endpoint: Endpoint, command: Sequence[str], *, terminal: bool = Fals
         )
 
 
+@contextlib.contextmanager
+def sharing(endpoint: Endpoint) -> Iterator[dict[str, str]]:
+    """ssh settings for programs that run ssh themselves in the folder of the box's key: they share the connection."""
+    with _opened(endpoint.key_path.parent) as handle, _sharing(handle) as settings:
+        yield settings
+
+
 def open_early(endpoint: Endpoint) -> None:
     """Starts to open the shared connection, so that the first command need not wait for the handshake. Does not wait.
 

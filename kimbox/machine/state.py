@@ -53,6 +53,7 @@ ALLOWED: dict[str, frozenset[State]] = {
     "up": frozenset(State) - {State.UNRESPONSIVE},
     "ssh": _ANSWERS,
     "exec": _ANSWERS,
+    "cp": _ANSWERS,
     "audit": _ANSWERS | {State.SEALED},
     "provision": frozenset({State.READY, State.FAILED, State.PROVISIONING}),
     "suspend": frozenset({State.READY, State.FAILED, State.PROVISIONING, State.BOOTING, State.PAUSED}),

@@ -149,6 +149,17 @@ def test_no_secret_is_in_the_command_line_and_only_the_box_key_logs_in(minimal: 
         assert "Permission denied" in tried.stderr
 
 
+def test_files_are_copied_in_both_directions(minimal: Kimbox, tmp_path: Path) -> None:
+    """The box has no rsync: scp copies."""
+    folder = tmp_path / "a folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below/file").write_text("text")
+    assert "scp" == minimal.json("cp", str(folder), "minimal:/tmp")["program"]
+    minimal("cp", "minimal:/tmp/a f*/below/*", str(tmp_path / "back"))
+    assert "text" == (tmp_path / "back").read_text()
+    minimal("exec", "--", "rm", "-r", "/tmp/a folder")
+
+
 def test_ssh_config_serves_other_programs(minimal: Kimbox) -> None:
     """ssh and scp connect to the box with the output of ssh-config."""
     config = minimal.folder / "ssh.conf"
