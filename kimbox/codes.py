@@ -49,7 +49,7 @@ CODES: dict[str, str] = {
     "command-failed": "A program on the host failed; the message has the end of its output.",
     "commit-not-found": "A repository no longer has a commit that the lock or the spec names.",
     "conflicting-settings": "Two settings of a spec contradict each other, or one has no effect because of the other.",
-    "copy-failed": "`kimbox cp` did not copy everything; the message has the reason.",
+    "copy-failed": "Not everything was copied to or from a box; the message has the reason.",
     "connection-lost": "The ssh connection to a guest was lost during a command.",
     "credentials-refused": "A gateway refused the user of a box, or a sealed box could not get new credentials.",
     "data-key-missing": "A sealed box cannot start, because this host does not have the key of its credentials.",

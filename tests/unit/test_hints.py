@@ -1,4 +1,4 @@
-"""Every command `kimbox ...` in a message or hint of the code is accepted: verb, options and arguments."""
+"""Every command `kimbox ...` in a message of the code or in a document is accepted: verb, options and arguments."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ ACTIONS = {
     "snapshot": {"save", "restore", "list", "delete", SAMPLE},
     "box": {"add", "list", "remove", "prune", SAMPLE},
 }
+
+#: Verb, or verb and action -> the arguments that it requires.
+ARGUMENTS = {"snapshot save": "NAME", "cp": "FILE BOX:"}
 
 #: Names that stand for any verb or for a part of a command, and not for a command: `kimbox VERB --help`.
 ANY_VERB = {"VERB", SAMPLE}
@@ -71,6 +74,7 @@ def filled(arguments: str) -> list[str]:
     words = shlex.split(arguments.replace("...", "").replace("{name}", SAMPLE).replace("{box}", SAMPLE))
     result: list[str] = []
     for word in words:
+        word = word.strip("[]") if word.startswith("[-") else word
         is_placeholder = word.strip("[]").replace("|", "").isupper() and not word.startswith("-")
         if is_placeholder or word == SAMPLE:
             word = VALUES.get(result[-1], SAMPLE) if result else word
@@ -81,7 +85,7 @@ def filled(arguments: str) -> list[str]:
 def parse(words: list[str]) -> str | None:
     """Parses the arguments of a command as kimbox does, and runs nothing. Returns what is wrong with them, or None."""
     _, rest, _ = split_global(words)
-    if not rest or rest[0] in ANY_VERB or rest == ["--help"]:
+    if not rest or rest[0] in ANY_VERB or rest in (["--help"], ["--version"]):
         return None
     verb, arguments = rest[0], rest[1:]
     if verb not in VERBS:
@@ -106,7 +110,16 @@ def parse(words: list[str]) -> str | None:
     return None
 
 
+def commands_of_documents() -> Iterator[tuple[str, str]]:
+    """Yields the place and the arguments of every command in the text of a document."""
+    for document in (KIMBOX.parent / "README.md", *sorted((KIMBOX.parent / "docs").glob("*.md"))):
+        for number, line in enumerate(document.read_text().splitlines(), 1):
+            for match in COMMAND.finditer(line):
+                yield f"{document.relative_to(KIMBOX.parent)}:{number}", (match[1] or "").strip()
+
+
 ALL = sorted({(arguments, place) for place, arguments in commands()})
+IN_DOCUMENTS = sorted({(arguments, place) for place, arguments in commands_of_documents()})
 
 
 def test_there_are_commands() -> None:
@@ -122,6 +135,13 @@ def test_a_command_of_a_message_is_accepted(arguments: str, place: str) -> None:
     assert None is parse(filled(arguments)), f"{place}: kimbox {arguments}"
 
 
+@pytest.mark.parametrize(("arguments", "place"), IN_DOCUMENTS)
+def test_a_command_of_a_document_is_accepted(arguments: str, place: str) -> None:
+    """As in a message. A text may also name a verb or an option without the value that it requires."""
+    fault = parse(filled(arguments)) or ""
+    assert fault == "" or fault.startswith("Missing argument") or "requires an argument" in fault, f"{place}: {fault}"
+
+
 @pytest.mark.parametrize(
     "arguments", ["nosuch", "up --nosuch", "lock --update", "up --boot", "snapshot drop x", "status a b"]
 )
@@ -134,4 +154,4 @@ def test_a_wrong_command_is_found(arguments: str) -> None:
 def test_a_verb_of_another_tool(other: str, meant: str) -> None:
     """It is not a verb of kimbox, and the verb that it suggests is one, with its options."""
     assert other not in VERBS
-    assert None is parse(filled(f"{meant} x" if meant == "snapshot save" else meant))
+    assert None is parse(filled(f"{meant} {ARGUMENTS.get(meant, '')}"))
