@@ -31,8 +31,8 @@ MIN_FREE_BYTES = 10 << 30
 #: Size below which unused files are not worth a command, in bytes.
 SHOWN_BYTES = 1_000_000
 
-#: The command that chooses the present packages for the spec in the current folder.
-_UPDATE_PACKAGES = "kimbox lock --update packages"
+#: What chooses the present packages for a spec.
+_UPDATE_PACKAGES = "in the folder of its spec: kimbox lock --update packages"
 
 #: Programs that kimbox calls with every driver, and their purpose: it completes the sentence `it ...`.
 PROGRAMS = {

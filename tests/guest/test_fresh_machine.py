@@ -41,6 +41,12 @@ script/up minimal
 say again
 script/up minimal
 
+say fix
+sudo apt-get -qq remove --purge mmdebstrap git >/dev/null 2>&1
+sudo sed -i "/^$USER:/d" /etc/subuid /etc/subgid
+.venv/bin/kimbox doctor && exit 93
+.venv/bin/kimbox doctor --fix -y
+
 say exec
 .venv/bin/kimbox exec minimal -- cat /etc/os-release
 
@@ -94,6 +100,10 @@ def test_one_command_on_a_bare_machine(machine: FreshRoot, tmp_path: Path, home:
     assert "kimbox ssh minimal" in up
     second = part(lines, "again")
     assert [] == [line for line in second if line.startswith(("Installing", "This machine lacks"))]
+    fixed = part(lines, "fix")
+    # Before the commands, and not after them.
+    assert ["building", "git", "mmdebstrap"] == sorted(line.split()[1][:-1] for line in fixed if line.startswith("bad"))
+    assert "ran 2 commands, 0 of them failed" in fixed
     assert "ID=debian" in part(lines, "exec")
     (tmp_path / "minimal.lock").write_text("\n".join(part(lines, "lock")) + "\n")
     image = obtain.ensure(load_box(boxes_dir() / "minimal.yaml"), read_lock(tmp_path / "minimal.lock").packages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from clirun import Kimbox, result
 
 from kimbox import paths, run, utctime
 from kimbox.actions import doctor
+from kimbox.actions.repair import commands_in
 from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt
 from kimbox.errors import KimboxError
 from kimbox.files import write_json
@@ -66,6 +68,56 @@ def test_text(kimbox: Kimbox) -> None:
     lines = out.splitlines()
     index = next(number for number, line in enumerate(lines) if line.startswith("bad   git: "))
     assert "      fix: sudo apt-get install git" == lines[index + 1]
+
+
+@pytest.mark.usefixtures("_poor_host")
+def test_the_commands_are_run(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One command installs all packages. A command that fails does not stop the next one. Then the host is checked."""
+    ran: list[tuple[list[str], dict[str, str]]] = []
+
+    def stream(argv: list[str], *, env: dict[str, str], **_: object) -> None:
+        ran.append((argv, env))
+        if "usermod" in argv:
+            raise run.CommandError(argv, "failed", "no such user")
+
+    monkeypatch.setattr(run, "stream", stream)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert 2 == kimbox("doctor", "--fix")[0]  # no terminal
+    assert 2 == kimbox("doctor", "--fix", "--store", "-y")[0]
+    assert [] == ran
+    code, out, err = kimbox("doctor", "--fix", "-y", "--json")
+    assert 6 == code
+    assert "no such user" in err
+    installs = [argv for argv, _ in ran if "install" in argv]
+    assert [["sudo", "apt-get", "install", "--yes"]] == [argv[:4] for argv in installs]
+    assert {"git", "mmdebstrap", "qemu-utils"} < set(installs[0])
+    assert "vagrant" not in installs[0]  # kimbox can do without it
+    assert len(installs[0]) == len(set(installs[0]))
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert ["sudo", "usermod", "--add-subuids", "100000-165535", user] in [argv for argv, _ in ran]
+    failed = {each["command"].split()[1]: each["failed"] for each in result(out, "doctor")["ran"]}
+    assert ("false", "true") == (failed["apt-get"], failed["usermod"])
+
+
+@pytest.mark.parametrize(
+    ("repair", "expected"),
+    [
+        ("sudo apt-get install a b", ["sudo apt-get install a b"]),
+        ("sudo usermod --append --groups kvm $USER  # then log in again", ["sudo usermod --append --groups kvm ME"]),
+        ("sudo systemctl start x && sudo sysctl -w a.b=1", ["sudo systemctl start x", "sudo sysctl -w a.b=1"]),
+        ("VAGRANT_HOME=/a/b vagrant plugin install p", ["VAGRANT_HOME=/a/b vagrant plugin install p"]),
+        ("kimbox prune", ["kimbox prune"]),
+        ("sudo rm -rf /", []),
+        ("sudo systemctl start x && rm y", []),
+        ("set KIMBOX_HOME to a folder that you can write", []),
+        ("in a container, start it with `--privileged`; this machine's", []),
+        ("", []),
+    ],
+)
+def test_a_repair_is_a_command_or_advice(repair: str, expected: list[str]) -> None:
+    """Only programs that kimbox's own checks name are run, without a shell."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert [text.replace(" ME", f" {user}") for text in expected] == [str(command) for command in commands_in(repair)]
 
 
 def _check(what: str) -> HostCheck:
@@ -144,7 +196,8 @@ def test_old_packages() -> None:
         images.folder(machine.record().image).mkdir(parents=True)
         write_json(images.folder(name * 8) / images.PACKAGES, {"as_of": utctime.text(time.time() - days * 86400)})
     found = _check("age of packages")
-    assert (Outcome.SLOW, "kimbox lock --update packages") == (found.outcome, found.repair)
+    assert Outcome.SLOW == found.outcome
+    assert "kimbox lock --update packages" in str(found.repair)
     assert "stale: " in found.result
     assert "8 days old" in found.result
     assert "fresh" not in found.result
