@@ -14,7 +14,7 @@ from kimbox.cli.output import printable, report, settings
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
-    from kimbox.actions.job import Done
+    from kimbox.actions.jobs.request import Done
     from kimbox.jobs.jobfile import JobFile
     from kimbox.spec.model import Scratch as Space
 
@@ -101,12 +101,13 @@ def run(
       kimbox job run DIR --box openkim-dev --timeout 2h --output results -- --steps 1000
       kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network outbound
     """
-    from kimbox.actions import job
+    from kimbox.actions.jobs import run as running
+    from kimbox.actions.jobs.request import RunRequest
     from kimbox.jobs.jobfile import read_jobfile
 
     in_file = read_jobfile(folder)
     size_bytes, chosen_room = disk_size(in_file, size, room)
-    request = job.RunRequest(
+    request = RunRequest(
         target.project(box or (in_file.box if file is None else None), file),
         folder,
         output or folder.resolve().with_name(f"{folder.resolve().name}.out"),
@@ -121,7 +122,7 @@ def run(
         keep=keep,
         vetting=in_file.vetting,
     )
-    raise typer.Exit(_print(job.run(request)))
+    raise typer.Exit(_print(running.run(request)))
 
 
 def _arguments(words: list[str]) -> tuple[str, ...]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from pathlib import Path
-from typing import Any
 
 import attrs
 
-from kimbox import utctime
 from kimbox.actions import observe, stop
+from kimbox.actions.jobs import results
+from kimbox.actions.jobs.request import Done, Job, RunRequest
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready
@@ -23,28 +22,18 @@ from kimbox.actions.lifecycle.start import start
 from kimbox.actions.progress import Output
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
-from kimbox.drivers.base import SHUTDOWN_BYTES, SHUTDOWN_LINES, JobStart
-from kimbox.errors import GuestError, KimboxError, StateError, UsageError
-from kimbox.files import copy_sparse, json_bytes
+from kimbox.drivers.base import JobStart
+from kimbox.errors import GuestError, StateError, UsageError
 from kimbox.guest.events import Tail
-from kimbox.image.disk.ext4.directories import shown
-from kimbox.image.formats.boxwriter import making
-from kimbox.jobs.disk import contents, extract, pack
-from kimbox.jobs.disk.pack import Room
+from kimbox.jobs.disk import pack
 from kimbox.jobs.disk.source import check_folder
-from kimbox.jobs.result import MAX_STATUS_BYTES, STATUS_FILE, Outcome, Report, Verdict, judge
-from kimbox.jobs.vet import Rejected, Vetting, vet
+from kimbox.jobs.result import Outcome, Report, Verdict
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.console import CONSOLE_BYTES, SHOWN_LINES, console_lines
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended, Purpose
-from kimbox.project.plan import Plan, make_plan
-from kimbox.project.project import Project
-from kimbox.spec.model import Box, Scratch
-
-#: What is extracted from the disk. Everything else on it is discarded.
-RESULTS = ("output", "run-job.log", "run-job-failure.log")
+from kimbox.project.plan import make_plan
+from kimbox.spec.model import Box
 
 #: Time from the time limit of the program until the guest must have powered off, in seconds.
 END_MARGIN_S = 120.0
@@ -55,62 +44,11 @@ SHUTDOWN_TIMEOUT_S = 30.0
 #: Maximum number of characters of the box's name in the name of a machine, which is the host name of the guest.
 MAX_BOX_CHARACTERS = 40
 
-#: Name of the file on the disk with the arguments of the program, of the event of a job, and of the record.
-ARGUMENTS, EVENT, RECORD = b"run-job.args", "job", "job.json"
+#: Name of the file on the disk with the arguments of the program, and of the event of a job.
+ARGUMENTS, EVENT = b"run-job.args", "job"
 
 #: Interval between two reads of events and output, in seconds.
 POLL_INTERVAL_S = 0.05
-
-#: Version of job.json.
-FORMAT = 1
-
-
-@attrs.frozen
-class RunRequest:
-    """The arguments of `job run`. Numbers that are None are those of the spec."""
-
-    project: Project
-    folder: Path
-    output: Path
-    arguments: tuple[str, ...] = ()
-    cpus: int | None = None
-    memory_bytes: int | None = None
-    scratch: Scratch | None = None
-    size_bytes: int | None = None
-    room: Room | None = None
-    #: Limit on the program, in seconds; None: there is none.
-    timeout_s: int | None = None
-    has_network: bool = False
-    #: What results must be like; None: everything passes.
-    vetting: Vetting | None = None
-    #: Keep the machine of a job that was not ok, halted, so that its disk can be looked at.
-    keep: bool = False
-
-
-@attrs.frozen
-class Done:
-    """A job that has ended. `record` is the content of job.json."""
-
-    verdict: Verdict
-    output: Path
-    record: dict[str, Any]
-
-
-@attrs.define
-class _Job:
-    """A job that runs. Times are those of time.monotonic(); `began_at` is that of the whole command."""
-
-    request: RunRequest
-    id: str
-    machine: Machine
-    plan: Plan
-    began_at: float = attrs.field(factory=time.monotonic)
-    ready_at: float | None = None
-    ended_at: float | None = None
-    folder_digest: str = ""
-    reported: Report | None = None
-    #: The verdict of the host, where it does not depend on the reports of the guest.
-    verdict: Verdict | None = None
 
 
 def run(request: RunRequest) -> Done:
@@ -130,7 +68,7 @@ def run(request: RunRequest) -> Done:
     plan = make_plan(attrs.evolve(request.project, box=_box(request)))
     job_id = uuid.uuid4().hex[:12]
     machine = Machine(f"{plan.box.name[:MAX_BOX_CHARACTERS]}-job-{job_id}")
-    job = _Job(request, job_id, machine, plan)
+    job = Job(request, job_id, machine, plan)
     is_kept = False
     try:
         with machine.locked():
@@ -145,7 +83,7 @@ def run(request: RunRequest) -> Done:
             )
             job.folder_digest = packed.digest
             _run_guest(job)
-            done = _write_results(job)
+            done = results.write(job)
         is_kept = request.keep and done.verdict.outcome is not Outcome.OK
     finally:
         if not is_kept:
@@ -175,7 +113,7 @@ def _lines(arguments: tuple[str, ...]) -> bytes:
     return "".join(f"{argument}\n" for argument in arguments).encode(errors="surrogateescape")
 
 
-def _run_guest(job: _Job) -> None:
+def _run_guest(job: Job) -> None:
     """Starts the guest, waits until it has ended, and keeps what it reported. A failure of the box is a verdict."""
     machine, box = job.machine, job.plan.box
     machine.job_log.touch()
@@ -201,7 +139,7 @@ def _run_guest(job: _Job) -> None:
         machine.write_record(attrs.evolve(machine.record(), ended=Ended.HALTED))
 
 
-def _follow(job: _Job) -> None:
+def _follow(job: Job) -> None:
     """Shows the output of the job and reads its events until the guest has ended, or exceeds the time limit."""
     driver, limit_s = registry.of(job.machine), job.request.timeout_s
     events, output = Tail(job.machine.events_file), Output(job.machine.job_log)
@@ -221,69 +159,3 @@ def _follow(job: _Job) -> None:
             return
         log.now("waiting for the end of the job")
         time.sleep(POLL_INTERVAL_S)
-
-
-def _write_results(job: _Job) -> Done:
-    """Reads the disk of the job, and writes the folder with the results and job.json.
-
-    If the disk cannot be read, a copy of it is among the results.
-    """
-    output = job.request.output
-    stored: Report | None = None
-    skipped: list[str] = []
-    rejected: list[Rejected] = []
-    with making(output) as work:
-        target = work / output.name
-        try:
-            with contents.opened(job.machine.job_disk) as disk:
-                stored = Report.parse(disk.head(STATUS_FILE, MAX_STATUS_BYTES) or b"")
-                verdict = job.verdict or judge(
-                    job.id, job.reported, stored, is_unmounted=disk.is_clean, powered_off=_has_shut_down(job.machine)
-                )
-                done = extract.extract(disk, target, only=RESULTS, skip_unsafe=True)
-                skipped = [f"{shown(file.path)}: {file.unsafe}" for file in done.skipped]
-            if job.request.vetting:
-                rejected = vet(target, job.request.vetting, job.request.folder)
-            if rejected and verdict.outcome is Outcome.OK:
-                verdict = Verdict(Outcome.QUARANTINED, exit=0, reason=f"{len(rejected)} files are in quarantine")
-        except KimboxError as error:
-            verdict = job.verdict or Verdict(Outcome.LOST, reason=error.message)
-            target.mkdir(exist_ok=True)
-            copy_sparse(job.machine.job_disk, target / job.machine.job_disk.name)
-        record = _record(job, verdict, stored, skipped) | {"quarantine": [str(file) for file in rejected]}
-        (target / RECORD).write_bytes(json_bytes(record))
-    return Done(verdict, output, record)
-
-
-def _has_shut_down(machine: Machine) -> bool:
-    """Whether the console ends with the last line of a shutdown."""
-    end = read_end(machine.serial_log, SHUTDOWN_BYTES)
-    return any(line in end for line in SHUTDOWN_LINES)
-
-
-def _record(job: _Job, verdict: Verdict, stored: Report | None, skipped: list[str]) -> dict[str, Any]:
-    """Returns the content of job.json (schemas/job.schema.json)."""
-    ended_at = job.ended_at or time.monotonic()
-    is_programs_own = verdict.outcome in (Outcome.OK, Outcome.FAILED)
-    console = [] if is_programs_own else console_lines(read_end(job.machine.serial_log, CONSOLE_BYTES))[-SHOWN_LINES:]
-    return {
-        "format": FORMAT,
-        "id": job.id,
-        "verdict": str(verdict.outcome),
-        "exit": verdict.exit,
-        "signal": verdict.signal,
-        "status": verdict.status,
-        "reason": verdict.reason or None,
-        "arguments": list(job.request.arguments),
-        "box": job.plan.box.name,
-        "image": job.plan.image_key,
-        "manifest": job.plan.digest,
-        "folder": f"sha256:{job.folder_digest}",
-        "ended_at": utctime.text(),
-        "ready_s": None if job.ready_at is None else round(job.ready_at - job.began_at, 3),
-        "run_s": None if job.ready_at is None else round(ended_at - job.ready_at, 3),
-        "memory_peak_bytes": stored.memory_peak_bytes if stored else None,
-        "cpu_s": stored.cpu_s if stored else None,
-        "skipped": skipped,
-        "console": console,
-    }

@@ -1,0 +1,1 @@
+"""Jobs: run.py runs one, and results.py keeps what it has written. request.py has what both know of it."""

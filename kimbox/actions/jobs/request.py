@@ -1,0 +1,65 @@
+"""What is asked for a job, what is known of it while it runs, and what comes back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kimbox.jobs.disk.pack import Room
+from kimbox.jobs.result import Report, Verdict
+from kimbox.jobs.vet import Vetting
+from kimbox.machine.folder import Machine
+from kimbox.project.plan import Plan
+from kimbox.project.project import Project
+from kimbox.spec.model import Scratch
+
+
+@attrs.frozen
+class RunRequest:
+    """The arguments of `job run`. Numbers that are None are those of the spec."""
+
+    project: Project
+    folder: Path
+    output: Path
+    arguments: tuple[str, ...] = ()
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    scratch: Scratch | None = None
+    size_bytes: int | None = None
+    room: Room | None = None
+    #: Limit on the program, in seconds; None: there is none.
+    timeout_s: int | None = None
+    has_network: bool = False
+    #: What results must be like; None: everything passes.
+    vetting: Vetting | None = None
+    #: Keep the machine of a job that was not ok, halted, so that its disk can be looked at.
+    keep: bool = False
+
+
+@attrs.frozen
+class Done:
+    """A job that has ended. `record` is the content of job.json."""
+
+    verdict: Verdict
+    output: Path
+    record: dict[str, Any]
+
+
+@attrs.define
+class Job:
+    """A job that runs. Times are those of time.monotonic(); `began_at` is that of the whole command."""
+
+    request: RunRequest
+    id: str
+    machine: Machine
+    plan: Plan
+    began_at: float = attrs.field(factory=time.monotonic)
+    ready_at: float | None = None
+    ended_at: float | None = None
+    folder_digest: str = ""
+    reported: Report | None = None
+    #: The verdict of the host, where it does not depend on the reports of the guest.
+    verdict: Verdict | None = None

@@ -1,0 +1,91 @@
+"""The results of a job: the files from its disk, and job.json with the verdict."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from kimbox import utctime
+from kimbox.actions.jobs.request import Done, Job
+from kimbox.drivers.base import SHUTDOWN_BYTES, SHUTDOWN_LINES
+from kimbox.errors import KimboxError
+from kimbox.files import copy_sparse, json_bytes
+from kimbox.image.disk.ext4.directories import shown
+from kimbox.image.formats.boxwriter import making
+from kimbox.jobs.disk import contents, extract
+from kimbox.jobs.result import MAX_STATUS_BYTES, STATUS_FILE, Outcome, Report, Verdict, judge
+from kimbox.jobs.vet import Rejected, vet
+from kimbox.machine.console import CONSOLE_BYTES, SHOWN_LINES, console_lines
+from kimbox.machine.folder import Machine, read_end
+
+#: What is extracted from the disk. Everything else on it is discarded.
+RESULTS = ("output", "run-job.log", "run-job-failure.log")
+
+#: Name of the record among the results, and the version of its content.
+RECORD, FORMAT = "job.json", 1
+
+
+def write(job: Job) -> Done:
+    """Reads the disk of the job, and writes the folder with the results and job.json.
+
+    If the disk cannot be read, a copy of it is among the results.
+    """
+    output = job.request.output
+    stored: Report | None = None
+    skipped: list[str] = []
+    rejected: list[Rejected] = []
+    with making(output) as work:
+        target = work / output.name
+        try:
+            with contents.opened(job.machine.job_disk) as disk:
+                stored = Report.parse(disk.head(STATUS_FILE, MAX_STATUS_BYTES) or b"")
+                verdict = job.verdict or judge(
+                    job.id, job.reported, stored, is_unmounted=disk.is_clean, powered_off=_has_shut_down(job.machine)
+                )
+                done = extract.extract(disk, target, only=RESULTS, skip_unsafe=True)
+                skipped = [f"{shown(file.path)}: {file.unsafe}" for file in done.skipped]
+            if job.request.vetting:
+                rejected = vet(target, job.request.vetting, job.request.folder)
+            if rejected and verdict.outcome is Outcome.OK:
+                verdict = Verdict(Outcome.QUARANTINED, exit=0, reason=f"{len(rejected)} files are in quarantine")
+        except KimboxError as error:
+            verdict = job.verdict or Verdict(Outcome.LOST, reason=error.message)
+            target.mkdir(exist_ok=True)
+            copy_sparse(job.machine.job_disk, target / job.machine.job_disk.name)
+        record = _record(job, verdict, stored, skipped) | {"quarantine": [str(file) for file in rejected]}
+        (target / RECORD).write_bytes(json_bytes(record))
+    return Done(verdict, output, record)
+
+
+def _has_shut_down(machine: Machine) -> bool:
+    """Whether the console ends with the last line of a shutdown."""
+    end = read_end(machine.serial_log, SHUTDOWN_BYTES)
+    return any(line in end for line in SHUTDOWN_LINES)
+
+
+def _record(job: Job, verdict: Verdict, stored: Report | None, skipped: list[str]) -> dict[str, Any]:
+    """Returns the content of job.json (schemas/job.schema.json)."""
+    ended_at = job.ended_at or time.monotonic()
+    is_programs_own = verdict.outcome in (Outcome.OK, Outcome.FAILED)
+    console = [] if is_programs_own else console_lines(read_end(job.machine.serial_log, CONSOLE_BYTES))[-SHOWN_LINES:]
+    return {
+        "format": FORMAT,
+        "id": job.id,
+        "verdict": str(verdict.outcome),
+        "exit": verdict.exit,
+        "signal": verdict.signal,
+        "status": verdict.status,
+        "reason": verdict.reason or None,
+        "arguments": list(job.request.arguments),
+        "box": job.plan.box.name,
+        "image": job.plan.image_key,
+        "manifest": job.plan.digest,
+        "folder": f"sha256:{job.folder_digest}",
+        "ended_at": utctime.text(),
+        "ready_s": None if job.ready_at is None else round(job.ready_at - job.began_at, 3),
+        "run_s": None if job.ready_at is None else round(ended_at - job.ready_at, 3),
+        "memory_peak_bytes": stored.memory_peak_bytes if stored else None,
+        "cpu_s": stored.cpu_s if stored else None,
+        "skipped": skipped,
+        "console": console,
+    }
