@@ -69,9 +69,19 @@ class JobStart:
     #: Whether the guest can open connections. ssh from this host works in any case.
     has_network: bool = False
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether this is no job yet: the machine becomes a template, whose clones run jobs (AWAITED)."""
+        return not self.id
+
     def credential(self) -> str:
         """The text that the guest gets (provisioners/job)."""
         return f"{self.id} {'infinity' if self.timeout_s is None else self.timeout_s}"
+
+
+#: The start of a machine that becomes a template for jobs. It has the devices of a guest with a job, and a disk without
+#: content. The network of a clone is limited outside of its memory, so one template serves jobs with and without one.
+AWAITED = JobStart("", has_network=True)
 
 
 @attrs.frozen
@@ -90,6 +100,8 @@ class Launch:
     freezing: bool = False
     #: The job that runs in the guest; None: it is no guest for a job.
     job: JobStart | None = None
+    #: The guest ends with this thread of kimbox, also if kimbox is killed.
+    ends_with_kimbox: bool = False
 
 
 class Driver(Protocol):

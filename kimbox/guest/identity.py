@@ -29,11 +29,13 @@ class Identity:
     host_public: str
     #: The public key that may log in.
     authorized_key: str
+    #: What the guest gets of the job that it is to run (`JobStart.credential`); empty: it runs none.
+    job: str = ""
     boot_id: str = attrs.field(factory=lambda: str(uuid.uuid4()))
 
     def line(self) -> bytes:
         """Returns the line for the guest, with the present time and a fresh seed: words KEY=VALUE, the value in hex."""
-        values = {name: value.encode() for name, value in attrs.asdict(self).items()}
+        values = {name: value.encode() for name, value in attrs.asdict(self).items() if value}
         values["seed"] = secrets.token_bytes(SEED_BYTES)
         values["wall_ns"] = str(time.time_ns()).encode()
         return " ".join(f"{name}={value.hex()}" for name, value in values.items()).encode() + b"\n"

@@ -89,7 +89,8 @@ def run_job(guest: FakeGuest) -> tuple[dict[str, Any], Report | None]:
 
 
 def calls(guest: FakeGuest) -> list[str]:
-    return guest.path("/run/calls").read_text().splitlines()
+    """The calls of stand-ins, without those of the process that tells that the guest is alive."""
+    return [call for call in guest.path("/run/calls").read_text().splitlines() if call != "sleep 5"]
 
 
 def test_a_job_that_is_ok(guest: FakeGuest) -> None:
@@ -224,3 +225,30 @@ def test_a_box_without_kimbox_on_its_host(guest: FakeGuest) -> None:
     assert Report("", "ended", "exited", 0, "success", False, memory_peak_bytes=4096) == stored
     assert "mount -t ext4 -o noatime /dev/vdb /mnt/user" == calls(guest)[0]
     assert any("TimeoutStartSec=infinity" in call for call in calls(guest))
+
+
+def test_a_template_runs_no_job(guest: FakeGuest) -> None:
+    """It has a disk for jobs, with nothing on it. Its clone is given a job when it wakes."""
+    guest.path("/run/credentials/@system/kimbox.job").unlink()
+    guest.path("/run/credentials/@system/kimbox.freeze").write_text("yes")
+    assert 0 == guest.run(JOB).code
+    assert not guest.path("/run/calls").exists()
+    guest.path("/run/kimbox").mkdir(exist_ok=True)
+    guest.path("/run/kimbox/job").write_text("ba9876543210 infinity\n")
+    event, stored = run_job(guest)
+    assert ("ba9876543210", "ended") == (event["id"], event["status"])
+    assert stored is not None
+    assert "ba9876543210" == stored.id
+    assert any("TimeoutStartSec=infinity" in call for call in calls(guest))
+
+
+def test_a_guest_tells_that_it_is_alive(guest: FakeGuest) -> None:
+    """While the program runs, and not before or after. The host learns from the first event that it will."""
+    guest.path("/usr/local/sbin/sleep").write_text('#!/bin/sh\nexec /bin/sleep "${1%5}0.1"\n')
+    program(guest, "until grep -q alive /dev/virtio-ports/org.kimbox.0; do /bin/sleep 0.05; done")
+    assert 0 == guest.run(JOB).code
+    events = [event for event in guest.events() if event["event"] == "job"]
+    statuses = [event["status"] for event in events]
+    assert ("started", "5") == (statuses[0], events[0]["beat"])
+    assert {"alive"} == set(statuses[1:-1])
+    assert "ended" == statuses[-1]

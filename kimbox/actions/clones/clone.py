@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import attrs
@@ -13,7 +13,7 @@ import attrs
 from kimbox import run
 from kimbox.actions.clones import template as making
 from kimbox.drivers import registry
-from kimbox.drivers.base import Driver, Launch, TemplateDriver
+from kimbox.drivers.base import Driver, JobStart, Launch, TemplateDriver
 from kimbox.errors import GuestError, StateError
 from kimbox.files import erase, remove_tree, write_atomic
 from kimbox.guest.events import Tail
@@ -32,6 +32,16 @@ WAKE_TIMEOUT_S = 60.0
 
 #: Interval between two reads of the events of a clone, in seconds.
 POLL_INTERVAL_S = 0.005
+
+
+@attrs.frozen
+class JobOfClone:
+    """A job that a clone is to run. `write_disk` writes `Machine.job_disk` when the folder of the machine is there."""
+
+    started: JobStart
+    write_disk: Callable[[], None]
+    #: The clone ends with this thread of kimbox.
+    ends_with_kimbox: bool = False
 
 
 @attrs.frozen
@@ -107,10 +117,17 @@ def start(machine: Machine, plan: Plan, template: Template) -> Clone:
     return Clone(machine, template.key, time.monotonic() - began_s)
 
 
-def continue_template(machine: Machine, plan: Plan, template: Template, purpose: Purpose = Purpose.CLONE) -> None:
+def continue_template(
+    machine: Machine,
+    plan: Plan,
+    template: Template,
+    purpose: Purpose = Purpose.CLONE,
+    *,
+    job: JobOfClone | None = None,
+) -> None:
     """Starts a new machine from a template, which must stay in the store until this returns.
 
-    The caller holds the lock of the machine.
+    The caller holds the lock of the machine. `job`: what it runs; then the template is one for jobs.
 
     The record is written last: a folder without one is no machine, and `prune` and the next `clone` of that name end
     its process and remove it. The same is done here if the clone does not get its identity.
@@ -121,7 +138,9 @@ def continue_template(machine: Machine, plan: Plan, template: Template, purpose:
     remove_tree(machine.unfinished)
     try:
         machine.folder.mkdir(mode=0o700)
-        record = _wake(machine, driver, plan, template, purpose)
+        if job:
+            job.write_disk()
+        record = _wake(machine, driver, plan, template, purpose, job)
         plan.delivered.write(machine.locks)
         machine.write_record(record)
     except BaseException:
@@ -129,22 +148,31 @@ def continue_template(machine: Machine, plan: Plan, template: Template, purpose:
         raise
 
 
-def _wake(machine: Machine, driver: TemplateDriver, plan: Plan, template: Template, purpose: Purpose) -> Record:
+def _wake(
+    machine: Machine, driver: TemplateDriver, plan: Plan, template: Template, purpose: Purpose, job: JobOfClone | None
+) -> Record:
     """Starts the process of a clone and waits until it has its identity. Returns the record."""
     box = own_forwards(plan.box) if purpose is Purpose.CLONE else plan.box
     keys.make_pair(machine.key, machine.name)
-    identity = _identity(machine)
+    identity = _identity(machine, job.started.credential() if job else "")
     record = _record(machine, plan, template, identity)
     record = attrs.evolve(record, driver=driver.name, purpose=purpose, ended=None)
     _write_events(machine, template, identity)
-    launch = Launch(record, box, template.cpus, template.memory_bytes)
+    launch = Launch(
+        record,
+        box,
+        template.cpus,
+        template.memory_bytes,
+        job=job.started if job else None,
+        ends_with_kimbox=bool(job and job.ends_with_kimbox),
+    )
     record = driver.wake(launch, template.folder, identity.line)
     _wait_until_awake(machine, driver)
     return record
 
 
-def _identity(machine: Machine) -> Identity:
-    """Makes the identity of a clone, pins its host key, and leaves no copy of the private key."""
+def _identity(machine: Machine, job: str) -> Identity:
+    """Makes the identity of a clone, pins its host key, and leaves no copy of the private key. `job` as in Identity."""
     host_key = machine.folder / "host_key"
     keys.make_pair(host_key, machine.name)
     public = host_key.with_suffix(".pub").read_text()  # with its line break: at each boot a script reads it as a line
@@ -154,6 +182,7 @@ def _identity(machine: Machine) -> Identity:
         host_key=host_key.read_text(),
         host_public=public,
         authorized_key=machine.key.with_suffix(".pub").read_text().strip(),
+        job=job,
     )
     keys.pin_host_key(machine, public.strip())
     erase(host_key)

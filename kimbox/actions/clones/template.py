@@ -13,7 +13,7 @@ import attrs
 from kimbox.actions.lifecycle import handover
 from kimbox.actions.lifecycle.readiness import bring_to_ready
 from kimbox.drivers import registry
-from kimbox.drivers.base import Launch
+from kimbox.drivers.base import AWAITED, Launch
 from kimbox.errors import StateError
 from kimbox.files import need_space
 from kimbox.guest.events import Event
@@ -37,11 +37,11 @@ KEPT_EVENTS = ("booting", "box", "follow", "fallback")
 
 
 @contextmanager
-def leased(plan: Plan, *, timeout_s: float) -> Iterator[Template]:
+def leased(plan: Plan, *, timeout_s: float, runs_jobs: bool = False) -> Iterator[Template]:
     """The template of a plan. It is made first if necessary, and stays in the store while the block runs.
 
-    `timeout_s`: timeout of the boot. Raises StateError if the box can have no template, the errors of `up` while it is
-    made, and those of `templates.make`.
+    `timeout_s`: timeout of the boot. `runs_jobs`: the template is one whose clones run jobs. Raises StateError if the
+    box can have no template, the errors of `up` while it is made, and those of `templates.make`.
     """
     if plan.box.boot is BootMode.MAINTAIN:
         raise StateError(
@@ -50,15 +50,18 @@ def leased(plan: Plan, *, timeout_s: float) -> Iterator[Template]:
             hint="use `boot: resnap` or `boot: keep` in the spec",
             fields={"name": plan.box.name},
         )
-    key = key_of(plan)
-    with templates.leased(key, lambda: _make(plan, key, timeout_s)) as template:
+    key = key_of(plan, runs_jobs=runs_jobs)
+    with templates.leased(key, lambda: _make(plan, key, timeout_s, runs_jobs)) as template:
         yield template
 
 
-def key_of(plan: Plan) -> str:
+def key_of(plan: Plan, *, runs_jobs: bool = False) -> str:
     """Returns the key of the template of a plan. The template need not exist."""
     machine = Machine(plan.box.name)
-    facts = registry.with_templates(machine).template_facts(_launch(record_of(plan, machine.name), plan.box))
+    launch = _launch(record_of(plan, machine.name), plan.box, runs_jobs)
+    facts = registry.with_templates(machine).template_facts(launch)
+    if scratch := plan.box.scratch:  # the guest has mounted it, and knows its size
+        facts.append(f"scratch {scratch.size_bytes} {scratch.mount}")
     return templates.key_of(image=plan.image_key, manifest=plan.digest, facts=facts)
 
 
@@ -86,20 +89,22 @@ def record_of(plan: Plan, name: str) -> Record:
     )
 
 
-def _launch(record: Record, box: Box, **more: Any) -> Launch:
-    return Launch(record, attrs.evolve(box, forwards=()), box.cpus, box.memory_bytes, **more)
+def _launch(record: Record, box: Box, runs_jobs: bool, **more: Any) -> Launch:
+    job = AWAITED if runs_jobs else None
+    return Launch(record, attrs.evolve(box, forwards=()), box.cpus, box.memory_bytes, job=job, **more)
 
 
-def _make(plan: Plan, key: str, timeout_s: float) -> Template:
+def _make(plan: Plan, key: str, timeout_s: float, runs_jobs: bool) -> Template:
     """Makes the template of a plan."""
+    purpose = " for jobs" if runs_jobs else ""
     with (
-        log.step(f"making a template of {plan.box.name}"),
+        log.step(f"making a template of {plan.box.name}{purpose}"),
         obtain.leased(plan.box, plan.recipe, offline=plan.project.offline) as image,
     ):
-        return templates.make(key, lambda work, done: _fill(plan, key, image, work, done, timeout_s))
+        return templates.make(key, lambda work, done: _fill(plan, key, image, work, done, timeout_s, runs_jobs))
 
 
-def _fill(plan: Plan, key: str, image: Image, work: Path, done: Path, timeout_s: float) -> Template:
+def _fill(plan: Plan, key: str, image: Image, work: Path, done: Path, timeout_s: float, runs_jobs: bool) -> Template:
     """Brings a machine in `work` to ready, and freezes it to the folder `done`."""
     box = plan.box
     machine = Machine(box.name, place=work)
@@ -116,7 +121,7 @@ def _fill(plan: Plan, key: str, image: Image, work: Path, done: Path, timeout_s:
         machine.write_record(attrs.evolve(record, ssh_port=1))
         driver.choose_boot(box.boot, Choice())
         delivery = handover.prepare(machine, plan, Choice())
-        record = driver.start(_launch(record, box, delivery=delivery, freezing=True))
+        record = driver.start(_launch(record, box, runs_jobs, delivery=delivery, freezing=True))
         machine.write_record(attrs.evolve(record, ended=None))
         # No login may be open: every clone would have it, with the keys of its connection.
         bring_to_ready(machine, plan, timeout_s=timeout_s, must_send=False, connects=False)

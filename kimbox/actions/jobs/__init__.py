@@ -1,1 +1,1 @@
-"""Jobs: run.py runs one, and results.py keeps what it has written. request.py has what both know of it."""
+"""Jobs: run.py runs one, follow.py waits for its end, and results.py keeps what it has written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from kimbox.jobs.disk.pack import Room
 from kimbox.jobs.result import Report, Verdict
 from kimbox.jobs.vet import Vetting
 from kimbox.machine.folder import Machine
+from kimbox.machine.templates import Template
 from kimbox.project.plan import Plan
 from kimbox.project.project import Project
 from kimbox.spec.model import Scratch
@@ -37,6 +39,32 @@ class RunRequest:
     vetting: Vetting | None = None
     #: Keep the machine of a job that was not ok, halted, so that its disk can be looked at.
     keep: bool = False
+    #: Boot a new machine instead of a clone of the template.
+    is_cold: bool = False
+
+
+@attrs.frozen
+class Surroundings:
+    """What a job is run in, and what several jobs share. `template` None: the machine boots."""
+
+    plan: Plan
+    template: Template | None = None
+    #: Follows the name of the box in the names of the machines.
+    mark: str = "job"
+    #: Whether the output of the program is shown while it runs.
+    shows_output: bool = True
+    #: Set when the job is to end. It is then `interrupted`.
+    stopping: threading.Event = attrs.field(factory=threading.Event)
+    #: The guests end with kimbox, also if it is killed.
+    ends_with_kimbox: bool = False
+
+
+@attrs.frozen
+class Death:
+    """The end of a guest before that of its program. The job was started anew."""
+
+    reason: str
+    console: list[str]
 
 
 @attrs.frozen
@@ -55,7 +83,7 @@ class Job:
     request: RunRequest
     id: str
     machine: Machine
-    plan: Plan
+    surroundings: Surroundings
     began_at: float = attrs.field(factory=time.monotonic)
     ready_at: float | None = None
     ended_at: float | None = None
@@ -63,3 +91,11 @@ class Job:
     reported: Report | None = None
     #: The verdict of the host, where it does not depend on the reports of the guest.
     verdict: Verdict | None = None
+    #: Whether the host has ended the guest after its report.
+    is_finished: bool = False
+    #: How the guest of the first attempt ended; None: this is the first attempt.
+    death: Death | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return self.surroundings.plan

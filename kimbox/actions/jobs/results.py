@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import attrs
+
 from kimbox import utctime
+from kimbox.actions.jobs.follow import has_shut_down, last_lines
 from kimbox.actions.jobs.request import Done, Job
-from kimbox.drivers.base import SHUTDOWN_BYTES, SHUTDOWN_LINES
 from kimbox.errors import KimboxError
 from kimbox.files import copy_sparse, json_bytes
 from kimbox.image.disk.ext4.directories import shown
@@ -15,8 +17,6 @@ from kimbox.image.formats.boxwriter import making
 from kimbox.jobs.disk import contents, extract
 from kimbox.jobs.result import MAX_STATUS_BYTES, STATUS_FILE, Outcome, Report, Verdict, judge
 from kimbox.jobs.vet import Rejected, vet
-from kimbox.machine.console import CONSOLE_BYTES, SHOWN_LINES, console_lines
-from kimbox.machine.folder import Machine, read_end
 
 #: What is extracted from the disk. Everything else on it is discarded.
 RESULTS = ("output", "run-job.log", "run-job-failure.log")
@@ -40,7 +40,11 @@ def write(job: Job) -> Done:
             with contents.opened(job.machine.job_disk) as disk:
                 stored = Report.parse(disk.head(STATUS_FILE, MAX_STATUS_BYTES) or b"")
                 verdict = job.verdict or judge(
-                    job.id, job.reported, stored, is_unmounted=disk.is_clean, powered_off=_has_shut_down(job.machine)
+                    job.id,
+                    job.reported,
+                    stored,
+                    is_unmounted=disk.is_clean,
+                    powered_off=job.is_finished or has_shut_down(job.machine),
                 )
                 done = extract.extract(disk, target, only=RESULTS, skip_unsafe=True)
                 skipped = [f"{shown(file.path)}: {file.unsafe}" for file in done.skipped]
@@ -51,23 +55,18 @@ def write(job: Job) -> Done:
         except KimboxError as error:
             verdict = job.verdict or Verdict(Outcome.LOST, reason=error.message)
             target.mkdir(exist_ok=True)
-            copy_sparse(job.machine.job_disk, target / job.machine.job_disk.name)
+            if job.machine.job_disk.exists():
+                copy_sparse(job.machine.job_disk, target / job.machine.job_disk.name)
         record = _record(job, verdict, stored, skipped) | {"quarantine": [str(file) for file in rejected]}
         (target / RECORD).write_bytes(json_bytes(record))
     return Done(verdict, output, record)
-
-
-def _has_shut_down(machine: Machine) -> bool:
-    """Whether the console ends with the last line of a shutdown."""
-    end = read_end(machine.serial_log, SHUTDOWN_BYTES)
-    return any(line in end for line in SHUTDOWN_LINES)
 
 
 def _record(job: Job, verdict: Verdict, stored: Report | None, skipped: list[str]) -> dict[str, Any]:
     """Returns the content of job.json (schemas/job.schema.json)."""
     ended_at = job.ended_at or time.monotonic()
     is_programs_own = verdict.outcome in (Outcome.OK, Outcome.FAILED)
-    console = [] if is_programs_own else console_lines(read_end(job.machine.serial_log, CONSOLE_BYTES))[-SHOWN_LINES:]
+    console = [] if is_programs_own else last_lines(job.machine)
     return {
         "format": FORMAT,
         "id": job.id,
@@ -88,4 +87,6 @@ def _record(job: Job, verdict: Verdict, stored: Report | None, skipped: list[str
         "cpu_s": stored.cpu_s if stored else None,
         "skipped": skipped,
         "console": console,
+        "start": "template" if job.surroundings.template else "cold",
+        "restarted": attrs.asdict(job.death) if job.death else None,
     }

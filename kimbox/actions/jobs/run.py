@@ -1,7 +1,9 @@
 """kimbox job run: runs the folder of a job in a machine of its own, and keeps the results.
 
-The machine starts from the image of the box, is provisioned, runs the job, and is destroyed. The disk of the job is
-read when the guest has ended. Whatever happens, the verdict is in job.json of the folder with the results.
+The machine is a clone of the box's template for jobs, which is made at the first need, with the disk of the job in the
+place of the template's. A cold one starts from the image and is provisioned. It runs the job, and is destroyed. The
+disk of the job is read when the guest has ended. Whatever happens, the verdict is in job.json of the folder with the
+results.
 """
 
 from __future__ import annotations
@@ -13,30 +15,28 @@ import uuid
 import attrs
 
 from kimbox.actions import observe, stop
+from kimbox.actions.clones import template as making
+from kimbox.actions.clones.clone import JobOfClone, continue_template
 from kimbox.actions.jobs import results
-from kimbox.actions.jobs.request import Done, Job, RunRequest
+from kimbox.actions.jobs.follow import follow, last_lines
+from kimbox.actions.jobs.request import Death, Done, Job, RunRequest, Surroundings
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready
 from kimbox.actions.lifecycle.start import start
-from kimbox.actions.progress import Output
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart
 from kimbox.errors import GuestError, StateError, UsageError
-from kimbox.guest.events import Tail
 from kimbox.jobs.disk import pack
-from kimbox.jobs.disk.source import check_folder
-from kimbox.jobs.result import Outcome, Report, Verdict
+from kimbox.jobs.disk.source import check_folder, read_folder
+from kimbox.jobs.result import Outcome, Verdict
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended, Purpose
-from kimbox.project.plan import make_plan
+from kimbox.project.plan import Plan, make_plan
 from kimbox.spec.model import Box
-
-#: Time from the time limit of the program until the guest must have powered off, in seconds.
-END_MARGIN_S = 120.0
 
 #: Timeout of the shutdown of a guest that was interrupted, in seconds.
 SHUTDOWN_TIMEOUT_S = 30.0
@@ -44,18 +44,16 @@ SHUTDOWN_TIMEOUT_S = 30.0
 #: Maximum number of characters of the box's name in the name of a machine, which is the host name of the guest.
 MAX_BOX_CHARACTERS = 40
 
-#: Name of the file on the disk with the arguments of the program, and of the event of a job.
-ARGUMENTS, EVENT = b"run-job.args", "job"
-
-#: Interval between two reads of events and output, in seconds.
-POLL_INTERVAL_S = 0.05
+#: Name of the file on the disk with the arguments of the program.
+ARGUMENTS = b"run-job.args"
 
 
 def run(request: RunRequest) -> Done:
     """Runs a job and writes its results to the new folder `request.output`.
 
     Raises StateError (`file-exists`, `file-not-found`, `not-a-job`), UsageError, SpecError, and the errors of the image
-    and of the disk. From the start of the guest on, a failure is a verdict, and not an error.
+    and of the disk. From the start of the guest on, a failure is a verdict, and not an error. So is a box that does not
+    become ready.
     """
     if os.path.lexists(request.output):
         raise StateError(
@@ -65,45 +63,134 @@ def run(request: RunRequest) -> Done:
             fields={"path": str(request.output)},
         )
     check_folder(request.folder)
-    plan = make_plan(attrs.evolve(request.project, box=_box(request)))
-    job_id = uuid.uuid4().hex[:12]
-    machine = Machine(f"{plan.box.name[:MAX_BOX_CHARACTERS]}-job-{job_id}")
-    job = Job(request, job_id, machine, plan)
-    is_kept = False
+    plan = plan_of(request)
+    if request.is_cold:
+        return run_one(request, Surroundings(plan))
     try:
-        with machine.locked():
-            create(machine, plan, purpose=Purpose.JOB)
-            registry.need_jobs(machine)
-            packed = pack.pack(
-                request.folder,
-                machine.job_disk,
-                size_bytes=request.size_bytes,
-                room=request.room,
-                added={ARGUMENTS: _lines(request.arguments)} if request.arguments else None,
-            )
-            job.folder_digest = packed.digest
-            _run_guest(job)
-            done = results.write(job)
-        is_kept = request.keep and done.verdict.outcome is not Outcome.OK
-    finally:
-        if not is_kept:
-            stop.destroy(machine)
-            machine.lock_file.unlink(missing_ok=True)  # no other process uses this name
-    if is_kept:
-        log.info(f"the machine {machine.name} is kept: `kimbox destroy {machine.name}` removes it")
-    return done
+        with making.leased(plan, timeout_s=BOOT_TIMEOUT_S, runs_jobs=True) as template:
+            return run_one(request, Surroundings(plan, template))
+    except GuestError as error:  # the template was not made: nothing after that raises it
+        job = _new_job(request, Surroundings(plan), None)
+        job.verdict = Verdict(Outcome.HOST, reason=error.message)
+        job.folder_digest = read_folder(request.folder, _added(request)).digest
+        return results.write(job)
 
 
-def _box(request: RunRequest) -> Box:
-    """Returns the box with the shape of the request. It forwards no ports, so that several jobs can run together."""
+def plan_of(request: RunRequest) -> Plan:
+    """Returns the plan of the machines of a request. They forward no ports, so that several jobs can run together."""
     box = request.project.box
-    return attrs.evolve(
+    changed: Box = attrs.evolve(
         box,
         cpus=request.cpus or box.cpus,
         memory_bytes=request.memory_bytes or box.memory_bytes,
         scratch=request.scratch or box.scratch,
         forwards=(),
     )
+    return make_plan(attrs.evolve(request.project, box=changed))
+
+
+def run_one(request: RunRequest, surroundings: Surroundings) -> Done:
+    """Runs a job and writes its results to `request.output`. If the guest dies, the job is started anew, once."""
+    ended = _attempt(request, surroundings, None)
+    if isinstance(ended, Death):
+        log.warn(f"the guest died ({ended.reason}): the job starts anew")
+        ended = _attempt(request, surroundings, ended)
+    assert isinstance(ended, Done)  # noqa: S101 - a second attempt has results in any case
+    return ended
+
+
+def _new_job(request: RunRequest, surroundings: Surroundings, death: Death | None) -> Job:
+    job_id = uuid.uuid4().hex[:12]
+    name = f"{surroundings.plan.box.name[:MAX_BOX_CHARACTERS]}-{surroundings.mark}-{job_id}"
+    return Job(request, job_id, Machine(name), surroundings, death=death)
+
+
+def _attempt(request: RunRequest, surroundings: Surroundings, death: Death | None) -> Done | Death:
+    """Runs a job in one machine. Returns its results or, if the guest of a first attempt died, how it ended.
+
+    `death`: how the guest of the first attempt ended; None: this is the first attempt.
+    """
+    job = _new_job(request, surroundings, death)
+    machine, is_kept = job.machine, False
+    try:
+        with machine.locked():
+            _run_guest(job)
+            if death is None and job.verdict and job.verdict.outcome is Outcome.GUEST_DIED:
+                return Death(job.verdict.reason, last_lines(machine))
+            done = results.write(job)
+        is_kept = request.keep and done.verdict.outcome is not Outcome.OK
+        return done
+    finally:
+        if not is_kept:
+            stop.destroy(machine)
+            machine.lock_file.unlink(missing_ok=True)  # no other process uses this name
+        else:
+            log.info(f"the machine {machine.name} is kept: `kimbox destroy {machine.name}` removes it")
+
+
+def _run_guest(job: Job) -> None:
+    """Starts the guest, waits until it has ended, and keeps what it reported. A failure of the box is a verdict."""
+    machine = job.machine
+    try:
+        _start_warm(job) if job.surroundings.template else _start_cold(job)
+        job.ready_at = time.monotonic()
+        with log.step(f"running the job {job.id}"):
+            follow(job)
+    except GuestError as error:
+        job.verdict = Verdict(Outcome.HOST, reason=error.message)
+    except KeyboardInterrupt:
+        if not machine.exists:
+            raise  # there is no result yet
+        log.warn("interrupted: the guest shuts down, and what the job has written is kept")
+        job.verdict = Verdict(Outcome.INTERRUPTED, reason="interrupted by the user")
+    finally:
+        job.ended_at = time.monotonic()
+        _end_guest(job)
+
+
+def _start_warm(job: Job) -> None:
+    """Starts a clone of the template, with the job's disk in the place of the template's."""
+    machine, around = job.machine, job.surroundings
+    assert around.template  # noqa: S101
+    started = JobStart(job.id, job.request.timeout_s, job.request.has_network)
+
+    def write_disk() -> None:
+        _pack(job)
+        machine.job_log.touch()
+
+    clone = JobOfClone(started, write_disk, around.ends_with_kimbox)
+    continue_template(machine, job.plan, around.template, Purpose.JOB, job=clone)
+
+
+def _start_cold(job: Job) -> None:
+    """Starts a new machine from the image, and provisions it."""
+    machine, plan = job.machine, job.plan
+    create(machine, plan, purpose=Purpose.JOB)
+    registry.need_jobs(machine)
+    _pack(job)
+    machine.job_log.touch()
+    delivery = prepare(machine, plan, Choice())
+    started = JobStart(job.id, job.request.timeout_s, job.request.has_network)
+    start(machine, plan.box, delivery=delivery, job=started)
+    bring_to_ready(machine, plan, timeout_s=BOOT_TIMEOUT_S, must_send=False, connects=False)
+
+
+def _pack(job: Job) -> None:
+    """Writes the disk of the job into the folder of its machine."""
+    request = job.request
+    packed = pack.pack(
+        request.folder,
+        job.machine.job_disk,
+        size_bytes=request.size_bytes,
+        room=request.room,
+        added=_added(request),
+    )
+    job.folder_digest = packed.digest
+
+
+def _added(request: RunRequest) -> dict[bytes, bytes]:
+    """Returns name and content of the files that the disk has beside those of the folder."""
+    return {ARGUMENTS: _lines(request.arguments)} if request.arguments else {}
 
 
 def _lines(arguments: tuple[str, ...]) -> bytes:
@@ -113,49 +200,14 @@ def _lines(arguments: tuple[str, ...]) -> bytes:
     return "".join(f"{argument}\n" for argument in arguments).encode(errors="surrogateescape")
 
 
-def _run_guest(job: Job) -> None:
-    """Starts the guest, waits until it has ended, and keeps what it reported. A failure of the box is a verdict."""
-    machine, box = job.machine, job.plan.box
-    machine.job_log.touch()
-    try:
-        delivery = prepare(machine, job.plan, Choice())
-        started = JobStart(job.id, job.request.timeout_s, job.request.has_network)
-        start(machine, box, delivery=delivery, job=started)
-        bring_to_ready(machine, job.plan, timeout_s=BOOT_TIMEOUT_S, must_send=False, connects=False)
-        job.ready_at = time.monotonic()
-        with log.step(f"running the job {job.id}"):
-            _follow(job)
-    except GuestError as error:
-        job.verdict = Verdict(Outcome.HOST, reason=error.message)
-    except KeyboardInterrupt:
-        log.warn("interrupted: the guest shuts down, and what the job has written is kept")
-        job.verdict = Verdict(Outcome.INTERRUPTED, reason="interrupted by the user")
-    finally:
-        job.ended_at = time.monotonic()
-        if machine.running:
-            is_hung = job.verdict is None or job.verdict.outcome is Outcome.TIMEOUT
-            registry.of(machine).stop(observe.state(machine), force=is_hung, timeout_s=SHUTDOWN_TIMEOUT_S)
-        registry.of(machine).tidy()
-        machine.write_record(attrs.evolve(machine.record(), ended=Ended.HALTED))
-
-
-def _follow(job: Job) -> None:
-    """Shows the output of the job and reads its events until the guest has ended, or exceeds the time limit."""
-    driver, limit_s = registry.of(job.machine), job.request.timeout_s
-    events, output = Tail(job.machine.events_file), Output(job.machine.job_log)
-    deadline = None if limit_s is None else time.monotonic() + limit_s + END_MARGIN_S
-    while True:
-        is_alive = driver.listen()
-        while new := events.read():
-            for event in new:
-                if event.name == EVENT and event.text("id") == job.id and event.text("status") != "started":
-                    job.reported = Report.from_event(event)
-        while output.show_new(log.guest):
-            pass
-        if not is_alive:
-            return
-        if deadline is not None and time.monotonic() > deadline:
-            job.verdict = Verdict(Outcome.TIMEOUT, reason=f"the guest did not end the program after {limit_s} s")
-            return
-        log.now("waiting for the end of the job")
-        time.sleep(POLL_INTERVAL_S)
+def _end_guest(job: Job) -> None:
+    """Ends the guest, if it runs. One whose user interrupted it shuts down, so that what it has written is complete."""
+    machine = job.machine
+    if not machine.exists:
+        return
+    if machine.running:
+        is_orderly = job.verdict is not None and job.verdict.outcome in (Outcome.INTERRUPTED, Outcome.HOST)
+        is_forced = not is_orderly or job.surroundings.stopping.is_set()
+        registry.of(machine).stop(observe.state(machine), force=is_forced, timeout_s=SHUTDOWN_TIMEOUT_S)
+    registry.of(machine).tidy()
+    machine.write_record(attrs.evolve(machine.record(), ended=Ended.HALTED))

@@ -60,6 +60,9 @@ ChosenNetwork = Annotated[
         help="none: the guest reaches nothing. outbound: it opens connections. Default: that of job.yaml, none.",
     ),
 ]
+Cold = Annotated[
+    bool, typer.Option("--cold", help="Boot and provision a new machine in place of a clone of the box's template.")
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the machine, halted, if the job was not ok.")]
 
 
@@ -75,6 +78,7 @@ def run(
     size: Size = None,
     room: Room = None,
     network: ChosenNetwork = None,
+    cold: Cold = False,
     keep: Keep = False,
 ) -> None:
     """Run a folder as a job in a machine of its own, and keep its results.
@@ -121,6 +125,7 @@ def run(
         has_network=network is Network.OUTBOUND if network else bool(in_file.has_network),
         keep=keep,
         vetting=in_file.vetting,
+        is_cold=cold,
     )
     raise typer.Exit(_print(running.run(request)))
 

@@ -13,6 +13,7 @@ from kimbox.drivers.base import JobStart
 from kimbox.errors import GuestError
 from kimbox.files import read_bounded
 from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
+from kimbox.image.disk.ext2.geometry import MAX_BYTES as MAX_JOB_BYTES
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.spec.model import Scratch
@@ -82,6 +83,8 @@ class Invocation:
     pipes: Mapping[str, int] = {}
     #: The job on the disk in `Machine.job_disk`; None: there is none.
     job: JobStart | None = None
+    #: QEMU ends when the thread ends that started it.
+    ends_with_parent: bool = False
 
 
 def command(invocation: Invocation) -> list[str]:
@@ -135,7 +138,8 @@ def hardware(invocation: Invocation) -> list[str]:
         "-device", "virtio-blk-pci,drive=disk0,bootindex=0",
         "-netdev", network,
         "-device", f"virtio-net-pci,netdev=net0,mac={record.mac},romfile=",
-        "-device", "pvpanic", "-action", "panic=none",  # the kernel restarts the guest; QMP sends an event
+        # After a panic the kernel restarts the guest. A job does not continue, so QEMU ends: that is seen at once.
+        "-device", "pvpanic", "-action", "panic=shutdown" if invocation.job else "panic=none",
         "-device", "virtio-serial-pci",
         "-chardev", _output("serial0", machine.serial_log, invocation),
         "-serial", "chardev:serial0",
@@ -152,6 +156,8 @@ def hardware(invocation: Invocation) -> list[str]:
     for number, descriptor in enumerate(invocation.pipes.values()):
         arguments += ["-add-fd", f"fd={descriptor},set={number}"]
     arguments += _more_disks(invocation)
+    if invocation.job and invocation.template_ram is not None:
+        arguments += ["-no-reboot"]  # what would boot is not the job
     if record.halt_port:  # a pipe, because the guest's port is then connected all the time, with no process at its end
         arguments += ["-chardev", f"pipe,id=halt,path={_escaped(machine.halt_pipe)}"]
         arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
@@ -168,8 +174,8 @@ def _more_disks(invocation: Invocation) -> list[str]:
         drive = f"if=none,id=scratch0,format=qcow2,file={_escaped(machine.scratch)},discard=unmap,cache=unsafe"
         arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive=scratch0,serial={SCRATCH_SERIAL}"]
     if invocation.job:
-        drive = f"if=none,id=job0,format=raw,file={_escaped(machine.job_disk)},discard=unmap"
-        arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive=job0,serial={JOB_SERIAL}"]
+        arguments += ["-drive", f"if=none,id=job0,{_job_source(invocation)}"]
+        arguments += ["-device", f"virtio-blk-pci,drive=job0,serial={JOB_SERIAL}"]
         arguments += ["-chardev", f"file,id=job,path={_escaped(machine.job_log)},append=on"]
         arguments += ["-device", f"virtserialport,chardev=job,name={JOB_PORT}"]
     if invocation.record.delivery_disk:
@@ -210,6 +216,17 @@ def _output(name: str, log: Path, invocation: Invocation) -> str:
     return f"file,id={name},path={path},append=on"
 
 
+def _job_source(invocation: Invocation) -> str:
+    """The options of the disk with the job. That of a template has the largest size, so that each job's disk fits.
+
+    The guest of a clone reads and writes the disk of its job, whose size it learns from the file system. QEMU refuses
+    what is beyond the end of that disk.
+    """
+    if invocation.job and invocation.job.is_awaited:
+        return f"driver=null-co,size={MAX_JOB_BYTES},read-zeroes=on"
+    return f"format=raw,file={_escaped(invocation.machine.job_disk)},discard=unmap"
+
+
 def _delivery_source(machine: Machine) -> str:
     """The options of the disk with the delivery. A guest that resumes has taken it: an empty disk takes its place."""
     if machine.delivery.exists():
@@ -240,7 +257,7 @@ def credentials(invocation: Invocation) -> dict[str, str]:
         values["delivery"] = invocation.delivery.credential()
     if invocation.scratch:
         values["scratch"] = invocation.scratch.mount
-    if invocation.job:
+    if invocation.job and not invocation.job.is_awaited:
         values["job"] = invocation.job.credential()
     if invocation.machine.unseal_mark.exists():
         values["unseal"] = "yes"

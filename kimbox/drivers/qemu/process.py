@@ -54,6 +54,10 @@ START_POLL_S = 0.01
 #: Starts a program that writes no core dump (prlimit(1)). That of QEMU would contain the keys of a sealed box.
 NO_CORE_DUMP = ("prlimit", "--core=0:0", "--")
 
+#: Starts a program that the kernel kills when the thread ends that started it (setpriv(1)). Unlike a function that runs
+#: between fork and exec, this is safe in a process with several threads.
+ENDS_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+
 #: The program that limits the size of a guest's output.
 RECORDER = Path(recorder.__file__)
 
@@ -131,8 +135,9 @@ def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | Non
                 pass_fds=[run_lock, *sources.values()],
                 cwd=machine.folder,
             )
+        wrapper = ENDS_WITH_PARENT if invocation.ends_with_parent else ()
         return detach(
-            [*NO_CORE_DUMP, *command(attrs.evolve(invocation, pipes=pipes))],
+            [*wrapper, *NO_CORE_DUMP, *command(attrs.evolve(invocation, pipes=pipes))],
             log=machine.qemu_log,
             pass_fds=[run_lock, *pipes.values(), *([] if template_ram is None else [template_ram])],
             cwd=machine.folder,

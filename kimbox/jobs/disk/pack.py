@@ -49,8 +49,9 @@ class Packed:
     used_bytes: int
     free_bytes: int
     files: int
-    #: Hex digest of names, modes, times and contents of the folder.
+    #: Hex digest of names, modes, times and contents of the folder, with the files that were added, and without them.
     digest: str
+    folder_digest: str
 
 
 def parse_size(text: str, option: str) -> int:
@@ -117,7 +118,8 @@ def pack(
             os.fsync(file.fileno())
     free_bytes = (place.data_blocks - files.blocks()) * place.block_bytes
     count = sum(not item.is_folder for item in source.items)
-    return Packed(image, total_bytes, files.blocks() * place.block_bytes, free_bytes, count, source.digest)
+    used_bytes = files.blocks() * place.block_bytes
+    return Packed(image, total_bytes, used_bytes, free_bytes, count, source.digest, source.folder_digest)
 
 
 def _layout(source: Source, size_bytes: int | None, room: Room) -> tuple[Geometry, Tree]:

@@ -38,11 +38,15 @@ _State = tuple[int, int, int, int]
 
 @attrs.frozen
 class Source:
-    """The content of a folder. `digest`: hex digest of all names, modes, times and contents."""
+    """The content of a folder. `digest`: hex digest of all names, modes, times and contents.
+
+    `folder_digest`: the same without the files that are added.
+    """
 
     folder: Path
     items: list[Item]
     digest: str
+    folder_digest: str
     #: Sum of the sizes of all files, with their holes, in bytes.
     apparent_bytes: int
     _states: dict[tuple[bytes, ...], _State]
@@ -89,11 +93,12 @@ def read_folder(folder: Path, added: Mapping[bytes, bytes] | None = None) -> Sou
         states[item.paths] = _state(info)
     if OUTPUT not in infos:
         items.append(Item((OUTPUT,), stat.S_IFDIR | 0o755, items[0].modified_ns))
+    folder_digest = digest.hexdigest()
     for path, data in sorted(added.items()):
         digest.update(repr((path, data)).encode())
         runs = ((0, -(-len(data) // UNIT_BYTES)),) if data else ()
         items.append(Item((path,), stat.S_IFREG | 0o644, items[0].modified_ns, len(data), runs))
-    return Source(folder, items, digest.hexdigest(), apparent_bytes, states, dict(added))
+    return Source(folder, items, digest.hexdigest(), folder_digest, apparent_bytes, states, dict(added))
 
 
 def check_folder(folder: Path) -> None:

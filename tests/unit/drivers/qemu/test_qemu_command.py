@@ -10,8 +10,8 @@ from invocations import TCG, invoked, options, values
 from refused import refused
 
 from kimbox.drivers.accelerator import KVM_WORKS
-from kimbox.drivers.base import JobStart
-from kimbox.drivers.qemu.command import command, credentials, fixed
+from kimbox.drivers.base import AWAITED, JobStart
+from kimbox.drivers.qemu.command import MAX_JOB_BYTES, command, credentials, fixed
 from kimbox.errors import GuestError
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.machine.folder import Machine
@@ -83,6 +83,21 @@ def test_the_disk_of_a_job(machine: Machine) -> None:
     open_job = command(attrs.evolve(invoked(machine), job=JobStart("0123456789ab", has_network=True)))
     assert "restrict=on" not in values(open_job, "-netdev")[0].split(",")
     assert "type=11,value=io.systemd.credential:kimbox.job=0123456789ab infinity" in values(open_job, "-smbios")
+
+
+def test_the_disk_of_a_template_for_jobs(machine: Machine) -> None:
+    """A clone has the same devices, in the same order, and in the place of an empty disk that of its job."""
+    template = attrs.evolve(invoked(machine), job=AWAITED)
+    drive = options(values(command(template), "-drive")[-1])
+    assert ("null-co", str(MAX_JOB_BYTES)) == (drive["driver"], drive["size"])
+    assert not any("kimbox.job" in value for value in values(command(template), "-smbios"))
+    assert "-no-reboot" not in command(template)
+    clone = attrs.evolve(template, job=JobStart("0123456789ab"), template_ram=3)
+    assert fixed(clone) == fixed(attrs.evolve(template, template_ram=3))
+    assert str(machine.job_disk) == options(values(command(clone), "-drive")[-1])["file"]
+    assert "restrict=on" in values(command(clone), "-netdev")[0].split(",")
+    assert "-no-reboot" in command(clone)
+    assert "panic=shutdown" in values(command(clone), "-action")
 
 
 def test_it_holds_no_secret(machine: Machine) -> None:

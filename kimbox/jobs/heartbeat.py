@@ -1,0 +1,33 @@
+"""Notices that a guest has hung: it stops to tell every few seconds that it is alive (provisioners/job). Pure.
+
+The silence of a guest has several causes, and all of them are its end: its kernel hangs or loops, its processes do not
+run, or QEMU itself does not work.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from kimbox.guest.events import Event
+
+#: A guest that is silent for this time has hung, in seconds. It is long, because a program may use all of the memory
+#: and the processors, and a host may be busy.
+SILENCE_S = 90.0
+
+
+@attrs.define
+class Heartbeat:
+    """The last sign of life of a guest. Times are those of time.monotonic()."""
+
+    limit_s: float = SILENCE_S
+    #: None: the guest has not said that it will tell. The image of an older kimbox does not.
+    _last_s: float | None = None
+
+    def hear(self, event: Event, now_s: float) -> None:
+        """Takes an event `job` of the guest."""
+        if self._last_s is not None or (event.text("status") == "started" and event.text("beat")):
+            self._last_s = now_s
+
+    def is_silent(self, now_s: float) -> bool:
+        """Whether the guest has hung."""
+        return self._last_s is not None and now_s - self._last_s > self.limit_s
