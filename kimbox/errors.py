@@ -33,7 +33,7 @@ NO_SPACE = "No space left on device"
 EXIT_CODES = {
     **dict.fromkeys(
         (
-            "archive-damaged", "bad-box", "bad-catalog", "bad-digest", "bad-report", "checksum-mismatch",
+            "archive-damaged", "bad-box", "bad-catalog", "bad-digest", "bad-record", "bad-report", "checksum-mismatch",
             "not-a-disk", "package-not-found", "signature-missing", "signature-wrong",
             "unsafe-archive", "unsafe-disk", "unsafe-files", "unsupported-box", "unsupported-format", "version-older",
             "wrong-box",

@@ -40,7 +40,7 @@ def spec_file(folder: Path) -> Path | None:
 
 
 def data_dir() -> Path:
-    """The folder that holds boxes/, provisioners/, schemas/ and the templates: in a wheel, or in a checkout."""
+    """The folder with boxes/, examples/, provisioners/, schemas/ and the templates: in a wheel, or in a checkout."""
     package = Path(__file__).resolve().parent
     packed = package / "_data"
     return packed if packed.is_dir() else package.parent
@@ -49,6 +49,11 @@ def data_dir() -> Path:
 def boxes_dir() -> Path:
     """The folder of the box specs that ship with kimbox."""
     return data_dir() / "boxes"
+
+
+def examples_dir() -> Path:
+    """The folder of the examples of jobs that ship with kimbox."""
+    return data_dir() / "examples"
 
 
 def provisioners_dir() -> Path:

@@ -16,6 +16,7 @@ ACTIONS = {
     "pack": "Write the disk of a job from its folder",
     "extract": "Extract the files of a job's disk",
     "run": "Run a folder as a job in a machine of its own",
+    "rerun": "Run a job again, and compare its results",
 }
 
 
@@ -75,6 +76,7 @@ def job() -> None:
     Examples:
       kimbox job init DIR
       kimbox job run DIR --box openkim-dev --output results
+      kimbox job rerun results/job.json
       kimbox job pack DIR job.raw
       kimbox job extract job.raw results
     """

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 from pathlib import Path
 
-from kimbox.errors import StateError
+from kimbox import paths
+from kimbox.errors import StateError, UsageError
 from kimbox.image.formats.boxwriter import making
 from kimbox.jobs.jobfile import FILE
 
@@ -57,12 +60,35 @@ network: none
 """
 
 
+def examples() -> list[str]:
+    """Returns the names of the examples that ship with kimbox."""
+    return sorted(path.parent.name for path in paths.examples_dir().glob("*/kimbox.yaml"))
+
+
+def copy_example(name: str, folder: Path) -> Path:
+    """Copies an example, its box and its job, to a new folder. Returns the folder of its job.
+
+    Raises StateError (`file-exists`), and UsageError for an unknown name.
+    """
+    if name not in examples():
+        raise UsageError(
+            f"there is no example {name}",
+            code="usage",
+            hint=f"there are: {', '.join(examples())}",
+            fields={"option": "--example"},
+        )
+    _refuse_existing(folder)
+    with making(folder) as work:
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc")  # pip compiles what is Python
+        shutil.copytree(paths.examples_dir() / name, work / folder.name, ignore=ignored)
+        for path in [work / folder.name, *(work / folder.name).rglob("*")]:
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)  # an installation may be read-only
+    return folder / "job"
+
+
 def write_folder(folder: Path) -> Path:
     """Writes the new folder of a job. Raises StateError (`file-exists`) if it exists."""
-    if os.path.lexists(folder):
-        raise StateError(
-            f"{folder} already exists", code="file-exists", hint="name a new folder", fields={"path": str(folder)}
-        )
+    _refuse_existing(folder)
     with making(folder) as work:
         new = work / folder.name
         (new / "input").mkdir(parents=True)
@@ -71,3 +97,10 @@ def write_folder(folder: Path) -> Path:
             (new / name).write_text(text)
         (new / "run-job").chmod(0o755)
     return folder
+
+
+def _refuse_existing(folder: Path) -> None:
+    if os.path.lexists(folder):
+        raise StateError(
+            f"{folder} already exists", code="file-exists", hint="name a new folder", fields={"path": str(folder)}
+        )

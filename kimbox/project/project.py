@@ -23,6 +23,8 @@ class Project:
     frozen: bool = False
     #: No server is contacted: it is an error if something is missing in the mirrors, the image store or the caches.
     offline: bool = False
+    #: The lock, in place of the one beside the spec.
+    lock_file: Path | None = None
 
     @property
     def name(self) -> str:
@@ -42,6 +44,8 @@ class Project:
         the spec is a symbolic link, the lock is beside the file that the link leads to, so that one spec has one lock,
         unless there is a lock beside the link. A lock that is a link is not replaced, but the file that it leads to.
         """
+        if self.lock_file is not None:
+            return self.lock_file
         if self.shipped is not None:
             return paths.locks_dir() / f"{self.name}.lock"
         lock = self.source.with_suffix(".lock")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import attrs
 from fuzzing import Parser
+from makejobrecord import make_folder, make_results
 
 from kimbox import paths, run
 from kimbox.guest import audit, events, health, stale
+from kimbox.jobs import listing, record
 from kimbox.lock.apt import archive, packages, sources
 from kimbox.lock.apt.archive import Archive
 from kimbox.lock.apt.packages import LockedPackage
@@ -255,6 +257,18 @@ def read_package_line(data: bytes, _: Path) -> None:
     packages.LockedPackage.parse(data.decode(errors="surrogateescape"))
 
 
+def read_job_record(data: bytes, folder: Path) -> None:
+    """The record of a job, which `kimbox job rerun` reads from a folder that anyone may have edited."""
+    found = record.parse_record(data, folder / "job.json")
+    if found.output is not None and found.input is not None:
+        listing.compare(found.input, found.output)
+
+
+def job_record_seeds(folder: Path) -> list[bytes]:
+    made = make_results(make_folder(folder / "job"), folder / "out", {"a": b"1", "b": b"2"})
+    return [made.read_bytes()]
+
+
 KEY = f"{PUBLIC_KEY} a@b\n".encode()
 GPG = b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nxxxx\n-----END PGP PUBLIC KEY BLOCK-----\n"
 BOOT = "11111111-2222-4333-8444-555555555555"
@@ -352,5 +366,9 @@ PARSERS = [
     Parser(
         "saved-audit", lambda _: [json.dumps(REPORT).encode()], read_saved_audit, is_json=True, errors=(ValueError,)
     ),
+    Parser(
+        "job-record", job_record_seeds, read_job_record, words=(b"\\ud800", b'"files": null', b'"path":'), share=0.3
+    ),
+    Parser("job-record-values", job_record_seeds, read_job_record, is_json=True, share=0.3),
     Parser("machine-record", lambda _: [json.dumps(RECORD).encode()], read_record, is_json=True),
 ]

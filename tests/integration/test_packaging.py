@@ -16,7 +16,7 @@ from kimbox import __version__, run
 ROOT = Path(__file__).resolve().parents[2]
 
 #: What the repository keeps at its top and the wheel under kimbox/_data.
-DATA = ["boxes", "provisioners", "schemas", "Vagrantfile.j2", "report.html.j2"]
+DATA = ["boxes", "examples", "provisioners", "schemas", "Vagrantfile.j2", "report.html.j2"]
 
 #: The man page in the wheel. pip installs it below the prefix, as share/man/man1/kimbox.1.
 MAN_PAGE = f"kimbox-{__version__}.data/data/share/man/man1/kimbox.1"

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from kimbox.jobs.disk.pack import Room
+from kimbox.jobs.listing import Listing
 from kimbox.jobs.result import Report, Verdict
 from kimbox.jobs.vet import Vetting
 from kimbox.machine.folder import Machine
@@ -17,6 +18,12 @@ from kimbox.machine.templates import Template
 from kimbox.project.plan import Plan
 from kimbox.project.project import Project
 from kimbox.spec.model import Scratch
+
+#: Values of `--network`: the guest reaches nothing; it opens connections.
+NO_NETWORK, OUTBOUND = "none", "outbound"
+
+#: Mount point of scratch space, if the spec has none.
+SCRATCH_MOUNT = "/staging"
 
 
 @attrs.frozen
@@ -88,6 +95,8 @@ class Job:
     ready_at: float | None = None
     ended_at: float | None = None
     folder_digest: str = ""
+    #: The files in the folder of the job.
+    input: Listing | None = None
     reported: Report | None = None
     #: The verdict of the host, where it does not depend on the reports of the guest.
     verdict: Verdict | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from kimbox import utctime
+from kimbox.actions.jobs import provenance
 from kimbox.actions.jobs.follow import has_shut_down, last_lines
 from kimbox.actions.jobs.request import Done, Job
 from kimbox.errors import KimboxError
@@ -15,14 +16,12 @@ from kimbox.files import copy_sparse, json_bytes
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.image.formats.boxwriter import making
 from kimbox.jobs.disk import contents, extract
+from kimbox.jobs.record import FORMAT, RECORD
 from kimbox.jobs.result import MAX_STATUS_BYTES, STATUS_FILE, Outcome, Report, Verdict, judge
 from kimbox.jobs.vet import Rejected, vet
 
 #: What is extracted from the disk. Everything else on it is discarded.
 RESULTS = ("output", "run-job.log", "run-job-failure.log")
-
-#: Name of the record among the results, and the version of its content.
-RECORD, FORMAT = "job.json", 1
 
 
 def write(job: Job) -> Done:
@@ -58,6 +57,7 @@ def write(job: Job) -> Done:
             if job.machine.job_disk.exists():
                 copy_sparse(job.machine.job_disk, target / job.machine.job_disk.name)
         record = _record(job, verdict, stored, skipped) | {"quarantine": [str(file) for file in rejected]}
+        record |= provenance.describe(job, target)
         (target / RECORD).write_bytes(json_bytes(record))
     return Done(verdict, output, record)
 

@@ -28,8 +28,9 @@ from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart
 from kimbox.errors import GuestError, StateError, UsageError
+from kimbox.jobs import listing
 from kimbox.jobs.disk import pack
-from kimbox.jobs.disk.source import check_folder, read_folder
+from kimbox.jobs.disk.source import Source, check_folder, read_folder
 from kimbox.jobs.result import Outcome, Verdict
 from kimbox.log import log
 from kimbox.machine.bootmode import Choice
@@ -72,7 +73,7 @@ def run(request: RunRequest) -> Done:
     except GuestError as error:  # the template was not made: nothing after that raises it
         job = _new_job(request, Surroundings(plan), None)
         job.verdict = Verdict(Outcome.HOST, reason=error.message)
-        job.folder_digest = read_folder(request.folder, _added(request)).digest
+        _note_folder(job, read_folder(request.folder, _added(request)))
         return results.write(job)
 
 
@@ -185,7 +186,13 @@ def _pack(job: Job) -> None:
         room=request.room,
         added=_added(request),
     )
-    job.folder_digest = packed.digest
+    _note_folder(job, packed.source)
+
+
+def _note_folder(job: Job, source: Source) -> None:
+    """Keeps the digests of the folder of the job."""
+    job.folder_digest = source.digest
+    job.input = listing.of_source(source, without=[ARGUMENTS])
 
 
 def _added(request: RunRequest) -> dict[bytes, bytes]:

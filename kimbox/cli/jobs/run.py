@@ -14,12 +14,9 @@ from kimbox.cli.output import printable, report, settings
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
-    from kimbox.actions.jobs.request import Done
+    from kimbox.actions.jobs.request import Done, RunRequest
     from kimbox.jobs.jobfile import JobFile
     from kimbox.spec.model import Scratch as Space
-
-#: Mount point of the scratch space of `--scratch`: the default of the spec.
-SCRATCH_MOUNT = "/staging"
 
 
 class Network(StrEnum):
@@ -63,6 +60,10 @@ ChosenNetwork = Annotated[
 Cold = Annotated[
     bool, typer.Option("--cold", help="Boot and provision a new machine in place of a clone of the box's template.")
 ]
+Sign = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="The private ssh key that signs the results and their provenance."),
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the machine, halted, if the job was not ok.")]
 
 
@@ -80,13 +81,12 @@ def run(
     network: ChosenNetwork = None,
     cold: Cold = False,
     keep: Keep = False,
+    sign: Sign = None,
 ) -> None:
     """Run a folder as a job in a machine of its own, and keep its results.
 
-    The folder becomes a disk. A new machine of the box starts, is provisioned, runs
-    /mnt/user/run-job as root, and is removed. OUT then has `output`, run-job.log and job.json. Output is shown while
-    the program runs.
-
+    The folder becomes a disk. A machine of the box runs /mnt/user/run-job as root, and is removed. OUT then has
+    `output`, run-job.log and job.json. Output is shown while the program runs.
     Settings in job.yaml of DIR (see `kimbox job init --help`) are used where an option is not given.
 
     The program has the variables PATH=/sbin:/usr/sbin:/bin:/usr/bin, USER=root, PWD=/ and LANG=en_US.UTF-8, and no
@@ -101,11 +101,9 @@ def run(
 
     \b
     Examples:
-      kimbox job run DIR
       kimbox job run DIR --box openkim-dev --timeout 2h --output results -- --steps 1000
       kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network outbound
     """
-    from kimbox.actions.jobs import run as running
     from kimbox.actions.jobs.request import RunRequest
     from kimbox.jobs.jobfile import read_jobfile
 
@@ -127,7 +125,19 @@ def run(
         vetting=in_file.vetting,
         is_cold=cold,
     )
-    raise typer.Exit(_print(running.run(request)))
+    raise typer.Exit(_print(_run_signed(request, sign)))
+
+
+def _run_signed(request: RunRequest, key: Path | None) -> Done:
+    """Runs a job, and signs its results if there is a key, which is tried before."""
+    from kimbox.actions.jobs import provenance
+    from kimbox.actions.jobs import run as running
+
+    sign = provenance.signer(key)
+    done = running.run(request)
+    if sign:
+        sign(done.output)
+    return done
 
 
 def _arguments(words: list[str]) -> tuple[str, ...]:
@@ -169,6 +179,7 @@ def _bytes(text: str | None, option: str) -> int | None:
 
 def _scratch(size_bytes: int | None) -> Space | None:
     """Returns the scratch space of that size; None for that of the spec."""
+    from kimbox.actions.jobs.request import SCRATCH_MOUNT
     from kimbox.spec.model import Scratch as Space
 
     return None if size_bytes is None else Space(size_bytes, SCRATCH_MOUNT)

@@ -46,7 +46,7 @@ class Extracted:
     skipped: tuple[File, ...]
 
 
-def selector(patterns: Sequence[str]) -> Callable[[bytes], bool]:
+def selector(patterns: Sequence[str], option: str = "--only") -> Callable[[bytes], bool]:
     """Returns a function that says whether a path matches one of the patterns; everything without a pattern.
 
     `*` and `?` match within a name, and a name `**` matches any number of folders. A folder that matches includes what
@@ -57,7 +57,7 @@ def selector(patterns: Sequence[str]) -> Callable[[bytes], bool]:
         return lambda path: True
     for pattern in patterns:
         if not pattern.strip("/") or len(pattern) > MAX_PATTERN:
-            raise UsageError(f"--only: {pattern[:40]!r} is not a pattern", code="usage", fields={"option": "--only"})
+            raise UsageError(f"{option}: {pattern[:40]!r} is not a pattern", code="usage", fields={"option": option})
     all_names = [os.fsencode(pattern.strip("/")).split(b"/") for pattern in patterns]
     return lambda path: any(_is_below(names, path.split(b"/")) for names in all_names)
 

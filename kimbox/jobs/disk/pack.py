@@ -49,9 +49,18 @@ class Packed:
     used_bytes: int
     free_bytes: int
     files: int
-    #: Hex digest of names, modes, times and contents of the folder, with the files that were added, and without them.
-    digest: str
-    folder_digest: str
+    #: The folder, as it was packed.
+    source: Source
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of names, modes, times and contents of the folder, with the files that were added."""
+        return self.source.digest
+
+    @property
+    def folder_digest(self) -> str:
+        """The same without the files that were added."""
+        return self.source.folder_digest
 
 
 def parse_size(text: str, option: str) -> int:
@@ -118,8 +127,7 @@ def pack(
             os.fsync(file.fileno())
     free_bytes = (place.data_blocks - files.blocks()) * place.block_bytes
     count = sum(not item.is_folder for item in source.items)
-    used_bytes = files.blocks() * place.block_bytes
-    return Packed(image, total_bytes, used_bytes, free_bytes, count, source.digest, source.folder_digest)
+    return Packed(image, total_bytes, files.blocks() * place.block_bytes, free_bytes, count, source)
 
 
 def _layout(source: Source, size_bytes: int | None, room: Room) -> tuple[Geometry, Tree]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from kimbox.errors import SpecError, StateError
+from kimbox import paths, run
+from kimbox.errors import SpecError, StateError, UsageError
 from kimbox.jobs.disk.pack import Room
+from kimbox.jobs.disk.source import check_folder
 from kimbox.jobs.jobfile import JobFile, file_schema, read_jobfile
-from kimbox.jobs.template import write_folder
+from kimbox.jobs.template import copy_example, examples, write_folder
+from kimbox.spec.load import load_box
 
 
 def read(folder: Path, text: str) -> JobFile:
@@ -90,3 +94,37 @@ def test_the_folder_to_start_from(tmp_path: Path) -> None:
     with pytest.raises(StateError) as caught:
         write_folder(folder)
     assert "file-exists" == caught.value.code
+
+
+@pytest.mark.parametrize("name", examples())
+def test_an_example_is_copied(tmp_path: Path, name: str) -> None:
+    """Its box and its settings are valid, its program can be run, and nothing is replaced."""
+    job = copy_example(name, tmp_path / "new")
+    assert tmp_path / "new/job" == job
+    assert name == load_box(tmp_path / "new/kimbox.yaml").name
+    assert read_jobfile(job).vetting
+    check_folder(job)
+    assert (tmp_path / "new/README.md").is_file()
+    with pytest.raises(StateError) as caught:
+        copy_example(name, tmp_path / "new")
+    assert "file-exists" == caught.value.code
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../boxes", "unknown"])
+def test_an_unknown_example(tmp_path: Path, name: str) -> None:
+    """The error lists those that exist."""
+    with pytest.raises(UsageError) as caught:
+        copy_example(name, tmp_path / "new")
+    assert caught.value.hint == "there are: aluminium, source-extractor"
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_image_of_the_example_is_what_its_program_writes(tmp_path: Path) -> None:
+    """make-image gives equal bytes at each run: a FITS file of whole blocks, with the sky and the stars."""
+    script = paths.examples_dir() / "source-extractor/make-image"
+    for name in ("a", "b"):
+        run.run([sys.executable, script, tmp_path / name])
+    data = (tmp_path / "a").read_bytes()
+    assert data == (tmp_path / "b").read_bytes()
+    assert data.startswith(b"SIMPLE  =                    T")
+    assert 0 == len(data) % 2880
