@@ -53,8 +53,10 @@ PROBLEMS: dict[str, tuple[Severity, str]] = {
     ),
     "failed": (Severity.CRITICAL, "The box did not boot, provision or seal itself."),
     "fallback": (Severity.WARNING, "The newest manifest failed, and the box runs the last good one."),
+    "hung": (Severity.WARNING, "The box hung after the last start, and its watchdog has reset it."),
     "link-lost": (Severity.CRITICAL, "The director has not answered the box for 15 minutes."),
     "no-report": (Severity.WARNING, "A sealed box has sent no report for 45 minutes."),
+    "no-watchdog": (Severity.WARNING, "The spec asks for a watchdog, and the kernel of the box has no driver for it."),
     "not-running": (Severity.CRITICAL, "The box is halted, suspended or paused."),
     "not-sealed": (Severity.CRITICAL, "The box has a role, and is open."),
     "output-full": (
@@ -161,6 +163,11 @@ def _of_manifest(known: Known) -> Iterator[MachineProblem]:
         box = _last(known.clock.events, "box")
         since_s = known.clock.at(box) if box else None
         yield MachineProblem("stale-steps", since_s, f"under other commits: {', '.join(known.stale_steps)}")
+    for event in known.clock.events:
+        if event.name == "watchdog" and event.text("status") == "reset":
+            yield MachineProblem("hung", known.clock.at(event), "it hung, and its watchdog has reset it")
+        elif event.name == "watchdog":
+            yield MachineProblem("no-watchdog", known.clock.at(event), f"no watchdog: {event.text('reason')}")
     if died := _last(known.clock.events, "died"):
         yield MachineProblem("snapshot-lost", known.clock.at(died), "the boot before ended: its snapshot was full")
 

@@ -111,6 +111,8 @@ class Record:
     delivery_disk: bool = False
     #: Whether the last boot had the port that shuts the guest down. A saved state has the device, too.
     halt_port: bool = False
+    #: Timeout of the watchdog of the last start, in seconds; None: it had none. A saved state has the device, too.
+    watchdog_s: int | None = None
     #: Address of the ssh server, whose port is `ssh_port`.
     ssh_host: str = "127.0.0.1"
     #: Role and site, which the guest reports at each boot. None: the box is not sealed.
@@ -163,6 +165,7 @@ class Record:
             fields["scratch"] = _scratch(fields.get("scratch"))
             fields["delivery_disk"] = fields.get("delivery_disk") is True
             fields["halt_port"] = fields.get("halt_port") is True
+            fields["watchdog_s"] = _watchdog(fields.get("watchdog_s"))
             fields["sealed"] = _sealed(fields.get("sealed"))
             fields["known"] = _known(fields.get("known"))
             fields["put_back"] = _put_back(fields.get("put_back"))
@@ -228,6 +231,12 @@ def _template(value: object) -> str | None:
     if value is None or (isinstance(value, str) and _DIGEST.fullmatch(value)):
         return value
     raise ValueError(f"{value!r} is not the key of a template")
+
+
+def _watchdog(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and value > 0):
+        return value
+    raise ValueError(f"{value!r} is not the timeout of a watchdog")
 
 
 def _port(value: object) -> int:

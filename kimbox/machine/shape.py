@@ -1,4 +1,4 @@
-"""The shape of a machine: processors, memory, forwarded ports, scratch space. A change of it requires a new start."""
+"""The shape of a machine: processors, memory, ports, scratch space, watchdog. A change of it requires a new start."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def shape_changes(record: Record, box: Box) -> list[ShapeChange]:
         new = old if requested is None and old else requested  # a port that kimbox has chosen stays
         pairs.append((f"forward of port {guest}", _address(old or 0), _address(new)))
     pairs.append(("scratch space", _scratch(record.scratch), _scratch(box.scratch)))
+    if record.driver == "qemu":  # others have no watchdog
+        pairs.append(("watchdog", _seconds(record.watchdog_s), _seconds(box.watchdog_s)))
     return [ShapeChange(name, old, new) for name, old, new in pairs if old != new]
 
 
@@ -48,3 +50,7 @@ def _address(port: int | None) -> str | None:
 
 def _scratch(scratch: Scratch | None) -> str | None:
     return f"{size_words(scratch.size_bytes)} at {scratch.mount}" if scratch else None
+
+
+def _seconds(duration_s: int | None) -> str | None:
+    return f"{duration_s} s" if duration_s else None

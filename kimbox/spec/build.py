@@ -39,6 +39,9 @@ SUITES = {"debian": ("trixie", "bookworm"), "ubuntu": ("noble", "jammy")}
 MIN_MEMORY_BYTES = 256 * units.MIB
 MIN_BOOT_BYTES = 64 * units.MIB
 MIN_ROOT_BYTES = 256 * units.MIB
+#: Limits of the timeout of a watchdog, in seconds. Below, a busy host would reset a box; the device has 20 bits of ms.
+MIN_WATCHDOG_S, MAX_WATCHDOG_S = 10, 600
+
 MIN_SCRATCH_BYTES = 16 * units.MIB
 
 #: Maximum length of the description of a probe.
@@ -94,6 +97,11 @@ class _Builder(Reader):
             scratch=self.scratch(repositories),
             secure=sealing.secure(self, tree.get("secure"), image),
             timezone=self.text(tree.get("timezone"), rules.time_zone, None),
+            watchdog_s=self.text(
+                tree.get("watchdog"),
+                functools.partial(units.duration, min_s=MIN_WATCHDOG_S, max_s=MAX_WATCHDOG_S),
+                None,
+            ),
             warm=self.switch(tree.get("warm")),
             cold_units=sealing.texts(self, tree.get("template", "stop"), sealing.unit_name, "unit"),
             resnap_keep=self.text(tree.get("resnap", "keep"), ResnapKeep, ResnapKeep.PROVISIONED),

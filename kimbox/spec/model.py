@@ -249,6 +249,8 @@ class Box:
     warm: bool = False
     #: systemd units that do not run in the template: they are stopped before, and started in each clone.
     cold_units: tuple[str, ...] = ()
+    #: A box that hangs for this time is reset, in seconds; None: it is not.
+    watchdog_s: int | None = None
     #: What the box keeps for the next resnap boots.
     resnap_keep: ResnapKeep = ResnapKeep.PROVISIONED
     #: Whether the image runs the job on a second disk without being asked by kimbox.

@@ -72,14 +72,15 @@ def size_text(count: int) -> str:
     return f"{count} bytes"
 
 
-def duration(text: str, *, max_s: int = MAX_DURATION_S) -> int:
-    """Returns the seconds of a duration such as 36h. Raises Fault for another text and above `max_s`, whole days."""
+def duration(text: str, *, min_s: int = 1, max_s: int = MAX_DURATION_S) -> int:
+    """Returns the seconds of a duration such as 36h. Raises Fault for another text, below `min_s` and above `max_s`."""
     match = _DURATION.fullmatch(text)
     if not match:
         hint = f"give a unit: {text}s" if text.isascii() and text.isdigit() else None
         message = f"{shown(text)} is not a duration: write a whole number and s, m, h or d"
         raise Fault(message, hint, code="bad-duration")
     seconds = int(match[1]) * DURATION_UNITS[match[2]]
-    if not 1 <= seconds <= max_s:
-        raise Fault(f"{shown(text)} is out of range: from 1s to {max_s // 86400}d", code="out-of-range")
+    if not min_s <= seconds <= max_s:
+        longest = f"{max_s // 86400}d" if max_s % 86400 == 0 else f"{max_s}s"
+        raise Fault(f"{shown(text)} is out of range: from {min_s}s to {longest}", code="out-of-range")
     return seconds

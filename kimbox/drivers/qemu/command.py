@@ -55,6 +55,9 @@ JOB_SERIAL = "kimbox-job"
 #: each device at its address, and most starts have no such disk.
 DELIVERY_ADDRESS = "0x1e"
 
+#: Address of the watchdog, for the same reason.
+WATCHDOG_ADDRESS = "0x1d"
+
 #: Prefix of the process name, which marks the processes of kimbox.
 PROCESS_NAME = "kimbox"
 
@@ -161,6 +164,8 @@ def hardware(invocation: Invocation) -> list[str]:
     if record.halt_port:  # a pipe, because the guest's port is then connected all the time, with no process at its end
         arguments += ["-chardev", f"pipe,id=halt,path={_escaped(machine.halt_pipe)}"]
         arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
+    if record.watchdog_s:
+        arguments += ["-device", f"i6300esb,addr={WATCHDOG_ADDRESS}", "-action", "watchdog=reset"]
     return arguments + _of_template(invocation)
 
 
@@ -259,6 +264,8 @@ def credentials(invocation: Invocation) -> dict[str, str]:
         values["scratch"] = invocation.scratch.mount
     if invocation.job and not invocation.job.is_awaited:
         values["job"] = invocation.job.credential()
+    if invocation.record.watchdog_s:
+        values["watchdog"] = str(invocation.record.watchdog_s)
     if invocation.machine.unseal_mark.exists():
         values["unseal"] = "yes"
     elif invocation.record.sealed:  # so that the guest seals itself even if /persistent has lost its mark

@@ -55,6 +55,7 @@ class Qemu:
         jobs=True,
         delivery_disk=True,
         templates=True,
+        watchdog=True,
     )
 
     @staticmethod

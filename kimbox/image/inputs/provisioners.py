@@ -29,7 +29,7 @@ from kimbox.files import read_bounded, read_json
 STRIP = "strip"
 
 #: The provisioners of every image, in the order in which their build scripts run.
-BASE = ("boot", "ssh", "provision", "scratch", "job", "secure", "identity", "freeze", STRIP, "base")
+BASE = ("boot", "ssh", "provision", "scratch", "job", "watchdog", "secure", "identity", "freeze", STRIP, "base")
 
 #: Maximum size of a file of a provisioner, in bytes.
 MAX_FILE_BYTES = 1 << 20

@@ -43,7 +43,8 @@ def test_the_changes_of_a_shape(tmp_path: Path) -> None:
     record = attrs.evolve(makemachine.RECORD, cpus=2, memory_bytes=1 << 30)
     assert [] == shape_changes(record, box)
     forwards = (Forward(8888, 8080), Forward(9999, None))
-    changed = attrs.evolve(box, cpus=4, memory_bytes=768 << 20, forwards=forwards, scratch=Scratch(1 << 30, "/staging"))
+    changed = attrs.evolve(box, cpus=4, memory_bytes=768 << 20, forwards=forwards, watchdog_s=60)
+    changed = attrs.evolve(changed, scratch=Scratch(1 << 30, "/staging"))
     assert [] == shape_changes(makemachine.RECORD, changed)
     assert [
         "cpus 2 -> 4",
@@ -51,6 +52,7 @@ def test_the_changes_of_a_shape(tmp_path: Path) -> None:
         "forward of port 8888 127.0.0.1:20023 -> 127.0.0.1:8080",
         "forward of port 9999 none -> auto",
         "scratch space none -> 1.0 GiB at /staging",
+        "watchdog none -> 60 s",
     ] == [change.text for change in shape_changes(record, changed)]
     assert ["forward of port 8888 127.0.0.1:20023 -> none"] == [
         change.text for change in shape_changes(record, attrs.evolve(box, forwards=()))

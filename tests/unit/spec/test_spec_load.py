@@ -55,6 +55,7 @@ cpus: 4
 memory: 1000.1MiB
 scratch: {size: 4.001GiB, mount: /mnt/scratch}
 timezone: Europe/Berlin
+watchdog: 2m
 warm: true
 template: {stop: [a.service, b.timer]}
 forwards: [{guest: 80, host: 8080}, {guest: 81}]
@@ -107,6 +108,7 @@ def test_every_key_reaches_the_model(tmp_path: Path) -> None:
         probes=(Probe("it is there", "test -d /opt/api", "look", 90),),
         scratch=Scratch(4100 << 20, "/mnt/scratch"),
         timezone="Europe/Berlin",
+        watchdog_s=120,
         warm=True,
         cold_units=("a.service", "b.timer"),
         resnap_keep=ResnapKeep.NOTHING,

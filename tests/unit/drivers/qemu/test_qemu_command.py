@@ -69,6 +69,18 @@ def test_the_port_that_shuts_the_guest_down(machine: Machine) -> None:
     assert "virtserialport,chardev=halt,name=org.kimbox.halt" == values(arguments, "-device")[-1]
 
 
+def test_the_watchdog(machine: Machine) -> None:
+    """It has a fixed address, resets the machine, and the guest knows its timeout. A resumed machine has it, too."""
+    plain = command(invoked(machine))
+    assert "i6300esb" not in "\n".join(plain)
+    machine.write_record(attrs.evolve(machine.record(), watchdog_s=120))
+    for resume in (False, True):
+        arguments = command(invoked(machine, resume=resume))
+        assert "i6300esb,addr=0x1d" == values(arguments, "-device")[-1]
+        assert "watchdog=reset" in values(arguments, "-action")
+    assert "type=11,value=io.systemd.credential:kimbox.watchdog=120" in values(command(invoked(machine)), "-smbios")
+
+
 def test_the_disk_of_a_job(machine: Machine) -> None:
     """It has a serial number and is described, its output has a port, and the guest reaches nothing unless it may."""
     assert "kimbox-job" not in "\n".join(command(invoked(machine)))

@@ -20,7 +20,7 @@ SHIPPED = sorted(p.name for p in paths.provisioners_dir().iterdir() if p.is_dir(
 
 #: Units of Debian to which units of kimbox refer.
 FOREIGN = {
-    "dbus.service", "local-fs.target", "network.target", "shutdown.target", "sockets.target", "ssh.service",
+    "dbus.service", "dbus.socket", "local-fs.target", "modprobe@i6300esb.service", "network.target", "shutdown.target", "sockets.target", "ssh.service",
     "sysinit.target", "systemd-logind.service", "systemd-networkd.service", "systemd-udevd.service",
 }  # fmt: skip
 
