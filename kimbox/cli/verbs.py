@@ -16,6 +16,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "suspend": ("suspend", "Save a running box, memory included, and stop it"),
         "resume": ("resume", "Continue a suspended box"),
         "clone": ("clone", "Start machines that continue a provisioned box"),
+        "save": ("save", "Save a halted box in a store"),
+        "create": ("create", "Make a box of a save"),
         "destroy": ("destroy", "Remove a box and its disk"),
     },
     "Work in a box": {

@@ -91,6 +91,35 @@ def spec_of(machine: Machine) -> bytes:
     return read_bounded(_file(machine, ".yaml"))
 
 
+@attrs.frozen
+class Kept:
+    """The files that are kept of a manifest: its digest, the merged spec as JSON, the lock, and box.json or nothing."""
+
+    digest: str
+    spec: bytes
+    lock: bytes
+    described: bytes = b""
+
+    def write(self, folder: Path) -> None:
+        """Writes the files to the folder of a machine's locks."""
+        folder.mkdir(exist_ok=True)
+        for suffix, data in ((".lock", self.lock), (".yaml", self.spec), (".json", self.described)):
+            if data:
+                write_atomic(folder / f"{self.digest}{suffix}", data)
+
+
+def current(machine: Machine) -> Kept:
+    """Returns the files of the manifest that a machine runs, or ran last. Raises StateError as `spec_of` does."""
+    lock = _file(machine, ".lock")
+    described = lock.with_suffix(".json")
+    return Kept(
+        lock.stem,
+        spec_of(machine),
+        read_bounded(lock),
+        read_bounded(described) if described.is_file() else b"",
+    )
+
+
 def _newest(machine: Machine) -> str:
     """The digest of the last manifest that was kept, or empty. In maintain mode a guest reports none."""
     kept = sorted((file.stat().st_mtime_ns, file.stem) for file in machine.locks.glob("*.lock"))

@@ -106,6 +106,7 @@ class _Builder(Reader):
             cold_units=sealing.texts(self, tree.get("template", "stop"), sealing.unit_name, "unit"),
             resnap_keep=self.text(tree.get("resnap", "keep"), ResnapKeep, ResnapKeep.PROVISIONED),
             job=self.switch(tree.get("job")),
+            store=self.text(tree.get("store"), urls.store, None),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

@@ -257,6 +257,8 @@ class Box:
     job: bool = False
     #: Whether the spec has the key `boot`. If not, `boot` has the default of a box that is not sealed.
     has_boot_key: bool = True
+    #: URL of the store of its saves; `{name}` in it stands for the name of the machine. None: there is none.
+    store: str | None = None
 
     def boot_mode(self, *, is_sealed: bool) -> BootMode:
         """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""

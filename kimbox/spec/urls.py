@@ -18,6 +18,9 @@ MIRROR_SCHEMES = ("https", "http", "file")
 #: Allowed schemes in the URL of an image.
 IMAGE_SCHEMES = ("https", "http")
 
+#: Allowed schemes in the URL of a store of saves.
+STORE_SCHEMES = ("file", "sftp", "https", "http", "oci", "s3", "gs", "az")
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _TRANSPORT = re.compile(r"[A-Za-z0-9+.-]*::")
 _SCP = re.compile(r"(?:(?P<user>[^@/:]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/:@\[\]]+):(?P<path>.*)")
@@ -70,6 +73,24 @@ def image(text: str) -> str:
     _check_characters(text, "the location of an image")
     if _SCHEME.match(text):
         _refuse_user(text, _split(text, IMAGE_SCHEMES))
+    return text
+
+
+def store(text: str) -> str:
+    """The URL of a store of saves, or the absolute path of a folder. `{name}` may be in its path."""
+    _check_characters(text, "the URL of a store")
+    if text.startswith("/"):
+        return text
+    parts = _split(text, STORE_SCHEMES)
+    if parts.query or parts.fragment:
+        raise Fault("the URL of a store cannot have a query (?) or a fragment (#)", _NO_SECRETS, code="bad-url")
+    if parts.scheme == "sftp":
+        if parts.password is not None:
+            raise Fault("this URL contains a password", _NO_SECRETS, code="secret-in-url")
+        if "@" in parts.netloc and not _USER.fullmatch(parts.username or ""):
+            raise Fault(f"{shown(text)} does not name a valid user", code="bad-url")
+    else:
+        _refuse_user(text, parts)
     return text
 
 

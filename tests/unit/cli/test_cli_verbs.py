@@ -326,7 +326,7 @@ def test_the_script_works_in_bash(kimbox: Kimbox, world: Path) -> None:
     (world / "script").write_text(kimbox("completion", "bash")[1])
     code = 'source ../script; COMP_WORDS=(kimbox s); COMP_CWORD=1; _kimbox_completion kimbox; echo "${COMPREPLY[@]}"'
     done = run_program(["bash", "-c", code], env=environment(world, PATH=f"{world}:{os.environ['PATH']}"))
-    verbs = ["schema", "secure", "shrink", "snapshot", "ssh", "ssh-config", "status", "suspend"]
+    verbs = ["save", "schema", "secure", "shrink", "snapshot", "ssh", "ssh-config", "status", "suspend"]
     assert verbs == sorted(done.stdout.split())
 
 

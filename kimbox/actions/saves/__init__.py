@@ -1,0 +1,1 @@
+"""Saves of boxes in stores: writing them, finding and removing them, and making machines of them."""

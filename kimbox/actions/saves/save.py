@@ -1,0 +1,377 @@
+"""kimbox save: puts the disk of a halted machine into a store, so that it can be started again, here or elsewhere.
+
+The order keeps a save whole: packs, index and files are uploaded and read back; then the manifest is created under the
+next number, which fails if another saver was faster. Only then are older saves removed. A run that is interrupted
+leaves objects that no manifest names: the next save uses or removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kimbox import __version__, utctime
+from kimbox.actions.observe import state
+from kimbox.actions.saves import found, prune
+from kimbox.drivers import registry
+from kimbox.errors import ImageError, KimboxError, StateError
+from kimbox.files import is_full, json_bytes, read_bounded, remove_tree, size_words, space_error
+from kimbox.image.disk import nbd
+from kimbox.image.formats import sums
+from kimbox.image.saves import chunks, index, packs, private
+from kimbox.image.saves.index import MAX_CHUNKS, Chunk
+from kimbox.image.saves.manifest import (
+    MAX_FILE_BYTES,
+    Base,
+    Contents,
+    Manifest,
+    Stored,
+    name_of,
+    pack_manifest,
+)
+from kimbox.image.saves.packs import Known, Packer
+from kimbox.image.store import digest, images, lease
+from kimbox.image.store.images import Image
+from kimbox.log import log
+from kimbox.machine import delivered_locks
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
+from kimbox.machine.state import State
+from kimbox.run import run
+from kimbox.transfer.stores.base import Store
+from kimbox.transfer.stores.opening import open_store
+
+#: Subfolder of a machine with the pack that is being filled. It remains only if a save was interrupted.
+WORK = "save"
+
+#: Interval between two progress lines, in seconds.
+REPORT_S = 2.0
+
+#: State -> how a machine in it becomes halted, with a disk that was unmounted.
+_HALTING = {
+    State.CRASHED: "`kimbox up {name}` repairs its disk, and then `kimbox halt {name}` shuts it down",
+    State.SUSPENDED: "`kimbox resume {name}` and then `kimbox halt {name}` shut it down",
+}
+
+
+@attrs.frozen
+class SaveRequest:
+    """The arguments of `save`."""
+
+    machine: Machine
+    url: str
+    #: Number of saves that stay, this one among them. None: all.
+    keep: int | None = None
+    #: Whether the save has the image below the disk, too.
+    fat: bool = False
+    #: Private ssh key that signs the manifest.
+    key: Path | None = None
+
+
+@attrs.frozen
+class Saved:
+    """The result of `save`."""
+
+    url: str
+    manifest: Manifest
+    #: Numbers of the saves that were removed.
+    removed: tuple[int, ...]
+    #: Files in the guest that are not in the save, or have other content there.
+    cleaned: tuple[str, ...]
+    #: Bytes that this call uploaded. An interrupted one may have uploaded the others.
+    uploaded_bytes: int
+
+
+@attrs.define
+class _Writing:
+    """A save that is being written."""
+
+    request: SaveRequest
+    store: Store
+    work: Path
+    #: The newest save, and its number, which is known also if its manifest is damaged.
+    parent: Manifest | None
+    parent_number: int
+    packer: Packer
+    uploaded_bytes: int = 0
+    added_bytes: int = 0
+
+    @property
+    def number(self) -> int:
+        return self.parent_number + 1
+
+    def put(self, folder: str, data: bytes, old: Stored | None = None) -> Stored:
+        """Stores bytes in a folder of the store, unless the former save has the same bytes in `old`."""
+        if old and old.digest == hashlib.sha256(data).hexdigest() and self.store.size(old.name) == len(data):
+            return old
+        source = self.work / "object"
+        source.write_bytes(data)
+        stored, was_there = packs.put_file(self.store, f"{folder}/{self.number:06}-", source)
+        self.added_bytes += stored.size_bytes
+        self.uploaded_bytes += 0 if was_there else stored.size_bytes
+        return stored
+
+
+def save(request: SaveRequest) -> Saved:
+    """Saves the disk of a halted machine. The machine is not changed.
+
+    Raises StateError if the machine is sealed or not halted, or its image is not in the store; ImageError if its disk
+    is damaged; KimboxError of the store: `save-conflict` if another saver was faster, `store-failed`, `no-space`.
+    """
+    machine = request.machine
+    store = open_store(request.url)
+    with contextlib.closing(store), machine.locked():
+        record = machine.record()
+        _check(machine, record)
+        sign = None
+        if request.key is not None:
+            sign = functools.partial(sums.sign, key=request.key)
+            sign(b"")
+        work = machine.folder / WORK
+        remove_tree(work)
+        work.mkdir(mode=0o700)
+        try:
+            with lease.shared(record.image), log.step(f"saving {machine.name} to {store.url}"):
+                return _save(request, store, record, work, sign)
+        except OSError as error:
+            if is_full(error):
+                raise space_error(machine.folder, "a pack of the save") from None
+            raise
+        finally:
+            remove_tree(work)
+
+
+def _check(machine: Machine, record: Record) -> None:
+    """Raises StateError if the machine is sealed, or not halted, or has no disk of kimbox's own."""
+    name = machine.name
+    registry.need_own_disk(machine, "save")
+    if record.sealed or machine.unseal_mark.exists():
+        raise StateError(
+            f"cannot save {name}: it is sealed, and a save would contain its credentials and what programs in it wrote",
+            code="box-sealed",
+            hint=f"`kimbox secure --unseal {name}` opens the box and removes its credentials",
+            fields={"name": name, "verb": "save"},
+        )
+    now = state(machine)
+    if now is not State.HALTED:
+        raise StateError(
+            f"cannot save {name}: it is {now}, not halted",
+            code="wrong-state",
+            hint=_HALTING.get(now, "`kimbox halt {name}` shuts it down").format(name=name),
+            fields={"verb": "save", "name": name, "state": str(now)},
+        )
+    if names := registry.of(machine).disk_snapshots():
+        log.warn(f"the snapshots of {name} are not in the save: {', '.join(names):.200}")
+
+
+def _save(
+    request: SaveRequest, store: Store, record: Record, work: Path, sign: Callable[[bytes], bytes] | None
+) -> Saved:
+    machine = request.machine
+    image = images.find(record.image)
+    if image is None:
+        raise StateError(
+            f"cannot save {machine.name}: the image that it was made from is not in the store ({record.image[:12]})",
+            code="image-not-found",
+            fields={"name": machine.name, "image": record.image},
+        )
+    parent_number, parent = _newest(store)
+    packer = Packer(store, work, parent_number + 1, _known(store, parent))
+    writing = _Writing(request, store, work, parent, parent_number, packer)
+    overlays = _overlays(machine, image)
+    with log.step("writing the chunks that changed"):
+        disk_chunks, disk_bytes, cleaned = _disk_chunks(writing, image, overlays)
+        base_chunks = _base_chunks(writing, image) if request.fat else None
+        stored_packs = packer.finish()
+        writing.added_bytes += packer.added_bytes
+        writing.uploaded_bytes += packer.added_bytes - packer.found_bytes
+    manifest = _manifest(writing, record, image, stored_packs)(
+        _contents(writing, disk_bytes, disk_chunks, parent.disk if parent else None),
+        _contents(writing, image.disk.stat().st_size, base_chunks) if base_chunks is not None else None,
+    )
+    _publish(writing, manifest, sign)
+    removed = prune.prune(store, manifest)
+    return Saved(store.url, manifest, removed, cleaned, writing.uploaded_bytes)
+
+
+def _newest(store: Store) -> tuple[int, Manifest | None]:
+    """Returns number and manifest of the newest save; 0 and None without one. A damaged manifest is a warning."""
+    number = found.newest(store)
+    if number is None:
+        return 0, None
+    if number >= found.MAX_NUMBER:
+        raise KimboxError(
+            f"{store.url} has {number} saves, the maximum",
+            code="store-failed",
+            hint="save to another URL",
+            fields={"url": store.url},
+        )
+    try:
+        return number, found.read(store, number)[0]
+    except KimboxError as error:
+        if error.code not in ("save-damaged", "unsupported-format"):
+            raise
+        log.warn(f"{error.message}; everything is uploaded again")
+        return number, None
+
+
+def _known(store: Store, parent: Manifest | None) -> dict[bytes, Known]:
+    """Returns the places of the chunks of the former save, by digest. A damaged index is a warning: it has none."""
+    known: dict[bytes, Known] = {}
+    sizes = [pack.size_bytes for pack in parent.packs] if parent else []
+    for contents in (parent.disk, parent.base.contents) if parent else ():
+        if contents is None or parent is None:
+            continue
+        try:
+            data = packs.whole(store, contents.index)
+            for chunk in index.parse_index(data, contents.size_bytes, sizes):
+                if not chunk.is_zeros:
+                    known[chunk.digest] = Known(parent.packs[chunk.pack], chunk.offset, chunk.stored_bytes)
+        except (KimboxError, ValueError) as error:
+            log.warn(f"the index of the former save cannot be used, and everything is uploaded again: {error}")
+            return {}
+    return known
+
+
+def _overlays(machine: Machine, image: Image) -> list[Path]:
+    """Returns the disk of a machine and the overlays below it, without the image.
+
+    Raises StateError if something else is below it.
+    """
+    command = ["qemu-img", "info", "--output=json", "--backing-chain", "-f", "qcow2", str(machine.disk)]
+    chain: list[dict[str, Any]] = json.loads(run(command, timeout_s=60).stdout)
+    files = [Path(one["filename"]) for one in chain]
+    if files[-1].resolve() != image.disk.resolve():
+        raise StateError(
+            f"cannot save {machine.name}: its disk is not based on the image that it was made from",
+            code="wrong-state",
+            fields={"verb": "save", "name": machine.name, "backing_file": str(files[-1])},
+        )
+    return files[:-1]
+
+
+def reporter(what: str) -> Callable[[int], None]:
+    """Returns a function that gets the number of bytes done, and reports it at most every REPORT_S seconds."""
+    reported_at_s = time.monotonic()
+
+    def report(done_bytes: int) -> None:
+        nonlocal reported_at_s
+        if time.monotonic() - reported_at_s >= REPORT_S:
+            reported_at_s = time.monotonic()
+            log.now(f"{size_words(done_bytes)} of {what}")
+
+    return report
+
+
+def _disk_chunks(writing: _Writing, image: Image, overlays: list[Path]) -> tuple[list[Chunk], int, tuple[str, ...]]:
+    """Writes the chunks of the disk. Returns them, the size of the disk in bytes, and what is not in the save."""
+    with (
+        nbd.opened(overlays[0], "qcow2") as source,
+        nbd.opened(image.disk, image.format) as backing,
+    ):
+        disk = private.cleaned(source.read, source.size_bytes, writing.work)
+        own = chunks.own_ranges(overlays)
+        changed = chunks.changed(disk, own, backing.read, backing.size_bytes, reporter("the disk"))
+        written = [writing.packer.add(number, data) for number, data in _bounded(changed)]
+        return written, source.size_bytes, disk.removed
+
+
+def _base_chunks(writing: _Writing, image: Image) -> list[Chunk]:
+    """Writes the chunks of the file of the image."""
+    images.check(image)
+    content = chunks.of_file(image.disk, reporter("the image"))
+    return [writing.packer.add(number, data) for number, data in _bounded(content)]
+
+
+def _bounded(numbered: Iterator[chunks.Numbered]) -> Iterator[chunks.Numbered]:
+    """Yields chunks. Raises ImageError (`too-complex`) if there are more than a save can have."""
+    for count, one in enumerate(numbered):
+        if count >= MAX_CHUNKS:
+            raise ImageError(
+                f"the disk has more than {MAX_CHUNKS} MiB of changes, the maximum of a save", code="too-complex"
+            )
+        yield one
+
+
+def _contents(writing: _Writing, size_bytes: int, written: list[Chunk], old: Contents | None = None) -> Contents:
+    data = index.pack_index(written)
+    return Contents(size_bytes, writing.put("indexes", data, old.index if old else None), len(written))
+
+
+def _manifest(
+    writing: _Writing, record: Record, image: Image, stored_packs: tuple[Stored, ...]
+) -> Callable[[Contents, Contents | None], Manifest]:
+    """Stores spec, lock and facts. Returns the function that makes the manifest with the indexes."""
+    machine, parent = writing.request.machine, writing.parent
+    delivered = delivered_locks.current(machine)
+    data = {
+        "kimbox.yaml": delivered.spec,
+        "kimbox.lock": delivered.lock,
+        "box.json": delivered.described,
+        "image.json": json_bytes(image.facts),
+    }
+    for name in (images.PACKAGES, images.CHANGES):
+        if (image.disk.parent / name).exists():
+            data[name] = read_bounded(image.disk.parent / name, limit_bytes=MAX_FILE_BYTES)
+    old = parent.files if parent else {}
+    files = {name: writing.put("files", content, old.get(name)) for name, content in data.items() if content}
+    keep = writing.request.keep
+    former = [*parent.kept, parent.number] if parent else _others(writing.store)
+    kept = former if keep is None else former[len(former) - min(len(former), keep - 1) :]
+    file_digest = image.facts.get(images.DIGEST) or digest.disk_digest(image.disk)
+
+    def make(disk: Contents, fat: Contents | None) -> Manifest:
+        return Manifest(
+            number=writing.number,
+            machine=machine.name,
+            box=record.box,
+            saved_at=utctime.text(),
+            kimbox=__version__,
+            spec_digest=record.spec_digest,
+            lock_digest=record.plan.lock if record.plan else "0" * 64,
+            manifest_digest=delivered.digest,
+            cpus=record.cpus,
+            memory_bytes=record.memory_bytes,
+            disk=disk,
+            base=Base(image.key, image.format, file_digest, fat),
+            packs=stored_packs,
+            files=files,
+            kept=tuple(kept),
+            added_bytes=writing.added_bytes,
+        )
+
+    return make
+
+
+def _others(store: Store) -> list[int]:
+    """The numbers of the saves that can be read, ascending, if the newest one cannot."""
+    return [one.number for one in reversed(found.listed(store)) if one.manifest]
+
+
+def _publish(writing: _Writing, manifest: Manifest, sign: Callable[[bytes], bytes] | None) -> None:
+    """Writes signature and manifest. Raises KimboxError (`save-conflict`) if another saver was faster."""
+    store = writing.store
+    data = pack_manifest(manifest)
+    uses = [stored.name for stored in manifest.objects]
+    if sign is not None:
+        name = found.signature_name(manifest.number, data)
+        source = writing.work / "object"
+        source.write_bytes(sign(data))
+        store.write(name, source)
+        uses.append(name)
+    if not store.create(name_of(manifest.number), data, uses):
+        raise KimboxError(
+            f"another save was written to {store.url} meanwhile: number {manifest.number} is taken",
+            code="save-conflict",
+            hint="nothing was lost: `kimbox save --list` shows the other one; run the same command again to save this "
+            "box after it",
+            fields={"url": store.url, "number": str(manifest.number)},
+        )

@@ -1,0 +1,1 @@
+"""Stores for saved boxes: folders and servers, each behind the interface of `base`."""

@@ -1,0 +1,55 @@
+"""Opens the store of a URL. The module of a kind of store is loaded when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from kimbox.errors import UsageError
+from kimbox.transfer.address import public_url
+from kimbox.transfer.stores.base import Store
+
+#: Maximum length of a URL, in characters.
+MAX_URL_CHARACTERS = 2000
+
+
+def _folder(url: str) -> Store:
+    from kimbox.transfer.stores.folder import FolderStore
+
+    if url.startswith("file:"):
+        parts = urlsplit(url)
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise _refused(url, "a file: URL has an absolute path, as file:///srv/saves/NAME")
+        return FolderStore(Path(unquote(parts.path)))
+    return FolderStore(Path(url).expanduser().absolute())
+
+
+#: Scheme of a URL -> the function that opens its store. A path has the scheme `file`.
+KINDS: dict[str, Callable[[str], Store]] = {"file": _folder}
+
+
+def is_url(word: str) -> bool:
+    """Whether a word of the command line is the URL of a store, or a path that begins with /, ./, ../ or ~/."""
+    scheme, colon, _ = word.partition(":")
+    if colon and scheme in KINDS:
+        return True
+    return word.startswith(("/", "./", "../", "~/")) and not word.endswith((".yaml", ".yml"))
+
+
+def open_store(url: str) -> Store:
+    """Opens the store at a URL or in a folder. Raises UsageError (`bad-url`) for any other text."""
+    if len(url) > MAX_URL_CHARACTERS or not url.isprintable() or not url:
+        raise _refused(url[:100], "a URL has 1 to 2000 printable characters")
+    scheme, colon, _ = url.partition(":")
+    if colon and "/" not in scheme:
+        if scheme not in KINDS:
+            raise _refused(url, f"kinds of stores: {', '.join(f'{kind}:' for kind in KINDS)} or a folder")
+        return KINDS[scheme](url)
+    return _folder(url)
+
+
+def _refused(url: str, hint: str) -> UsageError:
+    return UsageError(
+        f"{public_url(url)[:200]} is not the URL of a store", code="bad-url", hint=hint, fields={"url": public_url(url)}
+    )
