@@ -10,7 +10,6 @@ from kimbox.cli import target
 from kimbox.cli.author_keys import public_keys
 from kimbox.cli.output import report
 
-
 Source = Annotated[
     str, typer.Option("--from", metavar="URL", help="The store of the save: a folder or a URL, as for kimbox save.")
 ]

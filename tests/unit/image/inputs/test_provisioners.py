@@ -20,8 +20,9 @@ SHIPPED = sorted(p.name for p in paths.provisioners_dir().iterdir() if p.is_dir(
 
 #: Units of Debian to which units of kimbox refer.
 FOREIGN = {
-    "dbus.service", "dbus.socket", "local-fs.target", "modprobe@i6300esb.service", "network.target", "shutdown.target", "sockets.target", "ssh.service",
-    "sysinit.target", "systemd-logind.service", "systemd-networkd.service", "systemd-udevd.service",
+    "dbus.service", "dbus.socket", "local-fs.target", "modprobe@i6300esb.service", "network.target", "shutdown.target",
+    "sockets.target", "ssh.service", "sysinit.target", "systemd-logind.service", "systemd-networkd.service",
+    "systemd-udevd.service",
 }  # fmt: skip
 
 GOOD = {"summary": "a thing", "description": "does it", "packages": "[git]", "enable": "[a.service]"}
