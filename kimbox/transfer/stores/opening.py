@@ -25,8 +25,20 @@ def _folder(url: str) -> Store:
     return FolderStore(Path(url).expanduser().absolute())
 
 
+def _sftp(url: str) -> Store:
+    from kimbox.transfer.stores.sftp import open_sftp
+
+    return open_sftp(url)
+
+
+def _web(url: str) -> Store:
+    from kimbox.transfer.stores.web import open_web
+
+    return open_web(url)
+
+
 #: Scheme of a URL -> the function that opens its store. A path has the scheme `file`.
-KINDS: dict[str, Callable[[str], Store]] = {"file": _folder}
+KINDS: dict[str, Callable[[str], Store]] = {"file": _folder, "sftp": _sftp, "https": _web, "http": _web}
 
 
 def is_url(word: str) -> bool:

@@ -1,0 +1,164 @@
+"""Each kind of store with a real server: the interface, conditional creation, and servers that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import davserver
+import pytest
+import realsshd
+from davserver import Dav
+
+from kimbox.errors import KimboxError
+from kimbox.transfer.stores.base import READ_BYTES, Store, all_of
+from kimbox.transfer.stores.opening import is_url, open_store
+
+PACK = f"packs/000001-{'a' * 64}"
+KINDS = ["folder", "sftp", "web"]
+
+
+@contextlib.contextmanager
+def opened(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Store]]:
+    """Yields a function that opens the same empty store again and again."""
+    if kind == "folder":
+        yield lambda: open_store(str(folder / "store"))
+    elif kind == "web":
+        with davserver.serving(folder / "served") as dav:
+            yield lambda: open_store(dav.url)
+    else:
+        with realsshd.serving(folder, "Subsystem sftp internal-sftp\n") as endpoint:
+            (folder / ".ssh").mkdir()
+            host_key = (folder / "known_hosts").read_text().partition(" ")[2]
+            (folder / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{endpoint.port} {host_key}")
+            (folder / ".ssh/config").write_text(f"Host 127.0.0.1\n  IdentityFile {folder}/client\n")
+            monkeypatch.setenv("HOME", str(folder))
+            monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+            yield lambda: open_store(f"sftp://{endpoint.user}@127.0.0.1:{endpoint.port}{folder}/deep/er")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_interface(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is read, in parts and as a whole; a taken name is not replaced; what is not there is said."""
+    data = os.urandom(READ_BYTES + 100_000)
+    (tmp_path / "data").write_bytes(data)
+    with opened(kind, tmp_path, monkeypatch) as again, contextlib.closing(again()) as store:
+        assert ([], None) == (store.names("saves"), store.size(PACK))
+        with pytest.raises(KimboxError) as caught:
+            store.read(PACK, 0, 10)
+        assert ("save-not-found", PACK) == (caught.value.code, caught.value.fields["object"])
+        store.remove(PACK)
+        store.write(PACK, tmp_path / "data")
+        assert len(data) == store.size(PACK)
+        assert data == all_of(store, PACK, len(data))
+        assert data[5_000_000:5_000_100] == store.read(PACK, 5_000_000, 100)
+        assert (data[-3:], b"") == (store.read(PACK, len(data) - 3, 100), store.read(PACK, len(data), 100))
+        (tmp_path / "data").write_bytes(b"new")
+        store.write(PACK, tmp_path / "data")
+        assert b"new" == store.read(PACK, 0, 10)
+        assert store.create("saves/000001.json", b"one", [PACK])
+        assert not store.create("saves/000001.json", b"two", [PACK])
+        assert b"one" == store.read("saves/000001.json", 0, 10)
+        with contextlib.closing(again()) as other:
+            assert ["saves/000001.json"] == other.names("saves")
+            assert other.create("saves/000002.json", b"two", [])
+        assert "saves/000002.json" in store.names("saves")
+        store.remove(PACK)
+        assert store.size(PACK) is None
+        for name in ("packs/../x", "/etc/passwd", "saves/1.json", "packs", ""):
+            with pytest.raises(ValueError, match="name"):
+                store.size(name)
+
+
+def test_the_login_of_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is sent, and is in no message; without it the error names ~/.netrc."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with davserver.serving(tmp_path / "served") as dav:
+        dav.authorization = "Basic bWU6c2VjcmV0"
+        with pytest.raises(KimboxError) as caught:
+            open_store(dav.url).size(PACK)
+        assert ("store-failed", "401") == (caught.value.code, caught.value.fields["status"])
+        assert ".netrc" in (caught.value.hint or "")
+        (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+        (tmp_path / ".netrc").chmod(0o600)
+        store = open_store(dav.url)
+        assert store.size(PACK) is None
+        assert "secret" not in repr(store)
+
+
+@pytest.fixture
+def dav(tmp_path: Path) -> Iterator[Dav]:
+    """A WebDAV server."""
+    with davserver.serving(tmp_path / "served") as running:
+        yield running
+
+
+def test_a_server_without_move(dav: Dav) -> None:
+    """A conditional PUT does the same."""
+    dav.without = ("MOVE",)
+    store = open_store(dav.url)
+    assert store.create("saves/000001.json", b"one", [])
+    assert not store.create("saves/000001.json", b"two", [])
+    assert b"one" == store.read("saves/000001.json", 0, 10)
+
+
+def test_a_server_that_dies_in_an_upload(dav: Dav, tmp_path: Path) -> None:
+    """The error says so, nothing appears, and the next call works."""
+    (tmp_path / "data").write_bytes(os.urandom(3_000_000))
+    store = open_store(dav.url)
+    dav.dies_after = 1_000_000
+    with pytest.raises(KimboxError) as caught:
+        store.write(PACK, tmp_path / "data")
+    assert "store-failed" == caught.value.code
+    assert store.size(PACK) is None
+    dav.dies_after = None
+    store.write(PACK, tmp_path / "data")
+    assert 3_000_000 == store.size(PACK)
+
+
+def test_a_full_store(dav: Dav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is `no-space`, of a server and of a folder. Of the folder no temporary file stays."""
+    (tmp_path / "data").write_bytes(b"x" * 1000)
+    dav.is_full = True
+    with pytest.raises(KimboxError) as caught:
+        open_store(dav.url).write(PACK, tmp_path / "data")
+    assert "no-space" == caught.value.code
+
+    def write(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(KimboxError) as caught:
+            open_store(str(tmp_path / "store")).write(PACK, tmp_path / "data")
+    assert "no-space" == caught.value.code
+    assert [] == [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_an_unknown_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host key that is not in known_hosts is an error, and a password in a sftp URL, too."""
+    with opened("sftp", tmp_path, monkeypatch) as again:
+        (tmp_path / ".ssh/known_hosts").write_text("")
+        with pytest.raises(KimboxError) as caught:
+            again()
+        assert ("store-failed", True) == (caught.value.code, "not found in known_hosts" in caught.value.message)
+    with pytest.raises(KimboxError) as caught:
+        open_store("sftp://me:secret@example.org/x")
+    assert ("secret-in-url", False) == (caught.value.code, "secret@" in caught.value.message)
+
+
+@pytest.mark.parametrize("url", ["", "gopher://x/y", "file://host/x", "x\n", "sftp://", "sftp://h", "a" * 3000])
+def test_what_is_no_store(url: str) -> None:
+    """It is an error before anything is contacted."""
+    with pytest.raises(KimboxError) as caught:
+        open_store(url)
+    assert "bad-url" == caught.value.code
+
+
+def test_words_of_the_command_line() -> None:
+    """A word is the URL of a store, or the name or spec of a box."""
+    assert all(map(is_url, ("/srv/x", "./x", "../x", "~/x", "file:///x", "https://h/x", "sftp://h/x")))
+    assert not any(map(is_url, ("tiny", "./kimbox.yaml", "boxes/x.yml", "x:y")))
