@@ -4,40 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import davserver
+import makesaved
 import pytest
-import realsshd
+import storeservers
+from clirun import Kimbox, result
+from clirun import kimbox as kimbox
+from clirun import world as world
 from davserver import Dav
+from storeservers import KINDS
 
 from kimbox.errors import KimboxError
-from kimbox.transfer.stores.base import READ_BYTES, Store, all_of
+from kimbox.machine.folder import Machine
+from kimbox.transfer.stores.base import READ_BYTES, all_of
 from kimbox.transfer.stores.opening import is_url, open_store
 
 PACK = f"packs/000001-{'a' * 64}"
-KINDS = ["folder", "sftp", "web"]
-
-
-@contextlib.contextmanager
-def opened(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Store]]:
-    """Yields a function that opens the same empty store again and again."""
-    if kind == "folder":
-        yield lambda: open_store(str(folder / "store"))
-    elif kind == "web":
-        with davserver.serving(folder / "served") as dav:
-            yield lambda: open_store(dav.url)
-    else:
-        with realsshd.serving(folder, "Subsystem sftp internal-sftp\n") as endpoint:
-            (folder / ".ssh").mkdir()
-            host_key = (folder / "known_hosts").read_text().partition(" ")[2]
-            (folder / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{endpoint.port} {host_key}")
-            (folder / ".ssh/config").write_text(f"Host 127.0.0.1\n  IdentityFile {folder}/client\n")
-            monkeypatch.setenv("HOME", str(folder))
-            monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-            yield lambda: open_store(f"sftp://{endpoint.user}@127.0.0.1:{endpoint.port}{folder}/deep/er")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,29 +32,32 @@ def test_the_interface(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """What is written is read, in parts and as a whole; a taken name is not replaced; what is not there is said."""
     data = os.urandom(READ_BYTES + 100_000)
     (tmp_path / "data").write_bytes(data)
-    with opened(kind, tmp_path, monkeypatch) as again, contextlib.closing(again()) as store:
-        assert ([], None) == (store.names("saves"), store.size(PACK))
+    pack = f"packs/000001-{hashlib.sha256(data).hexdigest()}"
+    with storeservers.serving(kind, tmp_path, monkeypatch) as url, contextlib.closing(open_store(url)) as store:
+        assert ([], None) == (store.names("saves"), store.size(pack))
         with pytest.raises(KimboxError) as caught:
-            store.read(PACK, 0, 10)
-        assert ("save-not-found", PACK) == (caught.value.code, caught.value.fields["object"])
-        store.remove(PACK)
-        store.write(PACK, tmp_path / "data")
-        assert len(data) == store.size(PACK)
-        assert data == all_of(store, PACK, len(data))
-        assert data[5_000_000:5_000_100] == store.read(PACK, 5_000_000, 100)
-        assert (data[-3:], b"") == (store.read(PACK, len(data) - 3, 100), store.read(PACK, len(data), 100))
-        (tmp_path / "data").write_bytes(b"new")
-        store.write(PACK, tmp_path / "data")
-        assert b"new" == store.read(PACK, 0, 10)
-        assert store.create("saves/000001.json", b"one", [PACK])
-        assert not store.create("saves/000001.json", b"two", [PACK])
-        assert b"one" == store.read("saves/000001.json", 0, 10)
-        with contextlib.closing(again()) as other:
+            store.read(pack, 0, 10)
+        assert ("save-not-found", pack) == (caught.value.code, caught.value.fields["object"])
+        store.remove("saves/000001.json")
+        store.write(pack, tmp_path / "data")
+        assert len(data) == store.size(pack)
+        assert data == all_of(store, pack, len(data))
+        assert data[5_000_000:5_000_100] == store.read(pack, 5_000_000, 100)
+        assert (data[-3:], b"") == (store.read(pack, len(data) - 3, 100), store.read(pack, len(data), 100))
+        store.write(pack, tmp_path / "data")
+        signature = f"signatures/000001-{'b' * 64}"
+        (tmp_path / "data").write_bytes(b"signed")
+        store.write(signature, tmp_path / "data")
+        assert (b"signed", 6) == (store.read(signature, 0, 10), store.size(signature))
+        assert store.create("saves/000001.json", b"one", [pack, signature])
+        assert not store.create("saves/000001.json", b"two", [pack])
+        assert (b"one", 3) == (store.read("saves/000001.json", 0, 10), store.size("saves/000001.json"))
+        with contextlib.closing(open_store(url)) as other:
             assert ["saves/000001.json"] == other.names("saves")
-            assert other.create("saves/000002.json", b"two", [])
+            assert other.create("saves/000002.json", b"two", [pack])
         assert "saves/000002.json" in store.names("saves")
-        store.remove(PACK)
-        assert store.size(PACK) is None
+        store.remove("saves/000001.json")
+        assert store.size("saves/000001.json") is None
         for name in ("packs/../x", "/etc/passwd", "saves/1.json", "packs", ""):
             with pytest.raises(ValueError, match="name"):
                 store.size(name)
@@ -140,10 +130,10 @@ def test_a_full_store(dav: Dav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_unknown_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host key that is not in known_hosts is an error, and a password in a sftp URL, too."""
-    with opened("sftp", tmp_path, monkeypatch) as again:
+    with storeservers.serving("sftp", tmp_path, monkeypatch) as url:
         (tmp_path / ".ssh/known_hosts").write_text("")
         with pytest.raises(KimboxError) as caught:
-            again()
+            open_store(url)
         assert ("store-failed", True) == (caught.value.code, "not found in known_hosts" in caught.value.message)
     with pytest.raises(KimboxError) as caught:
         open_store("sftp://me:secret@example.org/x")
@@ -162,3 +152,20 @@ def test_words_of_the_command_line() -> None:
     """A word is the URL of a store, or the name or spec of a box."""
     assert all(map(is_url, ("/srv/x", "./x", "../x", "~/x", "file:///x", "https://h/x", "sftp://h/x")))
     assert not any(map(is_url, ("tiny", "./kimbox.yaml", "boxes/x.yml", "x:y")))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
+def test_a_box_there_and_back(kind: str, kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two saves and a third one with --keep 2, of which one box is made. The second uploads nothing."""
+    machine = makesaved.make_saved(world)
+    mine = makesaved.get(machine, world, "persistent/mine")
+    with storeservers.serving(kind, world, monkeypatch) as url:
+        saves = [
+            result(kimbox("--json", "save", "tiny", url, *words)[1], "save") for words in ((), (), ("--keep", "2"))
+        ]
+        assert [(1, []), (2, []), (3, [1])] == [(one["number"], one["removed"]) for one in saves]
+        assert saves[0]["uploaded_bytes"] > 3_000_000 > saves[1]["uploaded_bytes"] == 0
+        listed = result(kimbox("--json", "save", "--list", url)[1], "save")["saves"]
+        assert [3, 2] == [one["number"] for one in listed]
+        assert 0 == kimbox("create", "other", "--from", url)[0]
+    assert mine == makesaved.get(Machine("other"), world, "persistent/mine")

@@ -37,8 +37,20 @@ def _web(url: str) -> Store:
     return open_web(url)
 
 
+def _oci(url: str) -> Store:
+    from kimbox.transfer.stores.oci import open_oci
+
+    return open_oci(url)
+
+
 #: Scheme of a URL -> the function that opens its store. A path has the scheme `file`.
-KINDS: dict[str, Callable[[str], Store]] = {"file": _folder, "sftp": _sftp, "https": _web, "http": _web}
+KINDS: dict[str, Callable[[str], Store]] = {
+    "file": _folder,
+    "sftp": _sftp,
+    "https": _web,
+    "http": _web,
+    "oci": _oci,
+}
 
 
 def is_url(word: str) -> bool:

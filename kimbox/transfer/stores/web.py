@@ -8,30 +8,19 @@ A server without MOVE gets `PUT` with `If-None-Match: *`, and must obey that if 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import quote
 
 import attrs
 
-from kimbox import __version__
 from kimbox.errors import KimboxError
-from kimbox.transfer import address, connection
-from kimbox.transfer.address import Login
-from kimbox.transfer.connection import Deadline
+from kimbox.transfer import address
 from kimbox.transfer.stores import base
-
-#: Timeout of a request without progress, in seconds.
-STALL_S = 60.0
-
-#: Size of the pieces in which a file is sent, in bytes.
-PIECE_BYTES = 1 << 20
+from kimbox.transfer.stores.requests import Server, StatusError
 
 #: Maximum size of `saves/newest`, in bytes, and maximum number of saves after it that the server is asked for.
 MAX_HINT_BYTES, MAX_AHEAD = 16, 1000
@@ -41,61 +30,32 @@ HINT = "saves/newest"
 _FULL = 507
 
 
-class _Body:
-    """A file that is sent as a body. Each piece that is read postpones the deadline."""
-
-    def __init__(self, file: IO[bytes], deadline: Deadline) -> None:
-        self._file, self._deadline = file, deadline
-
-    def read(self, size: int = PIECE_BYTES) -> bytes:
-        self._deadline.postpone()
-        return self._file.read(min(size, PIECE_BYTES) if size > 0 else PIECE_BYTES)
-
-
 @attrs.define
 class WebStore:
     """A folder of a web server. `url` ends without a slash."""
 
     url: str
-    login: Login | None = attrs.field(repr=False)
+    _server: Server
     #: Folders that were created, or that the server creates by itself.
     _folders: set[str] = attrs.field(factory=set)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        size = min(size, base.READ_BYTES)
-        if size <= 0:
-            return b""
-        headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
         try:
-            with self._request("GET", self._path(name), headers=headers) as answer:
-                if answer.status == 200 and offset:
-                    reason = "the server does not send a part of a file (Range)"
-                    raise base.failed(self.url, f"reading {name}", reason)
-                if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-                    raise base.failed(self.url, f"reading {name}", "the server sent another part than requested")
-                return self._body(answer, size, name)
-        except _StatusError as error:
+            return self._server.part(self._at(base.check_name(name)), offset, size, f"reading {name}")
+        except StatusError as error:
             if error.status == 404:
                 raise base.missing(self.url, name) from None
-            if error.status == 416:
-                return b""
             raise self._error(f"reading {name}", error) from None
 
     def size(self, name: str) -> int | None:
         try:
-            with self._request("HEAD", self._path(name)) as answer:
-                length = answer.headers.get("Content-Length", "")
-        except _StatusError as error:
-            if error.status == 404:
-                return None
+            return self._server.size(self._at(base.check_name(name)), f"reading {name}")
+        except StatusError as error:
             raise self._error(f"reading {name}", error) from None
-        if not (length.isascii() and length.isdigit() and len(length) < 20):
-            raise base.failed(self.url, f"reading {name}", "the server does not tell the size of a file")
-        return int(length)
 
     def write(self, name: str, source: Path) -> None:
         with source.open("rb") as file:
-            self._put(self._path(name), file, source.stat().st_size, {})
+            self._put(base.check_name(name), file, source.stat().st_size, {})
 
     def create(self, name: str, data: bytes, uses: Sequence[str]) -> bool:
         if self.size(name) is not None:
@@ -103,12 +63,12 @@ class WebStore:
         temporary = f"{name[:-5]}.{os.urandom(8).hex()}.tmp"
         self._put(temporary, io.BytesIO(data), len(data), {})
         try:
-            if not self._moved(temporary, self._path(name)):
-                self._put(self._path(name), io.BytesIO(data), len(data), {"If-None-Match": "*"})
+            if not self._moved(temporary, base.check_name(name)):
+                self._put(base.check_name(name), io.BytesIO(data), len(data), {"If-None-Match": "*"})
         except _TakenError:
             return False
         finally:
-            with contextlib.suppress(_StatusError, KimboxError), self._request("DELETE", temporary):
+            with contextlib.suppress(StatusError, KimboxError), self._server.request("DELETE", self._at(temporary)):
                 pass
         if base.all_of(self, name, len(data)) != data:
             return False
@@ -131,9 +91,9 @@ class WebStore:
 
     def remove(self, name: str) -> None:
         try:
-            with self._request("DELETE", self._path(name)):
+            with self._server.request("DELETE", self._at(base.check_name(name))):
                 pass
-        except _StatusError as error:
+        except StatusError as error:
             if error.status != 404:
                 raise self._error(f"removing {name}", error) from None
 
@@ -142,9 +102,9 @@ class WebStore:
 
     def _hint(self) -> int:
         try:
-            with self._request("GET", HINT) as answer:
-                text = self._body(answer, MAX_HINT_BYTES, HINT).decode("ascii", "replace").strip()
-        except _StatusError as error:
+            with self._server.request("GET", self._at(HINT)) as answer:
+                text = self._server.body(answer, MAX_HINT_BYTES, HINT).decode("ascii", "replace").strip()
+        except StatusError as error:
             if error.status == 404:
                 return 0
             raise self._error("reading saves/newest", error) from None
@@ -154,20 +114,20 @@ class WebStore:
         self._make_folder(path.rpartition("/")[0])
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size), **headers}
         try:
-            with self._request("PUT", path, file=file, headers=headers):
+            with self._server.request("PUT", self._at(path), file=file, headers=headers):
                 pass
-        except _StatusError as error:
+        except StatusError as error:
             if error.status == 412:
                 raise _TakenError from None
             raise self._error(f"writing {path}", error) from None
 
     def _moved(self, source: str, target: str) -> bool:
         """Renames a file. Returns False if the server cannot do that. Raises _TakenError if the target exists."""
-        headers = {"Destination": f"{self.url}/{quote(target)}", "Overwrite": "F"}
+        headers = {"Destination": self._at(target), "Overwrite": "F"}
         try:
-            with self._request("MOVE", source, headers=headers):
+            with self._server.request("MOVE", self._at(source), headers=headers):
                 return True
-        except _StatusError as error:
+        except StatusError as error:
             if error.status == 412:
                 raise _TakenError from None
             if error.status in (400, 405, 501):
@@ -179,50 +139,14 @@ class WebStore:
         if folder in self._folders:
             return
         for path in ("", folder):
-            with contextlib.suppress(_StatusError), self._request("MKCOL", f"{path}/" if path else ""):
+            with contextlib.suppress(StatusError), self._server.request("MKCOL", self._at(f"{path}/" if path else "")):
                 pass
         self._folders.add(folder)
 
-    def _path(self, name: str) -> str:
-        return base.check_name(name)
+    def _at(self, path: str) -> str:
+        return f"{self.url}/{quote(path)}"
 
-    @contextlib.contextmanager
-    def _request(
-        self, method: str, path: str, *, file: IO[bytes] | None = None, headers: dict[str, str] | None = None
-    ) -> Iterator[Any]:
-        """Sends a request. Raises _StatusError for a status of 300 and more, KimboxError if there is no answer."""
-        deadline = Deadline(STALL_S)
-        given = {"User-Agent": f"kimbox/{__version__}", "Accept-Encoding": "identity", **(headers or {})}
-        request = connection.request(f"{self.url}/{quote(path)}", given, self.login)
-        request.method = method
-        if file is not None:
-            request.data = _Body(file, deadline)
-            request.add_header("Content-Length", given["Content-Length"])  # the line above removes it
-        what = f"{method} {path}".rstrip()
-        try:
-            answer = connection.opener(deadline, self.login, has_digest=True).open(request, timeout=STALL_S)
-        except urllib.error.HTTPError as error:
-            with contextlib.closing(error):
-                raise _StatusError(error.code, connection.reason_of(error)) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise base.failed(self.url, what, str(getattr(error, "reason", error) or type(error).__name__)) from None
-        with answer:
-            yield answer
-
-    def _body(self, answer: Any, size: int, name: str) -> bytes:
-        """The first `size` bytes of a body. Raises KimboxError if it ends too early."""
-        data = bytearray()
-        try:
-            while len(data) < size and (piece := answer.read1(size - len(data))):
-                data += piece
-        except (OSError, http.client.HTTPException) as error:
-            raise base.failed(self.url, f"reading {name}", f"the connection was lost ({error})") from None
-        length = answer.headers.get("Content-Length", "")
-        if length.isascii() and length.isdigit() and len(data) < min(size, int(length)):
-            raise base.failed(self.url, f"reading {name}", "the connection was lost")
-        return bytes(data)
-
-    def _error(self, what: str, error: _StatusError) -> KimboxError:
+    def _error(self, what: str, error: StatusError) -> KimboxError:
         if error.status == _FULL:
             return base.full(self.url, what)
         hint = address.login_hint(self.url) if error.status == 401 else None
@@ -232,14 +156,6 @@ class WebStore:
         return base.failed(self.url, what, reason, hint, status=str(error.status))
 
 
-class _StatusError(Exception):
-    """An answer with a status of 300 and more."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(status)
-        self.status, self.reason = status, reason
-
-
 class _TakenError(Exception):
     """A conditional PUT was refused: the object exists."""
 
@@ -247,4 +163,5 @@ class _TakenError(Exception):
 def open_web(url: str) -> WebStore:
     """Opens the store at an http or https URL. The login is that of the URL or of ~/.netrc."""
     clean, login = address.take(url)
-    return WebStore(clean.rstrip("/"), login)
+    clean = clean.rstrip("/")
+    return WebStore(clean, Server(clean, login))

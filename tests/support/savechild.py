@@ -1,0 +1,56 @@
+"""kimbox in a process of its own that kills itself at the Nth operation of its store, for the tests of saves.
+
+    savechild.py NUMBER SPOT save|create ARGUMENTS...
+
+NUMBER counts the calls of the operations of OPERATIONS and of `os.replace` and `os.write` in the store, from 1. SPOT is
+`before` or `after` the call.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kimbox.cli.app import run
+from kimbox.transfer.stores import folder
+from kimbox.transfer.stores.folder import FolderStore
+
+#: Operations of a store that change it, or that are long.
+OPERATIONS = ("write", "create", "remove", "read", "size")
+
+done = 0
+
+
+def dying(real: Callable[..., Any], number: int, spot: str) -> Callable[..., Any]:
+    """Replaces a function: kills the process at the call with that number."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        global done
+        done += 1
+        if done == number and spot == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = real(*args, **options)
+        if done == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+    return call
+
+
+def main(number: int, spot: str, arguments: list[str]) -> int:
+    """Runs kimbox. Prints the number of operations, if it is not killed."""
+    for name in OPERATIONS:
+        setattr(FolderStore, name, dying(getattr(FolderStore, name), number, spot))
+    folder._write = dying(folder._write, number, spot)  # type: ignore[assignment]
+    Path.hardlink_to = dying(Path.hardlink_to, number, spot)  # type: ignore[method-assign]
+    code = run(arguments)
+    print(f"operations {done}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))

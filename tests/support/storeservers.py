@@ -1,0 +1,36 @@
+"""Empty stores of each kind on real servers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import davserver
+import pytest
+import realsshd
+import registry
+
+KINDS = ("folder", "sftp", "web", "oci")
+
+
+@contextlib.contextmanager
+def serving(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs the server of an empty store. Yields the URL of the store. HOME is the folder, with what a login needs."""
+    monkeypatch.setenv("HOME", str(folder))
+    if kind == "folder":
+        yield str(folder / "store")
+    elif kind == "web":
+        with davserver.serving(folder / "served") as dav:
+            yield dav.url
+    elif kind == "oci":
+        with registry.serving(folder) as port:
+            yield f"oci://127.0.0.1:{port}/boxes/tiny"
+    else:
+        with realsshd.serving(folder, "Subsystem sftp internal-sftp\n") as endpoint:
+            (folder / ".ssh").mkdir()
+            host_key = (folder / "known_hosts").read_text().partition(" ")[2]
+            (folder / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{endpoint.port} {host_key}")
+            (folder / ".ssh/config").write_text(f"Host 127.0.0.1\n  IdentityFile {folder}/client\n")
+            monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+            yield f"sftp://{endpoint.user}@127.0.0.1:{endpoint.port}{folder}/deep/er"
