@@ -167,6 +167,7 @@ CODES: dict[str, str] = {
     "unknown-repository": "A step uses a repository that the spec does not have.",
     "unsafe-archive": "An archive has a member that kimbox does not unpack: a link, a device, a bad or duplicate name.",
     "unsafe-disk": "A qcow2 disk is damaged, encrypted or too large, or it refers to another file.",
+    "unsafe-save": "The spec of a save names a git repository of this host.",
     "unsafe-files": "The disk of a job has devices, or symbolic links that lead out of it.",
     "unseal-interrupted": "An unsealing was interrupted; `kimbox secure --unseal` completes it.",
     "unsupported-architecture": "A box is for another processor architecture than the boxes of kimbox.",

@@ -35,8 +35,8 @@ EXIT_CODES = {
         (
             "archive-damaged", "bad-box", "bad-catalog", "bad-digest", "bad-record", "bad-report", "checksum-mismatch",
             "not-a-disk", "package-not-found", "signature-missing", "signature-wrong",
-            "unsafe-archive", "unsafe-disk", "unsafe-files", "unsupported-box", "unsupported-format", "version-older",
-            "wrong-box",
+            "unsafe-archive", "unsafe-disk", "unsafe-files", "unsafe-save", "unsupported-box", "unsupported-format",
+            "version-older", "wrong-box",
         ),
         3,
     ),

@@ -17,7 +17,7 @@ import attrs
 
 from kimbox import paths
 from kimbox.actions.lifecycle.create import MAC_PREFIX
-from kimbox.actions.saves import found
+from kimbox.actions.saves import folders, found
 from kimbox.actions.saves.save import reporter
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
@@ -151,7 +151,10 @@ class _Making:
         spec = place / paths.SPEC_NAME
         write_atomic(spec, self._file("kimbox.yaml"))
         write_atomic(place / paths.LOCK_NAME, self._file("kimbox.lock"))
+        folders.unpack(self.store, self.manifest.folders, place)
         box = load_box(spec)
+        if not self.request.keys:
+            folders.refuse_repositories_of_host(box, self.store.url)
         if box.name != self.manifest.box:
             raise manifests.damaged(
                 self.store.url, manifests.name_of(self.manifest.number), "its spec is of another box"

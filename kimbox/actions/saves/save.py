@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import attrs
 
 from kimbox import __version__, utctime
 from kimbox.actions.observe import state
-from kimbox.actions.saves import found, prune
+from kimbox.actions.saves import folders, found, prune
 from kimbox.drivers import registry
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_full, json_bytes, read_bounded, remove_tree, size_words, space_error
@@ -32,6 +32,7 @@ from kimbox.image.saves.manifest import (
     MAX_FILE_BYTES,
     Base,
     Contents,
+    Folder,
     Manifest,
     Stored,
     name_of,
@@ -115,6 +116,16 @@ class _Writing:
         source = self.work / "object"
         source.write_bytes(data)
         stored, was_there = packs.put_file(self.store, f"{folder}/{self.number:06}-", source)
+        self.added_bytes += stored.size_bytes
+        self.uploaded_bytes += 0 if was_there else stored.size_bytes
+        return stored
+
+    def put_bundle(self, former: Mapping[str, Folder], name: str, commit: str, bundle: Callable[[], Path]) -> Stored:
+        """Stores the bundle of a commit, unless the former save has one."""
+        old = former.get(name)
+        if old and old.commit == commit and self.store.size(old.bundle.name) == old.bundle.size_bytes:
+            return old.bundle
+        stored, was_there = packs.put_file(self.store, f"files/{self.number:06}-", bundle())
         self.added_bytes += stored.size_bytes
         self.uploaded_bytes += 0 if was_there else stored.size_bytes
         return stored
@@ -311,7 +322,13 @@ def _manifest(
 ) -> Callable[[Contents, Contents | None], Manifest]:
     """Stores spec, lock and facts. Returns the function that makes the manifest with the indexes."""
     machine, parent = writing.request.machine, writing.parent
-    delivered = delivered_locks.current(machine)
+    former_folders = parent.folders if parent else {}
+    delivered, packed = folders.packed(
+        delivered_locks.current(machine),
+        Path(record.source),
+        functools.partial(writing.put_bundle, former_folders),
+        writing.work,
+    )
     data = {
         "kimbox.yaml": delivered.spec,
         "kimbox.lock": delivered.lock,
@@ -344,6 +361,7 @@ def _manifest(
             base=Base(image.key, image.format, file_digest, fat),
             packs=stored_packs,
             files=files,
+            folders=packed,
             kept=tuple(kept),
             added_bytes=writing.added_bytes,
         )

@@ -60,6 +60,14 @@ class Contents:
 
 
 @attrs.frozen
+class Folder:
+    """A folder of the saving host that is a repository of the box: a git bundle of the commit of its content."""
+
+    commit: str
+    bundle: Stored
+
+
+@attrs.frozen
 class Base:
     """The image below the saved disk."""
 
@@ -93,6 +101,8 @@ class Manifest:
     base: Base
     packs: tuple[Stored, ...]
     files: dict[str, Stored]
+    #: By the name of the repository.
+    folders: dict[str, Folder]
     #: Numbers of the older saves that are kept, ascending.
     kept: tuple[int, ...]
     #: Number of bytes that this save added to the store, without the manifest.
@@ -107,7 +117,7 @@ class Manifest:
     @property
     def objects(self) -> tuple[Stored, ...]:
         """Every object that it needs, except its signature."""
-        return (*self.packs, *self.indexes, *self.files.values())
+        return (*self.packs, *self.indexes, *self.files.values(), *(one.bundle for one in self.folders.values()))
 
     @property
     def size_bytes(self) -> int:
@@ -201,6 +211,7 @@ def _manifest(value: dict[str, Any]) -> Manifest:
             "base": whole,
             "packs": tuple(_stored(one) for one in value["packs"]),
             "files": {name: _stored(one) for name, one in value["files"].items()},
+            "folders": {name: Folder(one["commit"], _stored(one["bundle"])) for name, one in value["folders"].items()},
             "kept": tuple(value["kept"]),
         }
     )

@@ -36,7 +36,7 @@ _IDENTITY = {
 }
 
 #: Disables the user's git configuration, which could change content (filters, autocrlf, excludes, signing).
-_OWN_CONFIG = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": "0"}
+OWN_CONFIG = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": "0"}
 
 
 def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool = False) -> tuple[str, str]:
@@ -55,7 +55,7 @@ def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool 
             fields={"repository": name, "path": str(folder)},
         )
     index = git_dir / "kimbox.index"
-    env = {**_OWN_CONFIG, "GIT_INDEX_FILE": str(index)}
+    env = {**OWN_CONFIG, "GIT_INDEX_FILE": str(index)}
     index.unlink(missing_ok=True)
     try:
         if is_work_tree and (folder / ".git").exists():
@@ -78,10 +78,10 @@ def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool 
     commit = git(
         ["-c", "commit.gpgSign=false", "-c", "i18n.commitEncoding=UTF-8", "commit-tree", tree],
         git_dir=git_dir,
-        env={**_OWN_CONFIG, **_IDENTITY},
+        env={**OWN_CONFIG, **_IDENTITY},
         stdin=_MESSAGE,
     ).text
-    git(["update-ref", "--no-deref", f"refs/kimbox/{commit}", commit], git_dir=git_dir, env=_OWN_CONFIG)
+    git(["update-ref", "--no-deref", f"refs/kimbox/{commit}", commit], git_dir=git_dir, env=OWN_CONFIG)
     return commit, tree
 
 
@@ -138,7 +138,7 @@ def _ignored(folder: Path, git_dir: Path, paths: list[Path]) -> set[Path]:
     answer = git(
         ["-c", "core.excludesFile=/dev/null", *_at(folder), "check-ignore", "--no-index", "--stdin", "-z"],
         git_dir=git_dir,
-        env={**_OWN_CONFIG, "GIT_INDEX_FILE": str(git_dir / "kimbox.empty-index")},
+        env={**OWN_CONFIG, "GIT_INDEX_FILE": str(git_dir / "kimbox.empty-index")},
         stdin=b"".join(name + b"\0" for name in names),
         check=False,
     )
@@ -149,7 +149,7 @@ def _ignored(folder: Path, git_dir: Path, paths: list[Path]) -> set[Path]:
 
 def _files(folder: Path, git_dir: Path) -> list[bytes]:
     """Paths of all files that the folder's own .gitignore files do not exclude, relative to the folder."""
-    empty = {**_OWN_CONFIG, "GIT_INDEX_FILE": str(git_dir / "kimbox.empty-index")}
+    empty = {**OWN_CONFIG, "GIT_INDEX_FILE": str(git_dir / "kimbox.empty-index")}
     listed = git(
         [*_at(folder), "ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"],
         git_dir=git_dir,
@@ -225,11 +225,11 @@ def _store(where: str, folder: Path, files: list[bytes], git_dir: Path) -> bytes
             )
     plain = [name for name in files if name not in links]
     paths = b"".join(_quoted(os.fsencode(folder) + b"/" + name) + b"\n" for name in plain)
-    hashed = git(["hash-object", "-w", "--no-filters", "--stdin-paths"], git_dir=git_dir, env=_OWN_CONFIG, stdin=paths)
+    hashed = git(["hash-object", "-w", "--no-filters", "--stdin-paths"], git_dir=git_dir, env=OWN_CONFIG, stdin=paths)
     blobs = dict(zip(plain, hashed.stdout.split(), strict=True))
     for name, target in links.items():
         blobs[name] = git(
-            ["hash-object", "-w", "--stdin"], git_dir=git_dir, env=_OWN_CONFIG, stdin=target
+            ["hash-object", "-w", "--stdin"], git_dir=git_dir, env=OWN_CONFIG, stdin=target
         ).stdout.strip()
     return b"".join(modes[n].encode() + b" " + blobs[n] + b"\t" + n + b"\0" for n in files)
 
