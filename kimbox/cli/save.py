@@ -54,8 +54,8 @@ def save(
     --keep N, those beyond N are removed at the end, with the chunks that no other save needs. An interrupted save
     changes nothing, and the next one continues with what it has uploaded.
 
-    URL is a folder, or a file:, sftp:, https: or oci: URL; docs/stores.md describes each. In a spec, `store: URL` may
-    contain {name}, which stands for the name of the box. A store holds the saves of one box.
+    URL is a folder, or a file:, sftp:, https:, oci:, s3:, gs: or az: URL; docs/stores.md describes each. In a spec,
+    `store: URL` may contain {name}, which stands for the name of the box. A store holds the saves of one box.
 
     The ssh host key of the box, its machine-id and its random seeds are not in a save. Your files are, secrets among
     them. A sealed box is not saved.

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import bucket
 import davserver
 import pytest
 import realsshd
 import registry
 
-KINDS = ("folder", "sftp", "web", "oci")
+KINDS = ("folder", "sftp", "web", "oci", "s3")
 
 
 @contextlib.contextmanager
@@ -23,6 +24,9 @@ def serving(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     elif kind == "web":
         with davserver.serving(folder / "served") as dav:
             yield dav.url
+    elif kind == "s3":
+        with bucket.serving(monkeypatch) as name:
+            yield f"s3://{name}/deep/tiny"
     elif kind == "oci":
         with registry.serving(folder) as port:
             yield f"oci://127.0.0.1:{port}/boxes/tiny"

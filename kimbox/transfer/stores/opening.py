@@ -43,6 +43,12 @@ def _oci(url: str) -> Store:
     return open_oci(url)
 
 
+def _bucket(url: str) -> Store:
+    from kimbox.transfer.stores.objects import open_bucket
+
+    return open_bucket(url)
+
+
 #: Scheme of a URL -> the function that opens its store. A path has the scheme `file`.
 KINDS: dict[str, Callable[[str], Store]] = {
     "file": _folder,
@@ -50,6 +56,9 @@ KINDS: dict[str, Callable[[str], Store]] = {
     "https": _web,
     "http": _web,
     "oci": _oci,
+    "s3": _bucket,
+    "gs": _bucket,
+    "az": _bucket,
 }
 
 
