@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -305,3 +306,85 @@ def test_what_an_interrupted_creation_fetched_is_not_fetched_again(
     assert 0 < done["fetched_bytes"] < 2.5 * MIB
     assert b"notes of a user\n" == makesaved.get(Machine("other"), world, "root/home/notes")
     assert makesaved.get(machine, world, "persistent/mine") == makesaved.get(Machine("other"), world, "persistent/mine")
+
+
+def test_the_snapshot_of_a_box_that_keeps_its_changes(
+    kimbox: Kimbox, machine: Machine, store: Path, world: Path
+) -> None:
+    """Its files are saved, and its ids and seeds are not: they are replaced inside the COW store, in their length."""
+    other_id = b"f" * 32
+    files = {
+        "root/home/kept": b"kept in the snapshot",
+        "root/etc/machine-id": other_id + b"\n",
+        "root/var/lib/dbus/machine-id": other_id + b"\n",
+        "root/var/lib/systemd/random-seed": b"another seed of it" * 28,
+    }
+    makesaved.into_snapshot(machine, world, files)
+    assert b"kept in the snapshot" == makesaved.in_snapshot(machine, world, "/home/kept")
+    saved(kimbox, store)
+    everything = contents(store)
+    assert b"kept in the snapshot" in everything
+    for private in (other_id, ID.encode(), b"another seed of it", SEED):
+        assert private not in everything
+    assert 0 == kimbox("create", "other", "--from", str(store))[0]
+    other = Machine("other")
+    assert b"kept in the snapshot" == makesaved.in_snapshot(other, world, "/home/kept")
+    own_id = f"{other.record().uuid.replace('-', '')}\n".encode()
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        assert own_id == makesaved.in_snapshot(other, world, path)
+    seed = makesaved.in_snapshot(other, world, "/var/lib/systemd/random-seed")
+    assert seed
+    assert 28 * 18 == len(seed)
+    assert b"another seed" not in seed
+    assert own_id == makesaved.get(other, world, "root/etc/machine-id")
+
+
+def test_a_disk_that_was_not_unmounted(kimbox: Kimbox, machine: Machine, store: Path, world: Path) -> None:
+    """Of root, its free space is not known: it is refused. /persistent is repaired in the save."""
+    raw = makesaved.shown(machine, world)
+    for volume, code in (("persistent", 0), ("root", 5)):
+        place = madedisk.PLACES[volume]
+        run.run(["debugfs", "-w", "-R", "feature needs_recovery", madedisk.device(raw, place)])
+        machine.disk.unlink()
+        madedisk.overlaid(paths.images_dir() / IMAGE / "disk.raw", raw, machine.disk)
+        found, out, err = kimbox("save", "tiny", str(store))
+        assert code == found, out + err
+    assert "was not unmounted" in err
+    assert 0 == kimbox("create", "other", "--from", str(store))[0]
+    assert 3 * MIB == len(makesaved.get(Machine("other"), world, "persistent/mine"))
+    assert madedisk.is_sound(makesaved.shown(Machine("other"), world), madedisk.PLACES["persistent"])
+
+
+def test_the_store_of_a_spec(kimbox: Kimbox, machine: Machine, world: Path) -> None:
+    """Without a URL it is that of the spec, with the name of the box in it; without either it is an error."""
+    spec = world / "work/kimbox.yaml"
+    machine.write_record(attrs.evolve(machine.record(), source=str(spec)))
+    spec.write_text(json.dumps(makesaved.SPEC))
+    assert "usage" == refused(kimbox, "save")["code"]
+    spec.write_text(json.dumps({**makesaved.SPEC, "store": f"file://{world}/saves/{{name}}"}))
+    code, out, err = kimbox("--json", "save")
+    assert 0 == code, out + err
+    assert (world / "saves/tiny/saves/000001.json").is_file()
+    for wrong in ("ftp://h/x", "https://me:secret@h/x", "relative"):
+        spec.write_text(json.dumps({**makesaved.SPEC, "store": wrong}))
+        assert 3 == kimbox("validate")[0], wrong
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a file system")
+def test_a_full_store_changes_nothing(kimbox: Kimbox, machine: Machine, world: Path) -> None:
+    """The former save stays whole, and after space was made the next one is complete."""
+    store = world / "small"
+    store.mkdir()
+    run.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", store])
+    try:
+        saved(kimbox, store)
+        makesaved.write(machine, world, {"persistent/more": os.urandom(6 * MIB)})
+        before = snapshot(store)
+        assert "no-space" == refused(kimbox, "save", "tiny", str(store))["code"]
+        after = snapshot(store)
+        assert before == {name: after[name] for name in before}
+        assert [1] == numbers(kimbox, store)
+        run.run(["mount", "-o", "remount,size=32m", store])
+        assert 2 == saved(kimbox, store)["number"]
+    finally:
+        run.run(["umount", store])

@@ -13,10 +13,13 @@ from makemachine import make_machine
 
 from kimbox import paths, run
 from kimbox.files import sync_file, write_json
+from kimbox.image.disk import rawdisk
+from kimbox.image.disk.ext4 import content, directories
 from kimbox.image.store import digest, images
 from kimbox.lock.lockfile import Lock, write_lock
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests
+from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES
 
 MIB = 1 << 20
 IMAGE = "e" * 64
@@ -104,3 +107,28 @@ def get(machine: Machine, work: Path, path: str) -> bytes:
     (work / "got").unlink(missing_ok=True)
     run.run(["debugfs", "-R", f"dump /{name} {work / 'got'}", madedisk.device(shown(machine, work), PLACES[volume])])
     return (work / "got").read_bytes() if (work / "got").exists() else b""
+
+
+def into_snapshot(machine: Machine, work: Path, files: dict[str, bytes]) -> None:
+    """Writes files to the root as a guest that keeps its changes does: they are in the COW store of the snapshot."""
+    raw = madedisk.raw_of(machine.disk, work / "origin.raw")
+    other = Path(shutil.copy(raw, work / "with.raw"))
+    fill(other, work, files)
+    place, unit = LAYOUT.root.place, SNAPSHOT_CHUNK_BYTES
+    chunks = {}
+    for number in range(place.size_bytes // unit):
+        data = madedisk.read(other, place.offset_bytes + number * unit, unit)
+        if data != madedisk.read(raw, place.offset_bytes + number * unit, unit):
+            chunks[number] = data
+    madedisk.store(raw, chunks)
+    machine.disk.unlink()
+    madedisk.overlaid(paths.images_dir() / IMAGE / "disk.raw", raw, machine.disk)
+    raw.unlink()
+
+
+def in_snapshot(machine: Machine, work: Path, path: str) -> bytes | None:
+    """Returns a file of the root as a boot that keeps its changes has it; None if it does not exist."""
+    with rawdisk.opened(shown(machine, work)) as view:
+        system = view.snapshot_of_root.file_system
+        entry = directories.find(system, path.encode())
+        return content.content(system, entry.inode, MIB) if entry else None

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import bucket
 import davserver
+import nginxdav
 import pytest
 import realsshd
 import registry
 
-KINDS = ("folder", "sftp", "web", "oci", "s3")
+KINDS = ("folder", "sftp", "web", "nginx", "oci", "s3")
 
 
 @contextlib.contextmanager
@@ -27,6 +28,9 @@ def serving(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     elif kind == "s3":
         with bucket.serving(monkeypatch) as name:
             yield f"s3://{name}/deep/tiny"
+    elif kind == "nginx":
+        with nginxdav.serving(folder) as url:
+            yield url
     elif kind == "oci":
         with registry.serving(folder) as port:
             yield f"oci://127.0.0.1:{port}/boxes/tiny"
