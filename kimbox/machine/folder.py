@@ -4,6 +4,8 @@ machines/<name>/machine.json     the record: box, purpose, driver, plan, ids and
 machines/<name>/disk.qcow2       the disk: an overlay on an image of the store
 machines/<name>/disk.qcow2.new   the new disk, while `kimbox shrink` or the start of a sealed box writes it
 machines/<name>/package/         a copy of the disk, while `kimbox package` cleans it
+machines/<name>/save/            the pack that `kimbox save` fills
+machines/<name>/saved/           spec and lock of a machine that was made of a save
 machines/<name>/commit/          the new image, while `kimbox maintain --commit` writes it
 machines/<name>/scratch.qcow2    the scratch space, if the spec has one: created at each start, removed by halt
 machines/<name>/delivery.raw     the manifest and commits for a guest that starts, until it has taken them

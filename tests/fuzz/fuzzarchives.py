@@ -1,9 +1,10 @@
-"""Parsers of files that come from elsewhere: archives, boxes, disks in qcow2 and VMDK, catalogs, checksums."""
+"""Parsers of files from elsewhere: archives, boxes, disks in qcow2 and VMDK, catalogs, checksums, saves."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -12,6 +13,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import makevagrant
 import zstandard
 from fuzzing import Parser
@@ -21,7 +23,11 @@ from kimbox.errors import KimboxError
 from kimbox.files import read_json
 from kimbox.image.formats import boxreader, catalog, sums, tarstream
 from kimbox.image.formats import compressed as packed
+from kimbox.image.saves import index, manifest, packs
+from kimbox.image.saves.index import CHUNK_BYTES, Chunk
+from kimbox.image.saves.manifest import Base, Contents, Manifest, Stored
 from kimbox.image.sources import boxcatalog, remote
+from kimbox.transfer.stores.folder import FolderStore
 
 KIB = 1 << 10
 
@@ -197,6 +203,47 @@ def read_any_json(data: bytes, folder: Path) -> None:
     read_json(written(data, folder))
 
 
+HEX = "a" * 64
+SAVE = Manifest(
+    7, "tiny", "tiny", "2026-01-31T12:00:00Z", "0.1.0", HEX, HEX, HEX, 2, 1 << 30,
+    Contents(4 * CHUNK_BYTES, Stored(f"indexes/000007-{HEX}", 176), 3), Base(HEX, "raw", HEX),
+    (Stored(f"packs/000005-{HEX}", 5000),),
+    {name: Stored(f"files/000001-{HEX}", 10) for name in ("kimbox.yaml", "kimbox.lock", "image.json")}, (5, 6), 100,
+)  # fmt: skip
+
+
+def save_seeds(_: Path) -> list[bytes]:
+    fat = attrs.evolve(SAVE, base=Base(HEX, "qcow2", HEX, SAVE.disk), cpus=None)
+    return [manifest.pack_manifest(one).partition(b"\n")[2] for one in (SAVE, fat)]
+
+
+def read_save(data: bytes, _: Path) -> None:
+    head = b"kimbox-save 1 " + hashlib.sha256(data).hexdigest().encode() + b"\n"
+    manifest.pack_manifest(manifest.parse_manifest(head + data, 7, "store"))
+
+
+def index_seeds(_: Path) -> list[bytes]:
+    chunks = [Chunk(0, b"1" * 32, 0, 0, 100), Chunk(1, b"2" * 32), Chunk(3, b"3" * 32, 0, 4900, 100)]
+    return [index.pack_index(chunks)]
+
+
+def read_index(data: bytes, _: Path) -> None:
+    index.parse_index(data, 4 * CHUNK_BYTES, [5000])
+
+
+def pack_seeds(_: Path) -> list[bytes]:
+    return [zstandard.compress(bytes(5000) + b"x" * 192)]
+
+
+def read_pack(data: bytes, folder: Path) -> None:
+    name = f"packs/000001-{HEX}"
+    (folder / "data").write_bytes(data)
+    store = FolderStore(folder)
+    store.write(name, folder / "data")
+    chunk = Chunk(0, index.digest_of(bytes(5000) + b"x" * 192), 0, 0, len(data))
+    list(packs.fetch(store, [Stored(name, len(data))], [chunk], 5192, lambda _: None))
+
+
 WORDS = (
     b"metadata.json",
     b"../x",
@@ -236,4 +283,7 @@ PARSERS = [
     Parser("catalog", catalog_seeds, read_catalog, is_json=True, words=(b'"versions"', b"file://", b"%00", b"http://")),
     Parser("own-catalog", catalog_seeds, read_own_catalog, is_json=True, share=0.25),
     Parser("json", catalog_seeds, read_any_json, is_json=True),
+    Parser("save-manifest", save_seeds, read_save, is_json=True, words=(b"packs/000001-", b"../x"), share=0.5),
+    Parser("save-index", index_seeds, read_index, hot=((0, 20),), errors=(ValueError,)),
+    Parser("save-pack", pack_seeds, read_pack, hot=((0, 16),), share=0.1),
 ]

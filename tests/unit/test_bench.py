@@ -19,7 +19,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     "name",
-    ["again", "boot", "build", "chunks", "cli", "clones", "first", "lock", "resnap", "shrink", "using", "vagrant"],
+    [
+        "again",
+        "boot",
+        "build",
+        "chunks",
+        "cli",
+        "clones",
+        "first",
+        "lock",
+        "resnap",
+        "save",
+        "shrink",
+        "using",
+        "vagrant",
+    ],
 )
 def test_a_benchmark_has_help(name: str) -> None:
     """`--help` shows the docstring of the module, and -n."""

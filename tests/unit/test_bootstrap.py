@@ -18,8 +18,8 @@ BASICS = ["awk", "bash", "cat", "cut", "dirname", "env", "flock", "id", "ls", "m
 #: Other programs that the script checks. A short PATH does not hide programs in system folders.
 PROGRAMS = [
     "qemu-system-x86_64", "qemu-img", "mmdebstrap", "newuidmap", "mke2fs", "git", "ssh", "shellcheck", "mandoc", "sshd",
-    "beanstalkd", "docker-registry", "gpg-agent", "nginx", "openssl", "pvck", "sfdisk", "grub-script-check", "grub-editenv",
-    "vagrant", "libvirtd", "virsh", "iptables", "dnsmasq", "chromium-headless-shell", "jq",
+    "beanstalkd", "docker-registry", "gpg-agent", "openssl", "pvck", "sfdisk", "grub-script-check", "grub-editenv",
+    "vagrant", "libvirtd", "virsh", "iptables", "dnsmasq", "chromium-headless-shell", "jq", "nginx",
 ]  # fmt: skip
 
 

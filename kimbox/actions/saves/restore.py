@@ -281,10 +281,26 @@ class _Making:
             os.fsync(file.fileno())
         if digest.disk_digest(disk) != base.digest:
             raise manifests.damaged(self.store.url, contents.index.name, "the image does not have its digest")
+        facts = self._facts(base.format)
+        if not self.request.keys:  # nothing else shows what the image was made of
+            return {name: facts[name] for name in ("format", "virtual_bytes")}
         for name in (images.PACKAGES, images.CHANGES):
             if data := self._file(name):
                 write_atomic(disk.parent / name, data)
-        return _facts(self._file("image.json"), base.format, self.store.url, self.manifest)
+        return facts
+
+    def _facts(self, image_format: str) -> dict[str, object]:
+        """Returns the facts of the image of a fat save. Raises KimboxError (`save-damaged`)."""
+        name = self.manifest.files["image.json"].name
+        try:
+            facts = parse_json(self._file("image.json"))
+            if not isinstance(facts, dict) or type(facts.get("virtual_bytes")) is not int:
+                raise ValueError("it is not about an image")
+            if not 0 < facts["virtual_bytes"] <= self.manifest.disk.size_bytes:
+                raise ValueError("its image has another size than its disk")
+        except ValueError as error:
+            raise manifests.damaged(self.store.url, name, str(error)) from None
+        return {**facts, "format": image_format}
 
     def _finish(self, box: Box, image: Image, driver: Driver, identity: uuid.UUID) -> None:
         """Writes keys, locks and, last, the record, and gives the folder its name."""
@@ -335,17 +351,3 @@ def _own_key(image_digest: str) -> str:
     other boxes of this host would start from them.
     """
     return hashlib.sha256(f"save {image_digest}".encode()).hexdigest()
-
-
-def _facts(data: bytes, image_format: str, store: str, manifest: Manifest) -> dict[str, object]:
-    """Returns the facts of an image of a save. Raises KimboxError (`save-damaged`)."""
-    name = manifest.files["image.json"].name
-    try:
-        facts = parse_json(data)
-        if not isinstance(facts, dict) or not isinstance(facts.get("virtual_bytes"), int):
-            raise ValueError("it is not about an image")
-    except ValueError as error:
-        raise manifests.damaged(store, name, str(error)) from None
-    if facts["virtual_bytes"] > manifest.disk.size_bytes:
-        raise manifests.damaged(store, name, "its image is larger than its disk")
-    return {**facts, "format": image_format}

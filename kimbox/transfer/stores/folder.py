@@ -80,7 +80,8 @@ class FolderStore:
     def _new(self, name: str) -> Iterator[tuple[Path, int]]:
         """Yields a temporary file beside the object, and its descriptor. The folder is synced at the end."""
         place = self._path(name).parent
-        place.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # saves have the files of users
+        place.mkdir(exist_ok=True)
         file = place / f".{os.urandom(8).hex()}.tmp"
         for left in place.glob(".*.tmp"):  # of a process that was killed
             with contextlib.suppress(OSError):

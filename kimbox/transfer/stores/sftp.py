@@ -113,7 +113,7 @@ class SftpStore:
         if parent := folder.rpartition("/")[0]:
             self._make(parent)
         with contextlib.suppress(OSError):  # another saver was faster, or the next request fails and says why
-            self._sftp.mkdir(folder)
+            self._sftp.mkdir(folder, 0o700 if folder == self.folder else 0o777)  # saves have the files of users
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
