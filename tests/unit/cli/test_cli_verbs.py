@@ -348,7 +348,7 @@ def test_halt_reports_what_it_did(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatc
 #: Verbs that act on a machine, and the arguments that they require.
 ACTING_VERBS = {
     "destroy": ["-y"], "halt": [], "reload": [], "suspend": [], "resume": [], "status": [], "logs": [], "ssh": [],
-    "exec": ["--", "true"], "ssh-config": [], "provision": [], "up": [],
+    "exec": ["--", "true"], "ssh-config": [], "provision": [], "up": [], "save": ["./store"],
 }  # fmt: skip
 
 
