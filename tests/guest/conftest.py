@@ -45,10 +45,13 @@ def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0, every_
         pause.wait(every_s or (FAST_PAUSE_S if waited_s < FAST_PHASE_S else SLOW_PAUSE_S))
 
 
-#: The slowest test files, slowest first. They start first, so that no processor is idle at the end of the run.
+#: The test files that take longer than a minute and a half, slowest first. They start first, so that no row of tests
+#: ends long after the other one.
 LONGEST = (
-    "test_secure.py", "test_provisiond.py", "test_boot_modes.py", "test_resnap.py", "test_providers.py", "test_kill.py",
-    "test_images.py", "test_clones.py",
+    "test_secure.py", "test_provisiond.py", "test_boot_modes.py", "test_providers.py", "test_identity.py",
+    "test_clones.py", "test_images.py", "test_box.py", "test_resnap.py", "test_kill.py", "test_maintain_commit.py",
+    "test_kept_root.py", "test_provisioning.py", "test_snapshot_fills.py", "test_scratch.py", "test_fresh_machine.py",
+    "test_virtualbox.py",
 )  # fmt: skip
 
 
