@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Kimbox
-from rig import Rig
+from rig import BEGUN, Boot, Rig
 
 from kimbox import run
 from kimbox.spec.layout import plan
@@ -22,36 +22,36 @@ NAME = "rigged"
 #: Number of power failures, spread over the duration of the premount phase.
 CUTS = 20
 
-BEGUN = "Running /scripts/local-premount"
 MOUNTED = "kimbox-root: "
 
 
 @pytest.fixture(scope="module")
-def rig(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """The disk of a small box, with the box's kernel and initramfs."""
+def rig(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    """A disk of a small box, with the box's kernel and initramfs."""
     kimbox = Kimbox(home, tmp_path_factory.mktemp("rigged"))
     kimbox.spec(NAME)
-    kimbox("up")
-    yield Rig.of(kimbox, NAME, kimbox.folder)
-    kimbox("destroy", "-y")
+    return Rig.of(kimbox)
+
+
+def begin_with_root(rig: Rig, words: str) -> Boot:
+    """Boots with these words until the initramfs begins with the root. Power cuts are counted from this moment."""
+    boot = rig.start_at_root(words)
+    boot.go_on()
+    boot.until_printed(BEGUN)
+    return boot
 
 
 def test_power_cuts_at_twenty_points_of_the_premount_phase(rig: Rig) -> None:
     """If the power fails during the replacement of the snapshot, the next boot with `resnap` has a new root."""
     assert rig.boot() == "pristine"
     assert rig.boot() == "changed"
-    boot = rig.start("resnap")
-    boot.until_printed(BEGUN)
-    boot.save("begun")
-    boot = rig.start(at="begun")
-    boot.go_on()
+    boot = begin_with_root(rig, "resnap")
     begun = time.monotonic()
     boot.until_printed(MOUNTED)
     phase_s = time.monotonic() - begun
     boot.ended()
     for cut in range(CUTS):
-        boot = rig.start(at="begun")
-        boot.go_on()
+        boot = begin_with_root(rig, "resnap")
         threading.Event().wait(phase_s * cut / (CUTS - 1))
         boot.kill()
         assert rig.boot("resnap") == "pristine", f"after {cut + 1} cuts"
@@ -59,19 +59,31 @@ def test_power_cuts_at_twenty_points_of_the_premount_phase(rig: Rig) -> None:
 
 
 def cut(rig: Rig, words: str, start: str, end: str, cuts: int) -> Iterator[int]:
-    """Boots with these words, and cuts the power at points between two texts on the console. Yields after each cut."""
-    boot, point = rig.start(words), f"{len(words)}-{cuts}"
-    boot.until_printed(start)
-    boot.save(point)
-    boot = rig.start(at=point)
-    boot.go_on()
+    """Boots with these words, and cuts the power at points between two texts on the console. Yields after each cut.
+
+    From `BEGUN` on, each boot has the disk as the last one left it; from another text on, the disk of that point.
+    """
+    point = f"{len(words)}-{cuts}"
+    if start != BEGUN:
+        boot = rig.start_at_root(words)
+        boot.go_on()
+        boot.until_printed(start)
+        boot.save(point)
+
+    def go_on() -> Boot:
+        if start == BEGUN:
+            return begin_with_root(rig, words)
+        boot = rig.start(at=point)
+        boot.go_on()
+        return boot
+
+    boot = go_on()
     begun = time.monotonic()
     boot.until_printed(end)
     phase_s = time.monotonic() - begun
     boot.ended()
     for number in range(cuts):
-        boot = rig.start(at=point)
-        boot.go_on()
+        boot = go_on()
         threading.Event().wait(phase_s * (number + 0.5) / cuts)
         boot.kill()
         yield number
