@@ -19,7 +19,7 @@ from kimbox.image.store import images, names
 from kimbox.lock.git import bare
 from kimbox.machine import templates
 from kimbox.machine.folder import Machine, interrupted, machines
-from kimbox.machine.record import Ended, Record
+from kimbox.machine.record import Ended, Purpose, Record
 from kimbox.transfer import downloads
 
 
@@ -51,6 +51,7 @@ def unused(*, packages: bool = False) -> list[Unused]:
     unused_paths += [templates.folder(key) for key in templates.stored() if key not in used_templates()]
     remains = images.remains() + bare.remains() + templates.remains()
     remains += [folder for machine in interrupted() for folder in (machine.folder, machine.unfinished)]
+    remains += [machine.folder for machine in machines() if _is_left_by_sweep(machine)]
     remains += [path for machine in machines() if not is_locked(machine.lock_file) for path in _remains_in(machine)]
     if packages:
         unused_paths += [folder for folder in (paths.packages_dir(), paths.archives_dir()) if folder.is_dir()]
@@ -108,6 +109,14 @@ def used_templates() -> set[str]:
     return {record.template for record in _records() if record.template}
 
 
+def _is_left_by_sweep(machine: Machine) -> bool:
+    """Whether a machine ran a job of a sweep that was killed. A sweep that runs holds the locks of its machines."""
+    try:
+        return machine.record().purpose is Purpose.SWEEP and not machine.is_locked_by_another()
+    except (KimboxError, OSError):
+        return False
+
+
 def _size_bytes(path: Path) -> int:
     """The space that a file or all files in a folder take. A file that another process removes counts as 0."""
     files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
@@ -157,8 +166,9 @@ def _remove(item: Unused) -> bool:
 
 def _remove_machine(path: Path) -> bool:
     """Removes the folders of a machine whose creation or removal was interrupted."""
+    machine = Machine(path.name.removeprefix(images.TEMPORARY))
     try:
-        return destroy(Machine(path.name.removeprefix(images.TEMPORARY)), only_remains=True)
+        return destroy(machine, only_remains=not _is_left_by_sweep(machine))
     except StateError:  # a process has begun to work on it
         return False
 

@@ -70,6 +70,8 @@ class JobStart:
     timeout_s: int | None = None
     #: Whether the guest can open connections. ssh from this host works in any case.
     has_network: bool = False
+    #: The guest ends with the thread of kimbox that starts it, also if kimbox is killed.
+    ends_with_kimbox: bool = False
 
     @property
     def is_awaited(self) -> bool:
@@ -102,8 +104,6 @@ class Launch:
     freezing: bool = False
     #: The job that runs in the guest; None: it is no guest for a job.
     job: JobStart | None = None
-    #: The guest ends with this thread of kimbox, also if kimbox is killed.
-    ends_with_kimbox: bool = False
 
 
 class Driver(Protocol):

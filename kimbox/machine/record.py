@@ -38,6 +38,7 @@ class Purpose(StrEnum):
     MAINTENANCE = "maintenance"  #: `kimbox maintain` changes the base of the box in it
     CLONE = "clone"  #: a copy of a template of the box
     JOB = "job"  #: one job runs in it
+    SWEEP = "sweep"  #: one of the jobs of a sweep runs in it: it is not kept, and nobody else uses it
 
 
 class Ended(StrEnum):

@@ -13,7 +13,7 @@ from in_toto_attestation.v1.statement import Statement
 from makejobrecord import A_LOCK, make_folder, make_results
 
 from kimbox import run
-from kimbox.actions.jobs.provenance import CHECKSUMS, SIGNATURE, STATEMENT, signer
+from kimbox.actions.jobs.provenance import CHECKSUMS, SIGNATURE, STATEMENT, check_key, sign
 from kimbox.errors import KimboxError
 from kimbox.files import sha256_file
 
@@ -26,9 +26,7 @@ def results(tmp_path: Path) -> Path:
     folder = make_folder(tmp_path / "job")
     record = make_results(folder, tmp_path / "out", RESULTS)
     run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"])
-    sign = signer(tmp_path / "key")
-    assert sign
-    sign(record.parent)
+    sign(record.parent, tmp_path / "key")
     return record.parent
 
 
@@ -74,7 +72,7 @@ def test_the_statement_is_in_toto(results: Path) -> None:
 
 def test_a_key_that_cannot_sign_is_refused_first(tmp_path: Path) -> None:
     """Before the job runs. Without a key, nothing is signed."""
-    assert signer(None) is None
+    check_key(None)
     with pytest.raises(KimboxError) as caught:
-        signer(tmp_path / "missing")
+        check_key(tmp_path / "missing")
     assert "signing-failed" == caught.value.code

@@ -40,8 +40,6 @@ class JobOfClone:
 
     started: JobStart
     write_disk: Callable[[], None]
-    #: The clone ends with this thread of kimbox.
-    ends_with_kimbox: bool = False
 
 
 @attrs.frozen
@@ -158,14 +156,7 @@ def _wake(
     record = _record(machine, plan, template, identity)
     record = attrs.evolve(record, driver=driver.name, purpose=purpose, ended=None)
     _write_events(machine, template, identity)
-    launch = Launch(
-        record,
-        box,
-        template.cpus,
-        template.memory_bytes,
-        job=job.started if job else None,
-        ends_with_kimbox=bool(job and job.ends_with_kimbox),
-    )
+    launch = Launch(record, box, template.cpus, template.memory_bytes, job=job.started if job else None)
     record = driver.wake(launch, template.folder, identity.line)
     _wait_until_awake(machine, driver)
     return record

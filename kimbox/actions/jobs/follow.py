@@ -43,7 +43,7 @@ def follow(job: Job) -> None:
         while new := events.read():
             for event in new:
                 _take(job, event, beat)
-        while job.surroundings.shows_output and output.show_new(log.guest):
+        while not job.surroundings.is_one_of_many and output.show_new(log.guest):
             pass
         if job.verdict:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +55,14 @@ def describe(job: Job, results: Path) -> dict[str, Any]:
     }
 
 
-def signer(key: Path | None) -> Callable[[Path], None] | None:
-    """Returns the function that signs a folder with results; None if there is no key.
-
-    It writes the statement, the checksums of all results and their signature. Raises what `sums.sign` raises, here
-    rather than at the end of the job.
-    """
-    if key is None:
-        return None
-    sums.sign(b"", key)
-    return lambda results: _sign(results, key)
+def check_key(key: Path | None) -> None:
+    """Signs nothing with a key, so that one that cannot sign is found before the job. Raises what `sums.sign` raises."""
+    if key is not None:
+        sums.sign(b"", key)
 
 
-def _sign(results: Path, key: Path) -> None:
+def sign(results: Path, key: Path) -> None:
+    """Writes the statement, the checksums of all results and their signature to a folder with results."""
     record = json.loads(read_bounded(results / RECORD, limit_bytes=MAX_RECORD_BYTES))
     digests = {name: sha256_file(results / name) for name in SIGNED if (results / name).is_file()}
     for entry in listing.of_folder(results / OUTPUT).entries.values():

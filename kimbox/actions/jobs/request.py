@@ -48,6 +48,8 @@ class RunRequest:
     keep: bool = False
     #: Boot a new machine instead of a clone of the template.
     is_cold: bool = False
+    #: The private ssh key that signs the results; None: they are not signed.
+    sign_key: Path | None = None
 
 
 @attrs.frozen
@@ -58,12 +60,12 @@ class Surroundings:
     template: Template | None = None
     #: Follows the name of the box in the names of the machines.
     mark: str = "job"
-    #: Whether the output of the program is shown while it runs.
-    shows_output: bool = True
+    #: The job is one of a sweep: its output and steps are not shown, and its guest ends with kimbox.
+    is_one_of_many: bool = False
+    #: The digest that the folder must have; empty: any.
+    folder_digest: str = ""
     #: Set when the job is to end. It is then `interrupted`.
     stopping: threading.Event = attrs.field(factory=threading.Event)
-    #: The guests end with kimbox, also if it is killed.
-    ends_with_kimbox: bool = False
 
 
 @attrs.frozen

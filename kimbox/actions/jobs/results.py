@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ from kimbox.jobs.disk import contents, extract
 from kimbox.jobs.record import FORMAT, RECORD
 from kimbox.jobs.result import MAX_STATUS_BYTES, STATUS_FILE, Outcome, Report, Verdict, judge
 from kimbox.jobs.vet import Rejected, vet
+from kimbox.log import log
 
 #: What is extracted from the disk. Everything else on it is discarded.
 RESULTS = ("output", "run-job.log", "run-job-failure.log")
@@ -59,7 +61,17 @@ def write(job: Job) -> Done:
         record = _record(job, verdict, stored, skipped) | {"quarantine": [str(file) for file in rejected]}
         record |= provenance.describe(job, target)
         (target / RECORD).write_bytes(json_bytes(record))
+        if job.request.sign_key:
+            _sign(target, job.request.sign_key)
     return Done(verdict, output, record)
+
+
+def _sign(results: Path, key: Path) -> None:
+    """Signs the results. They are kept in any case: the key was tried before the job, which may have taken days."""
+    try:
+        provenance.sign(results, key)
+    except KimboxError as error:
+        log.warn(f"the results are not signed: {error.message}")
 
 
 def _record(job: Job, verdict: Verdict, stored: Report | None, skipped: list[str]) -> dict[str, Any]:

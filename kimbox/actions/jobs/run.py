@@ -8,6 +8,7 @@ results.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import uuid
@@ -17,7 +18,7 @@ import attrs
 from kimbox.actions import observe, stop
 from kimbox.actions.clones import template as making
 from kimbox.actions.clones.clone import JobOfClone, continue_template
-from kimbox.actions.jobs import results
+from kimbox.actions.jobs import provenance, results
 from kimbox.actions.jobs.follow import follow, last_lines
 from kimbox.actions.jobs.request import Death, Done, Job, RunRequest, Surroundings
 from kimbox.actions.lifecycle.create import create
@@ -27,7 +28,7 @@ from kimbox.actions.lifecycle.start import start
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart
-from kimbox.errors import GuestError, StateError, UsageError
+from kimbox.errors import GuestError, KimboxError, StateError, UsageError
 from kimbox.jobs import listing
 from kimbox.jobs.disk import pack
 from kimbox.jobs.disk.source import Source, check_folder, read_folder
@@ -64,6 +65,7 @@ def run(request: RunRequest) -> Done:
             fields={"path": str(request.output)},
         )
     check_folder(request.folder)
+    provenance.check_key(request.sign_key)
     plan = plan_of(request)
     if request.is_cold:
         return run_one(request, Surroundings(plan))
@@ -135,7 +137,7 @@ def _run_guest(job: Job) -> None:
     try:
         _start_warm(job) if job.surroundings.template else _start_cold(job)
         job.ready_at = time.monotonic()
-        with log.step(f"running the job {job.id}"):
+        with contextlib.nullcontext() if job.surroundings.is_one_of_many else log.step(f"running the job {job.id}"):
             follow(job)
     except GuestError as error:
         job.verdict = Verdict(Outcome.HOST, reason=error.message)
@@ -153,31 +155,37 @@ def _start_warm(job: Job) -> None:
     """Starts a clone of the template, with the job's disk in the place of the template's."""
     machine, around = job.machine, job.surroundings
     assert around.template  # noqa: S101
-    started = JobStart(job.id, job.request.timeout_s, job.request.has_network)
 
     def write_disk() -> None:
         _pack(job)
         machine.job_log.touch()
 
-    clone = JobOfClone(started, write_disk, around.ends_with_kimbox)
-    continue_template(machine, job.plan, around.template, Purpose.JOB, job=clone)
+    clone = JobOfClone(_started(job), write_disk)
+    continue_template(machine, job.plan, around.template, _purpose(job), job=clone)
 
 
 def _start_cold(job: Job) -> None:
     """Starts a new machine from the image, and provisions it."""
     machine, plan = job.machine, job.plan
-    create(machine, plan, purpose=Purpose.JOB)
+    create(machine, plan, purpose=_purpose(job))
     registry.need_jobs(machine)
     _pack(job)
     machine.job_log.touch()
     delivery = prepare(machine, plan, Choice())
-    started = JobStart(job.id, job.request.timeout_s, job.request.has_network)
-    start(machine, plan.box, delivery=delivery, job=started)
+    start(machine, plan.box, delivery=delivery, job=_started(job))
     bring_to_ready(machine, plan, timeout_s=BOOT_TIMEOUT_S, must_send=False, connects=False)
 
 
+def _started(job: Job) -> JobStart:
+    return JobStart(job.id, job.request.timeout_s, job.request.has_network, job.surroundings.is_one_of_many)
+
+
+def _purpose(job: Job) -> Purpose:
+    return Purpose.SWEEP if job.surroundings.is_one_of_many else Purpose.JOB
+
+
 def _pack(job: Job) -> None:
-    """Writes the disk of the job into the folder of its machine."""
+    """Writes the disk of the job into the folder of its machine. Raises KimboxError (`file-changed`) in a sweep."""
     request = job.request
     packed = pack.pack(
         request.folder,
@@ -187,6 +195,13 @@ def _pack(job: Job) -> None:
         added=_added(request),
     )
     _note_folder(job, packed.source)
+    if (expected := job.surroundings.folder_digest) and packed.folder_digest != expected:
+        raise KimboxError(
+            f"{request.folder} was changed since the sweep began: its results would be those of different jobs",
+            code="file-changed",
+            hint="undo the change and run the same command again, or begin a new sweep with another --output",
+            fields={"path": str(request.folder)},
+        )
 
 
 def _note_folder(job: Job, source: Source) -> None:

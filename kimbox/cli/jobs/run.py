@@ -30,7 +30,9 @@ class Network(StrEnum):
 Words = Annotated[list[str] | None, typer.Argument(metavar="-- ARG", help="Arguments of the program, after `--`.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", metavar="OUT", help="Folder for the results. It must not exist. Default: DIR.out."),
+    typer.Option(
+        "--output", metavar="OUT", help="Folder for the results. Without --each it must not exist. Default: DIR.out."
+    ),
 ]
 BoxName = Annotated[
     str | None,
@@ -64,7 +66,56 @@ Sign = Annotated[
     Path | None,
     typer.Option("--sign", metavar="KEY", help="The private ssh key that signs the results and their provenance."),
 ]
+Each = Annotated[
+    str | None,
+    typer.Option("--each", metavar="FILE", help="Run one job for each line of FILE, or of stdin with `-`."),
+]
+AtATime = Annotated[
+    int | None,
+    typer.Option("-j", "--jobs", min=1, max=1024, metavar="N", help="With --each: number of jobs at the same time."),
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="With --each: do items again that were not ok.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="With --each: stop when an item is not ok.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the machine, halted, if the job was not ok.")]
+
+
+#: The help of the action, in the form of a docstring.
+HELP = """Run a folder as a job in a machine of its own, and keep its results.
+
+The folder becomes a disk. A clone of the box takes it, runs /mnt/user/run-job as root, and is removed. The first
+job makes the template for that: the box, provisioned and saved with its memory. OUT then has `output`, run-job.log
+and job.json. Output is shown while the program runs.
+
+With --each, OUT has a folder for each line of FILE: the results of a job that has the line as its last argument,
+as it is. Empty lines are left out. Several jobs run at the same time, as many as processors and memory of this
+host bear, or N if that is less. results.jsonl has the job.json of each item in a line. The same command again does
+what is missing; --retry-failed also does what was not ok. Ctrl-C ends the jobs that run, and keeps complete
+results. The exit status is 0 if all items are ok, else 1.
+
+Settings in job.yaml of DIR (see `kimbox job init --help`) are used where an option is not given.
+
+The program has the variables PATH=/sbin:/usr/sbin:/bin:/usr/bin, USER=root, PWD=/ and LANG=en_US.UTF-8, and no
+others. --timeout limits its duration. With --network none, the default, the job reaches nothing. The template is
+provisioned with the network, as `kimbox up` does it; with --cold, the setting is also that of the provisioning.
+
+A guest that dies or hangs is noticed, also without a time limit. The job is then started anew, once.
+
+The verdict in job.json is one of: ok; failed (another status than 0, or a signal); timeout; guest-died;
+out-of-space; lost (its end is not known); host (the box is not ready); quarantined (see `vet` in job.yaml).
+
+The exit status is that of the program, and 128 and the number of a signal that ended it. 119: quarantined. 121:
+timeout. 122: guest-died. 123: out-of-space. 124: lost. 125: host. A program's own 119 and 121 to 125 become 120. A
+program that cannot be run: 126. Ctrl-C ends the guest: 130, and OUT has what the job had written.
+
+\b
+Examples:
+  kimbox job run DIR
+  kimbox job run DIR --box openkim-dev --timeout 2h --output results -- --steps 1000
+  kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network outbound
+  kimbox job run DIR --sign ~/.ssh/id_ed25519
+  kimbox job run DIR --each items.txt -j 4 --output results
+  seq 3.9 0.01 4.2 | kimbox job run DIR --each -
+"""
 
 
 def run(
@@ -82,29 +133,15 @@ def run(
     cold: Cold = False,
     keep: Keep = False,
     sign: Sign = None,
+    each: Each = None,
+    jobs: AtATime = None,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
 ) -> None:
-    """Run a folder as a job in a machine of its own, and keep its results.
-
-    The folder becomes a disk. A machine of the box runs /mnt/user/run-job as root, and is removed. OUT then has
-    `output`, run-job.log and job.json. Output is shown while the program runs.
-    Settings in job.yaml of DIR (see `kimbox job init --help`) are used where an option is not given.
-
-    The program has the variables PATH=/sbin:/usr/sbin:/bin:/usr/bin, USER=root, PWD=/ and LANG=en_US.UTF-8, and no
-    others. --timeout limits its duration. With --network none, provisioning has no network either.
-
-    The verdict in job.json is one of: ok; failed (another status than 0, or a signal); timeout; guest-died;
-    out-of-space; lost (its end is not known); host (the box is not ready); quarantined (see `vet` in job.yaml).
-
-    The exit status is that of the program, and 128 and the number of a signal that ended it. 119: quarantined. 121:
-    timeout. 122: guest-died. 123: out-of-space. 124: lost. 125: host. A program's own 119 and 121 to 125 become 120. A
-    program that cannot be run: 126. Ctrl-C ends the guest: 130, and OUT has what the job had written.
-
-    \b
-    Examples:
-      kimbox job run DIR --box openkim-dev --timeout 2h --output results -- --steps 1000
-      kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network outbound
-    """
+    """Runs a job, or a sweep. HELP is what the user reads."""
+    from kimbox.actions.jobs import run as running
     from kimbox.actions.jobs.request import RunRequest
+    from kimbox.cli.jobs.sweeps import run_sweep
     from kimbox.jobs.jobfile import read_jobfile
 
     in_file = read_jobfile(folder)
@@ -124,20 +161,24 @@ def run(
         keep=keep,
         vetting=in_file.vetting,
         is_cold=cold,
+        sign_key=sign,
     )
-    raise typer.Exit(_print(_run_signed(request, sign)))
+    if each is None:
+        _refuse_without_each(jobs, retry_failed=retry_failed, fail_fast=fail_fast)
+        raise typer.Exit(_print(running.run(request)))
+    if keep:
+        raise UsageError("--keep is for one job, and --each runs many", code="usage")
+    raise typer.Exit(run_sweep(request, each, at_a_time=jobs, retries_failed=retry_failed, fails_fast=fail_fast))
 
 
-def _run_signed(request: RunRequest, key: Path | None) -> Done:
-    """Runs a job, and signs its results if there is a key, which is tried before."""
-    from kimbox.actions.jobs import provenance
-    from kimbox.actions.jobs import run as running
+run.__doc__ = HELP
 
-    sign = provenance.signer(key)
-    done = running.run(request)
-    if sign:
-        sign(done.output)
-    return done
+
+def _refuse_without_each(jobs: int | None, *, retry_failed: bool, fail_fast: bool) -> None:
+    """Raises UsageError if an option of a sweep is given without --each."""
+    for option, is_given in {"-j": jobs is not None, "--retry-failed": retry_failed, "--fail-fast": fail_fast}.items():
+        if is_given:
+            raise UsageError(f"{option} needs --each", code="usage", hint="kimbox job run DIR --each FILE")
 
 
 def _arguments(words: list[str]) -> tuple[str, ...]:

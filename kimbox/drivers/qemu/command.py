@@ -86,8 +86,6 @@ class Invocation:
     pipes: Mapping[str, int] = {}
     #: The job on the disk in `Machine.job_disk`; None: there is none.
     job: JobStart | None = None
-    #: QEMU ends when the thread ends that started it.
-    ends_with_parent: bool = False
 
 
 def command(invocation: Invocation) -> list[str]:

@@ -247,7 +247,6 @@ def invocation(
         freezing=launch.freezing,
         connects_to=_connects_to(machine, launch),
         job=launch.job,
-        ends_with_parent=launch.ends_with_kimbox,
     )
 
 

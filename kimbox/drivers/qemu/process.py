@@ -135,7 +135,7 @@ def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | Non
                 pass_fds=[run_lock, *sources.values()],
                 cwd=machine.folder,
             )
-        wrapper = ENDS_WITH_PARENT if invocation.ends_with_parent else ()
+        wrapper = ENDS_WITH_PARENT if invocation.job and invocation.job.ends_with_kimbox else ()
         return detach(
             [*wrapper, *NO_CORE_DUMP, *command(attrs.evolve(invocation, pipes=pipes))],
             log=machine.qemu_log,
