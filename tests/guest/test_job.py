@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Kimbox, until
 from jsonschema import Draft202012Validator
 
 from kimbox import files, paths, run
+from kimbox.actions.jobs import run as running
+from kimbox.actions.jobs.request import RunRequest
 from kimbox.drivers import accelerator
 from kimbox.image.store import images
+from kimbox.jobs import heartbeat
 from kimbox.jobs.disk import contents
-from kimbox.jobs.result import Report
+from kimbox.jobs.result import Outcome, Report
 from kimbox.lock.lockfile import read_lock
-from kimbox.machine.folder import machines
+from kimbox.machine.folder import Machine, machines
+from kimbox.project.project import Project
+from kimbox.spec.load import load_box
 
 pytestmark = pytest.mark.guest
 
@@ -67,6 +76,7 @@ def test_a_job_comes_back(kimbox: Kimbox) -> None:
     assert ("failed", 123, None, 120) == tuple(record[key] for key in ("verdict", "exit", "signal", "status"))
     assert record["memory_peak_bytes"] > 100_000
     assert record["cpu_s"] > 0
+    assert ("template", None) == (record["start"], record["restarted"])
     assert ["output/leads-out: a symbolic link that leads out of the disk"] == record["skipped"]
     assert [*ENVIRONMENT, "[/][0][a b][$HOME]", "an error", "no network"] == (
         out / "run-job.log"
@@ -74,7 +84,162 @@ def test_a_job_comes_back(kimbox: Kimbox) -> None:
     assert all(f"| {line}" in done.stderr for line in (out / "run-job.log").read_text().splitlines())
     assert {"job.json", "run-job.log", "output"} == {path.name for path in out.iterdir()}
     assert ("data\n", Path("deep/copy")) == ((out / "output/link").read_text(), (out / "output/link").readlink())
-    assert [] == [machine.name for machine in machines() if machine.name.startswith("jobs-job-")]
+    assert [] == left(kimbox)
+
+
+def left(kimbox: Kimbox) -> list[str]:
+    """What jobs have left: machines, their folders, and processes."""
+    folder = paths.machines_dir()
+    found = [path.name for path in folder.iterdir() if path.name.startswith(("jobs-", ".tmp-"))]
+    return found + run.run(["pgrep", "-f", f"{kimbox.home}/machines/jobs-"], check=False).stdout.split()
+
+
+def command(kimbox: Kimbox, *words: str | Path, dying: tuple[str, int] | None = None) -> list[str | Path]:
+    """The command line of kimbox for `run.background`. `dying`: it kills itself, as dying.py has it."""
+    program = ["-m", "kimbox"]
+    if dying:
+        program = [str(Path(__file__).with_name("dying.py")), dying[0], str(dying[1])]
+    home = [f"KIMBOX_HOME={kimbox.home}", f"PYTHONPATH={os.pathsep.join(sys.path)}"]
+    return ["env", "-C", str(kimbox.folder), *home, sys.executable, *program, *words]
+
+
+def running_job() -> Machine | None:
+    """The machine of a job whose program has started."""
+    for machine in machines():
+        events = [event for event in machine.boot_events() if event.name == "job"]
+        if events and events[-1].text("status") in ("started", "alive"):
+            return machine
+    return None
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "job.json").read_text()))
+
+
+def test_ctrl_c_keeps_what_the_job_has_written(kimbox: Kimbox) -> None:
+    """The guest shuts down, the results that are there come back, and the verdict says that they are not all."""
+    make_job(kimbox.folder / "long", "#!/bin/sh\necho half >/mnt/user/output/part\necho begun\nsleep 1000\n")
+    with run.background(command(kimbox, "job", "run", "long", "--output", "interrupted")) as job:
+        until("the program runs", lambda: running_job() is not None or job.code() is not None)
+        until("its output arrives", lambda: "| begun" in job.output() or job.code() is not None)
+        job.send_signal(signal.SIGINT)
+        assert 130 == job.wait(120), job.output()
+    out = kimbox.folder / "interrupted"
+    assert ("interrupted", 130) == (record_of(out)["verdict"], record_of(out)["status"])
+    assert ("half\n", "begun\n") == ((out / "output/part").read_text(), (out / "run-job.log").read_text())
+    assert [] == left(kimbox)
+
+
+def test_a_job_whose_guest_dies_starts_anew(kimbox: Kimbox) -> None:
+    """Once. Its results are those of the second guest, and job.json has how the first one ended."""
+    make_job(kimbox.folder / "again", "#!/bin/sh\nsleep 2\necho whole >/mnt/user/output/result\n")
+    with run.background(command(kimbox, "job", "run", "again", "--output", "anew")) as job:
+        until("the program runs", lambda: running_job() is not None or job.code() is not None)
+        machine = running_job()
+        assert machine, job.output()
+        os.kill(int(machine.pid_file.read_text()), signal.SIGKILL)
+        assert 0 == job.wait(300), job.output()
+    record = record_of(kimbox.folder / "anew")
+    assert "ok" == record["verdict"]
+    assert "ended before it reported" in record["restarted"]["reason"]
+    assert "whole\n" == (kimbox.folder / "anew/output/result").read_text()
+    assert [] == left(kimbox)
+
+
+#: Programs that end their guest, or make it hang, and a part of the reason in the verdict.
+DEADLY = {
+    "panic": ("echo c >/proc/sysrq-trigger", "Kernel panic"),
+    "hang": ("for group in user.slice init.scope system.slice; do echo 1 >/sys/fs/cgroup/$group/cgroup.freeze; done",
+             "the guest hangs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", DEADLY)
+def test_a_guest_that_is_ended_by_its_program(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """It is noticed without a time limit, tried once more, and never a success."""
+    script, reason = DEADLY[way]
+    folder = make_job(kimbox.folder / way, f"#!/bin/sh\n{script}\nsleep 1000\n")
+    monkeypatch.setattr(heartbeat, "SILENCE_S", 20.0)
+    done = running.run(
+        RunRequest(Project(load_box(kimbox.folder / "kimbox.yaml")), folder, kimbox.folder / f"{way}-out")
+    )
+    assert (Outcome.GUEST_DIED, 122) == (done.verdict.outcome, done.verdict.status)
+    assert reason in done.verdict.reason
+    assert reason in done.record["restarted"]["reason"]
+    assert done.record == record_of(done.output)
+    assert [] == left(kimbox)
+
+
+#: The job of sweeps: its item is its argument. One item fails.
+SWEPT = """\
+#!/bin/sh
+echo "item $1"
+echo "$1" >/mnt/user/output/result
+[ "$1" != bad ]
+"""
+
+#: Numbers of jobs in a sweep: in every run, and in `script/test soak`.
+SIZES = [5, pytest.param(1000, marks=pytest.mark.soak)]
+
+#: When kimbox is killed in a sweep: at the opening of that file, the so many-th time.
+KILLS = [
+    ("*/results.jsonl", 4),
+    *(pytest.param("*/machines/jobs-sweep-*", 40 * n, marks=pytest.mark.soak) for n in range(1, 20)),
+    ("*/jobs-sweep-*/job.raw", 5),
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_sweep(kimbox: Kimbox, size: int) -> None:
+    """One failed item stops no other. Done again, it does what is missing or, if asked, what failed."""
+    if not (kimbox.folder / "swept").exists():
+        make_job(kimbox.folder / "swept", SWEPT)
+    items = [f"x={number}" for number in range(size - 2)] + ["bad", "a b/c"]
+    text = "".join(f"{item}\n" for item in items)
+    words = ("--json", "job", "run", "swept", "--each", "-", "-j", "2", "--output", f"sweep-{size}")
+    done = kimbox(*words, check=False, input=text)
+    assert 1 == done.code, done.stdout + done.stderr
+    result = json.loads(done.stdout)["result"]
+    assert (size, size - 1, 1, size) == tuple(result[key] for key in ("items", "ok", "not_ok", "ran"))
+    out = kimbox.folder / f"sweep-{size}"
+    for row in result["results"]:
+        assert f"{row['item']}\n" == (out / row["folder"] / "output/result").read_text()
+        assert (
+            row["verdict"] == record_of(out / row["folder"])["verdict"] == ("failed" if row["item"] == "bad" else "ok")
+        )
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert items == [line["item"] for line in lines]
+    ids = {line["item"]: line["id"] for line in lines}
+    assert 0 == json.loads(kimbox(*words, check=False, input=text).stdout)["result"]["ran"]
+    again = json.loads(kimbox(*words, "--retry-failed", check=False, input=text + "more\n").stdout)["result"]
+    assert (size + 1, 2) == (again["items"], again["ran"])
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert {"bad"} == {line["item"] for line in lines if line["item"] in ids and ids[line["item"]] != line["id"]}
+    assert [] == left(kimbox)
+    assert [] == [path.name for path in out.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+@pytest.mark.parametrize(("pattern", "count"), KILLS)
+def test_a_sweep_that_is_killed(kimbox: Kimbox, pattern: str, count: int) -> None:
+    """No finished result is lost or made again. Its guests end with it, and the next start removes what they left."""
+    if not (kimbox.folder / "kept").exists():
+        make_job(kimbox.folder / "kept", SWEPT)
+    items = kimbox.folder / "items"
+    items.write_text("".join(f"{number}\n" for number in range(6)))
+    out = kimbox.folder / f"killed-{count}"
+    words = ("job", "run", "kept", "--each", items, "-j", "2", "--output", out)
+    with run.background(command(kimbox, *words, dying=(pattern, count))) as sweep:
+        assert -signal.SIGKILL == sweep.wait(600), sweep.output()
+    finished = {path.parent.name: record_of(path.parent)["id"] for path in out.glob("[0-9]*/job.json")}
+    until(
+        "its guests have ended", lambda: not run.run(["pgrep", "-f", f"{kimbox.home}/machines/jobs-"], check=False).ok
+    )
+    kimbox(*words)
+    found = {path.parent.name: record_of(path.parent) for path in out.glob("[0-9]*/job.json")}
+    assert {str(number) for number in range(6)} == set(found)
+    assert {"ok"} == {record["verdict"] for record in found.values()}
+    assert finished == {name: found[name]["id"] for name in finished}
+    assert [] == left(kimbox)
 
 
 def test_a_box_for_jobs_needs_nothing_of_kimbox(kimbox: Kimbox) -> None:

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
         "cli",
         "clones",
         "first",
+        "jobs",
         "lock",
         "resnap",
         "save",

@@ -95,7 +95,8 @@ def _verdict_on_silence(machine: Machine, silence_s: float) -> Verdict:
 
 def _reason_of_death(machine: Machine) -> str:
     """Returns why a guest has ended early, as far as its console shows it."""
-    panic = next((line for line in last_lines(machine) if PANIC in line), None)
+    lines = console_lines(read_end(machine.serial_log, CONSOLE_BYTES))  # the kernel writes its stack after the reason
+    panic = next((line for line in lines if PANIC in line), None)
     if panic:
         return f"the kernel of the guest ended: {panic[panic.index(PANIC) :]}"
     return "the guest ended before it reported how the program ended"

@@ -18,10 +18,10 @@ from typing import Any
 
 import attrs
 
-from kimbox.actions.jobs.results import RECORD
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import locked, read_json, remove_left, remove_tree, write_atomic, write_json
 from kimbox.jobs.items import Item
+from kimbox.jobs.record import RECORD
 from kimbox.jobs.result import Outcome
 
 #: Names of files, prefix of new results, and version of sweep.json.

@@ -56,7 +56,7 @@ def describe(job: Job, results: Path) -> dict[str, Any]:
 
 
 def check_key(key: Path | None) -> None:
-    """Signs nothing with a key, so that one that cannot sign is found before the job. Raises what `sums.sign` raises."""
+    """Raises what `sums.sign` raises, before the job runs, if a key cannot sign."""
     if key is not None:
         sums.sign(b"", key)
 

@@ -69,14 +69,15 @@ def run(request: RunRequest) -> Done:
     plan = plan_of(request)
     if request.is_cold:
         return run_one(request, Surroundings(plan))
-    try:
-        with making.leased(plan, timeout_s=BOOT_TIMEOUT_S, runs_jobs=True) as template:
-            return run_one(request, Surroundings(plan, template))
-    except GuestError as error:  # the template was not made: nothing after that raises it
-        job = _new_job(request, Surroundings(plan), None)
-        job.verdict = Verdict(Outcome.HOST, reason=error.message)
-        _note_folder(job, read_folder(request.folder, _added(request)))
-        return results.write(job)
+    with contextlib.ExitStack() as stack:
+        try:
+            template = stack.enter_context(making.leased(plan, timeout_s=BOOT_TIMEOUT_S, runs_jobs=True))
+        except GuestError as error:
+            job = _new_job(request, Surroundings(plan), None)
+            job.verdict = Verdict(Outcome.HOST, reason=error.message)
+            _note_folder(job, read_folder(request.folder, _added(request)))
+            return results.write(job)
+        return run_one(request, Surroundings(plan, template))
 
 
 def plan_of(request: RunRequest) -> Plan:

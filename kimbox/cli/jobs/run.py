@@ -14,7 +14,7 @@ from kimbox.cli.output import printable, report, settings
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
-    from kimbox.actions.jobs.request import Done, RunRequest
+    from kimbox.actions.jobs.request import Done
     from kimbox.jobs.jobfile import JobFile
     from kimbox.spec.model import Scratch as Space
 

@@ -21,6 +21,7 @@ from kimbox.guest import delivery
 from kimbox.image.store import images, lease
 from kimbox.machine import templates
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import Purpose
 from kimbox.machine.templates import Template
 from kimbox.transfer import downloads
 
@@ -277,3 +278,14 @@ def test_the_cache_of_packages_is_removed_on_request(home: Path) -> None:
     with locked(busy.parent / "lock"):
         assert [paths.packages_dir()] == [item.path for item in prune.remove(unused)]
     assert [False, False, False, True] == [file.exists() for file in (deb, control, idle, busy)]
+
+
+def test_machines_of_a_killed_sweep_are_removed() -> None:
+    """A sweep that runs holds the locks of its machines. The machine of a single job stays: it has results."""
+    make_image("e" * 64)
+    left, used = (make_machine(f"tiny-sweep-{name}", box="tiny", purpose=Purpose.SWEEP) for name in ("left", "used"))
+    job = make_machine("tiny-job-1", box="tiny", purpose=Purpose.JOB)
+    with locked(used.lock_file):
+        assert [left.folder] == [item.path for item in prune.unused()]
+        prune.remove(prune.unused())
+    assert (False, True, True) == (left.folder.exists(), used.exists, job.exists)

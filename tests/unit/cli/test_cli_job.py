@@ -8,6 +8,7 @@ import clirun
 import pytest
 from clirun import Kimbox, error, result
 
+from kimbox.actions.jobs import sweep
 from kimbox.cli.job import ACTIONS
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
@@ -90,3 +91,50 @@ def test_a_log_is_printed(kimbox: Kimbox, job: Path) -> None:
     (job / "run-job.log").write_text("done\n")
     kimbox("job", "pack", "job", "done")
     assert (0, "done\n\n", "") == kimbox("job", "extract", "done", "--log")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "part"),
+    [
+        (["--retry-failed"], "usage", "--retry-failed needs --each"),
+        (["-j", "2"], "usage", "-j needs --each"),
+        (["--fail-fast"], "usage", "--fail-fast needs --each"),
+        (["--each", "items", "--keep"], "usage", "--keep is for one job"),
+        (["--each", "missing"], "usage", "file missing not found"),
+        (["--each", "items"], "bad-items", "line 2 is the same as line 1"),
+    ],
+)
+def test_a_sweep_that_cannot_begin(kimbox: Kimbox, job: Path, options: list[str], code: str, part: str) -> None:
+    """It is refused before anything starts."""
+    Path("items").write_text("a\na\n")
+    status, out, _ = kimbox("job", "run", "job", "--box", "minimal", *options, "--json")
+    found = error(out, "job")
+    assert (2, code) == (status, found["code"])
+    assert part in found["message"]
+    assert not Path("job.out").exists()
+
+
+def test_the_table_of_a_sweep(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
+    """A row for each item, also without results; names do not control the terminal, and one failure is no success."""
+    records = {"a": {"verdict": "ok", "status": 0, "run_s": 1.25, "memory_peak_bytes": 3 << 20}, "b\x1b": None,
+               "c": {"verdict": "failed", "status": 7, "run_s": None, "memory_peak_bytes": None}}  # fmt: skip
+
+    def swept(request: sweep.SweepRequest) -> sweep.SweepDone:
+        assert (2, True, ("x",)) == (request.at_a_time, request.retries_failed, request.job.arguments)
+        return sweep.SweepDone(
+            request.job.output, [sweep.Result(item, records[item.text]) for item in request.items], 2
+        )
+
+    monkeypatch.setattr(sweep, "sweep", swept)
+    Path("items").write_bytes(b"a\nb\x1b\nc\n")
+    words = ("job", "run", "job", "--box", "minimal", "--each", "items", "-j", "2", "--retry-failed")
+    status, out, _ = kimbox(*words, "--", "x")
+    lines = out.splitlines()
+    assert 1 == status
+    assert ["a", "ok", "0", "1.2", "s", "3.0", "MiB", "a"] == lines[1].split()
+    assert lines[2].startswith("b\ufffd ")
+    assert ["c", "failed", "7", "-", "-", "c"] == lines[3].split()
+    assert "1 of 3 are ok" in lines[-1]
+    status, out, _ = kimbox(*words, "--json", "--", "x")
+    found = result(out, "job")
+    assert (3, 1, 1, 1, 2) == tuple(found[key] for key in ("items", "ok", "not_ok", "missing", "ran"))
