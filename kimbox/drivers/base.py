@@ -53,8 +53,6 @@ class Features:
     jobs: bool = False
     #: At its start the guest gets `Machine.delivery`, if it exists, as a read-only disk.
     delivery_disk: bool = False
-    #: The machine has a watchdog, which resets it if the guest does not feed it.
-    watchdog: bool = False
     #: A running machine can be made into a template, and clones continue from it.
     templates: bool = False
 

@@ -112,7 +112,8 @@ class Record:
     delivery_disk: bool = False
     #: Whether the last boot had the port that shuts the guest down. A saved state has the device, too.
     halt_port: bool = False
-    #: Timeout of the watchdog of the last start, in seconds; None: it had none. A saved state has the device, too.
+    #: Timeout of the watchdog of the last start, in seconds; None: it had none. A saved state has the device, too. Only
+    #: the driver qemu gives a machine one.
     watchdog_s: int | None = None
     #: Address of the ssh server, whose port is `ssh_port`.
     ssh_host: str = "127.0.0.1"

@@ -38,8 +38,7 @@ def shape_changes(record: Record, box: Box) -> list[ShapeChange]:
         new = old if requested is None and old else requested  # a port that kimbox has chosen stays
         pairs.append((f"forward of port {guest}", _address(old or 0), _address(new)))
     pairs.append(("scratch space", _scratch(record.scratch), _scratch(box.scratch)))
-    if record.driver == "qemu":  # others have no watchdog
-        pairs.append(("watchdog", _seconds(record.watchdog_s), _seconds(box.watchdog_s)))
+    pairs.append(("watchdog", _seconds(record.watchdog_s), _seconds(box.watchdog_s)))
     return [ShapeChange(name, old, new) for name, old, new in pairs if old != new]
 
 

@@ -65,8 +65,7 @@ def start(
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
     record = attrs.evolve(record, delivery_disk=has_disk, woken=record.woken and resume)
     if box and not resume:
-        has_watchdog = registry.of(machine).features.watchdog and job is None
-        record = attrs.evolve(record, watchdog_s=box.watchdog_s if has_watchdog else None)
+        record = attrs.evolve(record, watchdog_s=None if job else box.watchdog_s)
     if record.template and not resume:
         record = _leave_template(machine, record)
     if record.sealed:

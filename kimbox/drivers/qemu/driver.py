@@ -55,7 +55,6 @@ class Qemu:
         jobs=True,
         delivery_disk=True,
         templates=True,
-        watchdog=True,
     )
 
     @staticmethod
