@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,13 +29,22 @@ Keys = Annotated[
         help="An ssh public key, or a file of public keys. One of them must have signed the save.",
     ),
 ]
+Spec = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", metavar="FILE", help="Spec of the box, in place of the one in the save."),
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Contact no other server: the image must be here, or in the save.")
 ]
 
 
 def create(
-    source: Source, name: Name = None, number: Number = None, key: Keys = None, offline: Offline = False
+    source: Source,
+    name: Name = None,
+    file: Spec = None,
+    number: Number = None,
+    key: Keys = None,
+    offline: Offline = False,
 ) -> None:
     """Make a box of a save. It is halted; `kimbox up NAME` starts it with the content that was saved.
 
@@ -45,6 +55,9 @@ def create(
     The new box has an identity of its own: keys, machine-id, ssh host key, address and ports of the host. Its spec and
     lock are those of the save, and `kimbox destroy` removes them with it. Under another name than that of the saved
     box, kimbox chooses the ports of its forwards.
+
+    Folders beside the spec that are its repositories are in the save. A spec that needs other files beside it, such as
+    keys, needs them at each start: pass it with -f.
 
     A save is as trustworthy as its store: its spec names scripts and images. With --key, only a save that one of the
     keys has signed is used.
@@ -61,7 +74,7 @@ def create(
     from kimbox.files import size_words
 
     named = target.check_name(name) if name is not None else None
-    made = restore(RestoreRequest(source, named, number, public_keys(key or []), offline))
+    made = restore(RestoreRequest(source, named, number, public_keys(key or []), offline, file))
     record, manifest = made.machine.record(), made.manifest
     result = {
         "name": record.name,

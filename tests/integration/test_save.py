@@ -388,3 +388,18 @@ def test_a_full_store_changes_nothing(kimbox: Kimbox, machine: Machine, world: P
         assert 2 == saved(kimbox, store)["number"]
     finally:
         run.run(["umount", store])
+
+
+def test_a_spec_that_needs_files_beside_it(kimbox: Kimbox, machine: Machine, store: Path, world: Path) -> None:
+    """The spec in the save lacks them, and the error says so; a spec that has them is taken with -f."""
+    spec = {**makesaved.SPEC, "repositories": {"setup": {"url": "./setup"}}}
+    (machine.locks / f"{makesaved.MANIFEST}.yaml").write_text(json.dumps(spec))
+    saved(kimbox, store)
+    assert "-f FILE" in refused(kimbox, "create", "other", "--from", str(store))["hint"]
+    own = world / "work/kimbox.yaml"
+    (world / "work/setup").mkdir()
+    own.write_text(json.dumps({**spec, "name": "another"}))
+    assert "name-taken" == refused(kimbox, "create", "other", "--from", str(store), "-f", str(own))["code"]
+    own.write_text(json.dumps(spec))
+    assert 0 == kimbox("create", "other", "--from", str(store), "-f", str(own))[0]
+    assert str(own) == Machine("other").record().source

@@ -21,7 +21,7 @@ from kimbox.actions.saves import folders, found
 from kimbox.actions.saves.save import reporter
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
-from kimbox.errors import ImageError, StateError
+from kimbox.errors import ImageError, SpecError, StateError
 from kimbox.files import parse_json, private_dir, remove_tree, sync_file, sync_folder, write_atomic, write_json
 from kimbox.image import obtain
 from kimbox.image.disk import nbd, slim
@@ -66,6 +66,8 @@ class RestoreRequest:
     keys: tuple[str, ...] = ()
     #: Contact no server for the image.
     offline: bool = False
+    #: Spec of the box; None: that of the save.
+    spec: Path | None = None
 
 
 @attrs.frozen
@@ -145,21 +147,40 @@ class _Making:
         return packs.whole(self.store, stored) if stored else b""
 
     def _box(self) -> Box:
-        """Writes spec and lock of the save to the folder, and returns the box."""
+        """Writes spec and lock of the save to the folder, and returns the box.
+
+        Raises SpecError if the spec needs files that are beside it where it was written.
+        """
         place = self.folder / SPEC_FOLDER
         place.mkdir(exist_ok=True)
-        spec = place / paths.SPEC_NAME
-        write_atomic(spec, self._file("kimbox.yaml"))
+        write_atomic(place / paths.SPEC_NAME, self._file("kimbox.yaml"))
         write_atomic(place / paths.LOCK_NAME, self._file("kimbox.lock"))
-        folders.unpack(self.store, self.manifest.folders, place)
-        box = load_box(spec)
-        if not self.request.keys:
+        if self.request.spec is None:
+            folders.unpack(self.store, self.manifest.folders, place)
+        try:
+            box = load_box(self.request.spec or place / paths.SPEC_NAME)
+        except SpecError as error:
+            if self.request.spec is not None:
+                raise
+            hint = "the spec of the save may need files that are beside it: pass a spec that has them, with -f FILE"
+            raise SpecError(error.problems, code=error.code, hint=hint, fields=error.fields) from None
+        if self.request.spec is None and not self.request.keys:
             folders.refuse_repositories_of_host(box, self.store.url)
-        if box.name != self.manifest.box:
-            raise manifests.damaged(
-                self.store.url, manifests.name_of(self.manifest.number), "its spec is of another box"
-            )
-        return box
+        if box.name == self.manifest.box:
+            return box
+        if self.request.spec is None:
+            raise manifests.damaged(self.store.url, self._name, "its spec is of another box")
+        raise StateError(
+            f"the save is of the box {self.manifest.box}, and {box.source} describes {box.name}",
+            code="name-taken",
+            hint=f"pass the spec of {self.manifest.box}, or none: the save has its own",
+            fields={"name": self.manifest.box, "owner": self.store.url, "spec": str(box.source)},
+        )
+
+    @property
+    def _name(self) -> str:
+        """Name of the object with the manifest."""
+        return manifests.name_of(self.manifest.number)
 
     @contextlib.contextmanager
     def _leased_image(self, box: Box) -> Iterator[Image]:
@@ -236,9 +257,7 @@ class _Making:
         chunks = self._chunks(contents)
         with nbd.opened(disk, "qcow2", writable=True) as target:
             if target.size_bytes != contents.size_bytes:
-                raise manifests.damaged(
-                    self.store.url, manifests.name_of(self.manifest.number), "its disk is smaller than its image"
-                )
+                raise manifests.damaged(self.store.url, self._name, "its disk is smaller than its image")
             wanted = []
             for chunk in chunks:
                 length = index.length_of(chunk.number, contents.size_bytes)
@@ -319,7 +338,7 @@ class _Making:
             allotted = ports.choose(machine, host_ports(attrs.evolve(box, forwards=forwards)), {})
             record = Record(
                 name=machine.name,
-                source=str(machine.folder / SPEC_FOLDER / paths.SPEC_NAME),
+                source=str((self.request.spec and box.source) or machine.folder / SPEC_FOLDER / paths.SPEC_NAME),
                 shipped=None,
                 spec_digest=box.digest,
                 image=image.key,
