@@ -18,8 +18,8 @@ from makesaved import MIB
 from kimbox.machine.folder import Machine
 from kimbox.run import Completed, run
 
-#: Operations at which a process is killed: all of a short run, and every third in `script/test` otherwise.
-STEP = 3
+#: A process is killed at every third operation, and at each one in `script/test soak`.
+STEPS = [3, pytest.param(1, marks=pytest.mark.soak)]
 
 
 def child(world: Path, number: int, *arguments: str, spot: str = "before") -> Completed:
@@ -53,7 +53,8 @@ def whole(kimbox: Kimbox, world: Path, store: Path, numbers: list[int]) -> None:
         assert 0 == kimbox("destroy", "-y", "copy")[0]
 
 
-def test_save_killed(kimbox: Kimbox, machine: Machine, world: Path) -> None:
+@pytest.mark.parametrize("step", STEPS)
+def test_save_killed(step: int, kimbox: Kimbox, machine: Machine, world: Path) -> None:
     """The former saves stay until the new one is there. The run after that is complete, and removes what was left."""
     store = world / "store"
     for turn in (1, 2):
@@ -64,7 +65,7 @@ def test_save_killed(kimbox: Kimbox, machine: Machine, world: Path) -> None:
     run(["cp", "-a", store, probe])
     count = operations(child(world, 0, "save", "tiny", str(probe), "--keep", "2"))
     assert count > 20
-    for number in range(1, count + 1, STEP):
+    for number in range(1, count + 1, step):
         place = world / f"store-{number}"
         run(["cp", "-a", store, place])
         spot = "after" if number % 2 else "before"
@@ -81,12 +82,13 @@ def test_save_killed(kimbox: Kimbox, machine: Machine, world: Path) -> None:
     assert not (machine.folder / "save").exists()
 
 
-def test_create_killed(kimbox: Kimbox, machine: Machine, world: Path) -> None:
+@pytest.mark.parametrize("step", STEPS)
+def test_create_killed(step: int, kimbox: Kimbox, machine: Machine, world: Path) -> None:
     """No machine appears before it is complete, and the next run makes it."""
     store = world / "store"
     assert 0 == kimbox("save", "tiny", str(store))[0]
     count = operations(child(world, 0, "create", "probe", "--from", str(store)))
-    for number in range(1, count + 1, STEP):
+    for number in range(1, count + 1, step):
         killed = child(world, number, "create", "other", "--from", str(store), spot="after" if number % 2 else "before")
         assert -signal.SIGKILL == killed.code, killed.stderr
         assert not Machine("other").exists

@@ -129,15 +129,36 @@ def test_a_full_store(dav: Dav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_unknown_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host key that is not in known_hosts is an error, and a password in a sftp URL, too."""
+    """A host key that is not in known_hosts is an error."""
     with storeservers.serving("sftp", tmp_path, monkeypatch) as url:
         (tmp_path / ".ssh/known_hosts").write_text("")
         with pytest.raises(KimboxError) as caught:
             open_store(url)
         assert ("store-failed", True) == (caught.value.code, "not found in known_hosts" in caught.value.message)
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "https", "http", "oci", "s3"])
+def test_a_password_in_a_url(scheme: str) -> None:
+    """It is refused, because other users see the command line, and the message does not repeat it."""
     with pytest.raises(KimboxError) as caught:
-        open_store("sftp://me:secret@example.org/x")
-    assert ("secret-in-url", False) == (caught.value.code, "secret@" in caught.value.message)
+        open_store(f"{scheme}://me:secret@example.org/x")
+    assert "secret-in-url" == caught.value.code
+    assert "secret" not in caught.value.message
+
+
+def test_a_redirect_to_another_kind_of_url(dav: Dav, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not followed."""
+    monkeypatch.setattr(davserver.Handler, "is_refused", redirecting)
+    with pytest.raises(KimboxError) as caught:
+        open_store(dav.url).size(PACK)
+    assert "store-failed" == caught.value.code
+
+
+def redirecting(handler: davserver.Handler) -> bool:
+    """Answers each request with a redirect to a URL that is none."""
+    handler.close_connection = True
+    handler.answer(302, Location="ftp://example.org/x")
+    return True
 
 
 @pytest.mark.parametrize("url", ["", "gopher://x/y", "file://host/x", "x\n", "sftp://", "sftp://h", "a" * 3000])

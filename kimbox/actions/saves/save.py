@@ -53,6 +53,9 @@ from kimbox.transfer.stores.opening import open_store
 #: Subfolder of a machine with the pack that is being filled. It remains only if a save was interrupted.
 WORK = "save"
 
+#: Maximum number of older saves that are kept.
+MAX_KEPT = 9999
+
 #: Interval between two progress lines, in seconds.
 REPORT_S = 2.0
 
@@ -362,7 +365,7 @@ def _manifest(
             packs=stored_packs,
             files=files,
             folders=packed,
-            kept=tuple(kept),
+            kept=tuple(kept[-MAX_KEPT:]),
             added_bytes=writing.added_bytes,
         )
 

@@ -78,6 +78,15 @@ def open_store(url: str) -> Store:
     if colon and "/" not in scheme:
         if scheme not in KINDS:
             raise _refused(url, f"kinds of stores: {', '.join(f'{kind}:' for kind in KINDS)} or a folder")
+        user_info = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        if ":" in user_info:
+            shown = public_url(url)
+            raise UsageError(
+                f"the URL of the store {shown} contains a password, which other users can see",
+                code="secret-in-url",
+                hint="write it into ~/.netrc, and run chmod 600 on that file",
+                fields={"url": shown},
+            )
         return KINDS[scheme](url)
     return _folder(url)
 

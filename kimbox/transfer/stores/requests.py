@@ -11,6 +11,7 @@ from typing import IO, Any
 import attrs
 
 from kimbox import __version__
+from kimbox.errors import ImageError
 from kimbox.transfer import connection
 from kimbox.transfer.address import Login, public_url
 from kimbox.transfer.connection import Deadline
@@ -75,10 +76,12 @@ class Server:
             if file is not None:
                 made.data = _Body(file, deadline)
                 made.add_header("Content-Length", given["Content-Length"])  # the line above removes it
-            answer = connection.opener(deadline, self.login, has_digest=True).open(made, timeout=STALL_S)
+            answer = connection.opener(deadline, self.login, has_digest=False).open(made, timeout=STALL_S)
         except urllib.error.HTTPError as error:
             with contextlib.closing(error):
                 raise StatusError(error.code, connection.reason_of(error), dict(error.headers)) from None
+        except ImageError as error:  # a redirect that is not followed
+            raise base.failed(self.store, what, error.message) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = str(getattr(error, "reason", error) or type(error).__name__)[:200]
             raise base.failed(self.store, what, reason) from None

@@ -44,9 +44,7 @@ class SftpStore:
                     size = min(size, base.READ_BYTES, max(0, (file.stat().st_size or 0) - offset))
                     if size <= 0:
                         return b""
-                    file.seek(offset)
-                    file.prefetch(offset + size) if not offset else None
-                    return file.read(size)
+                    return b"".join(file.readv([(offset, size)]))  # asks for all parts at once
             except FileNotFoundError:
                 raise base.missing(self.url, name) from None
 
@@ -132,7 +130,7 @@ class SftpStore:
 def open_sftp(url: str) -> SftpStore:
     """Opens the store at sftp://[USER@]HOST[:PORT]/PATH. The server's host key must be in known_hosts.
 
-    Raises UsageError (`bad-url`, `secret-in-url`), KimboxError (`store-failed`).
+    Raises UsageError (`bad-url`), KimboxError (`store-failed`).
     """
     import paramiko
 
@@ -144,8 +142,6 @@ def open_sftp(url: str) -> SftpStore:
         host, port = None, None
     if host is None or parts.path in ("", "/"):
         raise UsageError(f"{shown} is not sftp://HOST/PATH", code="bad-url", fields={"url": shown})
-    if parts.password is not None:
-        raise UsageError("the URL contains a password: sftp uses ssh keys", code="secret-in-url", fields={"url": shown})
     settings = _settings(host)
     keys = [os.path.expanduser(one) for one in settings.get("identityfile", [])]  # noqa: PTH111 - as ssh does
     client = paramiko.SSHClient()
