@@ -403,3 +403,18 @@ def test_a_spec_that_needs_files_beside_it(kimbox: Kimbox, machine: Machine, sto
     own.write_text(json.dumps(spec))
     assert 0 == kimbox("create", "other", "--from", str(store), "-f", str(own))[0]
     assert str(own) == Machine("other").record().source
+
+
+def test_under_its_own_name(kimbox: Kimbox, machine: Machine, store: Path, world: Path) -> None:
+    """On a host that has no such box it is the box, which other verbs know, with the spec of the save."""
+    mine = makesaved.get(machine, world, "persistent/mine")
+    saved(kimbox, store)
+    assert 0 == kimbox("destroy", "-y", "tiny")[0]
+    made = result(kimbox("--json", "create", "--from", str(store))[1], "create")
+    assert ("tiny", "tiny") == (made["name"], made["box"])
+    record = machine.record()
+    assert (Purpose.BOX, str(machine.folder / "saved/kimbox.yaml")) == (record.purpose, record.source)
+    status = result(kimbox("--json", "status", "tiny")[1], "status")
+    assert ("halted", IMAGE) == (status["state"], status["image"])
+    assert mine == makesaved.get(machine, world, "persistent/mine")
+    assert 2 == saved(kimbox, store)["number"]
