@@ -31,10 +31,11 @@ def dying(real: Callable[..., Any], number: int, spot: str) -> Callable[..., Any
     def call(*args: Any, **options: Any) -> Any:
         global done
         done += 1
-        if done == number and spot == "before":
+        own = done  # a call may make others
+        if own == number and spot == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         value = real(*args, **options)
-        if done == number:
+        if own == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return value
 
