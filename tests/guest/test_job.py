@@ -181,11 +181,20 @@ echo "$1" >/mnt/user/output/result
 #: Numbers of jobs in a sweep: in every run, and in `script/test soak`.
 SIZES = [5, pytest.param(1000, marks=pytest.mark.soak)]
 
-#: When kimbox is killed in a sweep: at the opening of that file, the so many-th time.
+#: When kimbox is killed in a sweep of six: at the opening of that file, the so many-th time. In every run, and in soak.
 KILLS = [
     ("*/results.jsonl", 4),
-    *(pytest.param("*/machines/jobs-sweep-*", 40 * n, marks=pytest.mark.soak) for n in range(1, 20)),
     ("*/jobs-sweep-*/job.raw", 5),
+    *(
+        pytest.param(pattern, count, marks=pytest.mark.soak)
+        for pattern, counts in {
+            "*/results.jsonl": (1, 2, 3, 5, 6),
+            "*/jobs-sweep-*/job.raw": (1, 3, 7, 9, 11),
+            "*/.new-*/job.json": (1, 2, 3, 5, 6),
+            "*/jobs-sweep-*/*machine.json*": (1, 4, 9, 16, 25),
+        }.items()
+        for count in counts
+    ),
 ]
 
 
@@ -226,7 +235,7 @@ def test_a_sweep_that_is_killed(kimbox: Kimbox, pattern: str, count: int) -> Non
         make_job(kimbox.folder / "kept", SWEPT)
     items = kimbox.folder / "items"
     items.write_text("".join(f"{number}\n" for number in range(6)))
-    out = kimbox.folder / f"killed-{count}"
+    out = kimbox.folder / f"killed-{pattern.rpartition('/')[2].strip('*')}-{count}"
     words = ("job", "run", "kept", "--each", items, "-j", "2", "--output", out)
     with run.background(command(kimbox, *words, dying=(pattern, count))) as sweep:
         assert -signal.SIGKILL == sweep.wait(600), sweep.output()
