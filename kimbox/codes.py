@@ -106,6 +106,7 @@ CODES: dict[str, str] = {
     "missing-subordinate-ids": "The user has too few subordinate ids (subuid(5)) to build images.",
     "missing-tool": "A program is missing on the host; the hint has the command that installs it.",
     "name-in-use": "An added box has that name already.",
+    "name-not-resolved": "This host does not find the address of a server.",
     "name-taken": "The name of a box belongs to a machine of another spec.",
     "namespaces-not-allowed": "The kernel, or a container, does not allow the namespaces in which images are built.",
     "no-default-branch": "The HEAD of a repository names a branch that does not exist.",

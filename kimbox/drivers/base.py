@@ -57,6 +57,19 @@ class Features:
     templates: bool = False
 
 
+#: The part of the addresses of QEMU's user network at which a guest sees the servers that its job may reach.
+REACHED_NETWORK, FIRST_REACHED = "10.0.2", 100
+
+
+@attrs.frozen
+class Reach:
+    """A server that the guest of a job may reach by TCP. `name`: how the guest calls it; `address`: where it is."""
+
+    name: str
+    address: str
+    port: int
+
+
 @attrs.frozen
 class JobStart:
     """A start for a job, whose disk is `Machine.job_disk`. `timeout_s`: limit on the program; None: there is none.
@@ -70,6 +83,14 @@ class JobStart:
     has_network: bool = False
     #: The guest ends with the thread of kimbox that starts it, also if kimbox is killed.
     ends_with_kimbox: bool = False
+    #: The only servers that a guest without network can reach.
+    reach: tuple[Reach, ...] = ()
+
+    @property
+    def seen(self) -> dict[str, str]:
+        """Name of each server -> its address for the guest."""
+        names = dict.fromkeys(server.name for server in self.reach)
+        return {name: f"{REACHED_NETWORK}.{FIRST_REACHED + number}" for number, name in enumerate(names)}
 
     @property
     def is_awaited(self) -> bool:
@@ -78,7 +99,8 @@ class JobStart:
 
     def credential(self) -> str:
         """The text that the guest gets (provisioners/job)."""
-        return f"{self.id} {'infinity' if self.timeout_s is None else self.timeout_s}"
+        names = ",".join(f"{name}={address}" for name, address in self.seen.items())
+        return f"{self.id} {'infinity' if self.timeout_s is None else self.timeout_s} {names}".rstrip()
 
 
 #: The start of a machine that becomes a template for jobs. It has the devices of a guest with a job, and a disk without

@@ -12,6 +12,7 @@ from kimbox import files, paths
 from kimbox.errors import SpecError, UsageError
 from kimbox.jobs.disk.extract import selector
 from kimbox.jobs.disk.pack import Room
+from kimbox.jobs.network import Network
 from kimbox.jobs.vet import Vetting
 from kimbox.spec import rules, schema, units
 from kimbox.spec.build import MIN_MEMORY_BYTES, MIN_SCRATCH_BYTES
@@ -33,7 +34,7 @@ class JobFile:
     memory_bytes: int | None = None
     scratch_bytes: int | None = None
     timeout_s: int | None = None
-    has_network: bool | None = None
+    network: Network | None = None
     size_bytes: int | None = None
     room: Room | None = None
     vetting: Vetting | None = None
@@ -70,7 +71,7 @@ def read_jobfile(folder: Path) -> JobFile:
             tree.get("scratch"), functools.partial(units.size, unit=units.MIB, least=MIN_SCRATCH_BYTES), None
         ),
         timeout_s=reader.text(tree.get("timeout"), units.duration, None),
-        has_network=reader.text(tree.get("network"), lambda word: word == "outbound", None),
+        network=reader.text(tree.get("network"), _network, None),
         size_bytes=reader.text(tree.get("size"), size, None),
         room=reader.text(tree.get("room"), _room, None),
         vetting=_vetting(reader),
@@ -110,6 +111,13 @@ def _pattern(text: str) -> str:
     except UsageError:
         raise Fault(f"{text[:40]!r} is not a pattern", code="bad-value") from None
     return text
+
+
+def _network(text: str) -> Network:
+    try:
+        return Network.parse(text)
+    except UsageError as error:
+        raise Fault(error.message.removeprefix("--network: "), error.hint, code=error.code) from None
 
 
 def _argument(text: str) -> str:

@@ -46,6 +46,7 @@ description: sorts a few numbers
 timeout: 1h
 
 # none: the guest reaches nothing. outbound: it opens connections, for example to download its input.
+# example.org:443,db=192.0.2.7:5432: it reaches these servers, and nothing else.
 network: none
 
 # Conditions for each file in output/. What does not pass goes to quarantine/ beside it, and the verdict says so.

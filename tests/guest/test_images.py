@@ -37,6 +37,22 @@ def test_openkim_dev_reproduces_aluminium(kimbox: Kimbox) -> None:
     kimbox("destroy", "-y", "openkim-dev")
 
 
+def test_the_example_aluminium(kimbox: Kimbox) -> None:
+    """It has the image of openkim-dev. Three models give known lattice constants, and two runs give equal files."""
+    kimbox("job", "init", "al", "--example", "aluminium")
+    al = Kimbox(kimbox.home, kimbox.folder / "al")
+    al("job", "run", "job")
+    output = al.folder / "job.out/output"
+    assert {"energies.csv", "energies.png", "fit.json"} == {path.name for path in output.iterdir()}
+    assert (output / "energies.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    fits = json.loads((output / "fit.json").read_text())
+    constants = {model.split("_")[2]: fit["a_angstrom"] for model, fit in fits.items()}
+    expected = {"ErcolessiAdams": 4.032, "MishinFarkasMehl": 4.05, "LiuErcolessiAdams": 4.032}
+    assert pytest.approx(expected, abs=3e-3) == constants
+    found = al.json("job", "rerun", "job.out/job.json")
+    assert (True, []) == (found["same"], found["differences"])
+
+
 #: Runs a program with another folder, time zone, language, umask and number of processors than those of the tests.
 ELSEWHERE = """
 cd /

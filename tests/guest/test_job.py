@@ -82,7 +82,7 @@ def test_a_job_comes_back(kimbox: Kimbox) -> None:
         out / "run-job.log"
     ).read_text().splitlines()
     assert all(f"| {line}" in done.stderr for line in (out / "run-job.log").read_text().splitlines())
-    assert {"job.json", "run-job.log", "output"} == {path.name for path in out.iterdir()}
+    assert {"job.json", "kimbox.lock", "run-job.log", "output"} == {path.name for path in out.iterdir()}
     assert ("data\n", Path("deep/copy")) == ((out / "output/link").read_text(), (out / "output/link").readlink())
     assert [] == left(kimbox)
 
@@ -249,6 +249,31 @@ def test_a_sweep_that_is_killed(kimbox: Kimbox, pattern: str, count: int) -> Non
     assert {"ok"} == {record["verdict"] for record in found.values()}
     assert finished == {name: found[name]["id"] for name in finished}
     assert [] == left(kimbox)
+
+
+#: Reads from the server that it may reach, and tries others. busybox has no proxy and no cache.
+CLIENT = """\
+#!/bin/sh
+get() { busybox wget -q -T 5 -O - "$1" 2>/dev/null || echo "not $1"; }
+get "http://web:$1/served"
+get "http://10.0.2.2:$1/served"
+get "http://web:22/"
+getent hosts example.org || echo "no name server"
+"""
+
+
+def test_a_job_reaches_the_servers_that_are_named(kimbox: Kimbox) -> None:
+    """By the name that they have in the guest, at their port: no other address, no other port, no name server."""
+    make_job(kimbox.folder / "client", CLIENT)
+    (kimbox.folder / "served").write_text("from the host\n")
+    program = "import http.server as h; s = h.HTTPServer(('127.0.0.1', 0), h.SimpleHTTPRequestHandler); "
+    program += f"import os; os.chdir({str(kimbox.folder)!r}); print(s.server_port, flush=True); s.serve_forever()"
+    with run.background([sys.executable, "-c", program]) as server:
+        until("the server listens", lambda: server.output().endswith("\n"))
+        port = server.output().split()[0]
+        kimbox("job", "run", "client", "--network", f"web=127.0.0.1:{port}", "--", port)
+    expected = ["from the host", f"not http://10.0.2.2:{port}/served", "not http://web:22/", "no name server"]
+    assert expected == (kimbox.folder / "client.out/run-job.log").read_text().splitlines()
 
 
 def test_a_box_for_jobs_needs_nothing_of_kimbox(kimbox: Kimbox) -> None:

@@ -272,3 +272,52 @@ def test_the_host_gets_a_line_when_it_is_written(guest: FakeGuest) -> None:
     guest.path("/run/credentials/@system/kimbox.job").write_text(f"{ID} 30")
     event, _ = run_job(guest)
     assert ("exited", 0, "success") == (event["code"], event["exit"], event["result"])
+
+
+def set_clock(guest: FakeGuest, host_time: str) -> None:
+    """Sets the clock of the hardware, which QEMU keeps at the time of the host. That of the guest is 1,000,000."""
+    clock = guest.path("/sys/class/rtc/rtc0/since_epoch")
+    clock.parent.mkdir(parents=True)
+    clock.write_text(f"{host_time}\n")
+    guest.path("/usr/local/sbin/date").write_text("#!/bin/sh\necho 1000000\n")
+    guest.path("/usr/local/sbin/date").chmod(0o755)
+
+
+@pytest.mark.parametrize(("host_time", "off"), [("999939", "61"), ("1000061", "-61")])
+def test_a_wrong_clock(guest: FakeGuest, host_time: str, off: str) -> None:
+    """The program does not run, and the verdict is that of the box, with the reason."""
+    set_clock(guest, host_time)
+    event, stored = run_job(guest)
+    assert ("failed", "not-ready", None) == (event["status"], event["result"], stored)
+    assert f"the clock of the box differs by {off} s from that of the host" == event["reason"]
+    assert ["systemctl --no-block poweroff"] == calls(guest)
+
+
+@pytest.mark.parametrize("host_time", ["999940", "1000060", "none"])
+def test_a_clock_that_is_right(guest: FakeGuest, host_time: str) -> None:
+    """A minute is allowed. Without a clock of the hardware, nothing is known."""
+    set_clock(guest, host_time)
+    assert "ended" == run_job(guest)[0]["status"]
+
+
+def test_a_full_root(guest: FakeGuest) -> None:
+    """The program does not run: it could not write what it needs outside of its disk."""
+    stat = guest.path("/usr/local/sbin/stat")
+    stat.write_text("#!/bin/sh\necho '4095 * 4096'\n")
+    stat.chmod(0o755)
+    event, stored = run_job(guest)
+    assert ("failed", "not-ready", None) == (event["status"], event["result"], stored)
+    assert "the root of the box is full: 16380 KiB are free" == event["reason"]
+    stat.write_text("#!/bin/sh\necho '4096 * 4096'\n")
+    guest.path("/run/calls").unlink()
+    assert "ended" == run_job(guest)[0]["status"]
+
+
+def test_names_that_the_job_reaches(guest: FakeGuest) -> None:
+    """They are in /etc/hosts, behind those that the box has."""
+    hosts = guest.path("/etc/hosts")
+    hosts.unlink()  # a link to that of this host
+    hosts.write_text("127.0.0.1 localhost\n")
+    guest.path("/run/credentials/@system/kimbox.job").write_text(f"{ID} 60 db=10.0.2.100,a.test=10.0.2.101")
+    assert "ended" == run_job(guest)[0]["status"]
+    assert "127.0.0.1 localhost\n10.0.2.100 db\n10.0.2.101 a.test\n" == hosts.read_text()

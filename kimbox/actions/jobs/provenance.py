@@ -8,7 +8,7 @@ from typing import Any
 
 from kimbox import __version__
 from kimbox.actions import observe
-from kimbox.actions.jobs.request import NO_NETWORK, OUTBOUND, Job
+from kimbox.actions.jobs.request import Job
 from kimbox.files import read_bounded, sha256_file, write_atomic
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.image.formats import sums
@@ -46,7 +46,7 @@ def describe(job: Job, results: Path) -> dict[str, Any]:
             "memory_bytes": box.memory_bytes,
             "scratch_bytes": box.scratch.size_bytes if box.scratch else None,
             "timeout_s": job.request.timeout_s,
-            "network": OUTBOUND if job.request.has_network else NO_NETWORK,
+            "network": str(job.request.network),
             "size_bytes": disk.stat().st_size if disk.exists() else None,
         },
         "folder_name": job.request.folder.resolve().name,

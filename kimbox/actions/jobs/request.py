@@ -11,6 +11,7 @@ import attrs
 
 from kimbox.jobs.disk.pack import Room
 from kimbox.jobs.listing import Listing
+from kimbox.jobs.network import Network
 from kimbox.jobs.result import Report, Verdict
 from kimbox.jobs.vet import Vetting
 from kimbox.machine.folder import Machine
@@ -19,8 +20,8 @@ from kimbox.project.plan import Plan
 from kimbox.project.project import Project
 from kimbox.spec.model import Scratch
 
-#: Values of `--network`: the guest reaches nothing; it opens connections.
-NO_NETWORK, OUTBOUND = "none", "outbound"
+#: What a job reaches if nothing is said.
+NO_NETWORK = Network()
 
 #: Mount point of scratch space, if the spec has none.
 SCRATCH_MOUNT = "/staging"
@@ -41,7 +42,7 @@ class RunRequest:
     room: Room | None = None
     #: Limit on the program, in seconds; None: there is none.
     timeout_s: int | None = None
-    has_network: bool = False
+    network: Network = NO_NETWORK
     #: What results must be like; None: everything passes.
     vetting: Vetting | None = None
     #: Keep the machine of a job that was not ok, halted, so that its disk can be looked at.

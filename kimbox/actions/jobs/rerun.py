@@ -8,14 +8,15 @@ from typing import Any
 import attrs
 
 from kimbox.actions.jobs import run
-from kimbox.actions.jobs.request import OUTBOUND, SCRATCH_MOUNT, Done, RunRequest
-from kimbox.errors import KimboxError, SpecError, StateError
+from kimbox.actions.jobs.request import SCRATCH_MOUNT, Done, RunRequest
+from kimbox.errors import KimboxError, SpecError, StateError, UsageError
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.jobs import listing
 from kimbox.jobs.disk.extract import selector
 from kimbox.jobs.disk.source import read_folder
 from kimbox.jobs.jobfile import read_jobfile
 from kimbox.jobs.listing import Difference, Listing
+from kimbox.jobs.network import Network
 from kimbox.jobs.record import LOCK, JobRecord
 from kimbox.jobs.result import INFRASTRUCTURE_STATUS, INTERRUPTED_STATUS, Outcome
 from kimbox.jobs.vet import OUTPUT
@@ -97,7 +98,7 @@ def rerun(request: RerunRequest) -> Rerun:
             scratch=_scratch(project, settings.scratch_bytes),
             size_bytes=settings.size_bytes,
             timeout_s=settings.timeout_s,
-            has_network=settings.network == OUTBOUND,
+            network=_network(record),
             vetting=read_jobfile(request.folder).vetting,
             keep=request.keep,
             is_cold=request.is_cold,
@@ -182,6 +183,15 @@ def _as_recorded(record: JobRecord, project: Project) -> Project:
 
 def _differs(problem: str, hint: str) -> StateError:
     return StateError(f"the job cannot be run again: {problem}", code="rerun-differs", hint=hint)
+
+
+def _network(record: JobRecord) -> Network:
+    """Returns the network of the record. Raises KimboxError (`bad-record`) if it has none."""
+    try:
+        return Network.parse(record.settings.network)
+    except UsageError:
+        problem = "does not say what the job reaches"
+        raise KimboxError(f"{record.path} {problem}", code="bad-record", fields={"path": str(record.path)}) from None
 
 
 def _scratch(project: Project, size_bytes: int | None) -> Scratch | None:

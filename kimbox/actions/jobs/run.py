@@ -178,7 +178,9 @@ def _start_cold(job: Job) -> None:
 
 
 def _started(job: Job) -> JobStart:
-    return JobStart(job.id, job.request.timeout_s, job.request.has_network, job.surroundings.is_one_of_many)
+    """Returns the start of the job. Raises KimboxError (`name-not-resolved`)."""
+    network, is_one_of_many = job.request.network, job.surroundings.is_one_of_many
+    return JobStart(job.id, job.request.timeout_s, network.is_open, is_one_of_many, network.resolve())
 
 
 def _purpose(job: Job) -> Purpose:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
     from kimbox.actions.jobs.request import Done
     from kimbox.jobs.jobfile import JobFile
     from kimbox.spec.model import Scratch as Space
-
-
-class Network(StrEnum):
-    """What a job reaches."""
-
-    NONE = "none"
-    OUTBOUND = "outbound"
 
 
 #: Arguments and options of the action.
@@ -53,10 +45,12 @@ Room = Annotated[
     typer.Option("--room", metavar="ROOM", help="Room for results: a part of what DIR needs (25%) or a size (500M)."),
 ]
 ChosenNetwork = Annotated[
-    Network | None,
+    str | None,
     typer.Option(
         "--network",
-        help="none: the guest reaches nothing. outbound: it opens connections. Default: that of job.yaml, none.",
+        metavar="NETWORK",
+        help="none: the guest reaches nothing. outbound: it opens connections. HOST:PORT,...: by TCP, these servers "
+        "only; NAME=ADDRESS:PORT gives one a name. Default: that of job.yaml, none.",
     ),
 ]
 Cold = Annotated[
@@ -111,7 +105,7 @@ program that cannot be run: 126. Ctrl-C ends the guest: 130, and OUT has what th
 Examples:
   kimbox job run DIR
   kimbox job run DIR --box openkim-dev --timeout 2h --output results -- --steps 1000
-  kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network outbound
+  kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network example.org:443
   kimbox job run DIR --sign ~/.ssh/id_ed25519
   kimbox job run DIR --each items.txt -j 4 --output results
   seq 3.9 0.01 4.2 | kimbox job run DIR --each -
@@ -143,6 +137,7 @@ def run(
     from kimbox.actions.jobs.request import RunRequest
     from kimbox.cli.jobs.sweeps import run_sweep
     from kimbox.jobs.jobfile import read_jobfile
+    from kimbox.jobs.network import Network
 
     in_file = read_jobfile(folder)
     size_bytes, chosen_room = disk_size(in_file, size, room)
@@ -157,7 +152,7 @@ def run(
         size_bytes=size_bytes,
         room=chosen_room,
         timeout_s=_timeout_s(in_file),
-        has_network=network is Network.OUTBOUND if network else bool(in_file.has_network),
+        network=Network.parse(network) if network is not None else in_file.network or Network(),
         keep=keep,
         vetting=in_file.vetting,
         is_cold=cold,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import attrs
 
 from kimbox.drivers.accelerator import CODE_MIB, Accelerator
 from kimbox.drivers.base import JobStart
+from kimbox.drivers.qemu import relay
 from kimbox.errors import GuestError
 from kimbox.files import read_bounded
 from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
@@ -57,6 +60,10 @@ DELIVERY_ADDRESS = "0x1e"
 
 #: Address of the watchdog, for the same reason.
 WATCHDOG_ADDRESS = "0x1d"
+
+#: The program that passes a connection on to a server that a job may reach; the file in the machine's folder that
+#: limits the number of its processes; and that number.
+RELAY, RELAY_LOCK, RELAYS = Path(relay.__file__), "relay.lock", 64
 
 #: Prefix of the process name, which marks the processes of kimbox.
 PROCESS_NAME = "kimbox"
@@ -117,10 +124,14 @@ def hardware(invocation: Invocation) -> list[str]:
     machine, record = invocation.machine, invocation.record
     forwards = {22: record.ssh_port} | record.forwards
     is_isolated = invocation.job is not None and not invocation.job.has_network
+    # A relay starts with setsid(2), which both `deny` and `children` of privileges forbid. The filter itself sets
+    # no_new_privs, so that no program gains privileges.
+    may_spawn = "allow" if invocation.job and invocation.job.reach else "deny"
     network = ",".join(
         [
             "user,id=net0",
             *(["restrict=on"] if is_isolated else []),
+            *(_relays(machine, invocation.job) if invocation.job else []),
             *(f"hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in forwards.items()),
         ]
     )
@@ -133,7 +144,7 @@ def hardware(invocation: Invocation) -> list[str]:
         "-smp", str(invocation.cpus),
         "-m", f"{invocation.memory_bytes >> 20}M",
         "-nodefaults", "-no-user-config", "-display", "none",
-        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-sandbox", f"on,obsolete=deny,elevateprivileges={may_spawn},spawn={may_spawn},resourcecontrol=deny",
         "-rtc", "base=utc,clock=host",
         "-drive", f"if=none,id=disk0,format=qcow2,file={_escaped(machine.disk)},discard=unmap",
         "-device", "virtio-blk-pci,drive=disk0,bootindex=0",
@@ -165,6 +176,19 @@ def hardware(invocation: Invocation) -> list[str]:
     if record.watchdog_s:
         arguments += ["-device", f"i6300esb,addr={WATCHDOG_ADDRESS}", "-action", "watchdog=reset"]
     return arguments + _of_template(invocation)
+
+
+def _relays(machine: Machine, job: JobStart) -> list[str]:
+    """Returns the options for the servers that a job reaches: QEMU starts a program for each connection to one.
+
+    Landlock cannot limit the ports of this QEMU: it connects to itself, at any port, to talk to the program.
+    """
+    options = []
+    for server in job.reach:
+        words = [sys.executable, "-I", "-S", RELAY, server.address, server.port, machine.folder / RELAY_LOCK, RELAYS]
+        program = shlex.join(map(str, words))
+        options.append(f"guestfwd=tcp:{job.seen[server.name]}:{server.port}-cmd:{_escaped(program)}")
+    return options
 
 
 def _more_disks(invocation: Invocation) -> list[str]:

@@ -76,9 +76,9 @@ def test_equal_results(kimbox: Kimbox, record: Path, guest: Guest) -> None:
     found = result(out, "job")
     assert (True, True, []) == (found["same"], found["ended_the_same"], found["differences"])
     (request,) = requests
-    assert (("a b",), 1, 1 << 30, 60, 2 << 20, False) == (
+    assert (("a b",), 1, 1 << 30, 60, 2 << 20, "none") == (
         request.arguments, request.cpus, request.memory_bytes, request.timeout_s, request.size_bytes,
-        request.has_network,
+        str(request.network),
     )  # fmt: skip
     assert ("study", "study.out.rerun") == (request.folder.name, request.output.name)
     assert request.project.lock_path == record.parent / "kimbox.lock"

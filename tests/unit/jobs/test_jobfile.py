@@ -14,6 +14,7 @@ from kimbox.errors import SpecError, StateError, UsageError
 from kimbox.jobs.disk.pack import Room
 from kimbox.jobs.disk.source import check_folder
 from kimbox.jobs.jobfile import JobFile, file_schema, read_jobfile
+from kimbox.jobs.network import Network
 from kimbox.jobs.template import copy_example, examples, write_folder
 from kimbox.spec.load import load_box
 
@@ -40,7 +41,7 @@ timeout: 2h
 network: outbound
 size: 1.5MiB
 """
-    expected = JobFile("minimal", ("--steps", "10"), 3, 2 << 30, 1 << 30, 7200, True, 3 << 19)
+    expected = JobFile("minimal", ("--steps", "10"), 3, 2 << 30, 1 << 30, 7200, Network(is_open=True), 3 << 19)
     assert expected == read(tmp_path, text)
     assert Room(Fraction(25)) == read(tmp_path, "room: 25%\n").room
     assert Room(size_bytes=500 << 20) == read(tmp_path, "room: 500MiB\n").room
@@ -83,7 +84,7 @@ def test_a_similar_key_is_named(tmp_path: Path) -> None:
 def test_the_folder_to_start_from(tmp_path: Path) -> None:
     """Its settings are valid, with and without its examples. Its program is executable. It replaces nothing."""
     folder = write_folder(tmp_path / "new")
-    assert JobFile(timeout_s=3600, has_network=False) == read_jobfile(folder)
+    assert JobFile(timeout_s=3600, network=Network()) == read_jobfile(folder)
     text = (folder / "job.yaml").read_text()
     for key in ("box", "arguments", "cpus", "memory", "scratch", "room"):
         text = text.replace(f"# {key}:", f"{key}:")

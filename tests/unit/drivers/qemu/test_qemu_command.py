@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import attrs
 import invocations
@@ -10,7 +11,7 @@ from invocations import TCG, invoked, options, values
 from refused import refused
 
 from kimbox.drivers.accelerator import KVM_WORKS
-from kimbox.drivers.base import AWAITED, JobStart
+from kimbox.drivers.base import AWAITED, JobStart, Reach
 from kimbox.drivers.qemu.command import MAX_JOB_BYTES, command, credentials, fixed
 from kimbox.errors import GuestError
 from kimbox.guest.deliverydisk import DeliveryDisk
@@ -95,6 +96,22 @@ def test_the_disk_of_a_job(machine: Machine) -> None:
     open_job = command(attrs.evolve(invoked(machine), job=JobStart("0123456789ab", has_network=True)))
     assert "restrict=on" not in values(open_job, "-netdev")[0].split(",")
     assert "type=11,value=io.systemd.credential:kimbox.job=0123456789ab infinity" in values(open_job, "-smbios")
+
+
+def test_a_job_that_reaches_servers(machine: Machine) -> None:
+    """Each has an address, and a program for its connections: only then QEMU may start one. Nothing else is reached."""
+    job = JobStart("0123456789ab", reach=(Reach("web", "192.0.2.7", 443), Reach("web", "192.0.2.7", 80)))
+    arguments = command(attrs.evolve(invoked(machine), job=job))
+    network, *reached = values(arguments, "-netdev")[0].split(",guestfwd=")
+    assert "restrict=on" in network.split(",")
+    first, second = [text.partition(",hostfwd=")[0].partition("-cmd:") for text in reached]
+    assert ("tcp:10.0.2.100:443", "tcp:10.0.2.100:80") == (first[0], second[0])
+    words = shlex.split(first[2].replace(",,", ","))
+    assert ["192.0.2.7", "443", str(machine.folder / "relay.lock"), "64"] == words[-4:]
+    assert "spawn=allow" in values(arguments, "-sandbox")[0]
+    closed = command(attrs.evolve(invoked(machine), job=JobStart("0123456789ab")))
+    assert "spawn=deny" in values(closed, "-sandbox")[0]
+    assert "guestfwd" not in values(closed, "-netdev")[0]
 
 
 def test_the_disk_of_a_template_for_jobs(machine: Machine) -> None:
