@@ -31,6 +31,15 @@ BoxName = Annotated[
     typer.Option("--box", metavar="BOX", help="Name of the box. Default: the spec of this folder.",
                  autocompletion=completers.boxes),
 ]  # fmt: skip
+BoxNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--box",
+        metavar="BOX",
+        help="Name of the box. Default: the spec of this folder. Several: the job runs in each.",
+        autocompletion=completers.boxes,
+    ),
+]
 Cpus = Annotated[int | None, typer.Option("--cpus", min=1, max=256, metavar="N", help="Number of processors.")]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory, for example 4GiB.")]
 Scratch = Annotated[
@@ -86,6 +95,10 @@ host bear, or N if that is less. results.jsonl has the job.json of each item in 
 what is missing; --retry-failed also does what was not ok. Ctrl-C ends the jobs that run, and keeps complete
 results. The exit status is 0 if all items are ok, else 1.
 
+With --box more than once, the job runs in each box, one after the other. OUT has a folder for each, and a table
+shows verdict, status, time, and the results that differ from those of the first box. The exit status is 0 if the job is
+ok in all boxes, else 1.
+
 Settings in job.yaml of DIR (see `kimbox job init --help`) are used where an option is not given.
 
 The program has the variables PATH=/sbin:/usr/sbin:/bin:/usr/bin, USER=root, PWD=/ and LANG=en_US.UTF-8, and no
@@ -105,6 +118,7 @@ program that cannot be run: 126. Ctrl-C ends the guest: 130, and OUT has what th
 Examples:
   kimbox job run DIR
   kimbox job run DIR --box openkim-dev --timeout 2h --output results -- --steps 1000
+  kimbox job run DIR --box bookworm --box trixie
   kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network example.org:443
   kimbox job run DIR --sign ~/.ssh/id_ed25519
   kimbox job run DIR --each items.txt -j 4 --output results
@@ -115,7 +129,7 @@ Examples:
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the job, with the program run-job.")],
     words: Words = None,
-    box: BoxName = None,
+    box: BoxNames = None,
     file: target.File = None,
     output: Output = None,
     cpus: Cpus = None,
@@ -135,6 +149,7 @@ def run(
     """Runs a job, or a sweep. HELP is what the user reads."""
     from kimbox.actions.jobs import run as running
     from kimbox.actions.jobs.request import RunRequest
+    from kimbox.cli.jobs.boxes import run_on_boxes
     from kimbox.cli.jobs.sweeps import run_sweep
     from kimbox.jobs.jobfile import read_jobfile
     from kimbox.jobs.network import Network
@@ -142,7 +157,7 @@ def run(
     in_file = read_jobfile(folder)
     size_bytes, chosen_room = disk_size(in_file, size, room)
     request = RunRequest(
-        target.project(box or (in_file.box if file is None else None), file),
+        target.project(box[0] if box else (in_file.box if file is None else None), file),
         folder,
         output or folder.resolve().with_name(f"{folder.resolve().name}.out"),
         _arguments(words or []) or in_file.arguments or (),
@@ -158,6 +173,10 @@ def run(
         is_cold=cold,
         sign_key=sign,
     )
+    if box and len(box) > 1:
+        if each is not None or file is not None or keep or sign:
+            raise UsageError("--each, --file, --keep and --sign are for one box", code="usage")
+        raise typer.Exit(run_on_boxes(request, box))
     if each is None:
         _refuse_without_each(jobs, retry_failed=retry_failed, fail_fast=fail_fast)
         raise typer.Exit(_print(running.run(request)))
