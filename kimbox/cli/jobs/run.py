@@ -173,12 +173,13 @@ def run(
         is_cold=cold,
         sign_key=sign,
     )
-    if box and len(box) > 1:
-        if each is not None or file is not None or keep or sign:
-            raise UsageError("--each, --file, --keep and --sign are for one box", code="usage")
-        raise typer.Exit(run_on_boxes(request, box))
     if each is None:
         _refuse_without_each(jobs, retry_failed=retry_failed, fail_fast=fail_fast)
+    if box and len(box) > 1:
+        if each is not None or file is not None or keep:
+            raise UsageError("--each, --file and --keep are for one box", code="usage")
+        raise typer.Exit(run_on_boxes(request, box))
+    if each is None:
         raise typer.Exit(_print(running.run(request)))
     if keep:
         raise UsageError("--keep is for one job, and --each runs many", code="usage")
