@@ -19,13 +19,16 @@ SILENCE_S = 90.0
 class Heartbeat:
     """The last sign of life of a guest. Times are those of time.monotonic()."""
 
-    limit_s: float = SILENCE_S
-    #: None: the guest has not said that it will tell. The image of an older kimbox does not.
-    _last_s: float | None = None
+    limit_s: float
+    #: At first, when the guest was ready: it starts the job within a few seconds. None: the guest does not tell while
+    #: the program runs, because its image is that of an older kimbox.
+    _last_s: float | None
 
     def hear(self, event: Event, now_s: float) -> None:
         """Takes an event `job` of the guest."""
-        if self._last_s is not None or (event.text("status") == "started" and event.text("beat")):
+        if event.text("status") == "started" and not event.text("beat"):
+            self._last_s = None
+        elif self._last_s is not None:
             self._last_s = now_s
 
     def is_silent(self, now_s: float) -> bool:

@@ -36,7 +36,7 @@ def follow(job: Job) -> None:
     """
     driver, limit_s = registry.of(job.machine), job.request.timeout_s
     events, output = Tail(job.machine.events_file), Output(job.machine.job_log)
-    beat = Heartbeat(heartbeat.SILENCE_S)
+    beat = Heartbeat(heartbeat.SILENCE_S, time.monotonic())
     deadline = None if limit_s is None else time.monotonic() + limit_s + END_MARGIN_S
     while True:
         is_alive = driver.listen()

@@ -13,7 +13,7 @@ def event(status: str, **fields: Any) -> Event:
 
 
 def test_a_guest_that_falls_silent() -> None:
-    beat = Heartbeat(10)
+    beat = Heartbeat(10, 95)
     beat.hear(event("started", beat="5"), 100)
     beat.hear(event("alive"), 105)
     assert not beat.is_silent(115)
@@ -24,7 +24,10 @@ def test_a_guest_that_falls_silent() -> None:
 
 def test_a_guest_that_does_not_tell() -> None:
     """The image of an older kimbox sends no signs of life, and its silence means nothing."""
-    beat = Heartbeat(10)
-    assert not beat.is_silent(1000)
+    beat = Heartbeat(10, 995)
     beat.hear(event("started"), 1000)
     assert not beat.is_silent(2000)
+
+
+def test_a_guest_that_does_not_start_the_job() -> None:
+    assert Heartbeat(10, 100).is_silent(110.1)
