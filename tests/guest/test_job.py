@@ -258,7 +258,7 @@ get() { busybox wget -q -T 5 -O - "$1" 2>/dev/null || echo "not $1"; }
 get "http://web:$1/served"
 get "http://10.0.2.2:$1/served"
 get "http://web:22/"
-getent hosts example.org || echo "no name server"
+timeout 5 getent hosts example.org || echo "no name server"
 """
 
 
