@@ -21,7 +21,7 @@ import attrs
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import locked, read_json, remove_left, remove_tree, write_atomic, write_json
 from kimbox.jobs.items import Item
-from kimbox.jobs.record import RECORD
+from kimbox.jobs.record import MAX_RECORD_BYTES, RECORD
 from kimbox.jobs.result import Outcome
 
 #: Names of files, prefix of new results, and version of sweep.json.
@@ -39,12 +39,12 @@ class Ledger:
     id: str
 
     def record(self, item: Item) -> dict[str, Any] | None:
-        """Returns job.json of an item; None if the item has no results."""
+        """Returns job.json of an item, without its lists of files; None if the item has no results."""
         try:
-            record = read_json(self.folder / item.folder / RECORD)
+            record = read_json(self.folder / item.folder / RECORD, limit_bytes=MAX_RECORD_BYTES)
         except (OSError, KimboxError):
             return None
-        return record if isinstance(record.get("verdict"), str) else None
+        return _short(record) if isinstance(record.get("verdict"), str) else None
 
     def target(self, item: Item) -> Path:
         """Returns the new folder for the results of an item. `adopt` is called when they are complete."""
@@ -74,7 +74,13 @@ class Ledger:
 
 
 def _line(item: Item, record: dict[str, Any]) -> bytes:
-    return json.dumps({"item": item.text, "results": item.folder, **record}).encode() + b"\n"
+    return json.dumps({"item": item.text, "results": item.folder, **_short(record)}).encode() + b"\n"
+
+
+def _short(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a job.json without its lists of files, which are megabytes for a job with thousands of them."""
+    lists = {key: record[key] for key in ("input", "output") if isinstance(record.get(key), dict)}
+    return record | {key: {name: value[name] for name in value if name != "files"} for key, value in lists.items()}
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from kimbox.actions.jobs import ledger
 from kimbox.actions.jobs.ledger import Ledger
 from kimbox.actions.jobs.sweep import _is_pending
 from kimbox.errors import KimboxError, StateError
-from kimbox.files import locked
+from kimbox.files import MAX_TEXT_BYTES, locked
 from kimbox.jobs.items import Item, parse
 
 FACTS = {"box": "minimal", "arguments": ["-x"]}
@@ -107,6 +107,20 @@ def test_an_id_that_is_no_name(tmp_path: Path) -> None:
     (out / "sweep.json").write_text(json.dumps({"format": 1, "id": "../../..", **FACTS}))
     with refused(KimboxError, "file-damaged"), ledger.opened(out, FACTS, ITEMS):
         pass
+
+
+def test_a_job_with_thousands_of_files(tmp_path: Path) -> None:
+    """It has results, although its job.json is larger than other files of kimbox. A line has no list of its files."""
+    out = tmp_path / "out"
+    files = [{"path": f"{number:0400}", "sha256": "a" * 64, "size_bytes": 1} for number in range(9_000)]
+    record = {"verdict": "ok", "output": {"digest": "sha256:x", "files": files}}
+    with ledger.opened(out, FACTS, ITEMS) as book:
+        (out / "a").mkdir()
+        (out / "a/job.json").write_text(json.dumps(record))
+        assert (out / "a/job.json").stat().st_size > MAX_TEXT_BYTES
+        assert {"verdict": "ok", "output": {"digest": "sha256:x"}} == book.record(ITEMS[0])
+        book.append(ITEMS[0], record)
+        assert (out / "results.jsonl").stat().st_size < 1000
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"verdict": 1}', '{"verdict": ["ok"]}'])
