@@ -28,7 +28,10 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     _sweep()
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:  # another process removed the folder, because it was not locked yet
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
@@ -36,7 +39,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
                 raise
         if folder.exists():
             break
-        os.close(handle)  # between the two calls, another process removed the folder
+        os.close(handle)  # it was removed before it was locked
     try:
         yield folder
     finally:

@@ -65,3 +65,18 @@ def test_the_folder_of_another_user_stays(tmpdir: Path) -> None:
     os.chown(tmpdir / "kimbox-render-abcdefgh", 1234, 1234)
     with temporary.temporary_folder("kimbox-sign-"):
         assert (tmpdir / "kimbox-render-abcdefgh").exists()
+
+
+def test_a_folder_that_is_removed_before_it_is_locked(tmpdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, which looks for folders of killed ones, finds it in that moment. The next folder is used."""
+    make, made = tempfile.mkdtemp, []
+
+    def mkdtemp(prefix: str) -> str:
+        made.append(make(prefix=prefix))
+        if len(made) == 1:
+            Path(made[0]).rmdir()
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    with temporary.temporary_folder("kimbox-keys-") as folder:
+        assert made[1:] == [str(folder)]
