@@ -25,7 +25,7 @@ from kimbox.image.formats import boxreader, catalog, sums, tarstream
 from kimbox.image.formats import compressed as packed
 from kimbox.image.saves import index, manifest, packs
 from kimbox.image.saves.index import CHUNK_BYTES, Chunk
-from kimbox.image.saves.manifest import Base, Contents, Manifest, Stored
+from kimbox.image.saves.manifest import Base, Contents, Folder, Manifest, Stored
 from kimbox.image.sources import boxcatalog, remote
 from kimbox.transfer.stores.folder import FolderStore
 
@@ -208,7 +208,8 @@ SAVE = Manifest(
     7, "tiny", "tiny", "2026-01-31T12:00:00Z", "0.1.0", HEX, HEX, HEX, 2, 1 << 30,
     Contents(4 * CHUNK_BYTES, Stored(f"indexes/000007-{HEX}", 176), 3), Base(HEX, "raw", HEX),
     (Stored(f"packs/000005-{HEX}", 5000),),
-    {name: Stored(f"files/000001-{HEX}", 10) for name in ("kimbox.yaml", "kimbox.lock", "image.json")}, (5, 6), 100,
+    {name: Stored(f"files/000001-{HEX}", 10) for name in ("kimbox.yaml", "kimbox.lock", "image.json")},
+    {"setup": Folder("c" * 40, Stored(f"files/000002-{HEX}", 20))}, (5, 6), 100,
 )  # fmt: skip
 
 

@@ -6,18 +6,19 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import attrs
 import madedisk
 import makesaved
 import pytest
+import saveverbs
 import zstandard
-from clirun import Kimbox, error, result
+from clirun import Kimbox, result
 from clirun import kimbox as kimbox
 from clirun import world as world
 from makemachine import running
 from makesaved import HOST_KEY, ID, IMAGE, MIB, SEED
+from saveverbs import refused, saved
 
 from kimbox import paths, run
 from kimbox.actions.saves import save as saving
@@ -28,17 +29,7 @@ from kimbox.machine.record import Purpose, Sealed
 from kimbox.transfer.stores.base import failed
 from kimbox.transfer.stores.folder import FolderStore
 
-
-@pytest.fixture
-def machine(world: Path) -> Machine:
-    """A halted box with a user's files."""
-    return makesaved.make_saved(world)
-
-
-@pytest.fixture
-def store(world: Path) -> Path:
-    """The folder of the store, which does not exist yet."""
-    return world / "store"
+machine, store = saveverbs.machine, saveverbs.store  # fixtures
 
 
 def contents(store: Path) -> bytes:
@@ -50,21 +41,6 @@ def contents(store: Path) -> bytes:
         with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as frames:
             parts += [frames.read()] if path.parent.name == "packs" else []
     return b"".join(parts)
-
-
-def saved(kimbox: Kimbox, store: Path, *words: str) -> Any:
-    """Saves the box. Returns the result."""
-    code, out, err = kimbox("--json", "save", "tiny", str(store), *words)
-    assert 0 == code, err + out
-    return result(out, "save")
-
-
-def refused(kimbox: Kimbox, *words: str) -> dict[str, Any]:
-    """Runs a verb that fails. Returns the error."""
-    code, out, _ = kimbox("--json", *words)
-    problem = error(out, words[0])
-    assert code == problem["exit_code"] != 0
-    return problem
 
 
 def numbers(kimbox: Kimbox, store: Path) -> list[int]:
@@ -388,33 +364,3 @@ def test_a_full_store_changes_nothing(kimbox: Kimbox, machine: Machine, world: P
         assert 2 == saved(kimbox, store)["number"]
     finally:
         run.run(["umount", store])
-
-
-def test_a_spec_that_needs_files_beside_it(kimbox: Kimbox, machine: Machine, store: Path, world: Path) -> None:
-    """The spec in the save lacks them, and the error says so; a spec that has them is taken with -f."""
-    spec = {**makesaved.SPEC, "repositories": {"setup": {"url": "./setup"}}}
-    (machine.locks / f"{makesaved.MANIFEST}.yaml").write_text(json.dumps(spec))
-    saved(kimbox, store)
-    assert "-f FILE" in refused(kimbox, "create", "other", "--from", str(store))["hint"]
-    own = world / "work/kimbox.yaml"
-    (world / "work/setup").mkdir()
-    own.write_text(json.dumps({**spec, "name": "another"}))
-    assert "name-taken" == refused(kimbox, "create", "other", "--from", str(store), "-f", str(own))["code"]
-    own.write_text(json.dumps(spec))
-    assert 0 == kimbox("create", "other", "--from", str(store), "-f", str(own))[0]
-    assert str(own) == Machine("other").record().source
-
-
-def test_under_its_own_name(kimbox: Kimbox, machine: Machine, store: Path, world: Path) -> None:
-    """On a host that has no such box it is the box, which other verbs know, with the spec of the save."""
-    mine = makesaved.get(machine, world, "persistent/mine")
-    saved(kimbox, store)
-    assert 0 == kimbox("destroy", "-y", "tiny")[0]
-    made = result(kimbox("--json", "create", "--from", str(store))[1], "create")
-    assert ("tiny", "tiny") == (made["name"], made["box"])
-    record = machine.record()
-    assert (Purpose.BOX, str(machine.folder / "saved/kimbox.yaml")) == (record.purpose, record.source)
-    status = result(kimbox("--json", "status", "tiny")[1], "status")
-    assert ("halted", IMAGE) == (status["state"], status["image"])
-    assert mine == makesaved.get(machine, world, "persistent/mine")
-    assert 2 == saved(kimbox, store)["number"]
