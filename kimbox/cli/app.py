@@ -36,12 +36,11 @@ _LETTERS = re.compile("-[qv]+")
 
 #: Verbs of other tools (Vagrant, docker, Lima, virsh) -> the verb of kimbox that does the same.
 OTHER_VERBS = {
-    "check": "validate", "connect": "ssh", "console": "logs --serial", "copy": "cp",
-    "delete": "destroy", "down": "halt", "enter": "ssh", "images": "box list", "info": "status",
-    "kill": "halt --force", "log": "logs", "login": "ssh", "ls": "list", "new": "init", "poweroff": "halt",
-    "ps": "list", "reboot": "reload", "remove": "destroy", "restart": "reload", "rm": "destroy", "rsync": "cp",
-    "run": "exec", "scp": "cp", "shell": "ssh", "show": "status", "shutdown": "halt",
-    "start": "up", "stop": "halt", "transfer": "cp", "undefine": "destroy", "unpause": "resume",
+    "check": "validate", "connect": "ssh", "console": "logs --serial", "copy": "cp", "delete": "destroy",
+    "down": "halt", "enter": "ssh", "images": "box list", "info": "status", "kill": "halt --force", "log": "logs",
+    "login": "ssh", "ls": "list", "new": "init", "poweroff": "halt", "ps": "list", "reboot": "reload",
+    "remove": "destroy", "restart": "reload", "rm": "destroy", "rsync": "cp", "run": "exec", "scp": "cp",
+    "shell": "ssh", "show": "status", "shutdown": "halt", "transfer": "cp", "undefine": "destroy", "unpause": "resume",
     "update": "lock --update-all", "upgrade": "lock --update-all", "upload": "cp", "verify-lock": "lock --check",
 }  # fmt: skip
 

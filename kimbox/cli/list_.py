@@ -34,7 +34,7 @@ def list_() -> None:
 
     with ThreadPoolExecutor(MAX_OBSERVERS) as observers:
         summaries = [summary for summary in observers.map(log.attach(_summary), machines()) if summary is not None]
-    rows = [["NAME", "STATE", "SSH", "DISK", "SPEC"]]
+    rows = [["NAME", "STATE", "SSH", "DISK", "SPEC", "SAVED"]]
     for summary in summaries:
         rows.append(
             [
@@ -45,8 +45,11 @@ def list_() -> None:
                 str(summary["ssh_port"]),
                 _disk(summary),
                 summary["spec"],
+                summary["saved"]["url"] if summary["saved"] else "",
             ]
         )
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
     text = table(rows) if summaries else "there are no boxes (`kimbox up minimal` creates one)"
     templates = stores.every()
     if templates:

@@ -75,11 +75,11 @@ def save(
     if list_saves:
         if keep is not None or fat or sign is not None:
             raise UsageError("--list excludes --keep, --fat and --sign", code="usage", fields={"option": "--list"})
-        _list(url or _store_of(box, file))
+        _list(url or _needed_store(box, file))
         return
     from kimbox.actions.saves import save as saving
 
-    request = saving.SaveRequest(target.machine(box, file), url or _store_of(box, file), keep, fat, sign)
+    request = saving.SaveRequest(target.machine(box, file), url or _needed_store(box, file), keep, fat, sign)
     _report(request.machine.name, saving.save(request))
 
 
@@ -88,7 +88,7 @@ def _report(name: str, done: Saved) -> None:
     from kimbox.files import size_words
 
     manifest = done.manifest
-    result = {"name": name, "url": done.url, "uploaded_bytes": done.uploaded_bytes, **_summary(manifest)}
+    result = {"name": name, "url": done.url, "uploaded_bytes": done.uploaded_bytes, **summary_of_save(manifest)}
     result |= {"removed": list(done.removed), "cleaned": list(done.cleaned)}
     text = f"saved {name} as number {manifest.number} in {done.url}: {size_words(done.uploaded_bytes)} uploaded"
     lines = [text]
@@ -97,7 +97,7 @@ def _report(name: str, done: Saved) -> None:
     report("save", result, "\n".join(lines))
 
 
-def _summary(manifest: Manifest) -> dict[str, Any]:
+def summary_of_save(manifest: Manifest) -> dict[str, Any]:
     """The values of a save that both forms of the verb report."""
     return {
         "number": manifest.number,
@@ -128,7 +128,7 @@ def _list(url: str) -> None:
 def _row(one: Found) -> dict[str, Any]:
     if one.manifest is None:
         return {"number": one.number, "problem": one.problem}
-    return {**_summary(one.manifest), "signed": one.is_signed, "problem": None}
+    return {**summary_of_save(one.manifest), "signed": one.is_signed, "problem": None}
 
 
 def _text(saves: list[Found], url: str) -> str:
@@ -160,13 +160,21 @@ def _parse(words: list[str]) -> tuple[str | None, str | None]:
     return (boxes[0] if boxes else None), (urls[0] if urls else None)
 
 
-def _store_of(box: str | None, file: Path | None) -> str:
-    """Returns the store of the spec. Raises UsageError if it has none."""
+def store_of(box: str | None, file: Path | None) -> str | None:
+    """Returns the store of the spec; None if it has none."""
     project = target.project(box, file, clones=True)
-    if project.box.store is None:
+    store = project.box.store
+    return None if store is None else store.replace("{name}", target.clone(box, file) or project.name)
+
+
+def _needed_store(box: str | None, file: Path | None) -> str:
+    """Returns the store of the spec. Raises UsageError if it has none."""
+    store = store_of(box, file)
+    if store is None:
+        name = target.project(box, file, clones=True).name
         raise UsageError(
-            f"the spec of {project.name} has no `store`, and no URL is given",
+            f"the spec of {name} has no `store`, and no URL is given",
             code="usage",
-            hint=f"`kimbox save {project.name} URL`, or write `store: URL` into the spec",
+            hint=f"`kimbox save {name} URL`, or write `store: URL` into the spec",
         )
-    return project.box.store.replace("{name}", target.clone(box, file) or project.name)
+    return store

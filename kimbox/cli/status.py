@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 #: - `jobs`: the last counts from the runner of its role.
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
+#: - `saved`: the last save: url of the store, number, and time; null if it was never saved.
 #: - `health`: the last report of a sealed box, see `health.as_json`.
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
     "disk_bytes", "scratch", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
-    "health",
-    "problems",
+    "saved", "health", "problems",
 )  # fmt: skip
 
 
@@ -148,6 +148,11 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             *([f"  packages    {age.words(as_of)}"] if (as_of := summary["packages_as_of"]) else []),
             f"  spec        {summary['spec']}",
             f"  disk        {_disk_text(summary)}",
+            *(
+                [f"  saved       {saved['at']}, number {saved['number']} in {saved['url']}"]
+                if (saved := summary["saved"])
+                else []
+            ),
         ]
     if scratch := summary["scratch"]:
         lines.append(f"  scratch     {scratch['size_bytes'] / 1e6:.0f} MB at {scratch['mount']} in the guest")
@@ -227,6 +232,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "sealed": attrs.asdict(record.sealed) if record.sealed else None,
         "put_back": attrs.asdict(record.put_back) if record.put_back else None,
         "host_key": keys.host_key(machine),
+        "saved": attrs.asdict(record.saved) if record.saved else None,
     }
 
 

@@ -17,6 +17,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("resume", "Continue a suspended box"),
         "clone": ("clone", "Start machines that continue a provisioned box"),
         "save": ("save", "Save a halted box in a store"),
+        "stop": ("stop", "Shut a box down and save it"),
+        "start": ("start", "Start a box that was stopped, here or from a save"),
         "create": ("create", "Make a box of a save"),
         "destroy": ("destroy", "Remove a box and its disk"),
     },

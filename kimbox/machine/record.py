@@ -78,6 +78,16 @@ class PutBack:
 
 
 @attrs.frozen
+class LastSave:
+    """The last save of a machine, or the one that it was made of. `at` is in UTC, as in PutBack."""
+
+    #: The store, without user name and password.
+    url: str
+    number: int
+    at: str
+
+
+@attrs.frozen
 class PlanDigests:
     """The sha256 hex digests of the plan that a machine was created from. Later starts do not change them."""
 
@@ -123,6 +133,8 @@ class Record:
     known: Known | None = None
     #: None: the box is not sealed, or has not been started since it was.
     put_back: PutBack | None = None
+    #: None: the machine was never saved.
+    saved: LastSave | None = None
     #: Name of the box that the machine belongs to. One box may have several machines.
     box: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
     purpose: Purpose = Purpose.BOX
@@ -171,6 +183,7 @@ class Record:
             fields["sealed"] = _sealed(fields.get("sealed"))
             fields["known"] = _known(fields.get("known"))
             fields["put_back"] = _put_back(fields.get("put_back"))
+            fields["saved"] = _last_save(fields.get("saved"))
             fields["purpose"] = Purpose(fields["purpose"])
             fields["template"] = _template(fields.get("template"))
             fields["woken"] = fields.get("woken") is True
@@ -219,6 +232,14 @@ def _put_back(value: Any) -> PutBack | None:
     if isinstance(value["at"], str) and all(isinstance(part, str) for part in value["changed"]):
         return PutBack(value["at"], tuple(value["changed"]))
     raise ValueError(f"{value!r} is not a time at which a disk was put back")
+
+
+def _last_save(value: Any) -> LastSave | None:
+    if value is None:
+        return None
+    if isinstance(value["url"], str) and isinstance(value["number"], int) and isinstance(value["at"], str):
+        return LastSave(value["url"], value["number"], value["at"])
+    raise ValueError(f"{value!r} is not a save")
 
 
 def _plan(value: Any) -> PlanDigests | None:

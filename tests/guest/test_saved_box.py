@@ -24,12 +24,11 @@ def test_a_box_is_made_of_a_save(kimbox: Kimbox, tmp_path: Path) -> None:
     kimbox("up")
     kimbox.sh("kept", "echo mine >notes; sudo sh -c 'echo more >/persistent/notes'; sync")
     first = kimbox.sh("kept", IDENTITY).split()
-    kimbox("halt")
     store = tmp_path / "store"
-    saved = kimbox.json("save", "kept", store)
-    made = kimbox.json("create", "other", "--from", store)
-    assert (saved["number"], "other", "kept") == (made["number"], made["name"], made["box"])
-    kimbox("up", "other")
+    saved = kimbox.json("stop", "kept", "--url", store)
+    assert ("ready", "halted") == (saved["before"], kimbox.json("status", "kept")["state"])
+    started = kimbox.json("start", store, "--name", "other")
+    assert (saved["number"], "other", "kept") == (started["saved"]["number"], started["name"], started["box"])
     assert ["mine", "more", "ran"] == kimbox.sh("other", "cat notes /persistent/notes; sudo cat /root/runs").split()
     second = kimbox.sh("other", IDENTITY).split()
     assert len(first) == len(second) == 4

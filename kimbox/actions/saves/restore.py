@@ -18,7 +18,7 @@ import attrs
 from kimbox import paths
 from kimbox.actions.lifecycle.create import MAC_PREFIX
 from kimbox.actions.saves import folders, found
-from kimbox.actions.saves.save import reporter
+from kimbox.actions.saves.save import last_save, reporter
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
 from kimbox.errors import ImageError, SpecError, StateError
@@ -351,6 +351,7 @@ class _Making:
                 box=box.name,
                 purpose=Purpose.BOX if is_same else Purpose.CLONE,
                 driver=driver.name,
+                saved=last_save(self.store.url, manifest),
                 plan=PlanDigests(manifest.spec_digest, manifest.lock_digest, manifest.manifest_digest),
             )
             write_json(self.folder / machine.record_file.name, record.as_json())

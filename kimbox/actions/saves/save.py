@@ -19,9 +19,7 @@ from typing import Any
 import attrs
 
 from kimbox import __version__, utctime
-from kimbox.actions.observe import state
-from kimbox.actions.saves import folders, found, prune
-from kimbox.drivers import registry
+from kimbox.actions.saves import candidates, folders, found, prune
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_full, json_bytes, read_bounded, remove_tree, size_words, space_error
 from kimbox.image.disk import nbd
@@ -44,8 +42,7 @@ from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import delivered_locks
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import Record
-from kimbox.machine.state import State
+from kimbox.machine.record import LastSave, Record
 from kimbox.run import run
 from kimbox.transfer.stores.base import Store
 from kimbox.transfer.stores.opening import open_store
@@ -58,12 +55,6 @@ MAX_KEPT = 9999
 
 #: Interval between two progress lines, in seconds.
 REPORT_S = 2.0
-
-#: State -> how a machine in it becomes halted, with a disk that was unmounted.
-_HALTING = {
-    State.CRASHED: "`kimbox up {name}` repairs its disk, and then `kimbox halt {name}` shuts it down",
-    State.SUSPENDED: "`kimbox resume {name}` and then `kimbox halt {name}` shut it down",
-}
 
 
 @attrs.frozen
@@ -135,7 +126,7 @@ class _Writing:
 
 
 def save(request: SaveRequest) -> Saved:
-    """Saves the disk of a halted machine. The machine is not changed.
+    """Saves the disk of a halted machine. Only its record is changed: it has the last save.
 
     Raises StateError if the machine is sealed or not halted, or its image is not in the store; ImageError if its disk
     is damaged; KimboxError of the store: `save-conflict` if another saver was faster, `store-failed`, `no-space`.
@@ -144,7 +135,7 @@ def save(request: SaveRequest) -> Saved:
     store = open_store(request.url)
     with contextlib.closing(store), machine.locked():
         record = machine.record()
-        _check(machine, record)
+        candidates.check(machine, record)
         sign = None
         if request.key is not None:
             sign = functools.partial(sums.sign, key=request.key)
@@ -154,7 +145,9 @@ def save(request: SaveRequest) -> Saved:
         work.mkdir(mode=0o700)
         try:
             with lease.shared(record.image), log.step(f"saving {machine.name} to {store.url}"):
-                return _save(request, store, record, work, sign)
+                done = _save(request, store, record, work, sign)
+            machine.write_record(attrs.evolve(record, saved=last_save(done.url, done.manifest)))
+            return done
         except OSError as error:
             if is_full(error):
                 raise space_error(machine.folder, "a pack of the save") from None
@@ -163,27 +156,9 @@ def save(request: SaveRequest) -> Saved:
             remove_tree(work)
 
 
-def _check(machine: Machine, record: Record) -> None:
-    """Raises StateError if the machine is sealed, or not halted, or has no disk of kimbox's own."""
-    name = machine.name
-    registry.need_own_disk(machine, "save")
-    if record.sealed or machine.unseal_mark.exists():
-        raise StateError(
-            f"cannot save {name}: it is sealed, and a save would contain its credentials and what programs in it wrote",
-            code="box-sealed",
-            hint=f"`kimbox secure --unseal {name}` opens the box and removes its credentials",
-            fields={"name": name, "verb": "save"},
-        )
-    now = state(machine)
-    if now is not State.HALTED:
-        raise StateError(
-            f"cannot save {name}: it is {now}, not halted",
-            code="wrong-state",
-            hint=_HALTING.get(now, "`kimbox halt {name}` shuts it down").format(name=name),
-            fields={"verb": "save", "name": name, "state": str(now)},
-        )
-    if names := registry.of(machine).disk_snapshots():
-        log.warn(f"the snapshots of {name} are not in the save: {', '.join(names):.200}")
+def last_save(url: str, manifest: Manifest) -> LastSave:
+    """Returns what the record of a machine has of a save."""
+    return LastSave(url, manifest.number, manifest.saved_at)
 
 
 def _save(
