@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kimbox.cli import completers, target
 from kimbox.cli.output import settings
 from kimbox.errors import UsageError
+
+if TYPE_CHECKING:
+    from kimbox.machine.folder import Machine
 
 
 def exec_(
@@ -27,6 +30,7 @@ def exec_(
         typer.Option("--no-stdin", "-n", help="Give the command an empty stdin, as in a `while read` loop."),
     ] = False,
     start: Annotated[bool, typer.Option("--up", help="Run `kimbox up` first.")] = False,
+    halt: Annotated[bool, typer.Option("--halt", help="Shut the box down when the command has ended.")] = False,
 ) -> None:
     """Run a command in a box. stdin, stdout, stderr and the exit status are those of the command.
 
@@ -36,6 +40,9 @@ def exec_(
     As with ssh(1), `exec` ends when all programs that the command started have closed its output. A program that
     continues in the background needs files of its own: `sh -c 'program >log 2>&1 </dev/null &'`.
 
+    With --halt the box is shut down afterwards, also if the command has failed; the exit status is still that of the
+    command.
+
     If the connection is lost during the command (the box stops, or does not answer any more), the exit status is 4.
 
     \b
@@ -43,12 +50,10 @@ def exec_(
       kimbox exec -- uname -a
       kimbox exec openkim-dev -- kimbox-al
       kimbox exec --up openkim-dev -- lmp -h
+      kimbox exec --up --halt -- ./nightly-run
       tar -c data | kimbox exec -- tar -x
       while read -r name; do kimbox exec -n -- make "$name"; done <names
     """
-    from kimbox.actions.observe import check_connection, reach
-    from kimbox.guest import shared
-
     name, command = target.split(words or [], settings.after)
     if not command:
         raise UsageError("exec requires a command", code="usage", hint="kimbox exec [BOX] -- COMMAND [ARG]...")
@@ -58,10 +63,22 @@ def exec_(
 
         request = starting.UpRequest(target.project(name, file), timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
         starting.up(request)
-    machine = target.machine(name, file)
+    raise typer.Exit(_execute(target.machine(name, file), command, no_stdin=no_stdin, halt=halt))
+
+
+def _execute(machine: Machine, command: list[str], *, no_stdin: bool, halt: bool) -> int:
+    """Runs a command in a box, and then shuts the box down if `halt`. Returns the exit status."""
+    from kimbox.actions import stop
+    from kimbox.actions.observe import check_connection, reach
+    from kimbox.guest import shared
+
     endpoint = reach(machine, "exec")
-    terminal = not no_stdin and sys.stdin.isatty() and sys.stdout.isatty()
-    code = shared.execute(endpoint, command, terminal=terminal, no_input=no_stdin)
-    if code == shared.SSH_FAILED:
-        check_connection(machine, endpoint)
-    raise typer.Exit(code)
+    try:
+        terminal = not no_stdin and sys.stdin.isatty() and sys.stdout.isatty()
+        code = shared.execute(endpoint, command, terminal=terminal, no_input=no_stdin)
+        if code == shared.SSH_FAILED:
+            check_connection(machine, endpoint)
+    finally:
+        if halt:
+            stop.halt(machine)
+    return code

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from kimbox.guest.endpoint import Endpoint
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 
@@ -59,3 +60,10 @@ def running(machine: Machine) -> Iterator[None]:
     with machine.run_lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def make_endpoint() -> Endpoint:
+    """Returns the endpoint of a machine without a running guest."""
+    machine = Machine("tiny")
+    machine.folder.mkdir(parents=True, exist_ok=True)
+    return machine.endpoint(RECORD)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,97 +23,13 @@ from kimbox.cli.app import run
 from kimbox.cli.logs import safe
 from kimbox.cli.verbs import VERBS
 from kimbox.drivers.base import Features
-from kimbox.guest.endpoint import Endpoint, ssh_command
+from kimbox.guest.endpoint import ssh_command
 from kimbox.image import obtain
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
-from kimbox.run import Completed
 from kimbox.run import run as run_program
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
-
-
-@pytest.mark.parametrize(
-    ("expected", "arguments"),
-    [
-        ((None, ["a"]), ["--", "a"]),
-        (("box", ["a", "-b"]), ["box", "--", "a", "-b"]),
-        (("box", ["a", "b"]), ["box", "a", "b"]),
-        ((None, ["a", "--", "b"]), ["--", "a", "--", "b"]),
-        (("box", ["a", "--up", "-f"]), ["--up", "box", "--", "a", "--up", "-f"]),
-        (("box", ["box"]), ["box", "--", "box"]),
-        ((None, ["a  b", ""]), ["--", "a  b", ""]),
-    ],
-)
-def test_exec_separates_box_and_command(
-    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, expected: tuple[str | None, list[str]], arguments: list[str]
-) -> None:
-    """With and without `--`. The guest's shell gets the same words."""
-    calls: list[Any] = []
-
-    def execute(_: Endpoint, command: list[str], **__: Any) -> int:
-        calls.append(command)
-        return 42
-
-    monkeypatch.setattr(target, "machine", lambda name, file: calls.append(name))
-    monkeypatch.setattr(target, "project", lambda *_: None)
-    monkeypatch.setattr("kimbox.actions.up.up", lambda *_: calls.append("up"))
-    monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
-    monkeypatch.setattr("kimbox.guest.shared.execute", execute)
-    assert 42 == kimbox("exec", *arguments)[0]
-    assert [*expected] == [call for call in calls if call != "up"]
-    assert ("up" in calls) is (arguments[0] == "--up")
-
-
-@pytest.mark.parametrize(
-    ("runs", "ssh_status", "can_start", "expected"),
-    [(False, 0, True, "connection-lost"), (True, 255, True, "connection-lost"), (True, 0, False, "too-many-processes"),
-     (True, 0, True, "")],
-    ids=["the box has stopped", "it does not answer", "it cannot start a program", "it was the program"],
-)  # fmt: skip
-def test_exec_detects_a_lost_connection(
-    kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch, runs: bool, ssh_status: int, can_start: bool, expected: str
-) -> None:
-    """ssh exits with 255 if the connection fails. A program may exit with 255, too."""
-    machine = makemachine.make_machine()
-    retired: list[Path] = []
-    monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
-    monkeypatch.setattr("kimbox.guest.shared.attached", lambda *_, **__: 255)
-    monkeypatch.setattr("kimbox.guest.shared.run", lambda *_, **__: Completed(ssh_status, "", ""))
-    monkeypatch.setattr("kimbox.guest.shared.can_start", lambda _: can_start)
-    monkeypatch.setattr("kimbox.guest.shared.retire", retired.append)
-    with makemachine.running(machine) if runs else contextlib.nullcontext():
-        code, out, _ = kimbox("--json", "exec", "tiny", "--", "false")
-        shell_code = kimbox("ssh", "tiny")[0]
-    assert (4 if expected else 255, [] if can_start else [machine.folder] * 2) == (code, retired)
-    assert (255 if can_start else 4) == shell_code
-    if expected:
-        assert (expected, {"name": "tiny"}) == (error(out, "exec")["code"], error(out, "exec")["fields"])
-    else:
-        assert "" == out
-
-
-def test_exec_without_stdin(world: Path) -> None:
-    """A closed stdin is an empty one: the error is that of the box, and no bug."""
-    command = f"{shlex.quote(sys.executable)} -m kimbox exec nobox -- true <&-"
-    done = run_program(["sh", "-c", command], check=False, env=environment(world))
-    assert (5, "") == (done.code, done.stdout)
-
-
-def make_endpoint() -> Endpoint:
-    """Returns the endpoint of a machine without a running guest."""
-    machine = Machine("tiny")
-    machine.folder.mkdir(parents=True, exist_ok=True)
-    return machine.endpoint(makemachine.RECORD)
-
-
-@pytest.mark.parametrize("arguments", [[], ["--"], ["box"], ["box", "--"], ["a", "b", "--", "c"], ["box", "ls", "-v"]])
-def test_exec_without_a_command(kimbox: Kimbox, arguments: list[str]) -> None:
-    """No command, two boxes, and an option of the program before `--` are usage errors."""
-    code, out, _ = kimbox("--json", "exec", *arguments)
-    failed = error(out, "exec")
-    assert (2, "usage") == (code, failed["code"])
-    assert "--" in (failed["hint"] or "") or {"names": "a b"} == failed["fields"]
 
 
 def test_ssh_passes_options_on(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +41,7 @@ def test_ssh_passes_options_on(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) 
         return 0
 
     monkeypatch.setattr(target, "machine", lambda name, file: calls.append(name))
-    monkeypatch.setattr(observe, "reach", lambda *_: make_endpoint())
+    monkeypatch.setattr(observe, "reach", lambda *_: makemachine.make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.attached", attached)
     for name in (None, "box"):
         assert 0 == kimbox("ssh", *([name] if name else []), "--", "-L", "1:localhost:2")[0]
@@ -142,7 +56,9 @@ def test_ssh_passes_options_on(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("given", [["-L", "1111:localhost:2222"], ["-L", "1111:localhost:2222", "uname", "-a"]])
 def test_ssh_reads_options_after_the_host(given: list[str]) -> None:
     """The real ssh accepts this order of arguments. With -G it does not connect."""
-    configuration = run_program(["ssh", "-G", *ssh_command(make_endpoint(), options=given)[1:]]).stdout.splitlines()
+    configuration = run_program(
+        ["ssh", "-G", *ssh_command(makemachine.make_endpoint(), options=given)[1:]]
+    ).stdout.splitlines()
     assert {"hostname 127.0.0.1", "port 20022"} <= set(configuration)
     assert "localforward 1111 [localhost]:2222" in configuration
 
