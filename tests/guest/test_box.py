@@ -157,7 +157,7 @@ def test_files_are_copied_in_both_directions(minimal: Kimbox, tmp_path: Path) ->
     assert "scp" == minimal.json("cp", str(folder), "minimal:/tmp")["program"]
     minimal("cp", "minimal:/tmp/a f*/below/*", str(tmp_path / "back"))
     assert "text" == (tmp_path / "back").read_text()
-    minimal("exec", "--", "rm", "-r", "/tmp/a folder")
+    minimal.sh("minimal", "rm -r '/tmp/a folder'")
 
 
 def test_ssh_config_serves_other_programs(minimal: Kimbox) -> None:
