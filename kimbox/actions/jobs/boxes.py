@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import attrs
 
 from kimbox.actions.jobs import run
-from kimbox.actions.jobs.request import Done, RunRequest
-from kimbox.errors import KimboxError, StateError
+from kimbox.actions.jobs.request import Done, RunRequest, need_new
+from kimbox.errors import KimboxError
 from kimbox.jobs import listing
 from kimbox.jobs.listing import Difference, Listing
 from kimbox.jobs.result import Outcome, Verdict
@@ -37,13 +36,7 @@ def run_on(request: RunRequest, projects: Mapping[str, Project]) -> list[BoxResu
     `projects`: by name of the box. A box that cannot be made has the verdict `host`, and the others run. Raises
     StateError (`file-exists`). After Ctrl-C no other box runs.
     """
-    if os.path.lexists(request.output):
-        raise StateError(
-            f"{request.output} already exists",
-            code="file-exists",
-            hint="name a new folder with --output",
-            fields={"path": str(request.output)},
-        )
+    need_new(request.output)
     found: list[BoxResult] = []
     first: Listing | None = None
     for name, project in projects.items():

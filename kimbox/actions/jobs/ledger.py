@@ -68,7 +68,7 @@ class Ledger:
             file.write(_line(item, record))
 
     def write_lines(self, items: list[Item]) -> None:
-        """Writes results.jsonl anew, in the order of the items."""
+        """Replaces results.jsonl, in the order of the items."""
         lines = [_line(item, record) for item in items if (record := self.record(item))]
         write_atomic(self.folder / LINES, b"".join(lines))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from kimbox.errors import StateError
 from kimbox.jobs.disk.pack import Room
 from kimbox.jobs.listing import Listing
 from kimbox.jobs.network import Network
@@ -71,7 +73,7 @@ class Surroundings:
 
 @attrs.frozen
 class Death:
-    """The end of a guest before that of its program. The job was started anew."""
+    """The end of a guest before that of its program. The job was started again."""
 
     reason: str
     console: list[str]
@@ -111,3 +113,14 @@ class Job:
     @property
     def plan(self) -> Plan:
         return self.surroundings.plan
+
+
+def need_new(output: Path) -> None:
+    """Raises StateError (`file-exists`) if there is something at the path for results."""
+    if os.path.lexists(output):
+        raise StateError(
+            f"{output} already exists",
+            code="file-exists",
+            hint="name a new folder with --output",
+            fields={"path": str(output)},
+        )

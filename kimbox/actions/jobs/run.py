@@ -9,7 +9,6 @@ results.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import uuid
 
@@ -20,7 +19,7 @@ from kimbox.actions.clones import template as making
 from kimbox.actions.clones.clone import JobOfClone, continue_template
 from kimbox.actions.jobs import provenance, results
 from kimbox.actions.jobs.follow import follow, last_lines
-from kimbox.actions.jobs.request import Death, Done, Job, RunRequest, Surroundings
+from kimbox.actions.jobs.request import Death, Done, Job, RunRequest, Surroundings, need_new
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready
@@ -28,7 +27,7 @@ from kimbox.actions.lifecycle.start import start
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart
-from kimbox.errors import GuestError, KimboxError, StateError, UsageError
+from kimbox.errors import GuestError, KimboxError, UsageError
 from kimbox.jobs import listing
 from kimbox.jobs.disk import pack
 from kimbox.jobs.disk.source import Source, check_folder, read_folder
@@ -57,13 +56,7 @@ def run(request: RunRequest) -> Done:
     and of the disk. From the start of the guest on, a failure is a verdict, and not an error. So is a box that does not
     become ready.
     """
-    if os.path.lexists(request.output):
-        raise StateError(
-            f"{request.output} already exists",
-            code="file-exists",
-            hint="name a new folder with --output",
-            fields={"path": str(request.output)},
-        )
+    need_new(request.output)
     check_folder(request.folder)
     provenance.check_key(request.sign_key)
     plan = plan_of(request)
@@ -94,10 +87,10 @@ def plan_of(request: RunRequest) -> Plan:
 
 
 def run_one(request: RunRequest, surroundings: Surroundings) -> Done:
-    """Runs a job and writes its results to `request.output`. If the guest dies, the job is started anew, once."""
+    """Runs a job and writes its results to `request.output`. If the guest dies, the job is started again, once."""
     ended = _attempt(request, surroundings, None)
     if isinstance(ended, Death):
-        log.warn(f"the guest died ({ended.reason}): the job starts anew")
+        log.warn(f"the guest died ({ended.reason}): the job starts again")
         ended = _attempt(request, surroundings, ended)
     assert isinstance(ended, Done)  # noqa: S101 - a second attempt has results in any case
     return ended

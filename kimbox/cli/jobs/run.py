@@ -105,7 +105,7 @@ The program has the variables PATH=/sbin:/usr/sbin:/bin:/usr/bin, USER=root, PWD
 others. --timeout limits its duration. With --network none, the default, the job reaches nothing. The template is
 provisioned with the network, as `kimbox up` does it; with --cold, the setting is also that of the provisioning.
 
-A guest that dies or hangs is noticed, also without a time limit. The job is then started anew, once.
+A guest that dies or hangs is noticed, also without a time limit. The job is then started again, once.
 
 The verdict in job.json is one of: ok; failed (another status than 0, or a signal); timeout; guest-died;
 out-of-space; lost (its end is not known); host (the box is not ready); quarantined (see `vet` in job.yaml).
