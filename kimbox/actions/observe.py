@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.record import Purpose, Record
 from kimbox.machine.state import STATE_HINTS, Observation, State, derive, require
 from kimbox.project.project import Project
+
+#: Timeout of the event with which a clone reports its ssh server, in seconds, and the interval of looking for it.
+SSHD_TIMEOUT_S, SSHD_INTERVAL_S = 30.0, 0.02
 
 #: A sha256 digest of a manifest.
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -191,7 +195,21 @@ def reach(machine: Machine, verb: str = "ssh") -> Endpoint:
                 fields={"name": machine.name},
             )
         keys.pin_host_key(machine, key_events[-1].text("key"))
+    if machine.record().woken:
+        _await_sshd(machine)
     return endpoint(machine)
+
+
+def _await_sshd(machine: Machine) -> None:
+    """Waits until the ssh server of a clone has started again with its own key, or until SSHD_TIMEOUT_S have passed.
+
+    Before that it resets connections. The clone has its identity then, and `kimbox clone` does not wait for it.
+    """
+    deadline = time.monotonic() + SSHD_TIMEOUT_S
+    while time.monotonic() < deadline and registry.of(machine).listen():
+        if any(event.name == "sshd" for event in machine.boot_events()):
+            return
+        time.sleep(SSHD_INTERVAL_S)
 
 
 def check_connection(machine: Machine, endpoint: Endpoint, *, may_end: bool = False) -> None:

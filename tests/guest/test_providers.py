@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -59,7 +60,7 @@ class Rig:
             try:  # with Vagrant, a separate ssh process forwards the port, and needs time to start
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/from-setup", timeout=60) as answer:
                     answers.append(bytes(answer.read()).decode())
-            except OSError:
+            except (OSError, http.client.HTTPException):  # or another program has the port of a guest that restarts
                 return False
             return True
 

@@ -39,3 +39,22 @@ def test_the_reported_key_is_pinned_once() -> None:
     tell(machine, event("hostkey", key=OTHER_HOST_KEY))
     observe.reach(machine)
     assert pinned == machine.known_hosts.read_text()
+
+
+def test_a_clone_is_reached_when_its_ssh_server_has_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshd starts again after the clone has its identity, and resets connections before that."""
+    machine = makemachine.make_machine(woken=True)
+    tell(machine, event("hostkey", key=HOST_KEY), event("awake"))
+    looked: list[float] = []
+
+    def wait(interval_s: float) -> None:
+        looked.append(interval_s)
+        if len(looked) == 3:
+            tell(machine, event("sshd"))
+
+    monkeypatch.setattr("time.sleep", wait)
+    with makemachine.running(machine):
+        observe.reach(machine)
+        assert 3 == len(looked)
+        observe.reach(machine)
+    assert 3 == len(looked)
