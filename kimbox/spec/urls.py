@@ -84,13 +84,7 @@ def store(text: str) -> str:
     parts = _split(text, STORE_SCHEMES)
     if parts.query or parts.fragment:
         raise Fault("the URL of a store cannot have a query (?) or a fragment (#)", _NO_SECRETS, code="bad-url")
-    if parts.scheme == "sftp":
-        if parts.password is not None:
-            raise Fault("this URL contains a password", _NO_SECRETS, code="secret-in-url")
-        if "@" in parts.netloc and not _USER.fullmatch(parts.username or ""):
-            raise Fault(f"{shown(text)} does not name a valid user", code="bad-url")
-    else:
-        _refuse_user(text, parts)
+    _check_user(text, parts)
     return text
 
 
@@ -197,14 +191,19 @@ def _git_url(text: str) -> str:
     if parts.path.startswith("/-") or parts.path.startswith("-"):
         message = f"{shown(_without_user(text))} has a path that programs would read as an option"
         raise Fault(message, code="bad-url")
-    if parts.scheme == "ssh":
-        if parts.password is not None:
-            raise Fault("this URL contains a password", _NO_SECRETS, code="secret-in-url")
-        if "@" in parts.netloc and not _USER.fullmatch(parts.username or ""):
-            raise Fault(f"{shown(text)} does not name a valid user", code="bad-url")
-    else:
-        _refuse_user(text, parts)
+    _check_user(text, parts)
     return text
+
+
+def _check_user(text: str, parts: SplitResult) -> None:
+    """Raises Fault for a password, for a user that is not valid, and for any user if the scheme does not use ssh."""
+    if parts.scheme not in ("ssh", "sftp"):
+        _refuse_user(text, parts)
+        return
+    if parts.password is not None:
+        raise Fault("this URL contains a password", _NO_SECRETS, code="secret-in-url")
+    if "@" in parts.netloc and not _USER.fullmatch(parts.username or ""):
+        raise Fault(f"{shown(text)} does not name a valid user", code="bad-url")
 
 
 def _refuse_user(text: str, parts: SplitResult) -> None:
