@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import attrs
 
 from kimbox.actions.jobs import run
-from kimbox.actions.jobs.request import Done, RunRequest, need_new
+from kimbox.actions.jobs.request import Done, RunRequest
 from kimbox.errors import KimboxError
+from kimbox.image.formats.boxwriter import refuse_existing
 from kimbox.jobs import listing
 from kimbox.jobs.listing import Difference, Listing
 from kimbox.jobs.result import Outcome, Verdict
@@ -36,7 +37,7 @@ def run_on(request: RunRequest, projects: Mapping[str, Project]) -> list[BoxResu
     `projects`: by name of the box. A box that cannot be made has the verdict `host`, and the others run. Raises
     StateError (`file-exists`). After Ctrl-C no other box runs.
     """
-    need_new(request.output)
+    refuse_existing(request.output)
     found: list[BoxResult] = []
     first: Listing | None = None
     for name, project in projects.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import attrs
 
-from kimbox.errors import StateError
 from kimbox.jobs.disk.pack import Room
 from kimbox.jobs.listing import Listing
 from kimbox.jobs.network import Network
@@ -113,14 +111,3 @@ class Job:
     @property
     def plan(self) -> Plan:
         return self.surroundings.plan
-
-
-def need_new(output: Path) -> None:
-    """Raises StateError (`file-exists`) if there is something at the path for results."""
-    if os.path.lexists(output):
-        raise StateError(
-            f"{output} already exists",
-            code="file-exists",
-            hint="name a new folder with --output",
-            fields={"path": str(output)},
-        )

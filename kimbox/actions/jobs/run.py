@@ -19,7 +19,7 @@ from kimbox.actions.clones import template as making
 from kimbox.actions.clones.clone import JobOfClone, continue_template
 from kimbox.actions.jobs import provenance, results
 from kimbox.actions.jobs.follow import follow, last_lines
-from kimbox.actions.jobs.request import Death, Done, Job, RunRequest, Surroundings, need_new
+from kimbox.actions.jobs.request import Death, Done, Job, RunRequest, Surroundings
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready
@@ -28,6 +28,7 @@ from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart
 from kimbox.errors import GuestError, KimboxError, UsageError
+from kimbox.image.formats.boxwriter import refuse_existing
 from kimbox.jobs import listing
 from kimbox.jobs.disk import pack
 from kimbox.jobs.disk.source import Source, check_folder, read_folder
@@ -56,7 +57,7 @@ def run(request: RunRequest) -> Done:
     and of the disk. From the start of the guest on, a failure is a verdict, and not an error. So is a box that does not
     become ready.
     """
-    need_new(request.output)
+    refuse_existing(request.output)
     check_folder(request.folder)
     provenance.check_key(request.sign_key)
     plan = plan_of(request)
