@@ -38,7 +38,7 @@ def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, tim
         client = QMPClient("kimbox")
         folder = os.open(socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:  # through the open folder, because the path of a socket has at most 107 bytes (unix(7))
-            await client.connect(f"/proc/self/fd/{folder}/{socket.name}")
+            await _connect(client, f"/proc/self/fd/{folder}/{socket.name}")
         finally:
             os.close(folder)
         try:
@@ -57,8 +57,18 @@ def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, tim
         message = f"QEMU did not answer within {timeout_s:g} s on {socket}"
         raise QmpError(message, code="timeout", fields={"path": str(socket)}) from None
     except (QMPError, OSError, EOFError) as error:
-        message = f"QEMU does not answer on {socket}: {error}"
+        message = f"QEMU does not answer on {socket}: {str(error) or 'it closed the connection'}"
         raise QmpError(message, code="qemu-unreachable", fields={"path": str(socket)}) from None
+
+
+async def _connect(client: QMPClient, address: str) -> None:
+    """Connects. Raises EOFError, and the errors of the library, if QEMU closes the connection meanwhile."""
+    try:
+        await client.connect(address)
+    except AssertionError:
+        # The library asserts after the handshake that the connection is open. QEMU may have ended at that moment.
+        await client.disconnect()  # ends the tasks of the session, and raises the reason
+        raise EOFError from None
 
 
 def execute(
