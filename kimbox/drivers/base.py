@@ -223,10 +223,13 @@ class TemplateDriver(Driver, Protocol):
         later, when clones refer to it.
         """
 
-    def wake(self, launch: Launch, template: Path, identity: Callable[[], bytes]) -> Record:
+    def wake(
+        self, launch: Launch, template: Path, identity: Callable[[], bytes], wait_until_awake: Callable[[], None]
+    ) -> Record:
         """Continues the template in the folder `template` as this machine, which has no record yet.
 
-        `identity` returns the line that the guest gets before any of its processes runs. Returns the record with the
+        `identity` returns the line that the guest gets before any of its processes runs. `wait_until_awake` returns
+        when the guest has applied it; until then the driver keeps the connection open. Returns the record with the
         ports.
         """
 

@@ -157,9 +157,7 @@ def _wake(
     record = attrs.evolve(record, driver=driver.name, purpose=purpose, ended=None)
     _write_events(machine, template, identity)
     launch = Launch(record, box, template.cpus, template.memory_bytes, job=job.started if job else None)
-    record = driver.wake(launch, template.folder, identity.line)
-    _wait_until_awake(machine, driver)
-    return record
+    return driver.wake(launch, template.folder, identity.line, lambda: _wait_until_awake(machine, driver))
 
 
 def _identity(machine: Machine, job: str) -> Identity:
@@ -219,7 +217,9 @@ def _wait_until_awake(machine: Machine, driver: Driver) -> None:
             output = run.tail(read_end(machine.qemu_log, 4096).decode("utf-8", "replace"))
             raise _failed(machine, f"its process ended before it had its identity\n{output}".rstrip())
         if time.monotonic() > deadline:
-            raise _failed(machine, f"it had no identity after {WAKE_TIMEOUT_S:.0f} s, the limit")
+            console = run.tail(read_end(machine.serial_log, 4096).decode("utf-8", "replace"))
+            why = f"it had no identity after {WAKE_TIMEOUT_S:.0f} s, the limit; the end of its console:\n{console}"
+            raise _failed(machine, why.rstrip())
         time.sleep(POLL_INTERVAL_S)
 
 

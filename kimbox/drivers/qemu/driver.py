@@ -116,7 +116,9 @@ class Qemu:
     def freeze(self, units: tuple[str, ...], target: Path, final: Path) -> None:
         templates.freeze(self.machine, units, target, final)
 
-    def wake(self, launch: Launch, template: Path, identity: Callable[[], bytes]) -> Record:
+    def wake(
+        self, launch: Launch, template: Path, identity: Callable[[], bytes], wait_until_awake: Callable[[], None]
+    ) -> Record:
         best, launch = accelerator.find(), _with_halt_port(launch)
         disk.on_template(self.machine, template)
         ram = templates.open_ram(template, launch.memory_bytes)
@@ -125,7 +127,7 @@ class Qemu:
                 record = choose_ports(self.machine, launch.record, launch.box)
                 called = invocation(self.machine, attrs.evolve(launch, record=record), best)
                 process.start(attrs.evolve(called, template_ram=ram))
-            templates.load(self.machine, template, identity)
+            templates.load(self.machine, template, identity, wait_until_awake)
         finally:
             os.close(ram)
         return record

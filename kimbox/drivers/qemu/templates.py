@@ -194,32 +194,50 @@ def _unusable(template: Path, why: str) -> GuestError:
     )
 
 
-def load(machine: Machine, template: Path, identity: Callable[[], bytes]) -> None:
+def load(machine: Machine, template: Path, identity: Callable[[], bytes], wait_until_awake: Callable[[], None]) -> None:
     """Loads the state of a template into a QEMU that waits for it, and lets the guest continue with an identity.
 
-    The capability is on only while the state is loaded: a suspended clone must save all of its memory. Raises
-    GuestError (`template-unusable`) if QEMU does not load the state.
+    The connection on which the guest gets the identity stays open until `wait_until_awake` returns: when it ends, QEMU
+    drops what it has not read. Raises GuestError (`template-unusable`) if QEMU does not load the state, and the errors
+    of `wait_until_awake`.
     """
+    with contextlib.ExitStack() as open_until_awake:
+        with _failures_of_qemu(machine, template):
+            connection = open_until_awake.enter_context(_port(machine))
+            _load_state(machine, template, lambda: connection.sendall(identity()))
+        wait_until_awake()
+
+
+@contextlib.contextmanager
+def _failures_of_qemu(machine: Machine, template: Path) -> Iterator[None]:
+    """Raises a QmpError as a GuestError that says that the template is damaged."""
+    try:
+        yield
+    except QmpError as error:
+        output = tail(read_end(machine.qemu_log, process.LOG_END_BYTES).decode("utf-8", "replace"))
+        raise _unusable(template, f"QEMU does not load it: {error}\n{output}".rstrip()) from None
+
+
+def _load_state(machine: Machine, template: Path, send_identity: Callable[[], None]) -> None:
     try:
         handle = os.open(template / STATE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _unusable(template, f"its state cannot be opened: {error.strerror}") from None
     try:
-        with _port(machine) as connection:
-            qmp.talk(
-                machine.qmp_socket,
-                lambda client: _continue(client, handle, lambda: connection.sendall(identity())),
-                timeout_s=STATE_TIMEOUT_S,
-            )
-    except QmpError as error:
-        output = tail(read_end(machine.qemu_log, process.LOG_END_BYTES).decode("utf-8", "replace"))
-        raise _unusable(template, f"QEMU does not load it: {error}\n{output}".rstrip()) from None
+        qmp.talk(
+            machine.qmp_socket,
+            lambda client: _continue(client, handle, send_identity),
+            timeout_s=STATE_TIMEOUT_S,
+        )
     finally:
         os.close(handle)
 
 
 async def _continue(client: QMPClient, handle: int, send_identity: Callable[[], None]) -> None:
-    """Loads the state from an open file, sends the identity, and continues the processors of the guest."""
+    """Loads the state from an open file, sends the identity, and continues the processors of the guest.
+
+    The capability is on only while the state is loaded: a suspended clone must save all of its memory.
+    """
     await _ignore_shared(client, True)
     await send_file(client, handle, "state")
     await client.execute("migrate-incoming", {"uri": "fd:state"})

@@ -42,13 +42,16 @@ class World:
         self.line = b""
         self.machine = Machine("one")
 
-    def wake(self, launch: Launch, template: Path, identity: Callable[[], bytes]) -> Record:
+    def wake(
+        self, launch: Launch, template: Path, identity: Callable[[], bytes], wait_until_awake: Callable[[], None]
+    ) -> Record:
         self.line = identity()
         assert not self.machine.exists  # until it has its identity, it is no machine
         boot = json.loads(self.machine.events_file.read_text().splitlines()[0])["boot"]
         with self.machine.events_file.open("a") as file:
             for answer in self.answers:
                 file.write(json.dumps({"boot": boot, "uptime_s": 2} | answer) + "\n")
+        wait_until_awake()
         return attrs.evolve(launch.record, ssh_port=20022)
 
     def listen(self) -> bool:
