@@ -20,10 +20,9 @@ exception is a bug in kimbox (exit code 70).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import attrs
 
 #: The message of ENOSPC, in the locale of the programs that kimbox runs.
 NO_SPACE = "No space left on device"
@@ -87,7 +86,7 @@ class UsageError(KimboxError):
     code = "usage"
 
 
-@attrs.frozen(order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Problem:
     """One fault in a file that a person wrote. Lines and columns count from 1, as editors do."""
 
@@ -97,7 +96,7 @@ class Problem:
     message: str
     hint: str | None = None
     #: A key of `kimbox.codes.CODES`.
-    code: str = attrs.field(default="bad-spec", kw_only=True)
+    code: str = field(default="bad-spec", kw_only=True)
 
     def __str__(self) -> str:
         text = f"{self.file}:{self.line}:{self.column}: {self.message}"
@@ -138,7 +137,7 @@ class SpecError(KimboxError):
         return cls([Problem(str(file), line, column, message, hint, code=code)], code=code, fields=fields)
 
     def as_json(self) -> dict[str, Any]:
-        return super().as_json() | {"problems": [attrs.asdict(p) for p in self.problems]}
+        return super().as_json() | {"problems": [asdict(p) for p in self.problems]}
 
 
 class ImageError(KimboxError):

@@ -17,9 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, ParamSpec, TypeVar
-
-import attrs
 
 from kimbox.settings import settings
 
@@ -34,7 +33,7 @@ T = TypeVar("T")
 MAX_SPINNER_TEXT = 100
 
 
-@attrs.frozen(eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Step:
     """A piece of work that has begun."""
 

@@ -17,10 +17,9 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-
-import attrs
 
 from kimbox.errors import NO_SPACE, KimboxError, MissingToolError
 from kimbox.landlock import limit_ports
@@ -77,7 +76,7 @@ class CommandError(KimboxError):
         )
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Completed:
     """Exit code (negative: the number of the signal) and output of a program."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import attrs
+from dataclasses import dataclass, fields
 
 
-@attrs.define
+@dataclass(slots=True)
 class Settings:
     """One field for each global option, the verb, and the arguments after `--`."""
 
@@ -26,7 +26,7 @@ class Settings:
 
     def replace(self, new: Settings) -> None:
         """Takes over every value of `new`. Modules keep a reference to `settings`, so the object stays the same."""
-        for field in attrs.fields(Settings):
+        for field in fields(Settings):
             setattr(self, field.name, getattr(new, field.name))
 
 

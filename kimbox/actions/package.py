@@ -23,7 +23,7 @@ from kimbox.image import obtain, origin
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.view import DiskView
 from kimbox.image.formats import catalog, export, sums, unfinished
-from kimbox.image.formats.boxwriter import Sign, refuse_existing
+from kimbox.image.formats.boxwriter import Sign
 from kimbox.image.formats.compressor import Compression
 from kimbox.image.formats.export import Content, Format
 from kimbox.image.sanitize.secrets import Finding
@@ -36,6 +36,7 @@ from kimbox.lock.provenance.statement import statement
 from kimbox.log import log
 from kimbox.machine import delivered_locks
 from kimbox.machine.folder import USER, machine_of
+from kimbox.newfiles import refuse_existing
 from kimbox.project.project import Project
 from kimbox.spec.model import Box
 

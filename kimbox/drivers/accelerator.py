@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import attrs
 
 from kimbox import paths
 from kimbox.errors import KimboxError
@@ -43,7 +42,7 @@ EXIT_STATUS = (EXIT_VALUE << 1) | 1
 CODE_MIB = 512
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Accelerator:
     """The accelerator and its processor. `why` is the reason if it is not KVM; `repair`: a command that repairs it."""
 
@@ -63,6 +62,10 @@ KVM_WORKS = Accelerator("kvm", "host", "KVM works")
 #: The emulated processor: all features of TCG except ERMS. With "enhanced rep movsb" a guest clears and copies memory
 #: byte by byte, which is the fastest way on a real processor and the slowest under TCG.
 EMULATED_CPU = "max,-erms"
+
+
+#: The accelerator that works on every host.
+EMULATED = Accelerator("tcg", EMULATED_CPU, "emulation works on every host")
 
 
 def boot_sector() -> bytes:

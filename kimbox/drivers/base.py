@@ -55,6 +55,8 @@ class Features:
     delivery_disk: bool = False
     #: A running machine can be made into a template, and clones continue from it.
     templates: bool = False
+    #: A start can be described for a host without kimbox.
+    portable: bool = False
 
 
 #: The part of the addresses of QEMU's user network at which a guest sees the servers that its job may reach.
@@ -237,6 +239,17 @@ class TemplateDriver(Driver, Protocol):
         """Makes the disk of a machine that does not run one on its image, with all data; False if it has snapshots.
 
         The snapshots in a disk need the template below it.
+        """
+
+
+@runtime_checkable
+class PortableDriver(Driver, Protocol):
+    """A driver with the feature `portable`."""
+
+    def portable_command(self, launch: Launch) -> list[str]:
+        """Returns how a host without kimbox starts this machine: words that kimbox/node completes.
+
+        The machine need not exist. Its ports are not forwarded if the record has no port for ssh.
         """
 
 

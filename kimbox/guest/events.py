@@ -11,10 +11,9 @@ import math
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-
-import attrs
 
 from kimbox.log import printable as printable  # readers of other texts of a guest import it from here
 
@@ -39,7 +38,7 @@ _BOOT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_INT = 1 << 53
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Event:
     """An event. `boot` is the id of the guest's boot (or empty); `uptime_s` is the time since its kernel started."""
 

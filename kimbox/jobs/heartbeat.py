@@ -6,7 +6,7 @@ run, or QEMU itself does not work.
 
 from __future__ import annotations
 
-import attrs
+from dataclasses import dataclass
 
 from kimbox.guest.events import Event
 
@@ -14,8 +14,17 @@ from kimbox.guest.events import Event
 #: and the processors, and a host may be busy.
 SILENCE_S = 90.0
 
+#: Time from the time limit of the program until the guest must have ended it, in seconds.
+END_MARGIN_S = 120.0
 
-@attrs.define
+#: Name of the event of a job, and its statuses that do not report an end.
+EVENT, PROGRESS = "job", ("started", "alive")
+
+#: What the kernel writes to the console when it cannot go on.
+PANIC = "Kernel panic"
+
+
+@dataclass(slots=True)
 class Heartbeat:
     """The last sign of life of a guest. Times are those of time.monotonic()."""
 

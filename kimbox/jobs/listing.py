@@ -11,10 +11,9 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-
-import attrs
 
 from kimbox.files import CHUNK_BYTES
 from kimbox.jobs.disk.source import Source
@@ -23,7 +22,7 @@ from kimbox.jobs.disk.source import Source
 MAX_LISTED = 10_000
 
 
-@attrs.frozen(order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Entry:
     """A file or a symbolic link. `path` is below the folder."""
 
@@ -52,7 +51,7 @@ class Entry:
         return cls(path, value["sha256"], value["size_bytes"], value.get("program", False))
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Listing:
     """The entries of a folder, by path."""
 
@@ -136,7 +135,7 @@ def _sha256(read: Callable[[int, int], bytes], size_bytes: int) -> str:
     return digest.hexdigest()
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Difference:
     """A file in which two listings differ. `kind`: `added`, `missing` (both seen from the second one) or `changed`."""
 

@@ -6,15 +6,17 @@ unmounted. Only if both are there and agree, the program can have succeeded. Eve
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
-
-import attrs
 
 from kimbox.guest.events import Event, parse_object
 
 #: Name of the status on the disk, and the maximum number of its bytes that are read.
 STATUS_FILE, MAX_STATUS_BYTES = b"run-job.status", 4096
+
+#: What is extracted from the disk. Everything else on it is discarded.
+RESULTS = ("output", "run-job.log", "run-job-failure.log")
 
 #: Results for which the guest ran no program (provisioners/job).
 CANNOT_RUN, NOT_READY, NO_DISK, RESTARTED = "cannot-run", "not-ready", "no-disk", "restarted"
@@ -54,7 +56,7 @@ INFRASTRUCTURE_STATUS = {
 INTERRUPTED_STATUS = 130
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Report:
     """What one of both reports says. `code`: `exited`, `killed` or empty; `number`: exit status or signal."""
 
@@ -109,7 +111,7 @@ def _whole(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The verdict, the exit status or the signal of the program if they are known, and the reason otherwise."""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kimbox import paths
 from kimbox.errors import StateError, UsageError
-from kimbox.image.formats.boxwriter import making
 from kimbox.jobs.jobfile import FILE
+from kimbox.newfiles import making
 
 PROGRAM = """\
 #!/bin/sh

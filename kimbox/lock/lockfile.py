@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -331,7 +332,7 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
         tree = parse(text, str(path), problems)
     except SpecError as error:  # the hints of `parse` are for specs
         raise SpecError(
-            [attrs.evolve(problem, hint=None) for problem in error.problems], code=error.code, hint=hint
+            [replace(problem, hint=None) for problem in error.problems], code=error.code, hint=hint
         ) from None
     if tree.get("lock") and tree.mapping["lock"].value != FORMAT:
         raise SpecError.at(

@@ -18,6 +18,7 @@ from kimbox.errors import NO_SPACE, KimboxError, StateError
 from kimbox.image.formats import boxwriter
 from kimbox.image.formats.compressed import compression_of
 from kimbox.image.formats.compressor import Compression
+from kimbox.newfiles import making
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_too_little_space(disk: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_disk_that_becomes_full(tmp_path: Path, error: Exception) -> None:
     """The error has the folder and the space that is not enough. Nothing is left."""
     target = tmp_path / "out" / "x.box"
-    with refused(KimboxError, "no-space", path=str(target.parent)) as caught, boxwriter.making(target) as work:
+    with refused(KimboxError, "no-space", path=str(target.parent)) as caught, making(target) as work:
         (work / "box.img").write_bytes(b"x")
         raise error
     assert "x.box needs more than" in caught.value.message
@@ -106,7 +107,7 @@ def test_nothing_is_overwritten(disk: Path, tmp_path: Path) -> None:
     (tmp_path / ".x.box.tmp").mkdir()
     (tmp_path / ".x.box.tmp/x.box").write_text("left")
     with contextlib.ExitStack() as stack:
-        work = stack.enter_context(boxwriter.making(target))
+        work = stack.enter_context(making(target))
         assert list(work.iterdir()) == []
         (work / "x.box").write_text("new")
         target.write_text("mine")
@@ -120,9 +121,9 @@ def test_nothing_is_overwritten(disk: Path, tmp_path: Path) -> None:
 def test_only_one_process_writes_a_box(tmp_path: Path) -> None:
     """A second process fails, and does not disturb the first one."""
     target = tmp_path / "x.box"
-    with boxwriter.making(target) as work:
+    with making(target) as work:
         (work / "x.box").write_text("first")
-        with refused(StateError, "busy", path=str(target)), boxwriter.making(target):
+        with refused(StateError, "busy", path=str(target)), making(target):
             pass
     assert target.read_text() == "first"
 
@@ -141,12 +142,12 @@ def test_a_folder_that_another_user_made_is_not_used(tmp_path: Path) -> None:
     work, target = tmp_path / ".x.box.tmp", tmp_path / "x.box"
     work.mkdir()
     os.chown(work, 1234, 1234)
-    with refused(StateError, "folder-not-private", path=str(work)), boxwriter.making(target):
+    with refused(StateError, "folder-not-private", path=str(work)), making(target):
         pass
     work.rmdir()
     (tmp_path / "elsewhere").mkdir()
     work.symlink_to(tmp_path / "elsewhere")
-    with refused(StateError, "folder-not-private", path=str(work)), boxwriter.making(target):
+    with refused(StateError, "folder-not-private", path=str(work)), making(target):
         pass
     assert not target.exists()
 
@@ -155,7 +156,7 @@ def test_the_folder_for_the_work_is_private(tmp_path: Path) -> None:
     """Also if it was left with other permissions and with a folder in it."""
     (tmp_path / ".x.box.tmp/more").mkdir(parents=True)
     (tmp_path / ".x.box.tmp").chmod(0o777)
-    with boxwriter.making(tmp_path / "x.box") as work:
+    with making(tmp_path / "x.box") as work:
         assert 0o700 == work.stat().st_mode & 0o777
         assert [] == list(work.iterdir())
         (work / "x.box").write_text("new")

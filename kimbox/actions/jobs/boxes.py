@@ -9,12 +9,12 @@ import attrs
 from kimbox.actions.jobs import run
 from kimbox.actions.jobs.request import Done, RunRequest
 from kimbox.errors import KimboxError
-from kimbox.image.formats.boxwriter import refuse_existing
 from kimbox.jobs import listing
 from kimbox.jobs.listing import Difference, Listing
 from kimbox.jobs.result import Outcome, Verdict
 from kimbox.jobs.vet import OUTPUT
 from kimbox.log import log
+from kimbox.newfiles import refuse_existing
 from kimbox.project.project import Project
 
 

@@ -10,20 +10,11 @@ from kimbox.drivers import registry
 from kimbox.drivers.base import SHUTDOWN_BYTES, SHUTDOWN_LINES
 from kimbox.guest.events import Event, Tail
 from kimbox.jobs import heartbeat
-from kimbox.jobs.heartbeat import Heartbeat
+from kimbox.jobs.heartbeat import END_MARGIN_S, EVENT, PANIC, PROGRESS, Heartbeat
 from kimbox.jobs.result import RESTARTED, Outcome, Report, Verdict
 from kimbox.log import log
 from kimbox.machine.console import CONSOLE_BYTES, SHOWN_LINES, console_lines
 from kimbox.machine.folder import Machine, read_end
-
-#: Time from the time limit of the program until the guest must have ended it, in seconds.
-END_MARGIN_S = 120.0
-
-#: Name of the event of a job, and its statuses that do not report an end.
-EVENT, PROGRESS = "job", ("started", "alive")
-
-#: What the kernel writes to the console when it cannot go on.
-PANIC = "Kernel panic"
 
 #: Interval between two reads of events and output, in seconds.
 POLL_INTERVAL_S = 0.05

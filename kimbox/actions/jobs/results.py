@@ -15,15 +15,12 @@ from kimbox.actions.jobs.request import Done, Job
 from kimbox.errors import KimboxError
 from kimbox.files import copy_sparse, json_bytes
 from kimbox.image.disk.ext4.directories import shown
-from kimbox.image.formats.boxwriter import making
 from kimbox.jobs.disk import contents, extract
 from kimbox.jobs.record import FORMAT, RECORD
-from kimbox.jobs.result import MAX_STATUS_BYTES, STATUS_FILE, Outcome, Report, Verdict, judge
+from kimbox.jobs.result import MAX_STATUS_BYTES, RESULTS, STATUS_FILE, Outcome, Report, Verdict, judge
 from kimbox.jobs.vet import Rejected, vet
 from kimbox.log import log
-
-#: What is extracted from the disk. Everything else on it is discarded.
-RESULTS = ("output", "run-job.log", "run-job-failure.log")
+from kimbox.newfiles import making
 
 
 def write(job: Job) -> Done:

@@ -27,8 +27,7 @@ from kimbox.actions.lifecycle.start import start
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart
-from kimbox.errors import GuestError, KimboxError, UsageError
-from kimbox.image.formats.boxwriter import refuse_existing
+from kimbox.errors import GuestError, KimboxError
 from kimbox.jobs import listing
 from kimbox.jobs.disk import pack
 from kimbox.jobs.disk.source import Source, check_folder, read_folder
@@ -37,6 +36,7 @@ from kimbox.log import log
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended, Purpose
+from kimbox.newfiles import refuse_existing
 from kimbox.project.plan import Plan, make_plan
 from kimbox.spec.model import Box
 
@@ -45,9 +45,6 @@ SHUTDOWN_TIMEOUT_S = 30.0
 
 #: Maximum number of characters of the box's name in the name of a machine, which is the host name of the guest.
 MAX_BOX_CHARACTERS = 40
-
-#: Name of the file on the disk with the arguments of the program.
-ARGUMENTS = b"run-job.args"
 
 
 def run(request: RunRequest) -> Done:
@@ -69,7 +66,7 @@ def run(request: RunRequest) -> Done:
         except GuestError as error:
             job = _new_job(request, Surroundings(plan), None)
             job.verdict = Verdict(Outcome.HOST, reason=error.message)
-            _note_folder(job, read_folder(request.folder, _added(request)))
+            _note_folder(job, read_folder(request.folder, pack.arguments_file(request.arguments)))
             return results.write(job)
         return run_one(request, Surroundings(plan, template))
 
@@ -189,7 +186,7 @@ def _pack(job: Job) -> None:
         job.machine.job_disk,
         size_bytes=request.size_bytes,
         room=request.room,
-        added=_added(request),
+        added=pack.arguments_file(request.arguments),
     )
     _note_folder(job, packed.source)
     if (expected := job.surroundings.folder_digest) and packed.folder_digest != expected:
@@ -204,19 +201,7 @@ def _pack(job: Job) -> None:
 def _note_folder(job: Job, source: Source) -> None:
     """Keeps the digests of the folder of the job."""
     job.folder_digest = source.digest
-    job.input = listing.of_source(source, without=[ARGUMENTS])
-
-
-def _added(request: RunRequest) -> dict[bytes, bytes]:
-    """Returns name and content of the files that the disk has beside those of the folder."""
-    return {ARGUMENTS: _lines(request.arguments)} if request.arguments else {}
-
-
-def _lines(arguments: tuple[str, ...]) -> bytes:
-    """Returns the arguments as the guest reads them: one in each line. Raises UsageError if one has a line break."""
-    if any("\n" in argument for argument in arguments):
-        raise UsageError("an argument of the program has a line break", code="usage")
-    return "".join(f"{argument}\n" for argument in arguments).encode(errors="surrogateescape")
+    job.input = listing.of_source(source, without=[pack.ARGUMENTS])
 
 
 def _end_guest(job: Job) -> None:

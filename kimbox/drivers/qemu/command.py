@@ -110,6 +110,18 @@ def command(invocation: Invocation) -> list[str]:
     return arguments
 
 
+def portable(invocation: Invocation) -> list[str]:
+    """Returns the command line for another host, without the program and the accelerator, which that host adds.
+
+    QEMU runs in the folder with the files, whose names are those of the machine's folder.
+    """
+    words = command(invocation)
+    accelerator = len(invocation.accelerator.arguments())
+    at = words.index("-accel")
+    prefix = f"{_escaped(invocation.machine.folder)}/"
+    return [word.replace(prefix, "") for word in words[1:at] + words[at + accelerator :]]
+
+
 def fixed(invocation: Invocation) -> list[str]:
     """Returns the part of the command line that a saved memory depends on, each as `OPTION VALUE`."""
     arguments = hardware(invocation)
@@ -122,7 +134,7 @@ def hardware(invocation: Invocation) -> list[str]:
     QEMU appends to the logs, because a machine that resumes continues the logs of the boot that was suspended.
     """
     machine, record = invocation.machine, invocation.record
-    forwards = {22: record.ssh_port} | record.forwards
+    forwards = ({22: record.ssh_port} if record.ssh_port else {}) | record.forwards
     is_isolated = invocation.job is not None and not invocation.job.has_network
     # A relay starts with setsid(2), which both `deny` and `children` of privileges forbid. The filter itself sets
     # no_new_privs, so that no program gains privileges.
@@ -206,7 +218,7 @@ def _more_disks(invocation: Invocation) -> list[str]:
         arguments += ["-chardev", f"file,id=job,path={_escaped(machine.job_log)},append=on"]
         arguments += ["-device", f"virtserialport,chardev=job,name={JOB_PORT}"]
     if invocation.record.delivery_disk:
-        drive = f"if=none,id=delivery0,read-only=on,{_delivery_source(machine)}"
+        drive = f"if=none,id=delivery0,read-only=on,{_delivery_source(invocation)}"
         device = f"virtio-blk-pci,drive=delivery0,serial={SERIAL},addr={DELIVERY_ADDRESS}"
         arguments += ["-drive", drive, "-device", device]
     return arguments
@@ -254,9 +266,10 @@ def _job_source(invocation: Invocation) -> str:
     return f"format=raw,file={_escaped(invocation.machine.job_disk)},discard=unmap"
 
 
-def _delivery_source(machine: Machine) -> str:
+def _delivery_source(invocation: Invocation) -> str:
     """The options of the disk with the delivery. A guest that resumes has taken it: an empty disk takes its place."""
-    if machine.delivery.exists():
+    machine = invocation.machine
+    if invocation.delivery or machine.delivery.exists():
         return f"format=raw,file={_escaped(machine.delivery)}"
     return f"driver=null-co,size={SECTOR_BYTES},read-zeroes=on"
 
@@ -266,18 +279,10 @@ def credentials(invocation: Invocation) -> dict[str, str]:
 
     Raises GuestError (`file-unreadable`) if the machine's public key cannot be read.
     """
-    file = invocation.machine.key.with_suffix(".pub")
     name = invocation.record.name
-    try:
-        public = read_bounded(file, limit_bytes=4096).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GuestError(
-            f"the public key of {name} cannot be read: {error}",
-            code="file-unreadable",
-            hint=f"`kimbox destroy {name}` and `kimbox up {name}` create a new machine",
-            fields={"name": name, "path": str(file)},
-        ) from None
-    values = {"hostname": name, "network": f"{GUEST_ADDRESS} {GATEWAY} {NAMESERVER}", "authorized_key": public}
+    values = {"hostname": name, "network": f"{GUEST_ADDRESS} {GATEWAY} {NAMESERVER}"}
+    if invocation.record.ssh_port:
+        values["authorized_key"] = _public_key(invocation)
     if invocation.freezing:
         values["freeze"] = "yes"
     if invocation.delivery:
@@ -298,6 +303,20 @@ def credentials(invocation: Invocation) -> dict[str, str]:
     if invocation.connects_to is not None:
         values["connects_to"] = " ".join(map(str, sorted(invocation.connects_to))) or "none"
     return values
+
+
+def _public_key(invocation: Invocation) -> str:
+    """Returns the public key of the machine. Raises GuestError (`file-unreadable`)."""
+    file, name = invocation.machine.key.with_suffix(".pub"), invocation.record.name
+    try:
+        return read_bounded(file, limit_bytes=4096).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GuestError(
+            f"the public key of {name} cannot be read: {error}",
+            code="file-unreadable",
+            hint=f"`kimbox destroy {name}` and `kimbox up {name}` create a new machine",
+            fields={"name": name, "path": str(file)},
+        ) from None
 
 
 def files_of(machine: Machine) -> dict[str, Path]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kimbox.drivers import accelerator, hostcheck
-from kimbox.drivers.accelerator import Accelerator
+from kimbox.drivers.accelerator import EMULATED, Accelerator
 from kimbox.drivers.base import Features, Launch, allot_ports, choose_ports, observe_folder
 from kimbox.drivers.hostcheck import HostCheck, Outcome
 from kimbox.drivers.qemu import disk, process, templates
-from kimbox.drivers.qemu.command import Invocation, fixed
+from kimbox.drivers.qemu.command import Invocation, fixed, portable
 from kimbox.errors import KimboxError
 from kimbox.guest import deliverydisk
 from kimbox.guest.endpoint import Endpoint
@@ -55,6 +55,7 @@ class Qemu:
         jobs=True,
         delivery_disk=True,
         templates=True,
+        portable=True,
     )
 
     @staticmethod
@@ -108,6 +109,9 @@ class Qemu:
                     raise
                 log.detail("another program took a port before QEMU: kimbox chooses other ports")
         return record
+
+    def portable_command(self, launch: Launch) -> list[str]:
+        return portable(invocation(self.machine, launch, EMULATED))
 
     def template_facts(self, launch: Launch) -> list[str]:
         best = accelerator.find()

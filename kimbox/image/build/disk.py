@@ -18,6 +18,7 @@ from kimbox import run
 from kimbox.image import namespace
 from kimbox.image.build.rootfs import environment
 from kimbox.image.disk import debugfs, sectors
+from kimbox.image.disk.derived import derived_uuid
 from kimbox.image.disk.lvm import writer
 from kimbox.image.inputs import provisioners
 from kimbox.image.inputs.recipe import EPOCH_S, Recipe
@@ -142,7 +143,7 @@ def _make_ext4(tools: Tools, system: FileSystem, disk: Path, seed: str) -> None:
     """Writes a file system to its place on the disk. Equal folders and seeds result in equal bytes on every host."""
     extended = [
         f"offset={system.place.offset_bytes}",
-        f"hash_seed={sectors.derived_uuid(f'{seed}/{system.label}/hash')}",
+        f"hash_seed={derived_uuid(f'{seed}/{system.label}/hash')}",
         "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",
     ]
     tools.call(
@@ -150,7 +151,7 @@ def _make_ext4(tools: Tools, system: FileSystem, disk: Path, seed: str) -> None:
         "-b", str(BLOCK_BYTES), "-I", "256", "-m", "1",
         "-O", FEATURES,
         "-E", ",".join(extended),
-        "-U", str(sectors.derived_uuid(f"{seed}/{system.label}")),
+        "-U", str(derived_uuid(f"{seed}/{system.label}")),
         "-L", system.label,
         "-d", system.folder,
         disk,

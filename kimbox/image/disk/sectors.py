@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import uuid
 from collections.abc import Iterator
 
 from kimbox.errors import ImageError
+from kimbox.image.disk.derived import derived_uuid
 from kimbox.spec.layout import SECTOR_BYTES, Layout, LogicalVolume
 
 #: Partition types of an MBR.
@@ -28,14 +28,6 @@ CHS_BEYOND = b"\xfe\xff\xff"
 #: Size of the swap header, in bytes, and the magic number at its end.
 SWAP_PAGE_BYTES = 4096
 SWAP_MAGIC = b"SWAPSPACE2"
-
-#: Namespace of every UUID that kimbox derives.
-NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:kimbox")
-
-
-def derived_uuid(seed: str) -> uuid.UUID:
-    """Returns a UUID that depends only on `seed`."""
-    return uuid.uuid5(NAMESPACE, seed)
 
 
 def mbr(layout: Layout, seed: str, boot_img: bytes) -> bytes:

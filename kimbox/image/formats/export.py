@@ -21,19 +21,18 @@ import attrs
 
 from kimbox.errors import ImageError
 from kimbox.files import copy_sparse, json_bytes, sha256_file
-from kimbox.image.disk import sectors
+from kimbox.image.disk.derived import derived_uuid
 from kimbox.image.formats import boxwriter
 from kimbox.image.formats.boxwriter import (
     QCOW2,
     Files,
-    Finished,
     Sign,
     convert,
-    making,
     with_sums,
     write_tar,
 )
 from kimbox.image.formats.compressor import Compression
+from kimbox.newfiles import Finished, making
 from kimbox.spec.layout import SECTOR_BYTES
 
 #: Names of the description and the disk in archives. Vagrant requires box.ovf.
@@ -190,7 +189,7 @@ def ovf(content: Content, vmdk_bytes: int) -> bytes:
               ResourceSubType="E1000" if content.knows_e1000 else "virtio"),
     )  # fmt: skip
     name = quoteattr(content.name)
-    identity: uuid.UUID = sectors.derived_uuid(f"{content.name}/{content.virtual_bytes}/ovf")
+    identity: uuid.UUID = derived_uuid(f"{content.name}/{content.virtual_bytes}/ovf")
     text = f"""\
 <?xml version="1.0"?>
 <Envelope ovf:version="1.0" xml:lang="en-US" xmlns="http://schemas.dmtf.org/ovf/envelope/1" \

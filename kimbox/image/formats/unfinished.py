@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kimbox.errors import StateError
-from kimbox.image.formats.boxwriter import making
+from kimbox.newfiles import making
 
 #: Maximum size of a note, in bytes. A package has fewer than 20 files.
 MAX_NOTE_BYTES = 64 << 10

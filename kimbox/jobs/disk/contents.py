@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import attrs
 
 from kimbox import files
 from kimbox.errors import ImageError, StateError
@@ -35,7 +34,7 @@ DEVICE, LEADS_OUT = "a device, socket or FIFO", "a symbolic link that leads out 
 _CLEAN_STATE = 0x1
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class File:
     """A file, folder or symbolic link. `path` is below the root, without a slash at its start.
 
@@ -56,7 +55,7 @@ class File:
         return self.inode.mode & 0o777
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Contents:
     """The checked content of a disk, each folder before its files. `is_clean`: the guest has unmounted it."""
 
@@ -118,13 +117,13 @@ def read_contents(read: inodes.Read, size_bytes: int) -> Contents:
     )
 
 
-@attrs.define
+@dataclass(slots=True)
 class _Reader:
     """Reads a file system once. `taken` has a byte for each block: whether a file has it."""
 
     system: FileSystem
-    taken: bytearray = attrs.field(init=False)
-    known: dict[int, File] = attrs.field(factory=dict)
+    taken: bytearray = field(init=False)
+    known: dict[int, File] = field(default_factory=dict)
 
     def files(self) -> Iterator[File]:
         """Yields every name, checked. Raises ImageError."""
@@ -142,7 +141,7 @@ class _Reader:
             if len(path) > MAX_PATH_BYTES:
                 raise unsupported("long-path", f"a path on the disk is longer than {MAX_PATH_BYTES} bytes")
             first = self.known.get(entry.inode.number)
-            yield attrs.evolve(first, path=path, runs=()) if first else self._first(path, entry.inode)
+            yield replace(first, path=path, runs=()) if first else self._first(path, entry.inode)
 
     def _first(self, path: bytes, inode: Inode) -> File:
         """Returns the file of an inode that had no name before."""
@@ -188,6 +187,6 @@ def _with_checked_links(listed: list[File]) -> list[File]:
     for file in listed:
         if file.inode.is_link:
             leads_out = links.leads_out(file.path, targets, budget)
-            file = attrs.evolve(file, target=targets[file.path], unsafe=LEADS_OUT if leads_out else "")
+            file = replace(file, target=targets[file.path], unsafe=LEADS_OUT if leads_out else "")
         result.append(file)
     return result

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import attrs
 
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import need_space, size_words, sync_folder
 from kimbox.image.disk.ext4.directories import shown
-from kimbox.image.formats.boxwriter import making
 from kimbox.jobs.disk.contents import Contents, File
+from kimbox.newfiles import making
 
 #: Size of one read, in bytes.
 COPY_BYTES = 4 << 20
@@ -36,7 +35,7 @@ ANY_FOLDERS = b"**"
 MAX_PATTERN = 1000
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Extracted:
     """What was extracted. `skipped`: files that were left out, with the reason."""
 
@@ -199,7 +198,7 @@ def _write(contents: Contents, wanted: Sequence[File], root: int) -> None:
             os.link(first_paths[file.inode.number], file.path, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
         elif file.inode.is_file:
             first_paths[file.inode.number] = file.path
-            _write_file(contents, attrs.evolve(file, runs=runs.get(file.inode.number, ())), root)
+            _write_file(contents, replace(file, runs=runs.get(file.inode.number, ())), root)
     for file in wanted:
         if file.inode.is_link:
             os.symlink(file.target, file.path, dir_fd=root)

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-
-import attrs
 
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import need_space, size_words
 from kimbox.image.disk.ext2 import geometry, writer
 from kimbox.image.disk.ext2.geometry import Geometry
 from kimbox.image.disk.ext2.tree import Run, Tree, tree
-from kimbox.image.formats.boxwriter import making
 from kimbox.jobs.disk.source import UNIT_BYTES, Source, read_folder
+from kimbox.newfiles import making
 
 #: Label of the file system of a job.
 LABEL = "kimbox-job"
+
+#: Name of the file on the disk with the arguments of the program, one in each line.
+ARGUMENTS = b"run-job.args"
 
 #: Units of `--size`, as in virt-make-fs(1). All of them are binary.
 UNITS = {unit: 1 << 10 * power for power, unit in enumerate("bKMGTPE")}
@@ -40,7 +42,7 @@ _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([bKMGTPE])")
 _PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)%")
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Packed:
     """A disk that was written. `used_bytes`: what the folder takes of it; `files`: the number of files and links."""
 
@@ -63,6 +65,17 @@ class Packed:
         return self.source.folder_digest
 
 
+def arguments_file(arguments: Sequence[str]) -> dict[bytes, bytes]:
+    """Returns name and content of the file with arguments; nothing if there are none.
+
+    Raises UsageError if one has a line break.
+    """
+    if any("\n" in argument for argument in arguments):
+        raise UsageError("an argument of the program has a line break", code="usage")
+    data = "".join(f"{argument}\n" for argument in arguments).encode(errors="surrogateescape")
+    return {ARGUMENTS: data} if arguments else {}
+
+
 def parse_size(text: str, option: str) -> int:
     """Returns the bytes of a size such as 1.5G. Raises UsageError (`bad-size`) that names the option."""
     if match := _SIZE.fullmatch(text):
@@ -75,7 +88,7 @@ def parse_size(text: str, option: str) -> int:
     )
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Room:
     """Space for results: a part of what the folder needs, or a size in bytes."""
 
@@ -103,16 +116,18 @@ def pack(
     size_bytes: int | None = None,
     room: Room | None = None,
     added: Mapping[bytes, bytes] | None = None,
+    is_job: bool = True,
 ) -> Packed:
     """Writes the new file `image` with the content of a folder, and with the files `added` (name -> content).
 
-    Without `size_bytes`, the size is what the folder needs, with `room` (default: DEFAULT_ROOM_PERCENT). Raises
-    StateError if `image` exists (`file-exists`) and the errors of `read_folder`, and KimboxError
-    (`job-disk-too-small`, with the smallest size that is enough in `fields`; `no-space`).
+    With `is_job` False, the folder need not have a program. Without `size_bytes`, the size is what the folder needs,
+    with `room` (default: DEFAULT_ROOM_PERCENT). Raises StateError if `image` exists (`file-exists`) and the errors of
+    `read_folder`, and KimboxError (`job-disk-too-small`, with the smallest size that is enough in `fields`;
+    `no-space`).
     """
     if os.path.lexists(image):
         raise StateError(f"{image} already exists", code="file-exists", hint=f"rm {image}", fields={"path": str(image)})
-    source = read_folder(folder, added)
+    source = read_folder(folder, added, is_job=is_job)
     place, files = _layout(source, size_bytes, room or Room())
     total_bytes = -(-max(size_bytes or 0, place.size_bytes) // 512) * 512
     with making(image) as work:
@@ -173,7 +188,7 @@ def _smallest(source: Source, room: Room) -> tuple[Geometry, Tree]:
 def _tree(source: Source, block_bytes: int) -> Tree:
     """Returns the tree of a folder for blocks of that size."""
     factor = block_bytes // UNIT_BYTES
-    items = [attrs.evolve(item, runs=_coarse(item.runs, factor)) if item.runs else item for item in source.items]
+    items = [replace(item, runs=_coarse(item.runs, factor)) if item.runs else item for item in source.items]
     return tree(items, block_bytes)
 
 

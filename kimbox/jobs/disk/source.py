@@ -11,9 +11,8 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-import attrs
 
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import CHUNK_BYTES, data_ranges
@@ -36,7 +35,7 @@ _ZEROS = bytes(CHUNK_BYTES)
 _State = tuple[int, int, int, int]
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Source:
     """The content of a folder. `digest`: hex digest of all names, modes, times and contents.
 
@@ -65,15 +64,16 @@ class Source:
                 raise _changed(path)
 
 
-def read_folder(folder: Path, added: Mapping[bytes, bytes] | None = None) -> Source:
-    """Reads the folder of a job. An empty folder `output` is added if there is none.
+def read_folder(folder: Path, added: Mapping[bytes, bytes] | None = None, *, is_job: bool = True) -> Source:
+    """Reads the folder of a job, or with `is_job` False any folder. An empty folder `output` is added if there is none.
 
     `added`: names and contents of files in the folder itself, which replace files of that name. Raises StateError
     (`file-not-found`, `not-a-job`), and KimboxError (`unsupported-file`, `file-changed`, `too-complex`). OSError
     passes.
     """
     root = os.fsencode(folder)
-    check_folder(folder)
+    if is_job:
+        check_folder(folder)
     added = added or {}
     digest = hashlib.sha256()
     names: dict[tuple[int, int], list[bytes]] = {}

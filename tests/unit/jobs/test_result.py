@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
-import attrs
 import pytest
 
 from kimbox.guest.events import Event
@@ -39,7 +39,7 @@ CHANGES: dict[str, list[object]] = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, row in CHANGES.items() for value in row])
 def test_no_other_report_is_a_success(name: str, value: object) -> None:
     """Each single difference, in one report or in both, gives another verdict."""
-    other = attrs.evolve(GOOD, **{name: value})
+    other = replace(GOOD, **{name: value})
     for reported, stored in ((other, GOOD), (GOOD, other), (other, other)):
         assert Outcome.OK is not verdict(reported, stored).outcome
 
@@ -65,7 +65,7 @@ def test_nothing_but_the_one_combination_is_a_success() -> None:
 )
 def test_the_programs_own_end(changes: dict[str, object], expected: Verdict, status: int) -> None:
     """Its exit status comes back, and 128 and the number of the signal. 121 to 125 become 120."""
-    report = attrs.evolve(GOOD, **changes)
+    report = replace(GOOD, **changes)
     found = verdict(report, report)
     assert (expected, status) == (found, found.status)
 
@@ -85,7 +85,7 @@ def test_the_programs_own_end(changes: dict[str, object], expected: Verdict, sta
 )
 def test_other_ends(changes: dict[str, object], expected: Outcome, status: int) -> None:
     """Each has its verdict and exit status."""
-    report = attrs.evolve(GOOD, **changes)
+    report = replace(GOOD, **changes)
     found = verdict(report, report)
     assert (expected, status) == (found.outcome, found.status)
 
@@ -95,7 +95,7 @@ def test_a_guest_that_runs_no_program(result: str) -> None:
     """Then there is no disk with a status, and the box is at fault."""
     report = Report(ID, "failed", "", None, result, False, "why")
     assert Verdict(Outcome.HOST, reason="why") == verdict(report, None)
-    assert Outcome.LOST is verdict(attrs.evolve(report, id="other"), None).outcome
+    assert Outcome.LOST is verdict(replace(report, id="other"), None).outcome
 
 
 def test_both_forms_of_a_report() -> None:

@@ -7,8 +7,7 @@ the features `filetype`, `sparse_super` and `large_file`, without blocks that ar
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import attrs
+from dataclasses import dataclass
 
 #: Block sizes, in bytes. As mke2fs does, a file system of LARGE_FROM_BYTES or more gets the larger one.
 SMALL_BLOCK_BYTES, LARGE_BLOCK_BYTES = 1024, 4096
@@ -35,7 +34,7 @@ def has_copy(group: int) -> bool:
     return group <= 1 or any(group in _powers(base, group + 1) for base in (3, 5, 7))
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """The places in a file system. All numbers count blocks, except those with a unit in their name."""
 

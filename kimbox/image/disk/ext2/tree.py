@@ -5,8 +5,7 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterable, Iterator
-
-import attrs
+from dataclasses import dataclass
 
 from kimbox.image.disk.ext4.inodes import FIRST_INODE, ROOT_INODE
 
@@ -29,7 +28,7 @@ _TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFLNK: 7}
 Run = tuple[int, int]
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Item:
     """A file, folder or symbolic link. `mode` includes the type. `runs` are the blocks of a file that are not zeros.
 
@@ -49,7 +48,7 @@ class Item:
         return stat.S_ISDIR(self.mode)
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Tree:
     """Items by the number of their inode; for each folder, its entries (name, inode, type) and its parent's inode."""
 

@@ -13,14 +13,13 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
-import attrs
-
+from kimbox.image.disk.derived import derived_uuid
 from kimbox.image.disk.ext2.geometry import DESCRIPTOR_BYTES, INODE_BYTES, Geometry, has_copy
 from kimbox.image.disk.ext2.tree import DIRECT_BLOCKS, SHORT_TARGET_BYTES, Item, Run, Tree
 from kimbox.image.disk.ext4.inodes import FIRST_INODE, ROOT_INODE
 from kimbox.image.disk.ext4.superblock import MAGIC, SUPERBLOCK_BYTES
-from kimbox.image.disk.sectors import derived_uuid
 
 #: `s_feature_compat`: the kernel may index large folders. `s_feature_incompat`: entries have the type of the file.
 #: `s_feature_ro_compat`: few copies of the superblock; files of 2 GiB and more.
@@ -71,7 +70,7 @@ class _Blocks:
         return self.next_block if group == self._group else self._place.end(group)
 
 
-@attrs.define
+@dataclass(slots=True)
 class _Writer:
     """The state of one run: the open file, the layout, the tree and the blocks that are assigned."""
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-
-import attrs
+from dataclasses import dataclass
 
 from kimbox.image.disk.ext4.inodes import (
     EXTENT_MAGIC,
@@ -37,7 +36,7 @@ SHORT_TARGET_BYTES = 60
 Run = tuple[int, int, int]
 
 
-@attrs.define
+@dataclass(slots=True)
 class Budget:
     """The number of steps that remain. A step reads one entry, block or piece."""
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-
-import attrs
+from dataclasses import dataclass
 
 from kimbox.image.disk.ext4 import content, inodes
 from kimbox.image.disk.ext4.content import Budget
@@ -23,7 +22,7 @@ MAX_STEPS = 8_000_000
 PATH_STEP_BYTES = 64
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A name in a directory, with its place: inode of the directory, block of the file system, offset in the block."""
 

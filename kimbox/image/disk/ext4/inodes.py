@@ -12,8 +12,7 @@ import stat
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-
-import attrs
+from dataclasses import dataclass
 
 from kimbox.errors import ImageError
 from kimbox.image.disk.ext4.superblock import SUPERBLOCK_BYTES, WIDE, Superblock
@@ -46,7 +45,7 @@ PIECE_BYTES = 64 << 10
 MAX_PIECES = 256
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class FileSystem:
     """A file system with a checked superblock. `read` returns its bytes, `superblock` has the other numbers."""
 
@@ -62,7 +61,7 @@ class FileSystem:
     superblock: Superblock
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Inode:
     """An inode. `block` is `i_block`: the root of the extent tree, a block map, or the target of a short symbolic link.
 

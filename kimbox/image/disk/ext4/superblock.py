@@ -7,9 +7,8 @@ checksum. The modules that use a superblock check its other numbers, because the
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Self
-
-import attrs
 
 from kimbox.image.disk.faults import unsupported
 
@@ -58,7 +57,7 @@ def crc32c(seed: int, data: bytes) -> int:
     return seed
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Superblock:
     """The unchecked numbers of a superblock. `log_block`, `log_cluster`: a size is 1024 bytes << this number."""
 

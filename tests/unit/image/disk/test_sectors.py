@@ -12,6 +12,7 @@ from refused import refused
 
 from kimbox.errors import ImageError
 from kimbox.image.disk import sectors
+from kimbox.image.disk.derived import derived_uuid
 from kimbox.run import run, which
 from kimbox.spec.layout import MIB, Layout, plan
 from kimbox.spec.model import Disk, Volume
@@ -116,7 +117,7 @@ def test_the_swap_header(tmp_path: Path) -> None:
     """swaplabel and blkid read label and UUID. The number of pages matches the size of the volume."""
     assert LAYOUT.swap
     path = swap_file(tmp_path / "swap")
-    identifier = sectors.derived_uuid("seed/swap")
+    identifier = derived_uuid("seed/swap")
     fields = run(["swaplabel", path]).stdout.split()
     assert ["LABEL:", "kimbox-swap", "UUID:", str(identifier)] == fields
     probed = dict(line.split("=", 1) for line in run(["blkid", "-p", "-o", "export", path]).stdout.splitlines())
@@ -128,6 +129,6 @@ def test_the_swap_header(tmp_path: Path) -> None:
 
 def test_derived_uuids() -> None:
     """They have version 5 and depend on the seed."""
-    identifier, other = sectors.derived_uuid("a"), sectors.derived_uuid("b")
+    identifier, other = derived_uuid("a"), derived_uuid("b")
     assert (5, uuid.RFC_4122) == (identifier.version, identifier.variant)
-    assert identifier == sectors.derived_uuid("a") != other
+    assert identifier == derived_uuid("a") != other
