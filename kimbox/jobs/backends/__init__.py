@@ -1,0 +1,1 @@
+"""Runs jobs elsewhere than on this host."""
