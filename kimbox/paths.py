@@ -130,6 +130,11 @@ def vagrant_dir() -> Path:
     return home() / "vagrant"
 
 
+def submissions_dir() -> Path:
+    """The folder of the jobs that were submitted to a pool: a subfolder for each submission."""
+    return home() / "submissions"
+
+
 def host_facts_file() -> Path:
     """The cached result of the acceleration test of this host."""
     return home() / "host.json"

@@ -19,11 +19,13 @@ from kimbox.filelocks import flock
 from kimbox.files import size_words
 from kimbox.image import namespace
 from kimbox.image.store import dates, images
+from kimbox.jobs.backends.htcondor import bindings as pool
 from kimbox.lock.apt import age, archive
 from kimbox.lock.apt import sources as apt
 from kimbox.log import log
 from kimbox.machine import templates
 from kimbox.machine.folder import Machine, machines
+from kimbox.run import which
 
 #: Free space below which there may not be enough for an image.
 MIN_FREE_BYTES = 10 << 30
@@ -57,6 +59,7 @@ def examine() -> list[HostCheck]:
     checks += [attempt("packages", _packages), attempt("age of packages", _age_of_packages)]
     checks += [attempt("space", _space), attempt("unused files", _unused)]
     checks += [attempt("templates", _templates)] if templates.stored() else []
+    checks += [attempt("HTCondor", _htcondor)] if pool.is_used() else []
     return checks + registry.check_host()
 
 
@@ -75,6 +78,16 @@ def _stored_image(key: str) -> HostCheck:
     if is_known:
         return HostCheck(what, Outcome.GOOD, "its disk is as it was stored")
     return HostCheck(what, Outcome.SLOW, "stored by an older kimbox, without a digest: it cannot be checked")
+
+
+def _htcondor() -> HostCheck:
+    """Whether this host can submit jobs to a pool. Only of hosts with a part of HTCondor, or with submissions."""
+    try:
+        pool.check()
+    except KimboxError as error:
+        return HostCheck("HTCondor", Outcome.SLOW, f"no job can be submitted from here without --pool: {error.message}")
+    tools = "" if which("condor_submit") else "; `--dry-run` of `kimbox job submit DIR` needs condor_submit"
+    return HostCheck("HTCondor", Outcome.GOOD, f"jobs can be submitted with the Python bindings{tools}")
 
 
 def _building() -> HostCheck:

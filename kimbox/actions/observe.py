@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,26 @@ def provenance(machine: Machine, events: Sequence[Event]) -> dict[str, Any] | No
 
     None if the box has not reported it.
     """
-    event = next((event for event in reversed(events) if event.name == "box"), None)
-    digest = event.text("manifest") if event else ""
-    if event is None or not _DIGEST.fullmatch(digest):
-        return None
+    event = _described(events)
     try:
-        described = read_json(machine.locks / f"{digest}.json")
+        described = read_json(machine.locks / f"{event.text('manifest')}.json") if event else {}
     except (OSError, KimboxError):  # another host sent the manifest, or this file was removed
         described = {}
+    return provenance_of(events, described)
+
+
+def _described(events: Sequence[Event]) -> Event | None:
+    """Returns the last event with the manifest of a box; None if there is none."""
+    event = next((event for event in reversed(events) if event.name == "box"), None)
+    return event if event and _DIGEST.fullmatch(event.text("manifest")) else None
+
+
+def provenance_of(events: Sequence[Event], described: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same of a box that has sent these events. `described`: box.json of its manifest."""
+    event = _described(events)
+    if event is None:
+        return None
+    digest = event.text("manifest")
     return {
         "manifest": digest,
         "role": event.text("role"),

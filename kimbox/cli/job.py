@@ -17,7 +17,16 @@ ACTIONS = {
     "extract": "Extract the files of a job's disk",
     "run": "Run a folder as a job in a machine of its own",
     "rerun": "Run a job again, and compare its results",
+    "submit": "Submit a job to a pool of HTCondor",
+    "watch": "Show the states of submitted jobs until they end",
+    "list": "List the submissions",
+    "fetch": "Fetch the results of submitted jobs",
+    "release": "Run held jobs again",
+    "remove": "Remove submitted jobs from the queue",
 }
+
+#: Modules whose name is not that of their action.
+MODULES = {"list": "submissions"}
 
 
 class Actions(TyperGroup):
@@ -31,9 +40,10 @@ class Actions(TyperGroup):
         """Returns the command of an action; None if there is no such action."""
         if cmd_name not in ACTIONS:
             return None
-        module = importlib.import_module(f"kimbox.cli.jobs.{cmd_name}")
+        name = MODULES.get(cmd_name, cmd_name)
+        module = importlib.import_module(f"kimbox.cli.jobs.{name}")
         action_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        action_app.command(cmd_name)(getattr(module, cmd_name))
+        action_app.command(cmd_name)(getattr(module, name))
         command = typer.main.get_command(action_app)
         command.name = cmd_name
         return command
@@ -77,6 +87,7 @@ def job() -> None:
       kimbox job init DIR
       kimbox job run DIR --box openkim-dev --output results
       kimbox job rerun results/job.json
+      kimbox job submit DIR --box openkim-dev && kimbox job watch && kimbox job fetch
       kimbox job pack DIR job.raw
       kimbox job extract job.raw results
     """

@@ -26,17 +26,11 @@ from kimbox.files import json_bytes, need_space, sha256_file
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.jobs import listing
 from kimbox.jobs.disk import contents, extract, pack
+from kimbox.jobs.order import BASE, CONSOLE, DELIVERY, EVENTS, IMAGE, MAX_EVENT_BYTES, ORDER, REPORT, Order
+from kimbox.jobs.order import RESULTS as RESULTS_DISK
 from kimbox.jobs.result import MAX_STATUS_BYTES, RESULTS, STATUS_FILE, Outcome, Report, Verdict, judge
 from kimbox.log import log, printable
 from kimbox.node import guest, imagecache
-from kimbox.node.order import BASE, DELIVERY, IMAGE, ORDER, Order
-from kimbox.node.order import RESULTS as RESULTS_DISK
-
-#: Names of the files with the verdict, the events and the console among the results.
-REPORT, EVENTS, CONSOLE = "report.json", "events.jsonl", "console"
-
-#: Maximum size of the events that come back, in bytes.
-MAX_EVENT_BYTES = 1 << 20
 
 #: Maximum length of a reason, in characters.
 MAX_REASON = 2000

@@ -15,8 +15,8 @@ from kimbox.errors import KimboxError
 from kimbox.guest.events import Event, Tail
 from kimbox.jobs import heartbeat
 from kimbox.jobs.heartbeat import END_MARGIN_S, EVENT, PANIC, PROGRESS, Heartbeat
+from kimbox.jobs.order import CREDENTIAL, PLACEHOLDER, Order
 from kimbox.jobs.result import RESTARTED, Outcome, Report, Verdict
-from kimbox.node.order import CREDENTIAL, PLACEHOLDER, Order
 from kimbox.run import detach, run
 
 #: Returns the exit code of QEMU, or None while it runs.

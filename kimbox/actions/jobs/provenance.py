@@ -8,7 +8,7 @@ from typing import Any
 
 from kimbox import __version__
 from kimbox.actions import observe
-from kimbox.actions.jobs.request import Job
+from kimbox.actions.jobs.request import Job, RunRequest
 from kimbox.files import read_bounded, sha256_file, write_atomic
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.image.formats import sums
@@ -18,6 +18,7 @@ from kimbox.jobs.statement import statement
 from kimbox.jobs.vet import OUTPUT
 from kimbox.lock.lockfile import read_lock, write_lock
 from kimbox.lock.provenance.inputs import commits
+from kimbox.project.plan import Plan
 
 #: Names of the statement, of the checksums and of their signature among the results.
 STATEMENT, CHECKSUMS, SIGNATURE = "provenance.intoto.json", sums.NAME, sums.SIGNATURE_NAME
@@ -34,24 +35,39 @@ def describe(job: Job, results: Path) -> dict[str, Any]:
 
     The files in `output` are those that remain there: vetting has moved the others.
     """
-    box, lock, disk = job.plan.box, job.plan.lock, job.machine.job_disk
-    write_lock(results / LOCK, lock)
+    disk = job.machine.job_disk
+    known = describe_inputs(job.request, job.plan, job.input or listing.Listing({}), results)
+    known["settings"]["size_bytes"] = disk.stat().st_size if disk.exists() else None
+    return known | {
+        "provenance": observe.provenance(job.machine, job.machine.boot_events()),
+        "output": listing.of_folder(results / OUTPUT).as_json(),
+    }
+
+
+def describe_inputs(request: RunRequest, plan: Plan, files: listing.Listing, folder: Path) -> dict[str, Any]:
+    """Returns the part of job.json that is known before the job runs, and writes the lock to `folder`.
+
+    `files`: those in the folder of the job.
+    """
+    box, lock = plan.box, plan.lock
+    write_lock(folder / LOCK, lock)
     return {
         "kimbox": __version__,
-        "lock": {"sha256": read_lock(results / LOCK).digest, "spec": lock.spec_digest},
+        "box": box.name,
+        "image": plan.image_key,
+        "manifest": plan.digest,
+        "lock": {"sha256": read_lock(folder / LOCK).digest, "spec": lock.spec_digest},
         "commits": {name: commit for name, _, commit, _ in commits(lock)},
-        "provenance": observe.provenance(job.machine, job.machine.boot_events()),
         "settings": {
             "cpus": box.cpus,
             "memory_bytes": box.memory_bytes,
             "scratch_bytes": box.scratch.size_bytes if box.scratch else None,
-            "timeout_s": job.request.timeout_s,
-            "network": str(job.request.network),
-            "size_bytes": disk.stat().st_size if disk.exists() else None,
+            "timeout_s": request.timeout_s,
+            "network": str(request.network),
+            "size_bytes": None,
         },
-        "folder_name": job.request.folder.resolve().name,
-        "input": (job.input or listing.Listing({})).as_json(),
-        "output": listing.of_folder(results / OUTPUT).as_json(),
+        "folder_name": request.folder.resolve().name,
+        "input": files.as_json(),
     }
 
 

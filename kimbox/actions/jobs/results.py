@@ -18,7 +18,7 @@ from kimbox.image.disk.ext4.directories import shown
 from kimbox.jobs.disk import contents, extract
 from kimbox.jobs.record import FORMAT, RECORD
 from kimbox.jobs.result import MAX_STATUS_BYTES, RESULTS, STATUS_FILE, Outcome, Report, Verdict, judge
-from kimbox.jobs.vet import Rejected, vet
+from kimbox.jobs.vet import Rejected, Vetting, vet
 from kimbox.log import log
 from kimbox.newfiles import making
 
@@ -46,10 +46,7 @@ def write(job: Job) -> Done:
                 )
                 done = extract.extract(disk, target, only=RESULTS, skip_unsafe=True)
                 skipped = [f"{shown(file.path)}: {file.unsafe}" for file in done.skipped]
-            if job.request.vetting:
-                rejected = vet(target, job.request.vetting, job.request.folder)
-            if rejected and verdict.outcome is Outcome.OK:
-                verdict = Verdict(Outcome.QUARANTINED, exit=0, reason=f"{len(rejected)} files are in quarantine")
+            verdict, rejected = vetted(target, verdict, job.request.vetting, job.request.folder)
         except KimboxError as error:
             verdict = job.verdict or Verdict(Outcome.LOST, reason=error.message)
             target.mkdir(exist_ok=True)
@@ -57,10 +54,25 @@ def write(job: Job) -> Done:
                 copy_sparse(job.machine.job_disk, target / job.machine.job_disk.name)
         record = _record(job, verdict, stored, skipped) | {"quarantine": [str(file) for file in rejected]}
         record |= provenance.describe(job, target)
-        (target / RECORD).write_bytes(json_bytes(record))
-        if job.request.sign_key:
-            _sign(target, job.request.sign_key)
+        keep(target, record, job.request.sign_key)
     return Done(verdict, output, record)
+
+
+def vetted(
+    results: Path, verdict: Verdict, vetting: Vetting | None, job_folder: Path
+) -> tuple[Verdict, list[Rejected]]:
+    """Vets the results in a folder. Returns the verdict, which may have become `quarantined`, and what was rejected."""
+    rejected = vet(results, vetting, job_folder) if vetting else []
+    if rejected and verdict.outcome is Outcome.OK:
+        verdict = Verdict(Outcome.QUARANTINED, exit=0, reason=f"{len(rejected)} files are in quarantine")
+    return verdict, rejected
+
+
+def keep(results: Path, record: dict[str, Any], sign_key: Path | None) -> None:
+    """Writes job.json to a folder with results, and signs them."""
+    (results / RECORD).write_bytes(json_bytes(record))
+    if sign_key:
+        _sign(results, sign_key)
 
 
 def _sign(results: Path, key: Path) -> None:
@@ -85,9 +97,6 @@ def _record(job: Job, verdict: Verdict, stored: Report | None, skipped: list[str
         "status": verdict.status,
         "reason": verdict.reason or None,
         "arguments": list(job.request.arguments),
-        "box": job.plan.box.name,
-        "image": job.plan.image_key,
-        "manifest": job.plan.digest,
         "folder": f"sha256:{job.folder_digest}",
         "ended_at": utctime.text(),
         "ready_s": None if job.ready_at is None else round(job.ready_at - job.began_at, 3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import attrs
 import typer
 
 from kimbox.cli import completers, target
@@ -13,7 +14,7 @@ from kimbox.cli.output import printable, report, settings
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
-    from kimbox.actions.jobs.request import Done
+    from kimbox.actions.jobs.request import Done, RunRequest
     from kimbox.jobs.jobfile import JobFile
     from kimbox.spec.model import Scratch as Space
 
@@ -148,31 +149,12 @@ def run(
 ) -> None:
     """Runs a job, or a sweep. HELP is what the user reads."""
     from kimbox.actions.jobs import run as running
-    from kimbox.actions.jobs.request import RunRequest
     from kimbox.cli.jobs.boxes import run_on_boxes
     from kimbox.cli.jobs.sweeps import run_sweep
-    from kimbox.jobs.jobfile import read_jobfile
-    from kimbox.jobs.network import Network
 
-    in_file = read_jobfile(folder)
-    size_bytes, chosen_room = disk_size(in_file, size, room)
-    request = RunRequest(
-        target.project(box[0] if box else (in_file.box if file is None else None), file),
-        folder,
-        output or folder.resolve().with_name(f"{folder.resolve().name}.out"),
-        _arguments(words or []) or in_file.arguments or (),
-        cpus=cpus or in_file.cpus,
-        memory_bytes=_bytes(memory, "--memory") or in_file.memory_bytes,
-        scratch=_scratch(_bytes(scratch, "--scratch") or in_file.scratch_bytes),
-        size_bytes=size_bytes,
-        room=chosen_room,
-        timeout_s=_timeout_s(in_file),
-        network=Network.parse(network) if network is not None else in_file.network or Network(),
-        keep=keep,
-        vetting=in_file.vetting,
-        is_cold=cold,
-        sign_key=sign,
-    )
+    name = box[0] if box else None
+    request = build_request(folder, words, name, file, output, cpus, memory, scratch, size, room, network)
+    request = attrs.evolve(request, keep=keep, is_cold=cold, sign_key=sign)
     if each is None:
         _refuse_without_each(jobs, retry_failed=retry_failed, fail_fast=fail_fast)
     if box and len(box) > 1:
@@ -187,6 +169,42 @@ def run(
 
 
 run.__doc__ = HELP
+
+
+def build_request(
+    folder: Path,
+    words: list[str] | None,
+    box: str | None,
+    file: Path | None,
+    output: Path | None,
+    cpus: int | None,
+    memory: str | None,
+    scratch: str | None,
+    size: str | None,
+    room: str | None,
+    network: str | None,
+) -> RunRequest:
+    """Returns the request for a job from the options, and, where one is not given, from job.yaml."""
+    from kimbox.actions.jobs.request import RunRequest
+    from kimbox.jobs.jobfile import read_jobfile
+    from kimbox.jobs.network import Network
+
+    in_file = read_jobfile(folder)
+    size_bytes, chosen_room = disk_size(in_file, size, room)
+    return RunRequest(
+        target.project(box or (in_file.box if file is None else None), file),
+        folder,
+        output or folder.resolve().with_name(f"{folder.resolve().name}.out"),
+        _arguments(words or []) or in_file.arguments or (),
+        cpus=cpus or in_file.cpus,
+        memory_bytes=_bytes(memory, "--memory") or in_file.memory_bytes,
+        scratch=_scratch(_bytes(scratch, "--scratch") or in_file.scratch_bytes),
+        size_bytes=size_bytes,
+        room=chosen_room,
+        timeout_s=_timeout_s(in_file),
+        network=Network.parse(network) if network is not None else in_file.network or Network(),
+        vetting=in_file.vetting,
+    )
 
 
 def _refuse_without_each(jobs: int | None, *, retry_failed: bool, fail_fast: bool) -> None:

@@ -28,13 +28,13 @@ def run_sweep(job: RunRequest, each: str, *, at_a_time: int | None, retries_fail
     """Runs the sweep over the items of a file, and prints its table. Returns the exit status."""
     from kimbox.actions.jobs import sweep
 
-    request = sweep.SweepRequest(job, _items(each), at_a_time, retries_failed, fails_fast)
+    request = sweep.SweepRequest(job, read_items(each), at_a_time, retries_failed, fails_fast)
     done = sweep.sweep(request)
     _print(done)
     return 0 if all(result.is_ok for result in done.results) else NOT_OK_STATUS
 
 
-def _items(each: str) -> list[Item]:
+def read_items(each: str) -> list[Item]:
     """Returns the items of --each. Raises UsageError (`bad-items`)."""
     from kimbox.files import open_regular
     from kimbox.jobs import items

@@ -22,6 +22,10 @@ ORDER, BASE, DELIVERY, IMAGE = "order.json", "base.raw", "delivery.raw", "image.
 #: Name of the file that the runner writes: a disk with the results.
 RESULTS = "results.raw"
 
+#: Names of the files on it beside the results: verdict and facts, events of the guest, end of its console; and the
+#: maximum size of the events, in bytes.
+REPORT, EVENTS, CONSOLE, MAX_EVENT_BYTES = "report.json", "events.jsonl", "console", 1 << 20
+
 #: The id of the job in the command line, which the runner replaces by a new one.
 PLACEHOLDER = "000000000000"
 

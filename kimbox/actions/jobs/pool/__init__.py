@@ -1,0 +1,1 @@
+"""Jobs in a pool of HTCondor: submitted, watched, fetched, and managed."""
