@@ -119,6 +119,7 @@ CODES: dict[str, str] = {
     "not-a-job": "A folder has no executable file `run-job`.",
     "not-a-mapping": "A file is empty, a list or a single value, and should be a mapping of keys to values.",
     "not-a-regular-file": "A FIFO, socket or device is in the place of a file.",
+    "notification-failed": "A notification was not sent. It waits in the spool, and is sent later.",
     "offline": "A server must be contacted, and `--offline` does not allow it.",
     "out-of-range": "A number, size or duration is too small or too large.",
     "outside-spec-folder": "A path leaves the folder of the spec, by `..` or by a symbolic link.",

@@ -303,12 +303,13 @@ def detach(
     cwd: Path = Path("/"),
     connects_to: frozenset[int] | None = None,
     dies_with_parent: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Callable[[], int | None]:
     """Starts a program that continues after kimbox ends, in its own session. Its output is written to the file `log`.
 
     `connects_to`: the TCP ports to which the program may connect (kimbox/landlock.py); None: all. `dies_with_parent`:
-    it does not continue after kimbox, also if kimbox is killed. Returns a function that returns the exit code, or None
-    while the program runs. Raises KimboxError if the ports cannot be limited.
+    it does not continue after kimbox, also if kimbox is killed. `env`: more environment variables. Returns a function
+    that returns the exit code, or None while the program runs. Raises KimboxError if the ports cannot be limited.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
@@ -322,7 +323,7 @@ def detach(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env=environment(env),
                 cwd=cwd,
                 start_new_session=True,
                 pass_fds=tuple(pass_fds),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import attrs
 
+from kimbox.actions import lifetime
 from kimbox.actions.clones import template
 from kimbox.actions.clones.clone import continue_template, own_forwards
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready, check_root
 from kimbox.actions.lifecycle.start import repair_record, start, wake
+from kimbox.actions.notices import notify
 from kimbox.actions.observe import check_owner, needs_restart_to_seal, state
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
@@ -23,7 +25,7 @@ from kimbox.machine.shape import shape_changes
 from kimbox.machine.state import State, last_manifest_event, require, sent_manifest
 from kimbox.project.plan import Plan, make_plan
 from kimbox.project.project import Project
-from kimbox.spec.model import SETUP, BootMode, Box
+from kimbox.spec.model import SETUP, BootMode, Box, Occasion
 from kimbox.spec.urls import why_not_followed
 
 
@@ -146,6 +148,7 @@ def up(request: UpRequest) -> State:
         else:
             repair_record(machine, before)
             _warn_of_changes(machine, box, plan, before)
+        lifetime.begin(machine, box, is_start=not before.running)
         if needs_restart_to_seal(machine, before):
             raise StateError(
                 f"{machine.name} has taken its role, and is open until it restarts",
@@ -172,6 +175,7 @@ def up(request: UpRequest) -> State:
             check_root(machine)
         must_send = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)
         bring_to_ready(machine, plan, timeout_s=request.timeout_s, must_send=must_send, may_send=request.provision)
+        notify(machine, Occasion.READY, f"{machine.name} is {state(machine)}", before=str(before))
         return before
 
 

@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from kimbox import paths
+from kimbox.cli import afterwards
 from kimbox.cli.completers import COMPLETE_VARIABLE
 from kimbox.cli.options import hoist, seconds_of, split_global
 from kimbox.cli.output import STDOUT, report_error
@@ -196,7 +197,10 @@ def run(arguments: list[str]) -> int:
             stream.reconfigure(errors="kimbox.bytes" if is_for_programs else "backslashreplace")
     try:
         _configure(arguments)
-        code = _call(hoist(arguments))
+        try:
+            code = _call(hoist(arguments))
+        finally:
+            afterwards.check(settings.verb)
         sys.stdout.flush()
     except KimboxError as error:
         return _report(error)

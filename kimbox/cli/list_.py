@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from kimbox.cli import lifetimes
 from kimbox.cli.output import report, table
 from kimbox.cli.status import summary_of
 from kimbox.errors import KimboxError
@@ -19,8 +20,10 @@ MAX_OBSERVERS = 8
 
 
 def list_() -> None:
-    """List all boxes of this user, with their states and the specs that they were made from, and the templates from
-    which clones start.
+    """List all boxes of this user: state, address of the ssh server, disk, spec, where each was saved, and what remains
+    of its lifetime. Then the templates from which clones start.
+
+    A box whose lifetime has ended and whose save failed is NOT SAVED, with the reason; its disk is there.
 
     \b
     Examples:
@@ -31,10 +34,12 @@ def list_() -> None:
 
     from kimbox.machine import templates as stores
     from kimbox.machine.folder import machines
+    from kimbox.machine.state import State
 
     with ThreadPoolExecutor(MAX_OBSERVERS) as observers:
         summaries = [summary for summary in observers.map(log.attach(_summary), machines()) if summary is not None]
-    rows = [["NAME", "STATE", "SSH", "DISK", "SPEC", "SAVED"]]
+    header = ["NAME", "STATE", "SSH", "DISK", "SPEC", "SAVED", "REMAINS"]
+    rows = [header]
     for summary in summaries:
         rows.append(
             [
@@ -42,15 +47,18 @@ def list_() -> None:
                 f"sealed: {summary['sealed']['role']}"
                 if summary["state"] == "sealed" and summary["sealed"]
                 else summary["state"],
-                str(summary["ssh_port"]),
+                f"{summary['ssh_host']}:{summary['ssh_port']}",
                 _disk(summary),
                 summary["spec"],
                 summary["saved"]["url"] if summary["saved"] else "",
+                lifetimes.words(summary),
             ]
         )
-    if not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
+    empty = {column for column in (5, 6) if not any(row[column] for row in rows[1:])}
+    rows = [[cell for column, cell in enumerate(row) if column not in empty] for row in rows]
     text = table(rows) if summaries else "there are no boxes (`kimbox up minimal` creates one)"
+    if summaries and not any(State(summary["state"]).running for summary in summaries):
+        text += "\nNo boxes are running"
     templates = stores.every()
     if templates:
         rows = [["TEMPLATE", "BOX", "DISK", "CLONES"]]

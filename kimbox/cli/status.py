@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import lifetimes, target
 from kimbox.cli.output import report
 from kimbox.spec.model import SETUP, BootMode
 
@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
 #: - `saved`: the last save: url of the store, number, and time; null if it was never saved.
+#: - `lifetime`: ends_at, remaining_s, ended_at (shut down and saved) and failure; null if it has none.
 #: - `health`: the last report of a sealed box, see `health.as_json`.
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
     "disk_bytes", "scratch", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
-    "saved", "health", "problems",
+    "saved", "lifetime", "health", "problems",
 )  # fmt: skip
 
 
@@ -153,6 +154,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
                 if (saved := summary["saved"])
                 else []
             ),
+            *([f"  lifetime    {lifetimes.words(summary)}"] if summary["lifetime"] else []),
         ]
     if scratch := summary["scratch"]:
         lines.append(f"  scratch     {scratch['size_bytes'] / 1e6:.0f} MB at {scratch['mount']} in the guest")
@@ -233,6 +235,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "put_back": attrs.asdict(record.put_back) if record.put_back else None,
         "host_key": keys.host_key(machine),
         "saved": attrs.asdict(record.saved) if record.saved else None,
+        "lifetime": lifetimes.lifetime_of(machine),
     }
 
 

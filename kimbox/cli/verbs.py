@@ -20,6 +20,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "stop": ("stop", "Shut a box down and save it"),
         "start": ("start", "Start a box that was stopped, here or from a save"),
         "create": ("create", "Make a box of a save"),
+        "extend": ("extend", "Move the end of the lifetime of a box"),
         "destroy": ("destroy", "Remove a box and its disk"),
     },
     "Work in a box": {
@@ -56,6 +57,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Host": {
         "doctor": ("doctor", "Check this host; show the command that fixes each fault"),
         "prune": ("prune", "Remove unused images and the remains of interrupted runs"),
+        "expire": ("expire", "End lifetimes that are over, send notifications"),
         "schema": ("schema", "Print the JSON Schema of box specs, for editors"),
         "completion": ("completion", "Print the completion script of bash, zsh or fish"),
     },

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-from kimbox.spec import rules, sealing, units, urls
+from kimbox.spec import notify, rules, sealing, units, urls
 from kimbox.spec.layout import EXTENT_BYTES, dm_name, kept_name, round_up, shares
 from kimbox.spec.model import (
     BootMode,
@@ -107,6 +107,8 @@ class _Builder(Reader):
             resnap_keep=self.text(tree.get("resnap", "keep"), ResnapKeep, ResnapKeep.PROVISIONED),
             job=self.switch(tree.get("job")),
             store=self.text(tree.get("store"), urls.store, None),
+            lifetime_s=self.text(tree.get("lifetime"), notify.lifetime, None),
+            notify=notify.read_notify(self, tree.get("notify")),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

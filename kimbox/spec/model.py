@@ -50,6 +50,34 @@ class Mode(StrEnum):
     USER = "user"  #: the account `vagrant`
 
 
+class Occasion(StrEnum):
+    """An event of the life of a box on its host, of which somebody can be notified."""
+
+    READY = "ready"  #: a start has ended: the box is ready
+    SAVED = "saved"  #: a save is complete and verified
+    SAVE_FAILED = "save-failed"  #: a save failed; the disk is as it was
+    EXPIRING = "expiring"  #: the lifetime ends in an hour or less
+    EXPIRED = "expired"  #: the lifetime has ended
+    CRASHED = "crashed"  #: the box does not run, and nobody halted it
+
+
+@attrs.frozen
+class Notify:
+    """One target of notifications. One of `mail`, `command` and `apprise` is not None."""
+
+    #: A mail address.
+    mail: str | None = None
+    #: URL of the SMTP server: smtp: or smtps:. None: the program sendmail of this host.
+    server: str | None = None
+    #: Address of the sender. None: user and name of this host.
+    sender: str | None = None
+    #: Name of a program in the user's folder of notifiers. It gets JSON on stdin.
+    command: str | None = None
+    #: Name of a configuration of apprise in that folder, without its suffix `.yaml`.
+    apprise: str | None = None
+    events: tuple[Occasion, ...] = tuple(Occasion)
+
+
 @attrs.frozen
 class PackageImage:
     """An image built here from the packages of a distribution."""
@@ -259,6 +287,9 @@ class Box:
     has_boot_key: bool = True
     #: URL of the store of its saves; `{name}` in it stands for the name of the machine. None: there is none.
     store: str | None = None
+    #: Time from the first start to the end, at which the box is shut down and saved, in seconds. None: it has no end.
+    lifetime_s: int | None = None
+    notify: tuple[Notify, ...] = ()
 
     def boot_mode(self, *, is_sealed: bool) -> BootMode:
         """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""

@@ -21,6 +21,9 @@ IMAGE_SCHEMES = ("https", "http")
 #: Allowed schemes in the URL of a store of saves.
 STORE_SCHEMES = ("file", "sftp", "https", "http", "oci", "s3", "gs", "az")
 
+#: Allowed schemes in the URL of a mail server.
+MAIL_SCHEMES = ("smtp", "smtps")
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _TRANSPORT = re.compile(r"[A-Za-z0-9+.-]*::")
 _SCP = re.compile(r"(?:(?P<user>[^@/:]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/:@\[\]]+):(?P<path>.*)")
@@ -130,6 +133,16 @@ def is_inside_network(host: str) -> bool:
         return not ipaddress.ip_address(host).is_global
     except ValueError:  # 2130706433 and 0x7f.1 are addresses for libc
         return bool(_NUMERIC_HOST.fullmatch(host)) or host.rstrip(".").endswith(("localhost", ".local", ".internal"))
+
+
+def mail_server(text: str) -> str:
+    """The URL of an SMTP server: smtp://HOST:PORT (with TLS if the server has it), or smtps://HOST."""
+    _check_characters(text, "the URL of a mail server")
+    parts = _split(text, MAIL_SCHEMES)
+    _refuse_user(text, parts)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise Fault(f"{shown(text)} has more than a host and a port", code="bad-url")
+    return text
 
 
 def local_folder(url: str) -> str | None:

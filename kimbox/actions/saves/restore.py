@@ -16,6 +16,7 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths
+from kimbox.actions import lifetime
 from kimbox.actions.lifecycle.create import MAC_PREFIX
 from kimbox.actions.saves import folders, found
 from kimbox.actions.saves.save import last_save, reporter
@@ -354,6 +355,7 @@ class _Making:
                 saved=last_save(self.store.url, manifest),
                 plan=PlanDigests(manifest.spec_digest, manifest.lock_digest, manifest.manifest_digest),
             )
+            lifetime.created(box, machine.name).write(self.folder)
             write_json(self.folder / machine.record_file.name, record.as_json())
             self.folder.rename(machine.folder)
         sync_folder(machine.place)

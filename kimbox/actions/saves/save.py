@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 
 from kimbox import __version__, utctime
+from kimbox.actions.notices import notify
 from kimbox.actions.saves import candidates, folders, found, prune
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_full, json_bytes, read_bounded, remove_tree, size_words, space_error
@@ -44,6 +45,7 @@ from kimbox.machine import delivered_locks
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import LastSave, Record
 from kimbox.run import run
+from kimbox.spec.model import Occasion
 from kimbox.transfer.stores.base import Store
 from kimbox.transfer.stores.opening import open_store
 
@@ -147,11 +149,16 @@ def save(request: SaveRequest) -> Saved:
             with lease.shared(record.image), log.step(f"saving {machine.name} to {store.url}"):
                 done = _save(request, store, record, work, sign)
             machine.write_record(attrs.evolve(record, saved=last_save(done.url, done.manifest)))
+            text = f"{machine.name} is saved as number {done.manifest.number} in {done.url}"
+            notify(machine, Occasion.SAVED, text, url=done.url, number=done.manifest.number)
             return done
-        except OSError as error:
-            if is_full(error):
-                raise space_error(machine.folder, "a pack of the save") from None
-            raise
+        except (KimboxError, OSError) as error:
+            failure: Exception = error
+            if isinstance(error, OSError) and is_full(error):
+                failure = space_error(machine.folder, "a pack of the save")
+            text = f"{machine.name} could not be saved in {store.url}; its disk is as it was"
+            notify(machine, Occasion.SAVE_FAILED, text, url=store.url, failure=str(failure))
+            raise failure from None
         finally:
             remove_tree(work)
 

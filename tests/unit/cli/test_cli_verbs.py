@@ -96,7 +96,7 @@ def test_list(kimbox: Kimbox) -> None:
     makemachine.make_machine("one")
     makemachine.make_machine("two").record_file.write_text("{")
     code, out, err = kimbox("list", "-q")
-    assert (0, ["NAME", "one"]) == (code, [line.split()[0] for line in out.splitlines()])
+    assert (0, ["NAME", "one", "No"]) == (code, [line.split()[0] for line in out.splitlines()])
     assert "two/machine.json" in err
     assert "`kimbox destroy two`" in err
     assert 1 == kimbox("status", "two")[0]
@@ -107,7 +107,7 @@ def test_a_disk_that_the_driver_keeps(kimbox: Kimbox, monkeypatch: pytest.Monkey
     fakedriver.install(monkeypatch, features=Features())
     machine = makemachine.make_machine()
     columns = kimbox("list")[1].splitlines()[1].split()
-    assert ["tiny", "halted", "20022", "qemu"] == columns[:4]
+    assert ["tiny", "halted", "127.0.0.1:20022", "qemu"] == columns[:4]
     expected = f"  disk        managed by qemu; other files of the machine at {machine.folder}"
     assert expected in kimbox("status", "tiny")[1].splitlines()
 
