@@ -132,6 +132,8 @@ def up(request: UpRequest) -> State:
     fails; StateError, for example if another spec owns the name; SpecError if the lock has faults.
     """
     project, box, machine = request.project, request.box, request.machine
+    if box.settings:
+        log.info(f"{machine.name} differs from its spec by `--set`: {', '.join(box.settings)}")
     with machine.locked():
         check_owner(machine, project, request.purpose, is_locked=True)
         _check_driver(machine, request.driver)
@@ -147,6 +149,7 @@ def up(request: UpRequest) -> State:
             create(machine, plan, purpose=request.purpose, driver=request.driver)
         else:
             repair_record(machine, before)
+            _record_settings(machine, box)
             _warn_of_changes(machine, box, plan, before)
         lifetime.begin(machine, box, is_start=not before.running)
         if needs_restart_to_seal(machine, before):
@@ -177,6 +180,13 @@ def up(request: UpRequest) -> State:
         bring_to_ready(machine, plan, timeout_s=request.timeout_s, must_send=must_send, may_send=request.provision)
         notify(machine, Occasion.READY, f"{machine.name} is {state(machine)}", before=str(before))
         return before
+
+
+def _record_settings(machine: Machine, box: Box) -> None:
+    """Writes the settings of the command line to the record, so that `reload` and later verbs use them."""
+    record = machine.record()
+    if record.settings != box.settings:
+        machine.write_record(attrs.evolve(record, settings=box.settings))
 
 
 def _is_warm(request: UpRequest) -> bool:

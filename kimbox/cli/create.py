@@ -45,6 +45,7 @@ def create(
     number: Number = None,
     key: Keys = None,
     offline: Offline = False,
+    set_values: target.Set = None,
 ) -> None:
     """Make a box of a save. It is halted; `kimbox up NAME` starts it with the content that was saved.
 
@@ -62,6 +63,9 @@ def create(
     A save is as trustworthy as its store: its spec names scripts and images. With --key, only a save that one of the
     keys has signed is used.
 
+    --set changes values of the spec for this box, as for `kimbox up`: not its image and its disk, which are those of
+    the save.
+
     The JSON has: name, box, url, number, saved_at, image, fetched_bytes and ssh_port.
 
     \b
@@ -69,12 +73,14 @@ def create(
       kimbox create --from /srv/saves/study && kimbox up study
       kimbox create study-2 --from file:///srv/saves/study --save 3
       kimbox create study --from /srv/saves/study --key ~/keys/author.pub
+      kimbox create study-2 --from /srv/saves/study --set memory=8GiB
     """
     from kimbox.actions.saves.restore import RestoreRequest, restore
     from kimbox.files import size_words
 
     named = target.check_name(name) if name is not None else None
-    made = restore(RestoreRequest(source, named, number, public_keys(key or []), offline, file))
+    settings = target.checked_settings(set_values)
+    made = restore(RestoreRequest(source, named, number, public_keys(key or []), offline, file, settings))
     record, manifest = made.machine.record(), made.manifest
     result = {
         "name": record.name,

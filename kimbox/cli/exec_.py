@@ -61,7 +61,8 @@ def exec_(
         from kimbox.actions import up as starting
         from kimbox.actions.watch import BOOT_TIMEOUT_S
 
-        request = starting.UpRequest(target.project(name, file), timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
+        project = target.project(name, file, settings=target.RECORDED)
+        request = starting.UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
         starting.up(request)
     raise typer.Exit(_execute(target.machine(name, file), command, no_stdin=no_stdin, halt=halt))
 

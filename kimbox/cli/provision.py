@@ -61,7 +61,7 @@ def provision(
     mode: Literal["only", "from"] = "only" if only is not None else "from"
     step = only if only is not None else start
     replacements = tuple(Replacement.parse(argument) for argument in repo or [])
-    project = target.project(box, file)
+    project = target.project(box, file, settings=target.RECORDED)
     part = Part(mode, step) if step is not None else None
     limit = settings.timeout_s or BOOT_TIMEOUT_S
     provisioning.provision(project, replacements=replacements, part=part, timeout_s=limit)

@@ -37,7 +37,7 @@ def reload(
     from kimbox.machine.state import require
 
     choice = target.choice(boot, once, from_scratch=from_scratch)
-    project = target.project(box, file, clones=True)  # an invalid spec must not halt the box
+    project = target.project(box, file, clones=True, settings=target.RECORDED)  # an invalid spec must not halt the box
     request = starting.UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S, boot=choice)
     request = target.for_clone(request, box, file)
     machine = request.machine

@@ -85,7 +85,7 @@ def secure(
 
     if rotate and unseal:
         raise UsageError("--rotate and --unseal exclude each other", code="usage", fields={"option": "--rotate"})
-    project = target.project(box, file)
+    project = target.project(box, file, settings=target.RECORDED)
     spec, policy = project.box, _policy(project.box)
     request = UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
     machine = machine_of(spec.name)

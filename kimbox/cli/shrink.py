@@ -47,7 +47,7 @@ def shrink(
     machine, boot = target.machine(box, file), None
     if machine.exists:
         with contextlib.suppress(KimboxError):  # without a spec, the content of the snapshot is kept
-            boot = target.project(box, file).box.boot
+            boot = target.project(box, file, settings=target.RECORDED).box.boot
     shrunk = shrinking.shrink(machine, boot, drop=resnap, dry_run=dry_run)
     result = {
         "name": machine.name,

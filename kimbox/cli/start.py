@@ -62,6 +62,6 @@ def start(word: Word = None, file: target.File = None, name: NewName = None, key
                 "from a save",
                 fields={"name": machine.name},
             )
-    project = target.project(word, file, clones=True)
+    project = target.project(word, file, clones=True, settings=target.RECORDED)
     request = UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
     bring_up("start", target.for_clone(request, word, file))

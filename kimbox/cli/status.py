@@ -41,13 +41,14 @@ if TYPE_CHECKING:
 #:   runs it again.
 #: - `saved`: the last save: url of the store, number, and time; null if it was never saved.
 #: - `lifetime`: ends_at, remaining_s, ended_at (shut down and saved) and failure; null if it has none.
+#: - `settings`: the values of the spec that `--set` has changed, as KEY=VALUE.
 #: - `health`: the last report of a sealed box, see `health.as_json`.
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
     "disk_bytes", "scratch", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
-    "saved", "lifetime", "health", "problems",
+    "saved", "lifetime", "settings", "health", "problems",
 )  # fmt: skip
 
 
@@ -148,6 +149,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             f"  image       {summary['image'][:16]}",
             *([f"  packages    {age.words(as_of)}"] if (as_of := summary["packages_as_of"]) else []),
             f"  spec        {summary['spec']}",
+            *(f"  set         {setting}" for setting in summary["settings"]),
             f"  disk        {_disk_text(summary)}",
             *(
                 [f"  saved       {saved['at']}, number {saved['number']} in {saved['url']}"]
@@ -236,6 +238,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "host_key": keys.host_key(machine),
         "saved": attrs.asdict(record.saved) if record.saved else None,
         "lifetime": lifetimes.lifetime_of(machine),
+        "settings": list(record.settings),
     }
 
 

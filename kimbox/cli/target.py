@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import attrs
 import typer
 
 from kimbox.cli import completers
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from kimbox.machine.bootmode import Choice
     from kimbox.machine.folder import Machine
     from kimbox.project.project import Project
+    from kimbox.spec.model import Box
 
 _FILE_HELP = "Spec of the box, in place of ./kimbox.yaml."
 
@@ -49,6 +52,20 @@ FromScratch = Annotated[
 ]
 
 
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value of the spec for this box, such as memory=4GiB. Later verbs use it, too. May be repeated.",
+    ),
+]
+Unset = Annotated[
+    list[str] | None,
+    typer.Option("--unset", metavar="KEY", help="End an earlier --set of this key. May be repeated."),
+]
+
+
 def choice(boot: BootMode | None, once: bool, *, from_scratch: bool = False) -> Choice:
     """Returns the boot mode of the options. Raises UsageError for --once without --boot."""
     from kimbox.machine.bootmode import Choice
@@ -61,13 +78,22 @@ def choice(boot: BootMode | None, once: bool, *, from_scratch: bool = False) -> 
 
 
 def project(
-    name: str | None, file: Path | None, *, frozen: bool = False, offline: bool = False, clones: bool = False
+    name: str | None,
+    file: Path | None,
+    *,
+    frozen: bool = False,
+    offline: bool = False,
+    clones: bool = False,
+    settings: Settings | None = None,
 ) -> Project:
     """Returns the project of a box: by the name of a box or a machine, by `file`, or by the spec of this folder.
 
     The name of a machine stands for the spec that it was made from. Any other name stands for the spec of this folder,
     if that has the name, or for the shipped box. `clones`: the machine may be a clone. Raises StateError, with a
     similar name, if there is none of them, and if the machine has another purpose than to be its box.
+
+    `settings`: the verb works on the machine, so the spec has the settings of its record, and new ones. None: the spec
+    is used as it is.
     """
     from kimbox import paths
     from kimbox.project.project import Project
@@ -77,7 +103,50 @@ def project(
     if path is None:
         path = find_box(_box_of(name) if clones else name, Path(), file)
         shipped = path.stem if path.parent.resolve() == paths.boxes_dir().resolve() else None
-    return Project(load_box(path), shipped, frozen=frozen, offline=offline)
+    box = load_box(path) if settings is None else _with_settings(path, name, settings)
+    return Project(box, shipped, frozen=frozen, offline=offline)
+
+
+@attrs.frozen
+class Settings:
+    """The options --set and --unset of a verb that works on a machine."""
+
+    new: Sequence[str] = ()
+    removed: Sequence[str] = ()
+
+
+#: The options of a verb without --set: the machine has the settings of its record.
+RECORDED = Settings()
+
+
+def checked_settings(texts: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the values of --set, each key once. Raises UsageError for an invalid one."""
+    return _combined((), Settings(texts or ()))
+
+
+def _combined(recorded: Sequence[str], settings: Settings) -> tuple[str, ...]:
+    from kimbox.spec import settings as rules
+    from kimbox.spec.nodes import Fault
+
+    try:
+        return rules.combine(recorded, settings.new, settings.removed)
+    except Fault as fault:
+        raise UsageError(fault.message, code="usage", hint=fault.hint, fields={"option": "--set"}) from None
+
+
+def _with_settings(path: Path, name: str | None, settings: Settings) -> Box:
+    """Returns the box of a spec with the settings in the record of its machine, and those of the command line.
+
+    The machine has the `name` of the command line, if that is one, else the name of the spec. Raises UsageError for an
+    invalid setting, SpecError if the spec is invalid with it.
+    """
+    from kimbox.machine.folder import Machine
+    from kimbox.spec.load import load_box
+
+    box = None if name is not None and not _is_path(name) else load_box(path)
+    machine = Machine(box.name if box else str(name))
+    combined = _combined(machine.record().settings if machine.exists else (), settings)
+    return box if box and not combined else load_box(path, combined)
 
 
 def clone(name: str | None, file: Path | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import attrs
 import typer
 
 from kimbox.cli import target
@@ -12,8 +13,11 @@ from kimbox.cli.status import summary_of
 from kimbox.spec.model import BootMode
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kimbox.actions.up import UpRequest
     from kimbox.guest.events import Event
+    from kimbox.machine.bootmode import Choice
     from kimbox.machine.folder import Machine
 
 #: Options that only `up` has.
@@ -47,6 +51,8 @@ def up(
     cold: Cold = False,
     locked: Locked = False,
     offline: Offline = False,
+    set_values: target.Set = None,
+    unset: target.Unset = None,
 ) -> None:
     """Start a box, until it is ready: build or download its image, boot it, provision it, check its probes.
 
@@ -55,23 +61,24 @@ def up(
     `kimbox provision` makes another attempt.
 
     A step runs again if its text or a repository that it uses has changed. kimbox lists the steps that ran under other
-    commits than the box has now and did not run again, each with the command that runs it.
+    commits and did not run again, each with the command that runs it.
 
     --boot selects the root for this start, and for reboots of the guest until the next start. resnap: a new snapshot,
     all earlier changes are lost. keep: the existing snapshot. maintain: the real root, from which later snapshots are
     made; nothing is provisioned. With --once, the mode is for the first boot only. For a box that runs in another mode,
     use `kimbox reload --boot MODE`.
 
-    --follow acts as `follow: true` of the repository `setup` until the next `kimbox up` without --follow. At each boot
-    the box fetches the newest commit of the branch `ref` and is provisioned with it. If a commit fails, the next boot
-    returns to the last good one. Without a network, the box continues with the commit that it has. `kimbox status`
-    shows the commit.
+    --follow acts as `follow: true` of the repository `setup` until the next `kimbox up` without --follow.
 
     With --provider vagrant, Vagrant runs the box under libvirt, or under VirtualBox if only that is installed. Later
     verbs use the same provider.
 
     If the spec has `warm: true`, a new box continues the template of the box, which is made if it is missing, as
     `kimbox clone` does. With --cold it boots.
+
+    --set changes a value of the spec for this box alone. KEY is the path of a key, such as disk.volumes.root, and VALUE
+    is YAML on one line. It is checked like the spec, and later verbs use it, too, until --unset KEY. It is no place for
+    a secret. kimbox.lock stays that of the spec.
 
     --locked is for automation that must not change pins: the exit status is 3 if `kimbox lock --check` finds a fault.
     --offline takes commits from the mirrors and images from the store of this host. Both may be combined.
@@ -83,19 +90,47 @@ def up(
       kimbox up -f boxes/study.yaml --timeout 10m
       kimbox up --locked --offline
       kimbox up --provider vagrant
+      kimbox up --set memory=4GiB --set cpus=4
+      kimbox up --unset memory
     """
-    import attrs
+    choice, changes = target.choice(boot, once), target.Settings(set_values or (), unset or ())
+    options = Options(choice, changes, not no_provision, follow, driver, cold, locked, offline)
+    bring_up("up", request_of(box, file, options))
 
+
+@attrs.frozen
+class Options:
+    """The options of `up`."""
+
+    choice: Choice
+    changes: target.Settings
+    provision: bool
+    follow: bool
+    driver: str | None
+    cold: bool
+    locked: bool
+    offline: bool
+
+
+def request_of(name: str | None, file: Path | None, options: Options) -> UpRequest:
+    """Returns the request for a box or a clone, by its name or spec."""
     from kimbox.actions.up import UpRequest, following
     from kimbox.actions.watch import BOOT_TIMEOUT_S
 
-    choice = target.choice(boot, once)
-    project = target.project(box, file, frozen=locked, offline=offline, clones=True)
-    if follow:
+    project = target.project(
+        name, file, frozen=options.locked, offline=options.offline, clones=True, settings=options.changes
+    )
+    if options.follow:
         project = attrs.evolve(project, box=following(project.box))
-    limit = settings.timeout_s or BOOT_TIMEOUT_S
-    request = UpRequest(project, provision=not no_provision, timeout_s=limit, boot=choice, driver=driver, cold=cold)
-    bring_up("up", target.for_clone(request, box, file))
+    request = UpRequest(
+        project,
+        provision=options.provision,
+        timeout_s=settings.timeout_s or BOOT_TIMEOUT_S,
+        boot=options.choice,
+        driver=options.driver,
+        cold=options.cold,
+    )
+    return target.for_clone(request, name, file)
 
 
 def bring_up(verb: str, request: UpRequest) -> None:

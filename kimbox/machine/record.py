@@ -146,6 +146,8 @@ class Record:
     template: str | None = None
     #: Whether the last run continued the template instead of booting. A saved state has the devices of the template.
     woken: bool = False
+    #: The values of the spec that `--set` has changed, as KEY=VALUE.
+    settings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of machine.json."""
@@ -187,6 +189,7 @@ class Record:
             fields["purpose"] = Purpose(fields["purpose"])
             fields["template"] = _template(fields.get("template"))
             fields["woken"] = fields.get("woken") is True
+            fields["settings"] = _texts(fields.get("settings", []))
             fields["plan"] = _plan(fields["plan"])
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
             return cls(**fields)
@@ -254,6 +257,12 @@ def _template(value: object) -> str | None:
     if value is None or (isinstance(value, str) and _DIGEST.fullmatch(value)):
         return value
     raise ValueError(f"{value!r} is not the key of a template")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+        return tuple(value)
+    raise ValueError(f"{value!r} is not a list of texts")
 
 
 def _watchdog(value: object) -> int | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
+from kimbox import paths
 from kimbox.errors import ImageError, KimboxError, Problem, SpecError
 from kimbox.image import obtain
 from kimbox.image.inputs.provisioners import Provisioner
@@ -34,7 +36,7 @@ from kimbox.project import localuse
 from kimbox.project.check import base_provisioners, check_lock_file, package_differences, raise_faults, recipe_for
 from kimbox.project.pinned_scripts import check_scripts
 from kimbox.project.project import Project
-from kimbox.spec.load import place_of_package
+from kimbox.spec.load import load_box, place_of_package
 from kimbox.spec.model import SETUP, Box, PackageImage
 from kimbox.spec.schema import guess
 
@@ -58,7 +60,11 @@ def lock_for(project: Project) -> Locked:
 
     A frozen project never writes its lock. An offline project contacts no server. Raises SpecError if spec and lock
     disagree (if frozen: in any detail), GitError if a commit is not available.
+
+    A project with settings (`--set`) has a lock of its own, in kimbox's home, which starts with the pins of the spec's.
     """
+    if project.box.settings and project.lock_file is None:
+        project = _with_settings(project)
     box, path = project.box, project.lock_path
     base = base_provisioners(box)
     previous = read_lock(path) if path.exists() else None
@@ -86,6 +92,33 @@ def lock_for(project: Project) -> Locked:
     if not project.frozen and write_lock(path, lock):
         log.info(f"{'wrote' if previous is None else 'updated'} {path}")
     return Locked(with_tags(lock, mirrors), mirrors, recipe, key)
+
+
+def _with_settings(project: Project) -> Project:
+    """Returns a project with settings, and with the path of its lock, which is written if it is missing.
+
+    The lock in git stays that of the spec without settings. Pins that the settings add are chosen once for each lock of
+    the spec. Raises SpecError if they are missing and the project is offline.
+    """
+    plain = lock_for(attrs.evolve(project, box=load_box(project.source))).lock
+    key = hashlib.sha256("\n".join([plain.digest, *project.box.settings]).encode()).hexdigest()[:16]
+    path = paths.locks_dir() / f"{project.name}.set-{key}.lock"
+    changed = attrs.evolve(project, lock_file=path, frozen=False)
+    box, base = project.box, base_provisioners(project.box)
+    lock = read_lock(path) if path.exists() else plain
+    if not (check_lock(box, lock) or package_differences(box, lock, base)):
+        return changed
+    if project.offline:
+        raise SpecError.at(
+            path,
+            f"the settings of {project.name} need pins that the lock of its spec does not have",
+            code="lock-disagrees",
+            hint="run the command once without --offline",
+            fields={"path": str(path)},
+        )
+    write_lock(path, plain)
+    relock(changed, update=[])
+    return changed
 
 
 def with_tags(lock: Lock, mirrors: Mapping[str, Mirror]) -> Lock:

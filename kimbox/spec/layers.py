@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 
 from kimbox import paths
-from kimbox.spec import schema
+from kimbox.spec import schema, settings
 from kimbox.spec.nodes import Fault, Node, Problems, shown
 from kimbox.spec.parse import Budget, read_tree
 
@@ -30,14 +31,20 @@ class Merged:
     complete: bool
 
 
-def load_layers(spec: Path, problems: Problems) -> Merged | None:
-    """Reads a spec and all its layers and merges them. Adds faults to `problems`. Returns None if no file was read."""
+def load_layers(spec: Path, problems: Problems, set_values: Sequence[str] = ()) -> Merged | None:
+    """Reads a spec and all its layers and merges them, then the settings `set_values` (`settings.split`).
+
+    Adds faults to `problems`. Returns None if no file was read.
+    """
     loader = _Loader(spec, problems)
     trees = loader.visit(spec, ())
     if not trees:
         return None
     merged = trees[0][1]
     for _, tree in trees[1:]:
+        merged = merge(merged, tree)
+    for tree in settings.trees(set_values, spec, problems, loader.budget):
+        loader.faulty |= schema.check(tree, problems, whole=False)
         merged = merge(merged, tree)
     order = dict.fromkeys(Path(os.path.abspath(path)) for path, _ in trees)  # noqa: PTH100 - not through links
     return Merged(merged, tuple(order), loader.faulty, loader.complete)
@@ -123,6 +130,7 @@ def find_beside(text: str, beside: Path, roots: tuple[Path, ...], kind: str) -> 
 #   1. the defaults of the schema (kimbox.spec.schema.with_defaults)
 #   2. the layers of `base`, first to last, each on top of its own layers
 #   3. the spec itself
+#   4. the settings of the machine (kimbox.spec.settings)
 # A later value replaces an earlier one. How that works for each kind of value:
 #   mapping                          key by key
 #   provision, probes, forwards      by name, description, guest port: an item with the same name is merged at its

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,25 @@ from kimbox.spec.nodes import Mark, Problems, shown
 from kimbox.spec.parse import Budget, read_tree
 
 
-def load_box(path: Path) -> Box:
-    """Reads a spec with its layers and checks all of it. Raises SpecError with every problem."""
+def load_box(path: Path, settings: Sequence[str] = ()) -> Box:
+    """Reads a spec with its layers and checks all of it. Raises SpecError with every problem.
+
+    `settings`: values that a command line has changed, see `kimbox.spec.settings`.
+    """
     problems = Problems()
-    merged = load_layers(path, problems)
+    merged = load_layers(path, problems, settings)
     if merged is None:
         raise SpecError(problems.collected, code="bad-spec")
     faulty = merged.faulty | schema.check(merged.tree, problems, whole=merged.complete)
     box = build(schema.with_defaults(merged.tree), path, merged.files, problems, faulty)
     if problems.collected:
         raise SpecError(problems.collected, code="bad-spec")
-    return attrs.evolve(box, has_boot_key=merged.tree.get("boot") is not None)
+    return attrs.evolve(box, has_boot_key=merged.tree.get("boot") is not None, settings=tuple(settings))
 
 
-def merged_spec(path: Path) -> dict[str, Any]:
-    """Returns a valid spec with its layers as one mapping, without the defaults of the schema."""
-    merged = load_layers(path, Problems())
+def merged_spec(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns a valid spec with its layers and settings as one mapping, without the defaults of the schema."""
+    merged = load_layers(path, Problems(), settings)
     plain = merged.tree.plain() if merged else {}
     return {key: value for key, value in plain.items() if key != "base"}
 

@@ -290,6 +290,8 @@ class Box:
     #: Time from the first start to the end, at which the box is shut down and saved, in seconds. None: it has no end.
     lifetime_s: int | None = None
     notify: tuple[Notify, ...] = ()
+    #: The values that a command line has changed, as KEY=VALUE (`kimbox.spec.settings`).
+    settings: tuple[str, ...] = ()
 
     def boot_mode(self, *, is_sealed: bool) -> BootMode:
         """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""

@@ -189,6 +189,7 @@ def _record(machine: Machine, plan: Plan, template: Template, identity: Identity
         memory_bytes=template.memory_bytes,
         scratch=template.scratch,
         template=template.key,
+        settings=() if machine.name != plan.box.name else plan.box.settings,
     )
 
 

@@ -62,6 +62,7 @@ def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: 
             purpose=purpose,
             driver=driver.name,
             plan=PlanDigests(box.digest, plan.lock.digest, plan.digest),
+            settings=box.settings,
         )
         plan.delivered.write(folder / machine.locks.name)
         write_json(folder / machine.record_file.name, record.as_json())

@@ -60,7 +60,7 @@ def start(
             hint=_discard_hint(machine),
         )
     if box:
-        record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source))
+        record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source), settings=box.settings)
     has_disk = record.delivery_disk if resume else delivery is not None
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
     record = attrs.evolve(record, delivery_disk=has_disk, woken=record.woken and resume)

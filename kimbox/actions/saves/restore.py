@@ -22,7 +22,7 @@ from kimbox.actions.saves import folders, found
 from kimbox.actions.saves.save import last_save, reporter
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
-from kimbox.errors import ImageError, SpecError, StateError
+from kimbox.errors import ImageError, SpecError, StateError, UsageError
 from kimbox.files import parse_json, private_dir, remove_tree, sync_file, sync_folder, write_atomic, write_json
 from kimbox.image import obtain
 from kimbox.image.disk import nbd, slim
@@ -69,6 +69,8 @@ class RestoreRequest:
     offline: bool = False
     #: Spec of the box; None: that of the save.
     spec: Path | None = None
+    #: Values of the spec that differ for this machine, as KEY=VALUE.
+    settings: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -159,14 +161,22 @@ class _Making:
         if self.request.spec is None:
             folders.unpack(self.store, self.manifest.folders, place)
         try:
-            box = load_box(self.request.spec or place / paths.SPEC_NAME)
+            spec = self.request.spec or place / paths.SPEC_NAME
+            saved_box, box = load_box(spec), load_box(spec, self.request.settings)
         except SpecError as error:
-            if self.request.spec is not None:
+            if self.request.spec is not None or self.request.settings:
                 raise
             hint = "the spec of the save may need files that are beside it: pass a spec that has them, with -f FILE"
             raise SpecError(error.problems, code=error.code, hint=hint, fields=error.fields) from None
         if self.request.spec is None and not self.request.keys:
             folders.refuse_repositories_of_host(box, self.store.url)
+        if (box.image, box.disk) != (saved_box.image, saved_box.disk):
+            raise UsageError(
+                f"--set cannot change the image or the disk of {box.name}: they are those of the save",
+                code="usage",
+                hint="set other keys, or change the spec and make a new box with `kimbox up`",
+                fields={"option": "--set"},
+            )
         if box.name == self.manifest.box:
             return box
         if self.request.spec is None:
@@ -353,6 +363,7 @@ class _Making:
                 purpose=Purpose.BOX if is_same else Purpose.CLONE,
                 driver=driver.name,
                 saved=last_save(self.store.url, manifest),
+                settings=box.settings,
                 plan=PlanDigests(manifest.spec_digest, manifest.lock_digest, manifest.manifest_digest),
             )
             lifetime.created(box, machine.name).write(self.folder)

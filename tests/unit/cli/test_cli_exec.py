@@ -46,7 +46,7 @@ def test_exec_separates_box_and_command(
         return 42
 
     monkeypatch.setattr(target, "machine", lambda name, file: calls.append(name))
-    monkeypatch.setattr(target, "project", lambda *_: None)
+    monkeypatch.setattr(target, "project", lambda *_, **__: None)
     monkeypatch.setattr("kimbox.actions.up.up", lambda *_: calls.append("up"))
     monkeypatch.setattr(observe, "reach", lambda *_: makemachine.make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.execute", execute)
