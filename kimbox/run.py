@@ -155,13 +155,14 @@ def run(
     cwd: Path | None = None,
     timeout_s: float | None = None,
     pass_fds: Iterable[int] = (),
+    stdout: int | None = None,
     die_with_parent: bool = True,
 ) -> Completed:
     """Runs a program, waits for its end, and returns its exit code and output.
 
-    `input` is written to its stdin. Raises MissingToolError if there is no such program, and, with `check`,
-    CommandError (`command-failed`) if its exit code is not 0. After `timeout_s` seconds it is killed, and CommandError
-    (`timeout`) is raised with and without `check`.
+    `input` is written to its stdin. `stdout`: an open file that gets its stdout, which is then not returned. Raises
+    MissingToolError if there is no such program, and, with `check`, CommandError (`command-failed`) if its exit code is
+    not 0. After `timeout_s` seconds it is killed, and CommandError (`timeout`) is raised with and without `check`.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
@@ -170,7 +171,8 @@ def run(
             args,
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             env=environment(env),
@@ -182,8 +184,8 @@ def run(
     except subprocess.TimeoutExpired:
         raise CommandError(args, f"did not end within {timeout_s:g} s", "", code="timeout") from None
     if check and done.returncode != 0:
-        raise CommandError(args, describe_status(done.returncode), tail(done.stderr or done.stdout))
-    return Completed(done.returncode, done.stdout, done.stderr)
+        raise CommandError(args, describe_status(done.returncode), tail(done.stderr or done.stdout or ""))
+    return Completed(done.returncode, done.stdout or "", done.stderr)
 
 
 def stream(

@@ -17,7 +17,7 @@ from kimbox.files import is_locked, locked, remove_tree
 from kimbox.guest import delivery
 from kimbox.image.store import images, names
 from kimbox.lock.git import bare
-from kimbox.machine import templates
+from kimbox.machine import rebuilt, templates
 from kimbox.machine.folder import Machine, interrupted, machines
 from kimbox.machine.record import Ended, Purpose, Record
 from kimbox.transfer import downloads
@@ -81,6 +81,7 @@ def unused_downloads() -> list[Unused]:
 def used_images() -> set[str]:
     """The keys of the images that machines and added boxes refer to. Raises StateError as `unused` does."""
     used = {box.image for box in names.every()} | {record.image for record in _records()}
+    used |= {former.image for machine in machines() if (former := rebuilt.former(machine))}
     for key in templates.stored():
         with contextlib.suppress(KimboxError):  # nothing can use a damaged template: `prune` removes it
             if template := templates.find(key):

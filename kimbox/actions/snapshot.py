@@ -15,12 +15,14 @@ import attrs
 
 from kimbox.actions.lifecycle.start import set_clock
 from kimbox.actions.observe import refuse_sealed, state
+from kimbox.actions.stop import HALT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.drivers.base import Launch
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import read_json, remove_tree, write_json
 from kimbox.guest import shared
 from kimbox.log import log
+from kimbox.machine import rebuilt
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import State
@@ -50,7 +52,8 @@ def check_name(name: str) -> str:
 def names(machine: Machine) -> list[str]:
     """Returns the names of all snapshots, sorted. Takes no lock. Raises StateError if there is no such box."""
     machine.record()
-    return sorted(path.parent.name for path in machine.snapshots.glob(f"*/{RECORD}"))
+    former = [rebuilt.FORMER] if rebuilt.former(machine) else []
+    return former + sorted(path.parent.name for path in machine.snapshots.glob(f"*/{RECORD}"))
 
 
 def save(machine: Machine, name: str) -> State:
@@ -63,6 +66,13 @@ def save(machine: Machine, name: str) -> State:
         record = machine.record()
         refuse_sealed(machine, "save a snapshot of")
         now = state(machine)
+        if name == rebuilt.FORMER:
+            raise UsageError(
+                f"the name {name} is that of the disk before `kimbox up --rebuild`",
+                code="bad-name",
+                hint="use another name",
+                fields={"snapshot": name},
+            )
         if name in names(machine):
             raise StateError(
                 f"{machine.name} has a snapshot {name} already",
@@ -113,6 +123,8 @@ def restore(machine: Machine, name: str) -> State:
         record = machine.record()
         refuse_sealed(machine, "restore a snapshot of")
         folder = _folder(machine, name)
+        if name == rebuilt.FORMER:
+            return _go_back(machine)
         saved = _saved_record(machine, folder)
         driver = registry.of(machine)
         if record.ended is Ended.SUSPENDED:
@@ -144,11 +156,26 @@ def restore(machine: Machine, name: str) -> State:
         return state(machine)
 
 
+def _go_back(machine: Machine) -> State:
+    """Exchanges the disk of a box with the one before `up --rebuild`. The box is halted then."""
+    driver, before = registry.of(machine), state(machine)
+    with log.step(f"exchanging the disk of {machine.name} with the former one"):
+        if before.running:
+            driver.stop(before, force=False, timeout_s=HALT_TIMEOUT_S)
+        shared.close(machine.folder)
+        driver.tidy()
+        rebuilt.go_back(machine)
+    return state(machine)
+
+
 def delete(machine: Machine, name: str) -> None:
     """Deletes a snapshot. The box does not change. Raises StateError if there is no such snapshot."""
     with machine.locked():
         machine.record()
         folder = _folder(machine, name)
+        if name == rebuilt.FORMER:
+            rebuilt.remove_former(machine)
+            return
         with log.step(f"deleting the snapshot {name} of {machine.name}"):
             registry.of(machine).delete_snapshot(name)
         remove_tree(folder)

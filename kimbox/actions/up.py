@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from kimbox.actions import lifetime
+from kimbox.actions import lifetime, rebuild
 from kimbox.actions.clones import template
 from kimbox.actions.clones.clone import continue_template, own_forwards
 from kimbox.actions.lifecycle.create import create
@@ -17,7 +17,7 @@ from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.errors import StateError, UsageError
 from kimbox.log import log
-from kimbox.machine import bootmode, ports
+from kimbox.machine import bootmode, ports, rebuilt
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose
@@ -48,6 +48,8 @@ class UpRequest:
     plan: Plan | None = None
     #: Boot a new machine, also if the spec has `warm: true`.
     cold: bool = False
+    #: Give a machine of another image a root from the image of the present spec.
+    rebuild: bool = False
     #: Name of a clone of the box, whose purpose is CLONE. None: the machine of the box for the purpose.
     clone: str | None = None
 
@@ -93,8 +95,9 @@ def plan_restart(request: UpRequest) -> UpRequest:
     """
     machine, project = request.machine, request.project
     with machine.locked():
-        record = machine.record()
         check_owner(machine, project, request.purpose)
+        rebuilt.finish(machine)
+        record = machine.record()
         _check_sealed_mode(machine, request)
         _check_from_scratch(machine, request)
         own = {record.ssh_port, *record.forwards.values()}
@@ -134,52 +137,64 @@ def up(request: UpRequest) -> State:
     project, box, machine = request.project, request.box, request.machine
     if box.settings:
         log.info(f"{machine.name} differs from its spec by `--set`: {', '.join(box.settings)}")
+    if request.rebuild:
+        _rebuild(request)
     with machine.locked():
         check_owner(machine, project, request.purpose, is_locked=True)
         _check_driver(machine, request.driver)
-        plan = request.plan or make_plan(project, made_from=machine.record().image if machine.exists else None)
-        before = state(machine)
-        require("up", machine.name, before)
-        bootmode.check(machine, before, request.boot)
-        is_warm = before is State.ABSENT and _is_warm(request)
-        if is_warm:
-            with template.leased(plan, timeout_s=request.timeout_s) as found, log.step(f"starting {machine.name}"):
-                continue_template(machine, plan, found, request.purpose)
-        elif before is State.ABSENT:
-            create(machine, plan, purpose=request.purpose, driver=request.driver)
-        else:
-            repair_record(machine, before)
-            _record_settings(machine, box)
-            _warn_of_changes(machine, box, plan, before)
-        lifetime.begin(machine, box, is_start=not before.running)
-        if needs_restart_to_seal(machine, before):
-            raise StateError(
-                f"{machine.name} has taken its role, and is open until it restarts",
-                code="restart-required",
-                hint=f"`kimbox secure {machine.name}` restarts it",
-                fields={"name": machine.name},
-            )
-        last = last_manifest_event(machine.boot_events())
-        is_part = last is not None and "part" in last.fields
-        is_done = last is not None and last.text("manifest") == plan.digest == sent_manifest(last)
-        if before is State.SEALED or (
-            before is State.READY and ((is_done and not is_part) or bootmode.is_maintained(machine))
-        ):
-            if before is State.SEALED and not is_done:
-                _warn_of_manifest(machine)
-            return before
-        if before in (State.PAUSED, State.SUSPENDED):
-            wake(machine, before, box)
-        elif not before.running and not is_warm:
-            _check_sealed_mode(machine, request)
-            delivery = prepare(machine, plan, request.boot) if request.provision else None
-            start(machine, box, boot=request.boot, delivery=delivery)
-        else:
-            check_root(machine)
-        must_send = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)
-        bring_to_ready(machine, plan, timeout_s=request.timeout_s, must_send=must_send, may_send=request.provision)
-        notify(machine, Occasion.READY, f"{machine.name} is {state(machine)}", before=str(before))
+        rebuilt.finish(machine)
+        before = _bring_up(request)
+        if request.provision and not bootmode.is_maintained(machine):
+            rebuild.restore_kept(machine)
+    return before
+
+
+def _bring_up(request: UpRequest) -> State:
+    """Does the missing steps of `up` under the lock of the machine. Returns the state before."""
+    project, box, machine = request.project, request.box, request.machine
+    plan = request.plan or make_plan(project, made_from=machine.record().image if machine.exists else None)
+    before = state(machine)
+    require("up", machine.name, before)
+    bootmode.check(machine, before, request.boot)
+    is_warm = before is State.ABSENT and _is_warm(request)
+    if is_warm:
+        with template.leased(plan, timeout_s=request.timeout_s) as found, log.step(f"starting {machine.name}"):
+            continue_template(machine, plan, found, request.purpose)
+    elif before is State.ABSENT:
+        create(machine, plan, purpose=request.purpose, driver=request.driver)
+    else:
+        repair_record(machine, before)
+        _record_settings(machine, box)
+        _warn_of_changes(machine, box, plan, before)
+    lifetime.begin(machine, box, is_start=not before.running)
+    if needs_restart_to_seal(machine, before):
+        raise StateError(
+            f"{machine.name} has taken its role, and is open until it restarts",
+            code="restart-required",
+            hint=f"`kimbox secure {machine.name}` restarts it",
+            fields={"name": machine.name},
+        )
+    last = last_manifest_event(machine.boot_events())
+    is_part = last is not None and "part" in last.fields
+    is_done = last is not None and last.text("manifest") == plan.digest == sent_manifest(last)
+    if before is State.SEALED or (
+        before is State.READY and ((is_done and not is_part) or bootmode.is_maintained(machine))
+    ):
+        if before is State.SEALED and not is_done:
+            _warn_of_manifest(machine)
         return before
+    if before in (State.PAUSED, State.SUSPENDED):
+        wake(machine, before, box)
+    elif not before.running and not is_warm:
+        _check_sealed_mode(machine, request)
+        delivery = prepare(machine, plan, request.boot) if request.provision else None
+        start(machine, box, boot=request.boot, delivery=delivery)
+    else:
+        check_root(machine)
+    must_send = is_part or (before is State.FAILED and last is not None and "wanted" not in last.fields)
+    bring_to_ready(machine, plan, timeout_s=request.timeout_s, must_send=must_send, may_send=request.provision)
+    notify(machine, Occasion.READY, f"{machine.name} is {state(machine)}", before=str(before))
+    return before
 
 
 def _record_settings(machine: Machine, box: Box) -> None:
@@ -187,6 +202,22 @@ def _record_settings(machine: Machine, box: Box) -> None:
     record = machine.record()
     if record.settings != box.settings:
         machine.write_record(attrs.evolve(record, settings=box.settings))
+
+
+def _rebuild(request: UpRequest) -> None:
+    """Replaces the root of a machine whose image is not that of the spec. It runs before, if files of it are kept."""
+    machine, project = request.machine, request.project
+    if request.purpose is not Purpose.BOX:
+        raise UsageError(
+            f"{machine.name} is a clone, and is not rebuilt",
+            code="usage",
+            hint="`kimbox destroy` and `kimbox clone` make a new one",
+        )
+    if not rebuild.is_needed(machine, project):
+        return
+    if project.box.keep:
+        up(attrs.evolve(request, rebuild=False, provision=False, boot=Choice(), plan=None))
+    rebuild.rebuild(machine, project)
 
 
 def _is_warm(request: UpRequest) -> bool:
@@ -238,5 +269,9 @@ def _warn_of_changes(machine: Machine, box: Box, plan: Plan, before: State) -> N
     if record.image != plan.lock.image:
         log.warn(
             f"the spec of {box.name} now describes another image than the one that this box was created from: "
-            f"`kimbox destroy {name}` and `kimbox {'clone' if record.template else 'up'}` create it from the new image"
+            + (
+                f"`kimbox destroy {name}` and `kimbox clone` create it from the new image"
+                if record.purpose is Purpose.CLONE
+                else f"`kimbox up --rebuild {name}` gives it a root from that one, and keeps /persistent"
+            )
         )

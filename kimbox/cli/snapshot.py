@@ -40,6 +40,9 @@ def snapshot(
     is the whole disk, with /persistent. The new root of a resnap boot is an LVM snapshot in the guest, which does not
     need this command.
 
+    `kimbox up --rebuild` makes the snapshot `former`: the disk before. To restore it exchanges the two disks. The box
+    is halted then.
+
     \b
     Examples:
       kimbox snapshot save before-upgrade

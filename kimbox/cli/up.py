@@ -35,6 +35,12 @@ Offline = Annotated[
     bool, typer.Option("--offline", help="Contact no server. Data that this host does not have is an error.")
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot a new box, also if its spec has `warm: true`.")]
+Rebuild = Annotated[
+    bool,
+    typer.Option(
+        "--rebuild", help="If the image of the spec has changed, give the box a root from it, and keep /persistent."
+    ),
+]
 Locked = Annotated[
     bool, typer.Option("--locked", help="Never write the lock. A lock that is missing or does not match is an error.")
 ]
@@ -49,6 +55,7 @@ def up(
     follow: Follow = False,
     driver: Driver = None,
     cold: Cold = False,
+    rebuild: Rebuild = False,
     locked: Locked = False,
     offline: Offline = False,
     set_values: target.Set = None,
@@ -80,6 +87,12 @@ def up(
     is YAML on one line. It is checked like the spec, and later verbs use it, too, until --unset KEY. It is no place for
     a secret. kimbox.lock stays that of the spec.
 
+    --rebuild is for a spec or a lock that describes another image than that of the box, for example with one package
+    more. The new root is provisioned as that of a new box. /persistent stays, with the ssh host key, and so do the
+    files that the spec lists in `keep`. Everything else of the root is gone from the box: the disk before is the
+    snapshot `former`, and `kimbox snapshot restore former` exchanges the two. Without another image, nothing is
+    rebuilt.
+
     --locked is for automation that must not change pins: the exit status is 3 if `kimbox lock --check` finds a fault.
     --offline takes commits from the mirrors and images from the store of this host. Both may be combined.
 
@@ -92,9 +105,10 @@ def up(
       kimbox up --provider vagrant
       kimbox up --set memory=4GiB --set cpus=4
       kimbox up --unset memory
+      kimbox up --rebuild
     """
     choice, changes = target.choice(boot, once), target.Settings(set_values or (), unset or ())
-    options = Options(choice, changes, not no_provision, follow, driver, cold, locked, offline)
+    options = Options(choice, changes, not no_provision, follow, driver, cold, rebuild, locked, offline)
     bring_up("up", request_of(box, file, options))
 
 
@@ -108,6 +122,7 @@ class Options:
     follow: bool
     driver: str | None
     cold: bool
+    rebuild: bool
     locked: bool
     offline: bool
 
@@ -129,6 +144,7 @@ def request_of(name: str | None, file: Path | None, options: Options) -> UpReque
         boot=options.choice,
         driver=options.driver,
         cold=options.cold,
+        rebuild=options.rebuild,
     )
     return target.for_clone(request, name, file)
 

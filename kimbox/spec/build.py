@@ -106,6 +106,7 @@ class _Builder(Reader):
             cold_units=sealing.texts(self, tree.get("template", "stop"), sealing.unit_name, "unit"),
             resnap_keep=self.text(tree.get("resnap", "keep"), ResnapKeep, ResnapKeep.PROVISIONED),
             job=self.switch(tree.get("job")),
+            keep=sealing.texts(self, tree.get("keep"), rules.kept_path, "path"),
             store=self.text(tree.get("store"), urls.store, None),
             lifetime_s=self.text(tree.get("lifetime"), notify.lifetime, None),
             notify=notify.read_notify(self, tree.get("notify")),

@@ -285,6 +285,8 @@ class Box:
     job: bool = False
     #: Whether the spec has the key `boot`. If not, `boot` has the default of a box that is not sealed.
     has_boot_key: bool = True
+    #: Paths of the root that a new root of the box gets from the former one (`kimbox up --rebuild`).
+    keep: tuple[str, ...] = ()
     #: URL of the store of its saves; `{name}` in it stands for the name of the machine. None: there is none.
     store: str | None = None
     #: Time from the first start to the end, at which the box is shut down and saved, in seconds. None: it has no end.

@@ -46,6 +46,12 @@ SYSTEM_FOLDERS = frozenset({
     "/usr/src", "/var", "/var/cache", "/var/lib", "/var/log", "/var/tmp",  # noqa: S108
 })  # fmt: skip
 
+#: Guest folders that a new root has from its image.
+OF_THE_IMAGE = frozenset({
+    "/", "/bin", "/etc", "/lib", "/lib64", "/sbin", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/sbin",  # noqa: S108
+    "/usr/share", "/var", "/var/cache", "/var/lib", "/var/log", "/var/tmp",  # noqa: S108
+})  # fmt: skip
+
 #: Maximum length of the name of a time zone; the longest has 32 characters.
 MAX_ZONE_CHARACTERS = 64
 
@@ -178,8 +184,8 @@ def ref(text: str) -> str:
     return text
 
 
-def guest_path(text: str, *, kind: str = "repository") -> str:
-    """A path of the guest where a checkout may be, or something else that `kind` names in messages."""
+def _simple_path(text: str) -> str:
+    """An absolute path of the guest in its simplest form, of characters that no shell changes."""
     if not text.startswith("/"):
         example = f"/opt/{text.strip('./~') or 'x'}"
         raise Fault(f"{shown(text)} is not an absolute path of the guest", f"for example {example}", code="bad-path")
@@ -194,6 +200,12 @@ def guest_path(text: str, *, kind: str = "repository") -> str:
         raise Fault(f"{shown(text)} is not in its simplest form", f"write {normal}", code="bad-path")
     if len(text) > MAX_GUEST_PATH_CHARACTERS:
         raise Fault(f"{shown(text)} is longer than {MAX_GUEST_PATH_CHARACTERS} characters", code="bad-path")
+    return text
+
+
+def guest_path(text: str, *, kind: str = "repository") -> str:
+    """A path of the guest where a checkout may be, or something else that `kind` names in messages."""
+    _simple_path(text)
     for tree in FORBIDDEN_TREES:
         if text == tree or text.startswith(f"{tree}/"):
             message = f"{shown(text)} is on {tree}, where no {kind} can be"
@@ -201,6 +213,19 @@ def guest_path(text: str, *, kind: str = "repository") -> str:
     if text in SYSTEM_FOLDERS:
         example = "/opt/NAME" if kind == "repository" else "/staging"  # not below `text`, which may be /tmp
         raise Fault(f"{shown(text)} is a folder of the system", f"use a folder of its own: {example}", code="bad-path")
+    return text
+
+
+def kept_path(text: str) -> str:
+    """A path of the root that a new root gets from the former one."""
+    _simple_path(text)
+    for tree in FORBIDDEN_TREES:
+        if text == tree or text.startswith(f"{tree}/"):
+            message = f"{shown(text)} is not on the root: it stays without that, or the system makes it at each boot"
+            raise Fault(message, "for example /home", code="bad-path")
+    if text in OF_THE_IMAGE:
+        hint = "name what is yours in it: /home, /opt/NAME"
+        raise Fault(f"{shown(text)} comes with the image", hint, code="bad-path")
     return text
 
 

@@ -1,0 +1,58 @@
+"""A box whose spec has one package more gets a new root, and keeps what is its own."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Kimbox
+
+pytestmark = pytest.mark.guest
+
+NAME = "grown"
+
+SPEC = """
+keep: [/home, /opt/none]
+provision:
+  - {name: mark, script: 'echo x >>/persistent/runs; touch /made'}
+"""
+
+#: What a user leaves in the box. The owner of one folder has no account.
+WORK = (
+    "echo mine >~/mine; ln -s /etc/nowhere ~/link; sudo mkdir -m 0750 /home/other; sudo chown 1234:1235 /home/other; "
+    "sudo touch /lost /persistent/here; sync"
+)
+
+#: Prints the files of the user, and which of the others exist.
+LOOK = (
+    "sudo stat -c '%n %u:%g %a' /home/other; cat ~/mine; readlink ~/link; "
+    "ls -d /lost /made /persistent/here 2>/dev/null; wc -l </persistent/runs; hello 2>/dev/null"
+)
+
+MINE = ["/home/other 1234:1235 750", "mine", "/etc/nowhere"]
+
+
+def test_a_package_more_is_a_new_root(kimbox: Kimbox) -> None:
+    """It has the package and the kept files, and is provisioned anew. The former disk is there, and comes back."""
+    kimbox.spec(NAME, SPEC)
+    kimbox("up")
+    assert kimbox.json("up", "--rebuild")["before"] == "ready"  # the image is the same: nothing to do
+    kimbox.sh(NAME, WORK)
+    before = kimbox.json("status")
+    kimbox.spec(NAME, f"image: {{packages: [hello]}}{SPEC}")
+    kimbox("lock")
+    assert "kimbox up --rebuild" in kimbox("up").stderr
+    assert kimbox.json("up", "--rebuild")["state"] == "ready"
+    status = kimbox.json("status")
+    assert status["image"] != before["image"]
+    assert status["host_key"] == before["host_key"]
+    assert status["provenance"]["image"] == status["image"]
+    assert kimbox.sh(NAME, LOOK).splitlines() == [*MINE, "/made", "/persistent/here", "2", "Hello, world!"]
+    assert not list((kimbox.home / "machines" / NAME).glob("kept*"))
+    assert kimbox.json("snapshot", "list")["snapshots"] == ["former"]
+    assert before["image"] not in str(kimbox.json("prune", "--dry-run")["unused"])
+    assert kimbox.json("snapshot", "restore", "former")["state"] == "halted"
+    assert kimbox.json("status")["image"] == before["image"]
+    assert kimbox.json("up", "--no-provision")["state"] == "ready"
+    assert kimbox.sh(NAME, f"{LOOK}; true").splitlines() == [*MINE, "/lost", "/made", "/persistent/here", "1"]
+    kimbox("snapshot", "delete", "former")
+    assert kimbox.json("snapshot", "list")["snapshots"] == []
+    kimbox("destroy", "-y")
