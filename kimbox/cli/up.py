@@ -75,23 +75,18 @@ def up(
     made; nothing is provisioned. With --once, the mode is for the first boot only. For a box that runs in another mode,
     use `kimbox reload --boot MODE`.
 
-    --follow acts as `follow: true` of the repository `setup` until the next `kimbox up` without --follow.
-
-    With --provider vagrant, Vagrant runs the box under libvirt, or under VirtualBox if only that is installed. Later
-    verbs use the same provider.
-
-    If the spec has `warm: true`, a new box continues the template of the box, which is made if it is missing, as
-    `kimbox clone` does. With --cold it boots.
+    --follow acts as `follow: true` of the repository `setup` until the next `kimbox up` without --follow. With
+    --provider vagrant, Vagrant runs the box, also in later verbs: under libvirt, or under VirtualBox if only that is
+    installed. If the spec has `warm: true`, a new box continues the template of the box, which is made if it is
+    missing, as `kimbox clone` does; with --cold it boots.
 
     --set changes a value of the spec for this box alone. KEY is the path of a key, such as disk.volumes.root, and VALUE
     is YAML on one line. It is checked like the spec, and later verbs use it, too, until --unset KEY. It is no place for
     a secret. kimbox.lock stays that of the spec.
 
-    --rebuild is for a spec or a lock that describes another image than that of the box, for example with one package
-    more. The new root is provisioned as that of a new box. /persistent stays, with the ssh host key, and so do the
-    files that the spec lists in `keep`. Everything else of the root is gone from the box: the disk before is the
-    snapshot `former`, and `kimbox snapshot restore former` exchanges the two. Without another image, nothing is
-    rebuilt.
+    --rebuild is for a spec or a lock with another image than that of the box, for example with one package more. The
+    new root is provisioned as that of a new box; /persistent and the paths in `keep` of the spec stay. The disk before
+    is the snapshot `former`: `kimbox snapshot restore former` exchanges the two.
 
     --locked is for automation that must not change pins: the exit status is 3 if `kimbox lock --check` finds a fault.
     --offline takes commits from the mirrors and images from the store of this host. Both may be combined.

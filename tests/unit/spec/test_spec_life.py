@@ -24,7 +24,8 @@ def test_values(tmp_path: Path) -> None:
     box = load(
         tmp_path,
         "lifetime: 10d\nnotify:\n"
-        "  - {mail: a.b+c@example.org, server: 'smtps://mail.example.org:465', sender: x@example.org, events: [saved]}\n"
+        "  - {mail: a.b+c@example.org, server: 'smtps://mail.example.org:465', sender: x@example.org,\n"
+        "     events: [saved]}\n"
         "  - {command: to-our-chat}\n  - {apprise: room}\n",
     )
     assert 10 * 86400 == box.lifetime_s
