@@ -50,6 +50,8 @@ class Order:
     #: Permissions and time of the last change of the job's folder. The disk in BASE has those of everything in it.
     folder_mode: int
     folder_modified_ns: int
+    #: Whether the folder has a folder `output`. Every disk of a job has one, also that in BASE.
+    has_output: bool
     scratch_bytes: int | None = None
     #: Size of the disk of the job, or room for results: a part in percent, as a fraction, or bytes.
     size_bytes: int | None = None

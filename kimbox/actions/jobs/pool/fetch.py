@@ -127,11 +127,13 @@ def _write(submission: Submission, state: JobState, output: Path, sign_key: Path
         (target / "kimbox.lock").write_bytes((submission.folder / "kimbox.lock").read_bytes())
         verdict = _verdict(report)
         verdict, rejected = results.vetted(target, verdict, submission.vetting, submission.job_folder)
+        if problem := _invalid(_record(submission, state, report, verdict)):
+            verdict = Verdict(Outcome.LOST, reason=f"the runner has reported {problem}, which no job can have")
+            report = {}
         record = _record(submission, state, report, verdict)
         record["console"] = [] if verdict.outcome in (Outcome.OK, Outcome.FAILED) else console
         record |= {"provenance": provenance, "quarantine": [str(file) for file in rejected]}
         record["output"] = listing.of_folder(target / OUTPUT).as_json()
-        _check(record, disk_file)
         results.keep(target, record, sign_key)
     return Done(verdict, output, record)
 
@@ -200,12 +202,9 @@ def _record(submission: Submission, state: JobState, report: dict[str, Any], ver
     }
 
 
-def _check(record: dict[str, Any], source: Path) -> None:
-    """Raises KimboxError (`bad-record`) if a value of the runner's report cannot be in job.json."""
-    if error := next(Draft202012Validator(record_schema()).iter_errors(json.loads(json.dumps(record))), None):
-        place = "/".join(map(str, error.absolute_path))
-        raise KimboxError(
-            f"the report in {source} has a value that cannot be in job.json: {place}",
-            code="bad-record",
-            fields={"path": str(source)},
-        )
+def _invalid(record: dict[str, Any]) -> str | None:
+    """Returns the key with a value from the runner that cannot be in job.json; None if all can be."""
+    schema = record_schema()
+    validator = Draft202012Validator({**schema, "required": []})
+    fault = next(validator.iter_errors(json.loads(json.dumps(record))), None)
+    return "/".join(map(str, fault.absolute_path))[:100] if fault else None

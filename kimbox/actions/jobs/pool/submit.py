@@ -35,6 +35,7 @@ from kimbox.jobs.disk import contents, pack
 from kimbox.jobs.items import Item
 from kimbox.jobs.order import BASE, DELIVERY, IMAGE, ORDER, Order
 from kimbox.jobs.record import FORMAT
+from kimbox.jobs.vet import OUTPUT
 from kimbox.log import log
 from kimbox.newfiles import making, refuse_existing
 from kimbox.project.plan import Plan
@@ -139,6 +140,7 @@ def _write_files(
         has_delivery=True,
         folder_mode=info.st_mode & 0o777,
         folder_modified_ns=info.st_mtime_ns,
+        has_output=(job.folder / OUTPUT).exists(),
         scratch_bytes=plan.box.scratch.size_bytes if plan.box.scratch else None,
         size_bytes=job.size_bytes,
         room_percent=str(room.percent) if room and room.size_bytes is None else None,

@@ -1,0 +1,112 @@
+"""A pool of HTCondor on this host: real daemons in a root of their own, on one port of 127.0.0.1.
+
+The root is built once in a run (half a minute). The daemons are in a pid namespace whose first process dies with the
+test, and they die with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+from conftest import Kimbox, until
+from freshroot import privileged
+
+from kimbox import run
+from kimbox.lock.apt import archive, sources
+
+#: Packages of the root. The release is the oldest with HTCondor that Debian has now.
+PACKAGES = ("condor", "minicondor", "qemu-system-x86", "qemu-utils", "seabios", "ipxe-qemu", "python3", "procps")
+RELEASE = "trixie"
+
+
+@attrs.frozen
+class Pool:
+    """A running pool. `share`: a folder of this host that the nodes see as /share."""
+
+    root: Path
+    share: Path
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def cached(self) -> list[str]:
+        """The images that the node keeps."""
+        return [path.name for path in self.root.glob("var/cache/kimbox/*/*.qcow2")]
+
+    def kimbox(self, kimbox: Kimbox, *words: str | Path, check: bool = True) -> run.Completed:
+        """Runs a verb with a token of the pool."""
+        done = run.run(
+            [sys.executable, "-m", "kimbox", *map(str, words)],
+            check=False,
+            cwd=kimbox.folder,
+            env={
+                "KIMBOX_HOME": str(kimbox.home),
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "CONDOR_CONFIG": "ONLY_ENV",
+                "_CONDOR_SEC_TOKEN_DIRECTORY": str(self.share / "tokens"),
+                "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS",
+            },
+            timeout_s=600,
+        )
+        assert done.ok or not check, f"{words}: {done.stdout}{done.stderr}{self.logs()}"
+        return done
+
+    def logs(self) -> str:
+        """The ends of the daemons' logs, for a test that fails."""
+        found = [*self.root.glob("var/log/condor/S*Log*")]
+        return "\n".join(f"== {path.name}\n{run.tail(path.read_text(errors='replace'))}" for path in found)
+
+
+def build(folder: Path) -> Path:
+    """Builds the root, unless it is there."""
+    root = folder / "condor-root"
+    if (folder / "built").exists():
+        return root
+    sudo = privileged()
+    assert sudo is not None, "root, or sudo without a password, is required"
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = folder / "keys"
+    keys.mkdir()
+    for name, key in archive.accepted_keys("debian").items():
+        shutil.copy(key, keys / name)
+    lines = [source.line() for source in sources.sources("debian", RELEASE, None)]
+    argv = [*sudo, "unshare", "--mount", "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"]
+    argv += [f"--include={','.join(PACKAGES)}", f"--keyring={keys}", '--aptopt=APT::Install-Recommends "false"']
+    argv += [f"--aptopt={line}" for line in sources.access_options()]
+    argv += ['--customize-hook=chroot "$1" useradd --create-home --uid 5101 kim']
+    run.run([*argv, RELEASE, root, *lines], timeout_s=600)
+    (folder / "built").touch()
+    return root
+
+
+@contextlib.contextmanager
+def running(root: Path, share: Path) -> Iterator[Pool]:
+    """Runs the daemons."""
+    sudo = privileged()
+    assert sudo is not None, "root, or sudo without a password, is required"
+    share.mkdir(mode=0o755, parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("start-condor")
+    argv = [*sudo, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "unshare", "--mount", "--pid", "--fork"]
+    argv += ["--kill-child", "--propagation", "private", str(script), str(root), str(share), str(port)]
+    pool = Pool(root, share, port)
+    with run.background(argv) as daemons:
+        until("the schedd", lambda: (share / "token").exists() or daemons.code() is not None, limit_s=60)
+        assert (share / "token").exists(), f"{daemons.output()}{pool.logs()}"
+        (share / "tokens").mkdir(mode=0o700)
+        token = share / "tokens/kim"
+        token.write_bytes((share / "token").read_bytes())
+        token.chmod(0o600)
+        yield pool
