@@ -123,6 +123,19 @@ def check_owner(machine: Machine, project: Project, purpose: Purpose = Purpose.B
     )
 
 
+def refuse_stored_memory(machine: Machine, verb: str) -> None:
+    """Raises StateError if the memory of a box has secret variables, and the verb would write it to a disk."""
+    record = machine.record()
+    if record.secrets:
+        raise StateError(
+            f"cannot {verb} {machine.name}: its memory would be stored with the secret variables "
+            f"{', '.join(record.secrets)}",
+            code="box-has-secrets",
+            hint=f"`kimbox halt {machine.name}` keeps the disk",
+            fields={"name": machine.name, "verb": verb},
+        )
+
+
 def _is_gone(path: Path) -> bool:
     """Whether a file does not exist. A file that cannot be reached now, for example without permission, may exist."""
     try:

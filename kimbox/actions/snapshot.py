@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.actions.lifecycle.start import set_clock
-from kimbox.actions.observe import refuse_sealed, state
+from kimbox.actions.observe import refuse_sealed, refuse_stored_memory, state
 from kimbox.actions.stop import HALT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.drivers.base import Launch
@@ -87,6 +87,8 @@ def save(machine: Machine, name: str) -> State:
                 hint=f"first run `kimbox resume {machine.name}` or `kimbox up {machine.name}`",
                 fields={"name": machine.name, "state": str(now), "reason": "state"},
             )
+        if now.running:
+            refuse_stored_memory(machine, "save a snapshot of")
         if now.running and record.scratch:
             raise StateError(
                 f"cannot save a snapshot of {machine.name} while it runs, because it has scratch space",

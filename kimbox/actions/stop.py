@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from kimbox.actions.observe import refuse_sealed, state
+from kimbox.actions.observe import refuse_sealed, refuse_stored_memory, state
 from kimbox.drivers import registry
 from kimbox.errors import StateError
 from kimbox.files import erase, remove_tree
@@ -59,6 +59,7 @@ def suspend(machine: Machine) -> None:
     with machine.locked():
         record = machine.record()
         refuse_sealed(machine, "suspend")
+        refuse_stored_memory(machine, "suspend")
         registry.need_suspend(machine)
         require("suspend", machine.name, state(machine))
         shared.close(machine.folder)  # while the guest runs, so that it closes its end of the connection

@@ -20,6 +20,7 @@ from kimbox.files import read_bounded, write_atomic
 from kimbox.guest.delivery import Payload, write_tar
 from kimbox.lock.git.bundle import write_bundle
 from kimbox.log import log
+from kimbox.machine import secretvalues
 from kimbox.project import localuse
 from kimbox.project.plan import make_plan
 from kimbox.project.project import Project
@@ -72,6 +73,7 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
             fields={"name": duplicates[0]},
         )
     for request in requests:
+        _refuse_secrets(request.project)
         if not request.allow_local:
             _refuse_local(request.project)
     with temporary_folder("kimbox-render-") as new:
@@ -90,6 +92,17 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
             mode = 0o755 if file.name == DELIVER else 0o644
             write_atomic(folder / file.name, file, mode=mode)
     return [folder / file.name for file in stale]
+
+
+def _refuse_secrets(project: Project) -> None:
+    """Raises UsageError if the box has secret variables: the user of the folder could not give them to it."""
+    if names := secretvalues.names(project.box):
+        raise UsageError(
+            f"{project.name} has secret variables ({', '.join(names)}), which Vagrant cannot give to a box",
+            code="unsupported-by-driver",
+            hint="remove them from `env`, in a layer of this spec for Vagrant",
+            fields={"name": project.name},
+        )
 
 
 def _refuse_local(project: Project) -> None:

@@ -53,6 +53,8 @@ class Features:
     jobs: bool = False
     #: At its start the guest gets `Machine.delivery`, if it exists, as a read-only disk.
     delivery_disk: bool = False
+    #: The guest gets secret values at its start (`Launch.secrets`), which no file and no command line has.
+    secrets: bool = False
     #: A running machine can be made into a template, and clones continue from it.
     templates: bool = False
     #: A start can be described for a host without kimbox.
@@ -126,6 +128,8 @@ class Launch:
     freezing: bool = False
     #: The job that runs in the guest; None: it is no guest for a job.
     job: JobStart | None = None
+    #: Secret variables, a line NAME=VALUE for each.
+    secrets: bytes = attrs.field(default=b"", repr=False)
 
 
 class Driver(Protocol):

@@ -148,6 +148,8 @@ class Record:
     woken: bool = False
     #: The values of the spec that `--set` has changed, as KEY=VALUE.
     settings: tuple[str, ...] = ()
+    #: Names of the secret variables that the last start gave to the guest.
+    secrets: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of machine.json."""
@@ -190,6 +192,7 @@ class Record:
             fields["template"] = _template(fields.get("template"))
             fields["woken"] = fields.get("woken") is True
             fields["settings"] = _texts(fields.get("settings", []))
+            fields["secrets"] = _texts(fields.get("secrets", []))
             fields["plan"] = _plan(fields["plan"])
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
             return cls(**fields)

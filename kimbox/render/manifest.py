@@ -7,6 +7,7 @@
     tags/, origins, gitconfig    only if there are any; see kimbox/render/checkouts.py
     steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout, digest and uses
     probes/NN/script         a probe, and probes/NN/env: its name, hint and timeout
+    environment, secrets     only if the box has variables: a line NAME=VALUE for each, and a NAME for each secret one
     box.env, box.json        what the box was made from: the host's part of /etc/kimbox/box.env and box.json
 
 The guest keeps a manifest in a folder named by its digest. It compares the digests of steps to find those that it has
@@ -26,12 +27,13 @@ from kimbox.render.uses import used_repositories
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, ResnapKeep, Run
 
 #: Version of the format. The scripts of the guest refuse a newer one. A manifest with submodules has the second, one
-#: with a step that has `uses` the third, one with a time zone the fourth, so that an older image reports an error and
-#: does not ignore them.
+#: with a step that has `uses` the third, one with a time zone the fourth, one with variables the fifth, so that an
+#: older image reports an error and does not ignore them.
 FORMAT = 1
 SUBMODULES_FORMAT = 2
 USES_FORMAT = 3
 TIMEZONE_FORMAT = 4
+VARIABLES_FORMAT = 5
 
 #: KIMBOX_STEP_USES of a step with an empty `uses`. A step without `uses` whose script names no repository has "".
 NOTHING = "-"
@@ -79,6 +81,7 @@ def render_manifest(box: Box, lock: PinnedLock, image: str | None = None) -> Man
         }
         files[f"probes/{number:02}/script"] = (_script(probe.script), 0o755)
         files[f"probes/{number:02}/env"] = (assignments(values), 0o644)
+    files |= _variables(box)
     described = describe(box, lock, image)
     files["box.env"] = (box_env(described), 0o644)
     files["box.json"] = (box_json(described), 0o644)
@@ -94,6 +97,8 @@ def manifest_digest(manifest: Manifest) -> str:
 
 
 def _format(box: Box, submodules: bytes) -> int:
+    if box.variables:
+        return VARIABLES_FORMAT
     if box.timezone:
         return TIMEZONE_FORMAT
     if any(step.uses for step in box.provision):
@@ -127,6 +132,15 @@ def _environment(box: Box, lock: PinnedLock, version: int) -> bytes:
             + len(box.probes),
         }
     )
+
+
+def _variables(box: Box) -> Manifest:
+    """Returns the files with the variables of the box, without the values of secret ones."""
+    files = {
+        "environment": [f"{variable.name}={variable.value}\n" for variable in box.variables if variable.file is None],
+        "secrets": [f"{variable.name}\n" for variable in box.variables if variable.file],
+    }
+    return {name: ("".join(lines).encode(), 0o644) for name, lines in files.items() if lines}
 
 
 def _repositories(box: Box, lock: PinnedLock) -> bytes:

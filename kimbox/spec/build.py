@@ -9,6 +9,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from kimbox.spec import notify, rules, sealing, units, urls
+from kimbox.spec.environment import read_variables
 from kimbox.spec.layout import EXTENT_BYTES, dm_name, kept_name, round_up, shares
 from kimbox.spec.model import (
     BootMode,
@@ -110,6 +111,7 @@ class _Builder(Reader):
             store=self.text(tree.get("store"), urls.store, None),
             lifetime_s=self.text(tree.get("lifetime"), notify.lifetime, None),
             notify=notify.read_notify(self, tree.get("notify")),
+            variables=read_variables(self),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

@@ -180,6 +180,15 @@ class Step:
 
 
 @attrs.frozen
+class Variable:
+    """A variable of provisioning and sessions. `value` None: it is secret, and `file` is the path of its value."""
+
+    name: str
+    value: str | None
+    file: Path | None
+
+
+@attrs.frozen
 class Probe:
     """A check that must pass before the box is ready: a script that exits with 0 in the guest."""
 
@@ -292,6 +301,8 @@ class Box:
     #: Time from the first start to the end, at which the box is shut down and saved, in seconds. None: it has no end.
     lifetime_s: int | None = None
     notify: tuple[Notify, ...] = ()
+    #: The environment of provisioning and sessions.
+    variables: tuple[Variable, ...] = ()
     #: The values that a command line has changed, as KEY=VALUE (`kimbox.spec.settings`).
     settings: tuple[str, ...] = ()
 

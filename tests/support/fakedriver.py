@@ -28,7 +28,9 @@ from kimbox.machine.state import Observation, State
 from kimbox.spec.model import BootMode, Box
 
 #: Everything that a driver may be able to do.
-ALL_FEATURES = Features(own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True)
+ALL_FEATURES = Features(
+    own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True, secrets=True
+)
 
 
 @attrs.define

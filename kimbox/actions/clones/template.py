@@ -20,7 +20,7 @@ from kimbox.guest.events import Event
 from kimbox.image import obtain
 from kimbox.image.store.images import Image
 from kimbox.log import log
-from kimbox.machine import keys, templates
+from kimbox.machine import keys, secretvalues, templates
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests, Purpose, Record
@@ -49,6 +49,13 @@ def leased(plan: Plan, *, timeout_s: float, runs_jobs: bool = False) -> Iterator
             code="maintain-mode",
             hint="use `boot: resnap` or `boot: keep` in the spec",
             fields={"name": plan.box.name},
+        )
+    if secretvalues.names(plan.box):
+        raise StateError(
+            f"{plan.box.name} has secret variables in `env`, and a template would store them with its memory",
+            code="box-has-secrets",
+            hint="use a box without them; `kimbox job run --cold DIR` boots a machine for the job",
+            fields={"name": plan.box.name, "verb": "make a template of"},
         )
     key = key_of(plan, runs_jobs=runs_jobs)
     with templates.leased(key, lambda: _make(plan, key, timeout_s, runs_jobs)) as template:

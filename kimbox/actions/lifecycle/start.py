@@ -15,6 +15,7 @@ from kimbox.guest import shared
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
+from kimbox.machine import secretvalues
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Known, PutBack, Record, Sealed
@@ -76,10 +77,24 @@ def start(
         if delivery and machine.boot_events():  # not at the first start: nothing is kept yet
             choice = attrs.evolve(choice, manifest=delivery.digest)
         registry.of(machine).choose_boot(box.boot_mode(is_sealed=record.sealed is not None), choice)
+    secrets = _secrets(machine, box) if box and not resume else b""
+    record = attrs.evolve(record, secrets=secretvalues.names(box) if secrets and box else ())
     record = registry.of(machine).start(
-        Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery, job=job)
+        Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery, job=job, secrets=secrets)
     )
     machine.write_record(attrs.evolve(record, ended=None))
+
+
+def _secrets(machine: Machine, box: Box) -> bytes:
+    """Returns the secret variables of a box. Raises StateError if they cannot be read, or the driver has no way."""
+    if secretvalues.names(box) and not registry.of(machine).features.secrets:
+        raise StateError(
+            f"the provider of {machine.name} cannot give it the secret variables of its spec",
+            code="unsupported-by-driver",
+            hint=f"use QEMU: `kimbox destroy {machine.name}`, then `kimbox up --provider qemu`",
+            fields={"name": machine.name},
+        )
+    return secretvalues.text_of(box)
 
 
 def _leave_template(machine: Machine, record: Record) -> Record:

@@ -93,6 +93,9 @@ class Invocation:
     pipes: Mapping[str, int] = {}
     #: The job on the disk in `Machine.job_disk`; None: there is none.
     job: JobStart | None = None
+    #: Secret variables of the guest, and the descriptor from which QEMU reads them.
+    secrets: bytes = attrs.field(default=b"", repr=False)
+    secrets_file: int | None = None
 
 
 def command(invocation: Invocation) -> list[str]:
@@ -103,6 +106,9 @@ def command(invocation: Invocation) -> list[str]:
         arguments += ["-smbios", f"type=11,value=io.systemd.credential:kimbox.{name}={_escaped(text)}"]
     for name, path in files_of(machine).items():
         arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.{name},file={_escaped(path)}"]
+    if invocation.secrets_file is not None:
+        source = f"/proc/self/fd/{invocation.secrets_file}"
+        arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.environment,file={source}"]
     if invocation.saved_state is not None:
         arguments += ["-loadvm", invocation.saved_state]
     if invocation.template_ram is not None:

@@ -54,6 +54,7 @@ class Qemu:
         memory_snapshots=True,
         jobs=True,
         delivery_disk=True,
+        secrets=True,
         templates=True,
         portable=True,
     )
@@ -252,6 +253,7 @@ def invocation(
         freezing=launch.freezing,
         connects_to=_connects_to(machine, launch),
         job=launch.job,
+        secrets=launch.secrets,
     )
 
 

@@ -135,15 +135,26 @@ def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | Non
                 pass_fds=[run_lock, *sources.values()],
                 cwd=machine.folder,
             )
+        secrets_file = _memory_file(invocation.secrets, descriptors) if invocation.secrets else None
+        invocation = attrs.evolve(invocation, pipes=pipes, secrets_file=secrets_file)
+        inherited = [run_lock, *pipes.values(), *(fd for fd in (template_ram, secrets_file) if fd is not None)]
         wrapper = ENDS_WITH_PARENT if invocation.job and invocation.job.ends_with_kimbox else ()
         return detach(
-            [*wrapper, *NO_CORE_DUMP, *command(attrs.evolve(invocation, pipes=pipes))],
+            [*wrapper, *NO_CORE_DUMP, *command(invocation)],
             log=machine.qemu_log,
-            pass_fds=[run_lock, *pipes.values(), *([] if template_ram is None else [template_ram])],
+            pass_fds=inherited,
             cwd=machine.folder,
             connects_to=invocation.connects_to,
             dies_with_parent=invocation.freezing,  # nothing else ends it: its folder is no machine
         )
+
+
+def _memory_file(data: bytes, descriptors: contextlib.ExitStack) -> int:
+    """Returns the descriptor of a file with this content that is in memory alone, and is closed with `descriptors`."""
+    handle = os.memfd_create("kimbox-secrets", os.MFD_CLOEXEC)
+    descriptors.callback(os.close, handle)
+    os.write(handle, data)
+    return handle
 
 
 def _lock(handle: int, machine: Machine) -> None:

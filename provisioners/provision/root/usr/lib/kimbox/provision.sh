@@ -7,6 +7,8 @@
 . /usr/lib/kimbox/marks.sh
 # shellcheck source=pins.sh
 . /usr/lib/kimbox/pins.sh
+# shellcheck source=environment.sh
+. /usr/lib/kimbox/environment.sh
 
 # In a sealed box `mirrors` are on the root, and `verified` puts commits there: root in the box could write to those on /persistent.
 delivered=/persistent/git mirrors=/persistent/git
@@ -157,6 +159,11 @@ clean() {
 limited() {
 	limit=$1 limit_who=$2 limit_cwd=$3
 	shift 3
+	limit_variables=/dev/null
+	if [ -s "$environment" ]; then
+		limit_variables=$environment
+		set -- sh -c "$with_environment" sh "$@"
+	fi
 	now
 	started=$now
 	(
@@ -169,7 +176,7 @@ limited() {
 			KIMBOX_SPEC_DIGEST="${KIMBOX_SPEC_DIGEST:-}" KIMBOX_MANIFEST="${KIMBOX_MANIFEST:-}" \
 			KIMBOX_COMMIT="${KIMBOX_COMMIT:-}" ${TMPDIR:+"TMPDIR=$TMPDIR"} \
 			"$@"
-	) </dev/null 4<&- 9>&-
+	) </dev/null 4<&- 5<"$limit_variables" 9>&-
 	code=$? allowed=$limit limit=
 	[ "$code" -ne 0 ] || return 0
 	now
