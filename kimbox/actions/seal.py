@@ -27,6 +27,7 @@ from kimbox.guest.ssh import Guest
 from kimbox.image.disk import pristine
 from kimbox.image.store import images
 from kimbox.log import log
+from kimbox.machine import foreign
 from kimbox.machine.bootmode import Choice, refuse_kept_root, refuse_to_provision
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Known, Record, Sealed
@@ -95,6 +96,7 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
         record = machine.record()
         if record.sealed:
             return record.sealed
+        foreign.check(record, "secure")
         require("secure", machine.name, state(machine))
         refuse_to_provision(machine)
         refuse_kept_root(request.project.box, request.boot)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 #: - `put_back`: the last time at which the host put the disk of a sealed box back to its image, and what the run before
 #:   had changed.
 #: - `host_key`: the public ssh host key of the box. A worker pins that of its director.
+#: - `guest`: `cloud-init` or `kimbox`, of a box whose image kimbox did not build: whether its guest reported by itself.
 #: - `jobs`: the last counts from the runner of its role.
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
@@ -48,7 +49,7 @@ SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
     "disk_bytes", "scratch", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
-    "saved", "lifetime", "settings", "health", "problems",
+    "guest", "saved", "lifetime", "settings", "health", "problems",
 )  # fmt: skip
 
 
@@ -88,8 +89,8 @@ def status(
     stale lists the steps that ran under other commits than the box has now, with the old and the new commit of each
     repository and the command that runs the step again. A sealed box has sealed (role and site), put_back (at: when the
     host last put its disk back to the image; changed: the parts that the run before had changed) and jobs (counts from
-    the runner of its role). host_key is the ssh host key of the box, for `gateway.host_keys` of workers. An unknown
-    value is null.
+    the runner of its role). host_key is the ssh host key of the box, for `gateway.host_keys` of workers. guest
+    is cloud-init for a box of a cloud image, which kimbox has prepared over ssh. An unknown value is null.
 
     problems lists what is wrong: code, since (the time in UTC, as far as this host knows), severity (warning, critical)
     and detail. health has the last report of a sealed box: spaces (free space of each file system), snapshot_percent,
@@ -236,6 +237,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "sealed": attrs.asdict(record.sealed) if record.sealed else None,
         "put_back": attrs.asdict(record.put_back) if record.put_back else None,
         "host_key": keys.host_key(machine),
+        "guest": record.guest and str(record.guest),
         "saved": attrs.asdict(record.saved) if record.saved else None,
         "lifetime": lifetimes.lifetime_of(machine),
         "settings": list(record.settings),

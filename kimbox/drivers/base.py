@@ -59,6 +59,8 @@ class Features:
     templates: bool = False
     #: A start can be described for a host without kimbox.
     portable: bool = False
+    #: A guest whose record has an instance id (`Record.seed`) gets what cloud-init reads, with that id.
+    seed: bool = False
 
 
 #: The part of the addresses of QEMU's user network at which a guest sees the servers that its job may reach.

@@ -6,6 +6,8 @@ reports the mode that it booted.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 
 from kimbox.errors import ImageError, StateError
@@ -207,6 +209,19 @@ def read_entries(machine: Machine) -> tuple[str, str]:
         _, block = _find(disk, machine.name)
     values = grubenv.values(block) or {}
     return values.get(SAVED, b"").decode("ascii", "replace"), values.get(NEXT, b"").decode("ascii", "replace")
+
+
+def has_environment(disk_file: Path, name: str) -> bool:
+    """Whether a qcow2 that no process uses has an environment of GRUB at the place where images of kimbox have it.
+
+    `name` is the machine. Raises ImageError if the disk cannot be opened.
+    """
+    with nbd.opened(disk_file, "qcow2") as disk:
+        try:
+            _find(disk, name)
+        except NoEnvironment:
+            return False
+    return True
 
 
 def _find(disk: nbd.Disk, name: str) -> tuple[int, bytes]:

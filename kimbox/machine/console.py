@@ -210,7 +210,9 @@ def explain(raw: bytes, events: Sequence[Event], *, alive: bool, waited_s: float
         )
     reached = _stage(events[-1]) if events else _stage(None)
     if not events:
-        hint += "; an image without kimbox's scripts sends no events, and may work anyway"
+        hint += (
+            "; an image that kimbox did not build needs cloud-init, sshd with an ed25519 key, and a console on ttyS0"
+        )
     return Cause(f"the box did not boot within {waited_s:.0f} s: {reached}", hint)
 
 

@@ -6,9 +6,10 @@ machines/<name>/disk.qcow2.new   the new disk, while `kimbox shrink` or the star
 machines/<name>/package/         a copy of the disk, while `kimbox package` cleans it
 machines/<name>/save/            the pack that `kimbox save` fills
 machines/<name>/saved/           spec and lock of a machine that was made of a save
-machines/<name>/commit/          the new image, while `kimbox maintain --commit` writes it
+machines/<name>/commit/          the new image, while `kimbox maintain --commit` writes it, as package/
 machines/<name>/scratch.qcow2    the scratch space, if the spec has one: created at each start, removed by halt
 machines/<name>/delivery.raw     the manifest and commits for a guest that starts, until it has taken them
+machines/<name>/seed.iso         what cloud-init reads in a guest whose image kimbox did not build
 machines/<name>/job.raw          the disk of the job that runs in the machine
 machines/<name>/job.log          the output of that job
 machines/<name>/id_ed25519       the private key for ssh; id_ed25519.pub is its public key
@@ -25,6 +26,7 @@ machines/<name>/rotate.tar       new credentials of a sealed box, during the sta
 machines/<name>/unseal           exists while a sealed box is unsealed
 machines/<name>/locks/           the locks of the last manifests that were sent, by the digest of the manifest
 machines/<name>/snapshots/       for each snapshot, the record and the logs of its time
+machines/<name>/ram              the memory of a machine that is being made into a template
 machines/<name>/qmp.sock         the socket on which QEMU listens for QMP
 machines/<name>/freeze.sock      only of a clone: the socket on which it has got its identity
 machines/<name>/ssh.sock         the connection that ssh and exec share, while it is open
@@ -98,17 +100,14 @@ class Machine:
 
     @property
     def new_disk(self) -> Path:
-        """The new disk while `shrink` or the start of a sealed box writes it. It stays only if that is interrupted."""
         return self.folder / "disk.qcow2.new"
 
     @property
     def package_work(self) -> Path:
-        """The folder with a copy of the disk while `package` cleans it. It remains only if that was interrupted."""
         return self.folder / "package"
 
     @property
     def commit_work(self) -> Path:
-        """The folder in which `maintain --commit` writes the new image. It remains only if that was interrupted."""
         return self.folder / "commit"
 
     @property
@@ -118,6 +117,10 @@ class Machine:
     @property
     def delivery(self) -> Path:
         return self.folder / "delivery.raw"
+
+    @property
+    def seed(self) -> Path:
+        return self.folder / "seed.iso"
 
     @property
     def job_disk(self) -> Path:
@@ -141,7 +144,6 @@ class Machine:
 
     @property
     def loading_file(self) -> Path:
-        """How long firmware and boot loader of the last boot took."""
         return self.folder / "loading.json"
 
     @property
@@ -213,7 +215,6 @@ class Machine:
 
     @property
     def halt_pipe(self) -> Path:
-        """The named pipe whose content QEMU passes to the guest's port that shuts it down."""
         return self.folder / "halt.pipe"
 
     @property
@@ -223,7 +224,6 @@ class Machine:
 
     @property
     def ram(self) -> Path:
-        """The memory of a machine that is being made into a template."""
         return self.folder / "ram"
 
     @property

@@ -19,6 +19,20 @@ def make_pair(key: Path, name: str) -> None:
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"kimbox-{name}", "-f", key])
 
 
+def public_key(machine: Machine) -> str:
+    """Returns the public key of the pair, as one line. Raises GuestError (`file-unreadable`) if it cannot be read."""
+    file, name = machine.key.with_suffix(".pub"), machine.name
+    try:
+        return read_bounded(file, limit_bytes=4096).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GuestError(
+            f"the public key of {name} cannot be read: {error}",
+            code="file-unreadable",
+            hint=f"`kimbox destroy {name}` and `kimbox up {name}` create a new machine",
+            fields={"name": name, "path": str(file)},
+        ) from None
+
+
 def host_key(machine: Machine) -> str | None:
     """Returns the public host key that is pinned, as `ssh-ed25519 BASE64`; None before the guest has reported one."""
     try:

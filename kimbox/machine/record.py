@@ -30,6 +30,9 @@ _NAME_KEY = re.compile(r"""^["']?name["']?\s*:\s*["']?([a-z0-9.-]+)""", re.MULTI
 #: A sha256 digest in hex.
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+#: The id of an instance: of cloud-init, or of a cloud.
+_INSTANCE = re.compile(r"[A-Za-z0-9-]{1,64}")
+
 
 class Purpose(StrEnum):
     """The purpose of a machine."""
@@ -39,6 +42,13 @@ class Purpose(StrEnum):
     CLONE = "clone"  #: a copy of a template of the box
     JOB = "job"  #: one job runs in it
     SWEEP = "sweep"  #: one of the jobs of a sweep runs in it: it is not kept, and nobody else uses it
+
+
+class GuestKind(StrEnum):
+    """The kind of a guest, as the first `up` found it out: it asks the guest, not the image."""
+
+    KIMBOX = "kimbox"  #: it reports to this host by itself
+    CLOUD_INIT = "cloud-init"  #: cloud-init has set it up, and kimbox has installed its programs in it over ssh
 
 
 class Ended(StrEnum):
@@ -150,6 +160,11 @@ class Record:
     settings: tuple[str, ...] = ()
     #: Names of the secret variables that the last start gave to the guest.
     secrets: tuple[str, ...] = ()
+    #: Id of the instance on the disk that cloud-init reads, at the last boot. None: kimbox built the image, and the
+    #: guest has no such disk. A saved state has the device, too.
+    seed: str | None = None
+    #: None: kimbox built the image, or `up` has not found out yet.
+    guest: GuestKind | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of machine.json."""
@@ -193,6 +208,8 @@ class Record:
             fields["woken"] = fields.get("woken") is True
             fields["settings"] = _texts(fields.get("settings", []))
             fields["secrets"] = _texts(fields.get("secrets", []))
+            fields["seed"] = _seed(fields.get("seed"))
+            fields["guest"] = GuestKind(fields["guest"]) if fields.get("guest") is not None else None
             fields["plan"] = _plan(fields["plan"])
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
             return cls(**fields)
@@ -266,6 +283,12 @@ def _texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
         return tuple(value)
     raise ValueError(f"{value!r} is not a list of texts")
+
+
+def _seed(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and _INSTANCE.fullmatch(value)):
+        return value
+    raise ValueError(f"{value!r} is not the id of an instance")
 
 
 def _watchdog(value: object) -> int | None:

@@ -85,7 +85,7 @@ class _Builder(Reader):
             layers=self.layers,
             digest=digest(tree),
             image=image,
-            disk=self.disk(),
+            disk=self.disk(is_built=isinstance(image, PackageImage)),
             boot=self.text(tree.get("boot"), BootMode, BootMode.KEEP),
             cpus=self.number(tree.get("cpus")),
             memory_bytes=self.text(
@@ -144,8 +144,8 @@ class _Builder(Reader):
             recommends=self.switch(get("recommends")),
         )
 
-    def disk(self) -> Disk:
-        """Returns the disk. Reports a fault if its volumes do not fit on it."""
+    def disk(self, *, is_built: bool) -> Disk:
+        """Returns the disk. Reports a fault if its volumes do not fit on it, unless another image has its own."""
         get = functools.partial(self.tree.get, "disk")
         group = self.text(get("volume_group"), rules.volume_group, "")
         size = self.text(get("size"), units.size, 0)
@@ -179,7 +179,7 @@ class _Builder(Reader):
             snapshot=Volume(named.get("root_snap", ""), snapshot),
         )
         sizes = [get("size"), get("boot"), *(get("volumes", key) for key in volumes)]
-        if all(map(self.is_sound, (*sizes, get(), get("volumes")))):
+        if is_built and all(map(self.is_sound, (*sizes, get(), get("volumes")))):
             self.check_disk_size(disk)
         return disk
 

@@ -12,7 +12,7 @@ from fuzzing import Parser
 from makejobrecord import make_folder, make_results
 
 from kimbox import paths, run
-from kimbox.guest import audit, events, health, stale
+from kimbox.guest import audit, cloudinit, events, health, stale
 from kimbox.jobs import listing, record
 from kimbox.lock.apt import archive, packages, sources
 from kimbox.lock.apt.archive import Archive
@@ -30,6 +30,9 @@ from kimbox.spec.load import load_box
 from kimbox.spec.nodes import Fault
 
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJQCVCQ8QIhr2mTEdPhVqyOdRsAPPGSUXuNHbM1Ad8Km"
+
+#: What cloud-init writes to a console.
+HOST_KEYS = b"\r\n".join((b"[  9.1] a", cloudinit.BEGIN, f"{PUBLIC_KEY} root@a".encode(), cloudinit.END, b"a login:"))
 
 #: A spec with most of its keys.
 SPEC = {
@@ -229,6 +232,11 @@ def read_console(data: bytes, _: Path) -> None:
     console.is_fatal(data, [])
 
 
+def read_host_key(data: bytes, _: Path) -> None:
+    key = cloudinit.host_key(data)
+    assert key is None or key.encode() in data
+
+
 def read_audit(data: bytes, _: Path) -> None:
     for report in audit.reports(data):
         assert audit.Report.parse(report.as_json()) == report
@@ -359,6 +367,12 @@ PARSERS = [
     Parser("event", lambda _: [json.dumps(EVENT).encode()], read_events, is_json=True),
     Parser(
         "console", lambda _: [CONSOLE], read_console, words=(b"Kernel panic", b"\x1b[", b"\r", b"reboot: Power down")
+    ),
+    Parser(
+        "console-host-key",
+        lambda _: [HOST_KEYS],
+        read_host_key,
+        words=(cloudinit.BEGIN, cloudinit.END, b"ssh-ed25519 "),
     ),
     Parser(
         "audit-report", lambda _: [lines(*AUDIT)], read_audit, words=(b'{"end":true,"checks":1}', b'"status":"fail"')

@@ -47,10 +47,10 @@ def configuration(folder: Path, port: int) -> str:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, more: str = "") -> Iterator[Endpoint]:
+def serving(folder: Path, more: str = "", *, environment: str = "") -> Iterator[Endpoint]:
     """Runs an sshd whose keys, configuration and log are in the folder. Skips the test if this is not possible.
 
-    `more`: lines of sshd_config(5).
+    `more`: lines of sshd_config(5). `environment`: variables of its commands, NAME=VALUE.
     """
     if SSHD is None or which("ssh-keygen") is None:
         pytest.skip("needs the package openssh-server")
@@ -62,7 +62,7 @@ def serving(folder: Path, more: str = "") -> Iterator[Endpoint]:
     # With another HOME, the start-up files of the user's own shell and the user's git configuration are not read.
     (folder / "config").write_text(
         f"{configuration(folder, port)}AuthorizedKeysFile {folder}/client.pub\nPidFile {folder}/pid\n"
-        f"SetEnv HOME={folder}\n{more}"
+        f"SetEnv HOME={folder} {environment}\n{more}"
     )
     (folder / "known_hosts").write_text(f"box {host_key}\n")
     with listening([SSHD, "-D", "-e", "-f", str(folder / "config")], port, folder / "pid", folder / "log"):

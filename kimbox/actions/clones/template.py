@@ -20,7 +20,7 @@ from kimbox.guest.events import Event
 from kimbox.image import obtain
 from kimbox.image.store.images import Image
 from kimbox.log import log
-from kimbox.machine import keys, secretvalues, templates
+from kimbox.machine import foreign, keys, secretvalues, templates
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests, Purpose, Record
@@ -123,6 +123,8 @@ def _fill(plan: Plan, key: str, image: Image, work: Path, done: Path, timeout_s:
     try:
         keys.make_pair(machine.key, machine.name)
         driver.create(machine.folder, box, image)
+        if foreign.instance(box, machine.disk):
+            foreign.refuse(box.name, "make a template of")
         record = attrs.evolve(record_of(plan, machine.name), uuid=str(uuid.uuid4()), driver=driver.name)
         # The record of a machine has a port: it is free, and the machine gets its own when it starts.
         machine.write_record(attrs.evolve(record, ssh_port=1))

@@ -10,7 +10,7 @@ from kimbox.files import remove_tree, write_json
 from kimbox.image import obtain
 from kimbox.image.store.images import Image
 from kimbox.log import log
-from kimbox.machine import keys, ports
+from kimbox.machine import foreign, keys, ports
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests, Purpose, Record
 from kimbox.project.plan import Plan
@@ -43,6 +43,11 @@ def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: 
     box, folder = plan.box, machine.unfinished
     keys.make_pair(folder / machine.key.name, machine.name)
     driver.create(folder, box, image)
+    seed = foreign.instance(box, folder / machine.disk.name) if driver.features.seed else None
+    if seed:
+        foreign.check_spec(box, {box.boot})
+    if seed and purpose in (Purpose.JOB, Purpose.SWEEP):
+        foreign.refuse(box.name, "run a job in")
     if machine.folder.exists():  # left by an interrupted destroy, without a record
         remove_tree(machine.folder)
     identity = uuid.uuid4()
@@ -63,6 +68,7 @@ def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: 
             driver=driver.name,
             plan=PlanDigests(box.digest, plan.lock.digest, plan.digest),
             settings=box.settings,
+            seed=seed,
         )
         plan.delivered.write(folder / machine.locks.name)
         write_json(folder / machine.record_file.name, record.as_json())

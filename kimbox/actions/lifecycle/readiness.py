@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kimbox.actions.lifecycle import adoption
 from kimbox.actions.observe import observe
 from kimbox.actions.watch import Watch, error_of_failure, error_of_fallback, longest_step_s, provisioning_limit_s
 from kimbox.errors import GuestError, KimboxError
@@ -62,6 +63,8 @@ def bring_to_ready(
         watch.catch_up()  # so that events and output of an earlier command are not shown again
     watch.show_fallback(not (must_send and may_send))  # what is sent replaces the manifest that failed
     with log.step(f"booting {machine.name}"):
+        if adoption.is_needed(machine):
+            adoption.adopt(machine, box, watch, timeout_s)
         watch.wait_until("waiting for the guest", _connecting(machine, _has_settled) if connects else _has_settled)
     deliverydisk.discard(machine.delivery)  # the guest has taken it, or cannot
     if machine.record().sealed and not machine.unseal_mark.exists():

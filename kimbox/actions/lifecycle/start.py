@@ -11,11 +11,11 @@ from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart, Launch, TemplateDriver
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import remove_tree
-from kimbox.guest import shared
+from kimbox.guest import seed, shared
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
-from kimbox.machine import secretvalues
+from kimbox.machine import foreign, secretvalues
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Known, PutBack, Record, Sealed
@@ -69,6 +69,8 @@ def start(
         record = attrs.evolve(record, watchdog_s=None if job else box.watchdog_s)
     if record.template and not resume:
         record = _leave_template(machine, record)
+    if record.seed and not resume:
+        record = _seeded(machine, record, box, boot or Choice())
     if record.sealed:
         known = _known(machine, record, delivery)
         record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
@@ -95,6 +97,20 @@ def _secrets(machine: Machine, box: Box) -> bytes:
             fields={"name": machine.name},
         )
     return secretvalues.text_of(box)
+
+
+def _seeded(machine: Machine, record: Record, box: Box | None, boot: Choice) -> Record:
+    """Returns the record for the boot of a machine whose image kimbox did not build. Checks what it is asked for.
+
+    Until kimbox has installed its programs, each boot is a new instance: cloud-init begins again, and writes the new
+    host keys to the console. Raises StateError (`unsupported-by-image`).
+    """
+    if box:
+        foreign.check_spec(box, {box.boot_mode(is_sealed=False), boot.mode or box.boot})
+    if record.guest is not None:
+        return record
+    machine.known_hosts.unlink(missing_ok=True)
+    return attrs.evolve(record, seed=seed.new_instance())
 
 
 def _leave_template(machine: Machine, record: Record) -> Record:

@@ -34,7 +34,7 @@ from kimbox.image.store import digest, images, lease
 from kimbox.image.store.images import Image
 from kimbox.lock.lockfile import read_lock
 from kimbox.log import log
-from kimbox.machine import keys, ports
+from kimbox.machine import foreign, keys, ports
 from kimbox.machine.delivered_locks import Kept
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests, Purpose, Record
@@ -365,6 +365,7 @@ class _Making:
                 saved=last_save(self.store.url, manifest),
                 settings=box.settings,
                 plan=PlanDigests(manifest.spec_digest, manifest.lock_digest, manifest.manifest_digest),
+                seed=foreign.instance(box, self.folder / machine.disk.name),
             )
             lifetime.created(box, machine.name).write(self.folder)
             write_json(self.folder / machine.record_file.name, record.as_json())

@@ -13,10 +13,9 @@ import attrs
 from kimbox.drivers.accelerator import CODE_MIB, Accelerator
 from kimbox.drivers.base import JobStart
 from kimbox.drivers.qemu import relay
-from kimbox.errors import GuestError
-from kimbox.files import read_bounded
 from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
 from kimbox.image.disk.ext2.geometry import MAX_BYTES as MAX_JOB_BYTES
+from kimbox.machine import keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.spec.model import Scratch
@@ -60,6 +59,9 @@ DELIVERY_ADDRESS = "0x1e"
 
 #: Address of the watchdog, for the same reason.
 WATCHDOG_ADDRESS = "0x1d"
+
+#: Serial number and address of the disk that cloud-init reads.
+SEED_SERIAL, SEED_ADDRESS = "kimbox-seed", "0x1c"
 
 #: The program that passes a connection on to a server that a job may reach; the file in the machine's folder that
 #: limits the number of its processes; and that number.
@@ -227,6 +229,10 @@ def _more_disks(invocation: Invocation) -> list[str]:
         drive = f"if=none,id=delivery0,read-only=on,{_delivery_source(invocation)}"
         device = f"virtio-blk-pci,drive=delivery0,serial={SERIAL},addr={DELIVERY_ADDRESS}"
         arguments += ["-drive", drive, "-device", device]
+    if invocation.record.seed:
+        drive = f"if=none,id=seed0,read-only=on,format=raw,file={_escaped(machine.seed)}"
+        device = f"virtio-blk-pci,drive=seed0,serial={SEED_SERIAL},addr={SEED_ADDRESS}"
+        arguments += ["-drive", drive, "-device", device]
     return arguments
 
 
@@ -283,12 +289,12 @@ def _delivery_source(invocation: Invocation) -> str:
 def credentials(invocation: Invocation) -> dict[str, str]:
     """Returns name -> value of the credentials in SMBIOS type 11 strings (systemd.exec(5)). None of them is secret.
 
-    Raises GuestError (`file-unreadable`) if the machine's public key cannot be read.
+    Raises the errors of `keys.public_key`.
     """
     name = invocation.record.name
     values = {"hostname": name, "network": f"{GUEST_ADDRESS} {GATEWAY} {NAMESERVER}"}
     if invocation.record.ssh_port:
-        values["authorized_key"] = _public_key(invocation)
+        values["authorized_key"] = keys.public_key(invocation.machine)
     if invocation.freezing:
         values["freeze"] = "yes"
     if invocation.delivery:
@@ -309,20 +315,6 @@ def credentials(invocation: Invocation) -> dict[str, str]:
     if invocation.connects_to is not None:
         values["connects_to"] = " ".join(map(str, sorted(invocation.connects_to))) or "none"
     return values
-
-
-def _public_key(invocation: Invocation) -> str:
-    """Returns the public key of the machine. Raises GuestError (`file-unreadable`)."""
-    file, name = invocation.machine.key.with_suffix(".pub"), invocation.record.name
-    try:
-        return read_bounded(file, limit_bytes=4096).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GuestError(
-            f"the public key of {name} cannot be read: {error}",
-            code="file-unreadable",
-            hint=f"`kimbox destroy {name}` and `kimbox up {name}` create a new machine",
-            fields={"name": name, "path": str(file)},
-        ) from None
 
 
 def files_of(machine: Machine) -> dict[str, Path]:

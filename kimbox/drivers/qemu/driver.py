@@ -16,12 +16,12 @@ from kimbox.drivers.hostcheck import HostCheck, Outcome
 from kimbox.drivers.qemu import disk, process, templates
 from kimbox.drivers.qemu.command import Invocation, fixed, portable
 from kimbox.errors import KimboxError
-from kimbox.guest import deliverydisk
+from kimbox.guest import deliverydisk, seed
 from kimbox.guest.endpoint import Endpoint
 from kimbox.landlock import limits_ports
 from kimbox.log import log
-from kimbox.machine import ports
-from kimbox.machine.folder import Machine
+from kimbox.machine import keys, ports
+from kimbox.machine.folder import USER, Machine
 from kimbox.machine.record import Record
 from kimbox.machine.state import Observation, State
 from kimbox.run import which
@@ -57,6 +57,7 @@ class Qemu:
         secrets=True,
         templates=True,
         portable=True,
+        seed=True,
     )
 
     @staticmethod
@@ -98,6 +99,9 @@ class Qemu:
         if best.name != "kvm":
             log.detail(f"no KVM ({best.why}): the guest runs under emulation, about ten times slower")
         record = (launch if saved_state else _with_halt_port(launch)).record
+        if record.seed and not saved_state:
+            public_key = keys.public_key(self.machine)
+            seed.write(self.machine.seed, self.machine.name, record.seed, USER, public_key)
         if launch.freezing:
             templates.create_ram(self.machine, launch.memory_bytes)
         for attempts_left in reversed(range(START_ATTEMPTS)):

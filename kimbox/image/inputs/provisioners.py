@@ -31,6 +31,9 @@ STRIP = "strip"
 #: The provisioners of every image, in the order in which their build scripts run.
 BASE = ("boot", "ssh", "provision", "scratch", "job", "watchdog", "secure", "identity", "freeze", STRIP, "base")
 
+#: The provisioner whose files get into a running guest, in place of those of BASE, if kimbox did not build its image.
+ADOPTED = "adopted"
+
 #: Maximum size of a file of a provisioner, in bytes.
 MAX_FILE_BYTES = 1 << 20
 

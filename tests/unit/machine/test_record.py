@@ -15,7 +15,7 @@ from refused import refused
 
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.machine.folder import Machine, machine_of, machines_of
-from kimbox.machine.record import Known, PlanDigests, Purpose, PutBack, Record
+from kimbox.machine.record import GuestKind, Known, PlanDigests, Purpose, PutBack, Record
 
 home = ownhome.home  # a fixture
 
@@ -37,6 +37,18 @@ def test_box_purpose_driver_and_plan_are_read_back(purpose: Purpose) -> None:
     record = machine.record()
     assert ("tiny", purpose, "vagrant", plan) == (record.box, record.purpose, record.driver, record.plan)
     assert 2 == json.loads(machine.record_file.read_text())["format"]
+
+
+def test_the_kind_of_a_guest_is_read_back() -> None:
+    """And the instance of cloud-init. A record of an older kimbox has neither. A wrong form is an error."""
+    record = makemachine.make_machine("other", seed="kimbox-1", guest=GuestKind.CLOUD_INIT).record()
+    assert ("kimbox-1", GuestKind.CLOUD_INIT) == (record.seed, record.guest)
+    plain = RECORD.as_json()
+    older = Record.parse({k: v for k, v in plain.items() if k not in ("seed", "guest")}, Path("machine.json"))
+    assert (None, None) == (older.seed, older.guest)
+    for change in ({"seed": 1}, {"seed": "a b"}, {"seed": "a" * 65}, {"guest": "other"}, {"guest": 1}):
+        with refused(KimboxError, "file-damaged", path="machine.json"):
+            Record.parse(plain | change, Path("machine.json"))
 
 
 def test_what_is_known_of_a_sealed_box_is_read_back() -> None:

@@ -166,6 +166,13 @@ def test_every_key_is_documented() -> None:
         visit(box_schema()["$defs"][form], form)
 
 
+def test_the_disk_of_an_image_by_location_may_be_small(tmp_path: Path) -> None:
+    """It has no volumes of kimbox, so that their default sizes do not matter."""
+    text = f'kimbox: 1\nname: a\nimage: {{location: x.qcow2, digest: "sha256:{"a" * 64}"}}\ndisk: {{size: 3GiB}}\n'
+    (tmp_path / "kimbox.yaml").write_text(text)
+    assert (3 << 30) == load_box(tmp_path / "kimbox.yaml").disk.size_bytes
+
+
 def test_an_image_by_location(tmp_path: Path) -> None:
     """A location is a URL, or a path relative to the folder of the spec."""
     digest = "sha256:" + "a" * 64

@@ -39,6 +39,18 @@ def test_paths_reach_qemu_unchanged(machine: Machine) -> None:
     assert [str(machine.pid_file)] == values(arguments, "-pidfile")
 
 
+def test_the_disk_that_cloud_init_reads(machine: Machine) -> None:
+    """It is read-only and has a fixed address, also for a guest that resumes. Others have none."""
+    assert "seed0" not in "\n".join(command(invoked(machine)))
+    machine.write_record(attrs.evolve(machine.record(), seed="kimbox-1"))
+    for resume in (False, True):
+        arguments = command(invoked(machine, resume=resume))
+        drive = options(values(arguments, "-drive")[-1])
+        assert (str(machine.seed), "raw", "on") == (drive["file"], drive["format"], drive["read-only"])
+        device = options(values(arguments, "-device")[-1])
+        assert ("kimbox-seed", "0x1c", "seed0") == (device["serial"], device["addr"], device["drive"])
+
+
 def test_the_disk_with_a_delivery(machine: Machine) -> None:
     """It is read-only, has a serial number and a fixed address, and is described. Resumed, an empty one replaces it."""
     plain = command(invoked(machine))

@@ -50,7 +50,7 @@ def test_the_schema_is_valid() -> None:
 
 def test_every_provisioner_is_used() -> None:
     """No folder is unused."""
-    assert sorted(provisioners.BASE) == SHIPPED
+    assert sorted([*provisioners.BASE, provisioners.ADOPTED]) == SHIPPED
 
 
 @pytest.mark.parametrize("name", SHIPPED)
