@@ -18,7 +18,7 @@ _REASONS = {
     "make a template of": "no program in it stops the others and gives each clone an identity of its own",
     "run a job in": "no program in it runs the job and reports its end",
     "make scratch space for": "no program in it makes the file system at each start",
-    "watch": "no program in it answers the watchdog",
+    "run a watchdog for": "no program in it answers the watchdog",
     "secure": "it cannot be put back to a known state at each start, and has none of the programs that seal it",
 }
 
@@ -62,7 +62,7 @@ def check_spec(box: Box, modes: set[BootMode]) -> None:
         ("make a template of", box.warm),
         ("run a job in", box.job),
         ("make scratch space for", box.scratch is not None),
-        ("watch", box.watchdog_s is not None),
+        ("run a watchdog for", box.watchdog_s is not None),
     ):
         if is_asked:
             refuse(box.name, what)

@@ -40,6 +40,7 @@ def user_data(account: str, public_key: str) -> bytes:
         "preserve_hostname": False,
         "manage_etc_hosts": "localhost",
         "ssh": {"emit_keys_to_console": True},
+        "ssh_genkeytypes": ["ed25519"],  # the only one that kimbox accepts; an RSA key takes long under emulation
     }
     return (_HEADING + json.dumps(values, indent=1) + "\n").encode()
 

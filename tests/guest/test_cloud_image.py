@@ -14,7 +14,7 @@ import makecloudimage
 import pytest
 from conftest import Kimbox
 
-from kimbox import run
+from kimbox.image import namespace
 
 pytestmark = pytest.mark.guest
 
@@ -35,34 +35,33 @@ probes: [{{description: "the data is there", script: "grep -q 42 /opt/data/answe
 
 @attrs.frozen
 class Cloud:
-    """kimbox in a working directory with the data, and the images by name: path and digest."""
+    """kimbox in a working directory with the data and a job, and the folder with the images."""
 
     kimbox: Kimbox
-    images: dict[str, tuple[Path, str]]
+    work: Path
 
-    def spec(self, name: str, image: str, greeting: str = "hello", more: str = "") -> None:
+    def spec(self, name: str, image: Path, greeting: str = "hello", more: str = "") -> None:
         """Writes the spec of a box of an image."""
-        location, digest = self.images[image]
-        text = SPEC.format(name=name, location=location, digest=digest, greeting=greeting, more=more)
+        text = SPEC.format(name=name, location=image, digest=_digest(image), greeting=greeting, more=more)
         (self.kimbox.folder / "kimbox.yaml").write_text(text)
 
 
 @pytest.fixture(scope="module")
 def cloud(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """The images. They are removed at the end, and so are the boxes."""
+    """The image of Debian. Images and boxes are removed at the end."""
     work, folder, place = (tmp_path_factory.mktemp(name) for name in ("images", "cloud", "packages"))
     kimbox = Kimbox(home, folder)
     packages = ", ".join(makecloudimage.PACKAGES)
-    made = makecloudimage.make(Kimbox(home, place).spec("images", f"image: {{packages: [{packages}]}}\n"), work)
+    makecloudimage.make(Kimbox(home, place).spec("images", f"image: {{packages: [{packages}]}}\n"), work)
     (folder / "data").mkdir()
     (folder / "data/answer").write_text("42\n")
     (folder / "job").mkdir()
     (folder / "job/run-job").write_text("#!/bin/sh\n")
     (folder / "job/run-job").chmod(0o755)
-    yield Cloud(kimbox, {name: (path, _digest(path)) for name, path in made.items()})
+    yield Cloud(kimbox, work)
     for name in ("cloudy", "rocky"):
         kimbox("destroy", "-y", name, check=False)
-    run.run(["rm", "-rf", work])
+    namespace.remove(work)
 
 
 def _digest(path: Path) -> str:
@@ -72,11 +71,11 @@ def _digest(path: Path) -> str:
 
 def test_an_image_of_debian(cloud: Cloud) -> None:
     """`up` makes it ready and provisions it, again after a change of the spec, and again after a restart."""
-    kimbox = cloud.kimbox
-    cloud.spec("cloudy", "debian", more="boot: resnap\n")
+    kimbox, image = cloud.kimbox, cloud.work / "debian.qcow2"
+    cloud.spec("cloudy", image, more="boot: resnap\n")
     assert "unsupported-by-image" == kimbox.json("up", check=False)["code"]  # before anything boots
     assert [] == [box["name"] for box in kimbox.json("list")["boxes"] if box["name"] == "cloudy"]
-    cloud.spec("cloudy", "debian")
+    cloud.spec("cloudy", image)
     kimbox("up")
     status = kimbox.json("status", "cloudy")
     assert ("ready", "cloud-init", "keep") == (status["state"], status["guest"], status["boot"])
@@ -91,24 +90,25 @@ def test_an_image_of_debian(cloud: Cloud) -> None:
     assert ["hello"] == kimbox.sh("cloudy", "cat /etc/greeting").split()
     for words in (["clone", "cloudy", "twin"], ["job", "run", "job", "--box", "cloudy"]):
         assert "unsupported-by-image" == kimbox.json(*words, check=False)["code"]
-    cloud.spec("cloudy", "debian", greeting="again")
+    cloud.spec("cloudy", image, greeting="again")
     kimbox("up")  # over ssh, into the guest that runs
     assert ["hello", "again"] == kimbox.sh("cloudy", "cat /etc/greeting").split()
     assert "step" in kimbox("logs", "cloudy").stdout
 
     kimbox("halt", "cloudy")
     assert "halted" == kimbox.json("status", "cloudy")["state"]
-    cloud.spec("cloudy", "debian", greeting="later")
+    cloud.spec("cloudy", image, greeting="later")
     kimbox("up")
     assert ["hello", "again", "later", "vagrant"] == kimbox.sh("cloudy", "cat /etc/greeting /tmp/who").split()
     assert own_key == kimbox.sh("cloudy", "cat /etc/ssh/ssh_host_ed25519_key.pub")
     kimbox("destroy", "-y", "cloudy")
 
 
+@pytest.mark.soak
 def test_an_image_that_looks_like_rpm(cloud: Cloud) -> None:
     """git is installed with dnf, sshd.service is the ssh server, and the shell is bash."""
     kimbox = cloud.kimbox
-    cloud.spec("rocky", "rpm")
+    cloud.spec("rocky", makecloudimage.make_like_rpm(cloud.work))
     kimbox("up")
     assert "ready" == kimbox.json("status", "rocky")["state"]
     assert "-q -y install git-core\n" == kimbox.sh("rocky", "cat /var/log/dnf.words")

@@ -58,6 +58,8 @@ FILES = (
     GuestFile("usr/lib/kimbox/sources.list", b""),
     GuestFile("boot/grub/grub.cfg", GRUB_CFG.encode()),
     GuestFile("etc/fstab", b"LABEL=cloudroot / ext4 defaults 0 1\n"),
+    GuestFile("etc/initramfs-tools/conf.d/small", b"MODULES=list\nCOMPRESS=lz4\n"),
+    GuestFile("etc/initramfs-tools/modules", b"virtio_pci\nvirtio_blk\next4\n"),
     GuestFile("etc/cloud/cloud.cfg.d/90_source.cfg", b"datasource_list: [NoCloud, ConfigDrive, OpenStack, None]\n"),
 )
 
@@ -81,11 +83,8 @@ chmod 0755 usr/bin/dnf
 """
 
 
-def make(spec: Path, work: Path) -> dict[str, Path]:
-    """Writes the images to the empty folder `work`: `debian`, a qcow2, and `rpm`, a raw disk made to look like one.
-
-    `spec`: of a box with PACKAGES.
-    """
+def make(spec: Path, work: Path) -> Path:
+    """Writes the image to the empty folder `work`, a qcow2. `spec`: of a box with PACKAGES."""
     plan = make_plan(Project(load_box(spec)))
     assert plan.recipe is not None
     assert isinstance(plan.box.image, PackageImage)
@@ -93,14 +92,18 @@ def make(spec: Path, work: Path) -> dict[str, Path]:
     with (work / "build.log").open("w") as log:
         root = rootfs.build(attrs.evolve(plan.recipe, files=FILES), work, on_line=lambda line: None, log=log)
     namespace.call(["sh", "-c", "rmdir root/usr/lib/kimbox; rm -rf root/dev/* root/run/* root/tmp/*"], cwd=work)
-    raw, images = work / "debian.raw", {"debian": work / "debian.qcow2", "rpm": work / "rpm.raw"}
+    raw, image = work / "debian.raw", work / "debian.qcow2"
     _write(root, raw)
-    run.run(["qemu-img", "convert", "-O", "qcow2", raw, images["debian"]])
+    run.run(["qemu-img", "convert", "-O", "qcow2", raw, image])
     raw.unlink()
-    namespace.call(["sh", "-c", LIKE_RPM, "sh", root])
-    _write(root, images["rpm"])
-    namespace.remove(root)
-    return images
+    return image
+
+
+def make_like_rpm(work: Path) -> Path:
+    """Writes another image of the system in `work`, which `make` has filled: a raw disk, changed by LIKE_RPM."""
+    namespace.call(["sh", "-c", LIKE_RPM, "sh", work / "root"])
+    _write(work / "root", work / "rpm.raw")
+    return work / "rpm.raw"
 
 
 def _write(root: Path, disk: Path) -> None:

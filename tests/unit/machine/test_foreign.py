@@ -52,7 +52,7 @@ def test_an_image_is_recognized_by_its_disk(tmp_path: Path) -> None:
         ("make a template of", {"warm": True}, BootMode.KEEP),
         ("run a job in", {"job": True}, BootMode.KEEP),
         ("make scratch space for", {"scratch": Scratch(1 << 30, "/scratch")}, BootMode.KEEP),
-        ("watch", {"watchdog_s": 60}, BootMode.KEEP),
+        ("run a watchdog for", {"watchdog_s": 60}, BootMode.KEEP),
     ],
 )
 def test_what_such_an_image_lacks_is_refused(
