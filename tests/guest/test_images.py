@@ -161,11 +161,11 @@ def test_a_box_without_kimboxs_scripts_boots_and_keeps_running(kimbox: Kimbox, t
     (kimbox.folder / "kimbox.yaml").write_text("kimbox: 1\nname: foreign\nimage: {box: own/foreign}\n")
     failed = kimbox.json("up", "--timeout", "10s", check=False)
     assert (4, True) == (failed["exit_code"], "I am a foreign box" in failed["message"]), failed
-    assert "without kimbox's scripts" in failed["hint"]
+    assert "needs cloud-init" in failed["hint"]
     assert "booting" == kimbox.json("status")["state"]
     kimbox("halt", "--force")
     refused = kimbox.json("up", "--boot", "resnap", check=False)
-    assert "boot-mode-not-set" == refused["code"]
+    assert "unsupported-by-image" == refused["code"]
     kimbox("destroy", "-y")
     kimbox("box", "remove", "own/foreign")
 
