@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "cp": ("cp", "Copy files and folders to and from a box"),
         "logs": ("logs", "Show the output of provisioning, or another log of a box"),
         "snapshot": ("snapshot", "Save, restore, list and delete snapshots of a box"),
+        "user": ("user", "Add, remove and list accounts of people in a box"),
         "ssh-config": ("ssh_config", "Print the ssh_config(5) entry of a box"),
     },
     "Pins": {

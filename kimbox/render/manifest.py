@@ -6,6 +6,7 @@
                              a nested submodule comes after its parent
     tags/, origins, gitconfig    only if there are any; see kimbox/render/checkouts.py
     steps/NN-NAME/script     a provision step, and steps/NN-NAME/env: its name, mode, run, timeout, digest and uses
+    users/NAME               only if there are any: an account of a person; see kimbox/render/users.py
     probes/NN/script         a probe, and probes/NN/env: its name, hint and timeout
     environment, secrets     only if the box has variables: a line NAME=VALUE for each, and a NAME for each secret one
     box.env, box.json        what the box was made from: the host's part of /etc/kimbox/box.env and box.json
@@ -23,17 +24,18 @@ from kimbox.errors import KimboxError
 from kimbox.render.boxfile import PinnedLock, box_env, box_json, describe
 from kimbox.render.checkouts import render_checkouts
 from kimbox.render.quote import assignments
+from kimbox.render.users import user_file
 from kimbox.render.uses import used_repositories
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box, ResnapKeep, Run
 
 #: Version of the format. The scripts of the guest refuse a newer one. A manifest with submodules has the second, one
-#: with a step that has `uses` the third, one with a time zone the fourth, one with variables the fifth, so that an
-#: older image reports an error and does not ignore them.
+#: with a step that has `uses` the third, one with a time zone the fourth, one with variables or accounts of people the
+#: fifth. So an older image reports an error and does not ignore them.
 FORMAT = 1
 SUBMODULES_FORMAT = 2
 USES_FORMAT = 3
 TIMEZONE_FORMAT = 4
-VARIABLES_FORMAT = 5
+ENVIRONMENT_FORMAT = 5
 
 #: KIMBOX_STEP_USES of a step with an empty `uses`. A step without `uses` whose script names no repository has "".
 NOTHING = "-"
@@ -82,6 +84,7 @@ def render_manifest(box: Box, lock: PinnedLock, image: str | None = None) -> Man
         files[f"probes/{number:02}/script"] = (_script(probe.script), 0o755)
         files[f"probes/{number:02}/env"] = (assignments(values), 0o644)
     files |= _variables(box)
+    files |= {f"users/{user.name}": (user_file(user), 0o644) for user in box.users}
     described = describe(box, lock, image)
     files["box.env"] = (box_env(described), 0o644)
     files["box.json"] = (box_json(described), 0o644)
@@ -97,8 +100,8 @@ def manifest_digest(manifest: Manifest) -> str:
 
 
 def _format(box: Box, submodules: bytes) -> int:
-    if box.variables:
-        return VARIABLES_FORMAT
+    if box.variables or box.users:
+        return ENVIRONMENT_FORMAT
     if box.timezone:
         return TIMEZONE_FORMAT
     if any(step.uses for step in box.provision):
@@ -127,7 +130,7 @@ def _environment(box: Box, lock: PinnedLock, version: int) -> bytes:
             # Only if the box keeps no root: so the manifests of other boxes stay the same.
             **({"KIMBOX_KEEP": box.resnap_keep} if box.resnap_keep is ResnapKeep.NOTHING else {}),
             "KIMBOX_STEPS": len(box.repositories)
-            + sum(map(bool, (box.timezone, setup)))
+            + sum(map(bool, (box.timezone, box.users, setup)))
             + len(box.provision)
             + len(box.probes),
         }

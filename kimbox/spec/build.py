@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-from kimbox.spec import notify, rules, sealing, units, urls
+from kimbox.spec import notify, rules, sealing, units, urls, users
 from kimbox.spec.environment import read_variables
 from kimbox.spec.layout import EXTENT_BYTES, dm_name, kept_name, round_up, shares
 from kimbox.spec.model import (
@@ -112,6 +112,7 @@ class _Builder(Reader):
             lifetime_s=self.text(tree.get("lifetime"), notify.lifetime, None),
             notify=notify.read_notify(self, tree.get("notify")),
             variables=read_variables(self),
+            users=users.read_users(self, tree.get("users")),
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

@@ -199,6 +199,19 @@ class Probe:
 
 
 @attrs.frozen
+class User:
+    """An account of a person in the guest."""
+
+    name: str
+    #: ssh public keys. Empty: the key that kimbox logs in with.
+    keys: tuple[str, ...] = ()
+    #: Whether it may do everything with sudo, without a password.
+    sudo: bool = False
+    #: Groups of the guest, besides its own.
+    groups: tuple[str, ...] = ()
+
+
+@attrs.frozen
 class Gateway:
     """The ssh server of a site that issues credentials. It must have one of the `host_keys`."""
 
@@ -305,6 +318,8 @@ class Box:
     variables: tuple[Variable, ...] = ()
     #: The values that a command line has changed, as KEY=VALUE (`kimbox.spec.settings`).
     settings: tuple[str, ...] = ()
+    #: Accounts of people.
+    users: tuple[User, ...] = ()
 
     def boot_mode(self, *, is_sealed: bool) -> BootMode:
         """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Kimbox
+
+from kimbox.run import run
 
 pytestmark = pytest.mark.guest
 
@@ -18,21 +23,78 @@ hostname
 """
 
 
+#: A box with an account of a person, a lifetime and a program that is notified.
+SPEC = """
+boot: keep
+lifetime: 36h
+store: {store}
+users: [{{name: ada, sudo: true, groups: [video]}}]
+notify: [{{command: note, events: [ready, saved, expired]}}]
+provision: [{{name: count, script: echo ran >>/root/runs}}]
+"""
+
+#: Maximum time for a shutdown and a save in the background, in seconds.
+END_S = 300.0
+
+
+def as_user(status: dict[str, Any], user: str, command: str) -> str:
+    """Runs a command in a box as another account, with the key of the box. Returns its output."""
+    folder = Path(status["folder"])
+    options = [f"UserKnownHostsFile={folder}/known_hosts", f"HostKeyAlias=kimbox-{status['name']}", "BatchMode=yes"]
+    words = [word for option in options for word in ("-o", option)]
+    place = ["-i", str(folder / "id_ed25519"), "-p", str(status["ssh_port"]), f"{user}@{status['ssh_host']}"]
+    done = run(["ssh", *words, *place, command], check=False, timeout_s=120)
+    return done.stdout.strip() or f"status {done.code}"
+
+
+def ends_by_itself(kimbox: Kimbox, name: str, notes: Path) -> list[str]:
+    """Moves the end of a lifetime to now, and waits until the verbs have ended the box in the background.
+
+    Returns the events of the notifications.
+    """
+    kimbox("extend", name, "--to", "1s")
+    deadline = time.monotonic() + END_S
+    events: list[str] = []
+    while not (kimbox.json("status", name)["lifetime"]["ended_at"] and "expired" in events):
+        assert time.monotonic() < deadline, f"the lifetime does not end; notified: {events}"
+        time.sleep(1)
+        events = [json.loads(line)["event"] for line in notes.read_text().splitlines()] if notes.exists() else []
+    return events
+
+
 def test_a_box_is_made_of_a_save(kimbox: Kimbox, tmp_path: Path) -> None:
-    """It boots with a user's files of root and /persistent, and is not provisioned again; the second save is small."""
-    kimbox.spec("kept", "boot: keep\nprovision: [{name: count, script: echo ran >>/root/runs}]\n")
+    """It boots with a user's files of root and /persistent, and is not provisioned again; the second save is small.
+
+    It is saved at the end of its lifetime, and has the accounts of its spec and those that were added.
+    """
+    store, notes, home = tmp_path / "store", tmp_path / "notes", kimbox.home
+    (home / "notifiers").mkdir(parents=True, exist_ok=True)
+    (home / "notifiers/note").write_text(f"#!/bin/sh\ncat >>{notes}\n")
+    (home / "notifiers/note").chmod(0o755)
+    kimbox.spec("kept", SPEC.format(store=store))
     kimbox("up")
+    kimbox("user", "add", "eve", "kept")
+    kimbox("user", "add", "bob", "kept", "--sudo")
+    kimbox("user", "remove", "bob", "kept")
+    status = kimbox.json("status", "kept")
+    assert 0 < status["lifetime"]["remaining_s"] <= 36 * 3600
+    assert ["0", "ada video"] == [as_user(status, "ada", words) for words in ("sudo -n id -u", "id -nG")]
+    assert ["eve", "status 1"] == [as_user(status, "eve", words) for words in ("id -nG", "sudo -n id -u")]
+    assert "status 255" == as_user(status, "bob", "id")
     kimbox.sh("kept", "echo mine >notes; sudo sh -c 'echo more >/persistent/notes'; sync")
     first = kimbox.sh("kept", IDENTITY).split()
-    store = tmp_path / "store"
-    saved = kimbox.json("stop", "kept", "--url", store)
-    assert ("ready", "halted") == (saved["before"], kimbox.json("status", "kept")["state"])
+    assert ["ready", "saved", "expired"] == ends_by_itself(kimbox, "kept", notes)
+    ended = kimbox.json("status", "kept")
+    assert ("halted", str(store), None) == (ended["state"], ended["saved"]["url"], ended["lifetime"]["failure"])
+    saved = kimbox.json("save", "--list", store)["saves"][0]
     started = kimbox.json("start", store, "--name", "other")
     assert (saved["number"], "other", "kept") == (started["saved"]["number"], started["name"], started["box"])
+    assert 35 * 3600 < started["lifetime"]["remaining_s"] <= 36 * 3600
+    assert ["0", "eve"] == [as_user(started, *words) for words in (("ada", "sudo -n id -u"), ("eve", "id -nG"))]
     assert ["mine", "more", "ran"] == kimbox.sh("other", "cat notes /persistent/notes; sudo cat /root/runs").split()
     second = kimbox.sh("other", IDENTITY).split()
     assert len(first) == len(second) == 4
     assert not set(first) & set(second)
     kimbox("halt", "other")
-    assert kimbox.json("save", "other", store)["uploaded_bytes"] < saved["uploaded_bytes"]
+    assert kimbox.json("save", "other", store)["uploaded_bytes"] < saved["added_bytes"]
     kimbox("destroy", "-y", "other")
