@@ -154,6 +154,8 @@ CODES: dict[str, str] = {
     "secret-in-url": "A URL contains a user name or password.",
     "secret-unreadable": "The file of a secret variable is missing, not private, or has no valid value.",
     "server-unreachable": "A server cannot be reached, or its certificate is not valid.",
+    "several-boxes": "A spec has several boxes, and the command must name one.",
+    "several-failed": "A command failed for at least one box of a spec with several; the message has each error.",
     "several-machines": "A box has several machines for the same purpose, and the command must name one.",
     "shallow-repository": "A repository is a shallow clone, which has only a part of its history.",
     "signature-missing": "A commit, the tag that names it, or a box has no signature, and one is required.",

@@ -102,7 +102,7 @@ def of_image(project: Project) -> Described:
         distribution=package_image.distribution if package_image else "",
         suite=package_image.suite if package_image else "",
     )
-    return Described(provenance, side.name, json_bytes(merged_spec(box.source)))
+    return Described(provenance, side.name, json_bytes(merged_spec(box.source, box.settings, box.member)))
 
 
 def of_machine(machine: Machine) -> Described:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import several, target
 from kimbox.cli.output import report, settings
 
 
@@ -19,6 +19,8 @@ def halt(
 ) -> None:
     """Shut a box down. If the guest has not shut down at the end of the timeout, stop the machine. The disk is kept.
 
+    Of a spec with several boxes, all are shut down, each after those that need it.
+
     A suspended box is refused. With --force, its saved memory is discarded, and the box is halted.
 
     \b
@@ -26,6 +28,9 @@ def halt(
       kimbox halt
       kimbox halt openkim-dev --force
     """
+    if found := target.several(box, file):
+        several.run("halt", *found, {"--force": force}, is_last_first=True)
+        return
     from kimbox.actions import stop
     from kimbox.actions.observe import state
     from kimbox.machine.state import State

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import several, target
 from kimbox.cli.options import seconds_of
-from kimbox.cli.output import printable, report
+from kimbox.cli.output import printable
 from kimbox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def lock(
 ) -> None:
     """Write kimbox.lock beside the spec: each repository at one commit, each package of the image at one version.
 
+    Each box of a spec with several has a lock of its own, kimbox.NAME.lock.
+
     Pins that are in the lock stay, unless an option updates them. If the spec names more packages than before, the
     packages in the lock keep their versions as long as the archives have these.
 
@@ -69,18 +72,20 @@ def lock(
       kimbox lock --update packages
       kimbox lock --update-all --dry-run
       kimbox lock --check
-      kimbox lock --check --max-age 7d
     """
     if check and (update or update_all or dry_run):
         raise UsageError("--check excludes --update, --update-all and --dry-run", code="usage")
     if remote and not check:
         raise UsageError("--remote requires --check", code="usage", hint="write --check --remote")
     limit_s = None if max_age is None else seconds_of("--max-age", max_age, max_days=MAX_AGE_DAYS)
-    project = target.project(box, file)
-    if check:
-        _check(project, remote, limit_s)
-    else:
-        _lock(project, None if update_all else update or [], dry_run, limit_s)
+
+    def work(name: str | None, spec: Path | None) -> tuple[dict[str, Any], str]:
+        project = target.project(name, spec)
+        if check:
+            return _check(project, remote, limit_s)
+        return _lock(project, None if update_all else update or [], dry_run, limit_s)
+
+    several.one_or_each("lock", box, file, work)
 
 
 def _warn_of_age(project: Project, as_of: str | None, limit_s: float | None) -> None:
@@ -96,7 +101,7 @@ def _warn_of_age(project: Project, as_of: str | None, limit_s: float | None) -> 
         )
 
 
-def _check(project: Project, remote: bool, limit_s: float | None) -> None:
+def _check(project: Project, remote: bool, limit_s: float | None) -> tuple[dict[str, Any], str]:
     from kimbox.lock.lockfile import read_lock
     from kimbox.project.check import verify_lock
 
@@ -105,10 +110,12 @@ def _check(project: Project, remote: bool, limit_s: float | None) -> None:
     as_of = packages.as_of if packages else None
     _warn_of_age(project, as_of, limit_s)
     text = "\n".join([*(f"note: {printable(note)}" for note in notes), f"{path} matches its spec"])
-    report("lock", {"file": str(path), "stands": True, "notes": notes, "packages_as_of": as_of}, text)
+    return {"file": str(path), "stands": True, "notes": notes, "packages_as_of": as_of}, text
 
 
-def _lock(project: Project, update: list[str] | None, dry_run: bool, limit_s: float | None) -> None:
+def _lock(
+    project: Project, update: list[str] | None, dry_run: bool, limit_s: float | None
+) -> tuple[dict[str, Any], str]:
     from kimbox.actions import diff as compare
     from kimbox.lock.diff import as_json, as_text
     from kimbox.log import log
@@ -137,4 +144,4 @@ def _lock(project: Project, update: list[str] | None, dry_run: bool, limit_s: fl
         "warnings": relocked.warnings,
         "diff": as_json(relocked.diff, logs) if relocked.diff else None,
     }
-    report("lock", result, "\n".join(map(printable, lines)))
+    return result, "\n".join(map(printable, lines))

@@ -50,8 +50,8 @@ def render(
     """Write a Vagrantfile, and the files that provision its boxes, for libvirt and VirtualBox.
 
     The user of the folder needs no kimbox. `vagrant up` in the folder makes the box from its image, at the commits of
-    the lock, as `kimbox up` does. Later boots provision themselves. Several boxes become several machines of one
-    Vagrantfile. The image is FOLDER/NAME.box, unless --box names another file or URL.
+    the lock, as `kimbox up` does. Later boots provision themselves. Several boxes become several machines. The image is
+    FOLDER/NAME.box, unless --box names another file or URL.
 
     A repository of this machine (`file:`) outside of the spec's folder is packed only after `kimbox lock` or `up` has
     warned of it for this spec, or with --allow-local.
@@ -64,18 +64,18 @@ def render(
       kimbox render
       kimbox render --box https://example.org/study.box --digest sha256:0123...
       kimbox render director.yaml worker.yaml --output site
-      kimbox render --check
     """
     from kimbox.actions import vagrant_export
 
-    if (box or digest) and len(boxes or []) > 1:
-        raise UsageError("--box and --digest require a single box", code="usage", hint="render the boxes one by one")
     if digest and not box:
         raise UsageError("--digest requires --box", code="usage", hint="write --box FILE|URL --digest SHA256")
     requests = []
-    sources: Sequence[str | None] = boxes if boxes else [None]
+    found = None if boxes else target.several(None, file)
+    sources: Sequence[str | None] = boxes or ([member.name for member in found[1]] if found else [None])
+    if (box or digest) and len(sources) > 1:
+        raise UsageError("--box and --digest require a single box", code="usage", hint="render the boxes alone")
     for source in sources:
-        project = target.project(source, file)
+        project = target.project(source, found[0] if found else file)
         location = vagrant_export.checked_location(box, output)
         requests.append(vagrant_export.ExportRequest(project, location, _digest(digest), allow_local))
     names = [request.project.name for request in requests]

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kimbox.cli import lifetimes, target
-from kimbox.cli.output import report
+from kimbox.cli import lifetimes, several, target
 from kimbox.spec.model import SETUP, BootMode
 
 if TYPE_CHECKING:
@@ -110,10 +109,15 @@ def status(
         from kimbox.cli import plugin
 
         raise typer.Exit(plugin.check(box, file))
+    several.one_or_each("status", box, file, _summary, "\n\n")
+
+
+def _summary(box: str | None, file: Path | None) -> tuple[dict[str, Any], str]:
+    """Returns the summary of a box, and the text of it. Raises StateError if there is no such box."""
     summary = summary_of(target.machine(box, file))
     if summary["state"] == "absent":
-        summary["spec"] = str(target.project(box, file).source)  # raises StateError if there is no such box
-    report("status", summary, "\n".join(_lines(summary)))
+        summary["spec"] = str(target.project(box, file).source)
+    return summary, "\n".join(_lines(summary))
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:

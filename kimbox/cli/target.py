@@ -11,6 +11,7 @@ import typer
 
 from kimbox.cli import completers
 from kimbox.errors import StateError, UsageError
+from kimbox.settings import settings as app_settings
 from kimbox.spec.model import BootMode
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kimbox.machine.bootmode import Choice
     from kimbox.machine.folder import Machine
     from kimbox.project.project import Project
+    from kimbox.spec.members import Member
     from kimbox.spec.model import Box
 
 _FILE_HELP = "Spec of the box, in place of ./kimbox.yaml."
@@ -103,7 +105,8 @@ def project(
     if path is None:
         path = find_box(_box_of(name) if clones else name, Path(), file)
         shipped = path.stem if path.parent.resolve() == paths.boxes_dir().resolve() else None
-    box = load_box(path) if settings is None else _with_settings(path, name, settings)
+    member = _member_of(path, name)
+    box = load_box(path, member=member) if settings is None else _with_settings(path, name, settings, member)
     return Project(box, shipped, frozen=frozen, offline=offline)
 
 
@@ -134,7 +137,54 @@ def _combined(recorded: Sequence[str], settings: Settings) -> tuple[str, ...]:
         raise UsageError(fault.message, code="usage", hint=fault.hint, fields={"option": "--set"}) from None
 
 
-def _with_settings(path: Path, name: str | None, settings: Settings) -> Box:
+def _member_of(path: Path, name: str | None) -> str | None:
+    """Returns the name of the box in a spec with several; None if the spec has one.
+
+    Raises UsageError if no name is given, StateError if the spec has no box of that name.
+    """
+    from kimbox.spec.members import read_members
+    from kimbox.spec.schema import guess
+
+    names = [member.name for member in read_members(path)]
+    if not names:
+        return None
+    if name is None or _is_path(name):
+        raise UsageError(
+            f"{path} has several boxes, and the command takes one: {', '.join(names)}",
+            code="several-boxes",
+            hint=f"for example `kimbox {app_settings.verb or 'status'} {names[0]}`",
+            fields={"path": str(path), "names": " ".join(names)},
+        )
+    member = _box_of(name)
+    if member not in names:
+        raise StateError(
+            f"{path} has no box {member}",
+            code="box-not-found",
+            hint=guess(str(member), names),
+            fields={"name": str(member), "path": str(path)},
+        )
+    return member
+
+
+def _has_members(file: Path) -> bool:
+    from kimbox.spec.members import read_members
+
+    return bool(read_members(file))
+
+
+def several(name: str | None, file: Path | None) -> tuple[Path, tuple[Member, ...]] | None:
+    """Returns the spec of a verb and its boxes, if no box is named and the spec has several; else None."""
+    if name is not None and not _is_path(name):
+        return None
+    from kimbox.spec.load import find_box
+    from kimbox.spec.members import read_members
+
+    path = find_box(name, Path(), file)
+    members = read_members(path)
+    return (path, members) if members else None
+
+
+def _with_settings(path: Path, name: str | None, settings: Settings, member: str | None) -> Box:
     """Returns the box of a spec with the settings in the record of its machine, and those of the command line.
 
     The machine has the `name` of the command line, if that is one, else the name of the spec. Raises UsageError for an
@@ -143,10 +193,10 @@ def _with_settings(path: Path, name: str | None, settings: Settings) -> Box:
     from kimbox.machine.folder import Machine
     from kimbox.spec.load import load_box
 
-    box = None if name is not None and not _is_path(name) else load_box(path)
+    box = None if name is not None and not _is_path(name) else load_box(path, member=member)
     machine = Machine(box.name if box else str(name))
     combined = _combined(machine.record().settings if machine.exists else (), settings)
-    return box if box and not combined else load_box(path, combined)
+    return box if box and not combined else load_box(path, combined, member)
 
 
 def clone(name: str | None, file: Path | None) -> str | None:
@@ -186,7 +236,7 @@ def _spec_path(name: str | None, file: Path | None, *, clones: bool) -> Path | N
     from kimbox.spec.load import find_box
 
     if name is None or file is not None or _is_path(name):
-        if name is not None and file is not None:
+        if name is not None and file is not None and (_is_path(name) or not _has_members(file)):
             raise UsageError(f"the name {name} and --file exclude each other", code="usage", hint="pass one of them")
         return None
     machine = Machine(check_name(name))
@@ -194,7 +244,7 @@ def _spec_path(name: str | None, file: Path | None, *, clones: bool) -> Path | N
         record = machine.record()
         source = Path(record.source)
         if record.shipped is None and not source.exists():
-            if _name_of_spec() == name:  # it may have been moved here; `check_owner` compares it
+            if name in _names_of_spec():  # it may have been moved here; `check_owner` compares it
                 return find_box(None, Path(), None)
             raise StateError(
                 f"the spec of the box {name} was not found: {source}",
@@ -206,7 +256,7 @@ def _spec_path(name: str | None, file: Path | None, *, clones: bool) -> Path | N
         if not (clones and record.purpose is Purpose.CLONE):
             refuse_purpose(record)
         return source if record.shipped is None else None
-    if _name_of_spec() == name:
+    if name in _names_of_spec():
         return find_box(None, Path(), None)
     _check_shipped(name)
     return None
@@ -222,7 +272,7 @@ def machine(name: str | None, file: Path | None) -> Machine:
 
     if name is not None and file is None and not _is_path(name):
         named = Machine(check_name(name))
-        if not (named.folder.exists() or named.unfinished.exists()) and _name_of_spec() != name:
+        if not (named.folder.exists() or named.unfinished.exists()) and name not in _names_of_spec():
             _check_shipped(name)
         return named
     from kimbox.actions.observe import check_owner
@@ -251,16 +301,16 @@ def split(words: list[str], after: list[str] | None) -> tuple[str | None, list[s
     return (before[0] if before else None), after
 
 
-def _name_of_spec() -> str | None:
-    """Returns the name in the spec of this folder, valid or not; None if there is no spec or it has no name."""
+def _names_of_spec() -> set[str]:
+    """Returns the name in the spec of this folder, or those of its boxes, valid or not. Empty if it has none."""
     from kimbox import paths
     from kimbox.spec.nodes import Problems
     from kimbox.spec.parse import Budget, read_tree
 
     path = paths.spec_file(Path())
     tree = read_tree(path, Problems(), Budget()) if path is not None and path.exists() else None
-    node = tree.get("name") if tree else None
-    return str(node.value) if node else None
+    node, boxes = (tree.get("name"), tree.get("boxes")) if tree else (None, None)
+    return {*([str(node.value)] if node else []), *(boxes.mapping if boxes else [])}
 
 
 def _check_shipped(name: str) -> None:
@@ -289,7 +339,7 @@ def is_box(word: str) -> bool:
     machine = Machine(check_name(word))
     if machine.exists:
         return machine.record().purpose is Purpose.BOX
-    return _name_of_spec() == word or (paths.boxes_dir() / f"{word}.yaml").exists()
+    return word in _names_of_spec() or (paths.boxes_dir() / f"{word}.yaml").exists()
 
 
 def _is_path(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import several, target
 from kimbox.cli.output import report, settings
 from kimbox.cli.status import summary_of
 from kimbox.spec.model import BootMode
@@ -95,6 +95,7 @@ def up(
     Examples:
       kimbox up
       kimbox up openkim-dev
+      kimbox up director -f site.yaml
       kimbox up -f boxes/study.yaml --timeout 10m
       kimbox up --locked --offline
       kimbox up --provider vagrant
@@ -104,6 +105,9 @@ def up(
     """
     choice, changes = target.choice(boot, once), target.Settings(set_values or (), unset or ())
     options = Options(choice, changes, not no_provision, follow, driver, cold, rebuild, locked, offline)
+    if found := target.several(box, file):
+        several.run("up", *found, _words_of(options))
+        return
     bring_up("up", request_of(box, file, options))
 
 
@@ -120,6 +124,16 @@ class Options:
     rebuild: bool
     locked: bool
     offline: bool
+
+
+def _words_of(options: Options) -> several.Options:
+    """Returns the options for a kimbox that starts one of several boxes."""
+    return {
+        "--no-provision": not options.provision, "--boot": options.choice.mode, "--once": options.choice.once,
+        "--follow": options.follow, "--provider": options.driver, "--cold": options.cold, "--locked": options.locked,
+        "--offline": options.offline, "--rebuild": options.rebuild, "--set": options.changes.new,
+        "--unset": options.changes.removed,
+    }  # fmt: skip
 
 
 def request_of(name: str | None, file: Path | None, options: Options) -> UpRequest:

@@ -12,6 +12,7 @@ from kimbox.cli.output import report
 from kimbox.errors import Problem, SpecError, StateError
 from kimbox.project.scripts import spec_problems
 from kimbox.spec.load import find_box, load_box
+from kimbox.spec.members import read_members
 
 
 def validate(
@@ -46,8 +47,7 @@ def validate(
     for name, spec_file in requested:
         try:
             path = find_box(name, Path(), spec_file)
-            problems.extend(spec_problems(path))
-            box = load_box(path)
+            members: list[str | None] = [member.name for member in read_members(path)]
         except SpecError as error:
             problems.extend(error.problems)
             continue
@@ -56,10 +56,18 @@ def validate(
                 raise
             problems.append(Problem(str(spec_file or name), 1, 1, error.message, error.hint, code=error.code))
             continue
-        checked.append(
-            {"file": str(path), "name": box.name, "digest": box.digest, "layers": [str(p) for p in box.layers]}
-        )
-        lines.append(f"{path}: a valid spec of the box {box.name}")
+        for member in members or [None]:
+            try:
+                problems.extend(spec_problems(path, member))
+                box = load_box(path, member=member)
+            except SpecError as error:
+                problems.extend(error.problems)
+                continue
+            checked.append(
+                {"file": str(path), "name": box.name, "digest": box.digest, "layers": [str(p) for p in box.layers]}
+            )
+            lines.append(f"{path}: a valid spec of the box {box.name}")
+    problems = list(dict.fromkeys(problems))  # boxes of one spec may share a layer
     if problems:
         raise SpecError(problems, code="bad-spec")
     report("validate", {"specs": checked}, "\n".join(lines))

@@ -214,7 +214,7 @@ def _failure(box: Box, failures: list[tuple[Repository, GitError]]) -> KimboxErr
     problems = []
     for repository, error in failures:
         key = "ref" if error.code in WRONG_IN_SPEC else "url"
-        mark = place(box.source, "repositories", repository.name, key)
+        mark = place(box.source, "repositories", repository.name, key, member=box.member)
         problems.append(Problem(mark.file, mark.line, mark.column, error.message, error.hint, code=error.code))
     others = [error for _, error in failures if error.code not in WRONG_IN_SPEC]
     if not others:

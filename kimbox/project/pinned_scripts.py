@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping
-from pathlib import Path
 
 import attrs
 
@@ -42,16 +41,16 @@ def check_scripts(box: Box, mirrors: Mapping[str, Mirror], commits: Mapping[str,
 
     `mirrors` and `commits` are by name of the repository.
     """
-    problems = spec_problems(box.source)
+    problems = spec_problems(box.source, box.member)
     if SETUP in commits and not problems:
-        problems += commit_problems(box.source, mirrors[SETUP], commits[SETUP])
+        problems += commit_problems(box, mirrors[SETUP], commits[SETUP])
     if problems:
         raise SpecError(problems, code="bad-script")
 
 
-def commit_problems(source: Path, mirror: Mirror, commit: str) -> list[Problem]:
+def commit_problems(box: Box, mirror: Mirror, commit: str) -> list[Problem]:
     """Faults of `setup` in a commit of the setup repository, at the place of the repository's URL in the spec."""
-    problems, mark = Problems(), place(source, "repositories", SETUP, "url")
+    problems, mark = Problems(), place(box.source, "repositories", SETUP, "url", member=box.member)
     names = _names_of_commit(mirror, commit)
     found = _entry_of_commit(mirror, commit)
     where = f"commit {commit[:12]} of the repository {SETUP}"

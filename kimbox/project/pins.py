@@ -100,7 +100,7 @@ def _with_settings(project: Project) -> Project:
     The lock in git stays that of the spec without settings. Pins that the settings add are chosen once for each lock of
     the spec. Raises SpecError if they are missing and the project is offline.
     """
-    plain = lock_for(attrs.evolve(project, box=load_box(project.source))).lock
+    plain = lock_for(attrs.evolve(project, box=load_box(project.source, member=project.box.member))).lock
     key = hashlib.sha256("\n".join([plain.digest, *project.box.settings]).encode()).hexdigest()[:16]
     path = paths.locks_dir() / f"{project.name}.set-{key}.lock"
     changed = attrs.evolve(project, lock_file=path, frozen=False)
@@ -219,7 +219,7 @@ def _missing_packages(box: Box, error: ImageError) -> SpecError:
     names = [name for name in error.fields.get("packages", "").split() if name in listed]
     problems = []
     for name in names or [""]:
-        mark = place_of_package(box.source, name)
+        mark = place_of_package(box.source, name, box.member)
         message = f"there is no package {name} for this suite" if name else error.message
         meant = error.fields.get(f"similar.{name}")
         hint = f"did you mean {meant}?" if meant else error.hint

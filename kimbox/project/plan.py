@@ -44,7 +44,7 @@ class Plan:
     @property
     def delivered(self) -> Delivered:
         """The record of what is sent to the guest. It stays on this host, and describes the machine."""
-        spec = merged_spec(self.box.source, self.box.settings)
+        spec = merged_spec(self.box.source, self.box.settings, self.box.member)
         return Delivered(self.digest, self.lock, json_bytes(spec) if spec else b"", self.manifest["box.json"][0])
 
     @property

@@ -38,7 +38,7 @@ class Project:
 
     @property
     def lock_path(self) -> Path:
-        """The path of the lock: beside the spec.
+        """The path of the lock: beside the spec. Each box of a spec with several has one: kimbox.director.lock.
 
         For a shipped box it is in kimbox's home, because the user may not be able to write the folder of the spec. If
         the spec is a symbolic link, the lock is beside the file that the link leads to, so that one spec has one lock,
@@ -48,9 +48,10 @@ class Project:
             return self.lock_file
         if self.shipped is not None:
             return paths.locks_dir() / f"{self.name}.lock"
-        lock = self.source.with_suffix(".lock")
+        suffix = f".{self.box.member}.lock" if self.box.member else ".lock"
+        lock = self.source.with_suffix(suffix)
         if self.source.is_symlink() and not os.path.lexists(lock):
-            lock = self.source.resolve().with_suffix(".lock")
+            lock = self.source.resolve().with_suffix(suffix)
         return lock.resolve() if lock.is_symlink() else lock
 
     def local_repositories(self) -> list[Repository]:

@@ -33,9 +33,12 @@ _CRLF_TEXT = "ends its lines with CR LF (Windows), so that its interpreter is no
 _CRLF_HINT = "`sed -i 's/\\r$//' {path}` converts it; the line `setup text eol=lf` in .gitattributes keeps it so"
 
 
-def spec_problems(source: Path) -> list[Problem]:
-    """Faults of the scripts in a spec, its layers and the folder of its setup repository. Empty for invalid YAML."""
-    merged = load_layers(source, Problems())
+def spec_problems(source: Path, member: str | None = None) -> list[Problem]:
+    """Faults of the scripts in a spec, its layers and the folder of its setup repository. Empty for invalid YAML.
+
+    `member`: the box, if the spec has several.
+    """
+    merged = load_layers(source, Problems(), member=member)
     if merged is None:
         return []
     deadline, problems = Deadline(CHECK_LIMIT_S), Problems()

@@ -115,7 +115,7 @@ def unpinned(project: Project, replacements: Sequence[Replacement]) -> tuple[Loc
         name = repository.name
         if name in replaced:
             pinned[name], repository_mirrors = replaced[name].pin(box, repository)
-            if name == SETUP and (faults := commit_problems(box.source, repository_mirrors[name], pinned[name].commit)):
+            if name == SETUP and (faults := commit_problems(box, repository_mirrors[name], pinned[name].commit)):
                 raise SpecError(faults, code="bad-script")
             log.info(
                 f"repository {name}: commit {pinned[name].commit[:12]} of {pinned[name].url} replaces that of the lock"

@@ -9,8 +9,8 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths
-from kimbox.spec import schema, settings
-from kimbox.spec.nodes import Fault, Node, Problems, shown
+from kimbox.spec import members, schema, settings
+from kimbox.spec.nodes import Fault, Mark, Node, Problems, shown
 from kimbox.spec.parse import Budget, read_tree
 
 #: Maximum depth of layers on layers, and maximum number of layers of a spec.
@@ -31,15 +31,18 @@ class Merged:
     complete: bool
 
 
-def load_layers(spec: Path, problems: Problems, set_values: Sequence[str] = ()) -> Merged | None:
+def load_layers(
+    spec: Path, problems: Problems, set_values: Sequence[str] = (), member: str | None = None
+) -> Merged | None:
     """Reads a spec and all its layers and merges them, then the settings `set_values` (`settings.split`).
 
-    Adds faults to `problems`. Returns None if no file was read.
+    `member`: the box, if the spec has several. Adds faults to `problems`. Returns None if no file was read.
     """
     loader = _Loader(spec, problems)
     trees = loader.visit(spec, ())
     if not trees:
         return None
+    trees = loader.of_member(trees, member)
     merged = trees[0][1]
     for _, tree in trees[1:]:
         merged = merge(merged, tree)
@@ -76,6 +79,39 @@ class _Loader:
         for item in base.items if base else []:
             trees += self._below(item, path, (*above, real))
         return [*trees, (path, tree)]
+
+    def of_member(self, trees: list[tuple[Path, Node]], member: str | None) -> list[tuple[Path, Node]]:
+        """Returns the trees of one box of a spec that has several: those of the file, then those of the box.
+
+        Reports `boxes` in a layer, and a `member` that is missing, or given for a spec with one box.
+        """
+        path, root = trees[-1]
+        self._refuse_boxes(trees[:-1])
+        if member is None or "boxes" not in root.mapping:
+            if (member is None) != ("boxes" not in root.mapping):
+                self._misplaced(root.mark, "this spec has several boxes" if member is None else "this spec has one box")
+            return [(file, members.without_boxes(tree)) for file, tree in trees]
+        layer = members.layer_of(root, member)
+        if layer is None:
+            self._misplaced(root.keys["boxes"], f"there is no box {shown(member)} in this spec")
+            return trees
+        self.faulty |= schema.check(layer, self.problems, whole=False)
+        below = [(file, members.without_boxes(tree)) for file, tree in trees]
+        base = layer.get("base")
+        layers = [
+            pair for item in (base.items if base else []) for pair in self._below(item, path, (os.path.realpath(path),))
+        ]
+        self._refuse_boxes([*layers, (path, layer)])
+        return [*below, *layers, (path, layer)]
+
+    def _refuse_boxes(self, trees: list[tuple[Path, Node]]) -> None:
+        for _, tree in trees:
+            if "boxes" in tree.mapping:
+                self._misplaced(tree.keys["boxes"], "a layer or a box cannot have `boxes`")
+
+    def _misplaced(self, mark: Mark, message: str) -> None:
+        self.problems.add(mark, message, "name one of its boxes, as in `kimbox up NAME`", code="bad-value")
+        self.complete = False
 
     def _below(self, item: Node, path: Path, above: tuple[str, ...]) -> list[tuple[Path, Node]]:
         if not isinstance(item.value, str):

@@ -19,32 +19,33 @@ from kimbox.spec.nodes import Mark, Problems, shown
 from kimbox.spec.parse import Budget, read_tree
 
 
-def load_box(path: Path, settings: Sequence[str] = ()) -> Box:
+def load_box(path: Path, settings: Sequence[str] = (), member: str | None = None) -> Box:
     """Reads a spec with its layers and checks all of it. Raises SpecError with every problem.
 
-    `settings`: values that a command line has changed, see `kimbox.spec.settings`.
+    `settings`: values that a command line has changed, see `kimbox.spec.settings`. `member`: the box, if the spec has
+    several.
     """
     problems = Problems()
-    merged = load_layers(path, problems, settings)
+    merged = load_layers(path, problems, settings, member)
     if merged is None:
         raise SpecError(problems.collected, code="bad-spec")
     faulty = merged.faulty | schema.check(merged.tree, problems, whole=merged.complete)
     box = build(schema.with_defaults(merged.tree), path, merged.files, problems, faulty)
     if problems.collected:
         raise SpecError(problems.collected, code="bad-spec")
-    return attrs.evolve(box, has_boot_key=merged.tree.get("boot") is not None, settings=tuple(settings))
+    return attrs.evolve(box, has_boot_key=merged.tree.get("boot") is not None, settings=tuple(settings), member=member)
 
 
-def merged_spec(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+def merged_spec(path: Path, settings: Sequence[str] = (), member: str | None = None) -> dict[str, Any]:
     """Returns a valid spec with its layers and settings as one mapping, without the defaults of the schema."""
-    merged = load_layers(path, Problems(), settings)
+    merged = load_layers(path, Problems(), settings, member)
     plain = merged.tree.plain() if merged else {}
     return {key: value for key, value in plain.items() if key != "base"}
 
 
-def place(source: Path, *keys: str | int) -> Mark:
+def place(source: Path, *keys: str | int, member: str | None = None) -> Mark:
     """The place of the value at `keys` in a spec or its layers; that of the nearest key above it if it is missing."""
-    merged = load_layers(source, Problems()) if source.exists() else None
+    merged = load_layers(source, Problems(), member=member) if source.exists() else None
     mark = Mark(str(source))
     for depth in range(len(keys) + 1 if merged else 0):
         node = merged.tree.get(*keys[:depth]) if merged else None
@@ -52,14 +53,14 @@ def place(source: Path, *keys: str | int) -> Mark:
     return mark
 
 
-def place_of_package(source: Path, name: str) -> Mark:
+def place_of_package(source: Path, name: str, member: str | None = None) -> Mark:
     """The place of a package in a spec or its layers; that of the list, or of the image, if it is not in the list."""
-    merged = load_layers(source, Problems()) if source.exists() else None
+    merged = load_layers(source, Problems(), member=member) if source.exists() else None
     listed = merged.tree.get("image", "packages") if merged else None
     for item in listed.items if listed else []:
         if item.value == name:
             return item.mark
-    return place(source, "image", "packages")
+    return place(source, "image", "packages", member=member)
 
 
 @attrs.frozen

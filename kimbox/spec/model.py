@@ -320,6 +320,8 @@ class Box:
     settings: tuple[str, ...] = ()
     #: Accounts of people.
     users: tuple[User, ...] = ()
+    #: The name of the box in a spec with several (`kimbox.spec.members`); None: the spec has one box.
+    member: str | None = None
 
     def boot_mode(self, *, is_sealed: bool) -> BootMode:
         """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""

@@ -167,7 +167,8 @@ def _report(error: ValidationError, path: Path, node: Node, problems: Problems) 
     if error.validator == "required":
         missing = next(key for key in rule if f"'{key}'" == error.message.split(" ")[0])
         message = f"{path_text(path)} has no {shown(missing)}" if path else f"the key {shown(missing)} is missing"
-        title = resolve(error.schema["properties"][missing]).get("title")  # type: ignore[index]
+        known = dict(error.schema).get("properties", box_schema()["properties"])  # type: ignore[arg-type]
+        title = resolve(known[missing]).get("title")
         hint = f"{title[0].lower()}{title[1:]}" if title else None
         problems.add(node.mark, message, hint, code="missing-key")
         return
