@@ -105,10 +105,15 @@ def up(
     """
     choice, changes = target.choice(boot, once), target.Settings(set_values or (), unset or ())
     options = Options(choice, changes, not no_provision, follow, driver, cold, rebuild, locked, offline)
+    _start(box, file, options)
+
+
+def _start(box: str | None, file: Path | None, options: Options) -> None:
+    """Starts one box, or those of a spec with several."""
     if found := target.several(box, file):
         several.run("up", *found, _words_of(options))
-        return
-    bring_up("up", request_of(box, file, options))
+    else:
+        bring_up("up", request_of(box, file, options))
 
 
 @attrs.frozen
