@@ -23,6 +23,9 @@ KVM = Path("/dev/kvm")
 #: Timeout of the probe, in seconds. With a working KVM it takes less than one.
 PROBE_TIMEOUT_S = 10.0
 
+#: Size of the disk of the probe, in bytes. SeaBIOS does not boot from a virtio disk of a single sector.
+PROBE_DISK_BYTES = 1 << 20
+
 #: Result of a probe that did not end in time. The host may only have been busy, so it is valid for this many seconds.
 HANGS = "a guest hangs"
 HANG_VALID_S = 3600.0
@@ -78,7 +81,7 @@ def probe_failure(accelerator: str, cpu: str, *, timeout_s: float = PROBE_TIMEOU
     """Boots the guest of the probe. Returns None if it ran, else the reason of the failure."""
     with temporary_folder("kimbox-probe-") as folder:
         disk = folder / "probe.img"
-        disk.write_bytes(boot_sector())
+        disk.write_bytes(boot_sector().ljust(PROBE_DISK_BYTES, b"\0"))
         command = [
             "qemu-system-x86_64", "-accel", accelerator, "-cpu", cpu, "-m", "64", "-machine", "q35,sata=off",
             "-nodefaults", "-no-user-config", "-display", "none",
