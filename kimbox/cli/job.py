@@ -23,10 +23,11 @@ ACTIONS = {
     "fetch": "Fetch the results of submitted jobs",
     "release": "Run held jobs again",
     "remove": "Remove submitted jobs from the queue",
+    "node-config": "Print the configuration of the nodes of a pool",
 }
 
 #: Modules whose name is not that of their action.
-MODULES = {"list": "submissions"}
+MODULES = {"list": "submissions", "node-config": "node_config"}
 
 
 class Actions(TyperGroup):

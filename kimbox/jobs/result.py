@@ -158,6 +158,18 @@ def judge(
     return _of_program(reported)
 
 
+def judge_alone(stored: Report | None, *, is_unmounted: bool) -> Verdict:
+    """Returns the verdict on a guest of which only the disk came back, under the VM universe of HTCondor.
+
+    There is one witness, the status on the disk: the box writes it before it unmounts the disk.
+    """
+    if stored is None or stored.state not in ("ended", "failed"):
+        return Verdict(Outcome.GUEST_DIED, reason="the guest ended before it recorded how the program ended")
+    if not is_unmounted:
+        return Verdict(Outcome.LOST, reason="the disk was not unmounted")
+    return _of_program(stored)
+
+
 def _of_program(report: Report) -> Verdict:
     """Returns the verdict for a report that is certain."""
     if report.state == "failed":

@@ -31,9 +31,17 @@ from kimbox.jobs.order import RESULTS as RESULTS_DISK
 from kimbox.jobs.result import MAX_STATUS_BYTES, RESULTS, STATUS_FILE, Outcome, Report, Verdict, judge
 from kimbox.log import log, printable
 from kimbox.node import guest, imagecache
+from kimbox.run import which
 
 #: Maximum length of a reason, in characters.
 MAX_REASON = 2000
+
+
+#: The argument with which the runner prints what this node can do, in place of a job.
+PROBE = "--probe"
+
+#: Timeout of the boot of the probe's guest under emulation, in seconds. The node may be busy with jobs.
+EMULATED_PROBE_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -59,6 +67,9 @@ class Work:
 
 def main(argv: list[str]) -> int:
     """Runs the job; returns the exit status."""
+    if argv[1:] == [PROBE]:
+        print(capabilities())
+        return 0
     place = Path.cwd()
     order = Order.read(place / (argv[1] if len(argv) > 1 else ORDER))
     item = [bytes.fromhex(argv[2]).decode(errors="surrogateescape")] if len(argv) > 2 else []
@@ -74,6 +85,26 @@ def main(argv: list[str]) -> int:
     _write(work, verdict)
     log.info(f"{verdict.outcome}{f': {verdict.reason}' if verdict.reason else ''}")
     return verdict.status
+
+
+def capabilities() -> str:
+    """Returns the attributes of this node for a startd cron of HTCondor. Boots a tiny guest, with KVM if that works."""
+    chosen: Accelerator | None = None
+    failure: str | None = "qemu-system-x86_64 or qemu-img is missing"
+    if which("qemu-system-x86_64") and which("qemu-img"):
+        chosen = accelerator.probe()
+        failure = None
+        if chosen.name != "kvm":
+            failure = accelerator.probe_failure(chosen.name, chosen.cpu, timeout_s=EMULATED_PROBE_TIMEOUT_S)
+    is_capable = chosen is not None and failure is None
+    texts = {
+        "KimboxAccelerator": chosen.name if chosen and is_capable else "none",
+        "KimboxReason": failure or (chosen.why if chosen else ""),
+        "KimboxQemu": guest.version() if chosen else "",
+    }
+    lines = [f"HasKimboxVM = {json.dumps(is_capable)}"]
+    lines += [f"{key} = {json.dumps(printable(text)[:MAX_REASON])}" for key, text in texts.items()]
+    return "\n".join([*lines, "-"])
 
 
 def _run(work: Work) -> None:

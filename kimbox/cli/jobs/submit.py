@@ -46,6 +46,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A key of the submit description, or +ATTRIBUTE. Several times."),
 ]
+Universe = Annotated[
+    str,
+    typer.Option("--universe", metavar="UNIVERSE", help="vanilla: the runner boots the box. vm: HTCondor does."),
+]
 
 #: The help of the action, in the form of a docstring.
 HELP = """Submit a job to a pool of HTCondor. The folder, the box and the options are those of `kimbox job run DIR`.
@@ -59,6 +63,9 @@ fetch` writes the results to OUT, as `kimbox job run DIR` does.
 
 The image is sent with each job, unless --image-url names a copy of image.qcow2 that --write has written. Each node
 then downloads it once, and keeps it in a cache with a bound.
+
+With --universe vm, HTCondor boots the image itself, and the box runs the job. Its spec has `job: true`, and neither
+repositories nor steps. Memory, processors and network are set; --timeout limits boot and program together.
 
 --set passes a key on, such as accounting_group or requirements. A key that HTCondor does not know is an error.
 
@@ -92,6 +99,7 @@ def submit(
     schedd: ScheddName = "",
     image_url: ImageUrl = "",
     settings: Settings = None,
+    universe: Universe = "vanilla",
 ) -> None:
     """Submits a job, or writes its files. HELP is what the user reads."""
     from kimbox.actions.jobs.pool import submit as submitting
@@ -107,6 +115,7 @@ def submit(
         Schedd(pool, schedd),
         parse_settings(settings or []),
         image_url,
+        _is_vm(universe),
     )
     if dry_run:
         for line in submitting.dry_run(request).splitlines():
@@ -122,6 +131,17 @@ def submit(
 
 
 submit.__doc__ = HELP
+
+
+def _is_vm(universe: str) -> bool:
+    """Whether the universe is that of virtual machines. Raises UsageError (`bad-value`)."""
+    if universe not in ("vanilla", "vm"):
+        raise UsageError(
+            f"--universe: {universe[:40]!r} is neither vanilla nor vm",
+            code="bad-value",
+            fields={"option": "--universe"},
+        )
+    return universe == "vm"
 
 
 def _text(done: Submission) -> str:

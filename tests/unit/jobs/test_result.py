@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kimbox.guest.events import Event
-from kimbox.jobs.result import Outcome, Report, Verdict, judge
+from kimbox.jobs.result import Outcome, Report, Verdict, judge, judge_alone
 
 ID = "0123456789ab"
 
@@ -129,3 +129,17 @@ def test_both_forms_of_a_report() -> None:
 def test_other_bytes_are_no_report(line: bytes) -> None:
     """A guest may have written anything."""
     assert Report.parse(line) is None
+
+
+def test_a_disk_that_comes_back_alone() -> None:
+    """Under the VM universe there is one witness. Without it, or without an unmount, the job is not ok."""
+    assert Verdict(Outcome.OK, exit=0) == judge_alone(GOOD, is_unmounted=True)
+    assert Outcome.LOST is judge_alone(GOOD, is_unmounted=False).outcome
+    assert Outcome.GUEST_DIED is judge_alone(None, is_unmounted=True).outcome
+    assert Outcome.GUEST_DIED is judge_alone(replace(GOOD, state="started"), is_unmounted=True).outcome
+    assert (Outcome.FAILED, 3) == (
+        (found := judge_alone(replace(GOOD, number=3, result="exit-code"), is_unmounted=True)).outcome,
+        found.exit,
+    )
+    failed = replace(GOOD, state="failed", code="", number=None, result="cannot-run")
+    assert Outcome.FAILED is judge_alone(failed, is_unmounted=True).outcome

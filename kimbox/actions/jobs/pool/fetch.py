@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 from kimbox import utctime
 from kimbox.actions.jobs import ledger, results
+from kimbox.actions.jobs.pool import vmfiles
 from kimbox.actions.jobs.pool.watch import states_of
 from kimbox.actions.jobs.request import Done
 from kimbox.errors import KimboxError
@@ -112,7 +113,7 @@ def _write(submission: Submission, state: JobState, output: Path, sign_key: Path
         target = work / output.name
         try:
             with contents.opened(disk_file) as disk:
-                report = _report(disk)
+                report = vmfiles.report_of(disk, submission, state.process) if submission.is_vm else _report(disk)
                 if any(disk.find(name.encode()) for name in RESULTS):
                     extract.extract(disk, target, only=RESULTS, skip_unsafe=True)
                 console = console_lines(disk.head(CONSOLE.encode(), CONSOLE_BYTES) or b"")[-SHOWN_LINES:]
@@ -171,7 +172,7 @@ def _provenance(data: bytes, submission: Submission) -> dict[str, Any] | None:
 def _record(submission: Submission, state: JobState, report: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
     """Returns the content of job.json but for the results themselves."""
     item = submission.item(state.process)
-    static = {key: value for key, value in submission.static.items() if key != "described"}
+    static = {key: value for key, value in submission.static.items() if key not in ("described", "folders")}
     settings = {**static["settings"], "size_bytes": report.get("size_bytes")}
     return static | {
         "id": report.get("id") or submission.id,

@@ -14,6 +14,7 @@ from pathlib import Path
 import attrs
 
 from kimbox import paths, utctime
+from kimbox.actions.jobs.pool import vmfiles
 from kimbox.actions.jobs.pool.start import portable_command
 from kimbox.actions.jobs.provenance import describe_inputs
 from kimbox.actions.jobs.request import RunRequest
@@ -29,7 +30,7 @@ from kimbox.image.store.images import Image
 from kimbox.jobs import listing
 from kimbox.jobs.backends.htcondor import description
 from kimbox.jobs.backends.htcondor.bindings import Schedd, require
-from kimbox.jobs.backends.htcondor.submission import Submission, new_id
+from kimbox.jobs.backends.htcondor.submission import VANILLA, VM, Submission, new_id
 from kimbox.jobs.backends.runner import runner
 from kimbox.jobs.disk import contents, pack
 from kimbox.jobs.items import Item
@@ -58,6 +59,8 @@ class SubmitRequest:
     settings: Mapping[str, str] = attrs.field(factory=dict)
     #: Where the nodes get the image; empty: it is sent with each job.
     image_url: str = ""
+    #: HTCondor boots the box itself, in its VM universe, and the box runs the job.
+    is_vm: bool = False
 
 
 def submit(request: SubmitRequest) -> Submission:
@@ -91,10 +94,12 @@ def write(request: SubmitRequest, folder: Path | None) -> Submission:
             fields={"option": "--network"},
         )
     plan = plan_of(job)
+    if request.is_vm:
+        vmfiles.check(plan, request.image_url)
     with making(target) as work:
         new = work / target.name
         new.mkdir(mode=0o755)
-        static, facts, order = _write_files(request, plan, new)
+        static, facts, text = _write_files(request, plan, new, submission_id)
         submission = Submission(
             new,
             submission_id,
@@ -104,29 +109,51 @@ def write(request: SubmitRequest, folder: Path | None) -> Submission:
             None if request.items is None else tuple(item.text for item in request.items),
             facts,
             static,
-            "vanilla",
+            VM if request.is_vm else VANILLA,
             job.vetting,
             schedd=request.schedd,
         )
-        (new / description.DESCRIPTION).write_text(_description(request, plan, submission_id, order, new))
+        (new / description.DESCRIPTION).write_text(text)
         submission.write()
     return attrs.evolve(submission, folder=target)
 
 
 def _write_files(
-    request: SubmitRequest, plan: Plan, folder: Path
-) -> tuple[dict[str, object], dict[str, object], Order]:
-    """Writes what the nodes get. Returns the known part of job.json, the facts of a sweep, and the order."""
+    request: SubmitRequest, plan: Plan, folder: Path, submission_id: str
+) -> tuple[dict[str, object], dict[str, object], str]:
+    """Writes what the nodes get. Returns the known part of job.json, the facts of a sweep, and the description."""
     job = request.job
     with log.step("packing the folder of the job"):
         packed = pack.pack(job.folder, folder / BASE, room=pack.Room(size_bytes=0))
         _check(folder / BASE, job.folder)
         files = listing.of_source(packed.source)
+    with obtain.leased(plan.box, plan.recipe, offline=plan.project.offline) as image:
+        sha256 = _place_image(image, folder / IMAGE)
+    if request.is_vm:
+        digests = vmfiles.write_disks(job, [item.text for item in request.items or []], folder)
+        more: dict[str, object] = {"folders": digests}
+        text = vmfiles.describe(request.settings, job, plan, submission_id, folder, len(digests))
+    else:
+        order, more = _write_order(request, plan, image, sha256, folder), {}
+        text = _description(request, plan, submission_id, order, folder)
+    described = json.loads(plan.manifest["box.json"][0])
+    static = {"format": FORMAT, "described": described, **more, **describe_inputs(job, plan, files, folder)}
+    facts: dict[str, object] = {
+        "folder": f"sha256:{packed.folder_digest}",
+        "arguments": list(job.arguments),
+        "box": plan.box.name,
+        "image": plan.image_key,
+        "manifest": plan.digest,
+    }
+    return static, facts, text
+
+
+def _write_order(request: SubmitRequest, plan: Plan, image: Image, sha256: str, folder: Path) -> Order:
+    """Writes the disk with the manifest, the runner, its order, and the items. Returns the order."""
+    job = request.job
     with log.step("preparing the manifest and its commits"):
         delivery = write_disk(plan.payload, set(), folder / DELIVERY)
         (folder / DELIVERY).chmod(0o644)
-    with obtain.leased(plan.box, plan.recipe, offline=plan.project.offline) as image:
-        sha256 = _place_image(image, folder / IMAGE)
     image_bytes = (folder / IMAGE).stat().st_size
     info = job.folder.stat()
     room = job.room
@@ -154,16 +181,7 @@ def _write_files(
     if request.items is not None:
         lines = (os.fsencode(item.text).hex() for item in request.items)
         (folder / description.ITEMS).write_text("".join(f"{line}\n" for line in lines))
-    described = json.loads(plan.manifest["box.json"][0])
-    static = {"format": FORMAT, "described": described, **describe_inputs(job, plan, files, folder)}
-    facts: dict[str, object] = {
-        "folder": f"sha256:{packed.folder_digest}",
-        "arguments": list(job.arguments),
-        "box": plan.box.name,
-        "image": plan.image_key,
-        "manifest": plan.digest,
-    }
-    return static, facts, order
+    return order
 
 
 def _check(base: Path, folder: Path) -> None:

@@ -102,11 +102,12 @@ class Schedd:
         """Submits the description in a folder; returns the cluster. Files are sent to a remote schedd."""
         with self.opened("submitting") as (htcondor, schedd), contextlib.chdir(folder):
             text = (folder / DESCRIPTION).read_text()
-            description = htcondor.Submit(text.rpartition("queue")[0])
+            head, _, queue = text.rpartition("\nqueue")
+            description = htcondor.Submit(head)
             items = folder / ITEMS
             data = iter([{"item": line} for line in items.read_text().split()]) if items.exists() else None
             if data is None:
-                result = schedd.submit(description, count=1, spool=self.is_remote)
+                result = schedd.submit(description, count=int(queue.strip() or 1), spool=self.is_remote)
             else:
                 result = schedd.submit(description, itemdata=data, spool=self.is_remote)
             if self.is_remote:

@@ -19,6 +19,9 @@ DESCRIPTION, RUNNER, ITEMS, EVENT_LOG = "job.sub", "runner.pyz", "items.txt", "e
 #: The attribute of each job with the id of its submission.
 MARK = "KimboxSubmission"
 
+#: The attribute of a node that has booted a guest (nodeconfig.py). A node without it is not known to fail.
+CAPABLE = "HasKimboxVM"
+
 #: How often a job is run again, elsewhere if possible, if the infrastructure has failed.
 MAX_RETRIES = 2
 
@@ -96,21 +99,50 @@ def vanilla(
         # A status of 121 to 125 is that of the infrastructure, as a signal is. Every other one is the program's own.
         "max_retries": str(MAX_RETRIES),
         "retry_until": f"(ExitBySignal =?= false) && (ExitCode < {lowest} || ExitCode > {highest})",
+        "requirements": f"TARGET.{CAPABLE} =!= false",
         "job_machine_attrs": "Machine",
         "rank": "TARGET.Machine =!= MachineAttrMachine0",
         f"+{MARK}": f'"{submission_id}"',
     }
-    return _text(keys | dict(settings), has_items=has_items)
+    return _text(keys | dict(settings), f"item from {ITEMS}" if has_items else "")
+
+
+def vm(job: Needs, submission_id: str, *, count: int, has_network: bool, settings: Mapping[str, str]) -> str:
+    """Returns the description of a job in the VM universe: HTCondor boots the image, and the box runs the job.
+
+    One disk comes back, that of the job; what the guest has changed on the image is discarded.
+    """
+    disk = job_disk("$(Process)")
+    keys = {
+        "universe": "vm",
+        "executable": "kimbox-job",  # only a label in condor_q
+        "vm_type": "kvm",
+        "vm_memory": str(-(-(job.memory_bytes - OVERHEAD_BYTES) // _MIB)),
+        "vm_networking": str(has_network).lower(),
+        "vm_no_output_vm": "false",
+        "vm_disk": f"{IMAGE}:vda:w:qcow2,{disk}:vdb:w:raw",
+        "transfer_input_files": f"{IMAGE}, {disk}",
+        "transfer_output_files": disk,
+        "transfer_output_remaps": f'"{disk} = {result_file("$(Process)")}"',
+        "log": EVENT_LOG,
+        **{key: value for key, value in _of_needs(job).items() if not key.endswith("_memory")},
+        f"+{MARK}": f'"{submission_id}"',
+    }
+    return _text(keys | dict(settings), str(count) if count > 1 else "")
+
+
+def job_disk(process: int | str) -> str:
+    """Returns the name of the disk of a job in the VM universe."""
+    return f"job.{process}.raw"
 
 
 def _of_files(files: list[str], result: str) -> dict[str, str]:
-    name, _, ending = result.rpartition(".")
     return {
         "should_transfer_files": "YES",
         "when_to_transfer_output": "ON_EXIT",
         "transfer_input_files": ", ".join(files),
         "transfer_output_files": result,
-        "transfer_output_remaps": f'"{result} = {name}.$(Process).{ending}"',
+        "transfer_output_remaps": f'"{result} = {result_file("$(Process)")}"',
         "output": "runner.$(Process).out",
         "error": "runner.$(Process).err",
         "log": EVENT_LOG,
@@ -128,13 +160,13 @@ def _of_needs(job: Needs) -> dict[str, str]:
     return keys if job.execute_s is None else keys | {"allowed_execute_duration": str(job.execute_s)}
 
 
-def _text(keys: Mapping[str, str], *, has_items: bool) -> str:
+def _text(keys: Mapping[str, str], queue: str) -> str:
     head = f"# Written by kimbox. In this folder, `condor_submit {DESCRIPTION}` submits it.\n"
     lines = "".join(f"{key} = {value}\n" for key, value in keys.items())
-    return f"{head}{lines}queue" + (f" item from {ITEMS}\n" if has_items else "\n")
+    return f"{head}{lines}queue {queue}".rstrip() + "\n"
 
 
-def result_file(process: int) -> str:
+def result_file(process: int | str) -> str:
     """Returns the name of the file with the results of a job of the cluster."""
     name, _, ending = RESULTS.rpartition(".")
     return f"{name}.{process}.{ending}"

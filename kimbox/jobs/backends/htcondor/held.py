@@ -65,7 +65,11 @@ SIGNS = (
     ),
     (
         "/dev/kvm",
-        Explanation("that node has no KVM that works", "--set requirements='TARGET.HasKimboxVM' avoids such nodes"),
+        Explanation(
+            "that node has no KVM that works",
+            "--set requirements='TARGET.HasKimboxVM =?= true' avoids such nodes, if the pool has what "
+            "`kimbox job node-config` prints",
+        ),
     ),
     ("memory usage exceeded", CODES[34]),
     ("emory limit", CODES[34]),

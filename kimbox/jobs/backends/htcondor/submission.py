@@ -16,13 +16,15 @@ from kimbox import paths
 from kimbox.errors import KimboxError, StateError
 from kimbox.files import read_json, write_json
 from kimbox.jobs.backends.htcondor.bindings import Schedd
-from kimbox.jobs.backends.htcondor.description import EVENT_LOG
+from kimbox.jobs.backends.htcondor.description import EVENT_LOG, result_file
 from kimbox.jobs.items import MAX_BYTES, Item, folder_of
-from kimbox.jobs.order import RESULTS
 from kimbox.jobs.vet import Vetting
 
 #: Name of the record of a submission, version of its content, and maximum size in bytes.
 RECORD, FORMAT, MAX_RECORD_BYTES = "submission.json", 1, 2 * MAX_BYTES
+
+#: The universes.
+VANILLA, VM = "vanilla", "vm"
 
 #: Number of random bytes in an id.
 _ID_BYTES = 6
@@ -61,14 +63,18 @@ class Submission:
     def lock_file(self) -> Path:
         return self.folder / ".lock"
 
+    @property
+    def is_vm(self) -> bool:
+        """Whether HTCondor boots the box, without the runner."""
+        return self.universe == VM
+
     def item(self, process: int) -> Item | None:
         """Returns the item of a job; None for one job."""
         return None if self.items is None else Item(self.items[process], folder_of(self.items[process]))
 
     def results(self, process: int) -> Path:
         """Returns the disk with the results of a job."""
-        name, _, ending = RESULTS.rpartition(".")
-        return self.folder / f"{name}.{process}.{ending}"
+        return self.folder / result_file(process)
 
     def write(self) -> None:
         """Writes the record."""

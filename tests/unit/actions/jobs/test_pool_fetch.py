@@ -181,3 +181,27 @@ def test_a_cluster_whose_number_was_lost_is_found_by_its_mark(home: Path, monkey
         watch.located(one)
     monkeypatch.setattr(Schedd, "find", lambda _self, mark: 12 if mark == one.id else None)
     assert 12 == watch.located(one).cluster == find(one.id).cluster
+
+
+#: The status that a box writes to the disk of a job.
+STATUS = {"id": "", "state": "ended", "code": "exited", "exit": 3, "result": "exit-code", "full": "no",
+          "memory_peak_bytes": 4096, "cpu_ns": 1_000_000_000}  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "expected"), [("ended", ("failed", 3, 1.0)), ("started", ("guest-died", 122, 1.0))])
+def test_the_disk_of_the_vm_universe(home: Path, state: str, expected: tuple[str, int, float]) -> None:
+    """It is the disk of the job itself, and has the status that the box has written."""
+    import attrs
+
+    one = attrs.evolve(submitted(home, None, 1), universe="vm")
+    one = attrs.evolve(one, static={**one.static, "folders": [f"sha256:{'6' * 64}"]})
+    source = make_folder(home / "disk")
+    (source / "output").mkdir()
+    (source / "output/result").write_bytes(b"result\n")
+    (source / "run-job.status").write_text(json.dumps(STATUS | {"state": state}))
+    pack.pack(source, one.results(0))
+    (done,) = fetching.fetch(one).new
+    record = record_in(home / "out")
+    assert expected == (record["verdict"], record["status"], record["cpu_s"])
+    assert (f"sha256:{'6' * 64}", 1) == (record["folder"], record["output"]["count"])
+    assert {"job.json", "kimbox.lock", "output"} == {path.name for path in done.output.iterdir()}

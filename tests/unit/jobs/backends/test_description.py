@@ -85,3 +85,18 @@ def test_other_settings_are_refused(setting: str, code: str) -> None:
 def test_a_result_has_the_number_of_its_job() -> None:
     """As in transfer_output_remaps."""
     assert "results.3.raw" == description.result_file(3)
+
+
+def test_a_job_of_the_vm_universe() -> None:
+    """As the document of CHTC has it: two disks, of which that of the job comes back, with its number."""
+    job = needs(cpus=2, memory_bytes=1 << 30, files_bytes=1 << 20, timeout_s=None, boot_timeout_s=100.0)
+    text = description.vm(job, "0123456789ab", count=3, has_network=True, settings={"rank": "Mips"})
+    keys = keys_of(text)
+    assert ("vm", "kvm", "1024", "true", "Mips") == tuple(
+        keys[key] for key in ("universe", "vm_type", "vm_memory", "vm_networking", "rank")
+    )
+    assert "image.qcow2:vda:w:qcow2,job.$(Process).raw:vdb:w:raw" == keys["vm_disk"]
+    assert "image.qcow2, job.$(Process).raw" == keys["transfer_input_files"]
+    assert '"job.$(Process).raw = results.$(Process).raw"' == keys["transfer_output_remaps"]
+    assert text.endswith("queue 3\n")
+    assert "request_memory" not in keys
