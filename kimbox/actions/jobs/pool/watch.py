@@ -12,9 +12,13 @@ from kimbox.files import locked, read_bounded, remove_tree
 from kimbox.jobs.backends.htcondor import bindings, eventlog, states
 from kimbox.jobs.backends.htcondor.states import JobState, State
 from kimbox.jobs.backends.htcondor.submission import Submission, stored
+from kimbox.log import log
 
 #: Interval between two looks at the event log, and two questions to a schedd, in seconds.
 LOG_INTERVAL_S, ASK_INTERVAL_S = 1.0, 5.0
+
+#: Maximum time for which a schedd that has answered before does not answer, in seconds.
+OUTAGE_S = 600.0
 
 
 def located(submission: Submission) -> Submission:
@@ -67,10 +71,22 @@ def _read_log(submission: Submission) -> tuple[int | None, dict[int, JobState]]:
 
 
 def watch(submission: Submission) -> Iterator[list[JobState]]:
-    """Yields the states whenever one has changed, until no job waits or runs. The cluster is known."""
+    """Yields the states whenever one has changed, until no job waits or runs. The cluster is known.
+
+    A schedd that does not answer may be restarting: it is asked again for OUTAGE_S. Then its error is raised.
+    """
     last: list[JobState] = []
+    answered_at: float | None = None
     while True:
-        found = states_of(submission)
+        try:
+            found = states_of(submission)
+            answered_at = time.monotonic()
+        except KimboxError as error:
+            if answered_at is None or time.monotonic() - answered_at > OUTAGE_S or error.code != "pool-unreachable":
+                raise
+            log.now("waiting for the schedd")
+            time.sleep(ASK_INTERVAL_S)
+            continue
         if found != last:
             yield found
             last = found

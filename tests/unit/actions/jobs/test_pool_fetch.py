@@ -170,6 +170,30 @@ def test_the_states_of_a_remote_cluster(home: Path, monkeypatch: pytest.MonkeyPa
     assert [State.RUNNING, State.DONE, State.REMOVED] == [state.state for state in watch.states_of(one)]
 
 
+def test_a_schedd_that_restarts_ends_no_watch(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again. One that has never answered is an error at once."""
+    import attrs
+
+    one = attrs.evolve(submitted(home, None, 0), schedd=Schedd("pool"))
+    down = KimboxError("down", code="pool-unreachable")
+    answers: list[dict[int, JobState] | KimboxError] = [
+        {0: JobState(0, State.RUNNING, 1)}, down, down, {0: JobState(0, State.DONE, 2)},
+    ]  # fmt: skip
+
+    def states(_self: Schedd, _cluster: int) -> dict[int, JobState]:
+        answer = answers.pop(0)
+        if isinstance(answer, KimboxError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Schedd, "states", states)
+    monkeypatch.setattr(watch, "ASK_INTERVAL_S", 0)
+    assert [(State.RUNNING, 1), (State.DONE, 2)] == [(job.state, job.starts) for (job,) in watch.watch(one)]
+    answers.append(down)
+    with refused(KimboxError, "pool-unreachable"):
+        next(watch.watch(one))
+
+
 def test_a_cluster_whose_number_was_lost_is_found_by_its_mark(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kimbox was killed between the submission and its record."""
     import attrs
