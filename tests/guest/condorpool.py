@@ -22,7 +22,10 @@ from kimbox import run
 from kimbox.lock.apt import archive, sources
 
 #: Packages of the root. The release is the oldest with HTCondor that Debian has now.
-PACKAGES = ("condor", "minicondor", "qemu-system-x86", "qemu-utils", "seabios", "ipxe-qemu", "python3", "procps")
+PACKAGES = (
+    "condor", "minicondor", "condor-vm-gahp", "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "gawk",
+    "qemu-system-x86", "qemu-utils", "seabios", "ipxe-qemu", "python3", "procps",
+)  # fmt: skip
 RELEASE = "trixie"
 
 

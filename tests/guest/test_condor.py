@@ -73,41 +73,11 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-def test_a_pool_gives_the_results_of_this_host(kimbox: Kimbox, pool: Pool) -> None:
-    """Equal digests; a failure of the program is final; the image travels once; the cluster is gone afterwards."""
-    where, settings = ("--pool", pool.address), ("--timeout", "10m")
-    pool.kimbox(kimbox, *settings, "job", "submit", "job", "--write", "written", "--output", "none")
-    image = pool.share / "image.qcow2"
-    shutil.copy(kimbox.folder / "written/image.qcow2", image)
-    url = "file:///share/image.qcow2"
-    words = ["job", "submit", "job", "--each", "items", "--output", "out", *where, "--image-url", url, "--", "--step"]
-    cluster = answer(pool.kimbox(kimbox, "--json", *settings, *words))["cluster"]
-    here = [sys.executable, "-m", "kimbox", *settings, "job", "run", "job", "--cold", "--output", "here", "--"]
-    env = ["env", "-C", kimbox.folder, f"KIMBOX_HOME={kimbox.home}", f"PYTHONPATH={os.pathsep.join(sys.path)}"]
-    with run.background([*env, *here, "--step", ITEMS[0]]) as local:
-        jobs = answer(pool.kimbox(kimbox, "--json", "job", "watch", str(cluster)))["jobs"]
-        assert 0 == local.wait(300), local.output()
-    assert [("done", 1), ("done", 1)] == [(job["state"], job["starts"]) for job in jobs], pool.logs()
-    fetched = answer(pool.kimbox(kimbox, "--json", "job", "fetch", check=False))
-    assert [("ok", 0), ("failed", 7)] == [(row["verdict"], row["status"]) for row in fetched["results"]]
-    there, failed = (record_of(kimbox.folder / "out" / row["folder"]) for row in fetched["results"])
-    assert (7, ["--step", ITEMS[1]]) == (failed["exit"], failed["arguments"])
-    local_record = record_of(kimbox.folder / "here")
-    assert {key: local_record[key] for key in EQUAL} == {key: there[key] for key in EQUAL}
-    assert local_record["provenance"]["manifest"] == there["provenance"]["manifest"]
-    assert cluster == there["pool"]["cluster"]
-    folder = kimbox.folder / "out" / fetched["results"][0]["folder"]
-    assert f"ran with --step {ITEMS[0]}\n" == (folder / "run-job.log").read_text()
-    assert "deep/arguments" == str((folder / "output/link").readlink())
-    assert 1 == len(pool.cached), pool.cached
-    again = answer(pool.kimbox(kimbox, "--json", "job", "fetch", str(cluster), check=False))
-    assert fetched == again
-    pool.kimbox(kimbox, "job", "remove", str(cluster))
-    assert [] == answer(pool.kimbox(kimbox, "--json", "job", "list"))["submissions"]
-
-
 def test_a_failure_of_the_infrastructure_is_tried_again(kimbox: Kimbox, pool: Pool) -> None:
-    """A node that cannot get the image ends with 125: HTCondor starts the job three times, and the verdict says why."""
+    """A node that cannot get the image ends with 125: HTCondor starts the job three times, and the verdict says why.
+
+    It is the first test: afterwards the node has the image.
+    """
     words = ("job", "submit", "job", "--output", "no-image", "--pool", pool.address)
     pool.kimbox(kimbox, *words, "--image-url", "file:///share/missing.qcow2")
     (job,) = answer(pool.kimbox(kimbox, "--json", "job", "watch"))["jobs"]
@@ -132,3 +102,45 @@ def test_a_held_job_is_explained_and_released(kimbox: Kimbox, pool: Pool) -> Non
     assert 5 == pool.kimbox(kimbox, "job", "fetch", "no-such-job", check=False).code
     pool.kimbox(kimbox, "job", "remove", str(cluster))
     assert not list((kimbox.home / "submissions").glob("*/submission.json"))
+
+
+def test_a_pool_gives_the_results_of_this_host(kimbox: Kimbox, pool: Pool) -> None:
+    """Equal digests; a failure of the program is final; the image travels once; nothing is left in the queue."""
+    where, settings = ("--pool", pool.address), ("--timeout", "10m")
+    pool.kimbox(kimbox, *settings, "job", "submit", "job", "--write", "written", "--output", "none")
+    image = pool.share / "image.qcow2"
+    shutil.copy(kimbox.folder / "written/image.qcow2", image)
+    url = "file:///share/image.qcow2"
+    words = ["job", "submit", "job", "--each", "items", "--output", "out", *where, "--image-url", url, "--", "--step"]
+    cluster = answer(pool.kimbox(kimbox, "--json", *settings, *words))["cluster"]
+    vm = ("job", "submit", "job", "--universe", "vm", "--output", "vm", *where, "--", "--step", ITEMS[0])
+    vm_cluster = str(answer(pool.kimbox(kimbox, "--json", *vm))["cluster"])
+    here = [sys.executable, "-m", "kimbox", *settings, "job", "run", "job", "--cold", "--output", "here", "--"]
+    env = ["env", "-C", kimbox.folder, f"KIMBOX_HOME={kimbox.home}", f"PYTHONPATH={os.pathsep.join(sys.path)}"]
+    with run.background([*env, *here, "--step", ITEMS[0]]) as local:
+        jobs = answer(pool.kimbox(kimbox, "--json", "job", "watch", str(cluster)))["jobs"]
+        pool.kimbox(kimbox, "job", "watch", vm_cluster)
+        assert 0 == local.wait(300), local.output()
+    assert [("done", 1), ("done", 1)] == [(job["state"], job["starts"]) for job in jobs], pool.logs()
+    fetched = answer(pool.kimbox(kimbox, "--json", "job", "fetch", str(cluster), check=False))
+    assert [("ok", 0), ("failed", 7)] == [(row["verdict"], row["status"]) for row in fetched["results"]]
+    there, failed = (record_of(kimbox.folder / "out" / row["folder"]) for row in fetched["results"])
+    assert (7, ["--step", ITEMS[1]]) == (failed["exit"], failed["arguments"])
+    local_record = record_of(kimbox.folder / "here")
+    assert {key: local_record[key] for key in EQUAL} == {key: there[key] for key in EQUAL}
+    pool.kimbox(kimbox, "job", "fetch", vm_cluster)
+    in_vm = record_of(kimbox.folder / "vm")
+    assert {key: local_record[key] for key in EQUAL if key != "settings"} == {
+        key: in_vm[key] for key in EQUAL if key != "settings"
+    }
+    assert local_record["provenance"]["manifest"] == there["provenance"]["manifest"]
+    assert cluster == there["pool"]["cluster"]
+    folder = kimbox.folder / "out" / fetched["results"][0]["folder"]
+    assert f"ran with --step {ITEMS[0]}\n" == (folder / "run-job.log").read_text()
+    assert "deep/arguments" == str((folder / "output/link").readlink())
+    assert 1 == len(pool.cached), pool.cached
+    again = answer(pool.kimbox(kimbox, "--json", "job", "fetch", str(cluster), check=False))
+    assert fetched == again
+    for one in (str(cluster), vm_cluster):
+        pool.kimbox(kimbox, "job", "remove", one)
+    assert [] == answer(pool.kimbox(kimbox, "--json", "job", "list"))["submissions"]
