@@ -64,13 +64,13 @@ FILES = (
 )
 
 #: Makes the root look like one with RPM packages, as far as Debian's programs can: the names of the system and of the
-#: ssh server, cloud-init's own support of Rocky, bash as sh, and no package manager of Debian. `dnf` is a stand-in that
-#: puts git in its place, and notes its arguments.
+#: ssh server, bash as sh, and no package manager of Debian. `dnf` is a stand-in that puts git in its place, and notes its
+#: arguments. cloud-init stays that of Debian, without its modules for apt.
 LIKE_RPM = """\
 set -eu
 cd "$1"
 printf 'NAME="Rocky Linux"\\nID=rocky\\nID_LIKE="rhel centos fedora"\\nVERSION_ID=9.5\\n' >usr/lib/os-release
-printf 'system_info: {distro: rocky}\\n' >etc/cloud/cloud.cfg.d/95_distro.cfg
+printf 'cloud_config_modules: [locale, ntp, timezone, runcmd]\\n' >etc/cloud/cloud.cfg.d/95_modules.cfg
 mkdir usr/lib/hidden
 for name in apt apt-get apt-cache apt-config dpkg dpkg-deb dpkg-query git; do mv usr/bin/$name usr/lib/hidden/; done
 ln -sf bash usr/bin/sh
