@@ -64,8 +64,8 @@ FILES = (
 )
 
 #: Makes the root look like one with RPM packages, as far as Debian's programs can: the names of the system and of the
-#: ssh server, bash as sh, and no package manager of Debian. `dnf` is a stand-in that puts git in its place, and notes its
-#: arguments. cloud-init stays that of Debian, without its modules for apt.
+#: ssh server, bash as sh, and no package manager of Debian. `dnf` is a stand-in that puts git in its place, and notes
+#: its arguments. cloud-init stays that of Debian, without its modules for apt.
 LIKE_RPM = """\
 set -eu
 cd "$1"
