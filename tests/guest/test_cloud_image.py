@@ -18,6 +18,9 @@ from kimbox.image import namespace
 
 pytestmark = pytest.mark.guest
 
+#: The timeout of the first boot: it does much more than that of an image of kimbox.
+FIRST = ("--timeout", "15m")
+
 SPEC = """\
 kimbox: 1
 name: {name}
@@ -76,7 +79,7 @@ def test_an_image_of_debian(cloud: Cloud) -> None:
     assert "unsupported-by-image" == kimbox.json("up", check=False)["code"]  # before anything boots
     assert [] == [box["name"] for box in kimbox.json("list")["boxes"] if box["name"] == "cloudy"]
     cloud.spec("cloudy", image)
-    kimbox("up")
+    kimbox("up", *FIRST)
     status = kimbox.json("status", "cloudy")
     assert ("ready", "cloud-init", "keep") == (status["state"], status["guest"], status["boot"])
     own_key = kimbox.sh("cloudy", "cat /etc/ssh/ssh_host_ed25519_key.pub")
@@ -109,7 +112,7 @@ def test_an_image_that_looks_like_rpm(cloud: Cloud) -> None:
     """git is installed with dnf, sshd.service is the ssh server, and the shell is bash."""
     kimbox = cloud.kimbox
     cloud.spec("rocky", makecloudimage.make_like_rpm(cloud.work))
-    kimbox("up")
+    kimbox("up", *FIRST)
     assert "ready" == kimbox.json("status", "rocky")["state"]
     assert "-q -y install git-core\n" == kimbox.sh("rocky", "cat /var/log/dnf.words")
     shown = kimbox.sh("rocky", ". /etc/os-release; echo $ID; cat /etc/greeting /tmp/who")
