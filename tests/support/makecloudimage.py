@@ -75,7 +75,7 @@ mkdir usr/lib/hidden
 for name in apt apt-get apt-cache apt-config dpkg dpkg-deb dpkg-query git; do mv usr/bin/$name usr/lib/hidden/; done
 ln -sf bash usr/bin/sh
 mv usr/lib/systemd/system/ssh.service usr/lib/systemd/system/sshd.service
-rm -f usr/lib/systemd/system/ssh*.socket etc/systemd/system/sshd.service
+rm -f usr/lib/systemd/system/ssh*.socket etc/systemd/system/sshd.service etc/init.d/ssh
 find etc/systemd/system -depth -name 'ssh.*' -exec rm -rf {} +
 ln -s /usr/lib/systemd/system/sshd.service etc/systemd/system/multi-user.target.wants/sshd.service
 printf '#!/bin/sh\\necho "$*" >/var/log/dnf.words\\nmv /usr/lib/hidden/git /usr/bin/git\\n' >usr/bin/dnf
