@@ -32,6 +32,7 @@ from kimbox.machine.bootmode import Choice, refuse_kept_root, refuse_to_provisio
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Known, Record, Sealed
 from kimbox.machine.state import last_manifest_event, require, sent_manifest
+from kimbox.project import siblings
 from kimbox.project.plan import make_plan
 from kimbox.render import sealing
 from kimbox.render.quote import parse_assignments
@@ -100,6 +101,7 @@ def secure(request: UpRequest, answers: Answers) -> Sealed:
         require("secure", machine.name, state(machine))
         refuse_to_provision(machine)
         refuse_kept_root(request.project.box, request.boot)
+        siblings.need_gateway(machine.name, answers.role)
         _check_disk(machine, record)
         # A fault of the lock must be found before the box takes its role and is restarted.
         request = attrs.evolve(request, plan=make_plan(request.project, made_from=record.image))

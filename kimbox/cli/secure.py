@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import attrs
 import typer
 
-from kimbox.cli import target
+from kimbox.cli import several, target
 from kimbox.cli.output import report, settings
 from kimbox.errors import StateError, UsageError
 
 if TYPE_CHECKING:
     from kimbox.actions.seal import Answers, Secret
     from kimbox.machine.record import Sealed
+    from kimbox.spec.members import Member
     from kimbox.spec.model import Box, Gateway, Role, Secure
 
 #: Maximum number of characters of an unknown role that the message repeats.
@@ -71,6 +74,8 @@ def secure(
     --unseal opens the box again: kimbox destroys the key of the credentials, and the box restarts in maintain mode,
     with a new root. Of /persistent it keeps only its ssh host keys.
 
+    Of a spec with several boxes, each that has roles is secured, in the order of their needs, with the same answers.
+
     \b
     Examples:
       kimbox secure worker
@@ -78,35 +83,84 @@ def secure(
       kimbox secure worker --rotate --username alice
       kimbox secure worker --unseal
     """
+    if rotate and unseal:
+        raise UsageError("--rotate and --unseal exclude each other", code="usage", fields={"option": "--rotate"})
+    given = Given(role, site, username, password_file, key_file, netrc)
+    if found := target.several(box, file):
+        if rotate or unseal or role:
+            raise UsageError("--role, --rotate and --unseal require one box", code="usage", hint="name the box")
+        _secure_all(*found, given)
+        return
+    report("secure", *_secure_one(box, file, given, rotate=rotate, unseal=unseal, yes=yes)[:2])
+
+
+@attrs.frozen
+class Given:
+    """What the command line says about role, site and credentials, or what an earlier box of the same spec has got."""
+
+    role: str | None
+    site: str | None
+    username: str | None
+    password_file: Path | None
+    key_file: Path | None
+    netrc: bool
+    secret: Secret | None = None
+
+
+def _secure_all(spec: Path, members: Sequence[Member], given: Given) -> None:
+    """Secures each box of a spec that has roles, in the order of the needs, with the same site and credentials."""
+    done = []
+    for member in members:
+        project = target.project(member.name, spec, settings=target.RECORDED)
+        if project.box.secure is None:
+            continue
+        result, text, answers = _secure_one(member.name, spec, given)
+        done.append((result, text))
+        if answers:
+            given = Given(None, answers.site, answers.username, None, None, netrc=False, secret=answers.secret)
+    if not done:
+        raise StateError(
+            f"no box of {spec} has roles: the key `secure` is missing",
+            code="missing-key",
+            hint="docs/spec.md describes the key `secure`",
+            fields={"path": str(spec), "key": "secure"},
+        )
+    several.print_all("secure", done)
+
+
+def _secure_one(
+    box: str | None, file: Path | None, given: Given, *, rotate: bool = False, unseal: bool = False, yes: bool = False
+) -> tuple[dict[str, Any], str, Answers | None]:
+    """Secures, rotates or opens a box. Returns its result and text, and the answers if there were any."""
     from kimbox.actions import seal as sealing
     from kimbox.actions.up import UpRequest
     from kimbox.actions.watch import BOOT_TIMEOUT_S
     from kimbox.machine.folder import machine_of
 
-    if rotate and unseal:
-        raise UsageError("--rotate and --unseal exclude each other", code="usage", fields={"option": "--rotate"})
     project = target.project(box, file, settings=target.RECORDED)
     spec, policy = project.box, _policy(project.box)
     request = UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
     machine = machine_of(spec.name)
-    sealed = machine.record().sealed
+    sealed, answers = machine.record().sealed, None
     if unseal:
         if not yes:
             _confirm(f"Destroy the credentials of {spec.name} and open it?")
         sealing.unseal(request)
-        _report(spec.name, None, OPENED.format(name=spec.name))
-    elif rotate:
+        return _result(spec.name, None), OPENED.format(name=spec.name), None
+    if rotate:
         if sealed is None:
             raise _not_sealed(spec.name)
-        answers = _collect_answers(policy, sealed.role, sealed.site, username, password_file, key_file, netrc)
+        answers = _collect_answers(policy, attrs.evolve(given, role=sealed.role, site=sealed.site))
         sealing.rotate(request, answers.username, answers.secret)
-        _report(spec.name, sealed, f"{spec.name} has new credentials, as {answers.username}")
+        text = f"{spec.name} has new credentials, as {answers.username}"
     elif sealed:
         sealing.close(request)
-        _report(spec.name, sealed, f"{spec.name} is sealed already, as {sealed.role} of {sealed.site}")
+        text = f"{spec.name} is sealed already, as {sealed.role} of {sealed.site}"
     else:
-        sealed = sealing.secure(request, _collect_answers(policy, role, site, username, password_file, key_file, netrc))
-        _report(spec.name, sealed, f"{spec.name} is sealed, as {sealed.role} of {sealed.site}")
+        answers = _collect_answers(policy, given)
+        sealed = sealing.secure(request, answers)
+        text = f"{spec.name} is sealed, as {sealed.role} of {sealed.site}"
+    return _result(spec.name, sealed), text, answers
 
 
 def _not_sealed(name: str) -> StateError:
@@ -129,35 +183,32 @@ def _policy(spec: Box) -> Secure:
     return spec.secure
 
 
-def _report(name: str, sealed: Sealed | None, text: str) -> None:
-    result = {"name": name, "role": sealed.role if sealed else None, "site": sealed.site if sealed else None}
-    report("secure", result, text)
+def _result(name: str, sealed: Sealed | None) -> dict[str, Any]:
+    return {"name": name, "role": sealed.role if sealed else None, "site": sealed.site if sealed else None}
 
 
-def _collect_answers(
-    policy: Secure, role: str | None, site: str | None, username: str | None, password_file: Path | None,
-    key_file: Path | None, netrc: bool,
-) -> Answers:  # fmt: skip
+def _collect_answers(policy: Secure, given: Given) -> Answers:
     """Returns the answers, from options or prompts. Raises UsageError if one is invalid or there is no terminal."""
     from kimbox.actions.seal import Answers
     from kimbox.spec.nodes import Fault
     from kimbox.spec.sealing import account_name, login_name, site_name
 
-    if sum((password_file is not None, key_file is not None, netrc)) > 1:
+    site, username, secret = given.site, given.username, given.secret
+    if sum((given.password_file is not None, given.key_file is not None, given.netrc)) > 1:
         raise UsageError(
             "--password-file, --key-file and --netrc exclude each other",
             code="usage",
             fields={"option": "--password-file"},
         )
     names = [role_of_site.name for role_of_site in policy.roles]
-    role = role or (names[0] if len(names) == 1 else None)
-    _need_terminal_or({"--role": role, "--site": site or policy.site, "--username": username or netrc,
-                       "--password-file, --key-file or --netrc": password_file or key_file or netrc})  # fmt: skip
+    role = given.role or (names[0] if len(names) == 1 else None)
+    has_secret = secret or given.password_file or given.key_file or given.netrc
+    _need_terminal_or({"--role": role, "--site": site or policy.site, "--username": username or given.netrc,
+                       "--password-file, --key-file or --netrc": has_secret})  # fmt: skip
     chosen_role = _role(policy, role or _prompt(f"role ({', '.join(names)})"))
     try:
         sitename = site_name(site or (policy.site if not _is_terminal() else _prompt("sitename", policy.site)) or "")
-        secret: Secret | None = None
-        if netrc:
+        if given.netrc:
             netrc_username, secret = _from_netrc(chosen_role.gateway)
             username = username or netrc_username
         check_username = login_name if chosen_role.gateway else account_name
@@ -170,7 +221,7 @@ def _collect_answers(
             )
     except Fault as fault:
         raise UsageError(fault.message, code=fault.code, hint=fault.hint) from None
-    return Answers(chosen_role, sitename, username, secret or _secret(password_file, key_file))
+    return Answers(chosen_role, sitename, username, secret or _secret(given.password_file, given.key_file))
 
 
 def _is_terminal() -> bool:

@@ -105,9 +105,11 @@ def project(
     if path is None:
         path = find_box(_box_of(name) if clones else name, Path(), file)
         shipped = path.stem if path.parent.resolve() == paths.boxes_dir().resolve() else None
+    from kimbox.project.siblings import with_gateways
+
     member = _member_of(path, name)
     box = load_box(path, member=member) if settings is None else _with_settings(path, name, settings, member)
-    return Project(box, shipped, frozen=frozen, offline=offline)
+    return Project(with_gateways(box), shipped, frozen=frozen, offline=offline)
 
 
 @attrs.frozen

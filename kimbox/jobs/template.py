@@ -63,7 +63,7 @@ network: none
 
 def examples() -> list[str]:
     """Returns the names of the examples that ship with kimbox."""
-    return sorted(path.parent.name for path in paths.examples_dir().glob("*/kimbox.yaml"))
+    return sorted(path.parent.parent.name for path in paths.examples_dir().glob("*/job/job.yaml"))
 
 
 def copy_example(name: str, folder: Path) -> Path:

@@ -198,6 +198,10 @@ class Probe:
     timeout_s: int
 
 
+#: Address of this host for a guest of QEMU's user network.
+HOST_ADDRESS = "10.0.2.2"
+
+
 @attrs.frozen
 class User:
     """An account of a person in the guest."""
@@ -213,11 +217,15 @@ class User:
 
 @attrs.frozen
 class Gateway:
-    """The ssh server of a site that issues credentials. It must have one of the `host_keys`."""
+    """The ssh server of a site that issues credentials. It must have one of the `host_keys`.
+
+    `box`: it is the box of that name on this host. Until that box has reported its host key, there are no `host_keys`.
+    """
 
     host: str
     port: int
     host_keys: tuple[str, ...]
+    box: str | None = None
 
 
 @attrs.frozen

@@ -168,7 +168,7 @@ def _report(error: ValidationError, path: Path, node: Node, problems: Problems) 
         missing = next(key for key in rule if f"'{key}'" == error.message.split(" ")[0])
         message = f"{path_text(path)} has no {shown(missing)}" if path else f"the key {shown(missing)} is missing"
         known = dict(error.schema).get("properties", box_schema()["properties"])  # type: ignore[arg-type]
-        title = resolve(known[missing]).get("title")
+        title = resolve(known.get(missing, {})).get("title")
         hint = f"{title[0].lower()}{title[1:]}" if title else None
         problems.add(node.mark, message, hint, code="missing-key")
         return

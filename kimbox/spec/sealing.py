@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from kimbox.spec import rules, signing
-from kimbox.spec.model import BoxImage, Gateway, Outbound, PackageImage, RemoteImage, Role, Secure
+from kimbox.spec.model import HOST_ADDRESS, BoxImage, Gateway, Outbound, PackageImage, RemoteImage, Role, Secure
 from kimbox.spec.nodes import Fault, Node, shown
 from kimbox.spec.reader import Reader
 
@@ -164,7 +164,13 @@ def _outbound(reader: Reader, node: Node) -> Outbound:
 def _gateway(reader: Reader, node: Node | None) -> Gateway | None:
     if node is None or not node.mapping:
         return None
-    keys = node.get("host_keys")
+    keys, box = node.get("host_keys"), node.get("box")
+    if box is not None:
+        for other in (node.get("host"), keys):
+            if other is not None:
+                message = "`box` has the address and the host key of that box"
+                reader.fault(other, message, "remove this key, or `box`", code="conflicting-settings")
+        return Gateway(HOST_ADDRESS, 0, (), reader.text(box, rules.box_name, ""))
     if keys is not None and isinstance(keys.value, list) and not keys.items:
         reader.fault(
             keys,

@@ -42,7 +42,7 @@ secure:
   site: example.org
   keys: ["{operator}"]
   roles:
-    worker: {{gateway: {{host: 10.0.2.2, port: {port}, host_keys: ["{key}"]}}}}
+    worker: {{gateway: {{box: vault}}}}
 """
 
 
@@ -119,9 +119,8 @@ def boxes(home: Path, folder: Path, other: Path, port: int) -> Iterator[Site]:
     vault = start_box(home, folder, VAULT_SPEC.format(port=port, promise=step(FIRST_STEP)))
     sealed = secure(vault, "vault", PASSWORD, "--role", "director", "--site", "example.org", "--username", "alice")
     assert sealed.stdout == "vault is sealed, as director of example.org\n"
-    key = Machine("vault").known_hosts.read_text().split(" ", 1)[1].strip()
     operator = (folder / "operator.pub").read_text().strip()
-    spec = HAND_SPEC.format(port=vault.json("status")["ssh_port"], key=key, operator=operator)
+    spec = HAND_SPEC.format(operator=operator)
     yield Site(vault, start_box(home, other, spec), port)
     for name in ("hand", "vault"):
         vault("destroy", "-y", name)

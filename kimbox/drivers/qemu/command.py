@@ -18,11 +18,11 @@ from kimbox.image.disk.ext2.geometry import MAX_BYTES as MAX_JOB_BYTES
 from kimbox.machine import keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
-from kimbox.spec.model import Scratch
+from kimbox.spec.model import HOST_ADDRESS, Scratch
 
 #: Addresses in QEMU's user network (option -netdev user): of the guest, the gateway and the name server.
 GUEST_ADDRESS = "10.0.2.15/24"
-GATEWAY = "10.0.2.2"
+GATEWAY = HOST_ADDRESS
 NAMESERVER = "10.0.2.3"
 
 #: Virtio-serial ports from the guest to the host. The guest's scripts know these names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import makemachine
 import pytest
 from clirun import Kimbox, error, result
 
+from kimbox import paths
 from kimbox.actions import several
+from kimbox.machine import keys
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import Sealed
 from kimbox.machine.state import State
+from kimbox.spec.model import Gateway
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
@@ -62,9 +67,7 @@ def test_a_box_by_its_name(kimbox: Kimbox, spec: Path, monkeypatch: pytest.Monke
     assert [2 << 30, 2 << 30] == [memory for _, _, memory in seen[2:]]
 
 
-@pytest.mark.parametrize(
-    "words", [("exec", "--", "true"), ("ssh",), ("reload",), ("provision",), ("build",), ("secure",)]
-)
+@pytest.mark.parametrize("words", [("exec", "--", "true"), ("ssh",), ("reload",), ("provision",), ("build",)])
 def test_a_verb_for_one_box(kimbox: Kimbox, words: tuple[str, ...]) -> None:
     """It lists the names."""
     code, out, _ = kimbox("--json", *words)
@@ -149,3 +152,29 @@ def test_real_children(kimbox: Kimbox, spec: Path) -> None:
     Machine("worker").record_file.write_text("{}")
     failed = error(kimbox("--json", "halt")[1], "halt")
     assert ("several-failed", {"worker": "file-damaged"}) == (failed["code"], failed["fields"])
+
+
+def test_the_pipeline_is_secured_with_one_command(
+    kimbox: Kimbox, spec: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The director first; then the worker, with the same answers, and with the host key of its director."""
+    shutil.copy(paths.examples_dir() / "pipeline/kimbox.yaml", spec)
+    make(spec, "director", "worker")
+    given: list[tuple[Any, ...]] = []
+
+    def secure(request: Any, answers: Any) -> Sealed:
+        gateway, name = answers.role.gateway, request.project.name
+        given.append((name, answers.role.name, answers.site, answers.username, answers.secret.data, gateway))
+        keys.pin_host_key(request.machine, makemachine.HOST_KEY)
+        return Sealed(answers.role.name, answers.site)
+
+    monkeypatch.setattr("kimbox.actions.seal.secure", secure)
+    (world / "password").write_text("s3cr3t\n")
+    words = ("secure", "--username", "alice", "--password-file", str(world / "password"))
+    code, out, err = kimbox("--json", *words)
+    assert 0 == code, out + err
+    assert ["director", "worker"] == [box["role"] for box in result(out, "secure")["boxes"]]
+    gateway = Gateway("10.0.2.2", 20100, (makemachine.HOST_KEY,), "director")
+    answers = ("openkim.org", "alice", b"s3cr3t\n")
+    assert [("director", "director", *answers, None), ("worker", "worker", *answers, gateway)] == given
+    assert "usage" == error(kimbox("--json", *words, "--rotate")[1], "secure")["code"]
