@@ -20,7 +20,7 @@ from kimbox.machine.folder import Machine
 pytestmark = pytest.mark.guest
 
 #: Numbers of clones that are compared: in every run, and in `script/test soak`. So many of them run at the same time.
-COMPARED = [16, pytest.param(100, marks=pytest.mark.soak)]
+COMPARED = [8, pytest.param(100, marks=pytest.mark.soak)]
 AT_A_TIME = 8
 
 #: Maximum private memory of an idle clone, as a part of the memory of its guest.
