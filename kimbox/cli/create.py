@@ -1,4 +1,4 @@
-"""kimbox create: make a box of a save."""
+"""kimbox create: make a box of another box or of a save."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import typer
 from kimbox.cli import target
 from kimbox.cli.author_keys import public_keys
 from kimbox.cli.output import report
+from kimbox.errors import UsageError
 
 Source = Annotated[
-    str, typer.Option("--from", metavar="URL", help="The store of the save: a folder or a URL, as for kimbox save.")
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="BOX|URL",
+        help="A box, by its name, or the store of a save: a folder or a URL, as for kimbox save. "
+        "Default: the box of that name.",
+    ),
 ]
 Name = Annotated[
     str | None, typer.Argument(metavar="[NAME]", help="Name of the new box. Default: that of the saved box.")
@@ -36,22 +43,35 @@ Spec = Annotated[
 Offline = Annotated[
     bool, typer.Option("--offline", help="Contact no other server: the image must be here, or in the save.")
 ]
+Cores = Annotated[
+    int | None, typer.Option("--cores", metavar="N", min=1, max=1024, help="Processors; default: `cpus` of the spec.")
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="Memory such as 4GiB, in place of `memory` of the spec.")
+]
 
 
 def create(
-    source: Source,
     name: Name = None,
+    source: Source = None,
     file: Spec = None,
+    cores: Cores = None,
+    memory: Memory = None,
     number: Number = None,
     key: Keys = None,
     offline: Offline = False,
     set_values: target.Set = None,
 ) -> None:
-    """Make a box of a save. It is halted; `kimbox up NAME` starts it with the content that was saved.
+    """Make a box of another box or of a save. It is halted; `kimbox start NAME` starts it.
 
-    kimbox fetches only the chunks that the image of this host does not have, and verifies each of them. If it is
-    interrupted, the same command continues. The image comes from the store of images of this host; if it is missing,
-    it is built from the spec and the lock in the save, or taken from a save with `--fat`.
+    With --from BOX, or without --from, it is a new box of that spec, under the name NAME. Processors and memory of the
+    command line stay with it. With --from URL, it has the content that was saved. A box that exists is refused.
+
+    It has the lifetime of its spec, or 36 hours: then it is shut down and saved. See `kimbox extend`.
+
+    From a save, kimbox fetches only the chunks that the image of this host does not have, and verifies each of them. If
+    it is interrupted, the same command continues. The image comes from the store of images of this host; if it is
+    missing, it is built from the spec and the lock in the save, or taken from a save with `--fat`.
 
     The new box has an identity of its own: keys, machine-id, ssh host key, address and ports of the host. Its spec and
     lock are those of the save, and `kimbox destroy` removes them with it. Under another name than that of the saved
@@ -63,24 +83,52 @@ def create(
     A save is as trustworthy as its store: its spec names scripts and images. With --key, only a save that one of the
     keys has signed is used.
 
-    --set changes values of the spec for this box, as for `kimbox up`: not its image and its disk, which are those of
-    the save.
+    --set changes values of the spec for this box, as for `kimbox up`; --cores and --memory are short for `--set cpus=N`
+    and `--set memory=SIZE`. Image and disk of a box of a save are those of the save.
 
-    The JSON has: name, box, url, number, saved_at, image, fetched_bytes and ssh_port.
+    The JSON has: name, box, image and ssh_port; from a save also url, number, saved_at and fetched_bytes.
 
     \b
     Examples:
-      kimbox create --from /srv/saves/study && kimbox up study
+      kimbox create study --from openkim-dev --cores 4 --memory 8GiB && kimbox start study
+      kimbox create --from /srv/saves/study && kimbox start study
       kimbox create study-2 --from file:///srv/saves/study --save 3
       kimbox create study --from /srv/saves/study --key ~/keys/author.pub
       kimbox create study-2 --from /srv/saves/study --set memory=8GiB
     """
+    from kimbox.transfer.stores.opening import is_url
+
+    named = target.check_name(name) if name is not None else None
+    shape = [f"{key}={value}" for key, value in (("cpus", cores), ("memory", memory)) if value is not None]
+    settings = target.checked_settings([*shape, *(set_values or [])])
+    if source is not None and is_url(source):
+        _of_save(source, named, file, number, public_keys(key or []), offline, settings)
+        return
+    if number is not None or key:
+        raise UsageError("--save and --key are for the URL of a save", code="usage")
+    from kimbox.actions.make import make
+
+    project = target.project(source if source or file else named, file, offline=offline)
+    machine = make(project, named or project.name, settings)
+    record = machine.record()
+    result = {"name": record.name, "box": record.box, "image": record.image, "ssh_port": record.ssh_port}
+    report("create", result, f"{record.name} is made of the box {record.box}\n`kimbox start {record.name}` starts it")
+
+
+def _of_save(
+    url: str,
+    name: str | None,
+    file: Path | None,
+    number: int | None,
+    keys: tuple[str, ...],
+    offline: bool,
+    settings: tuple[str, ...],
+) -> None:
+    """Makes a box of a save, and prints the result."""
     from kimbox.actions.saves.restore import RestoreRequest, restore
     from kimbox.files import size_words
 
-    named = target.check_name(name) if name is not None else None
-    settings = target.checked_settings(set_values)
-    made = restore(RestoreRequest(source, named, number, public_keys(key or []), offline, file, settings))
+    made = restore(RestoreRequest(url, name, number, keys, offline, file, settings))
     record, manifest = made.machine.record(), made.manifest
     result = {
         "name": record.name,
@@ -94,4 +142,4 @@ def create(
     }
     fetched = size_words(made.fetched_bytes)
     text = f"{record.name} is made of save {manifest.number} ({manifest.saved_at}): {fetched} fetched"
-    report("create", result, f"{text}\n`kimbox up {record.name}` starts it")
+    report("create", result, f"{text}\n`kimbox start {record.name}` starts it")

@@ -58,8 +58,8 @@ def start(word: Word = None, file: target.File = None, name: NewName = None, key
             raise StateError(
                 f"{machine.name} was never created on this host",
                 code="box-not-found",
-                hint=f"`kimbox up {machine.name}` makes it from its spec, `kimbox create {machine.name} --from URL` "
-                "from a save",
+                hint=f"`kimbox create {machine.name} --from BOX` makes it of a box, and --from URL of a save; "
+                f"`kimbox up {machine.name}` makes it from its spec and starts it",
                 fields={"name": machine.name},
             )
     project = target.project(word, file, clones=True, settings=target.RECORDED)

@@ -19,7 +19,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "save": ("save", "Save a halted box in a store"),
         "stop": ("stop", "Shut a box down and save it"),
         "start": ("start", "Start a box that was stopped, here or from a save"),
-        "create": ("create", "Make a box of a save"),
+        "create": ("create", "Make a box of another box or of a save"),
         "extend": ("extend", "Move the end of the lifetime of a box"),
         "destroy": ("destroy", "Remove a box and its disk"),
     },

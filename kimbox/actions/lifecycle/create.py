@@ -6,6 +6,7 @@ import uuid
 
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
+from kimbox.errors import StateError
 from kimbox.files import remove_tree, write_json
 from kimbox.image import obtain
 from kimbox.image.store.images import Image
@@ -36,6 +37,18 @@ def create(machine: Machine, plan: Plan, *, purpose: Purpose = Purpose.BOX, driv
         except BaseException:
             remove_tree(machine.unfinished)
             raise
+
+
+def refuse_existing(machine: Machine) -> None:
+    """Raises StateError (`name-taken`) if a machine has that name already."""
+    if machine.exists:
+        name = machine.name
+        raise StateError(
+            f"cannot create {name}: a machine has that name already",
+            code="name-taken",
+            hint=f"`kimbox start {name}` starts it. Use another name, or remove it with `kimbox destroy {name}`",
+            fields={"name": name, "owner": machine.record().source},
+        )
 
 
 def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: Driver) -> None:

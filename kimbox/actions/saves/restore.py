@@ -17,7 +17,7 @@ import attrs
 
 from kimbox import paths
 from kimbox.actions import lifetime
-from kimbox.actions.lifecycle.create import MAC_PREFIX
+from kimbox.actions.lifecycle.create import MAC_PREFIX, refuse_existing
 from kimbox.actions.saves import folders, found
 from kimbox.actions.saves.save import last_save, reporter
 from kimbox.drivers import registry
@@ -99,13 +99,7 @@ def restore(request: RestoreRequest) -> Restored:
         machine = Machine(request.name or manifest.machine)
         private_dir(paths.machines_dir())
         with machine.locked(), log.step(f"creating {machine.name} from save {manifest.number} in {store.url}"):
-            if machine.exists:
-                raise StateError(
-                    f"cannot create {machine.name}: a machine has that name already",
-                    code="name-taken",
-                    hint=f"use another name, or remove the machine with `kimbox destroy {machine.name}`",
-                    fields={"name": machine.name, "owner": machine.record().source},
-                )
+            refuse_existing(machine)
             making = _Making(request, store, manifest, manifests.digest_of(data), machine)
             return making.run()
 
