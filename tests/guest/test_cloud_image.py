@@ -118,6 +118,5 @@ def test_an_image_that_looks_like_rpm(cloud: Cloud) -> None:
     shown = kimbox.sh("rocky", ". /etc/os-release; echo $ID; cat /etc/greeting /tmp/who")
     assert ["rocky", "hello", "vagrant"] == shown.split()
     assert "sshd.service" in kimbox.sh("rocky", "systemctl show -p FragmentPath --value ssh.service")
-    assert "active" == kimbox.sh("rocky", "systemctl is-active ssh.service").strip()
     assert "" == kimbox.sh("rocky", "command -v apt-get dpkg || true")
     kimbox("destroy", "-y", "rocky")
