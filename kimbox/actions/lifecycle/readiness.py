@@ -62,10 +62,12 @@ def bring_to_ready(
     if any(event.name in (*DONE, "failed") for event in machine.boot_events()):
         watch.catch_up()  # so that events and output of an earlier command are not shown again
     watch.show_fallback(not (must_send and may_send))  # what is sent replaces the manifest that failed
+    # PAM sets the variables of `env` at a login, and the guest has them from its manifest: not as soon as sshd runs.
+    is_early = connects and not box.variables
     with log.step(f"booting {machine.name}"):
         if adoption.is_needed(machine):
             adoption.adopt(machine, box, watch, timeout_s)
-        watch.wait_until("waiting for the guest", _connecting(machine, _has_settled) if connects else _has_settled)
+        watch.wait_until("waiting for the guest", _connecting(machine, _has_settled) if is_early else _has_settled)
     deliverydisk.discard(machine.delivery)  # the guest has taken it, or cannot
     if machine.record().sealed and not machine.unseal_mark.exists():
         _wait_until_sealed(machine, watch, digest if may_send else None)

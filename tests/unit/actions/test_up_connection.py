@@ -15,7 +15,7 @@ from kimbox.machine.record import Sealed
 from kimbox.machine.state import State
 from kimbox.project.plan import make_plan
 from kimbox.project.project import Project
-from kimbox.spec.model import BootMode
+from kimbox.spec.model import BootMode, Variable
 
 world = feignedworld.world  # a fixture
 
@@ -57,3 +57,10 @@ def test_no_connection_to_a_machine_that_takes_no_commands(world: World) -> None
     plan = make_plan(Project(world.box, None))
     bring_to_ready(world.machine, plan, timeout_s=5, must_send=True, connects=False)
     assert [] == world.connections
+
+
+def test_no_early_connection_to_a_box_with_variables(world: World) -> None:
+    """A login before the guest has its manifest would have none of them, and all later commands share it."""
+    world.box = attrs.evolve(world.box, variables=(Variable("A", "x", None),))
+    up(world)
+    assert [["image", "disk", "start", "deliver"]] == world.connections
