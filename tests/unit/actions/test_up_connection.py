@@ -62,5 +62,6 @@ def test_no_connection_to_a_machine_that_takes_no_commands(world: World) -> None
 def test_no_early_connection_to_a_box_with_variables(world: World) -> None:
     """A login before the guest has its manifest would have none of them, and all later commands share it."""
     world.box = attrs.evolve(world.box, variables=(Variable("A", "x", None),))
+    world.after = [event("provisioning", manifest=world.digest), event("ready", manifest=world.digest)]
     up(world)
     assert [["image", "disk", "start", "deliver"]] == world.connections
