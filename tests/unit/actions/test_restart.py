@@ -156,7 +156,7 @@ def test_sealing_and_unsealing_are_planned_first(world: World, monkeypatch: pyte
     monkeypatch.setattr(plan, "lock_for", fail)
     monkeypatch.setattr(seal, "_take_role", lambda *_: pytest.fail("it took the role"))
     request = UpRequest(Project(world.box), timeout_s=5)
-    role = Role.__new__(Role)
+    role = Role("worker", None, (), (), (), ())
     with pytest.raises(SpecError):
         seal.secure(request, Answers(role, "site", "user", Secret("password", b"x")))
     assert (State.READY, None) == (state(world.machine), world.machine.record().sealed)
