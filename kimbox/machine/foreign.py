@@ -19,6 +19,8 @@ _REASONS = {
     "run a job in": "no program in it runs the job and reports its end",
     "make scratch space for": "no program in it makes the file system at each start",
     "run a watchdog for": "no program in it answers the watchdog",
+    "set variables in": "its sessions do not read them",
+    "make accounts in": "its ssh server does not read their keys",
     "secure": "it cannot be put back to a known state at each start, and has none of the programs that seal it",
 }
 
@@ -63,6 +65,8 @@ def check_spec(box: Box, modes: set[BootMode]) -> None:
         ("run a job in", box.job),
         ("make scratch space for", box.scratch is not None),
         ("run a watchdog for", box.watchdog_s is not None),
+        ("set variables in", bool(box.variables)),
+        ("make accounts in", bool(box.users)),
     ):
         if is_asked:
             refuse(box.name, what)

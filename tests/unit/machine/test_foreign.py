@@ -15,7 +15,7 @@ from refused import refused
 from kimbox import run
 from kimbox.errors import StateError
 from kimbox.machine import foreign
-from kimbox.spec.model import BootMode, Box, BoxImage, RemoteImage, Scratch
+from kimbox.spec.model import BootMode, Box, BoxImage, RemoteImage, Scratch, User, Variable
 
 REMOTE = RemoteImage("/nowhere/cloud.qcow2", f"sha256:{'a' * 64}")
 
@@ -53,6 +53,8 @@ def test_an_image_is_recognized_by_its_disk(tmp_path: Path) -> None:
         ("run a job in", {"job": True}, BootMode.KEEP),
         ("make scratch space for", {"scratch": Scratch(1 << 30, "/scratch")}, BootMode.KEEP),
         ("run a watchdog for", {"watchdog_s": 60}, BootMode.KEEP),
+        ("set variables in", {"variables": (Variable("A", "b", None),)}, BootMode.KEEP),
+        ("make accounts in", {"users": (User("alice"),)}, BootMode.KEEP),
     ],
 )
 def test_what_such_an_image_lacks_is_refused(
