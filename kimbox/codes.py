@@ -154,6 +154,7 @@ CODES: dict[str, str] = {
     "secret-in-url": "A URL contains a user name or password.",
     "secret-unreadable": "The file of a secret variable is missing, not private, or has no valid value.",
     "server-unreachable": "A server cannot be reached, or its certificate is not valid.",
+    "service-failed": "A box that systemd keeps up did not start; the journal of systemd has the reason.",
     "several-boxes": "A spec has several boxes, and the command must name one.",
     "several-failed": "A command failed for at least one box of a spec with several; the message has each error.",
     "several-machines": "A box has several machines for the same purpose, and the command must name one.",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import attrs
 
 from kimbox import paths, utctime
-from kimbox.actions import resume, stop, timer
+from kimbox.actions import resume, service, stop, timer
 from kimbox.actions.notices import notify
 from kimbox.actions.observe import state
 from kimbox.actions.saves import candidates
@@ -124,6 +124,7 @@ def _shut_down_and_save(machine: Machine, life: Life) -> End:
     if state(machine) in (State.SUSPENDED, State.PAUSED):
         resume.resume(machine)
     stop.halt(machine)
+    service.rest(machine)
     record = machine.record()
     if record.ended is Ended.NEW:
         return End(machine.name)

@@ -106,10 +106,15 @@ def create(
         return
     if number is not None or key:
         raise UsageError("--save and --key are for the URL of a save", code="usage")
+    _of_box(source, named, file, offline, settings)
+
+
+def _of_box(source: str | None, name: str | None, file: Path | None, offline: bool, settings: tuple[str, ...]) -> None:
+    """Makes a box of another one, or of a spec, and prints the result."""
     from kimbox.actions.make import make
 
-    project = target.project(source if source or file else named, file, offline=offline)
-    machine = make(project, named or project.name, settings)
+    project = target.project(source if source or file else name, file, offline=offline)
+    machine = make(project, name or project.name, settings)
     record = machine.record()
     result = {"name": record.name, "box": record.box, "image": record.image, "ssh_port": record.ssh_port}
     report("create", result, f"{record.name} is made of the box {record.box}\n`kimbox start {record.name}` starts it")

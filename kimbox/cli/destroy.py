@@ -33,7 +33,7 @@ def destroy(
     if found := target.several(box, file):
         _destroy_all(*found, yes=yes)
         return
-    from kimbox.actions import stop
+    from kimbox.actions import service, stop
 
     machine = target.machine(box, file)
     if not machine.folder.exists() and not machine.unfinished.exists():
@@ -45,6 +45,7 @@ def destroy(
         )
     if not yes:
         _confirm(machine.name)
+    service.remove(machine.name)
     stop.destroy(machine)
     report("destroy", {"name": machine.name, "state": "absent"}, f"{machine.name} was removed")
 

@@ -31,12 +31,13 @@ def halt(
     if found := target.several(box, file):
         several.run("halt", *found, {"--force": force}, is_last_first=True)
         return
-    from kimbox.actions import stop
+    from kimbox.actions import service, stop
     from kimbox.actions.observe import state
     from kimbox.machine.state import State
 
     machine = target.machine(box, file)
     before = stop.halt(machine, force=force, timeout_s=settings.timeout_s or stop.HALT_TIMEOUT_S)
+    service.rest(machine)
     after = state(machine)
     text = f"{machine.name} is {after}" + (", as it was" if after is before else "")
     if after is State.CRASHED:

@@ -1,4 +1,4 @@
-"""The lifetime of a box in the output of `status` and `list`."""
+"""What keeps a box and what ends it, in the output of `status` and `list`: its last save, lifetime and service."""
 
 from __future__ import annotations
 
@@ -22,6 +22,36 @@ def lifetime_of(machine: Machine) -> dict[str, Any] | None:
         log.warn(str(error))
         return None
     return lifetime.as_json(time.time()) if lifetime else None
+
+
+def service_of(machine: Machine) -> dict[str, Any] | None:
+    """Returns what systemd reports of the service of a machine; None if it has none, or systemd does not answer."""
+    import attrs
+
+    from kimbox.actions import service
+    from kimbox.errors import KimboxError
+    from kimbox.log import log
+
+    try:
+        found = service.service(machine.name)
+    except KimboxError as error:
+        log.warn(str(error))
+        return None
+    return attrs.asdict(found) | {"gave_up": found.gave_up} if found else None
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """Returns the lines of `kimbox status` about save, lifetime and service."""
+    found = []
+    if saved := summary["saved"]:
+        found.append(f"  saved       {saved['at']}, number {saved['number']} in {saved['url']}")
+    if summary["lifetime"]:
+        found.append(f"  lifetime    {words(summary)}")
+    if service := summary["service"]:
+        starts = f", started again {service['restarts']} times" if service["restarts"] else ""
+        ended = f" ({service['result']}): it is not started again" if service["gave_up"] else ""
+        found.append(f"  service     {service['state']}{ended}{starts}")
+    return found
 
 
 def words(summary: dict[str, Any]) -> str:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 #:   runs it again.
 #: - `saved`: the last save: url of the store, number, and time; null if it was never saved.
 #: - `lifetime`: ends_at, remaining_s, ended_at (shut down and saved) and failure; null if it has none.
+#: - `service`: its service of systemd (state, result, restarts, is_enabled, gave_up); null if it has none.
 #: - `settings`: the values of the spec that `--set` has changed, as KEY=VALUE.
 #: - `health`: the last report of a sealed box, see `health.as_json`.
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
@@ -48,7 +49,7 @@ SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
     "disk_bytes", "scratch", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
-    "guest", "saved", "lifetime", "settings", "health", "problems",
+    "guest", "saved", "lifetime", "service", "settings", "health", "problems",
 )  # fmt: skip
 
 
@@ -156,12 +157,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             f"  spec        {summary['spec']}",
             *(f"  set         {setting}" for setting in summary["settings"]),
             f"  disk        {_disk_text(summary)}",
-            *(
-                [f"  saved       {saved['at']}, number {saved['number']} in {saved['url']}"]
-                if (saved := summary["saved"])
-                else []
-            ),
-            *([f"  lifetime    {lifetimes.words(summary)}"] if summary["lifetime"] else []),
+            *lifetimes.lines(summary),
         ]
     if scratch := summary["scratch"]:
         lines.append(f"  scratch     {scratch['size_bytes'] / 1e6:.0f} MB at {scratch['mount']} in the guest")
@@ -244,6 +240,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "guest": record.guest and str(record.guest),
         "saved": attrs.asdict(record.saved) if record.saved else None,
         "lifetime": lifetimes.lifetime_of(machine),
+        "service": lifetimes.service_of(machine),
         "settings": list(record.settings),
     }
 

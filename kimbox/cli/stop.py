@@ -36,7 +36,7 @@ def stop(
       kimbox stop study --url sftp://example.org/saves/study
       kimbox stop study --keep 5
     """
-    from kimbox.actions import lifetime
+    from kimbox.actions import lifetime, service
     from kimbox.actions import stop as stopping
     from kimbox.actions.saves import candidates
     from kimbox.actions.saves import save as saving
@@ -46,6 +46,7 @@ def stop(
     place = url or store_of(box, file) or str(candidates.default_store(machine))
     candidates.check_before_halt(machine, place)
     before = stopping.halt(machine, timeout_s=settings.timeout_s or stopping.HALT_TIMEOUT_S)
+    service.rest(machine)
     done = saving.save(saving.SaveRequest(machine, place, keep, key=sign))
     lifetime.close(machine)
     result = {"name": machine.name, "before": str(before), "url": done.url, "uploaded_bytes": done.uploaded_bytes}

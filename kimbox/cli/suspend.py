@@ -14,9 +14,10 @@ def suspend(box: target.Name = None, file: target.File = None) -> None:
       kimbox suspend
       kimbox suspend openkim-dev
     """
-    from kimbox.actions import stop
+    from kimbox.actions import service, stop
     from kimbox.actions.observe import state
 
     machine = target.machine(box, file)
     stop.suspend(machine)
+    service.rest(machine)
     report("suspend", {"name": machine.name, "state": str(state(machine))}, f"{machine.name} is suspended")

@@ -20,6 +20,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "stop": ("stop", "Shut a box down and save it"),
         "start": ("start", "Start a box that was stopped, here or from a save"),
         "create": ("create", "Make a box of another box or of a save"),
+        "service": ("service", "Keep a box up: with the host, and after a crash of QEMU"),
         "extend": ("extend", "Move the end of the lifetime of a box"),
         "destroy": ("destroy", "Remove a box and its disk"),
     },

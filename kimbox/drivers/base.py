@@ -57,6 +57,8 @@ class Features:
     secrets: bool = False
     #: A running machine can be made into a template, and clones continue from it.
     templates: bool = False
+    #: The machine is one process of this user, which writes its id to `Machine.pid_file`.
+    own_process: bool = False
     #: A start can be described for a host without kimbox.
     portable: bool = False
     #: A guest whose record has an instance id (`Record.seed`) gets what cloud-init reads, with that id.

@@ -103,6 +103,12 @@ def need_jobs(machine: Machine) -> None:
     _need(machine, lambda features: features.jobs, "run a job in", "has no disk for jobs", _new_box_hint(machine))
 
 
+def need_own_process(machine: Machine) -> None:
+    """Raises StateError (`unsupported-by-driver`) if a machine is not a process of this user."""
+    obstacle = "runs it in a process of its own"
+    _need(machine, lambda features: features.own_process, "keep up", obstacle, _new_box_hint(machine))
+
+
 def need_suspend(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot suspend it."""
     hint = f"`kimbox halt {machine.name}` shuts it down"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,12 @@ from conftest import Kimbox, until
 from promises import PROMISE, promised
 
 from kimbox import run
+from kimbox.actions import service
+from kimbox.actions.userunits import quoted
 from kimbox.drivers.qemu import process as qemu
 from kimbox.machine.folder import Machine
+from kimbox.paths import boxes_dir
+from kimbox.project.project import Project
 from kimbox.spec.layout import SNAPSHOT_CHUNK_BYTES, plan
 from kimbox.spec.load import load_box
 
@@ -27,6 +32,9 @@ mkdir -p /etc/systemd/system/sysinit.target.wants
 ln -s ../moment.service /etc/systemd/system/sysinit.target.wants/
 sync
 """
+
+#: The script that runs a unit in a guest.
+SUPERVISE = Path(__file__).with_name("supervise")
 
 #: Size of the file that is written to each of two file systems.
 JUNK_BYTES = 60 << 20
@@ -129,6 +137,29 @@ def test_the_rest_of_the_system_starts_too(minimal: Kimbox) -> None:
     assert "/dev/vda1 /boot ext4" in minimal.sh("minimal", "cat /proc/mounts")
     assert len(minimal.sh("minimal", "cat /proc/swaps").splitlines()) == 2
     assert "could not resolve" not in minimal("exec", "minimal", "--", "sudo", "true").stderr
+
+
+def test_a_real_systemd_runs_the_unit_of_a_service(minimal: Kimbox) -> None:
+    """The unit of `kimbox service`, with a stand-in for kimbox and short delays: a crash, the end of it, and a stop."""
+    project = Project(load_box(boxes_dir() / "minimal.yaml"), "minimal")
+    text = service.text_of(project, "kept", is_clone=False)
+    for old, new in (
+        (f"{quoted(sys.executable)} -P -m kimbox", "/usr/local/bin/stand-in"),
+        (str(Machine("kept").pid_file), "/run/kept.pid"),
+        (f"RestartSec={service.DELAY_S}", "RestartSec=0.2"),
+        (f"RestartMaxDelaySec={service.MAX_DELAY_S}", "RestartMaxDelaySec=0.4"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    minimal("exec", "minimal", "--", "sh", "-c", "cat >/tmp/supervise", input=SUPERVISE.read_text())
+    seen = minimal("exec", "minimal", "--", "sudo", "sh", "/tmp/supervise", input=text).stdout
+    assert seen.splitlines() == [
+        "its process is the main process",
+        "a process that ends by itself is not halted, and not started",
+        "a crash starts it again",
+        "a stop halts it",
+        f"it gives up after {service.MAX_STARTS - 1} more starts",
+    ]
 
 
 def test_no_secret_is_in_the_command_line_and_only_the_box_key_logs_in(minimal: Kimbox) -> None:

@@ -73,11 +73,7 @@ def bring_to_ready(
         _wait_until_sealed(machine, watch, digest if may_send else None)
         return
     if bootmode.is_maintained(machine):  # the effects of a manifest would become part of the base
-        watch.wait_until(
-            "waiting for the guest", lambda w: any(w.last_event(name) for name in ("ready", "failed", "waiting"))
-        )
-        if failed := watch.last_event("failed"):
-            raise error_of_failure(machine, failed)
+        _wait_until_maintained(machine, watch)
         return
     if not may_send:
         return
@@ -158,6 +154,14 @@ def _wait_until_sealed(machine: Machine, watch: Watch, digest: str | None) -> No
         )
     elif answer.text("manifest") != digest:
         raise error_of_fallback(machine, answer, watch.last_event("fallback"))
+
+
+def _wait_until_maintained(machine: Machine, watch: Watch) -> None:
+    """Waits for a box in maintain mode, which runs no manifest. Raises GuestError if it fails."""
+    names = ("ready", "failed", "waiting")
+    watch.wait_until("waiting for the guest", lambda w: any(w.last_event(name) for name in names))
+    if failed := watch.last_event("failed"):
+        raise error_of_failure(machine, failed)
 
 
 def _has_settled(watch: Watch) -> bool:

@@ -56,6 +56,7 @@ class Qemu:
         delivery_disk=True,
         secrets=True,
         templates=True,
+        own_process=True,
         portable=True,
         seed=True,
     )

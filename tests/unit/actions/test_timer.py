@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ownhome import home as home
 
-from kimbox.actions import timer
+from kimbox.actions import timer, userunits
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def calls(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(timer, "BOOTED", tmp_path)
+    monkeypatch.setattr(userunits, "BOOTED", tmp_path)
     return tmp_path / "calls"
 
 
@@ -35,7 +35,7 @@ def test_the_timer_comes_and_goes(calls: Path, home: Path) -> None:
         "--user --no-ask-password daemon-reload",
         f"--user --no-ask-password enable --now {name}.timer",
     ] == calls.read_text().splitlines()
-    units = {path.suffix: path.read_text() for path in timer.folder().iterdir()}
+    units = {path.suffix: path.read_text() for path in userunits.folder().iterdir()}
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read_string(units[".timer"])
@@ -44,7 +44,7 @@ def test_the_timer_comes_and_goes(calls: Path, home: Path) -> None:
     assert f'"KIMBOX_HOME={home}"' == parser["Service"]["Environment"]
     assert parser["Service"]["ExecStart"].endswith('" -m kimbox --quiet expire')
     timer.remove()
-    assert [] == list(timer.folder().iterdir())
+    assert [] == list(userunits.folder().iterdir())
     assert calls.read_text().endswith(f"disable --now {name}.timer\n")
 
 
@@ -60,13 +60,13 @@ def test_each_home_has_a_timer_of_its_own(calls: Path, home: Path, monkeypatch: 
 
 def test_a_host_without_systemd(calls: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is written or called; nor if the user has no session."""
-    monkeypatch.setattr(timer, "BOOTED", tmp_path / "nothing")
+    monkeypatch.setattr(userunits, "BOOTED", tmp_path / "nothing")
     timer.install()
-    monkeypatch.setattr(timer, "BOOTED", tmp_path)
+    monkeypatch.setattr(userunits, "BOOTED", tmp_path)
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     timer.install()
     timer.remove()
-    assert ("", False) == (calls.read_text(), timer.folder().exists())
+    assert ("", False) == (calls.read_text(), userunits.folder().exists())
 
 
 def test_a_systemd_that_refuses(calls: Path, tmp_path: Path) -> None:
@@ -81,4 +81,4 @@ def test_a_systemd_that_refuses(calls: Path, tmp_path: Path) -> None:
 )
 def test_words_of_a_unit(text: str, expected: str) -> None:
     """Spaces, quotes, specifiers and variables keep their meaning."""
-    assert expected == timer._quoted(text)
+    assert expected == userunits.quoted(text)
