@@ -127,6 +127,8 @@ CODES: dict[str, str] = {
     "out-of-range": "A number, size or duration is too small or too large.",
     "outside-spec-folder": "A path leaves the folder of the spec, by `..` or by a symbolic link.",
     "package-not-found": "A package is in no archive, or conflicts with another one.",
+    "packages-moved": "The lock has other versions of packages than the running box.",
+    "packages-not-installed": "Packages could not be installed in a running box; the message has the reason.",
     "paths-overlap": "Two checkouts, or a checkout and the scratch space, are at the same path or inside one another.",
     "pin-not-found": "A name is neither a repository nor a package of the box.",
     "pool-unreachable": "The schedd of a pool of HTCondor does not answer, or does not give access.",

@@ -98,6 +98,7 @@ def _replace(machine: Machine, plan: Plan, image: Image) -> None:
             image=image.key,
             spec_digest=plan.box.digest,
             plan=PlanDigests(plan.box.digest, plan.lock.digest, plan.digest),
+            installed=(),
             template=None,
             woken=False,
             ended=Ended.HALTED,

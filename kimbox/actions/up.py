@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from kimbox.actions import install as installing
 from kimbox.actions import lifetime, rebuild
 from kimbox.actions.clones import template
 from kimbox.actions.clones.clone import continue_template, own_forwards
@@ -50,6 +51,8 @@ class UpRequest:
     cold: bool = False
     #: Give a machine of another image a root from the image of the present spec.
     rebuild: bool = False
+    #: Install the packages that the lock has more than the box.
+    install: bool = False
     #: Name of a clone of the box, whose purpose is CLONE. None: the machine of the box for the purpose.
     clone: str | None = None
 
@@ -146,6 +149,8 @@ def up(request: UpRequest) -> State:
         before = _bring_up(request)
         if request.provision and not bootmode.is_maintained(machine):
             rebuild.restore_kept(machine)
+        if request.install:
+            installing.install(machine, make_plan(project))
     return before
 
 
@@ -266,12 +271,13 @@ def _warn_of_changes(machine: Machine, box: Box, plan: Plan, before: State) -> N
     elif changes and before is State.SUSPENDED:
         hint = f"`kimbox reload {name}` applies that after the box has resumed"
         log.warn(f"the spec of {box.name} has changed ({changes}): {hint}")
-    if record.image != plan.lock.image:
+    if record.image != plan.lock.image and not record.installed:
         log.warn(
             f"the spec of {box.name} now describes another image than the one that this box was created from: "
             + (
                 f"`kimbox destroy {name}` and `kimbox clone` create it from the new image"
                 if record.purpose is Purpose.CLONE
-                else f"`kimbox up --rebuild {name}` gives it a root from that one, and keeps /persistent"
+                else f"`kimbox up --rebuild {name}` gives it a root from that one, and keeps /persistent. If it only "
+                f"has more packages, `kimbox up --install {name}` installs these"
             )
         )

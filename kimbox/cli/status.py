@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 #: - `saved`: the last save: url of the store, number, and time; null if it was never saved.
 #: - `lifetime`: ends_at, remaining_s, ended_at (shut down and saved) and failure; null if it has none.
 #: - `service`: its service of systemd (state, result, restarts, is_enabled, gave_up); null if it has none.
+#: - `installed`: the packages that `up --install` has added to those of its image.
 #: - `settings`: the values of the spec that `--set` has changed, as KEY=VALUE.
 #: - `health`: the last report of a sealed box, see `health.as_json`.
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
@@ -49,7 +50,7 @@ SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
     "disk_bytes", "scratch", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
-    "guest", "saved", "lifetime", "service", "settings", "health", "problems",
+    "guest", "saved", "lifetime", "service", "settings", "installed", "health", "problems",
 )  # fmt: skip
 
 
@@ -153,6 +154,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             *stale_lines(summary),
             *_follow_lines(summary["follow"]),
             f"  image       {summary['image'][:16]}",
+            *(f"  installed   {package}" for package in summary["installed"]),
             *([f"  packages    {age.words(as_of)}"] if (as_of := summary["packages_as_of"]) else []),
             f"  spec        {summary['spec']}",
             *(f"  set         {setting}" for setting in summary["settings"]),
@@ -242,6 +244,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "lifetime": lifetimes.lifetime_of(machine),
         "service": lifetimes.service_of(machine),
         "settings": list(record.settings),
+        "installed": list(record.installed),
     }
 
 

@@ -41,6 +41,9 @@ Rebuild = Annotated[
         "--rebuild", help="If the image of the spec has changed, give the box a root from it, and keep /persistent."
     ),
 ]
+Install = Annotated[
+    bool, typer.Option("--install", help="Install the packages that the lock has more than the box, and nothing else.")
+]
 Locked = Annotated[
     bool, typer.Option("--locked", help="Never write the lock. A lock that is missing or does not match is an error.")
 ]
@@ -56,6 +59,7 @@ def up(
     driver: Driver = None,
     cold: Cold = False,
     rebuild: Rebuild = False,
+    install: Install = False,
     locked: Locked = False,
     offline: Offline = False,
     set_values: target.Set = None,
@@ -66,9 +70,8 @@ def up(
     kimbox does only what is missing: it starts a halted box, and does not change a box that is ready. If the box
     returned to its last good manifest, kimbox does not attempt the failed manifest again. It reports the failure;
     `kimbox provision` makes another attempt.
-
     A step runs again if its text or a repository that it uses has changed. kimbox lists the steps that ran under other
-    commits and did not run again, each with the command that runs it.
+    commits and did not run again.
 
     --boot selects the root for this start, and for reboots of the guest until the next start. resnap: a new snapshot,
     all earlier changes are lost. keep: the existing snapshot. maintain: the real root, from which later snapshots are
@@ -86,10 +89,11 @@ def up(
 
     --rebuild is for a spec or a lock with another image than that of the box, for example with one package more. The
     new root is provisioned as that of a new box; /persistent and the paths in `keep` of the spec stay. The disk before
-    is the snapshot `former`: `kimbox snapshot restore former` exchanges the two.
+    is the snapshot `former`: `kimbox snapshot restore former` exchanges the two. --install keeps the root: it brings
+    the packages that were added, at the versions of the lock, into the running box, and refuses any other change.
 
-    --locked is for automation that must not change pins: the exit status is 3 if `kimbox lock --check` finds a fault.
-    --offline takes commits from the mirrors and images from the store of this host. Both may be combined.
+    --locked is for automation: the exit status is 3 if `kimbox lock --check` finds a fault. --offline takes commits
+    from the mirrors and images from the store of this host.
 
     \b
     Examples:
@@ -100,11 +104,10 @@ def up(
       kimbox up --locked --offline
       kimbox up --provider vagrant
       kimbox up --set memory=4GiB --set cpus=4
-      kimbox up --unset memory
       kimbox up --rebuild
     """
     choice, changes = target.choice(boot, once), target.Settings(set_values or (), unset or ())
-    options = Options(choice, changes, not no_provision, follow, driver, cold, rebuild, locked, offline)
+    options = Options(choice, changes, not no_provision, follow, driver, cold, rebuild, install, locked, offline)
     _start(box, file, options)
 
 
@@ -127,6 +130,7 @@ class Options:
     driver: str | None
     cold: bool
     rebuild: bool
+    install: bool
     locked: bool
     offline: bool
 
@@ -136,8 +140,8 @@ def _words_of(options: Options) -> several.Options:
     return {
         "--no-provision": not options.provision, "--boot": options.choice.mode, "--once": options.choice.once,
         "--follow": options.follow, "--provider": options.driver, "--cold": options.cold, "--locked": options.locked,
-        "--offline": options.offline, "--rebuild": options.rebuild, "--set": options.changes.new,
-        "--unset": options.changes.removed,
+        "--offline": options.offline, "--rebuild": options.rebuild, "--install": options.install,
+        "--set": options.changes.new, "--unset": options.changes.removed,
     }  # fmt: skip
 
 
@@ -159,6 +163,7 @@ def request_of(name: str | None, file: Path | None, options: Options) -> UpReque
         driver=options.driver,
         cold=options.cold,
         rebuild=options.rebuild,
+        install=options.install,
     )
     return target.for_clone(request, name, file)
 

@@ -158,6 +158,8 @@ class Record:
     woken: bool = False
     #: The values of the spec that `--set` has changed, as KEY=VALUE.
     settings: tuple[str, ...] = ()
+    #: Name and version of each package that `kimbox up --install` has brought into the box since it has its image.
+    installed: tuple[str, ...] = ()
     #: Names of the secret variables that the last start gave to the guest.
     secrets: tuple[str, ...] = ()
     #: Id of the instance on the disk that cloud-init reads, at the last boot. None: kimbox built the image, and the
@@ -207,6 +209,7 @@ class Record:
             fields["template"] = _template(fields.get("template"))
             fields["woken"] = fields.get("woken") is True
             fields["settings"] = _texts(fields.get("settings", []))
+            fields["installed"] = _texts(fields.get("installed", []))
             fields["secrets"] = _texts(fields.get("secrets", []))
             fields["seed"] = _seed(fields.get("seed"))
             fields["guest"] = GuestKind(fields["guest"]) if fields.get("guest") is not None else None

@@ -40,9 +40,15 @@ def test_a_package_more_is_a_new_root(kimbox: Kimbox) -> None:
     kimbox.spec(NAME, f"image: {{packages: [hello]}}{SPEC}")
     kimbox("lock")
     assert "kimbox up --rebuild" in kimbox("up").stderr
+    assert list(kimbox.json("diff")["installed"]["old"]["removed"]) == ["hello"]  # the lock has it, and the box has not
+    kimbox("up", "--install")
+    assert kimbox.json("diff")["installed"]["old"]["removed"] == {}
+    assert kimbox.sh(NAME, "hello; ls -d /lost").splitlines() == ["Hello, world!", "/lost"]
+    installed = kimbox.json("status")
+    assert ([line.split()[0] for line in installed["installed"]], installed["image"]) == (["hello"], before["image"])
     assert kimbox.json("up", "--rebuild")["state"] == "ready"
     status = kimbox.json("status")
-    assert status["image"] != before["image"]
+    assert (status["image"] != before["image"], status["installed"]) == (True, [])
     assert status["host_key"] == before["host_key"]
     assert status["provenance"]["image"] == status["image"]
     assert kimbox.sh(NAME, LOOK).splitlines() == [*MINE, "/made", "/persistent/here", "2", "Hello, world!"]
@@ -52,7 +58,14 @@ def test_a_package_more_is_a_new_root(kimbox: Kimbox) -> None:
     assert kimbox.json("snapshot", "restore", "former")["state"] == "halted"
     assert kimbox.json("status")["image"] == before["image"]
     assert kimbox.json("up", "--no-provision")["state"] == "ready"
-    assert kimbox.sh(NAME, f"{LOOK}; true").splitlines() == [*MINE, "/lost", "/made", "/persistent/here", "1"]
+    assert kimbox.sh(NAME, f"{LOOK}; true").splitlines() == [
+        *MINE,
+        "/lost",
+        "/made",
+        "/persistent/here",
+        "1",
+        "Hello, world!",
+    ]
     kimbox("snapshot", "delete", "former")
     assert kimbox.json("snapshot", "list")["snapshots"] == []
     kimbox("destroy", "-y")
