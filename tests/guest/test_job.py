@@ -100,7 +100,8 @@ def command(kimbox: Kimbox, *words: str | Path, dying: tuple[str, int] | None = 
     if dying:
         program = [str(Path(__file__).with_name("dying.py")), dying[0], str(dying[1])]
     home = [f"KIMBOX_HOME={kimbox.home}", f"PYTHONPATH={os.pathsep.join(sys.path)}"]
-    return ["env", "-C", str(kimbox.folder), *home, sys.executable, *program, *words]
+    # The tests may run in the background of a shell, which lets them ignore Ctrl-C.
+    return ["env", "--default-signal=INT", "-C", str(kimbox.folder), *home, sys.executable, *program, *words]
 
 
 def running_job() -> Machine | None:
