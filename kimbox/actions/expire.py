@@ -73,7 +73,7 @@ def _look_at(machine: Machine, life: Life, clock: Callable[[], float], done: Exp
     lifetime, now_s = life.lifetime, clock()
     if life.reports_crashes and not life.is_crash_reported and state(machine) is State.CRASHED:
         _change(machine, lambda now: attrs.evolve(now, is_crash_reported=True))
-        notify(machine, Occasion.CRASHED, f"{machine.name} has crashed: it does not run, and nobody halted it")
+        notify(machine, Occasion.CRASHED, f"{machine.name} has crashed: it does not run, and was not halted")
         done.crashed.append(machine.name)
     if lifetime is None or machine.is_locked_by_another():  # it is at work: the next run looks again
         return

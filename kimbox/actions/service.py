@@ -11,7 +11,6 @@ and one that shuts itself down starts again, too.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,8 +191,7 @@ def _linger() -> None:
 def _remove_beyond(box: str, count: int) -> None:
     """Removes the services of a pool with a number above `count`."""
     for name in installed():
-        number = name.removeprefix(f"{box}-")
-        if name != number and number.isdecimal() and int(number) > count:
+        if (_number(name, box) or 0) > count:
             remove(name)
 
 
@@ -227,8 +225,13 @@ def _is_caller(name: str) -> bool:
 
 def names_of(box: str) -> list[str]:
     """Returns the machines of a box that have a service: the box itself and the clones of its pool."""
-    pool = re.compile(rf"{re.escape(box)}(-[0-9]{{1,6}})?")
-    return [name for name in installed() if pool.fullmatch(name)]
+    return [name for name in installed() if name == box or _number(name, box) is not None]
+
+
+def _number(name: str, box: str) -> int | None:
+    """Returns the number of a clone in the pool of a box; None if the machine is not one."""
+    number = name.removeprefix(f"{box}-")
+    return int(number) if number != name and number.isdecimal() and len(number) < 7 else None
 
 
 def installed() -> list[str]:

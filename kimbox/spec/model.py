@@ -58,7 +58,7 @@ class Occasion(StrEnum):
     SAVE_FAILED = "save-failed"  #: a save failed; the disk is as it was
     EXPIRING = "expiring"  #: the lifetime ends in an hour or less
     EXPIRED = "expired"  #: the lifetime has ended
-    CRASHED = "crashed"  #: the box does not run, and nobody halted it
+    CRASHED = "crashed"  #: the box does not run, and was not halted
 
 
 @attrs.frozen
