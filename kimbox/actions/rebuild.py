@@ -70,8 +70,7 @@ def rebuild(machine: Machine, project: Project) -> None:
     """
     plan = make_plan(project)
     with obtain.leased(plan.box, plan.recipe, offline=project.offline) as image:
-        if plan.box.keep:
-            _fetch_kept(machine, plan.box)
+        kept = _fetch_kept(machine, plan.box) if plan.box.keep else None
         stop.halt(machine)
         with machine.locked():
             rebuilt.finish(machine)
@@ -84,14 +83,16 @@ def rebuild(machine: Machine, project: Project) -> None:
                     fields={"name": machine.name, "state": str(before)},
                 )
             with log.step(f"replacing the root of {machine.name}"):
-                _replace(machine, plan, image)
+                _replace(machine, plan, image, kept)
 
 
-def _replace(machine: Machine, plan: Plan, image: Image) -> None:
+def _replace(machine: Machine, plan: Plan, image: Image, kept: Path | None) -> None:
     folder = rebuilt.work(machine)
     remove_tree(folder)
     folder.mkdir(mode=0o700)
     try:
+        if kept:
+            kept.rename(folder / rebuilt.KEPT)
         carry.persistent(machine.disk, image.disk, image.format, folder / rebuilt.DISK, plan.box.disk.size_bytes)
         record = attrs.evolve(
             machine.record(),
@@ -109,13 +110,15 @@ def _replace(machine: Machine, plan: Plan, image: Image) -> None:
         raise
 
 
-def _fetch_kept(machine: Machine, box: Box) -> None:
-    """Copies the files that the spec keeps from a running guest to an archive. What is missing is not an error."""
-    target = rebuilt.kept_files(machine)
+def _fetch_kept(machine: Machine, box: Box) -> Path:
+    """Copies the files that the spec keeps from a running guest to an archive. What is missing is not an error.
+
+    Returns the archive. It is not that of `rebuilt.kept_files` yet: no root may get it before the disk is replaced.
+    """
     paths = " ".join(shlex.quote(path.lstrip("/")) for path in box.keep)
     command = f"{TAR} --one-file-system --ignore-failed-read -cf - -- {paths}"
     argv = ssh_command(machine.endpoint(machine.record()), command=command)
-    new = target.with_suffix(".new")
+    new = rebuilt.kept_files(machine).with_suffix(".new")
     with log.step(f"copying {', '.join(box.keep)} from {machine.name}"), _created(new) as handle:
         try:
             bounded = ["prlimit", f"--fsize={box.disk.size_bytes}", "--"]  # the guest could send without end
@@ -129,7 +132,7 @@ def _fetch_kept(machine: Machine, box: Box) -> None:
                 hint=f"the box is as it was; `kimbox exec {machine.name} -- df -h` shows its file systems",
                 fields={"name": machine.name},
             ) from None
-    new.replace(target)
+    return new
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ A machine has a unit. Its main process is QEMU, so systemd notices at once when 
 QEMU crashes, systemd starts the machine again, later each time, and gives up after so many attempts. A guest that hangs
 is a matter of its watchdog, which resets it without an end of QEMU.
 
-The units of a pool are those of the clones BOX-1, BOX-2, ... Each start makes the clone anew, so that it begins clean,
-and one that shuts itself down starts again, too.
+The units of a pool are those of the clones BOX-1, BOX-2, ... Each start makes a new clone, so that it begins clean, and
+one that shuts itself down starts again, too.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def service(
     10 s at first and 5 min at most, and gives up after 5 starts within an hour; `status` and `kimbox status` say so. A
     guest that hangs is reset by its watchdog: `watchdog: 2m` in the spec.
 
-    With --count, the machines are the clones BOX-1 to BOX-N. Each start makes a clone anew, also when one has shut
+    With --count, the machines are the clones BOX-1 to BOX-N. Each start makes a new clone, also when one has shut
     itself down. Another --count changes their number.
 
     `kimbox halt`, `stop` and `suspend` hold for a box with a service: it starts again with the host, or by

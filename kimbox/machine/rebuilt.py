@@ -5,8 +5,9 @@ machines/<name>/rebuilt/   the new disk when it is complete, until `finish` has 
 machines/<name>/former/    the disk that was there before: the snapshot `former`
 machines/<name>/kept.tar   files of the former root that the guest has not got back yet
 
-The folders have the same form: a disk, the record of the machine with this disk, and its snapshots. The disk of
-`rebuild` or `former` is the next one as soon as that folder has the name `rebuilt`. All else can be repeated.
+The folders have the same form: a disk, the record of the machine with this disk, its snapshots, and files that the
+guest gets on it. The disk of `rebuild` or `former` is the next one as soon as that folder has the name `rebuilt`. All
+else can be repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kimbox.machine.record import Ended, Record
 FORMER = "former"
 
 #: Files in each of the folders. The record is written last.
-DISK, RECORD, SNAPSHOTS = "disk.qcow2", "machine.json", "snapshots"
+DISK, RECORD, SNAPSHOTS, KEPT = "disk.qcow2", "machine.json", "snapshots", "kept.tar"
 
 
 def work(machine: Machine) -> Path:
@@ -38,7 +39,7 @@ def _next(machine: Machine) -> Path:
 
 def kept_files(machine: Machine) -> Path:
     """The archive with files of the former root, while the guest does not have them."""
-    return machine.folder / "kept.tar"
+    return machine.folder / KEPT
 
 
 def former(machine: Machine) -> Record | None:
@@ -84,9 +85,12 @@ def finish(machine: Machine) -> None:
     sync_folder(machine.folder)
     if (folder / DISK).exists():
         _set_aside(machine)
+        kept_files(machine).unlink(missing_ok=True)  # of the disk that is replaced now
         (folder / DISK).replace(machine.disk)
     if (folder / SNAPSHOTS).exists():
         (folder / SNAPSHOTS).rename(machine.snapshots)
+    if (folder / KEPT).exists():
+        (folder / KEPT).replace(kept_files(machine))
     sync_folder(machine.folder)
     machine.write_record(Record.parse(read_json(folder / RECORD), folder / RECORD))
     remove_tree(folder)

@@ -31,6 +31,7 @@ def prepared() -> Machine:
     write_json(machine.snapshots / "before/machine.json", machine.record().as_json())
     rebuilt.work(machine).mkdir()
     (rebuilt.work(machine) / rebuilt.DISK).write_text("new")
+    (rebuilt.work(machine) / rebuilt.KEPT).write_text("kept")
     return machine
 
 
@@ -38,16 +39,19 @@ def replace(machine: Machine) -> None:
     rebuilt.replace(machine, attrs.evolve(machine.record(), image=NEW, ended=Ended.HALTED))
 
 
-def state(machine: Machine) -> tuple[str, str, str | None, bool]:
-    """Disk and image of a machine, the image of its former disk, and whether it has the snapshots of the old one."""
+def state(machine: Machine) -> tuple[str, str, str | None, bool, bool]:
+    """Disk and image of a machine, image of its former disk, and whether it has the old snapshots, and kept files."""
     record, former = machine.record(), rebuilt.former(machine)
     has_snapshot = (machine.snapshots / "before/machine.json").exists()
-    return machine.disk.read_text(), record.image, former.image if former else None, has_snapshot
+    has_kept = rebuilt.kept_files(machine).exists()
+    return machine.disk.read_text(), record.image, former.image if former else None, has_snapshot, has_kept
 
 
-BEFORE = ("old", OLD, None, True)
-AFTER = ("new", NEW, OLD, False)
-BACK = ("old", OLD, NEW, True)
+BEFORE = ("old", OLD, None, True, False)
+AFTER = ("new", NEW, OLD, False, True)
+BACK = ("old", OLD, NEW, True, False)
+#: As AFTER, when the machine went back before its guest had got the files.
+AGAIN = ("new", NEW, OLD, False, False)
 
 
 def test_the_former_disk_is_set_aside(home: Path) -> None:
@@ -59,7 +63,7 @@ def test_the_former_disk_is_set_aside(home: Path) -> None:
     rebuilt.go_back(machine)
     assert state(machine) == BACK
     rebuilt.go_back(machine)
-    assert state(machine) == AFTER
+    assert state(machine) == AGAIN
     rebuilt.remove_former(machine)
     assert rebuilt.former(machine) is None
 
