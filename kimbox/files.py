@@ -43,6 +43,14 @@ _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 _FICLONE = 0x40049409
 
 
+def read_end(path: Path, limit_bytes: int) -> bytes:
+    """Returns the last `limit_bytes` of a file, or nothing if it cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - limit_bytes))
+        return file.read(limit_bytes)
+    return b""
+
+
 def write_atomic(path: Path, data: bytes | str | Path, *, mode: int = 0o644) -> None:
     """Writes `data`, or the content of the file `data`, to `path`. After a crash, `path` has its old or new content.
 

@@ -16,12 +16,12 @@ from kimbox import utctime
 from kimbox.actions import host_audit
 from kimbox.actions.observe import reach, state
 from kimbox.errors import GuestError, KimboxError, StateError
-from kimbox.files import read_bounded
+from kimbox.files import read_bounded, read_end
 from kimbox.guest import audit
 from kimbox.guest.audit import MAX_CHECKS, Report
 from kimbox.guest.events import printable
 from kimbox.machine import past_audits
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 
 #: Timeout of an audit over ssh, in seconds. Under emulation an audit takes about 10 s, most of it for the search of the

@@ -11,6 +11,7 @@ from kimbox.actions.progress import Progress
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver
 from kimbox.errors import GuestError
+from kimbox.files import read_end
 from kimbox.guest.events import Event, Tail, lines_of_step, printable
 from kimbox.log import log
 from kimbox.machine import keys
@@ -24,7 +25,7 @@ from kimbox.machine.console import (
     is_fatal,
     snapshot_is_full,
 )
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.machine.state import LOST_ROOT, POWERED_OFF, lost_root
 from kimbox.machine.timeline import observe_loading
 from kimbox.spec.model import SETUP, SETUP_TIMEOUT_S, Box

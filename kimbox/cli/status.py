@@ -254,9 +254,9 @@ def _health(
     """Returns the keys `health` and `problems` of a summary."""
     import time
 
+    from kimbox.files import read_end
     from kimbox.guest import health
     from kimbox.machine.console import CONSOLE_BYTES, last_panic
-    from kimbox.machine.folder import read_end
     from kimbox.machine.problems import Known, problems
 
     now_s = time.time()

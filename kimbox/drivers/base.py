@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import attrs
 
 from kimbox.drivers.hostcheck import HostCheck
+from kimbox.files import read_end
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.guest.endpoint import Endpoint
 from kimbox.log import log
 from kimbox.machine import ports
 from kimbox.machine.console import CONSOLE_BYTES, snapshot_is_full
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import Observation, State
 from kimbox.spec.model import BootMode, Box

@@ -131,6 +131,10 @@ class Machine:
         return self.folder / "job.log"
 
     @property
+    def unfinished_job(self) -> Path:
+        return self.folder / "job-unfinished.json"
+
+    @property
     def key(self) -> Path:
         return self.folder / "id_ed25519"
 
@@ -318,16 +322,6 @@ class Machine:
     def is_locked_by_another(self) -> bool:
         """Whether another process holds the lock of the machine."""
         return self.lock_file not in _held and is_locked(self.lock_file)
-
-
-def read_end(path: Path, limit_bytes: int) -> bytes:
-    """Returns the last `limit_bytes` of a file, or nothing if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - limit_bytes))
-            return file.read(limit_bytes)
-    except OSError:
-        return b""
 
 
 def machines() -> list[Machine]:

@@ -14,11 +14,11 @@ from typing import Any, Self
 import attrs
 
 from kimbox.errors import KimboxError
-from kimbox.files import locked, write_atomic
+from kimbox.files import locked, read_end, write_atomic
 from kimbox.guest import audit
 from kimbox.guest.audit import Report, Status
 from kimbox.guest.events import parse_object
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 
 #: Maximum number of audits that are kept, and maximum size of their file, in bytes. The oldest ones are removed.
 MAX_AUDITS = 500

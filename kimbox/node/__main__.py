@@ -22,7 +22,7 @@ from typing import Any
 from kimbox.drivers import accelerator
 from kimbox.drivers.accelerator import Accelerator
 from kimbox.errors import KimboxError
-from kimbox.files import json_bytes, need_space, sha256_file
+from kimbox.files import json_bytes, need_space, read_end, sha256_file
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.jobs import listing
 from kimbox.jobs.disk import contents, extract, pack
@@ -208,7 +208,7 @@ def _write(work: Work, verdict: Verdict) -> None:
         **work.facts,
     }
     (results / REPORT).write_bytes(json_bytes(facts))
-    (results / CONSOLE).write_bytes(guest.read_end(work.guest_folder / guest.CONSOLE))
+    (results / CONSOLE).write_bytes(read_end(work.guest_folder / guest.CONSOLE, guest.CONSOLE_BYTES))
     with contextlib.suppress(OSError), (work.guest_folder / guest.EVENTS).open("rb") as events:
         (results / EVENTS).write_bytes(events.read(MAX_EVENT_BYTES))
     pack.pack(results, work.folder / RESULTS_DISK, room=pack.Room(size_bytes=0), is_job=False)

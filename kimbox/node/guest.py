@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kimbox.drivers.accelerator import Accelerator
 from kimbox.errors import KimboxError
+from kimbox.files import read_end
 from kimbox.guest.events import Event, Tail
 from kimbox.jobs import heartbeat
 from kimbox.jobs.heartbeat import END_MARGIN_S, EVENT, PANIC, PROGRESS, Heartbeat
@@ -125,13 +126,13 @@ def _verdict_on_time(guest: Run, order: Order, beat: Heartbeat) -> Verdict | Non
 
 def _verdict_on_end(guest: Run) -> Verdict:
     """Returns the verdict on a guest that has ended without a report."""
-    console = read_end(guest.folder / CONSOLE).decode(errors="replace")
+    console = read_end(guest.folder / CONSOLE, CONSOLE_BYTES).decode(errors="replace")
     panic = next((line for line in console.splitlines() if PANIC in line), None)
     if panic:
         return Verdict(Outcome.GUEST_DIED, reason=f"the kernel of the guest ended: {panic[panic.index(PANIC) :][:300]}")
     if guest.started_at is not None:
         return Verdict(Outcome.GUEST_DIED, reason="the guest ended before it reported how the program ended")
-    log = read_end(guest.folder / QEMU_LOG).decode(errors="replace").strip()
+    log = read_end(guest.folder / QEMU_LOG, CONSOLE_BYTES).decode(errors="replace").strip()
     return Verdict(Outcome.HOST, reason=f"QEMU ended before the box was ready: {log[-300:]}".rstrip(": "))
 
 
@@ -142,16 +143,6 @@ def _end(folder: Path, poll: Poll) -> None:
         with contextlib.suppress(OSError, ValueError):  # QEMU writes the file at its start
             os.kill(int((folder / PID).read_text()), signal.SIGKILL)
         time.sleep(POLL_INTERVAL_S)
-
-
-def read_end(path: Path) -> bytes:
-    """Returns the last CONSOLE_BYTES of a file; nothing if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - CONSOLE_BYTES))
-            return file.read(CONSOLE_BYTES)
-    except OSError:
-        return b""
 
 
 def version() -> str:

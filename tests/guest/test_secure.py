@@ -23,11 +23,12 @@ from kimbox import run
 from kimbox.actions.audit import LOG_BYTES
 from kimbox.drivers import registry
 from kimbox.drivers.qemu import qmp
+from kimbox.files import read_end
 from kimbox.guest.audit import Status, newest, reports
 from kimbox.guest.events import Tail
 from kimbox.image.disk import pristine
 from kimbox.landlock import limits_ports
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.paths import boxes_dir
 
 pytestmark = pytest.mark.guest

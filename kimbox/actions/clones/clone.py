@@ -15,12 +15,12 @@ from kimbox.actions.clones import template as making
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, JobStart, Launch, TemplateDriver
 from kimbox.errors import GuestError, StateError
-from kimbox.files import erase, remove_tree, write_atomic
+from kimbox.files import erase, read_end, remove_tree, write_atomic
 from kimbox.guest.events import Tail
 from kimbox.guest.identity import Identity
 from kimbox.log import log
 from kimbox.machine import keys
-from kimbox.machine.folder import Machine, machine_of, read_end
+from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose, Record
 from kimbox.machine.templates import Template
 from kimbox.project.plan import Plan, make_plan

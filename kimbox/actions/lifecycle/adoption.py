@@ -13,12 +13,13 @@ import attrs
 
 from kimbox.actions.watch import Watch
 from kimbox.errors import GuestError
+from kimbox.files import read_end
 from kimbox.guest import adoption, cloudinit
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
 from kimbox.machine import keys
 from kimbox.machine.console import CONSOLE_BYTES
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.machine.record import GuestKind
 from kimbox.spec.model import Box
 

@@ -22,8 +22,8 @@ from kimbox.drivers.qemu import disk, qmp, recorder
 from kimbox.drivers.qemu.command import HALT_WORD, Invocation, command
 from kimbox.errors import GuestError, KimboxError
 from kimbox.filelocks import flock
-from kimbox.files import read_bounded
-from kimbox.machine.folder import OUTPUT_LIMIT_BYTES, Machine, read_end
+from kimbox.files import read_bounded, read_end
+from kimbox.machine.folder import OUTPUT_LIMIT_BYTES, Machine
 from kimbox.run import describe_status, detach, require, tail
 
 #: QEMU answers QMP within this time after its start.

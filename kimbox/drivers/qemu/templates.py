@@ -19,9 +19,9 @@ from kimbox.drivers.accelerator import Accelerator
 from kimbox.drivers.qemu import disk, process, qmp
 from kimbox.drivers.qemu.qmp import QmpError, send_file
 from kimbox.errors import GuestError
-from kimbox.files import read_bounded, sync_file
+from kimbox.files import read_bounded, read_end, sync_file
 from kimbox.guest.events import Tail
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.machine.templates import DISK, OVERLAY, RAM, SCRATCH, STATE
 from kimbox.run import require, run, tail
 

@@ -17,8 +17,8 @@ from kimbox.drivers import accelerator
 from kimbox.drivers.vagrant import hypervisor
 from kimbox.drivers.vagrant.hypervisor import Hypervisor
 from kimbox.errors import GuestError, MissingToolError
+from kimbox.files import read_end
 from kimbox.guest.events import printable
-from kimbox.machine.folder import read_end
 
 #: A function that calls python-vagrant. Its arguments: Vagrant's subcommand, for messages, and the call.
 Call = Callable[[str, Callable[[Any], Any]], Any]

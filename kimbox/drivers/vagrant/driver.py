@@ -25,13 +25,13 @@ from kimbox.drivers.vagrant import hostcheck as vagrant_hostcheck
 from kimbox.drivers.vagrant.fetch import Fetcher, remove_fetched
 from kimbox.drivers.vagrant.hypervisor import Hypervisor
 from kimbox.errors import GuestError, KimboxError
-from kimbox.files import read_bounded, remove_tree, write_atomic
+from kimbox.files import read_bounded, read_end, remove_tree, write_atomic
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.ssh import Guest
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import keys
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import Observation, State
 from kimbox.render.vagrantfile import VagrantMachine, render_vagrantfile
