@@ -16,6 +16,7 @@ ACTIONS = {
     "pack": "Write the disk of a job from its folder",
     "extract": "Extract the files of a job's disk",
     "run": "Run a folder as a job in a machine of its own",
+    "recover": "Write the results of jobs whose kimbox was killed",
     "rerun": "Run a job again, and compare its results",
     "submit": "Submit a job to a pool of HTCondor",
     "watch": "Show the states of submitted jobs until they end",

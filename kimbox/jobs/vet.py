@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import attrs
 
@@ -56,6 +57,12 @@ class Vetting:
     max_bytes: int | None = None
     #: Program and arguments. The path of the file follows; exit status 0 lets it pass.
     command: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Returns what `attrs.asdict` and JSON have made a dictionary. Raises KeyError and TypeError."""
+        lists = {key: tuple(value[key]) for key in ("names", "kinds", "command")}
+        return cls(max_bytes=value["max_bytes"], **lists)
 
 
 @attrs.frozen

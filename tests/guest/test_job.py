@@ -147,6 +147,23 @@ def test_a_job_whose_guest_dies_starts_anew(kimbox: Kimbox) -> None:
     assert [] == left(kimbox)
 
 
+def test_a_job_whose_kimbox_is_killed_is_recovered(kimbox: Kimbox) -> None:
+    """Its guest goes on, and the next kimbox waits for its end. No other job gets its output."""
+    make_job(kimbox.folder / "alone", "#!/bin/sh\nsleep 3\necho whole >/mnt/user/output/result\n")
+    words = ("job", "run", "alone", "--output", "recovered")
+    with run.background(command(kimbox, *words)) as job:
+        until("the program runs", lambda: running_job() is not None or job.code() is not None)
+        job.send_signal(signal.SIGKILL)
+        assert -signal.SIGKILL == job.wait(60), job.output()
+    assert "job-unfinished" == kimbox.json(*words, check=False)["code"]
+    recovered = kimbox.json("job", "recover")["jobs"]
+    record = record_of(kimbox.folder / "recovered")
+    assert [("ok", record["id"])] == [(one["verdict"], one["id"]) for one in recovered]
+    Draft202012Validator(files.read_json(paths.schemas_dir() / "job.schema.json")).validate(record)
+    assert "whole\n" == (kimbox.folder / "recovered/output/result").read_text()
+    assert [] == left(kimbox)
+
+
 #: Programs that end their guest, or make it hang, and a part of the reason in the verdict.
 DEADLY = {
     "panic": ("echo c >/proc/sysrq-trigger", "Kernel panic"),

@@ -8,13 +8,14 @@ from kimbox.actions.jobs.request import Job
 from kimbox.actions.progress import Output
 from kimbox.drivers import registry
 from kimbox.drivers.base import SHUTDOWN_BYTES, SHUTDOWN_LINES
+from kimbox.files import read_end
 from kimbox.guest.events import Event, Tail
 from kimbox.jobs import heartbeat
 from kimbox.jobs.heartbeat import END_MARGIN_S, EVENT, PANIC, PROGRESS, Heartbeat
 from kimbox.jobs.result import RESTARTED, Outcome, Report, Verdict
 from kimbox.log import log
 from kimbox.machine.console import CONSOLE_BYTES, SHOWN_LINES, console_lines
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 
 #: Interval between two reads of events and output, in seconds.
 POLL_INTERVAL_S = 0.05
@@ -25,7 +26,7 @@ def follow(job: Job) -> None:
 
     Sets `Job.reported`, and `Job.verdict` if the verdict does not depend on the reports.
     """
-    driver, limit_s = registry.of(job.machine), job.request.timeout_s
+    driver, limit_s = registry.of(job.machine), job.terms.timeout_s
     events, output = Tail(job.machine.events_file), Output(job.machine.job_log)
     beat = Heartbeat(heartbeat.SILENCE_S, time.monotonic())
     deadline = None if limit_s is None else time.monotonic() + limit_s + END_MARGIN_S
@@ -34,7 +35,7 @@ def follow(job: Job) -> None:
         while new := events.read():
             for event in new:
                 _take(job, event, beat)
-        while not job.surroundings.is_one_of_many and output.show_new(log.guest):
+        while not job.is_one_of_many and output.show_new(log.guest):
             pass
         if job.verdict:
             return
@@ -42,7 +43,7 @@ def follow(job: Job) -> None:
             if job.reported is None and not has_shut_down(job.machine):
                 job.verdict = Verdict(Outcome.GUEST_DIED, reason=_reason_of_death(job.machine))
             return
-        if job.reported and not job.request.keep:
+        if job.reported and not job.terms.keep:
             job.is_finished = True
             return
         _check_limits(job, beat, deadline)
@@ -66,10 +67,10 @@ def _take(job: Job, event: Event, beat: Heartbeat) -> None:
 def _check_limits(job: Job, beat: Heartbeat, deadline: float | None) -> None:
     """Sets the verdict if a guest that runs must be ended."""
     now_s = time.monotonic()
-    if job.surroundings.stopping.is_set():
+    if job.stopping.is_set():
         job.verdict = Verdict(Outcome.INTERRUPTED, reason="interrupted by the user")
     elif deadline is not None and now_s > deadline:
-        reason = f"the guest did not end the program after {job.request.timeout_s} s"
+        reason = f"the guest did not end the program after {job.terms.timeout_s} s"
         job.verdict = Verdict(Outcome.TIMEOUT, reason=reason)
     elif beat.is_silent(now_s) and job.reported is None:
         job.verdict = _verdict_on_silence(job.machine, beat.limit_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from kimbox.image.formats import sums
 from kimbox.jobs import listing
 from kimbox.jobs.record import LOCK, MAX_RECORD_BYTES, RECORD
 from kimbox.jobs.statement import statement
+from kimbox.jobs.terms import Inputs
 from kimbox.jobs.vet import OUTPUT
-from kimbox.lock.lockfile import read_lock, write_lock
+from kimbox.lock.lockfile import format_lock, read_lock
 from kimbox.lock.provenance.inputs import commits
 from kimbox.project.plan import Plan
 
@@ -35,28 +37,26 @@ def describe(job: Job, results: Path) -> dict[str, Any]:
 
     The files in `output` are those that remain there: vetting has moved the others.
     """
-    disk = job.machine.job_disk
-    known = describe_inputs(job.request, job.plan, job.input or listing.Listing({}), results)
-    known["settings"]["size_bytes"] = disk.stat().st_size if disk.exists() else None
-    return known | {
+    disk, inputs = job.machine.job_disk, job.inputs
+    write_atomic(results / LOCK, inputs.lock_text)
+    size_bytes = disk.stat().st_size if disk.exists() else None
+    return inputs.static | {
+        "settings": inputs.static["settings"] | {"size_bytes": size_bytes},
         "provenance": observe.provenance(job.machine, job.machine.boot_events()),
         "output": listing.of_folder(results / OUTPUT).as_json(),
     }
 
 
-def describe_inputs(request: RunRequest, plan: Plan, files: listing.Listing, folder: Path) -> dict[str, Any]:
-    """Returns the part of job.json that is known before the job runs, and writes the lock to `folder`.
-
-    `files`: those in the folder of the job.
-    """
+def describe_inputs(request: RunRequest, plan: Plan, files: listing.Listing, folder_digest: str) -> Inputs:
+    """Returns what is known of a job before it runs. `files`: those in the folder of the job."""
     box, lock = plan.box, plan.lock
-    write_lock(folder / LOCK, lock)
-    return {
+    text = format_lock(lock)
+    static = {
         "kimbox": __version__,
         "box": box.name,
         "image": plan.image_key,
         "manifest": plan.digest,
-        "lock": {"sha256": read_lock(folder / LOCK).digest, "spec": lock.spec_digest},
+        "lock": {"sha256": hashlib.sha256(text.encode()).hexdigest(), "spec": lock.spec_digest},
         "commits": {name: commit for name, _, commit, _ in commits(lock)},
         "settings": {
             "cpus": box.cpus,
@@ -66,9 +66,11 @@ def describe_inputs(request: RunRequest, plan: Plan, files: listing.Listing, fol
             "network": str(request.network),
             "size_bytes": None,
         },
+        "folder": f"sha256:{folder_digest}",
         "folder_name": request.folder.resolve().name,
         "input": files.as_json(),
     }
+    return Inputs(static, text)
 
 
 def check_key(key: Path | None) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import attrs
 
 from kimbox.jobs.disk.pack import Room
-from kimbox.jobs.listing import Listing
 from kimbox.jobs.network import Network
 from kimbox.jobs.result import Report, Verdict
+from kimbox.jobs.terms import Inputs, Terms
 from kimbox.jobs.vet import Vetting
 from kimbox.machine.folder import Machine
 from kimbox.machine.templates import Template
@@ -52,6 +52,13 @@ class RunRequest:
     #: The private ssh key that signs the results; None: they are not signed.
     sign_key: Path | None = None
 
+    @property
+    def terms(self) -> Terms:
+        """What the results depend on besides the box."""
+        return Terms(
+            self.folder, self.output, self.arguments, self.timeout_s, self.vetting, self.sign_key, keep=self.keep
+        )
+
 
 @attrs.frozen
 class Surroundings:
@@ -90,16 +97,19 @@ class Done:
 class Job:
     """A job that runs. Times are those of time.monotonic(); `began_at` is that of the whole command."""
 
-    request: RunRequest
+    terms: Terms
     id: str
     machine: Machine
-    surroundings: Surroundings
+    #: What job.json says of the inputs.
+    inputs: Inputs
+    #: The machine continues a template.
+    is_warm: bool = False
+    #: As in Surroundings.
+    is_one_of_many: bool = False
+    stopping: threading.Event = attrs.field(factory=threading.Event)
     began_at: float = attrs.field(factory=time.monotonic)
     ready_at: float | None = None
     ended_at: float | None = None
-    folder_digest: str = ""
-    #: The files in the folder of the job.
-    input: Listing | None = None
     reported: Report | None = None
     #: The verdict of the host, where it does not depend on the reports of the guest.
     verdict: Verdict | None = None
@@ -107,7 +117,5 @@ class Job:
     is_finished: bool = False
     #: How the guest of the first attempt ended; None: this is the first attempt.
     death: Death | None = None
-
-    @property
-    def plan(self) -> Plan:
-        return self.surroundings.plan
+    #: The machine stays when the job has ended.
+    is_kept: bool = False

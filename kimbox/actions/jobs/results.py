@@ -28,7 +28,7 @@ def write(job: Job) -> Done:
 
     If the disk cannot be read, a copy of it is among the results.
     """
-    output = job.request.output
+    output = job.terms.output
     stored: Report | None = None
     skipped: list[str] = []
     rejected: list[Rejected] = []
@@ -46,7 +46,7 @@ def write(job: Job) -> Done:
                 )
                 done = extract.extract(disk, target, only=RESULTS, skip_unsafe=True)
                 skipped = [f"{shown(file.path)}: {file.unsafe}" for file in done.skipped]
-            verdict, rejected = vetted(target, verdict, job.request.vetting, job.request.folder)
+            verdict, rejected = vetted(target, verdict, job.terms.vetting, job.terms.folder)
         except KimboxError as error:
             verdict = job.verdict or Verdict(Outcome.LOST, reason=error.message)
             target.mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def write(job: Job) -> Done:
                 copy_sparse(job.machine.job_disk, target / job.machine.job_disk.name)
         record = _record(job, verdict, stored, skipped) | {"quarantine": [str(file) for file in rejected]}
         record |= provenance.describe(job, target)
-        keep(target, record, job.request.sign_key)
+        keep(target, record, job.terms.sign_key)
     return Done(verdict, output, record)
 
 
@@ -96,8 +96,7 @@ def _record(job: Job, verdict: Verdict, stored: Report | None, skipped: list[str
         "signal": verdict.signal,
         "status": verdict.status,
         "reason": verdict.reason or None,
-        "arguments": list(job.request.arguments),
-        "folder": f"sha256:{job.folder_digest}",
+        "arguments": list(job.terms.arguments),
         "ended_at": utctime.text(),
         "ready_s": None if job.ready_at is None else round(job.ready_at - job.began_at, 3),
         "run_s": None if job.ready_at is None else round(ended_at - job.ready_at, 3),
@@ -105,6 +104,6 @@ def _record(job: Job, verdict: Verdict, stored: Report | None, skipped: list[str
         "cpu_s": stored.cpu_s if stored else None,
         "skipped": skipped,
         "console": console,
-        "start": "template" if job.surroundings.template else "cold",
+        "start": "template" if job.is_warm else "cold",
         "restarted": attrs.asdict(job.death) if job.death else None,
     }

@@ -106,7 +106,8 @@ The program has the variables PATH=/sbin:/usr/sbin:/bin:/usr/bin, USER=root, PWD
 others. --timeout limits its duration. With --network none, the default, the job reaches nothing. The template is
 provisioned with the network, as `kimbox up` does it; with --cold, the setting is also that of the provisioning.
 
-A guest that dies or hangs is noticed, also without a time limit. The job is then started again, once.
+A guest that dies or hangs is noticed, also without a time limit. The job is then started again, once. If kimbox
+itself is killed, `kimbox job recover` writes the results.
 
 The verdict in job.json is one of: ok; failed (another status than 0, or a signal); timeout; guest-died;
 out-of-space; lost (its end is not known); host (the box is not ready); quarantined (see `vet` in job.yaml).
@@ -229,10 +230,15 @@ def _timeout_s(in_file: JobFile) -> int | None:
 
 def _print(done: Done) -> int:
     """Prints the verdict, and where the results are. Returns the exit status."""
+    report("job", {**done.record, "path": str(done.output)}, printed(done))
+    return done.verdict.status
+
+
+def printed(done: Done) -> str:
+    """Returns the verdict, and where the results are, for the terminal."""
     reason = f": {done.verdict.reason}" if done.verdict.reason else ""
     text = f"{done.verdict.outcome}{reason}\nthe results are in {done.output}"
-    report("job", {**done.record, "path": str(done.output)}, "\n".join(map(printable, text.split("\n"))))
-    return done.verdict.status
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _bytes(text: str | None, option: str) -> int | None:

@@ -21,7 +21,7 @@ from kimbox.actions.jobs.request import RunRequest
 from kimbox.actions.jobs.run import plan_of
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.errors import KimboxError, UsageError
-from kimbox.files import copy_sparse, locked, sha256_file
+from kimbox.files import copy_sparse, locked, sha256_file, write_atomic
 from kimbox.guest.delivery import write_disk
 from kimbox.image import obtain
 from kimbox.image.disk.ext4.directories import shown
@@ -35,7 +35,7 @@ from kimbox.jobs.backends.runner import runner
 from kimbox.jobs.disk import contents, pack
 from kimbox.jobs.items import Item
 from kimbox.jobs.order import BASE, DELIVERY, IMAGE, ORDER, Order
-from kimbox.jobs.record import FORMAT
+from kimbox.jobs.record import FORMAT, LOCK
 from kimbox.jobs.vet import OUTPUT
 from kimbox.log import log
 from kimbox.newfiles import making, refuse_existing
@@ -137,9 +137,11 @@ def _write_files(
         order, more = _write_order(request, plan, image, sha256, folder), {}
         text = _description(request, plan, submission_id, order, folder)
     described = json.loads(plan.manifest["box.json"][0])
-    static = {"format": FORMAT, "described": described, **more, **describe_inputs(job, plan, files, folder)}
+    inputs = describe_inputs(job, plan, files, packed.folder_digest)
+    write_atomic(folder / LOCK, inputs.lock_text)
+    static = {"format": FORMAT, "described": described, **more, **inputs.static}
     facts: dict[str, object] = {
-        "folder": f"sha256:{packed.folder_digest}",
+        "folder": inputs.static["folder"],
         "arguments": list(job.arguments),
         "box": plan.box.name,
         "image": plan.image_key,

@@ -91,13 +91,11 @@ class Submission:
             if value.pop("format") != FORMAT:
                 raise ValueError("another version of kimbox wrote it")
             vetting = value.pop("vetting")
-            if vetting:
-                lists = {key: tuple(vetting[key]) for key in ("names", "kinds", "command")}
-                vetting = Vetting(max_bytes=vetting["max_bytes"], **lists)
+            vetting = Vetting.from_json(vetting) if vetting else None
             items = value.pop("items")
             value |= {"folder": folder, "job_folder": Path(value["job_folder"]), "output": Path(value["output"])}
             value["schedd"] = Schedd(**value["schedd"])
-            return cls(vetting=vetting or None, items=None if items is None else tuple(items), **value)
+            return cls(vetting=vetting, items=None if items is None else tuple(items), **value)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise KimboxError(
                 f"{path} is not the record of a submission: {error}", code="bad-record", fields={"path": str(path)}

@@ -9,10 +9,11 @@ import pytest
 from makemachine import event, tell
 
 from kimbox.actions.jobs import follow as following
-from kimbox.actions.jobs.request import Job, RunRequest, Surroundings
+from kimbox.actions.jobs.request import Job
 from kimbox.drivers import registry
 from kimbox.jobs import heartbeat
 from kimbox.jobs.result import Outcome
+from kimbox.jobs.terms import Inputs, Terms
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.machine.state import Observation
@@ -50,8 +51,7 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
 
 
 def job_of(guest: Guest, *, timeout_s: int | None = None, keep: bool = False) -> Job:
-    request = RunRequest(None, Path(), Path(), timeout_s=timeout_s, keep=keep)  # type: ignore[arg-type]
-    return Job(request, ID, guest.machine, Surroundings(None))  # type: ignore[arg-type]
+    return Job(Terms(Path(), Path(), timeout_s=timeout_s, keep=keep), ID, guest.machine, Inputs({}, ""))
 
 
 def followed(guest: Guest, *lines: str, timeout_s: int | None = None) -> Job:
@@ -132,7 +132,7 @@ def test_the_time_limit_of_the_host(guest: Guest, monkeypatch: pytest.MonkeyPatc
 
 def test_a_job_that_is_to_end(guest: Guest) -> None:
     job = job_of(guest)
-    job.surroundings.stopping.set()
+    job.stopping.set()
     following.follow(job)
     assert job.verdict
     assert Outcome.INTERRUPTED is job.verdict.outcome
