@@ -64,6 +64,13 @@ class Pool:
         assert done.ok or not check, f"{words}: {done.stdout}{done.stderr}{self.logs()}"
         return done
 
+    def enter(self, *words: str, folder: str = "/", user: str = "kim", check: bool = True) -> run.Completed:
+        """Runs a program beside the daemons, as a user of the pool."""
+        pid = (self.share / "pid").read_text().strip()
+        argv = [*(privileged() or []), "nsenter", "--target", pid, "--mount", "--pid", "chroot", f"--userspec={user}"]
+        env = ["env", "-i", "-C", folder, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"HOME=/home/{user}"]
+        return run.run([*argv, str(self.root), *env, *words], timeout_s=600, check=check)
+
     def logs(self) -> str:
         """The ends of the daemons' logs, for a test that fails."""
         found = [*self.root.glob("var/log/condor/S*Log*")]

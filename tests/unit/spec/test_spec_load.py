@@ -203,7 +203,9 @@ def test_shipped_boxes_are_valid(box: Any) -> None:
 
 def test_the_documented_boxes_are_shipped() -> None:
     """The two boxes in the documents exist."""
-    assert {"minimal", "openkim-dev", "openkim-director", "openkim-worker"} == {box.name for box in shipped_boxes()}
+    assert {"condor-worker", "minimal", "openkim-dev", "openkim-director", "openkim-worker"} == {
+        box.name for box in shipped_boxes()
+    }
 
 
 def test_the_spec_of_a_verb(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_the_spec_of_a_verb(tmp_path: Path) -> None:
             None,
             "spec-not-found",
             "kimbox.yaml not found in",
-            "`kimbox init` writes one; or name a shipped box: minimal, openkim-dev",
+            "`kimbox init` writes one; or name a shipped box: condor-worker, minimal, openkim-dev",
         ),
         ("minimla", None, "box-not-found", "shipped box `minimla` not found", "did you mean minimal?"),
         (
@@ -232,7 +234,7 @@ def test_the_spec_of_a_verb(tmp_path: Path) -> None:
             None,
             "box-not-found",
             "shipped box `zzz` not found",
-            "there are: minimal, openkim-dev, openkim-director, openkim-worker. Use -f for a file",
+            "there are: condor-worker, minimal, openkim-dev, openkim-director, openkim-worker. Use -f for a file",
         ),
         (None, Path("/nowhere/x.yaml"), "spec-not-found", "file /nowhere/x.yaml not found", "`kimbox init`"),
         ("_defaults", None, "box-not-found", "shipped box `_defaults` not found", "there are"),
