@@ -61,6 +61,8 @@ CODES: dict[str, str] = {
     "delivery-rejected": "The guest rejected the manifest or a repository that kimbox sent.",
     "disk-damaged": "A partition table, LVM, file system or snapshot of a disk is damaged; the field `fault` says how.",
     "disk-layout": "A disk does not have the layout of kimbox's images; the field `fault` says how.",
+    "disk-grown": "The disk of a box is larger than that of its image, and the command needs the size of the image.",
+    "disk-smaller": "The spec of a box gives it a smaller disk than it has.",
     "disk-too-small": "The volumes of a box need more than the size of its disk.",
     "disk-unreadable": "A disk cannot be opened, read, written or converted.",
     "disk-unsupported": "A volume or file system has a form that kimbox cannot read; it may be intact.",

@@ -209,6 +209,8 @@ class Progress:
             log.warn(f"the snapshot of root is {event.number('percent')} % full")
         elif event.name == "kept" and event.text("status") in KEPT:
             log.info(f"{KEPT[event.text('status')]}: {event.text('reason')[:MAX_REASON]}")
+        elif event.name == "grown" and event.text("reason"):
+            log.warn(f"the disk is larger, and not all of it is in use: {event.text('reason')[:MAX_REASON]}")
         elif event.name == "died":
             log.warn(f"the boot before this one ended early: {event.text('reason')[:MAX_REASON]}")
         elif (

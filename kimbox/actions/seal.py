@@ -127,6 +127,15 @@ def _check_disk(machine: Machine, record: Record) -> None:
             hint=f"`kimbox snapshot delete {names[0]} {machine.name}` removes one of them",
             fields={"verb": "secure", "name": machine.name, "snapshots": " ".join(names)},
         )
+    if record.disk_bytes:
+        raise StateError(
+            f"cannot secure {machine.name}: its disk has grown, and each start of a sealed box puts its disk back to "
+            "the image",
+            code="disk-grown",
+            hint=f"set `disk: size:` in the spec; `kimbox destroy {machine.name}` and `kimbox up {machine.name}` give "
+            "it such an image",
+            fields={"name": machine.name, "verb": "secure"},
+        )
     if image := images.find(record.image):
         pristine.check(image.disk, image.format)
 

@@ -11,7 +11,7 @@ from kimbox.actions.clones.clone import continue_template, own_forwards
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready, check_root
-from kimbox.actions.lifecycle.start import repair_record, start, wake
+from kimbox.actions.lifecycle.start import check_disk_size, repair_record, start, wake
 from kimbox.actions.notices import notify
 from kimbox.actions.observe import check_owner, needs_restart_to_seal, state
 from kimbox.actions.watch import BOOT_TIMEOUT_S
@@ -169,6 +169,7 @@ def _bring_up(request: UpRequest) -> State:
         create(machine, plan, purpose=request.purpose, driver=request.driver)
     else:
         repair_record(machine, before)
+        check_disk_size(machine, machine.record(), box)
         _record_settings(machine, box)
         _warn_of_changes(machine, box, plan, before)
     lifetime.begin(machine, box, is_start=not before.running)
@@ -227,7 +228,7 @@ def _rebuild(request: UpRequest) -> None:
 
 def _is_warm(request: UpRequest) -> bool:
     """Whether a new machine continues the template of the box. A boot mode or another driver requires a boot."""
-    if not request.box.warm or request.cold or request.purpose is not Purpose.BOX:
+    if not request.box.warm or request.cold or request.box.disk_bytes or request.purpose is not Purpose.BOX:
         return False
     driver = registry.named(request.driver or registry.DEFAULT, request.machine)
     return request.provision and request.boot.mode is None and driver.features.templates

@@ -49,6 +49,22 @@ Cores = Annotated[
 Memory = Annotated[
     str | None, typer.Option("--memory", metavar="SIZE", help="Memory such as 4GiB, in place of `memory` of the spec.")
 ]
+Disk = Annotated[
+    str | None,
+    typer.Option(
+        "--disk",
+        metavar="SIZE",
+        help="Size of the disk, such as 40GiB. It grows at the next start, with its file systems.",
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="SIZE",
+        help="Size of root, in place of `disk.volumes.root` of the spec: in an image of its own.",
+    ),
+]
 
 
 def create(
@@ -57,6 +73,8 @@ def create(
     file: Spec = None,
     cores: Cores = None,
     memory: Memory = None,
+    disk: Disk = None,
+    image_size: ImageSize = None,
     number: Number = None,
     key: Keys = None,
     offline: Offline = False,
@@ -65,9 +83,8 @@ def create(
     """Make a box of another box or of a save. It is halted; `kimbox start NAME` starts it.
 
     With --from BOX, or without --from, it is a new box of that spec, under the name NAME. Processors and memory of the
-    command line stay with it. With --from URL, it has the content that was saved. A box that exists is refused.
-
-    It has the lifetime of its spec, or 36 hours: then it is shut down and saved. See `kimbox extend`.
+    command line stay with it. With --from URL, it has the content that was saved. A box that exists is refused. It has
+    the lifetime of its spec, or 36 hours: then it is shut down and saved. See `kimbox extend`.
 
     From a save, kimbox fetches only the chunks that the image of this host does not have, and verifies each of them. If
     it is interrupted, the same command continues. The image comes from the store of images of this host; if it is
@@ -78,19 +95,20 @@ def create(
     box, kimbox chooses the ports of its forwards.
 
     Folders beside the spec that are its repositories are in the save. A spec that needs other files beside it, such as
-    keys, needs them at each start: pass it with -f.
+    keys, needs them at each start: pass it with -f. A save is as trustworthy as its store: its spec names scripts and
+    images. With --key, only a save that one of the keys has signed is used.
 
-    A save is as trustworthy as its store: its spec names scripts and images. With --key, only a save that one of the
-    keys has signed is used.
-
-    --set changes values of the spec for this box, as for `kimbox up`; --cores and --memory are short for `--set cpus=N`
-    and `--set memory=SIZE`. Image and disk of a box of a save are those of the save.
+    --set changes values of the spec for this box, as for `kimbox up`; --cores, --memory and --disk are short for
+    `cpus`, `memory` and `disk.size`. Of the space that --disk adds, root, its snapshot and /persistent get a third
+    each. With --image-size (`disk.volumes.root`), kimbox builds an image with such a root, and --disk is the size of
+    that image. A box of a save has the image of the save, and at least its disk.
 
     The JSON has: name, box, image and ssh_port; from a save also url, number, saved_at and fetched_bytes.
 
     \b
     Examples:
       kimbox create study --from openkim-dev --cores 4 --memory 8GiB && kimbox start study
+      kimbox create study --from minimal --disk 20GiB
       kimbox create --from /srv/saves/study && kimbox start study
       kimbox create study-2 --from file:///srv/saves/study --save 3
       kimbox create study --from /srv/saves/study --key ~/keys/author.pub
@@ -99,14 +117,20 @@ def create(
     from kimbox.transfer.stores.opening import is_url
 
     named = target.check_name(name) if name is not None else None
-    shape = [f"{key}={value}" for key, value in (("cpus", cores), ("memory", memory)) if value is not None]
-    settings = target.checked_settings([*shape, *(set_values or [])])
+    shape = {"cpus": cores, "memory": memory, "disk.size": disk, "disk.volumes.root": image_size}
+    settings = _settings(shape, set_values)
     if source is not None and is_url(source):
         _of_save(source, named, file, number, public_keys(key or []), offline, settings)
         return
     if number is not None or key:
         raise UsageError("--save and --key are for the URL of a save", code="usage")
     _of_box(source, named, file, offline, settings)
+
+
+def _settings(shape: dict[str, str | int | None], set_values: list[str] | None) -> tuple[str, ...]:
+    """Returns the settings of the new machine: values of the options, by their key, and those of --set."""
+    given = [f"{key}={value}" for key, value in shape.items() if value is not None]
+    return target.checked_settings([*given, *(set_values or [])])
 
 
 def _of_box(source: str | None, name: str | None, file: Path | None, offline: bool, settings: tuple[str, ...]) -> None:

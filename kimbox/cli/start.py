@@ -8,7 +8,7 @@ import typer
 
 from kimbox.cli import completers, target
 from kimbox.cli.author_keys import public_keys
-from kimbox.cli.create import Keys
+from kimbox.cli.create import Disk, Keys
 from kimbox.cli.output import settings
 from kimbox.errors import StateError, UsageError
 
@@ -26,15 +26,20 @@ NewName = Annotated[
 ]
 
 
-def start(word: Word = None, file: target.File = None, name: NewName = None, key: Keys = None) -> None:
+def start(
+    word: Word = None, file: target.File = None, name: NewName = None, key: Keys = None, disk: Disk = None
+) -> None:
     """Start a box that was stopped: one of this host, or one that was saved in a store.
 
     With a URL it is `kimbox create --from URL` and `kimbox up`: the box comes as it was saved, with an identity of its
     own. A box that was never created on this host is refused: `kimbox up` makes a new one from a spec.
 
+    --disk makes the disk of the box larger, and stays with it, as `kimbox up --set disk.size=SIZE`.
+
     \b
     Examples:
       kimbox start study
+      kimbox start study --disk 40GiB
       kimbox start sftp://example.org/saves/study
       kimbox start /srv/saves/study --name study-2
     """
@@ -43,13 +48,14 @@ def start(word: Word = None, file: target.File = None, name: NewName = None, key
     from kimbox.cli.up import bring_up
     from kimbox.transfer.stores.opening import is_url
 
+    sizes = target.checked_settings([f"disk.size={disk}"] if disk is not None else [])
     if word is not None and is_url(word):
         from kimbox.actions.saves.restore import RestoreRequest, restore
 
         if file is not None:
             raise UsageError("a save has its spec: -f is for a box of this host", code="usage")
         named = target.check_name(name) if name is not None else None
-        word = restore(RestoreRequest(word, named, None, public_keys(key or []))).machine.name
+        word = restore(RestoreRequest(word, named, keys=public_keys(key or []), settings=sizes)).machine.name
     elif name is not None or key:
         raise UsageError("--name and --key are for the URL of a save", code="usage")
     else:
@@ -62,6 +68,6 @@ def start(word: Word = None, file: target.File = None, name: NewName = None, key
                 f"`kimbox up {machine.name}` makes it from its spec and starts it",
                 fields={"name": machine.name},
             )
-    project = target.project(word, file, clones=True, settings=target.RECORDED)
+    project = target.project(word, file, clones=True, settings=target.Settings(sizes))
     request = UpRequest(project, timeout_s=settings.timeout_s or BOOT_TIMEOUT_S)
     bring_up("start", target.for_clone(request, word, file))

@@ -156,6 +156,15 @@ class Driver(Protocol):
     def choose_boot(self, mode: BootMode, choice: Choice) -> None:
         """Sets the root of the next boots of a machine that does not run. `mode` is the mode of the spec."""
 
+    def grow(self, size_bytes: int) -> None:
+        """Makes the disk of a machine that does not run larger. The guest grows its volumes at its next boot.
+
+        Called again after a start that was killed. Raises StateError (`has-snapshots`).
+        """
+
+    def disk_size(self) -> int:
+        """Returns the size of the disk as the guest sees it, in bytes. Only with the feature `own_disk`."""
+
     def put_back(self, record: Record) -> tuple[str, ...]:
         """Puts the disk of a sealed machine that does not run back to its image, except the volume `persistent`.
 

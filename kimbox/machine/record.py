@@ -160,6 +160,8 @@ class Record:
     settings: tuple[str, ...] = ()
     #: Name and version of each package that `kimbox up --install` has brought into the box since it has its image.
     installed: tuple[str, ...] = ()
+    #: Size to which kimbox has grown the disk, in bytes. None: it has the size with which it was made.
+    disk_bytes: int | None = None
     #: Names of the secret variables that the last start gave to the guest.
     secrets: tuple[str, ...] = ()
     #: Id of the instance on the disk that cloud-init reads, at the last boot. None: kimbox built the image, and the
@@ -211,6 +213,7 @@ class Record:
             fields["settings"] = _texts(fields.get("settings", []))
             fields["installed"] = _texts(fields.get("installed", []))
             fields["secrets"] = _texts(fields.get("secrets", []))
+            fields["disk_bytes"] = _size(fields.get("disk_bytes"))
             fields["seed"] = _seed(fields.get("seed"))
             fields["guest"] = GuestKind(fields["guest"]) if fields.get("guest") is not None else None
             fields["plan"] = _plan(fields["plan"])
@@ -298,6 +301,12 @@ def _watchdog(value: object) -> int | None:
     if value is None or (isinstance(value, int) and value > 0):
         return value
     raise ValueError(f"{value!r} is not the timeout of a watchdog")
+
+
+def _size(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and value > 0):
+        return value
+    raise ValueError(f"{value!r} is not the size of a disk")
 
 
 def _port(value: object) -> int:

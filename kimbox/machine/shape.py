@@ -1,4 +1,4 @@
-"""The shape of a machine: processors, memory, ports, scratch space, watchdog. A change of it requires a new start."""
+"""The shape of a machine: processors, memory, disk, ports, scratch space, watchdog. A change requires a new start."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def shape_changes(record: Record, box: Box) -> list[ShapeChange]:
         requested = hosts.get(guest, 0)
         new = old if requested is None and old else requested  # a port that kimbox has chosen stays
         pairs.append((f"forward of port {guest}", _address(old or 0), _address(new)))
+    if box.disk_bytes and box.disk_bytes != record.disk_bytes:
+        pairs.append(("disk", size_words(record.disk_bytes or box.disk.size_bytes), size_words(box.disk_bytes)))
     pairs.append(("scratch space", _scratch(record.scratch), _scratch(box.scratch)))
     pairs.append(("watchdog", _seconds(record.watchdog_s), _seconds(box.watchdog_s)))
     return [ShapeChange(name, old, new) for name, old, new in pairs if old != new]

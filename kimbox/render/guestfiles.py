@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kimbox.spec.layout import MIB, Layout, dm_name
+from kimbox.spec.layout import MIB, SECTOR_BYTES, Layout, dm_name
 from kimbox.spec.model import BootMode
 
 #: Label of the file system of /boot, by which the guest finds it: it is not an LV.
@@ -32,8 +32,19 @@ def kernel_command_line(layout: Layout, mode: BootMode) -> str:
         f"lvroot={layout.root.name}",
         f"lvsnap={layout.snapshot.name}",
         f"lvsize={layout.snapshot.place.size_bytes // MIB}M",
+        _growth(layout),
     ]
     return " ".join([*parameters, *(["resnap"] if mode is BootMode.RESNAP else []), *COMMON])
+
+
+def _growth(layout: Layout) -> str:
+    """Returns what the initramfs has to know to grow the volumes of a larger disk (scripts/kimbox-grow).
+
+    The size of the PV in sectors, then root, snapshot and `persistent` in extents: a larger PV gives each a share.
+    """
+    extents = (layout.root.extents, layout.snapshot.extents, layout.persistent.extents)
+    numbers = (layout.pv.size_bytes // SECTOR_BYTES, *extents)
+    return f"lvgrow={':'.join(map(str, numbers))}:{layout.persistent.name}"
 
 
 #: Titles in GRUB's menu.

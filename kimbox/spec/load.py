@@ -12,6 +12,7 @@ from kimbox import paths
 from kimbox.errors import SpecError, StateError
 from kimbox.log import log
 from kimbox.spec import schema
+from kimbox.spec import settings as rules
 from kimbox.spec.build import build
 from kimbox.spec.layers import load_layers
 from kimbox.spec.model import Box
@@ -25,6 +26,15 @@ def load_box(path: Path, settings: Sequence[str] = (), member: str | None = None
     `settings`: values that a command line has changed, see `kimbox.spec.settings`. `member`: the box, if the spec has
     several.
     """
+    box = _load(path, settings, member)
+    of_image = rules.of_image(settings)
+    if len(of_image) == len(settings):
+        return box
+    return attrs.evolve(box, disk=_load(path, of_image, member).disk, disk_bytes=box.disk.size_bytes)
+
+
+def _load(path: Path, settings: Sequence[str], member: str | None) -> Box:
+    """Reads a spec with all its settings, as those of its image."""
     problems = Problems()
     merged = load_layers(path, problems, settings, member)
     if merged is None:
@@ -37,8 +47,11 @@ def load_box(path: Path, settings: Sequence[str] = (), member: str | None = None
 
 
 def merged_spec(path: Path, settings: Sequence[str] = (), member: str | None = None) -> dict[str, Any]:
-    """Returns a valid spec with its layers and settings as one mapping, without the defaults of the schema."""
-    merged = load_layers(path, Problems(), settings, member)
+    """Returns a valid spec with its layers and settings as one mapping, without the defaults of the schema.
+
+    It describes the image: a size of the disk that only the machine has is not in it.
+    """
+    merged = load_layers(path, Problems(), rules.of_image(settings), member)
     plain = merged.tree.plain() if merged else {}
     return {key: value for key, value in plain.items() if key != "base"}
 

@@ -326,6 +326,8 @@ class Box:
     variables: tuple[Variable, ...] = ()
     #: The values that a command line has changed, as KEY=VALUE (`kimbox.spec.settings`).
     settings: tuple[str, ...] = ()
+    #: Size of the disk of the machine, in bytes, if a command line has set it. None: that of the image.
+    disk_bytes: int | None = None
     #: Accounts of people.
     users: tuple[User, ...] = ()
     #: The name of the box in a spec with several (`kimbox.spec.members`); None: the spec has one box.

@@ -24,6 +24,9 @@ MAX_SETTINGS = 64
 #: Keys that say what the file of a spec is, and not what the box is.
 FIXED_KEYS = ("kimbox", "name", "base", "boxes")
 
+#: The key with the size of the disk.
+DISK_SIZE = "disk.size"
+
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _HINT = "for example --set memory=4GiB, or --set disk.volumes.root=8GiB"
 
@@ -60,6 +63,17 @@ def combine(recorded: Iterable[str], new: Iterable[str] = (), removed: Iterable[
     if len(settings) > MAX_SETTINGS:
         raise Fault(f"a box has at most {MAX_SETTINGS} settings", "put them into a layer: base:", code="too-complex")
     return tuple(settings.values())
+
+
+def of_image(settings: Sequence[str]) -> tuple[str, ...]:
+    """Returns the settings that the image of a machine depends on.
+
+    A size of the disk alone is one of the machine: its disk grows, on the same image. With sizes of volumes, the image
+    is one of its own, and has this size.
+    """
+    of_disk = [text for text in settings if text.startswith("disk.")]
+    of_machine = of_disk if len(of_disk) == 1 and of_disk[0].startswith(f"{DISK_SIZE}=") else []
+    return tuple(text for text in settings if text not in of_machine)
 
 
 def trees(settings: Sequence[str], spec: Path, problems: Problems, budget: Budget) -> list[Node]:

@@ -33,6 +33,9 @@ notify: [{{command: note, events: [ready, saved, expired]}}]
 provision: [{{name: count, script: echo ran >>/root/runs}}]
 """
 
+#: Sizes of root and /persistent in the spec, in MiB.
+SPEC_SIZES = [2048, 512]
+
 #: Maximum time for a shutdown and a save in the background, in seconds.
 END_S = 300.0
 
@@ -45,6 +48,11 @@ def as_user(status: dict[str, Any], user: str, command: str) -> str:
     place = ["-i", str(folder / "id_ed25519"), "-p", str(status["ssh_port"]), f"{user}@{status['ssh_host']}"]
     done = run(["ssh", *words, *place, command], check=False, timeout_s=120)
     return done.stdout.strip() or f"status {done.code}"
+
+
+def sizes(kimbox: Kimbox, name: str) -> list[int]:
+    """Returns the sizes of root and /persistent in MiB."""
+    return [int(word) for word in kimbox.sh(name, "df -m --output=size / /persistent | tail -n +2").split()]
 
 
 def ends_by_itself(kimbox: Kimbox, name: str, notes: Path) -> list[str]:
@@ -72,9 +80,12 @@ def test_a_box_is_made_of_a_save(kimbox: Kimbox, tmp_path: Path) -> None:
     (home / "notifiers/note").write_text(f"#!/bin/sh\ncat >>{notes}\n")
     (home / "notifiers/note").chmod(0o755)
     kimbox.spec("kept", SPEC.format(store=store))
-    kimbox("create", "kept", "--cores", "2")
+    kimbox("create", "kept", "--cores", "2", "--disk", "8GiB")
     kimbox("start", "kept")
     assert ["2"] == kimbox.sh("kept", "nproc").split()
+    first_sizes = sizes(kimbox, "kept")
+    assert [True, True] == [more > less for more, less in zip(first_sizes, SPEC_SIZES, strict=True)]
+    assert "disk-smaller" == kimbox.json("start", "kept", "--disk", "7GiB", check=False)["code"]
     kimbox("user", "add", "eve", "kept")
     kimbox("user", "add", "bob", "kept", "--sudo")
     kimbox("user", "remove", "bob", "kept")
@@ -89,7 +100,9 @@ def test_a_box_is_made_of_a_save(kimbox: Kimbox, tmp_path: Path) -> None:
     ended = kimbox.json("status", "kept")
     assert ("halted", str(store), None) == (ended["state"], ended["saved"]["url"], ended["lifetime"]["failure"])
     saved = kimbox.json("save", "--list", store)["saves"][0]
-    started = kimbox.json("start", store, "--name", "other")
+    started = kimbox.json("start", store, "--name", "other", "--disk", "12GiB")
+    second_sizes = sizes(kimbox, "other")
+    assert [True, True] == [more > less for more, less in zip(second_sizes, first_sizes, strict=True)]
     assert (saved["number"], "other", "kept") == (started["saved"]["number"], started["name"], started["box"])
     assert 35 * 3600 < started["lifetime"]["remaining_s"] <= 36 * 3600
     assert ["0", "eve"] == [as_user(started, *words) for words in (("ada", "sudo -n id -u"), ("eve", "id -nG"))]
@@ -97,6 +110,9 @@ def test_a_box_is_made_of_a_save(kimbox: Kimbox, tmp_path: Path) -> None:
     second = kimbox.sh("other", IDENTITY).split()
     assert len(first) == len(second) == 4
     assert not set(first) & set(second)
+    kimbox("reload", "other", "--boot", "resnap")
+    assert second_sizes == sizes(kimbox, "other")
+    assert ["more"] == kimbox.sh("other", "cat /persistent/notes; sudo dmesg | grep -i 'ext4.*error'").split()
     kimbox("halt", "other")
     assert kimbox.json("save", "other", store)["uploaded_bytes"] < saved["added_bytes"]
     kimbox("destroy", "-y", "other")

@@ -27,6 +27,9 @@ from kimbox.machine.record import Record
 from kimbox.machine.state import Observation, State
 from kimbox.spec.model import BootMode, Box
 
+#: Size of the disk of a spec without a size, in bytes.
+DEFAULT_DISK_BYTES = 16 << 30
+
 #: Everything that a driver may be able to do.
 ALL_FEATURES = Features(
     own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True, secrets=True
@@ -49,6 +52,8 @@ class Script:
     on_power: bool = True
     #: The parts of the disk that the guest has changed.
     changed: tuple[str, ...] = ()
+    #: Size of the disk. None: that of the spec.
+    disk_bytes: int | None = None
 
 
 BOOT_EVENTS = [
@@ -86,11 +91,20 @@ class FakeDriver:
 
     def create(self, folder: Path, box: Box, image: Image) -> None:
         self.note("disk")
+        self.script.disk_bytes = box.disk.size_bytes
         (folder / self.machine.disk.name).touch()
 
     def choose_boot(self, mode: BootMode, choice: Choice) -> None:
         assert self._run_lock is None, "the boot mode cannot be set in the disk of a machine that runs"
         bootmode.choose(self.machine, mode, choice)
+
+    def grow(self, size_bytes: int) -> None:
+        assert self._run_lock is None, "the disk of a machine that runs cannot grow"
+        self.note(f"grow {size_bytes}")
+        self.script.disk_bytes = size_bytes
+
+    def disk_size(self) -> int:
+        return self.script.disk_bytes or DEFAULT_DISK_BYTES
 
     def put_back(self, record: Record) -> tuple[str, ...]:
         assert self._run_lock is None, "the disk of a machine that runs cannot be put back"

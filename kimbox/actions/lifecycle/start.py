@@ -10,7 +10,7 @@ from kimbox import utctime
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart, Launch, TemplateDriver
 from kimbox.errors import GuestError, KimboxError, StateError
-from kimbox.files import remove_tree
+from kimbox.files import remove_tree, size_words
 from kimbox.guest import seed, shared
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.guest.ssh import Guest
@@ -20,7 +20,8 @@ from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Known, PutBack, Record, Sealed
 from kimbox.machine.state import State, last_manifest_event
-from kimbox.spec.model import Box
+from kimbox.spec.model import Box, PackageImage
+from kimbox.spec.units import size_text
 
 #: Maximum number of manifests that a sealed box may use: the delivered one, and those of which one was last ready.
 MAX_MANIFESTS = 4
@@ -65,12 +66,12 @@ def start(
     has_disk = record.delivery_disk if resume else delivery is not None
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
     record = attrs.evolve(record, delivery_disk=has_disk, woken=record.woken and resume)
-    if box and not resume:
-        record = attrs.evolve(record, watchdog_s=None if job else box.watchdog_s)
     if record.template and not resume:
         record = _leave_template(machine, record)
     if record.seed and not resume:
         record = _seeded(machine, record, box, boot or Choice())
+    if box and not resume:
+        record = _grown(machine, attrs.evolve(record, watchdog_s=None if job else box.watchdog_s), box)
     if record.sealed:
         known = _known(machine, record, delivery)
         record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
@@ -85,6 +86,57 @@ def start(
         Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery, job=job, secrets=secrets)
     )
     machine.write_record(attrs.evolve(record, ended=None))
+
+
+def check_disk_size(machine: Machine, record: Record, box: Box) -> None:
+    """Raises StateError if the disk of a machine cannot get the size that its spec has.
+
+    `disk-smaller`: it is larger; `disk-grown`: the machine is sealed; `unsupported-by-driver`: it is no file of kimbox.
+    An image that kimbox did not build may be larger than the spec has it.
+    """
+    driver = registry.of(machine)
+    if not driver.features.own_disk:
+        if box.disk_bytes:
+            registry.need_own_disk(machine, "grow the disk of")
+        return
+    wanted_bytes, present_bytes = box.disk_bytes or box.disk.size_bytes, driver.disk_size()
+    is_own_size = record.disk_bytes or box.disk_bytes or isinstance(box.image, PackageImage)
+    name, present, wanted = machine.name, size_words(present_bytes), size_words(wanted_bytes)
+    fields = {"name": name, "size_bytes": str(present_bytes), "wanted_bytes": str(wanted_bytes)}
+    if wanted_bytes < present_bytes and is_own_size:
+        raise StateError(
+            f"the disk of {name} has {present}, and its spec or `--set` has {wanted}: a disk does not get smaller",
+            code="disk-smaller",
+            hint=f"`kimbox up {name} --set disk.size={size_text(present_bytes)}` keeps its size; a new box has the "
+            "size of its spec",
+            fields=fields,
+        )
+    if wanted_bytes > present_bytes and record.sealed:
+        raise StateError(
+            f"the disk of {name} cannot grow from {present} to {wanted}: it is sealed, and each start puts its disk "
+            "back to the image",
+            code="disk-grown",
+            hint="set the former size, or change the spec of a new box",
+            fields=fields,
+        )
+
+
+def _grown(machine: Machine, record: Record, box: Box) -> Record:
+    """Makes the disk as large as the spec has it. Returns the record, which has the new size before the disk has it.
+
+    A start that is killed is so completed by the next one. Raises the errors of `check_disk_size`, and StateError
+    (`has-snapshots`).
+    """
+    check_disk_size(machine, record, box)
+    driver = registry.of(machine)
+    wanted_bytes = box.disk_bytes or box.disk.size_bytes
+    if not driver.features.own_disk or (not record.disk_bytes and wanted_bytes <= driver.disk_size()):
+        return record
+    if record.disk_bytes != wanted_bytes:
+        record = attrs.evolve(record, disk_bytes=wanted_bytes)
+        machine.write_record(attrs.evolve(machine.record(), disk_bytes=wanted_bytes))
+    driver.grow(wanted_bytes)
+    return record
 
 
 def _secrets(machine: Machine, box: Box) -> bytes:

@@ -18,12 +18,20 @@ import attrs
 from kimbox import paths
 from kimbox.actions import lifetime
 from kimbox.actions.lifecycle.create import MAC_PREFIX, refuse_existing
-from kimbox.actions.saves import folders, found
+from kimbox.actions.saves import folders, found, specs
 from kimbox.actions.saves.save import last_save, reporter
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
-from kimbox.errors import ImageError, SpecError, StateError, UsageError
-from kimbox.files import parse_json, private_dir, remove_tree, sync_file, sync_folder, write_atomic, write_json
+from kimbox.errors import ImageError, StateError
+from kimbox.files import (
+    parse_json,
+    private_dir,
+    remove_tree,
+    sync_file,
+    sync_folder,
+    write_atomic,
+    write_json,
+)
 from kimbox.image import obtain
 from kimbox.image.disk import nbd, slim
 from kimbox.image.saves import index, packs, private
@@ -38,7 +46,6 @@ from kimbox.machine import foreign, keys, ports
 from kimbox.machine.delivered_locks import Kept
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests, Purpose, Record
-from kimbox.spec.load import load_box
 from kimbox.spec.model import Box
 from kimbox.transfer.stores.base import Store
 from kimbox.transfer.stores.opening import open_store
@@ -154,33 +161,14 @@ class _Making:
         write_atomic(place / paths.LOCK_NAME, self._file("kimbox.lock"))
         if self.request.spec is None:
             folders.unpack(self.store, self.manifest.folders, place)
-        try:
-            spec = self.request.spec or place / paths.SPEC_NAME
-            saved_box, box = load_box(spec), load_box(spec, self.request.settings)
-        except SpecError as error:
-            if self.request.spec is not None or self.request.settings:
-                raise
-            hint = "the spec of the save may need files that are beside it: pass a spec that has them, with -f FILE"
-            raise SpecError(error.problems, code=error.code, hint=hint, fields=error.fields) from None
-        if self.request.spec is None and not self.request.keys:
+        request = self.request
+        if request.spec:
+            return specs.load(request.spec, request.settings, self.manifest, self.store.url, is_own=False)
+        spec = place / paths.SPEC_NAME
+        box = specs.load(spec, request.settings, self.manifest, self.store.url, is_own=True)
+        if not request.keys:
             folders.refuse_repositories_of_host(box, self.store.url)
-        if (box.image, box.disk) != (saved_box.image, saved_box.disk):
-            raise UsageError(
-                f"--set cannot change the image or the disk of {box.name}: they are those of the save",
-                code="usage",
-                hint="set other keys, or change the spec and make a new box with `kimbox up`",
-                fields={"option": "--set"},
-            )
-        if box.name == self.manifest.box:
-            return box
-        if self.request.spec is None:
-            raise manifests.damaged(self.store.url, self._name, "its spec is of another box")
-        raise StateError(
-            f"the save is of the box {self.manifest.box}, and {box.source} describes {box.name}",
-            code="name-taken",
-            hint=f"pass the spec of {self.manifest.box}, or none: the save has its own",
-            fields={"name": self.manifest.box, "owner": self.store.url, "spec": str(box.source)},
-        )
+        return box
 
     @property
     def _name(self) -> str:
@@ -357,7 +345,8 @@ class _Making:
                 purpose=Purpose.BOX if is_same else Purpose.CLONE,
                 driver=driver.name,
                 saved=last_save(self.store.url, manifest),
-                settings=box.settings,
+                settings=specs.settings_of(box, manifest),
+                disk_bytes=manifest.disk.size_bytes if manifest.disk.size_bytes > box.disk.size_bytes else None,
                 plan=PlanDigests(manifest.spec_digest, manifest.lock_digest, manifest.manifest_digest),
                 seed=foreign.instance(box, self.folder / machine.disk.name),
             )

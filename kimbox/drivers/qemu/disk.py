@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kimbox.drivers.qemu import qmp
-from kimbox.errors import GuestError, ImageError, KimboxError
+from kimbox.errors import GuestError, ImageError, KimboxError, StateError
 from kimbox.files import copy_sparse, sync_file, sync_folder
+from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.templates import OVERLAY, SCRATCH
 from kimbox.run import run
+from kimbox.spec.layout import SECTOR_BYTES
 from kimbox.spec.model import Scratch
 
 if TYPE_CHECKING:
@@ -97,6 +99,52 @@ def put_back(machine: Machine, image_key: str) -> tuple[str, ...]:
     machine.new_disk.replace(machine.disk)
     sync_folder(machine.folder)
     return changed
+
+
+def size_bytes(disk: Path) -> int:
+    """Returns the size of a qcow2 as the guest sees it. Raises ImageError (`disk-unreadable`).
+
+    Format: QEMU, docs/interop/qcow2.rst, bytes 24 to 31 of the header.
+    """
+    with disk.open("rb") as file:
+        head = file.read(32)
+    if len(head) < 32 or not head.startswith(b"QFI\xfb"):
+        raise ImageError(f"{disk} is not a qcow2 disk", code="disk-unreadable", fields={"path": str(disk)})
+    return int.from_bytes(head[24:32], "big")
+
+
+def grow(machine: Machine, wanted_bytes: int) -> None:
+    """Makes the disk of a machine that does not run larger, and with it the partition of LVM, if it is kimbox's.
+
+    The partition of another image is left to its guest. A killed kimbox leaves a disk that the next call completes.
+    Raises StateError (`has-snapshots`) and ImageError.
+    """
+    from kimbox.image.disk import grubenv, nbd, sectors
+    from kimbox.image.disk.view import DiskView
+
+    if wanted_bytes > size_bytes(machine.disk):
+        if names := snapshots(machine):
+            raise StateError(
+                f"the disk of {machine.name} cannot grow: it has snapshots of its present size: "
+                f"{', '.join(names):.200}",
+                code="has-snapshots",
+                hint=f"`kimbox snapshot delete {names[0]} {machine.name}` removes one of them",
+                fields={"name": machine.name, "snapshots": " ".join(names)},
+            )
+        run(["qemu-img", "resize", "-q", "-f", "qcow2", machine.disk, str(wanted_bytes)])
+        sync_file(machine.disk)
+    with nbd.opened(machine.disk, "qcow2") as opened:
+        sector = opened.read(0, SECTOR_BYTES)
+        try:
+            grubenv.place_for_boot_loader(DiskView.of(opened.read, opened.size_bytes))
+        except ImageError as error:
+            log.detail(f"the partitions of {machine.name} are left to its guest: {error.message}")
+            return
+    new = sectors.grown(sector, wanted_bytes)
+    if new != sector:
+        with nbd.opened(machine.disk, "qcow2", writable=True) as opened:
+            opened.write(0, new)
+            opened.flush()
 
 
 def create_scratch(machine: Machine, scratch: Scratch | None) -> None:

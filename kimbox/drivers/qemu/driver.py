@@ -88,6 +88,12 @@ class Qemu:
 
         bootmode.choose(self.machine, mode, choice)
 
+    def grow(self, size_bytes: int) -> None:
+        disk.grow(self.machine, size_bytes)
+
+    def disk_size(self) -> int:
+        return disk.size_bytes(self.machine.disk)
+
     def put_back(self, record: Record) -> tuple[str, ...]:
         return disk.put_back(self.machine, record.image)
 

@@ -142,6 +142,12 @@ class Vagrant:
         saved = mode if choice.once else choice.mode or mode
         (self.machine.folder / "boot").write_text(f"{saved} {once or ''}\n")
 
+    def grow(self, size_bytes: int) -> None:
+        """Does nothing: without the feature `own_disk` no disk of this driver is grown."""
+
+    def disk_size(self) -> int:
+        return 0
+
     def put_back(self, record: Record) -> tuple[str, ...]:
         """Does nothing: without the feature `sealing` no box of this driver is sealed."""
         return ()

@@ -25,6 +25,9 @@ GRUB_DRIVE_CHECK = 0x66
 #: Cylinder/head/sector of a partition beyond the range of such addresses.
 CHS_BEYOND = b"\xfe\xff\xff"
 
+#: Maximum number of sectors of a partition: an MBR has 32 bits for it.
+MAX_SECTORS = (1 << 32) - 1
+
 #: Size of the swap header, in bytes, and the magic number at its end.
 SWAP_PAGE_BYTES = 4096
 SWAP_MAGIC = b"SWAPSPACE2"
@@ -52,6 +55,26 @@ def mbr(layout: Layout, seed: str, boot_img: bytes) -> bytes:
         struct.pack_into("<B3sB3sII", sector, 446 + 16 * index, flag, CHS_BEYOND, kind, CHS_BEYOND, start, count)
     sector[510:512] = b"\x55\xaa"
     return bytes(sector)
+
+
+def grown(sector: bytes, size_bytes: int) -> bytes:
+    """Returns the first sector of a disk of `size_bytes`, with a second partition that ends where the disk ends.
+
+    A partition that ends there is left as it is. Raises ImageError (`disk-layout`) if the second partition is not the
+    last one, or has no LVM.
+    """
+    entries = [struct.unpack_from("<B3sB3sII", sector, 446 + 16 * index) for index in range(4)]
+    _, _, kind, _, start, _ = entries[1]
+    ends = [first + count for _, _, of_kind, _, first, count in entries if of_kind]
+    if kind != TYPE_LVM or max(ends) != ends[1] or not start < size_bytes // SECTOR_BYTES:
+        raise ImageError(
+            "the second partition is not the one with LVM at the end of the disk",
+            code="disk-layout",
+            fields={"fault": "not-last"},
+        )
+    new = bytearray(sector)
+    struct.pack_into("<I", new, 446 + 16 + 12, min(size_bytes // SECTOR_BYTES - start, MAX_SECTORS))
+    return bytes(new)
 
 
 def core_image(layout: Layout, core_img: bytes) -> tuple[int, bytes]:
