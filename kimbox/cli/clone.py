@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[BOX] NAME...",
-        help="Name of the box, then a name for each clone. Default box: the spec of this folder.",
+        metavar="[BOX|URL] NAME...",
+        help="The box or the store of a saved one, then a name for each clone. Default: the spec of this folder.",
         autocompletion=completers.boxes,
     ),
 ]
@@ -49,6 +49,9 @@ def clone(
     A program that is running when the template is made continues in every clone with the same memory. If it keeps a
     random generator or a secret in its memory, all clones have the same: see docs/clones.md.
 
+    With the URL of a store, the clones are of the newest save in it, and have what was installed in the saved box. Each
+    gets an identity of its own.
+
     The first word is the box if a box has that name. With -n, the clones of a name are numbered; the default name is
     that of the box.
 
@@ -57,6 +60,7 @@ def clone(
       kimbox clone worker
       kimbox clone minimal worker-a worker-b
       kimbox clone minimal -n 8
+      kimbox clone /srv/saves/study -n 100
     """
     from kimbox.actions.clones import clone as cloning
     from kimbox.actions.watch import BOOT_TIMEOUT_S
@@ -76,9 +80,11 @@ def clone(
 
 def _parse(words: list[str], file: Path | None, count: int | None, offline: bool) -> tuple[Project, list[str]]:
     """Returns the project and the names of the clones. Raises UsageError if there is no name, or one is not valid."""
+    from kimbox.transfer.stores.opening import is_url
+
     names = list(words)
-    box = names.pop(0) if names and file is None and target.is_box(names[0]) else None
-    project = target.project(box, file, offline=offline)
+    box = names.pop(0) if names and file is None and (is_url(names[0]) or target.is_box(names[0])) else None
+    project = target.saved_or_box(box, file, offline=offline)
     if count is not None:
         names = [f"{name}-{number}" for name in names or [project.name] for number in range(1, count + 1)]
     if not names:

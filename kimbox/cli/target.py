@@ -112,6 +112,20 @@ def project(
     return Project(with_gateways(box), shipped, frozen=frozen, offline=offline)
 
 
+def saved_or_box(name: str | None, file: Path | None, *, offline: bool = False) -> Project:
+    """Returns the project of a saved box, if `name` is the URL of a store, else that of `project`."""
+    from kimbox.transfer.stores.opening import is_url
+
+    if name is None or not is_url(name):
+        return project(name, file, offline=offline)
+    if file is not None:
+        raise UsageError("a save has its spec: -f is for a box of this host", code="usage")
+    from kimbox.actions.saves import shared
+    from kimbox.actions.saves.restore import RestoreRequest
+
+    return shared.project(RestoreRequest(name, offline=offline))
+
+
 @attrs.frozen
 class Settings:
     """The options --set and --unset of a verb that works on a machine."""

@@ -19,7 +19,7 @@ from kimbox.image.store import images, lease, names
 from kimbox.image.store.images import Image
 from kimbox.lock.apt import cache
 from kimbox.lock.apt.packages import LockedPackages
-from kimbox.spec.model import Box, BoxImage, PackageImage, RemoteImage
+from kimbox.spec.model import Box, BoxImage, PackageImage, RemoteImage, SavedImage
 from kimbox.spec.urls import is_url
 from kimbox.transfer import address, downloads
 from kimbox.transfer.address import Login
@@ -34,6 +34,8 @@ def key_of(box: Box, packages: LockedPackages | Recipe | None) -> str:
     """
     if isinstance(box.image, RemoteImage):
         return remote.key_of(box.image)
+    if isinstance(box.image, SavedImage):
+        return box.image.key
     if isinstance(box.image, BoxImage):
         return names.require(box.image.name).image
     return recipe_of(box, packages).key
@@ -68,6 +70,9 @@ def leased(box: Box, packages: LockedPackages | Recipe | None, *, offline: bool 
             _check_offline(box.image)
         with leased_file(box.image, login=_login(box.image)) as image:
             yield image
+    elif isinstance(box.image, SavedImage):
+        with lease.shared(box.image.key):
+            yield _of_save(box.image)
     elif isinstance(box.image, BoxImage):
         added = names.require(box.image.name)
         with lease.shared(added.image):
@@ -117,6 +122,18 @@ def _stored(added: names.AddedBox) -> Image:
         code="image-not-found",
         hint=f"`kimbox box add --force {added.name} FILE|URL` adds it again",
         fields={"name": added.name, "image": added.image},
+    )
+
+
+def _of_save(image: SavedImage) -> Image:
+    """The image of a saved box. Raises ImageError (`image-not-found`) if another program has removed it."""
+    if found := images.find(image.key):
+        return found
+    raise ImageError(
+        "the disk of the saved box is not in the store of images any more",
+        code="image-not-found",
+        hint="run the same command again: it fetches the save",
+        fields={"image": image.key},
     )
 
 

@@ -17,7 +17,7 @@ from kimbox.project.project import Project
 from kimbox.project.unpinned import Replacement, unpinned
 from kimbox.render.manifest import Manifest, manifest_digest, render_manifest
 from kimbox.spec.load import merged_spec
-from kimbox.spec.model import Box
+from kimbox.spec.model import Box, SavedImage
 
 
 @attrs.frozen
@@ -59,6 +59,11 @@ def make_plan(project: Project, *, made_from: str | None = None) -> Plan:
     `made_from`: key of the image that an existing machine was made from; None for a new machine. Raises the errors of
     `lock_for`.
     """
+    image = project.box.image
+    if isinstance(image, SavedImage):  # the guest has a manifest that names the image below
+        locked = lock_for(attrs.evolve(project, box=attrs.evolve(project.box, image=image.of_spec)))
+        plan = _plan(project, locked.lock, locked.mirrors, None, image.below)
+        return attrs.evolve(plan, image_key=made_from or image.key)
     locked = lock_for(project)
     return _plan(project, locked.lock, locked.mirrors, locked.recipe, made_from or locked.image_key)
 

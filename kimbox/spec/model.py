@@ -102,6 +102,17 @@ class RemoteImage:
 
 
 @attrs.frozen
+class SavedImage:
+    """The disk of a saved box, as an image of the store. No spec has it: a verb puts it in place of the image below."""
+
+    #: Keys of the image in the store, and of the image that the saved disk was made from.
+    key: str
+    below: str
+    #: The image of the spec.
+    of_spec: PackageImage | RemoteImage | BoxImage | SavedImage
+
+
+@attrs.frozen
 class BoxImage:
     """The disk of a box that `kimbox box add` added, by its name."""
 
@@ -290,7 +301,7 @@ class Box:
     layers: tuple[Path, ...]
     #: sha256 hex digest of the merged spec in canonical form. Lock and status refer to it.
     digest: str
-    image: PackageImage | RemoteImage | BoxImage
+    image: PackageImage | RemoteImage | BoxImage | SavedImage
     disk: Disk
     boot: BootMode
     cpus: int

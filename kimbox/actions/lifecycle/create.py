@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
 from kimbox.errors import StateError
 from kimbox.files import remove_tree, size_words, write_json
 from kimbox.image import obtain
+from kimbox.image.disk import nbd
+from kimbox.image.saves import private
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import foreign, keys, ports
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests, Purpose, Record
 from kimbox.project.plan import Plan
-from kimbox.spec.model import Box
+from kimbox.spec.model import Box, SavedImage
 
 #: First three bytes of MAC addresses that QEMU uses for virtual machines.
 MAC_PREFIX = "52:54:00"
@@ -53,6 +56,13 @@ def _check_size(box: Box) -> None:
         )
 
 
+def _renew(disk: Path, machine_id: str) -> None:
+    """Gives the disk of a machine that is made of a saved box its own machine-id and seeds: the image has none."""
+    with nbd.opened(disk, "qcow2", writable=True) as target:
+        private.renew(target.read, target.write, target.size_bytes, machine_id)
+        target.flush()
+
+
 def refuse_existing(machine: Machine) -> None:
     """Raises StateError (`name-taken`) if a machine has that name already."""
     if machine.exists:
@@ -70,6 +80,9 @@ def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: 
     box, folder = plan.box, machine.unfinished
     keys.make_pair(folder / machine.key.name, machine.name)
     driver.create(folder, box, image)
+    identity = uuid.uuid4()
+    if isinstance(box.image, SavedImage):
+        _renew(folder / machine.disk.name, identity.hex)
     seed = foreign.instance(box, folder / machine.disk.name) if driver.features.seed else None
     if seed:
         foreign.check_spec(box, {box.boot})
@@ -77,7 +90,6 @@ def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: 
         foreign.refuse(box.name, "run a job in")
     if machine.folder.exists():  # left by an interrupted destroy, without a record
         remove_tree(machine.folder)
-    identity = uuid.uuid4()
     with ports.allotting():  # until the ports are in the record, where other processes see them
         allotted = ports.choose(machine, host_ports(box), {})
         record = Record(

@@ -107,12 +107,12 @@ def restore(request: RestoreRequest) -> Restored:
         private_dir(paths.machines_dir())
         with machine.locked(), log.step(f"creating {machine.name} from save {manifest.number} in {store.url}"):
             refuse_existing(machine)
-            making = _Making(request, store, manifest, manifests.digest_of(data), machine)
+            making = Making(request, store, manifest, manifests.digest_of(data), machine)
             return making.run()
 
 
 @attrs.define
-class _Making:
+class Making:
     """A machine that is being made of a save."""
 
     request: RestoreRequest
@@ -127,23 +127,32 @@ class _Making:
         return self.machine.unfinished
 
     def run(self) -> Restored:
+        identity = uuid.uuid4()
+        with self.filled(identity.hex) as (box, image):
+            (self.folder / MARK).unlink()
+            self._finish(box, image, registry.named(registry.DEFAULT, self.machine), identity)
+        return Restored(self.machine, self.store.url, self.manifest, self.fetched_bytes)
+
+    @contextlib.contextmanager
+    def filled(self, machine_id: str | None) -> Iterator[tuple[Box, Image]]:
+        """Fills the disk in the folder. Yields the box of the save and the image below the disk.
+
+        `machine_id`: the id that the disk gets, with seeds of its own; None: it has none, and its seeds are empty.
+        """
         mark = self.folder / MARK
         if not mark.exists() or mark.read_text() != self.mark:
             remove_tree(self.folder)
             self.folder.mkdir(mode=0o700)
         box = self._box()
         with self._leased_image(box) as image:
-            driver = registry.named(registry.DEFAULT, self.machine)
             if not mark.exists():
                 layout = attrs.evolve(box.disk, size_bytes=self.manifest.disk.size_bytes)
+                driver = registry.named(registry.DEFAULT, self.machine)
                 driver.create(self.folder, attrs.evolve(box, disk=layout), image)
                 write_atomic(mark, self.mark)
-            identity = uuid.uuid4()
             with log.step("fetching the chunks that are not here"):
-                self._fill_disk(self.folder / self.machine.disk.name, identity.hex)
-            mark.unlink()
-            self._finish(box, image, driver, identity)
-        return Restored(self.machine, self.store.url, self.manifest, self.fetched_bytes)
+                self._fill_disk(self.folder / self.machine.disk.name, machine_id)
+            yield box, image
 
     def _file(self, name: str) -> bytes:
         """Returns a file of the save; nothing if it has no such file."""
@@ -244,7 +253,7 @@ class _Making:
 
         yield from packs.fetch(self.store, self.manifest.packs, chunks, contents.size_bytes, count)
 
-    def _fill_disk(self, disk: Path, machine_id: str) -> None:
+    def _fill_disk(self, disk: Path, machine_id: str | None) -> None:
         """Writes the chunks to the new overlay. A chunk that an interrupted run wrote is read back, and not fetched."""
         contents = self.manifest.disk
         chunks = self._chunks(contents)
@@ -265,7 +274,8 @@ class _Making:
                 self._write(target, self._fetch(contents, wanted))
             finally:  # qemu-nbd may keep in memory where it has put them, and the next run uses what is there
                 target.flush()
-            private.renew(target.read, target.write, target.size_bytes, machine_id)
+            if machine_id is not None:
+                private.renew(target.read, target.write, target.size_bytes, machine_id)
             target.flush()
         sync_file(disk)
 

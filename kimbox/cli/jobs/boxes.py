@@ -12,6 +12,7 @@ from kimbox.errors import UsageError
 if TYPE_CHECKING:
     from kimbox.actions.jobs.boxes import BoxResult
     from kimbox.actions.jobs.request import RunRequest
+    from kimbox.project.project import Project
 
 #: Exit status if the job is not ok in each box.
 NOT_OK_STATUS = 1
@@ -27,7 +28,12 @@ def run_on_boxes(request: RunRequest, names: Sequence[str]) -> int:
 
     if len(set(names)) < len(names):
         raise UsageError("a box is given twice", code="usage", fields={"option": "--box"})
-    projects = {target.check_name(name): target.project(name, None) for name in names}
+    projects: dict[str, Project] = {}
+    for name in names:
+        project = target.saved_or_box(name, None)
+        if project.name in projects:
+            raise UsageError(f"two of the boxes have the name {project.name}", code="usage", fields={"option": "--box"})
+        projects[project.name] = project
     results = run_on(request, projects)
     rows = [["box", "verdict", "status", "time", "output", "differs from the first box in"], *map(_row, results)]
     text = f"{table(rows)}\nthe results are in {request.output}"

@@ -29,7 +29,8 @@ Output = Annotated[
 ]
 BoxName = Annotated[
     str | None,
-    typer.Option("--box", metavar="BOX", help="Name of the box. Default: the spec of this folder.",
+    typer.Option("--box", metavar="BOX|URL",
+                 help="Name of the box, or URL of a save. Default: the spec of this folder.",
                  autocompletion=completers.boxes),
 ]  # fmt: skip
 BoxNames = Annotated[
@@ -37,7 +38,7 @@ BoxNames = Annotated[
     typer.Option(
         "--box",
         metavar="BOX",
-        help="Name of the box. Default: the spec of this folder. Several: the job runs in each.",
+        help="Name of the box, or URL of a saved one. Several: the job runs in each.",
         autocompletion=completers.boxes,
     ),
 ]
@@ -96,6 +97,8 @@ host bear, or N if that is less. results.jsonl has the job.json of each item in 
 what is missing; --retry-failed also does what was not ok. Ctrl-C ends the jobs that run, and keeps complete
 results. The exit status is 0 if all items are ok, else 1.
 
+With --box and the URL of a store, the job runs in clones of the newest save in it.
+
 With --box more than once, the job runs in each box, one after the other. OUT has a folder for each, and a table
 shows verdict, status, time, and the results that differ from those of the first box. The exit status is 0 if the job is
 ok in all boxes, else 1.
@@ -121,6 +124,7 @@ Examples:
   kimbox job run DIR
   kimbox job run DIR --box openkim-dev --timeout 2h --output results -- --steps 1000
   kimbox job run DIR --box bookworm --box trixie
+  kimbox job run DIR --box /srv/saves/study
   kimbox job run DIR --cpus 4 --memory 8GiB --room 2G --network example.org:443
   kimbox job run DIR --sign ~/.ssh/id_ed25519
   kimbox job run DIR --each items.txt -j 4 --output results
@@ -193,7 +197,7 @@ def build_request(
     in_file = read_jobfile(folder)
     size_bytes, chosen_room = disk_size(in_file, size, room)
     return RunRequest(
-        target.project(box or (in_file.box if file is None else None), file),
+        target.saved_or_box(box or (in_file.box if file is None else None), file),
         folder,
         output or folder.resolve().with_name(f"{folder.resolve().name}.out"),
         _arguments(words or []) or in_file.arguments or (),
