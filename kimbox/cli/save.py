@@ -32,6 +32,16 @@ Keep = Annotated[
     typer.Option("--keep", metavar="N", min=1, max=1000, help="Keep N saves, this one included. Default: all."),
 ]
 Fat = Annotated[bool, typer.Option("--fat", help="Save the image below the disk, too: the save needs nothing else.")]
+Share = Annotated[
+    bool,
+    typer.Option("--share", help="The save is for others: refuse it while files of users look like secrets."),
+]
+ShareSecret = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--share-secret", metavar="PATH", help="With --share: a file or folder in the box that others may have."
+    ),
+]
 Sign = Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="The private ssh key that signs the save.")]
 
 
@@ -42,6 +52,8 @@ def save(
     keep: Keep = None,
     fat: Fat = False,
     sign: Sign = None,
+    share: Share = False,
+    share_secret: ShareSecret = None,
 ) -> None:
     """Save a halted box in a store, from which `kimbox create --from` makes it again, here or on another host.
 
@@ -57,29 +69,34 @@ def save(
     URL is a folder, or a file:, sftp:, https:, oci:, s3:, gs: or az: URL; docs/stores.md describes each. In a spec,
     `store: URL` may contain {name}, which stands for the name of the box. A store holds the saves of one box.
 
-    The ssh host key of the box, its machine-id and its random seeds are not in a save. Your files are, secrets among
-    them. A sealed box is not saved.
+    The ssh host key of the box, its machine-id and its random seeds are not in a save. Your files are. What looks like
+    a secret among them, by name or first bytes, is listed: private keys, .netrc, tokens, credentials of clouds. With
+    --share such a save is refused, unless each is named with --share-secret. A sealed box is not saved.
 
     The JSON has: url, number, saved_at, added_bytes, uploaded_bytes (less than added_bytes if an interrupted save had
-    uploaded some), size_bytes (of all that the save needs), chunks, removed (numbers of saves) and cleaned (paths in
-    the box). With --list: url and saves, newest first.
+    uploaded some), size_bytes (of all that the save needs), chunks, removed (numbers of saves), cleaned (paths in the
+    box) and secrets (path and kind of each). With --list: url and saves, newest first.
 
     \b
     Examples:
       kimbox halt && kimbox save /srv/saves/study
       kimbox save openkim-dev file:///srv/saves/openkim-dev --keep 5
       kimbox save --list /srv/saves/study
+      kimbox save study /srv/shared/study --share --share-secret /home/vagrant/example.pem
       kimbox save --fat --sign ~/.ssh/id_ed25519 study /srv/saves/study
     """
     box, url = _parse(words or [])
     if list_saves:
-        if keep is not None or fat or sign is not None:
-            raise UsageError("--list excludes --keep, --fat and --sign", code="usage", fields={"option": "--list"})
+        if keep is not None or fat or sign is not None or share or share_secret:
+            raise UsageError("--list excludes the other options", code="usage", fields={"option": "--list"})
         _list(url or _needed_store(box, file))
         return
     from kimbox.actions.saves import save as saving
 
-    request = saving.SaveRequest(target.machine(box, file), url or _needed_store(box, file), keep, fat, sign)
+    if share_secret and not share:
+        raise UsageError("--share-secret needs --share", code="usage", fields={"option": "--share-secret"})
+    place, named = url or _needed_store(box, file), tuple(share_secret or ())
+    request = saving.SaveRequest(target.machine(box, file), place, keep, fat, sign, share, named)
     _report(request.machine.name, saving.save(request))
 
 
@@ -90,10 +107,12 @@ def _report(name: str, done: Saved) -> None:
     manifest = done.manifest
     result = {"name": name, "url": done.url, "uploaded_bytes": done.uploaded_bytes, **summary_of_save(manifest)}
     result |= {"removed": list(done.removed), "cleaned": list(done.cleaned)}
+    result["secrets"] = [{"path": one.path, "kind": one.kind} for one in done.secrets]
     text = f"saved {name} as number {manifest.number} in {done.url}: {size_words(done.uploaded_bytes)} uploaded"
     lines = [text]
     if done.removed:
         lines.append(f"removed {len(done.removed)} older saves")
+    lines += [f"it has {one.path}: {one.kind}" for one in done.secrets]
     report("save", result, "\n".join(lines))
 
 

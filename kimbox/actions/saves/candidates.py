@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
+from typing import Any
 
 from kimbox import paths
 from kimbox.actions.observe import state
 from kimbox.actions.saves import found
 from kimbox.drivers import registry
 from kimbox.errors import StateError
+from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.machine.state import State
+from kimbox.run import run
 from kimbox.transfer.stores.opening import open_store
 
 #: State -> how a machine in it becomes halted, with a disk that was unmounted.
@@ -52,6 +56,23 @@ def check(machine: Machine, record: Record) -> None:
         )
     if names := registry.of(machine).disk_snapshots():
         log.warn(f"the snapshots of {name} are not in the save: {', '.join(names):.200}")
+
+
+def overlays(machine: Machine, image: Image) -> list[Path]:
+    """Returns the disk of a machine and the overlays below it, without the image.
+
+    Raises StateError if something else is below it.
+    """
+    command = ["qemu-img", "info", "--output=json", "--backing-chain", "-f", "qcow2", str(machine.disk)]
+    chain: list[dict[str, Any]] = json.loads(run(command, timeout_s=60).stdout)
+    files = [Path(one["filename"]) for one in chain]
+    if files[-1].resolve() != image.disk.resolve():
+        raise StateError(
+            f"cannot save {machine.name}: its disk is not based on the image that it was made from",
+            code="wrong-state",
+            fields={"verb": "save", "name": machine.name, "backing_file": str(files[-1])},
+        )
+    return files[:-1]
 
 
 def _refuse(machine: Machine, record: Record) -> None:

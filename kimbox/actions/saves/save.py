@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -25,7 +23,7 @@ from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import is_full, json_bytes, read_bounded, remove_tree, size_words, space_error
 from kimbox.image.disk import nbd
 from kimbox.image.formats import sums
-from kimbox.image.saves import chunks, index, packs, private
+from kimbox.image.saves import chunks, index, packs, private, secrets
 from kimbox.image.saves.index import MAX_CHUNKS, Chunk
 from kimbox.image.saves.manifest import (
     MAX_FILE_BYTES,
@@ -38,13 +36,13 @@ from kimbox.image.saves.manifest import (
     pack_manifest,
 )
 from kimbox.image.saves.packs import Known, Packer
+from kimbox.image.saves.secrets import Finding
 from kimbox.image.store import digest, images, lease
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import delivered_locks
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import LastSave, Record
-from kimbox.run import run
 from kimbox.spec.model import Occasion
 from kimbox.transfer.stores.base import Store
 from kimbox.transfer.stores.opening import open_store
@@ -71,6 +69,10 @@ class SaveRequest:
     fat: bool = False
     #: Private ssh key that signs the manifest.
     key: Path | None = None
+    #: Whether the save is for others. Then no file of a user may look like a secret, except those of `shared_secrets`:
+    #: paths of files and folders in the guest.
+    share: bool = False
+    shared_secrets: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -85,6 +87,8 @@ class Saved:
     cleaned: tuple[str, ...]
     #: Bytes that this call uploaded. An interrupted one may have uploaded the others.
     uploaded_bytes: int
+    #: Files in the save that look like secrets of users.
+    secrets: tuple[Finding, ...] = ()
 
 
 @attrs.define
@@ -100,6 +104,7 @@ class _Writing:
     packer: Packer
     uploaded_bytes: int = 0
     added_bytes: int = 0
+    secrets: tuple[Finding, ...] = ()
 
     @property
     def number(self) -> int:
@@ -182,10 +187,11 @@ def _save(
     parent_number, parent = _newest(store)
     packer = Packer(store, work, parent_number + 1, _known(store, parent))
     writing = _Writing(request, store, work, parent, parent_number, packer)
-    overlays = _overlays(machine, image)
+    overlays = candidates.overlays(machine, image)
     with log.step("writing the chunks that changed"):
-        disk_chunks, disk_bytes, cleaned = _disk_chunks(writing, image, overlays)
+        # The image first, in packs of its own: they are the same if the disk changes after an interruption.
         base_chunks = _base_chunks(writing, image) if request.fat else None
+        disk_chunks, disk_bytes, cleaned = _disk_chunks(writing, image, overlays)
         stored_packs = packer.finish()
         writing.added_bytes += packer.added_bytes
         writing.uploaded_bytes += packer.added_bytes - packer.found_bytes
@@ -195,7 +201,7 @@ def _save(
     )
     _publish(writing, manifest, sign)
     removed = prune.prune(store, manifest)
-    return Saved(store.url, manifest, removed, cleaned, writing.uploaded_bytes)
+    return Saved(store.url, manifest, removed, cleaned, writing.uploaded_bytes, writing.secrets)
 
 
 def _newest(store: Store) -> tuple[int, Manifest | None]:
@@ -237,23 +243,6 @@ def _known(store: Store, parent: Manifest | None) -> dict[bytes, Known]:
     return known
 
 
-def _overlays(machine: Machine, image: Image) -> list[Path]:
-    """Returns the disk of a machine and the overlays below it, without the image.
-
-    Raises StateError if something else is below it.
-    """
-    command = ["qemu-img", "info", "--output=json", "--backing-chain", "-f", "qcow2", str(machine.disk)]
-    chain: list[dict[str, Any]] = json.loads(run(command, timeout_s=60).stdout)
-    files = [Path(one["filename"]) for one in chain]
-    if files[-1].resolve() != image.disk.resolve():
-        raise StateError(
-            f"cannot save {machine.name}: its disk is not based on the image that it was made from",
-            code="wrong-state",
-            fields={"verb": "save", "name": machine.name, "backing_file": str(files[-1])},
-        )
-    return files[:-1]
-
-
 def reporter(what: str) -> Callable[[int], None]:
     """Returns a function that gets the number of bytes done, and reports it at most every REPORT_S seconds."""
     reported_at_s = time.monotonic()
@@ -274,17 +263,35 @@ def _disk_chunks(writing: _Writing, image: Image, overlays: list[Path]) -> tuple
         nbd.opened(image.disk, image.format) as backing,
     ):
         disk = private.cleaned(source.read, source.size_bytes, writing.work)
+        writing.secrets = _secrets(writing.request, disk)
         own = chunks.own_ranges(overlays)
         changed = chunks.changed(disk, own, backing.read, backing.size_bytes, reporter("the disk"))
         written = [writing.packer.add(number, data) for number, data in _bounded(changed)]
         return written, source.size_bytes, disk.removed
 
 
+def _secrets(request: SaveRequest, disk: private.Cleaned) -> tuple[Finding, ...]:
+    """Returns the files that look like secrets, and reports them. Raises StateError (`secret-found`) for others."""
+    name = request.machine.name
+    found = secrets.find(disk)
+    if request.share:
+        secrets.check_shared(found, request.shared_secrets, name)
+    elif found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        log.warn(
+            f"the save of {name} has what looks like a secret: {found[0].path}{more}. Who reads the store gets it: "
+            "`kimbox save --share` refuses such files"
+        )
+    return found
+
+
 def _base_chunks(writing: _Writing, image: Image) -> list[Chunk]:
     """Writes the chunks of the file of the image."""
     images.check(image)
     content = chunks.of_file(image.disk, reporter("the image"))
-    return [writing.packer.add(number, data) for number, data in _bounded(content)]
+    written = [writing.packer.add(number, data) for number, data in _bounded(content)]
+    writing.packer.close_pack()
+    return written
 
 
 def _bounded(numbered: Iterator[chunks.Numbered]) -> Iterator[chunks.Numbered]:

@@ -72,6 +72,10 @@ class Packer:
         self._places[digest] = place
         return Chunk(number, digest, *place)
 
+    def close_pack(self) -> None:
+        """Uploads the pack that is being filled. The next chunk begins another one."""
+        self._upload()
+
     def finish(self) -> tuple[Stored, ...]:
         """Uploads the last pack. Returns all packs of the save."""
         self._upload()
