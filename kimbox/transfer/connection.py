@@ -30,6 +30,12 @@ MAX_REASON_CHARACTERS = 200
 #: Characters that stay as they are in a URL; others (letters beyond ASCII) are percent-encoded.
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
+#: Status codes after which another attempt may succeed.
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+#: The longest pause that a server can ask for (Retry-After), in seconds.
+MAX_PAUSE_S = 60.0
+
 
 class Deadline:
     """The time at which a request ends without a result. Progress postpones it."""
@@ -176,6 +182,17 @@ def _authorize(made: urllib.request.Request, login: Login | None) -> None:
 def reason_of(error: urllib.error.HTTPError) -> str:
     """The reason in the status line of an answer, shortened: a line may have 64 KiB."""
     return str(error.reason)[:MAX_REASON_CHARACTERS]
+
+
+def pause_s(headers: Mapping[str, str], planned_s: float) -> float:
+    """Returns the pause before the next attempt, in seconds: at least `planned_s`.
+
+    It is longer if the server asks for that in `headers`, up to MAX_PAUSE_S. Only seconds in Retry-After are obeyed,
+    and no date (RFC 9110, 10.2.3): the clocks may differ.
+    """
+    asked = headers.get("Retry-After", "").strip()
+    is_number = asked.isascii() and asked.isdigit() and len(asked) < 10
+    return max(planned_s, min(float(asked), MAX_PAUSE_S)) if is_number else planned_s
 
 
 def opener(deadline: Deadline, login: Login | None, *, has_digest: bool) -> urllib.request.OpenerDirector:

@@ -53,9 +53,6 @@ MAX_VALIDATOR_CHARACTERS = 500
 #: Time between two reports of progress, in seconds.
 REPORT_S = 1.0
 
-#: Status codes after which another attempt may succeed.
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
@@ -67,10 +64,13 @@ class _RetryError(Exception):
     HTTP status code, if the server sent an error.
     """
 
-    def __init__(self, message: str, reason: str, *, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, reason: str, *, status: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.status = status
+        self.headers = headers or {}
 
 
 def fetch(
@@ -273,7 +273,7 @@ def _download(transfer: _Transfer) -> None:
             if failures == len(PAUSES_S):
                 raise _download_error(transfer, error) from None
             log.now(f"{error}; retrying")
-            time.sleep(PAUSES_S[failures])
+            time.sleep(connection.pause_s(error.headers, PAUSES_S[failures]))
             failures += 1
 
 
@@ -365,9 +365,9 @@ def _check_error_status(transfer: _Transfer, error: urllib.error.HTTPError) -> N
             return
         transfer.restart()
         raise _RetryError("the file on the server is shorter than the part that was downloaded", "wrong-range")
-    if error.code in _TRANSIENT:
+    if error.code in connection.TRANSIENT:
         message = f"the server answered with {error.code} {connection.reason_of(error)}"
-        raise _RetryError(message, "status", status=error.code)
+        raise _RetryError(message, "status", status=error.code, headers=dict(error.headers))
     hint = None
     if 300 <= error.code < 400:
         message = f"{where} redirects more than {connection.MAX_REDIRECTS} times, or to a URL that is not http or https"

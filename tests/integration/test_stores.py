@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +23,10 @@ from storeservers import KINDS
 
 from kimbox.errors import KimboxError
 from kimbox.machine.folder import Machine
+from kimbox.transfer.stores import requests
 from kimbox.transfer.stores.base import READ_BYTES, all_of
 from kimbox.transfer.stores.opening import is_url, open_store
+from kimbox.transfer.stores.requests import Server, StatusError
 
 PACK = f"packs/000001-{'a' * 64}"
 
@@ -95,11 +99,12 @@ def test_a_server_without_move(dav: Dav) -> None:
     assert b"one" == store.read("saves/000001.json", 0, 10)
 
 
-def test_a_server_that_dies_in_an_upload(dav: Dav, tmp_path: Path) -> None:
+def test_a_server_that_dies_in_an_upload(dav: Dav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says so, nothing appears, and the next call works."""
     (tmp_path / "data").write_bytes(os.urandom(3_000_000))
     store = open_store(dav.url)
     dav.dies_after = 1_000_000
+    monkeypatch.setattr(requests, "PAUSES_S", (0.01, 0.01))
     with pytest.raises(KimboxError) as caught:
         store.write(PACK, tmp_path / "data")
     assert "store-failed" == caught.value.code
@@ -107,6 +112,59 @@ def test_a_server_that_dies_in_an_upload(dav: Dav, tmp_path: Path) -> None:
     dav.dies_after = None
     store.write(PACK, tmp_path / "data")
     assert 3_000_000 == store.size(PACK)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, which are not made."""
+    made: list[float] = []
+    monkeypatch.setattr(time, "sleep", made.append)
+    return made
+
+
+def test_what_a_server_cannot_do_now_is_repeated(dav: Dav, tmp_path: Path, pauses: list[float]) -> None:
+    """After errors of the server, resets and cut bodies, all is as without them. The attempts are bounded."""
+    data = os.urandom(300_000)
+    (tmp_path / "data").write_bytes(data)
+    store = open_store(dav.url)
+    assert store.size(PACK) is None
+    store.write(PACK, tmp_path / "data")
+    assert [] == pauses
+    (tmp_path / "data").write_bytes(data[::-1])
+    dav.troubles = [503, 0, 500]
+    store.write(PACK, tmp_path / "data")
+    assert data[::-1] == (dav.folder / "dav/tiny" / PACK).read_bytes()
+    dav.troubles, dav.cuts_body_from = [0, 429], 100_000
+    assert data[::-1] == store.read(PACK, 0, len(data))
+    assert 6 == len(pauses)
+    dav.troubles = [502] * 100
+    with pytest.raises(KimboxError) as caught:
+        store.size(PACK)
+    assert ("store-failed", "502", 95) == (caught.value.code, caught.value.fields["status"], len(dav.troubles))
+
+
+def test_the_pause_that_a_server_asks_for(dav: Dav, pauses: list[float]) -> None:
+    """It is obeyed, up to a minute. What is no number of seconds changes nothing."""
+    store = open_store(dav.url)
+    for asked in ("7", "100000", "Fri, 31 Dec 1999 23:59:59 GMT", "-1", "9" * 5000):
+        dav.troubles, dav.retry_after = [503], asked
+        assert store.size(PACK) is None
+    assert [7.0, 60.0, 0.5, 0.5, 0.5] == pauses
+
+
+def test_what_must_not_happen_twice_is_not_repeated(dav: Dav, pauses: list[float]) -> None:
+    """A conditional request is sent once: its first attempt may have succeeded."""
+    dav.without = ("MOVE",)
+    store = open_store(dav.url)
+    assert store.create("saves/000001.json", b"one", [])
+    server = Server(dav.url, None)
+    for method, condition in (("MOVE", {}), ("PUT", {"If-None-Match": "*"})):
+        dav.troubles, headers = [503, 503], {"Content-Length": "3", **condition}
+        sent = server.request(method, f"{dav.url}/x", file=io.BytesIO(b"two"), headers=headers)
+        with pytest.raises(StatusError), sent:
+            pass
+        assert [503] == dav.troubles
+    assert [] == pauses
 
 
 def test_a_full_store(dav: Dav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

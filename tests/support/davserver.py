@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -28,6 +30,12 @@ class Dav:
     #: Number of bytes of bodies after which it breaks off a connection; None: never.
     dies_after: int | None = None
     is_full: bool = False
+    #: Answers before the usual ones, the first first: a status, or 0 for a connection that is reset. `retry_after`: the
+    #: header Retry-After of them.
+    troubles: list[int] = attrs.field(factory=list)
+    retry_after: str | None = None
+    #: The next body of this length or more is cut off in its middle.
+    cuts_body_from: int | None = None
     #: The header Authorization that it requires.
     authorization: str | None = None
     requests: list[str] = attrs.field(factory=list)
@@ -56,13 +64,26 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", headers.pop("length", str(len(data))))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        if self.command == "HEAD":
+            return
+        if self.dav.cuts_body_from is not None and len(data) >= self.dav.cuts_body_from:
+            self.dav.cuts_body_from, self.close_connection = None, True
+            data = data[: len(data) // 2]
+        self.wfile.write(data)
 
     def is_refused(self) -> bool:
         """Reads the request. Whether it was answered with an error."""
         self.dav.requests.append(f"{self.command} {self.path}")
-        if self.command in self.dav.without:
+        if self.dav.troubles:
+            status = self.dav.troubles.pop(0)
+            self.close_connection = True
+            if status:
+                headers = {"Retry_After": self.dav.retry_after} if self.dav.retry_after else {}
+                self.answer(status, **headers)
+            else:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+        elif self.command in self.dav.without:
             self.close_connection = True
             self.answer(405)
         elif self.dav.authorization not in (None, self.headers.get("Authorization")):
