@@ -1,35 +1,49 @@
-"""`kimbox save` to a folder, compared with steps of `vagrant package`; and what a second save uploads.
+"""`kimbox save` to a folder, compared with steps of `vagrant package`; what a second save uploads; start from a save.
 
     python -m bench.save [-n 3] [--box minimal]
 
 Each round saves a halted box to an empty folder, and packages the same disk with the two steps of `vagrant package`
 that every host has: qemu-img convert, and tar with one thread of gzip. Its other steps, virt-sysprep and virt-sparsify,
 are left out. Then 100 MB of random data are written in the box, and it is saved again: `upload` is the ratio of the
-bytes that this uploads to the bytes that were written. Images are in KIMBOX_HOME.
+bytes that this uploads to the bytes that were written. Then a box is made of the save and started, on this host, which
+has its image: `start` is the ratio of that time to the time in which the saved box itself starts, and in which the
+chunks are read and verified. Images are in KIMBOX_HOME.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.common import medians, options, progress, ratio, shipped, show
 from kimbox import paths
 from kimbox.actions import stop
+from kimbox.actions.saves import found
+from kimbox.actions.saves.restore import RestoreRequest, restore
 from kimbox.actions.saves.save import SaveRequest, save
 from kimbox.actions.up import UpRequest, up
 from kimbox.guest.ssh import Guest
+from kimbox.image.saves import packs
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import Purpose
 from kimbox.project.project import Project
 from kimbox.run import run
+from kimbox.spec.load import load_box
 from kimbox.spec.model import BootMode, Box
+from kimbox.transfer.stores.opening import open_store
 
-#: Maximum ratios: duration of a save to that of the usual package, and uploaded to written bytes.
-LIMIT, LIMIT_UPLOAD = 0.5, 1.15
+#: Maximum ratios: duration of a save to that of the usual package, uploaded to written bytes, and duration of a start
+#: from a save to that of a plain start and the transfer.
+LIMIT, LIMIT_UPLOAD, LIMIT_START = 0.5, 1.15, 1.2
+
+#: Name of the box that is made of a save.
+COPY = "bench-copy"
 
 CHANGED_BYTES = 100 << 20
 
@@ -44,6 +58,38 @@ def changed(box: Box, name: str, machine: Machine) -> None:
         if done.code:
             raise SystemExit(f"a script failed in the guest: {done.stderr}")
     stop.halt(machine)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Returns the duration of a function, in seconds."""
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def transferred(url: str) -> None:
+    """Reads the packs of the newest save, and verifies them."""
+    with contextlib.closing(open_store(url)) as store:
+        manifest, _ = found.require(store, None)
+        for pack in manifest.packs:
+            if not packs.is_whole(store, pack):
+                raise SystemExit(f"{pack.name} is damaged")
+
+
+def starts(box: Box, name: str, machine: Machine, url: str) -> tuple[float, float]:
+    """Returns the duration of a start from a save, and of a plain start and the transfer, in seconds."""
+    keep = Choice(BootMode.KEEP)
+    plain_s = timed(lambda: up(UpRequest(Project(box, name), boot=keep))) + timed(lambda: transferred(url))
+    stop.halt(machine)
+
+    def from_save() -> None:
+        made = restore(RestoreRequest(url, COPY)).machine
+        saved_box = load_box(Path(made.record().source))
+        up(UpRequest(Project(saved_box), boot=keep, clone=COPY, purpose=Purpose.CLONE))
+
+    from_save_s = timed(from_save)
+    stop.destroy(Machine(COPY))
+    return from_save_s, plain_s
 
 
 def usual(machine: Machine, folder: Path) -> float:
@@ -65,6 +111,7 @@ def main() -> None:
     paths.home().mkdir(parents=True, exist_ok=True)
     times: dict[str, list[float]] = {"kimbox save": [], "qemu-img and tar": []}
     sizes: dict[str, list[float]] = {"uploaded": [], "written": []}
+    times |= {"start from a save": [], "plain start and transfer": []}
     with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as name:
         store = Path(name) / "store"
         changed(box, arguments.box, machine)
@@ -77,14 +124,19 @@ def main() -> None:
             changed(box, arguments.box, machine)
             sizes["uploaded"].append(save(SaveRequest(machine, str(store))).uploaded_bytes)
             sizes["written"].append(CHANGED_BYTES)
+            from_save_s, plain_s = starts(box, arguments.box, machine, str(store))
+            times["start from a save"].append(from_save_s)
+            times["plain start and transfer"].append(plain_s)
             progress(f"{times['kimbox save'][-1]:.2f} s and {times['qemu-img and tar'][-1]:.2f} s")
     faster = ratio(times["kimbox save"], times["qemu-img and tar"])
     upload = ratio(sizes["uploaded"], sizes["written"])
+    start = ratio(times["start from a save"], times["plain start and transfer"])
     show(
         {
             "median_s": medians(times), "ratio": faster, "limit": LIMIT,
             "median_bytes": medians(sizes, 0), "upload": upload, "limit_upload": LIMIT_UPLOAD,
-            "ok": faster <= LIMIT and upload <= LIMIT_UPLOAD, "all_s": times,
+            "start": start, "limit_start": LIMIT_START,
+            "ok": faster <= LIMIT and upload <= LIMIT_UPLOAD and start <= LIMIT_START, "all_s": times,
         }
     )  # fmt: skip
 

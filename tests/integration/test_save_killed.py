@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
+import attrs
 import makesaved
 import pytest
 import savechild
@@ -16,10 +19,15 @@ from clirun import world as world
 from makesaved import MIB
 
 from kimbox.machine.folder import Machine
+from kimbox.machine.life import Life, Lifetime, read_life
+from kimbox.machine.record import Ended
 from kimbox.run import Completed, run
 
 #: A process is killed at every third operation, and at each one in `script/test soak`.
 STEPS = [3, pytest.param(1, marks=pytest.mark.soak)]
+
+#: The same for verbs that save as `save` does: every seventh.
+FEW_STEPS = [7, pytest.param(1, marks=pytest.mark.soak)]
 
 
 def child(world: Path, number: int, *arguments: str, spot: str = "before") -> Completed:
@@ -82,14 +90,54 @@ def test_save_killed(step: int, kimbox: Kimbox, machine: Machine, world: Path) -
     assert not (machine.folder / "save").exists()
 
 
+@pytest.mark.parametrize("step", FEW_STEPS)
+@pytest.mark.parametrize("verb", ["stop", "expire"])
+def test_the_end_of_a_box_killed(verb: str, step: int, kimbox: Kimbox, machine: Machine, world: Path) -> None:
+    """After `stop` or the end of a lifetime was killed anywhere, the next run saves the box. Its disk stays."""
+    spec = world / "kimbox.yaml"
+    spec.write_text(json.dumps(makesaved.SPEC))
+    disk = machine.disk.read_bytes()
+
+    def prepare(place: Path) -> tuple[str, ...]:
+        """Makes a halted box whose lifetime is over, and whose store is empty. Returns the command."""
+        machine.write_record(attrs.evolve(machine.record(), source=str(spec), ended=Ended.HALTED, saved=None))
+        Life(Lifetime.begin(1, time.time() - 60, from_spec=True), str(place)).write(machine.folder)
+        return ("stop", "tiny", "--url", str(place)) if verb == "stop" else ("expire",)
+
+    count = operations(child(world, 0, *prepare(world / "probe")))
+    assert count > 15
+    for number in range(1, count + 1, step):
+        place = world / f"store-{number}"
+        words = prepare(place)
+        killed = child(world, number, *words, spot="after" if number % 2 else "before")
+        assert -signal.SIGKILL == killed.code, killed.stderr
+        assert disk == machine.disk.read_bytes()
+        before = {path.name for path in (place / "saves").glob("0*.json")}
+        code, out, err = kimbox(*words)
+        assert 0 == code, out + err
+        ended = read_life(machine).lifetime
+        assert ended
+        assert ended.ended_at
+        assert before <= {path.name for path in (place / "saves").glob("0*.json")} != set()
+        listed = result(kimbox("--json", "save", "--list", str(place))[1], "save")["saves"]
+        assert {None} == {one["problem"] for one in listed}
+    assert 0 == kimbox("create", "copy", "--from", str(place))[0]
+    assert MIB == len(makesaved.get(Machine("copy"), world, "persistent/mine"))
+
+
 @pytest.mark.parametrize("step", STEPS)
-def test_create_killed(step: int, kimbox: Kimbox, machine: Machine, world: Path) -> None:
+@pytest.mark.parametrize("verb", ["create", "start"])
+def test_create_killed(verb: str, step: int, kimbox: Kimbox, machine: Machine, world: Path) -> None:
     """No machine appears before it is complete, and the next run makes it."""
     store = world / "store"
     assert 0 == kimbox("save", "tiny", str(store))[0]
-    count = operations(child(world, 0, "create", "probe", "--from", str(store)))
+
+    def words(name: str) -> tuple[str, ...]:
+        return ("create", name, "--from", str(store)) if verb == "create" else ("start", str(store), "--name", name)
+
+    count = operations(child(world, 0, *words("probe")))
     for number in range(1, count + 1, step):
-        killed = child(world, number, "create", "other", "--from", str(store), spot="after" if number % 2 else "before")
+        killed = child(world, number, *words("other"), spot="after" if number % 2 else "before")
         assert -signal.SIGKILL == killed.code, killed.stderr
         assert not Machine("other").exists
     assert 0 == kimbox("create", "other", "--from", str(store))[0]

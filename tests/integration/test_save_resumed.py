@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
+import davserver
 import makesaved
 import pytest
 import saveverbs
@@ -16,6 +18,8 @@ from saveverbs import refused, saved
 
 from kimbox.image.saves import packs
 from kimbox.machine.folder import Machine
+from kimbox.run import run
+from kimbox.transfer.stores import requests
 from kimbox.transfer.stores.base import failed
 from kimbox.transfer.stores.folder import FolderStore
 
@@ -76,3 +80,52 @@ def test_a_save_again_after_each_upload(
             break
     assert 0 == code
     assert len(set(written)) == len(written) > 3
+
+
+def test_a_server_that_dies_in_a_save(
+    kimbox: Kimbox, machine: Machine, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former save is as it was, the next attempt completes, and no password is in what was stored."""
+    monkeypatch.setattr(requests, "PAUSES_S", (0.01,))
+    monkeypatch.setenv("HOME", str(world))
+    (world / ".netrc").write_text("machine 127.0.0.1 login me password Correct-Horse\n")
+    (world / ".netrc").chmod(0o600)
+    with davserver.serving(world / "served") as dav:
+        dav.authorization = f"Basic {base64.b64encode(b'me:Correct-Horse').decode()}"
+        assert 0 == kimbox("save", "tiny", dav.url)[0]
+        before = {path: path.read_bytes() for path in dav.folder.rglob("*-*") if path.is_file()}
+        makesaved.write(machine, world, {"persistent/more": os.urandom(2 * MIB)})
+        dav.dies_after = MIB
+        assert "store-failed" == refused(kimbox, "save", "tiny", dav.url)["code"]
+        assert before == {path: path.read_bytes() for path in before}
+        assert 0 == kimbox("create", "old", "--from", dav.url)[0]
+        dav.dies_after = None
+        assert 0 == kimbox("save", "tiny", dav.url)[0]
+        assert 0 == kimbox("create", "new", "--from", dav.url)[0]
+        assert [0, 2 * MIB] == [len(makesaved.get(Machine(name), world, "persistent/more")) for name in ("old", "new")]
+        for path in dav.folder.rglob("*"):
+            assert not path.is_file() or b"Correct-Horse" not in path.read_bytes()
+
+
+def test_a_full_disk_of_the_host(kimbox: Kimbox, world: Path) -> None:
+    """Neither a save nor a box of a save is made of less than all. With space, the same commands work."""
+    small = world / "home/machines"
+    small.mkdir(parents=True)
+    run(["mount", "-t", "tmpfs", "-o", "size=9m", "none", small])
+    try:
+        machine, store = makesaved.make_saved(world), world / "store"
+        disk = machine.disk.read_bytes()
+        assert "no-space" == refused(kimbox, "save", "tiny", str(store))["code"]
+        assert disk == machine.disk.read_bytes()
+        assert not list(store.rglob("*.json"))
+        run(["mount", "-o", "remount,size=64m", small])
+        assert 0 == kimbox("save", "tiny", str(store))[0]
+        used = sum(path.stat().st_blocks * 512 for path in small.rglob("*"))
+        run(["mount", "-o", f"remount,size={used + 2 * MIB}", small])
+        problem = refused(kimbox, "create", "other", "--from", str(store))
+        assert not Machine("other").exists, problem
+        run(["mount", "-o", "remount,size=64m", small])
+        assert 0 == kimbox("create", "other", "--from", str(store))[0]
+        assert 3 * MIB == len(makesaved.get(Machine("other"), world, "persistent/mine"))
+    finally:
+        run(["umount", small])

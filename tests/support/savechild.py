@@ -1,9 +1,9 @@
 """kimbox in a process of its own that kills itself at the Nth operation of its store, for the tests of saves.
 
-    savechild.py NUMBER SPOT save|create ARGUMENTS...
+    savechild.py NUMBER SPOT save|create|start|stop|expire ARGUMENTS...
 
-NUMBER counts the calls of the operations of OPERATIONS and of `os.replace` and `os.write` in the store, from 1. SPOT is
-`before` or `after` the call.
+NUMBER counts the calls of the operations of OPERATIONS, of `_write` and `hardlink_to` in the store, and the writes of
+records and lives, from 1. SPOT is `before` or `after` the call. No guest runs: `start` ends when the box is made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kimbox.actions import up
 from kimbox.cli.app import run
+from kimbox.machine.folder import Machine
+from kimbox.machine.life import Life
+from kimbox.machine.state import State
 from kimbox.transfer.stores import folder
 from kimbox.transfer.stores.folder import FolderStore
 
@@ -48,6 +52,9 @@ def main(number: int, spot: str, arguments: list[str]) -> int:
         setattr(FolderStore, name, dying(getattr(FolderStore, name), number, spot))
     folder._write = dying(folder._write, number, spot)  # type: ignore[assignment]
     Path.hardlink_to = dying(Path.hardlink_to, number, spot)  # type: ignore[method-assign]
+    Machine.write_record = dying(Machine.write_record, number, spot)  # type: ignore[method-assign]
+    Life.write = dying(Life.write, number, spot)  # type: ignore[method-assign]
+    up.up = lambda _: State.HALTED
     code = run(arguments)
     print(f"operations {done}", file=sys.stderr)
     return code
