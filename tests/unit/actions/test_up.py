@@ -34,7 +34,7 @@ from kimbox.machine.folder import Machine, machines
 from kimbox.machine.record import Ended, PlanDigests, Purpose
 from kimbox.machine.state import State
 from kimbox.project.project import Project
-from kimbox.spec.model import Mode, Run, Step
+from kimbox.spec.model import Box, Mode, Run, Step
 
 world = feignedworld.world  # a fixture
 
@@ -329,7 +329,8 @@ def test_prune_keeps_the_image_of_a_machine_that_up_creates(world: World, monkey
     (stored / images.FACTS).touch()
     removed: list[object] = []
 
-    def create(driver: FakeDriver, folder: Path, *_: object) -> None:
+    def create(driver: FakeDriver, folder: Path, box: Box, _: object) -> None:
+        driver.script.disk_bytes = box.disk.size_bytes
         assert [stored] == [item.path for item in prune.unused()]
         removed.extend(prune.remove(prune.unused()))
         with locked(paths.machines_dir() / ".ports.lock"):
