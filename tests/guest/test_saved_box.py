@@ -120,4 +120,5 @@ def test_a_box_is_made_of_a_save(kimbox: Kimbox, tmp_path: Path) -> None:
     each = [kimbox.sh(name, f"cat notes; sudo cat /root/runs\n{IDENTITY}").split() for name in ("kept-1", "kept-2")]
     assert [["mine", "ran"]] * 2 == [words[:2] for words in each]
     assert 8 == len(set(each[0][2:]) | set(each[1][2:]))
-    kimbox("destroy", "-y", "kept-1", "kept-2")
+    for name in ("kept-1", "kept-2"):
+        kimbox("destroy", "-y", name)

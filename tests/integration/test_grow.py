@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -268,9 +269,15 @@ def test_a_save_has_the_grown_disk(kimbox: Kimbox, machine: Machine, store: Path
     """A box that is made of it has the same size, or a larger one at its next start, and no smaller one."""
     wanted = madedisk.LAYOUT.size_bytes + 64 * MIB
     qemu_disk.grow(machine, wanted)
+    beyond, data = madedisk.LAYOUT.size_bytes + 5 * MIB, os.urandom(2 * MIB)  # the image ends before it
+    with nbd.opened(machine.disk, "qcow2", writable=True) as disk:
+        disk.write(beyond, data)
+        disk.flush()
     assert 0 == kimbox("save", "tiny", str(store))[0]
     assert 0 == kimbox("create", "same", "--from", str(store))[0]
     assert wanted == qemu_disk.size_bytes(Machine("same").disk)
+    with nbd.opened(Machine("same").disk, "qcow2") as disk:
+        assert data == disk.read(beyond, len(data))
     made = kimbox("--json", "create", "more", "--from", str(store), "--disk", "20GiB")[1]
     assert ("disk.size=20GiB",) == Machine(result(made, "create")["name"]).record().settings
     assert makesaved.get(machine, world, "persistent/mine") == makesaved.get(Machine("same"), world, "persistent/mine")

@@ -81,8 +81,10 @@ def clean(path: Path) -> list[str]:
 
 
 def check_layout(disk: DiskView) -> None:
-    """Raises ImageError if a disk has a volume that kimbox cannot clean, or no volume for /persistent in one piece."""
+    """Raises ImageError if a disk has a volume that kimbox cannot clean, or root or /persistent not in one piece."""
     contents = disk.contents
+    if len(disk.root.pieces) != 1:
+        raise ImageError("its root is in several pieces", code="disk-layout", fields={"fault": "root-in-pieces"})
     if contents.unknown:
         name = f"{contents.unknown[0].name:.40}"
         raise ImageError(

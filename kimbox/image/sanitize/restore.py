@@ -45,7 +45,8 @@ def restore(path: Path, image: Path) -> list[str]:
 
 def _kept_volumes(disk: DiskView, built: DiskView) -> tuple[Volume, Volume]:
     """/boot and root of a disk. Raises ImageError if they have another place or size than in the image."""
-    if (disk.boot.pieces, disk.root.pieces) != (built.boot.pieces, built.root.pieces):
+    places = disk.boot.pieces, disk.root.pieces
+    if places != (built.boot.pieces, built.root.pieces) or len(built.root.pieces) != 1:
         raise ImageError(
             "/boot or root of the machine has another place or size than in its image: the volume was moved or resized",
             code="volume-moved",
