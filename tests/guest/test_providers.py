@@ -19,9 +19,9 @@ import pytest
 from conftest import PROGRAM_PAUSE_S, Kimbox, is_given_back, until
 
 from kimbox import run
-from kimbox.drivers import accelerator
+from kimbox.drivers import accelerator, names
 from kimbox.drivers.registry import NAMES
-from kimbox.drivers.vagrant import libvirt, names
+from kimbox.drivers.vagrant import libvirt
 
 pytestmark = pytest.mark.guest
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kimbox import paths
+from kimbox.drivers.names import prefix
 from kimbox.drivers.vagrant.command import Call
 from kimbox.drivers.vagrant.hypervisor import Hypervisor
-from kimbox.drivers.vagrant.names import prefix
 from kimbox.errors import StateError
 from kimbox.files import is_locked, locked, remove_tree
 from kimbox.image.store import images, lease

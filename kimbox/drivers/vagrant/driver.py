@@ -1,14 +1,13 @@
 """The driver `vagrant`: a machine that Vagrant runs from the Vagrantfile that `kimbox render` writes.
 
-The guest has no port to the host. It writes its events to a file on /persistent, and fetch.py copies them over ssh to
-the files that QEMU would write. So the rest of kimbox finds them in the same place for each driver.
+The guest has no port to the host. It writes its events to a file on /persistent, and drivers/fetch.py copies them over
+ssh to the files that QEMU would write. So the rest of kimbox finds them in the same place for each driver.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kimbox import run
-from kimbox.drivers import hostcheck
+from kimbox.drivers import guestboot, hostcheck
 from kimbox.drivers.base import Features, Launch, allot_ports
+from kimbox.drivers.fetch import Fetcher, remove_fetched
 from kimbox.drivers.hostcheck import HostCheck
-from kimbox.drivers.vagrant import boxes, command, hypervisor, names
+from kimbox.drivers.names import prefix
+from kimbox.drivers.vagrant import boxes, command, hypervisor
 from kimbox.drivers.vagrant import hostcheck as vagrant_hostcheck
-from kimbox.drivers.vagrant.fetch import Fetcher, remove_fetched
 from kimbox.drivers.vagrant.hypervisor import Hypervisor
 from kimbox.errors import GuestError, KimboxError
 from kimbox.files import read_bounded, read_end, remove_tree, write_atomic
 from kimbox.guest.endpoint import Endpoint
-from kimbox.guest.ssh import Guest
 from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import keys
@@ -132,15 +131,13 @@ class Vagrant:
 
     def _vagrantfile(self, box: Box, vagrant_box: str, host_ports: dict[int, int]) -> str:
         machine = VagrantMachine(box, vagrant_box, host_ports=host_ports)
-        return render_vagrantfile([machine], key=self.machine.key.name, prefix=names.prefix())
+        return render_vagrantfile([machine], key=self.machine.key.name, prefix=prefix())
 
     def _box(self) -> str:
         return read_bounded(self.machine.folder / "box", limit_bytes=1024).decode().strip()
 
     def choose_boot(self, mode: BootMode, choice: Choice) -> None:
-        once = choice.mode if choice.once else None
-        saved = mode if choice.once else choice.mode or mode
-        (self.machine.folder / "boot").write_text(f"{saved} {once or ''}\n")
+        guestboot.choose(self.machine, mode, choice)
 
     def grow(self, size_bytes: int) -> None:
         """Does nothing: without the feature `own_disk` no disk of this driver is grown."""
@@ -169,10 +166,10 @@ class Vagrant:
         with log.step(f"starting {machine.name} with Vagrant"):
             self._call("up", lambda v: v.up(provider=self._backend.NAME, provision=False))
             record = self._reached(record)
-            if self._needs_reboot(record, is_new=is_new):
+            if guestboot.needs_reboot(machine, self.endpoint(record), is_new=is_new):
                 self._call("reload", lambda v: v.reload(provision=False))
                 record = self._reached(record)
-                (machine.folder / "boot").unlink()  # not earlier: the next start reads it after an interruption
+                guestboot.rebooted(machine)
         return record
 
     def _remove(self) -> None:
@@ -183,39 +180,6 @@ class Vagrant:
         if self._exists():
             self._call("destroy", lambda v: v.destroy())
         backend.remove_leftovers(machine.name, created_networks)
-
-    def _needs_reboot(self, record: Record, *, is_new: bool) -> bool:
-        """Sets the boot mode in the guest, because users may not write to libvirt's disks.
-
-        Returns True if the guest must reboot, because it runs in another mode. A new machine has a new snapshot anyway.
-        """
-        file = self.machine.folder / "boot"
-        saved, once = file.read_text().rstrip("\n").split(" ") if file.exists() else ("", "")
-        if not saved:
-            return False
-        script = (
-            "systemctl start boot.mount && read -r mode </run/kimbox/mode; printf '%s\\n' \"$mode\"; "
-            f"grub-editenv /boot/grub/grubenv set saved_entry={saved}"
-        )
-        booted = self._sudo(record, script).strip()
-        mode = once or saved
-        if booted == mode or (is_new and mode == BootMode.RESNAP):
-            file.unlink()
-            return False
-        self._sudo(record, f"grub-editenv /boot/grub/grubenv set next_entry={mode}; sync")
-        return True
-
-    def _sudo(self, record: Record, script: str) -> str:
-        """Runs a shell script as root in the guest and returns its output. Raises GuestError (`boot-mode-not-set`)."""
-        with Guest(self.endpoint(record)) as guest:
-            answer = guest.run(f"sudo -n sh -c {shlex.quote(script)}", timeout_s=60)
-        if answer.code != 0:
-            raise GuestError(
-                f"the boot mode of {self.machine.name} cannot be set: {answer.stderr.strip()[:500]}",
-                code="boot-mode-not-set",
-                fields={"name": self.machine.name},
-            )
-        return answer.stdout
 
     def _reached(self, record: Record) -> Record:
         """Returns the record with the address that Vagrant reports. Pins the host key and copies the guest's events.

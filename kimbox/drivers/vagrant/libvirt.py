@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kimbox.drivers.vagrant.names import domain
+from kimbox.drivers.names import domain
 from kimbox.files import read_bounded
 from kimbox.image.formats import boxwriter
 from kimbox.image.formats.compressor import Compression

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kimbox.drivers.vagrant.names import domain
+from kimbox.drivers.names import domain
 from kimbox.errors import GuestError
 from kimbox.image.formats import export
 from kimbox.image.formats.export import Content, Format

@@ -13,18 +13,19 @@ from feignedvagrant import STATUS, Host
 from refused import refused
 
 from kimbox import paths
-from kimbox.drivers import registry
+from kimbox.drivers import guestboot, names, registry
 from kimbox.drivers.base import Launch
+from kimbox.drivers.fetch import Fetcher
 from kimbox.drivers.hostcheck import HostCheck, Outcome
-from kimbox.drivers.vagrant import hypervisor, names, virtualbox
+from kimbox.drivers.vagrant import hypervisor, virtualbox
 from kimbox.drivers.vagrant.driver import Vagrant
-from kimbox.drivers.vagrant.fetch import Fetcher
 from kimbox.errors import GuestError, KimboxError, MissingToolError, StateError, UsageError
+from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.ssh import Answer
 from kimbox.image.store.images import Image
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import Ended, Record
+from kimbox.machine.record import Ended
 from kimbox.machine.state import State, derive
 from kimbox.run import which
 from kimbox.spec.model import BootMode
@@ -268,11 +269,11 @@ def test_an_interrupted_start_keeps_the_chosen_root(
     scripts: list[str] = []
     booted = [BootMode.RESNAP, BootMode.RESNAP, BootMode.KEEP]
 
-    def sudo(_: Vagrant, __: Record, script: str) -> str:
+    def sudo(_: Machine, __: Endpoint, script: str) -> str:
         scripts.append(script)
         return "" if "next_entry" in script else f"{booted.pop(0)}\n"
 
-    monkeypatch.setattr(Vagrant, "_sudo", sudo)
+    monkeypatch.setattr(guestboot, "_sudo", sudo)
     monkeypatch.setattr(Vagrant, "_reached", lambda _, record: record)
     launch = Launch(machine.record(), None, 1, 1 << 30)
     host.fake("vagrant", 'case "$*" in reload*) exit 1 ;; esac')

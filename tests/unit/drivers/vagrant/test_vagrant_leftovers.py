@@ -15,8 +15,9 @@ from feignedvagrant import Host
 
 from kimbox import paths
 from kimbox.actions import prune
+from kimbox.drivers import names
 from kimbox.drivers.base import Launch
-from kimbox.drivers.vagrant import boxes, libvirt, names
+from kimbox.drivers.vagrant import boxes, libvirt
 from kimbox.drivers.vagrant.driver import Vagrant
 from kimbox.errors import GuestError
 from kimbox.files import locked
