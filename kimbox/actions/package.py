@@ -22,7 +22,7 @@ from kimbox.files import json_bytes, sha256_file
 from kimbox.image import obtain, origin
 from kimbox.image.disk.ext4 import directories
 from kimbox.image.disk.view import DiskView
-from kimbox.image.formats import catalog, export, sums, unfinished
+from kimbox.image.formats import catalog, export, glance, sums, unfinished
 from kimbox.image.formats.boxwriter import Sign
 from kimbox.image.formats.compressor import Compression
 from kimbox.image.formats.export import Content, Format
@@ -49,6 +49,9 @@ FORMAT = 1
 #: Name of the statement. It is in each package that can hold files, where its subject is the disk in the package. It is
 #: also beside the packages, where its subjects are the packages.
 STATEMENT = "provenance.intoto.json"
+
+#: The properties of the image in a package for OpenStack, beside the package.
+PROPERTIES = "openstack.json"
 
 #: Files that describe a package. A format that cannot hold files has them beside it, with the box's name as a prefix.
 FILES = ("kimbox.json", "kimbox.yaml", "kimbox.lock", "sbom.cdx.json", "sbom.spdx.json", STATEMENT)
@@ -165,9 +168,15 @@ def _note(request: PackageRequest) -> Path:
 
 
 def _separate_files(request: PackageRequest) -> list[Path]:
-    """Paths of the files beside the packages: the statement, and all of FILES if a format cannot hold them."""
+    """Paths of the files beside the packages.
+
+    They are the statement, all of FILES if a format cannot hold them, and the properties of an image for OpenStack.
+    """
     holds_files = all(kind.is_vagrant_box for kind in request.formats)
-    return [request.folder / f"{request.box.name}.{name}" for name in ((STATEMENT,) if holds_files else FILES)]
+    names = (STATEMENT,) if holds_files else FILES
+    if Format.OPENSTACK in request.formats:
+        names = (*names, PROPERTIES)
+    return [request.folder / f"{request.box.name}.{name}" for name in names]
 
 
 def write(request: PackageRequest, described: Described, source: Source, sign: Sign | None) -> Packaged:
@@ -187,6 +196,7 @@ def write(request: PackageRequest, described: Described, source: Source, sign: S
                 export.write(kind, content, target, sign, package_files.add, request.compression)
         digests = _digests(_targets(request).values())
         files[STATEMENT] = _statement(whole, digests)
+        files[PROPERTIES] = _properties(content, source.image.key)
         for path in _separate_files(request):
             package_files.write(path, files[path.name.removeprefix(f"{box.name}.")])
         text = sums.text({**digests, **_digests(_separate_files(request))})
@@ -197,6 +207,11 @@ def write(request: PackageRequest, described: Described, source: Source, sign: S
         if request.catalog_url is not None:
             written.append(_add_to_catalog(request))
     return Packaged(tuple(written), source.kind, source.cleaned, source.kept, source.opaque, tuple(whole.unpinned))
+
+
+def _properties(content: Content, key: str) -> bytes:
+    """The properties of an image for OpenStack."""
+    return json_bytes(glance.request(content.name, key, content.virtual_bytes, content.guest))
 
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""kimbox package: export a box for Vagrant, as OVA, qcow2 or raw disk."""
+"""kimbox package: export a box for Vagrant, as OVA, qcow2 or raw disk, or for OpenStack."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Formats = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help="Format of a package: libvirt (the default), virtualbox, ova, qcow2 or raw. May be repeated.",
+        help="Format of a package: libvirt (the default), virtualbox, ova, qcow2, raw or openstack. May be repeated.",
     ),
 ]
 
@@ -94,6 +94,10 @@ def package(
     the package. The same disk gives the same bytes. Existing files are not overwritten. With --catalog, the packages
     are in a subfolder of FOLDER, named after the version, and the catalog is in FOLDER.
 
+    A package for OpenStack is a qcow2 disk and the file NAME.openstack.json: the properties of the image, as a request
+    that creates an image in Glance has them. Without kimbox on the host, an instance takes key, host name and scratch
+    space from the cloud. `kimbox publish` brings the image of a box into a cloud by itself.
+
     Packages for VirtualBox are tested in QEMU, with the controllers that VirtualBox uses, but not in VirtualBox itself.
     Their network card is e1000 if the kernel has its driver (Debian: with `linux-image-amd64` among the packages), else
     virtio.
@@ -103,6 +107,7 @@ def package(
       kimbox package
       kimbox package openkim-dev --format libvirt --format virtualbox --output release --sign ~/.ssh/id_ed25519
       kimbox package --format ova --image
+      kimbox package --format openstack --output release
       kimbox package --compress xz
       kimbox package --output public --catalog https://example.org/boxes --version 2026.1
     """

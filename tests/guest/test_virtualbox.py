@@ -51,7 +51,7 @@ def test_behind_the_controllers_of_virtualbox(kimbox: Kimbox, tmp_path: Path) ->
     )  # fmt: skip
     try:
         ports: list[str] = []
-        until("the forwarded port", lambda: bool(ports.extend(_ports(control)) or ports), limit_s=60)
+        until("the forwarded port", lambda: bool(ports.extend(forwarded_ports(control)) or ports), limit_s=60)
         known = ["-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path}/known"]
         ssh = ["ssh", "-F", "none", "-p", ports[0], "-i", key, "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *known]
         look = "lsblk -ndo TRAN; basename $(readlink /sys/class/net/eth0/device/driver); uname -r"
@@ -70,7 +70,7 @@ def test_behind_the_controllers_of_virtualbox(kimbox: Kimbox, tmp_path: Path) ->
         until("the end of QEMU", lambda: exit_code() is not None, limit_s=60)
 
 
-def _ports(control: Path) -> list[str]:
+def forwarded_ports(control: Path) -> list[str]:
     """Returns the host port that QEMU forwards to the guest's ssh, in a list. It is empty before QEMU answers."""
     with contextlib.suppress(OSError, qmp.QmpError):
         answer = str(qmp.execute(control, "human-monitor-command", {"command-line": "info usernet"}))

@@ -65,9 +65,25 @@ def test_every_format(made: Made, box: Path, tmp_path: Path) -> None:
     assert b"SHA1(tiny.ovf)= " in members(out / "tiny.ova")["tiny.mf"]
 
 
+def test_a_package_for_openstack(made: Made, box: Path) -> None:
+    """The disk, and beside it what Glance needs to know: devices, size of the disk, and the key of the image."""
+    made("-o", "out", "--format", "openstack")
+    image, out = image_of(box), box / "out"
+    run.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", out / "tiny-openstack.qcow2", image.disk])
+    wanted = json.loads((out / "tiny.openstack.json").read_text())
+    assert ("tiny", "qcow2", "bare", 1) == tuple(
+        wanted[key] for key in ("name", "disk_format", "container_format", "min_disk")
+    )
+    assert ["kimbox", f"kimbox-image-{image.key}"] == wanted["tags"]
+    assert ("scsi", "virtio-scsi", "virtio") == tuple(
+        wanted[key] for key in ("hw_cdrom_bus", "hw_scsi_model", "hw_disk_bus")
+    )
+    assert "tiny.openstack.json" in (out / "tiny.SHA256SUMS").read_text()
+
+
 def test_the_same_image_gives_the_same_bytes(made: Made, box: Path) -> None:
     """In every format, wherever it is written."""
-    words = [word for kind in ("libvirt", "virtualbox", "ova", "qcow2") for word in ("--format", kind)]
+    words = [word for kind in ("libvirt", "virtualbox", "ova", "qcow2", "openstack") for word in ("--format", kind)]
     one, two = (made("-o", folder, *words)["files"] for folder in ("a", "b/c"))
     for first, second in zip(one, two, strict=True):
         assert sha256_file(box / first) == sha256_file(box / second), first

@@ -19,7 +19,7 @@ BASICS = ["awk", "bash", "cat", "cut", "dirname", "env", "flock", "id", "ls", "m
 PROGRAMS = [
     "qemu-system-x86_64", "qemu-img", "mmdebstrap", "newuidmap", "mke2fs", "git", "ssh", "shellcheck", "mandoc", "sshd",
     "beanstalkd", "docker-registry", "gpg-agent", "openssl", "pvck", "sfdisk", "grub-script-check", "grub-editenv",
-    "vagrant", "libvirtd", "virsh", "iptables", "dnsmasq", "chromium-headless-shell", "jq", "nginx",
+    "vagrant", "libvirtd", "virsh", "iptables", "dnsmasq", "chromium-headless-shell", "jq", "nginx", "genisoimage",
 ]  # fmt: skip
 
 

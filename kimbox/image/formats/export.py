@@ -1,4 +1,4 @@
-"""Writes packages: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks.
+"""Writes packages: Vagrant boxes for libvirt and VirtualBox, OVA, qcow2 and raw disks, and images for OpenStack.
 
 An OVF describes the machine that VirtualBox creates. It has a SATA controller (AHCI) and a network card: an Intel
 82540EM (e1000) if the guest's kernel has its driver, else a virtio one. Format: DMTF DSP0243 1.1, as VirtualBox writes
@@ -51,11 +51,14 @@ class Format(StrEnum):
     QCOW2 = "qcow2"
     RAW = "raw"
     OVA = "ova"
+    OPENSTACK = "openstack"
 
     def file_name(self, name: str) -> str:
         """The file name of a package of the box `name`."""
         if self in (Format.LIBVIRT, Format.VIRTUALBOX):
             return f"{name}-{self}.box"
+        if self is Format.OPENSTACK:
+            return f"{name}-{self}.qcow2"
         return f"{name}.{self}"
 
     @property
@@ -114,7 +117,7 @@ def write(
         return
     with making(target, finished=finished) as work:
         match kind:
-            case Format.QCOW2:
+            case Format.QCOW2 | Format.OPENSTACK:
                 convert(content.disk, content.image_format, work / target.name, QCOW2)
             case Format.RAW if content.image_format == "raw":
                 copy_sparse(content.disk, work / target.name)
