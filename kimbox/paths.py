@@ -130,6 +130,11 @@ def vagrant_dir() -> Path:
     return home() / "vagrant"
 
 
+def cloud_dir() -> Path:
+    """The folder in which images are prepared for a cloud, with the locks of those that publish them."""
+    return home() / "cloud"
+
+
 def submissions_dir() -> Path:
     """The folder of the jobs that were submitted to a pool: a subfolder for each submission."""
     return home() / "submissions"

@@ -94,9 +94,8 @@ def package(
     the package. The same disk gives the same bytes. Existing files are not overwritten. With --catalog, the packages
     are in a subfolder of FOLDER, named after the version, and the catalog is in FOLDER.
 
-    A package for OpenStack is a qcow2 disk and the file NAME.openstack.json: the properties of the image, as a request
-    that creates an image in Glance has them. Without kimbox on the host, an instance takes key, host name and scratch
-    space from the cloud. `kimbox publish` brings the image of a box into a cloud by itself.
+    A package for OpenStack is a qcow2 disk and NAME.openstack.json, the request that creates its image in Glance.
+    `kimbox publish` does that by itself.
 
     Packages for VirtualBox are tested in QEMU, with the controllers that VirtualBox uses, but not in VirtualBox itself.
     Their network card is e1000 if the kernel has its driver (Debian: with `linux-image-amd64` among the packages), else
@@ -106,8 +105,7 @@ def package(
     Examples:
       kimbox package
       kimbox package openkim-dev --format libvirt --format virtualbox --output release --sign ~/.ssh/id_ed25519
-      kimbox package --format ova --image
-      kimbox package --format openstack --output release
+      kimbox package --format ova --format openstack --image
       kimbox package --compress xz
       kimbox package --output public --catalog https://example.org/boxes --version 2026.1
     """

@@ -80,8 +80,9 @@ def up(
 
     --follow acts as `follow: true` of the repository `setup` until the next `kimbox up` without --follow. With
     --provider vagrant, Vagrant runs the box, also in later verbs: under libvirt, or under VirtualBox if only that is
-    installed. If the spec has `warm: true`, a new box continues the template of the box, which is made if it is
-    missing, as `kimbox clone` does; with --cold it boots.
+    installed. With --provider openstack, the box is an instance in a cloud: `openstack:` in the spec has its flavor and
+    network, and the image is published before (`kimbox publish`). If the spec has `warm: true`, a new box continues the
+    template of the box, which is made if it is missing, as `kimbox clone` does; with --cold it boots.
 
     --set changes a value of the spec for this box alone. KEY is the path of a key, such as disk.volumes.root, and VALUE
     is YAML on one line. It is checked like the spec, and later verbs use it, too, until --unset KEY. It is no place for
@@ -99,8 +100,7 @@ def up(
     Examples:
       kimbox up
       kimbox up openkim-dev
-      kimbox up director -f site.yaml
-      kimbox up -f boxes/study.yaml --timeout 10m
+      kimbox up director -f site.yaml --timeout 10m
       kimbox up --locked --offline
       kimbox up --provider vagrant
       kimbox up --set memory=4GiB --set cpus=4

@@ -47,6 +47,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Packages and maintenance": {
         "package": ("package", "Export a box for Vagrant, as OVA, qcow2 or raw disk"),
+        "publish": ("publish", "Bring the image of a box into a cloud"),
+        "unpublish": ("unpublish", "Remove the image of a box from a cloud"),
         "box": ("box", "Add, list and remove boxes that were made elsewhere"),
         "render": ("render", "Write a Vagrantfile that makes a box without kimbox"),
         "maintain": ("maintain", "Change the base image of a box and make a new image of it"),

@@ -62,6 +62,8 @@ class Features:
     own_process: bool = False
     #: A start can be described for a host without kimbox.
     portable: bool = False
+    #: Images are published: machines of any host are made from the published image.
+    publishing: bool = False
     #: A guest whose record has an instance id (`Record.seed`) gets what cloud-init reads, with that id.
     seed: bool = False
 
@@ -269,6 +271,17 @@ class PortableDriver(Driver, Protocol):
 
         The machine need not exist. Its ports are not forwarded if the record has no port for ssh.
         """
+
+
+@runtime_checkable
+class PublishingDriver(Driver, Protocol):
+    """A driver with the feature `publishing`. The machine need not exist."""
+
+    def publish(self, box: Box, image: Image) -> tuple[str, bool]:
+        """Publishes the image of a box, unless it is. Returns its id there, and whether it was published now."""
+
+    def unpublish(self, box: Box, key: str) -> int:
+        """Removes the published images with this key. Returns their number."""
 
 
 class DriverType(Protocol):

@@ -10,10 +10,11 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from kimbox.drivers.base import Driver, DriverType, Features, TemplateDriver
+from kimbox.drivers.base import Driver, DriverType, Features, PublishingDriver, TemplateDriver
 from kimbox.drivers.hostcheck import HostCheck
 from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import CLOUD_FILE
 
 
 def _qemu() -> DriverType:
@@ -28,8 +29,14 @@ def _vagrant() -> DriverType:
     return Vagrant
 
 
+def _openstack() -> DriverType:
+    from kimbox.drivers.openstack.driver import OpenStack
+
+    return OpenStack
+
+
 #: Name of a driver -> function that loads its class. The first is the default.
-DRIVERS: dict[str, Callable[[], DriverType]] = {"qemu": _qemu, "vagrant": _vagrant}
+DRIVERS: dict[str, Callable[[], DriverType]] = {"qemu": _qemu, "vagrant": _vagrant, "openstack": _openstack}
 
 #: Values of the option `--provider`.
 NAMES = tuple(DRIVERS)
@@ -42,6 +49,8 @@ def name_of(machine: Machine) -> str:
         name = machine.record().driver
         if name in DRIVERS:
             return name
+    if (machine.folder / CLOUD_FILE).exists():  # `destroy` must not forget what is in the cloud
+        return "openstack"
     return "vagrant" if machine.vagrantfile.exists() else DEFAULT
 
 
@@ -125,6 +134,13 @@ def with_templates(machine: Machine) -> TemplateDriver:
     """Returns a driver that can make templates and clones, for a machine that is to be one."""
     driver = named(first_with(lambda features: features.templates), machine)
     assert isinstance(driver, TemplateDriver)  # noqa: S101 - the class of the feature
+    return driver
+
+
+def publishing(machine: Machine) -> PublishingDriver:
+    """Returns the driver that publishes images, for a machine, which need not exist."""
+    driver = named(first_with(lambda features: features.publishing), machine)
+    assert isinstance(driver, PublishingDriver)  # noqa: S101 - the class of the feature
     return driver
 
 

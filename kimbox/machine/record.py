@@ -24,6 +24,9 @@ MAINTENANCE_SUFFIX = "-maintain"
 #: Name of a file in the folder of a machine that Vagrant runs.
 VAGRANTFILE = "Vagrantfile"
 
+#: Name of a file in the folder of a machine that is an instance in a cloud.
+CLOUD_FILE = "cloud.json"
+
 #: Matches the key `name` of the box in the text of a spec.
 _NAME_KEY = re.compile(r"""^["']?name["']?\s*:\s*["']?([a-z0-9.-]+)""", re.MULTILINE)
 

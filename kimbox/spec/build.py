@@ -17,6 +17,7 @@ from kimbox.spec.model import (
     BoxImage,
     Disk,
     Forward,
+    Instance,
     Mode,
     PackageImage,
     Probe,
@@ -97,6 +98,7 @@ class _Builder(Reader):
             probes=self.probes(),
             scratch=self.scratch(repositories),
             secure=sealing.secure(self, tree.get("secure"), image),
+            openstack=self.openstack(),
             timezone=self.text(tree.get("timezone"), rules.time_zone, None),
             watchdog_s=self.text(
                 tree.get("watchdog"),
@@ -236,6 +238,19 @@ class _Builder(Reader):
                 self.fault(mount_node, message, HINT_APART, code="paths-overlap")
                 break
         return Scratch(self.text(size, functools.partial(units.size, least=MIN_SCRATCH_BYTES), 0), mount)
+
+    def openstack(self) -> Instance | None:
+        """Returns the instance in a cloud; None if the box is not for one."""
+        node = self.tree.get("openstack")
+        if node is None or not node.mapping:
+            return None
+        return Instance(
+            flavor=self.text(node.get("flavor"), str, ""),
+            network=self.text(node.get("network"), str, ""),
+            address=self.text(node.get("address"), str, None),
+            cloud=self.text(node.get("cloud"), str, None),
+            timeout_s=self.text(node.get("timeout"), units.duration, Instance("", "").timeout_s),
+        )
 
     def provision(self) -> tuple[Step, ...]:
         """Returns the provision steps; each name once."""

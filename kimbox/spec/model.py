@@ -227,6 +227,20 @@ class User:
 
 
 @attrs.frozen
+class Instance:
+    """The instance that the box is in an OpenStack cloud: names of a flavor and of networks of the cloud."""
+
+    flavor: str
+    network: str
+    #: The external network of its floating address; None: it has none.
+    address: str | None = None
+    #: Name in clouds.yaml; None: the cloud of the variables OS_*.
+    cloud: str | None = None
+    #: Limit on each wait for the cloud.
+    timeout_s: int = 900
+
+
+@attrs.frozen
 class Gateway:
     """The ssh server of a site that issues credentials. It must have one of the `host_keys`.
 
@@ -312,6 +326,8 @@ class Box:
     probes: tuple[Probe, ...]
     scratch: Scratch | None = None
     secure: Secure | None = None
+    #: None: the box is not for a cloud.
+    openstack: Instance | None = None
     #: Name in the IANA time zone database; None: the zone of the image, which is UTC in images that kimbox builds.
     timezone: str | None = None
     #: A new machine of the box continues the template of the box.

@@ -20,10 +20,12 @@ from conftest import PROGRAM_PAUSE_S, Kimbox, is_given_back, until
 
 from kimbox import run
 from kimbox.drivers import accelerator, names
-from kimbox.drivers.registry import NAMES
 from kimbox.drivers.vagrant import libvirt
 
 pytestmark = pytest.mark.guest
+
+#: Those that run machines on this host.
+PROVIDERS = ("qemu", "vagrant")
 
 SPEC = """\
 boot: resnap
@@ -71,7 +73,7 @@ class Rig:
         return self.sh("cat /proc/sys/kernel/random/boot_id")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=PROVIDERS)
 def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """A box of one provider. With Vagrant, two `up` are killed before, so that `up` must repair their state."""
     provider = str(request.param)
@@ -141,7 +143,7 @@ def test_up_makes_it_ready(rig: Rig) -> None:
 
 def test_another_provider_is_refused(rig: Rig) -> None:
     """A box that exists cannot be started with another provider."""
-    other = next(name for name in NAMES if name != rig.provider)
+    other = next(name for name in PROVIDERS if name != rig.provider)
     refused = rig.kimbox.json("up", "--provider", other, check=False)
     assert (5, True) == (refused["exit_code"], f"is run by {rig.provider}, not by {other}" in refused["message"])
 

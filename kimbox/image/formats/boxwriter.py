@@ -43,6 +43,9 @@ CLUSTER = "256k"
 PLAIN = ("-O", "qcow2", "-m", "16")
 QCOW2 = (*PLAIN, "-c", "-o", f"compression_type=zstd,cluster_size={CLUSTER}")
 
+#: For a cloud, whose qemu-img may be older than 5.1: with zlib.
+OPENSTACK_QCOW2 = (*PLAIN, "-c")
+
 #: A function that returns the signature of a checksum file.
 Sign = Callable[[bytes], bytes]
 

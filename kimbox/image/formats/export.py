@@ -24,6 +24,7 @@ from kimbox.files import copy_sparse, json_bytes, sha256_file
 from kimbox.image.disk.derived import derived_uuid
 from kimbox.image.formats import boxwriter
 from kimbox.image.formats.boxwriter import (
+    OPENSTACK_QCOW2,
     QCOW2,
     Files,
     Sign,
@@ -117,7 +118,9 @@ def write(
         return
     with making(target, finished=finished) as work:
         match kind:
-            case Format.QCOW2 | Format.OPENSTACK:
+            case Format.OPENSTACK:
+                convert(content.disk, content.image_format, work / target.name, OPENSTACK_QCOW2)
+            case Format.QCOW2:
                 convert(content.disk, content.image_format, work / target.name, QCOW2)
             case Format.RAW if content.image_format == "raw":
                 copy_sparse(content.disk, work / target.name)

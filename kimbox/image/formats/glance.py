@@ -16,6 +16,9 @@ DISK_FORMAT = "qcow2"
 #: Tag of every image of kimbox, and prefix of the tag with the key of the image.
 TAG, KEY_PREFIX = "kimbox", "kimbox-image-"
 
+#: Property with the sha512 hex digest of the disk, which is set before the upload.
+DIGEST = "kimbox_sha512"
+
 #: The devices and the login that an image of kimbox has.
 PROPERTIES = {
     "architecture": "x86_64",

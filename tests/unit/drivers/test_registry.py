@@ -57,7 +57,7 @@ def test_each_driver_implements_the_protocol(kind: DriverType, machine: Machine)
 
 def test_names_and_classes_agree(machine: Machine) -> None:
     """A driver is found by its own name. The first driver is the default."""
-    assert ("qemu", "vagrant") == registry.NAMES
+    assert ("qemu", "vagrant", "openstack") == registry.NAMES
     assert registry.NAMES == tuple(registry.named(name, machine).name for name in registry.NAMES)
     assert registry.DEFAULT == registry.of(machine).name
 

@@ -17,6 +17,7 @@ from kimbox.spec.model import (
     Box,
     Disk,
     Forward,
+    Instance,
     Mode,
     PackageImage,
     Probe,
@@ -54,6 +55,7 @@ resnap: {keep: nothing}
 cpus: 4
 memory: 1000.1MiB
 scratch: {size: 4.001GiB, mount: /mnt/scratch}
+openstack: {cloud: arbutus, flavor: c2-7.5gb-30, network: private, address: public, timeout: 30m}
 timezone: Europe/Berlin
 watchdog: 2m
 warm: true
@@ -107,6 +109,7 @@ def test_every_key_reaches_the_model(tmp_path: Path) -> None:
         provision=(Step("one", "true", Mode.USER, Run.ALWAYS, 3600, ("api",)),),
         probes=(Probe("it is there", "test -d /opt/api", "look", 90),),
         scratch=Scratch(4100 << 20, "/mnt/scratch"),
+        openstack=Instance("c2-7.5gb-30", "private", "public", "arbutus", 1800),
         timezone="Europe/Berlin",
         watchdog_s=120,
         warm=True,

@@ -1,0 +1,1 @@
+"""The driver `openstack`: machines that are instances in an OpenStack cloud."""

@@ -1,0 +1,75 @@
+"""The journal of a machine in a cloud: what kimbox creates there for it, written before it is created.
+
+Everything has the name in the journal, so that after an interruption the next run finds it, whether it was created or
+not. A part of the name is random: another host may use the same project for a machine of the same name.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import attrs
+
+from kimbox.errors import KimboxError
+from kimbox.files import read_json, write_json
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import CLOUD_FILE
+
+#: Number of random bytes in a name.
+NAME_BYTES = 4
+
+#: Kinds of what is created. A snapshot is followed by its name, as `snapshot:NAME`.
+KEY, SERVER, ADDRESS, SNAPSHOT = "key", "server", "address", "snapshot:"
+
+
+@attrs.frozen
+class Journal:
+    """The journal of one machine."""
+
+    file: Path
+    #: The name in the cloud of everything that belongs to the machine.
+    name: str
+    #: Name of the cloud in clouds.yaml; None: that of the variables OS_*.
+    cloud: str | None
+    made: tuple[str, ...] = ()
+    #: Ids of the external network and of the floating address in it; None: the machine has none.
+    outside: str | None = None
+    address: str | None = None
+
+    @classmethod
+    def read(cls, machine: Machine) -> Journal:
+        """Reads the journal. Raises KimboxError (`file-damaged`) if it is damaged. OSError passes."""
+        file = machine.folder / CLOUD_FILE
+        value = read_json(file)
+        name, cloud, made = value.get("name"), value.get("cloud"), value.get("made")
+        outside, address = value.get("outside"), value.get("address")
+        texts = [name, *(text for text in (cloud, outside, address) if text is not None)]
+        if not isinstance(made, list) or not all(isinstance(text, str) for text in [*texts, *made]):
+            raise KimboxError(f"{file} is damaged", code="file-damaged", fields={"path": str(file)})
+        return cls(file, str(name), cloud, tuple(made), outside, address)
+
+    @classmethod
+    def new(cls, file: Path, name: str, cloud: str | None) -> Journal:
+        """Writes the journal of a new machine."""
+        return cls(file, f"kimbox-{name}-{secrets.token_hex(NAME_BYTES)}", cloud).write()
+
+    def write(self) -> Journal:
+        """Writes the journal, and returns it."""
+        value = {"name": self.name, "cloud": self.cloud, "made": list(self.made)}
+        value |= {"outside": self.outside, "address": self.address}
+        write_json(self.file, value)
+        return self
+
+    def adding(self, kind: str) -> Journal:
+        """Writes that something of a kind will be created."""
+        return attrs.evolve(self, made=tuple(dict.fromkeys([*self.made, kind]))).write()
+
+    def without(self, kind: str) -> Journal:
+        """Writes that nothing of a kind is left."""
+        return attrs.evolve(self, made=tuple(other for other in self.made if other != kind)).write()
+
+    @property
+    def snapshots(self) -> list[str]:
+        """The names of the snapshots."""
+        return [kind.removeprefix(SNAPSHOT) for kind in self.made if kind.startswith(SNAPSHOT)]
