@@ -148,7 +148,7 @@ class Sdk:
 
     def images(self, *, tag: str = "", name: str = "") -> list[CloudImage]:
         wanted = {"tag": tag} if tag else {"name": name}
-        found = self._list("image", "/v2/images", "images", "list images", sort="created_at:asc", **wanted)
+        found = self._list("image", "/images", "images", "list images", sort="created_at:asc", **wanted)
         return [
             CloudImage(
                 item["id"],
@@ -161,17 +161,17 @@ class Sdk:
         ]
 
     def create_image(self, request: Mapping[str, Any]) -> str:
-        return str(self._call("image", "POST", "/v2/images", "create an image", json=dict(request)).json()["id"])
+        return str(self._call("image", "POST", "/images", "create an image", json=dict(request)).json()["id"])
 
     def upload(self, image: str, disk: Path) -> None:
         # A new token first: openstacksdk repeats a request whose token has ended, but not what it has read of the file.
         self.connection.session.invalidate()
         headers = {"Content-Type": "application/octet-stream", "Accept": ""}
         with disk.open("rb") as file:
-            self._call("image", "PUT", f"/v2/images/{image}/file", UPLOAD, headers=headers, data=file)
+            self._call("image", "PUT", f"/images/{image}/file", UPLOAD, headers=headers, data=file)
 
     def delete_image(self, image: str) -> None:
-        self._delete("image", f"/v2/images/{image}", "delete an image")
+        self._delete("image", f"/images/{image}", "delete an image")
 
     # ---- what the project has
 
@@ -189,15 +189,13 @@ class Sdk:
         ]
 
     def networks(self) -> dict[str, str]:
-        return {
-            item["name"]: item["id"] for item in self._list("network", "/v2.0/networks", "networks", "list networks")
-        }
+        return {item["name"]: item["id"] for item in self._list("network", "/networks", "networks", "list networks")}
 
     def limits(self) -> dict[str, Limit]:
         absolute = self._call("compute", "GET", "/limits", "tell its quotas").json()["limits"]["absolute"]
         found = {name: Limit(int(absolute[used]), int(absolute[most])) for name, (used, most) in _NOVA_LIMITS.items()}
         found["keys"] = Limit(len(self.keys()), int(absolute["maxTotalKeypairs"]))
-        path = f"/v2.0/quotas/{self.connection.current_project_id}/details"
+        path = f"/quotas/{self.connection.current_project_id}/details"
         with _unless_gone():  # an extension of Neutron
             quota = self._call("network", "GET", path, "tell its quotas").json()["quota"]
             for name, key in {"addresses": "floatingip", "ports": "port"}.items():
@@ -260,14 +258,14 @@ class Sdk:
     # ---- addresses
 
     def addresses(self, network: str) -> list[Address]:
-        path, what = "/v2.0/floatingips", "list addresses"
+        path, what = "/floatingips", "list addresses"
         found = self._list("network", path, "floatingips", what, floating_network_id=network)
         return [_address(item) for item in found]
 
     def allocate(self, network: str, description: str) -> Address:
         body = {"floatingip": {"floating_network_id": network, "description": description}}
         try:
-            answer = self._call("network", "POST", "/v2.0/floatingips", "allocate an address", json=body)
+            answer = self._call("network", "POST", "/floatingips", "allocate an address", json=body)
         except KimboxError as error:
             if "IpAddressGenerationFailure" in error.message or "No more IP addresses" in error.message:
                 raise KimboxError(error.message, code="no-address", fields=error.fields) from None
@@ -275,14 +273,14 @@ class Sdk:
         return _address(answer.json()["floatingip"])
 
     def attach(self, address: str, server: str) -> None:
-        ports = self._list("network", "/v2.0/ports", "ports", "list ports", device_id=server)
+        ports = self._list("network", "/ports", "ports", "list ports", device_id=server)
         if not ports:
             raise KimboxError("the instance has no port", code="cloud-not-found", fields={"server": server})
         body = {"floatingip": {"port_id": ports[0]["id"]}}
-        self._call("network", "PUT", f"/v2.0/floatingips/{address}", "attach an address", json=body)
+        self._call("network", "PUT", f"/floatingips/{address}", "attach an address", json=body)
 
     def release(self, address: str) -> None:
-        self._delete("network", f"/v2.0/floatingips/{address}", "release an address")
+        self._delete("network", f"/floatingips/{address}", "release an address")
 
 
 @contextlib.contextmanager

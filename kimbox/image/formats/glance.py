@@ -56,6 +56,7 @@ def request(name: str, key: str, virtual_bytes: int, distribution: str) -> dict[
         "name": name,
         "disk_format": DISK_FORMAT,
         "container_format": "bare",
+        "visibility": "private",
         "min_disk": -(-virtual_bytes // _GIB),
         "min_ram": MIN_RAM_MIB,
         "tags": [TAG, key_tag(key)],
