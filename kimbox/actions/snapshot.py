@@ -13,6 +13,7 @@ from pathlib import Path
 
 import attrs
 
+from kimbox.actions import mounts
 from kimbox.actions.lifecycle.start import set_clock
 from kimbox.actions.observe import refuse_sealed, refuse_stored_memory, state
 from kimbox.actions.stop import HALT_TIMEOUT_S
@@ -24,6 +25,7 @@ from kimbox.guest import shared
 from kimbox.log import log
 from kimbox.machine import rebuilt
 from kimbox.machine.folder import Machine
+from kimbox.machine.mounts import check as check_folders
 from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import State
 
@@ -105,7 +107,8 @@ def save(machine: Machine, name: str) -> State:
             remove_tree(folder)
         folder.mkdir(parents=True)
         shared.retire(machine.folder)  # otherwise the restored guest waits for a connection that no longer exists
-        with log.step(f"saving the snapshot {name} of {machine.name}"):
+        whole = mounts.released(machine, renews=True) if now.running else contextlib.nullcontext()
+        with whole, log.step(f"saving the snapshot {name} of {machine.name}"):
             driver.save_snapshot(name)
         for file in (machine.events_file, machine.provision_log, machine.serial_log):
             if file.exists():
@@ -129,6 +132,8 @@ def restore(machine: Machine, name: str) -> State:
             return _go_back(machine)
         saved = _saved_record(machine, folder)
         driver = registry.of(machine)
+        if saved.ended is None:
+            check_folders(machine.name, saved.mounts)
         if record.ended is Ended.SUSPENDED:
             driver.drop_suspended()
         launch = Launch(
@@ -138,6 +143,7 @@ def restore(machine: Machine, name: str) -> State:
                 memory_bytes=saved.memory_bytes,
                 delivery_disk=saved.delivery_disk,
                 halt_port=saved.halt_port,
+                mounts=saved.mounts,
                 ended=saved.ended,
             ),
             None,
@@ -155,6 +161,7 @@ def restore(machine: Machine, name: str) -> State:
         machine.write_record(attrs.evolve(restored, ended=saved.ended))
         if saved.ended is None:
             set_clock(machine)
+            mounts.renew(machine)
         return state(machine)
 
 

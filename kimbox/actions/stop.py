@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from kimbox.actions import mounts
 from kimbox.actions.observe import refuse_sealed, refuse_stored_memory, state
 from kimbox.drivers import registry
 from kimbox.errors import StateError
@@ -63,7 +64,7 @@ def suspend(machine: Machine) -> None:
         registry.need_suspend(machine)
         require("suspend", machine.name, state(machine))
         shared.close(machine.folder)  # while the guest runs, so that it closes its end of the connection
-        with log.step(f"suspending {machine.name}"):
+        with mounts.released(machine, renews=False), log.step(f"suspending {machine.name}"):
             registry.of(machine).suspend(lambda: machine.write_record(attrs.evolve(record, ended=Ended.SUSPENDED)))
 
 

@@ -18,7 +18,7 @@ from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.errors import StateError, UsageError
 from kimbox.log import log
-from kimbox.machine import bootmode, ports, rebuilt
+from kimbox.machine import bootmode, mounts, ports, rebuilt
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose
@@ -103,6 +103,8 @@ def plan_restart(request: UpRequest) -> UpRequest:
         record = machine.record()
         _check_sealed_mode(machine, request)
         _check_from_scratch(machine, request)
+        if request.purpose is Purpose.BOX:
+            mounts.check(machine.name, request.box.mounts)
         own = {record.ssh_port, *record.forwards.values()}
         requested = {forward.guest: forward.host for forward in request.box.forwards if forward.host not in own}
         with ports.allotting():
@@ -160,6 +162,8 @@ def _bring_up(request: UpRequest) -> State:
     plan = request.plan or make_plan(project, made_from=machine.record().image if machine.exists else None)
     before = state(machine)
     require("up", machine.name, before)
+    if request.purpose is Purpose.BOX and not before.running:
+        mounts.check(machine.name, box.mounts)
     bootmode.check(machine, before, request.boot)
     is_warm = before is State.ABSENT and _is_warm(request)
     if is_warm:

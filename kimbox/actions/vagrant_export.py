@@ -8,6 +8,7 @@ NAME.box          the image, unless `--box` names another location; it is not wr
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
         if not request.allow_local:
             _refuse_local(request.project)
     with temporary_folder("kimbox-render-") as new:
-        machines = [_machine(request, new, frozen=check) for request in requests]
+        machines = [_machine(request, new, folder, frozen=check) for request in requests]
         (new / VAGRANTFILE).write_text(render_vagrantfile(machines), encoding="utf-8")
         (new / DELIVER).write_bytes(read_bounded(paths.provisioners_dir() / "provision" / DELIVER))
         stale = [file for file in sorted(new.iterdir()) if not _is_same(file, folder / file.name)]
@@ -128,8 +129,11 @@ def _problem(file: Path) -> Problem:
     return Problem(str(file), 1, 1, what, code="render-outdated")
 
 
-def _machine(request: ExportRequest, new: Path, *, frozen: bool) -> VagrantMachine:
-    """A machine of the Vagrantfile; its archive is written to `new`. `frozen`: from the lock as it is, offline."""
+def _machine(request: ExportRequest, new: Path, folder: Path, *, frozen: bool) -> VagrantMachine:
+    """A machine of the Vagrantfile, which is for `folder`; its archive is written to `new`.
+
+    `frozen`: from the lock as it is, offline.
+    """
     project = attrs.evolve(request.project, frozen=True, offline=True) if frozen else request.project
     plan, box = make_plan(project), project.box
     archive = f"{box.name}.tar"
@@ -140,6 +144,7 @@ def _machine(request: ExportRequest, new: Path, *, frozen: bool) -> VagrantMachi
         box_name(box.name, plan.image_key),
         location=request.location or f"{box.name}.box",
         digest=request.digest,
+        locations={mount.location: os.path.relpath(mount.location, folder.absolute()) for mount in box.mounts},
         delivery=Delivery(archive, plan.digest, box.boot),
     )
 
@@ -186,6 +191,4 @@ def checked_location(location: str | None, folder: Path) -> str | None:
     """The location of the image for the Vagrantfile: a URL is unchanged, a path is made relative to `folder`."""
     if location is None or is_url(location):
         return location
-    import os.path
-
     return os.path.relpath(location, folder)

@@ -57,7 +57,7 @@ def render(
     warned of it for this spec, or with --allow-local.
 
     The same spec and lock give the same files. --check contacts no server. Under VirtualBox, boxes have no scratch
-    space, and the files for VirtualBox are not tested with it.
+    space and no folders of the host (`mounts`), and the files for VirtualBox are not tested with it.
 
     \b
     Examples:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kimbox.cli import lifetimes, several, target
+from kimbox.cli import lifetimes, several, spaces, target
 from kimbox.spec.model import SETUP, BootMode
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 #: - `sealed`: role and site of a sealed box.
 #: - `put_back`: the last time at which the host put the disk of a sealed box back to its image, and what the run before
 #:   had changed.
+#: - `mounts`: the folders of the host; `is_served` is false if the program that serves one has ended.
 #: - `host_key`: the public ssh host key of the box. A worker pins that of its director.
 #: - `guest`: `cloud-init` or `kimbox`, of a box whose image kimbox did not build: whether its guest reported by itself.
 #: - `jobs`: the last counts from the runner of its role.
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
     "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
-    "disk_bytes", "scratch", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale", "host_key",
-    "guest", "saved", "lifetime", "service", "settings", "installed", "health", "problems",
+    "disk_bytes", "scratch", "mounts", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale",
+    "host_key", "guest", "saved", "lifetime", "service", "settings", "installed", "health", "problems",
 )  # fmt: skip
 
 
@@ -92,6 +93,8 @@ def status(
     host last put its disk back to the image; changed: the parts that the run before had changed) and jobs (counts from
     the runner of its role). host_key is the ssh host key of the box, for `gateway.host_keys` of workers. guest
     is cloud-init for a box of a cloud image, which kimbox has prepared over ssh. An unknown value is null.
+
+    mounts lists the folders of the host; is_served is false if the program that serves one does not run.
 
     problems lists what is wrong: code, since (the time in UTC, as far as this host knows), severity (warning, critical)
     and detail. health has the last report of a sealed box: spaces (free space of each file system), snapshot_percent,
@@ -161,9 +164,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             f"  disk        {_disk_text(summary)}",
             *lifetimes.lines(summary),
         ]
-    if scratch := summary["scratch"]:
-        lines.append(f"  scratch     {scratch['size_bytes'] / 1e6:.0f} MB at {scratch['mount']} in the guest")
-    return lines
+    return lines + spaces.lines(summary)
 
 
 def summary_of(machine: Machine) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "spec_digest": record.spec_digest,
         "folder": str(machine.folder),
         "disk_bytes": _used_bytes(machine.disk) if driver.features.own_disk else None,
-        "scratch": attrs.asdict(record.scratch) if record.scratch else None,
+        **spaces.of(machine, record),
         "sealed": attrs.asdict(record.sealed) if record.sealed else None,
         "put_back": attrs.asdict(record.put_back) if record.put_back else None,
         "host_key": keys.host_key(machine),

@@ -66,6 +66,8 @@ class Features:
     publishing: bool = False
     #: A guest whose record has an instance id (`Record.seed`) gets what cloud-init reads, with that id.
     seed: bool = False
+    #: The guest gets the folders of the host in its record (`Record.mounts`) as devices with the tags kimbox0, kimbox1.
+    mounts: bool = False
 
 
 #: The part of the addresses of QEMU's user network at which a guest sees the servers that its job may reach.
@@ -260,6 +262,17 @@ class TemplateDriver(Driver, Protocol):
 
         The snapshots in a disk need the template below it.
         """
+
+
+@runtime_checkable
+class MountDriver(Driver, Protocol):
+    """A driver with the feature `mounts`. A start gives the guest its devices, except to one that resumes."""
+
+    def plug_mounts(self, record: Record) -> None:
+        """Gives a guest that runs the devices of the folders in its record."""
+
+    def unplug_mounts(self, record: Record) -> None:
+        """Takes them away. No folder is mounted in the guest."""
 
 
 @runtime_checkable

@@ -20,6 +20,9 @@ from kimbox.errors import KimboxError, MissingToolError
 #: Number of subordinate ids that a build needs: a Debian system uses ids up to 65534, and id 0 is the user.
 NEEDED_IDS = 65535
 
+#: The tables of subordinate ids.
+SUBUID, SUBGID = Path("/etc/subuid"), Path("/etc/subgid")
+
 #: Timeout of the attempt to make the namespaces, in seconds.
 _PROBE_TIMEOUT_S = 60
 
@@ -34,14 +37,25 @@ _USER_NAMESPACES = {
 }
 
 
-def subordinate_ids(table: Path, user: str, uid: int) -> int:
-    """The size of the largest range that `table` (/etc/subuid or /etc/subgid) grants to a user; 0 without a range."""
+def subordinate_range(table: Path, user: str, uid: int) -> tuple[int, int]:
+    """The largest range that `table` (/etc/subuid or /etc/subgid) grants to a user: its first id and its size.
+
+    The size is 0 without a range.
+    """
     try:
         lines = table.read_text().splitlines()
     except OSError:
-        return 0
+        return 0, 0
     fields = [line.split(":") for line in lines]
-    return max((int(f[2]) for f in fields if len(f) == 3 and f[0] in (user, str(uid)) and f[2].isdigit()), default=0)
+    own = (f for f in fields if len(f) == 3 and f[0] in (user, str(uid)) and f[1].isdigit() and f[2].isdigit())
+    return max(((int(f[1]), int(f[2])) for f in own), key=lambda ids: ids[1], default=(0, 0))
+
+
+def first_subordinate_ids() -> tuple[int, int]:
+    """The first subordinate user id and group id of this user, who is not root. Raises the errors of `check`."""
+    _check_ids()
+    user, uid = pwd.getpwuid(os.getuid()).pw_name, os.getuid()
+    return subordinate_range(SUBUID, user, uid)[0], subordinate_range(SUBGID, user, uid)[0]
 
 
 def check() -> None:
@@ -104,8 +118,8 @@ def _check_ids() -> None:
     """Raises MissingToolError if an ordinary user lacks newuidmap or subordinate ids."""
     run.require("newuidmap", "an ordinary user builds images in a user namespace")
     user = pwd.getpwuid(os.getuid()).pw_name
-    for table in (Path("/etc/subuid"), Path("/etc/subgid")):
-        if subordinate_ids(table, user, os.getuid()) < NEEDED_IDS:
+    for table in (SUBUID, SUBGID):
+        if subordinate_range(table, user, os.getuid())[1] < NEEDED_IDS:
             raise MissingToolError(
                 f"{table} grants {user} fewer than {NEEDED_IDS} subordinate ids",
                 code="missing-subordinate-ids",

@@ -32,6 +32,7 @@ machines/<name>/freeze.sock      only of a clone: the socket on which it has got
 machines/<name>/ssh.sock         the connection that ssh and exec share, while it is open
 machines/<name>/loading.json     when the kernel of the last boot started, seen from the host (timeline.py)
 machines/<name>/halt.pipe        a pipe to the guest's port that shuts it down, while it runs
+machines/<name>/virtiofsd0.log   messages of the program that serves the first folder of the host. It locks mount0.lock
 machines/<name>/run.lock         locked by the QEMU process as long as it runs
 machines/<name>/Vagrantfile      only if Vagrant runs the machine; .vagrant and vagrant.log too
 machines/<name>.lock             held by the kimbox process that changes the machine
@@ -326,8 +327,7 @@ class Machine:
 
 def machines() -> list[Machine]:
     """Returns all machines, sorted by name."""
-    folder = paths.machines_dir()
-    if not folder.is_dir():
+    if not (folder := paths.machines_dir()).is_dir():
         return []
     # The folder of a machine that is being created begins with a dot.
     candidates = [Machine(path.name) for path in folder.iterdir() if not path.name.startswith(".")]

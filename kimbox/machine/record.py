@@ -12,7 +12,7 @@ from typing import Any, Self
 import attrs
 
 from kimbox.errors import KimboxError
-from kimbox.spec.model import Scratch
+from kimbox.spec.model import Mount, Scratch
 
 #: Version of machine.json that kimbox writes. kimbox also reads version 1, which has no box, purpose, driver and plan.
 FORMAT = 2
@@ -138,6 +138,8 @@ class Record:
     #: Timeout of the watchdog of the last start, in seconds; None: it had none. A saved state has the device, too. Only
     #: the driver qemu gives a machine one.
     watchdog_s: int | None = None
+    #: The folders of the host of the last start. A saved state has a slot for each, without the device.
+    mounts: tuple[Mount, ...] = ()
     #: Address of the ssh server, whose port is `ssh_port`.
     ssh_host: str = "127.0.0.1"
     #: Role and site, which the guest reports at each boot. None: the box is not sealed.
@@ -176,6 +178,7 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         """Returns the content of machine.json."""
         plain = attrs.asdict(self)
+        plain["mounts"] = [attrs.asdict(mount) | {"location": str(mount.location)} for mount in self.mounts]
         plain["forwards"] = {str(guest): host for guest, host in self.forwards.items()}
         return {"format": FORMAT} | plain
 
@@ -203,6 +206,7 @@ class Record:
             fields["forwards"] = {_port(int(guest)): _port(host) for guest, host in value["forwards"].items()}
             fields["ended"] = Ended(fields["ended"]) if fields["ended"] is not None else None
             fields["scratch"] = _scratch(fields.get("scratch"))
+            fields["mounts"] = tuple(map(_mount, fields.get("mounts", ())))
             fields["delivery_disk"] = fields.get("delivery_disk") is True
             fields["halt_port"] = fields.get("halt_port") is True
             fields["watchdog_s"] = _watchdog(fields.get("watchdog_s"))
@@ -332,3 +336,10 @@ def _scratch(value: Any) -> Scratch | None:
     if isinstance(value["size_bytes"], int) and isinstance(value["mount"], str):
         return Scratch(value["size_bytes"], value["mount"])
     raise ValueError(f"{value!r} is not a scratch space")
+
+
+def _mount(value: Any) -> Mount:
+    location, point = value["location"], value["mount_point"]
+    if isinstance(location, str) and isinstance(point, str) and Path(location).is_absolute():
+        return Mount(Path(location), point, writable=value["writable"] is True)
+    raise ValueError(f"{value!r} is not a folder of the host")

@@ -1,4 +1,4 @@
-"""The shape of a machine: processors, memory, disk, ports, scratch space, watchdog. A change requires a new start."""
+"""The shape of a machine: processors, memory, ports, disks and folders of the host. A change of it requires a start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import attrs
 
 from kimbox.files import size_words
 from kimbox.machine.record import Record
-from kimbox.spec.model import Box, Scratch
+from kimbox.spec.model import Box, Mount, Scratch
 
 
 @attrs.frozen
@@ -41,6 +41,10 @@ def shape_changes(record: Record, box: Box) -> list[ShapeChange]:
         pairs.append(("disk", size_words(record.disk_bytes or box.disk.size_bytes), size_words(box.disk_bytes)))
     pairs.append(("scratch space", _scratch(record.scratch), _scratch(box.scratch)))
     pairs.append(("watchdog", _seconds(record.watchdog_s), _seconds(box.watchdog_s)))
+    before = {mount.mount_point: mount for mount in record.mounts}
+    after = {mount.mount_point: mount for mount in box.mounts}
+    for point in sorted({*before, *after}):
+        pairs.append((f"mount at {point}", _mount(before.get(point)), _mount(after.get(point))))
     return [ShapeChange(name, old, new) for name, old, new in pairs if old != new]
 
 
@@ -55,3 +59,7 @@ def _scratch(scratch: Scratch | None) -> str | None:
 
 def _seconds(duration_s: int | None) -> str | None:
     return f"{duration_s} s" if duration_s else None
+
+
+def _mount(mount: Mount | None) -> str | None:
+    return f"{mount.location}{'' if mount.writable else ' (read-only)'}" if mount else None

@@ -7,6 +7,7 @@ literal, so that no spec can put code into the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -58,6 +59,8 @@ class VagrantMachine:
     location: str | None = None
     #: `sha256:` and the hex digest of that file.
     digest: str | None = None
+    #: Folder of the host -> its path relative to the folder of the Vagrantfile. None: the paths are absolute.
+    locations: Mapping[Path, str] | None = None
     #: None: the Vagrantfile does not provision the box.
     delivery: Delivery | None = None
     #: Ports that are allocated already: guest port -> host port.
@@ -142,10 +145,21 @@ def _values(machine: VagrantMachine) -> dict[str, Any]:
         "scratches": [{"mount": box.scratch.mount, "size": f"{-(-box.scratch.size_bytes // _MIB)}M"}]
         if box.scratch
         else [],
+        **_mounts(machine),
         "deliveries": [attrs.asdict(machine.delivery) | {"archive": as_file(machine.delivery.archive)}]
         if machine.delivery
         else [],
     }
+
+
+def _mounts(machine: VagrantMachine) -> dict[str, list[Any]]:
+    """Returns the folders of the host. `readonly`: libvirt exports them so, if it can."""
+    locations = machine.locations or {}
+    values: dict[str, list[Any]] = {"writable": [], "readonly": []}
+    for mount in machine.box.mounts:
+        location = as_file(locations.get(mount.location, str(mount.location)))
+        values["writable" if mount.writable else "readonly"].append({"location": location, "at": mount.mount_point})
+    return values | {"shared_memory": [{}] if machine.box.mounts else []}
 
 
 def _ports(box: Box, host_ports: Mapping[int, int]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-from kimbox.spec import notify, rules, sealing, units, urls, users
+from kimbox.spec import mounts, notify, rules, sealing, units, urls, users
 from kimbox.spec.environment import read_variables
 from kimbox.spec.layout import EXTENT_BYTES, dm_name, kept_name, round_up, shares
 from kimbox.spec.model import (
@@ -79,6 +79,7 @@ class _Builder(Reader):
         """Returns the Box."""
         tree = self.tree
         repositories, image = read_repositories(self), self.image()
+        scratch = self.scratch(repositories)
         return Box(
             name=self.text(tree.get("name"), rules.box_name, ""),
             description=self.text(tree.get("description"), str, ""),
@@ -96,7 +97,8 @@ class _Builder(Reader):
             repositories=repositories,
             provision=self.provision(),
             probes=self.probes(),
-            scratch=self.scratch(repositories),
+            scratch=scratch,
+            mounts=mounts.read_mounts(self, guest_paths(repositories, scratch)),
             secure=sealing.secure(self, tree.get("secure"), image),
             openstack=self.openstack(),
             timezone=self.text(tree.get("timezone"), rules.time_zone, None),
@@ -303,6 +305,12 @@ class _Builder(Reader):
             )
         self.refuse_duplicates(descriptions, "probe")
         return tuple(probes)
+
+
+def guest_paths(repositories: tuple[Repository, ...], scratch: Scratch | None) -> dict[str, str]:
+    """Returns the paths in the guest that the spec uses already, each with what is there."""
+    paths = {repository.path: f"the path of the repository {shown(repository.name)}" for repository in repositories}
+    return paths | ({scratch.mount: "the scratch space"} if scratch else {})
 
 
 def _script(text: str) -> str:

@@ -169,8 +169,8 @@ def find_beside(text: str, beside: Path, roots: tuple[Path, ...], kind: str) -> 
 #   4. the settings of the machine (kimbox.spec.settings)
 # A later value replaces an earlier one. How that works for each kind of value:
 #   mapping                          key by key
-#   provision, probes, forwards      by name, description, guest port: an item with the same name is merged at its
-#                                    position, a new item is appended
+#   provision, probes, forwards,     by name, description, guest port, mount point: an item with the same name is merged
+#   mounts                           at its position, a new item is appended
 #   image.packages                   a new package is appended
 #   image                            another form (box, location or distribution) replaces all of it; another
 #                                    distribution removes the suite below it
@@ -178,7 +178,9 @@ def find_beside(text: str, beside: Path, roots: tuple[Path, ...], kind: str) -> 
 #   all others, also other lists     replaced
 
 #: Lists whose items have a name, and the key of the name.
-NAMED_LISTS = {("provision",): "name", ("probes",): "description", ("forwards",): "guest"}
+NAMED_LISTS = {
+    ("provision",): "name", ("probes",): "description", ("forwards",): "guest", ("mounts",): "mount_point",
+}  # fmt: skip
 
 #: Lists that are joined, each item once.
 JOINED_LISTS = {("image", "packages")}

@@ -149,6 +149,16 @@ class Scratch:
 
 
 @attrs.frozen
+class Mount:
+    """A folder of the host, `location`, that the guest has at `mount_point`."""
+
+    location: Path
+    mount_point: str
+    #: Whether the guest may change it.
+    writable: bool = False
+
+
+@attrs.frozen
 class Forward:
     """A TCP port of the guest, forwarded from a port on 127.0.0.1 of the host. `host` None: kimbox chooses the port."""
 
@@ -325,6 +335,8 @@ class Box:
     provision: tuple[Step, ...]
     probes: tuple[Probe, ...]
     scratch: Scratch | None = None
+    #: Folders of the host. A start without them is that of a clone, a job or a maintenance.
+    mounts: tuple[Mount, ...] = ()
     secure: Secure | None = None
     #: None: the box is not for a cloud.
     openstack: Instance | None = None

@@ -229,12 +229,12 @@ def kept_path(text: str) -> str:
     return text
 
 
-def mount_point(text: str) -> str:
-    """The mount point of scratch space in the guest: a path as for a checkout, and not below a later mount."""
+def mount_point(text: str, kind: str = "scratch space") -> str:
+    """A mount point in the guest: a path as for a checkout, and not below a later mount."""
     if text.startswith("/tmp/"):  # noqa: S108
         message = f"{shown(text)} is on /tmp, which is mounted later and would hide it"
         raise Fault(message, "for example /staging", code="bad-path")
-    return guest_path(text, kind="scratch space")
+    return guest_path(text, kind=kind)
 
 
 def time_zone(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Scratch space in a real guest: mounted at every start, named by TMPDIR, empty in each run, kept by suspend."""
+"""Scratch space and folders of the host in a real guest: mounted at every start, and back after suspend.
+
+Scratch space is named by TMPDIR, empty in each run, and kept by suspend. Folders are live in both directions.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,31 @@ BOX = "scratched"
 FILE_BYTES = 16 << 20
 WORDS = b"temporary content\n"
 
-SPEC = """\
-scratch: {size: 1GiB}
+#: Mount points of the folders `work`, which is writable, and `data`.
+WORK, DATA = "/home/vagrant/work", "/srv/data"
+
+SPEC = f"""\
+scratch: {{size: 1GiB}}
+mounts:
+  - {{location: work, mount_point: {WORK}, writable: true}}
+  - {{location: data, mount_point: {DATA}}}
 provision:
-  - {name: as-root, run: always, script: 'echo "$TMPDIR" >/run/root-tmpdir'}
-  - {name: as-user, run: always, mode: user, script: 'echo "$TMPDIR" >~/user-tmpdir'}
+  - {{name: as-root, run: always, script: 'echo "$TMPDIR" >/run/root-tmpdir'}}
+  - {{name: as-user, run: always, mode: user, script: 'echo "$TMPDIR" >~/user-tmpdir; cp {DATA}/given {WORK}/taken'}}
 """
 
 
 @pytest.fixture(scope="module")
 def scratched(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kimbox]:
-    """A box with scratch space."""
+    """A box with scratch space and two folders of the host. It does not start without one of them."""
     kimbox = Kimbox(home, tmp_path_factory.mktemp(BOX))
     kimbox.spec(BOX, SPEC)
+    (kimbox.folder / "work").mkdir()
+    missing = kimbox.json("up", check=False)
+    assert (missing["code"], missing["fields"]["path"]) == ("mount-folder-missing", str(kimbox.folder / "data"))
+    assert not Machine(BOX).exists
+    (kimbox.folder / "data").mkdir()
+    (kimbox.folder / "data/given").write_text("of the host")
     kimbox("up")
     yield kimbox
     kimbox("destroy", "-y", BOX)
@@ -67,16 +82,63 @@ def test_it_is_mounted_and_tmpdir_names_it(scratched: Kimbox) -> None:
     assert scratch == {"size_bytes": 1 << 30, "mount": "/staging"}
 
 
+#: What a guest tries to get out of its folder, and to change one that is read-only. Only the last line must be printed.
+ESCAPE = f"""
+cd {WORK}
+ln -s /etc/shadow shadow; ln -s ../../../../../../../../.. up; ln -s {{outside}} outside
+sudo cat outside/secret up{{outside}}/secret
+sudo mknod device c 1 3
+sudo sh -c 'echo changed >{DATA}/given; mount -o remount,rw {DATA}; echo changed >{DATA}/given; rm {DATA}/given'
+cat {DATA}/given
+"""
+
+
+def test_folders_of_the_host_are_live_and_closed(scratched: Kimbox, tmp_path: Path) -> None:
+    """Both sides see changes, and own the files. Links lead nowhere on the host, and read-only is the host's rule."""
+    work, data = scratched.folder / "work", scratched.folder / "data"
+    (tmp_path / "secret").write_text("secret")
+    assert (work / "taken").read_text() == "of the host"
+    assert scratched.sh(BOX, ESCAPE.format(outside=tmp_path)) == "of the host"
+    assert (data / "given").read_text() == "of the host"
+    assert (work / "up").is_symlink()
+    assert not (work / "device").exists()
+    scratched.sh(BOX, f"cd {WORK} && rm up outside shadow && mkdir made && echo x >made/file && chmod 750 made")
+    made = (work / "made").stat()
+    assert (made.st_uid, made.st_gid, made.st_mode & 0o777) == (work.stat().st_uid, work.stat().st_gid, 0o750)
+    (work / "made/file").write_text("changed by the host")
+    (work / "new").touch()
+    look = f"cd {WORK} && until grep -q host made/file; do :; done; stat -c %U:%G . new made/file"
+    assert set(scratched.sh(BOX, look).split()) == {"vagrant:vagrant"}
+    assert scratched.json("status", BOX)["mounts"] == [
+        {"location": str(work), "mount_point": WORK, "writable": True, "is_served": True},
+        {"location": str(data), "mount_point": DATA, "writable": False, "is_served": True},
+    ]
+
+
+def servers(kimbox: Kimbox) -> list[str]:
+    """The folders of the host that are served."""
+    return [mount["mount_point"] for mount in kimbox.json("status", BOX)["mounts"] if mount["is_served"]]
+
+
 def test_suspend_keeps_it(scratched: Kimbox) -> None:
     """Its files, and a file that is open, are the same after suspend and resume."""
     write_file(scratched)
     scratched.sh(BOX, "nohup sh -c 'exec 5>/staging/open; until [ -e /run/lock/go ]; do sleep 0.2; done; echo on >&5' "
                  ">/dev/null 2>&1 </dev/null & until [ -e /staging/open ]; do sleep 0.1; done")  # fmt: skip
+    hold = f"nohup sh -c 'cd {WORK} && exec sleep 1000' >/dev/null 2>&1 </dev/null & echo $!"
+    user = scratched.sh(BOX, hold).strip()
+    in_use = scratched.json("suspend", BOX, check=False)
+    assert in_use["code"] == "mount-failed"
+    assert WORK in in_use["message"]
+    assert scratched.sh(BOX, f"kill {user}; cat {DATA}/given") == "of the host"
+    until("the end of that program", lambda: not scratched.sh(BOX, f"ps -o pid= {user}", check=False).strip())
     scratched("suspend", BOX)
     assert Machine(BOX).scratch.exists()
+    assert servers(scratched) == []
     scratched("resume", BOX)
     scratched.sh(BOX, "sudo touch /run/lock/go; timeout 60 sh -c 'until [ -s /staging/open ]; do sleep 0.2; done'")
     assert scratched.sh(BOX, "wc -c </staging/left; cat /staging/open") == f"{FILE_BYTES}\non\n"
+    assert scratched.sh(BOX, f"cat {DATA}/given; cat {WORK}/taken") == "of the host" * 2
 
 
 def test_a_reboot_inside_empties_it(scratched: Kimbox) -> None:
@@ -88,14 +150,17 @@ def test_a_reboot_inside_empties_it(scratched: Kimbox) -> None:
     until("the next boot", lambda: machine.boot_events()[-1].boot != boot)
     until("ready", lambda: state_of(BOX) == "ready")
     check_new(scratched)
+    assert scratched.sh(BOX, f"cat {DATA}/given; rm {WORK}/taken") == "of the host"
 
 
 def test_a_halt_removes_it_and_a_start_makes_it(scratched: Kimbox) -> None:
-    """`halt --force` removes the file on the host. The next start makes a new one."""
+    """`halt --force` removes the file on the host. The next start makes a new one, and serves the folders again."""
     write_file(scratched)
     scratched("halt", "--force", BOX)
     assert not Machine(BOX).scratch.exists()
+    until("the end of virtiofsd", lambda: servers(scratched) == [])
     scratched("up")
+    assert servers(scratched) == [WORK, DATA]
     check_new(scratched)
 
 

@@ -37,24 +37,24 @@ needs_namespace = pytest.mark.skipif(not usable(), reason="this user cannot buil
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("ann:100000:65536\n", 65536),
-        ("1000:100000:65536\n", 65536),
-        ("bob:100000:65536\n", 0),
-        ("ann:100000:1000\nann:200000:65536\nbob:1:99999\n", 65536),
-        ("anna:1:65536\n10000:1:65536\n", 0),
-        ("# a comment\n\nann\nann:x:y\nann:1:2:3\n", 0),
-        ("", 0),
+        ("ann:100000:65536\n", (100000, 65536)),
+        ("1000:100000:65536\n", (100000, 65536)),
+        ("bob:100000:65536\n", (0, 0)),
+        ("ann:100000:1000\nann:200000:65536\nbob:1:99999\n", (200000, 65536)),
+        ("anna:1:65536\n10000:1:65536\n", (0, 0)),
+        ("# a comment\n\nann\nann:x:y\nann:1:2:3\n", (0, 0)),
+        ("", (0, 0)),
     ],
 )
-def test_subordinate_ids(tmp_path: Path, text: str, expected: int) -> None:
+def test_subordinate_range(tmp_path: Path, text: str, expected: tuple[int, int]) -> None:
     """The largest range of the user's name or number. Invalid lines are ignored."""
     (tmp_path / "subuid").write_text(text)
-    assert expected == namespace.subordinate_ids(tmp_path / "subuid", "ann", 1000)
+    assert expected == namespace.subordinate_range(tmp_path / "subuid", "ann", 1000)
 
 
 def test_no_table_grants_nothing(tmp_path: Path) -> None:
     """As on a host without the package that creates the tables."""
-    assert 0 == namespace.subordinate_ids(tmp_path / "none", "ann", 1000)
+    assert (0, 0) == namespace.subordinate_range(tmp_path / "none", "ann", 1000)
 
 
 def test_root_needs_no_user_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_too_few_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hint has the command that adds ids."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(run, "require", lambda *_: "")
-    monkeypatch.setattr(namespace, "subordinate_ids", lambda *_: 1000)
+    monkeypatch.setattr(namespace, "subordinate_range", lambda *_: (1, 1000))
     with refused(MissingToolError, "missing-subordinate-ids", path="/etc/subuid") as caught:
         namespace.check()
     assert "usermod --add-subuids" in (caught.value.hint or "")

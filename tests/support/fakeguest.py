@@ -90,7 +90,7 @@ class FakeGuest:
             if not (root / name).is_symlink() and Path("/", name).is_dir():
                 (root / name).symlink_to(f"/host/{name}")
         shutil.copytree(provisioner / "root/usr/lib/kimbox", root / "usr/lib/kimbox")
-        for other in (scratch, paths.provisioners_dir() / "secure"):
+        for other in (scratch, paths.provisioners_dir() / "mounts", paths.provisioners_dir() / "secure"):
             shutil.copytree(other / "root/usr/lib/kimbox", root / "usr/lib/kimbox", dirs_exist_ok=True)
         for name in ("harden", "seal"):  # the real scripts would close the host
             (root / "usr/lib/kimbox" / name).write_text(f'#!/bin/sh\necho "{name} $*"\n')

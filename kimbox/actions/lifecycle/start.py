@@ -7,6 +7,7 @@ import time
 import attrs
 
 from kimbox import utctime
+from kimbox.actions import mounts
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart, Launch, TemplateDriver
 from kimbox.errors import GuestError, KimboxError, StateError
@@ -18,6 +19,7 @@ from kimbox.log import log
 from kimbox.machine import foreign, secretvalues
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
+from kimbox.machine.mounts import check as check_folders
 from kimbox.machine.record import Known, PutBack, Record, Sealed
 from kimbox.machine.state import State, last_manifest_event
 from kimbox.spec.model import Box, PackageImage
@@ -66,12 +68,15 @@ def start(
     has_disk = record.delivery_disk if resume else delivery is not None
     record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
     record = attrs.evolve(record, delivery_disk=has_disk, woken=record.woken and resume)
+    if box and not resume:
+        record = _with_devices(machine, record, box, is_job=job is not None)
+    check_folders(machine.name, record.mounts)
     if record.template and not resume:
         record = _leave_template(machine, record)
     if record.seed and not resume:
         record = _seeded(machine, record, box, boot or Choice())
     if box and not resume:
-        record = _grown(machine, attrs.evolve(record, watchdog_s=None if job else box.watchdog_s), box)
+        record = _grown(machine, record, box)
     if record.sealed:
         known = _known(machine, record, delivery)
         record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
@@ -137,6 +142,12 @@ def _grown(machine: Machine, record: Record, box: Box) -> Record:
         machine.write_record(attrs.evolve(machine.record(), disk_bytes=wanted_bytes))
     driver.grow(wanted_bytes)
     return record
+
+
+def _with_devices(machine: Machine, record: Record, box: Box, *, is_job: bool) -> Record:
+    """Returns the record of a boot with the watchdog and the folders of the host. Raises the errors of `of_start`."""
+    folders = mounts.of_start(machine, record, box, is_job=is_job)
+    return attrs.evolve(record, watchdog_s=None if is_job else box.watchdog_s, mounts=folders)
 
 
 def _secrets(machine: Machine, box: Box) -> bytes:
@@ -248,6 +259,8 @@ def wake(machine: Machine, before: State, box: Box | None = None) -> None:
             registry.of(machine).forget_suspended()
         if any(event.name == "sshd" for event in machine.boot_events()):
             set_clock(machine)
+            if before is State.SUSPENDED:
+                mounts.renew(machine)
     except KimboxError as error:
         log.warn(f"{machine.name} runs, but its clock may be wrong: {error}")
 

@@ -12,7 +12,7 @@ import attrs
 
 from kimbox.drivers.accelerator import CODE_MIB, Accelerator
 from kimbox.drivers.base import JobStart
-from kimbox.drivers.qemu import relay
+from kimbox.drivers.qemu import relay, virtiofs
 from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
 from kimbox.image.disk.ext2.geometry import MAX_BYTES as MAX_JOB_BYTES
 from kimbox.machine import keys
@@ -98,6 +98,8 @@ class Invocation:
     #: Secret variables of the guest, and the descriptor from which QEMU reads them.
     secrets: bytes = attrs.field(default=b"", repr=False)
     secrets_file: int | None = None
+    #: Descriptors of the connections for the folders of the host, in the order of the record.
+    mounts: tuple[int, ...] = ()
 
 
 def command(invocation: Invocation) -> list[str]:
@@ -195,7 +197,7 @@ def hardware(invocation: Invocation) -> list[str]:
         arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
     if record.watchdog_s:
         arguments += ["-device", f"i6300esb,addr={WATCHDOG_ADDRESS}", "-action", "watchdog=reset"]
-    return arguments + _of_template(invocation)
+    return arguments + _memory(invocation)
 
 
 def _relays(machine: Machine, job: JobStart) -> list[str]:
@@ -236,10 +238,10 @@ def _more_disks(invocation: Invocation) -> list[str]:
     return arguments
 
 
-def _of_template(invocation: Invocation) -> list[str]:
-    """Returns the options that only templates and their clones have: the port, the generation ID, the memory."""
+def _memory(invocation: Invocation) -> list[str]:
+    """Returns the options for folders of the host, for memory that is a file, and what else only templates have."""
     machine = invocation.machine
-    arguments = []
+    arguments = virtiofs.slots(invocation.record.mounts) + virtiofs.devices(invocation.mounts)
     if invocation.record.woken:
         arguments += [
             "-chardev", f"socket,id=freeze,path={machine.freeze_socket.name},server=on,wait=off",
@@ -252,11 +254,14 @@ def _of_template(invocation: Invocation) -> list[str]:
         share = "on" if invocation.freezing else "off"
         size = f"{invocation.memory_bytes >> 20}M"
         arguments += ["-object", f"memory-backend-file,id={RAM_ID},size={size},mem-path={_escaped(path)},share={share}"]
+    elif invocation.record.mounts:  # virtiofsd reads and writes the memory of the guest
+        arguments += ["-object", f"memory-backend-memfd,id={RAM_ID},size={invocation.memory_bytes >> 20}M,share=on"]
     return arguments
 
 
 def _memory_option(invocation: Invocation) -> str:
-    return f",memory-backend={RAM_ID}" if invocation.freezing or invocation.template_ram is not None else ""
+    has_file = invocation.freezing or invocation.template_ram is not None or invocation.record.mounts
+    return f",memory-backend={RAM_ID}" if has_file else ""
 
 
 def _output(name: str, log: Path, invocation: Invocation) -> str:
@@ -301,6 +306,8 @@ def credentials(invocation: Invocation) -> dict[str, str]:
         values["delivery"] = invocation.delivery.credential()
     if invocation.scratch:
         values["scratch"] = invocation.scratch.mount
+    if mounts := invocation.record.mounts:
+        values["mounts"] = " ".join(f"{m.mount_point}:{'rw' if m.writable else 'ro'}" for m in mounts)
     if invocation.job and not invocation.job.is_awaited:
         values["job"] = invocation.job.credential()
     if invocation.record.watchdog_s:

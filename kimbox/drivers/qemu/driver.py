@@ -13,7 +13,7 @@ from kimbox.drivers import accelerator, hostcheck
 from kimbox.drivers.accelerator import EMULATED, Accelerator
 from kimbox.drivers.base import Features, Launch, allot_ports, choose_ports, observe_folder
 from kimbox.drivers.hostcheck import HostCheck, Outcome
-from kimbox.drivers.qemu import disk, process, templates
+from kimbox.drivers.qemu import disk, process, templates, virtiofs
 from kimbox.drivers.qemu.command import Invocation, fixed, portable
 from kimbox.errors import KimboxError
 from kimbox.guest import deliverydisk, seed
@@ -59,6 +59,7 @@ class Qemu:
         own_process=True,
         portable=True,
         seed=True,
+        mounts=True,
     )
 
     @staticmethod
@@ -66,7 +67,7 @@ class Qemu:
         checks = [hostcheck.program("qemu-system-x86_64", "runs boxes")]
         if which("qemu-system-x86_64"):
             checks.append(hostcheck.attempt("acceleration", _check_acceleration))
-        return [*checks, _check_network()]
+        return [*checks, _check_network(), _check_mounts()]
 
     @staticmethod
     def remains() -> dict[Path, str]:
@@ -178,6 +179,12 @@ class Qemu:
         written()  # before the process ends: if kimbox is killed now, the record must have the saved state
         process.kill(self.machine)
         process.sweep(self.machine)
+
+    def plug_mounts(self, record: Record) -> None:
+        virtiofs.plug(self.machine, record.mounts)
+
+    def unplug_mounts(self, record: Record) -> None:
+        virtiofs.unplug(self.machine, record.mounts)
 
     def forget_suspended(self) -> None:
         disk.forget_suspended(self.machine)
@@ -299,3 +306,8 @@ def _check_acceleration() -> HostCheck:
         return HostCheck("acceleration", Outcome.GOOD, best.why)
     why = f"boxes run under emulation, about ten times slower: {best.why}"
     return HostCheck("acceleration", Outcome.SLOW, why, best.repair)
+
+
+def _check_mounts() -> HostCheck:
+    found = hostcheck.attempt("mounts", virtiofs.check)
+    return found if found.outcome is Outcome.GOOD else attrs.evolve(found, outcome=Outcome.SLOW)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import attrs
 
-from kimbox.drivers.qemu import disk, qmp, recorder
+from kimbox.drivers.qemu import disk, qmp, recorder, virtiofs
 from kimbox.drivers.qemu.command import HALT_WORD, Invocation, command
 from kimbox.errors import GuestError, KimboxError
 from kimbox.filelocks import flock
@@ -136,8 +136,10 @@ def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | Non
                 cwd=machine.folder,
             )
         secrets_file = _memory_file(invocation.secrets, descriptors) if invocation.secrets else None
-        invocation = attrs.evolve(invocation, pipes=pipes, secrets_file=secrets_file)
-        inherited = [run_lock, *pipes.values(), *(fd for fd in (template_ram, secrets_file) if fd is not None)]
+        mounts = () if invocation.saved_state else invocation.record.mounts  # a saved state has only their slots
+        served = descriptors.enter_context(virtiofs.serve(machine, mounts))
+        invocation = attrs.evolve(invocation, pipes=pipes, secrets_file=secrets_file, mounts=served)
+        inherited = [run_lock, *pipes.values(), *served, *(fd for fd in (template_ram, secrets_file) if fd is not None)]
         wrapper = ENDS_WITH_PARENT if invocation.job and invocation.job.ends_with_kimbox else ()
         return detach(
             [*wrapper, *NO_CORE_DUMP, *command(invocation)],

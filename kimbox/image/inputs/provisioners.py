@@ -29,7 +29,9 @@ from kimbox.files import read_bounded, read_json
 STRIP = "strip"
 
 #: The provisioners of every image, in the order in which their build scripts run.
-BASE = ("boot", "ssh", "provision", "scratch", "job", "watchdog", "secure", "identity", "freeze", STRIP, "base")
+BASE = (
+    "boot", "ssh", "provision", "scratch", "mounts", "job", "watchdog", "secure", "identity", "freeze", STRIP, "base",
+)  # fmt: skip
 
 #: The provisioner whose files get into a running guest, in place of those of BASE, if kimbox did not build its image.
 ADOPTED = "adopted"

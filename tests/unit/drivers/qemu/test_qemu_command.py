@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import attrs
 import invocations
@@ -16,7 +17,7 @@ from kimbox.drivers.qemu.command import MAX_JOB_BYTES, command, credentials, fix
 from kimbox.errors import GuestError
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.machine.folder import Machine
-from kimbox.spec.model import Scratch
+from kimbox.spec.model import Mount, Scratch
 
 machine = invocations.machine  # a fixture
 
@@ -250,3 +251,24 @@ def test_a_saved_memory_depends_on_devices_and_processor_alone(machine: Machine)
 
 def test_only_a_clone_has_the_port_for_its_identity(machine: Machine) -> None:
     assert not [device for device in values(command(invoked(machine)), "-device") if "freeze" in device]
+
+
+def test_folders_of_the_host(machine: Machine) -> None:
+    """Memory is shared, and each folder has a slot at a fixed address. A guest that resumes has the slots alone."""
+    assert "pcie-root-port" not in "\n".join(command(invoked(machine)))
+    mounts = (Mount(Path("/srv/a"), "/a", writable=True), Mount(Path("/srv/b"), "/b"))
+    machine.write_record(attrs.evolve(machine.record(), mounts=mounts))
+    assert mounts == machine.record().mounts
+    assert "/a:rw /b:ro" == credentials(invoked(machine))["mounts"]
+    resumed, booted = command(invoked(machine, resume=True)), command(attrs.evolve(invoked(machine), mounts=(7, 8)))
+    for arguments in (resumed, booted):
+        devices = [options(value) for value in values(arguments, "-device")]
+        slots = [(d["id"], d["addr"]) for d in devices if d[""] == "pcie-root-port"]
+        assert [("slot0", "0x17.0"), ("slot1", "0x17.1")] == slots
+        memory = options(values(arguments, "-object")[0])
+        assert ("memory-backend-memfd", "on") == (memory[""], memory["share"])
+        assert f",memory-backend={memory['id']}" in values(arguments, "-machine")[0]
+    assert "vhost-user-fs" not in "\n".join(resumed)
+    tags = [(d["tag"], d["bus"]) for d in map(options, values(booted, "-device")) if d[""] == "vhost-user-fs-pci"]
+    assert [("kimbox0", "slot0"), ("kimbox1", "slot1")] == tags
+    assert {"7", "8"} == {c["fd"] for c in map(options, values(booted, "-chardev")) if "fd" in c}
