@@ -32,7 +32,7 @@ DEFAULT_DISK_BYTES = 16 << 30
 
 #: Everything that a driver may be able to do.
 ALL_FEATURES = Features(
-    own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True, secrets=True
+    own_disk=True, sealing=True, suspend=True, memory_snapshots=True, delivery_disk=True, secrets=True, mounts=True
 )
 
 
@@ -135,6 +135,12 @@ class FakeDriver:
         written()
         self.note("kill")
         self.end_process()
+
+    def plug_mounts(self, record: Record) -> None:
+        self.note("plug")
+
+    def unplug_mounts(self, record: Record) -> None:
+        self.note("unplug")
 
     def forget_suspended(self) -> None:
         self.note("forget")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kimbox import paths
 from kimbox.errors import KimboxError
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, render_vagrantfile, ruby_literal
-from kimbox.spec.model import BootMode, Box, Disk, Forward, PackageImage, Scratch, Volume
+from kimbox.spec.model import BootMode, Box, Disk, Forward, Mount, PackageImage, Scratch, Volume
 
 _GIB = 1 << 30
 
@@ -161,3 +161,16 @@ def test_no_port_of_the_host_is_declared_twice() -> None:
     ] == hosts  # fmt: skip
     assert 1 == text.count("id: 'ssh'")
     assert "id: 'ssh'" not in render_vagrantfile([VagrantMachine(attrs.evolve(BOX, forwards=forwards), "minimal")])
+
+
+def test_folders_of_the_host() -> None:
+    """They are synced folders under libvirt, relative to the file if that is known. Without `mounts` there is none."""
+    mounts = (Mount(Path("/home/ada/it's"), "/work", writable=True), Mount(Path("/srv/data"), "/data"))
+    box = attrs.evolve(BOX, mounts=mounts)
+    text = render_vagrantfile([VagrantMachine(box, "minimal", locations={mounts[0].location: "../it's"})])
+    assert [
+        "override.vm.synced_folder File.expand_path('../it\\'s', __dir__), '/work', type: 'virtiofs'",
+        "override.vm.synced_folder File.expand_path('/srv/data', __dir__), '/data', type: 'virtiofs', readonly: true",
+    ] == re.findall(r"override\.vm.*", text)
+    assert 1 == text.count("memorybacking :access, mode: 'shared'")
+    assert "override.vm" not in render_vagrantfile([VagrantMachine(BOX, "minimal")])

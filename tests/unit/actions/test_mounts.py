@@ -1,0 +1,106 @@
+"""Folders of the host while a machine starts, is saved and resumes. The driver, the image store and ssh are doubles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import fakedriver
+import feignedworld
+import pytest
+from feignedworld import World, up
+from refused import refused
+
+from kimbox.actions import mounts, snapshot, stop
+from kimbox.actions.resume import resume
+from kimbox.errors import GuestError, StateError
+from kimbox.log import log
+from kimbox.machine.record import Purpose, Sealed
+from kimbox.spec.model import Mount
+
+world = feignedworld.world  # a fixture
+
+
+@pytest.fixture
+def folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the host that the box shares. What the guest is asked for is recorded with the driver's calls."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    world.box = attrs.evolve(world.box, mounts=(Mount(folder, "/work", writable=True),))
+    monkeypatch.setattr(mounts, "_run", lambda machine, verb, hint: world.did.append(f"guest {verb}"))
+    monkeypatch.setattr(snapshot, "set_clock", lambda _: None)
+    return folder
+
+
+def test_a_box_starts_only_with_its_folder(world: World, folder: Path) -> None:
+    """Nothing is created and nothing resumes without it. The next start uses the folders of the spec."""
+    folder.rmdir()
+    with refused(StateError, "mount-folder-missing", name="tiny", path=str(folder)):
+        up(world)
+    assert not world.machine.exists
+    folder.mkdir()
+    up(world)
+    assert world.box.mounts == world.launches[-1].record.mounts == world.machine.record().mounts
+    stop.suspend(world.machine)
+    folder.rmdir()
+    with refused(StateError, "mount-folder-missing", name="tiny", path=str(folder)):
+        resume(world.machine)
+
+
+def test_memory_is_saved_without_the_devices(world: World, folder: Path) -> None:
+    """They are away while QEMU saves, and back afterwards and after a resume."""
+    up(world)
+    world.did.clear()
+    snapshot.save(world.machine, "one")
+    assert ["guest stop", "unplug", "keep one", "plug", "guest start"] == world.did
+    world.did.clear()
+    stop.suspend(world.machine)
+    assert ["guest stop", "unplug", "save", "kill"] == world.did
+    world.did.clear()
+    resume(world.machine)
+    assert ["resume", "forget", "plug", "guest start"] == [call for call in world.did if call != "clock"]
+    world.did.clear()
+    snapshot.restore(world.machine, "one")
+    assert ["kill", "resume", "plug", "guest start"] == world.did
+    stop.halt(world.machine)
+    world.did.clear()
+    snapshot.save(world.machine, "off")
+    assert ["keep off"] == world.did
+
+
+def test_a_failed_save_brings_them_back(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The box runs on with its folders. A folder that does not come back is a warning."""
+    up(world)
+
+    def fail(driver: fakedriver.FakeDriver, name: str) -> None:
+        raise GuestError("no space", code="qemu-failed")
+
+    monkeypatch.setattr(fakedriver.FakeDriver, "save_snapshot", fail)
+    world.did.clear()
+    with refused(GuestError, "qemu-failed"):
+        snapshot.save(world.machine, "one")
+    assert ["guest stop", "unplug", "plug", "guest start"] == world.did
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warn", warned.append)
+
+    def lose(driver: fakedriver.FakeDriver, record: object) -> None:
+        raise GuestError("no virtiofsd", code="mount-failed")
+
+    monkeypatch.setattr(fakedriver.FakeDriver, "plug_mounts", lose)
+    mounts.renew(world.machine)
+    assert "kimbox reload tiny" in warned[0]
+
+
+def test_only_the_machine_of_the_box_has_them(world: World, folder: Path) -> None:
+    """A clone and a job have none. A sealed box and another driver are refused."""
+    up(world)
+    record = world.machine.record()
+    assert () == mounts.of_start(world.machine, record, world.box, is_job=True)
+    clone = attrs.evolve(record, purpose=Purpose.CLONE)
+    assert () == mounts.of_start(world.machine, clone, world.box, is_job=False)
+    sealed = attrs.evolve(record, sealed=Sealed("worker", "example.org"))
+    with refused(StateError, "box-sealed", name="tiny", verb="start"):
+        mounts.of_start(world.machine, sealed, world.box, is_job=False)
+    world.driver.features = attrs.evolve(fakedriver.ALL_FEATURES, mounts=False)
+    with refused(StateError, "unsupported-by-driver", name="tiny"):
+        mounts.of_start(world.machine, record, world.box, is_job=False)
