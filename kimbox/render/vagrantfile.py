@@ -59,12 +59,12 @@ class VagrantMachine:
     location: str | None = None
     #: `sha256:` and the hex digest of that file.
     digest: str | None = None
-    #: Folder of the host -> its path relative to the folder of the Vagrantfile. None: the paths are absolute.
-    locations: Mapping[Path, str] | None = None
     #: None: the Vagrantfile does not provision the box.
     delivery: Delivery | None = None
     #: Ports that are allocated already: guest port -> host port.
     host_ports: Mapping[int, int] = attrs.field(factory=dict)
+    #: Folder of the host -> its path relative to the folder of the Vagrantfile. A folder without one has its own path.
+    locations: Mapping[Path, str] = attrs.field(factory=dict)
 
 
 def ruby_literal(value: object) -> str:
@@ -154,10 +154,9 @@ def _values(machine: VagrantMachine) -> dict[str, Any]:
 
 def _mounts(machine: VagrantMachine) -> dict[str, list[Any]]:
     """Returns the folders of the host. `readonly`: libvirt exports them so, if it can."""
-    locations = machine.locations or {}
     values: dict[str, list[Any]] = {"writable": [], "readonly": []}
     for mount in machine.box.mounts:
-        location = as_file(locations.get(mount.location, str(mount.location)))
+        location = as_file(machine.locations.get(mount.location, str(mount.location)))
         values["writable" if mount.writable else "readonly"].append({"location": location, "at": mount.mount_point})
     return values | {"shared_memory": [{}] if machine.box.mounts else []}
 

@@ -21,7 +21,7 @@ from kimbox import paths, run
 from kimbox.guest.delivery import write_tar
 from kimbox.image.formats import boxwriter
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, render_vagrantfile, ruby_literal
-from kimbox.spec.model import Forward, Scratch
+from kimbox.spec.model import Forward, Mount, Scratch
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
@@ -67,7 +67,10 @@ def test_ruby_finds_the_values_and_nothing_else(tmp_path_factory: pytest.TempPat
     files = []
     for number, text in enumerate(["plain", *texts]):
         box = attrs.evolve(template, name=text, scratch=Scratch(1 << 30, text), forwards=(Forward(80, None),))
-        machine = VagrantMachine(box, text, "x.box", text, Delivery(text, text, "keep"))
+        shared = Path("/shared")
+        box = attrs.evolve(box, mounts=(Mount(shared, text, writable=True), Mount(shared, text)))
+        delivery = Delivery(text, text, "keep")
+        machine = VagrantMachine(box, text, "x.box", text, delivery, locations={shared: text})
         files.append(folder / f"{number}.Vagrantfile")
         files[-1].write_text(render_vagrantfile([machine], key="key", prefix=text), "utf-8")
     expected, *hostile = dump(*files)
@@ -75,8 +78,10 @@ def test_ruby_finds_the_values_and_nothing_else(tmp_path_factory: pytest.TempPat
         assert [path for path, _ in expected] == [path for path, _ in calls]
         assert text == value(calls, ".define") == value(calls, ".vm.box=") == value(calls, ".default_prefix=")
         if text in HOMES:
-            delivery = next(arguments[1] for called, arguments in calls if called.endswith(".provision"))
-            assert f"{folder}/{text}" == delivery["source"]
+            provision = next(arguments[1] for called, arguments in calls if called.endswith(".provision"))
+            assert f"{folder}/{text}" == provision["source"]
+        folders = [arguments[1] for called, arguments in calls if called.endswith(".provider.vm.synced_folder")]
+        assert [text, text] == folders
         strings = value(calls, ".sysinfo=")["oem strings"]
         prefix = "io.systemd.credential:kimbox."
         assert [

@@ -124,6 +124,25 @@ def test_a_spec_that_reads_this_host(
     assert not Machine("other").exists
 
 
+def test_a_new_box_shares_no_folder_of_the_host(
+    kimbox: Kimbox, machine: Machine, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mounts` of a save are those of the saving host: the new box has none, also if its spec is not of kimbox."""
+    monkeypatch.setattr(folders, "packed", lambda kept, *_: (kept, {}))
+    spec = makesaved.SPEC | {"mounts": [{"location": "/home", "mount_point": "/work", "writable": True}]}
+    kept = machine.locks / f"{makesaved.MANIFEST}.yaml"
+    kept.write_text(json.dumps(spec))
+    save(kimbox, world / "store")
+    code, out, err = kimbox("--json", "create", "other", "--from", str(world / "store"))
+    assert 0 == code, err + out
+    assert () == load_box(Machine("other").folder / SPEC_FOLDER / "kimbox.yaml").mounts
+    kept.write_text(f"# not JSON\n{json.dumps(spec)}")
+    save(kimbox, world / "other-store")
+    status, out, _ = kimbox("--json", "create", "third", "--from", str(world / "other-store"))
+    assert (3, "unsafe-save") == (status, error(out, "create")["code"])
+    assert not Machine("third").exists
+
+
 def bundle_of(folder: Path, *arguments: str) -> Path:
     """Returns a bundle of a git repository in a folder."""
     env = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"), "x")

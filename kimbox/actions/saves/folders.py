@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.errors import ImageError, KimboxError
-from kimbox.files import remove_tree
+from kimbox.files import parse_json, remove_tree
 from kimbox.image.saves import manifest as manifests
 from kimbox.image.saves.manifest import Folder, Stored
 from kimbox.lock.git.bundle import PIN_REF, write_bundle
@@ -25,6 +25,7 @@ from kimbox.lock.git.command import git
 from kimbox.lock.git.folder import MAX_BYTES, MAX_FILES, OWN_CONFIG
 from kimbox.lock.git.mirror import Mirror
 from kimbox.lock.lockfile import format_lock, parse_lock
+from kimbox.log import log
 from kimbox.machine.delivered_locks import Kept
 from kimbox.spec import urls
 from kimbox.spec.model import Box, Repository
@@ -121,6 +122,29 @@ def _check_out(commit: str, bundle: Path, bare: Path, target: Path) -> None:
         raise ImageError("it is larger than a folder of a box can be", code="unsafe-files")
     target.mkdir(parents=True)
     git([f"--work-tree={target}", "checkout", "--quiet", "--force", PIN_REF, "--", "."], git_dir=bare, env=OWN_CONFIG)
+
+
+def without_mounts(spec: bytes) -> bytes:
+    """Returns the spec of a save without `mounts`: the folders are those of another host, or of another time."""
+    try:
+        value = parse_json(spec)
+    except ValueError:  # nothing that kimbox wrote: `refuse_mounts` decides
+        return spec
+    if not isinstance(value, dict) or not value.pop("mounts", None):
+        return spec
+    log.warn("the box shared folders of its host (`mounts`), and does not share those of this one")
+    return json.dumps(value).encode()
+
+
+def refuse_mounts(box: Box, store: str) -> None:
+    """Raises KimboxError (`unsafe-save`) if the spec of a save shares folders of this host in another way."""
+    if box.mounts:
+        raise KimboxError(
+            f"the spec of the save in {store} shares a folder of this host: {box.mounts[0].location}",
+            code="unsafe-save",
+            hint="pass a spec of your own with -f FILE, which may have `mounts`",
+            fields={"url": store, "path": str(box.mounts[0].location)},
+        )
 
 
 def refuse_repositories_of_host(box: Box, store: str) -> None:

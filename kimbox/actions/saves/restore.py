@@ -166,7 +166,7 @@ class Making:
         """
         place = self.folder / SPEC_FOLDER
         place.mkdir(exist_ok=True)
-        write_atomic(place / paths.SPEC_NAME, self._file("kimbox.yaml"))
+        write_atomic(place / paths.SPEC_NAME, folders.without_mounts(self._file("kimbox.yaml")))
         write_atomic(place / paths.LOCK_NAME, self._file("kimbox.lock"))
         if self.request.spec is None:
             folders.unpack(self.store, self.manifest.folders, place)

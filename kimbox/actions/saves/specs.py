@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kimbox.actions.saves import folders
 from kimbox.errors import SpecError, StateError, UsageError
 from kimbox.files import size_words
 from kimbox.image.saves import manifest as manifests
@@ -20,7 +21,7 @@ def load(spec: Path, settings: Sequence[str], manifest: Manifest, url: str, *, i
 
     Raises SpecError if the spec is not valid, or needs files that are beside it where it was written; UsageError if the
     settings change the image; StateError: `disk-smaller`, `name-taken` if it is the spec of another box; KimboxError
-    (`save-damaged`) if it is that of the save.
+    (`save-damaged`, `unsafe-save`) if it is that of the save.
     """
     try:
         saved_box, box = load_box(spec), load_box(spec, settings)
@@ -29,6 +30,8 @@ def load(spec: Path, settings: Sequence[str], manifest: Manifest, url: str, *, i
             raise
         hint = "the spec of the save may need files that are beside it: pass a spec that has them, with -f FILE"
         raise SpecError(error.problems, code=error.code, hint=hint, fields=error.fields) from None
+    if is_own:
+        folders.refuse_mounts(saved_box, url)
     if (box.image, box.disk) != (saved_box.image, saved_box.disk):
         raise UsageError(
             f"--set cannot change the image of {box.name}, or the sizes of volumes: they are those of the save",
