@@ -36,9 +36,9 @@ TIMEOUT_S = 600.0
 
 def files() -> list[GuestFile]:
     """Returns the files of the guest: what provisions a box, and what takes the place of the rest of an image."""
-    provision, mounts, adopted = (provisioners.load(name) for name in ("provision", "mounts", ADOPTED))
+    provision, adopted = provisioners.load("provision"), provisioners.load(ADOPTED)
     persistent = [attrs.evolve(file, path=f"persistent/{file.path}") for file in provision.persistent]
-    return [*(file for file in provision.files if file.path != _APPENDED), *mounts.files, *adopted.files, *persistent]
+    return [*(file for file in provision.files if file.path != _APPENDED), *adopted.files, *persistent]
 
 
 def install(guest: Guest, name: str, workdir: Path, *, needs_git: bool) -> None:
