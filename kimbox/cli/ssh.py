@@ -32,7 +32,7 @@ def ssh(
     Examples:
       kimbox ssh
       kimbox ssh openkim-dev
-      kimbox ssh openkim-dev -- -L 8888:localhost:8888
+      kimbox ssh openkim-dev -- -N -L 8888:127.0.0.1:8888     # a notebook in the box, at the same address here
       kimbox ssh -- uname -a
     """
     from kimbox.actions.observe import check_connection, reach

@@ -9,8 +9,11 @@ from kimbox.cli.output import report
 def ssh_config(box: target.Name = None, file: target.File = None) -> None:
     """Print the ssh_config(5) entry of a box, for ssh, scp, rsync, git and editors.
 
+    The host of the entry is kimbox-NAME. The port may be another one after a new start of the box.
+
     \b
     Examples:
+      kimbox ssh-config >~/.ssh/kimbox.conf     # with `Include kimbox.conf` at the top of ~/.ssh/config
       kimbox ssh-config >box.conf && scp -F box.conf data kimbox-openkim-dev:
     """
     from kimbox.actions.observe import endpoint as endpoint_of
