@@ -75,6 +75,7 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
         )
     for request in requests:
         _refuse_secrets(request.project)
+        _refuse_networks(request.project)
         if not request.allow_local:
             _refuse_local(request.project)
     with temporary_folder("kimbox-render-") as new:
@@ -102,6 +103,17 @@ def _refuse_secrets(project: Project) -> None:
             f"{project.name} has secret variables ({', '.join(names)}), which Vagrant cannot give to a box",
             code="unsupported-by-driver",
             hint="remove them from `env`, in a layer of this spec for Vagrant",
+            fields={"name": project.name},
+        )
+
+
+def _refuse_networks(project: Project) -> None:
+    """Raises UsageError if the box is in a network: plain Vagrant gives it no names, and no limits of a guest."""
+    if networks := project.box.networks:
+        raise UsageError(
+            f"{project.name} is in the network {networks[0].name} of its spec, which the folder cannot make",
+            code="unsupported-by-driver",
+            hint="remove its address from `networks`, in a layer of this spec for Vagrant",
             fields={"name": project.name},
         )
 

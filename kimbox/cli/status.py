@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kimbox.cli import lifetimes, several, spaces, target
+from kimbox.cli import connections, lifetimes, several, spaces, target
 from kimbox.spec.model import SETUP, BootMode
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 #: - `jobs`: the last counts from the runner of its role.
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
+#: - `networks`: the networks of the last start, see `connections.connections_of`.
 #: - `saved`: the last save: url of the store, number, and time; null if it was never saved.
 #: - `lifetime`: ends_at, remaining_s, ended_at (shut down and saved) and failure; null if it has none.
 #: - `service`: its service of systemd (state, result, restarts, is_enabled, gave_up); null if it has none.
@@ -49,9 +50,10 @@ if TYPE_CHECKING:
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
-    "provider", "pid", "ssh_host", "ssh_port", "forwards", "image", "packages_as_of", "spec", "spec_digest", "folder",
-    "disk_bytes", "scratch", "mounts", "template", "provenance", "follow", "sealed", "put_back", "jobs", "stale",
-    "host_key", "guest", "saved", "lifetime", "service", "settings", "installed", "health", "problems",
+    "provider", "pid", "ssh_host", "ssh_port", "forwards", "networks", "image", "packages_as_of", "spec",
+    "spec_digest", "folder", "disk_bytes", "scratch", "mounts", "template", "provenance", "follow", "sealed",
+    "put_back", "jobs", "stale", "host_key", "guest", "saved", "lifetime", "service", "settings", "installed",
+    "health", "problems",
 )  # fmt: skip
 
 
@@ -92,7 +94,8 @@ def status(
     repository and the command that runs the step again. A sealed box has sealed (role and site), put_back (at: when the
     host last put its disk back to the image; changed: the parts that the run before had changed) and jobs (counts from
     the runner of its role). host_key is the ssh host key of the box, for `gateway.host_keys` of workers. guest
-    is cloud-init for a box of a cloud image, which kimbox has prepared over ssh. An unknown value is null.
+    is cloud-init for a box of a cloud image, which kimbox has prepared over ssh. networks has the networks of the last
+    start: name, subnet, addresses (of each box) and is_up. An unknown value is null.
 
     mounts lists the folders of the host; is_served is false if the program that serves one does not run.
 
@@ -147,8 +150,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             f"  boot        {summary['boot'] or 'unknown'}",
             *([MAINTAINED.format(name=summary["name"])] if summary["boot"] == BootMode.MAINTAIN else []),
             *([f"  snapshot    {percent} % full"] if percent is not None else []),
-            f"  ssh         {summary['ssh_host']}:{summary['ssh_port']}",
-            *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in summary["forwards"].items()),
+            *connections.lines(summary),
             *_sealed_lines(summary),
             *_problem_lines(summary),
             f"  manifest    {summary['manifest'] or 'none'}",
@@ -227,9 +229,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "template": record.template,
         "provider": driver.name,
         "pid": driver.pid(),
-        "ssh_host": record.ssh_host,
-        "ssh_port": record.ssh_port,
-        "forwards": {str(guest): host for guest, host in record.forwards.items()},
+        **connections.connections_of(machine, record),
         "image": record.image,
         "packages_as_of": dates.packages_as_of(record.image),
         "spec": record.source,

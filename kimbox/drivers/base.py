@@ -68,6 +68,8 @@ class Features:
     seed: bool = False
     #: The guest gets the folders of the host in its record (`Record.mounts`) as devices with the tags kimbox0, kimbox1.
     mounts: bool = False
+    #: The machine gets a network card for each network of its spec (`Record.networks`).
+    networks: bool = False
 
 
 #: The part of the addresses of QEMU's user network at which a guest sees the servers that its job may reach.

@@ -112,6 +112,12 @@ def need_jobs(machine: Machine) -> None:
     _need(machine, lambda features: features.jobs, "run a job in", "has no disk for jobs", _new_box_hint(machine))
 
 
+def need_networks(machine: Machine) -> None:
+    """Raises StateError (`unsupported-by-driver`) if the driver of a machine has no networks between boxes."""
+    obstacle = "cannot connect it to the networks of its spec"
+    _need(machine, lambda features: features.networks, "start", obstacle, _new_box_hint(machine))
+
+
 def need_own_process(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if a machine is not a process of this user."""
     obstacle = "runs it in a process of its own"

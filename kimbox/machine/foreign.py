@@ -20,6 +20,7 @@ _REASONS = {
     "make scratch space for": "no program in it makes the file system at each start",
     "share folders with": "no program in it mounts them at each start",
     "run a watchdog for": "no program in it answers the watchdog",
+    "connect to a network": "no program in it gives the card of the network its address",
     "set variables in": "its sessions do not read them",
     "make accounts in": "its ssh server does not read their keys",
     "secure": "it cannot be put back to a known state at each start, and has none of the programs that seal it",
@@ -67,6 +68,7 @@ def check_spec(box: Box, modes: set[BootMode]) -> None:
         ("make scratch space for", box.scratch is not None),
         ("share folders with", bool(box.mounts)),
         ("run a watchdog for", box.watchdog_s is not None),
+        ("connect to a network", bool(box.networks)),
         ("set variables in", bool(box.variables)),
         ("make accounts in", bool(box.users)),
     ):

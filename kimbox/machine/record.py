@@ -12,7 +12,7 @@ from typing import Any, Self
 import attrs
 
 from kimbox.errors import KimboxError
-from kimbox.spec.model import Mount, Scratch
+from kimbox.spec.model import Mount, Network, Scratch
 
 #: Version of machine.json that kimbox writes. kimbox also reads version 1, which has no box, purpose, driver and plan.
 FORMAT = 2
@@ -32,6 +32,9 @@ _NAME_KEY = re.compile(r"""^["']?name["']?\s*:\s*["']?([a-z0-9.-]+)""", re.MULTI
 
 #: A sha256 digest in hex.
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+#: The name of a box or a network. File names have it.
+_LABEL = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 #: The id of an instance: of cloud-init, or of a cloud.
 _INSTANCE = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -174,6 +177,8 @@ class Record:
     seed: str | None = None
     #: None: kimbox built the image, or `up` has not found out yet.
     guest: GuestKind | None = None
+    #: The networks of the last start. A saved state has their cards, too.
+    networks: tuple[Network, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of machine.json."""
@@ -223,6 +228,7 @@ class Record:
             fields["disk_bytes"] = _size(fields.get("disk_bytes"))
             fields["seed"] = _seed(fields.get("seed"))
             fields["guest"] = GuestKind(fields["guest"]) if fields.get("guest") is not None else None
+            fields["networks"] = tuple(map(_network, fields.get("networks", [])))
             fields["plan"] = _plan(fields["plan"])
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))
             return cls(**fields)
@@ -296,6 +302,14 @@ def _texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
         return tuple(value)
     raise ValueError(f"{value!r} is not a list of texts")
+
+
+def _network(value: Any) -> Network:
+    subnet = ipaddress.IPv4Network(value["subnet"])
+    addresses = tuple((name, str(ipaddress.IPv4Address(address))) for name, address in value["addresses"])
+    if not all(isinstance(text, str) and _LABEL.fullmatch(text) for text in (value["name"], *dict(addresses))):
+        raise ValueError(f"{value!r} is not a network")
+    return Network(value["name"], str(subnet), addresses)
 
 
 def _seed(value: object) -> str | None:

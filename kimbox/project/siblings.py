@@ -23,7 +23,8 @@ def _found(gateway: Gateway | None) -> Gateway | None:
         return gateway
     machine = Machine(gateway.box)
     key = keys.host_key(machine) if machine.exists else None
-    return attrs.evolve(gateway, port=machine.record().ssh_port, host_keys=(key,)) if key else gateway
+    port = gateway.port if gateway.is_on_network else machine.record().ssh_port
+    return attrs.evolve(gateway, port=port, host_keys=(key,)) if key else gateway
 
 
 def need_gateway(name: str, role: Role) -> None:

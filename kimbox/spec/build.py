@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-from kimbox.spec import mounts, notify, rules, sealing, units, urls, users
+from kimbox.spec import mounts, networks, notify, rules, sealing, units, urls, users
 from kimbox.spec.environment import read_variables
 from kimbox.spec.layout import EXTENT_BYTES, dm_name, kept_name, round_up, shares
 from kimbox.spec.model import (
@@ -80,8 +80,10 @@ class _Builder(Reader):
         tree = self.tree
         repositories, image = read_repositories(self), self.image()
         scratch = self.scratch(repositories)
+        name = self.text(tree.get("name"), rules.box_name, "")
+        joined = networks.joined(self, tree, name)
         return Box(
-            name=self.text(tree.get("name"), rules.box_name, ""),
+            name=name,
             description=self.text(tree.get("description"), str, ""),
             source=Path(os.path.abspath(self.spec)),  # noqa: PTH100 - not through links
             layers=self.layers,
@@ -99,7 +101,7 @@ class _Builder(Reader):
             probes=self.probes(),
             scratch=scratch,
             mounts=mounts.read_mounts(self, guest_paths(repositories, scratch)),
-            secure=sealing.secure(self, tree.get("secure"), image),
+            secure=sealing.secure(self, tree.get("secure"), image, joined),
             openstack=self.openstack(),
             timezone=self.text(tree.get("timezone"), rules.time_zone, None),
             watchdog_s=self.text(
@@ -117,6 +119,7 @@ class _Builder(Reader):
             notify=notify.read_notify(self, tree.get("notify")),
             variables=read_variables(self),
             users=users.read_users(self, tree.get("users")),
+            networks=joined,
         )
 
     def image(self) -> PackageImage | RemoteImage | BoxImage:

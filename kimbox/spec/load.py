@@ -41,6 +41,9 @@ def _load(path: Path, settings: Sequence[str], member: str | None) -> Box:
         raise SpecError(problems.collected, code="bad-spec")
     faulty = merged.faulty | schema.check(merged.tree, problems, whole=merged.complete)
     box = build(schema.with_defaults(merged.tree), path, merged.files, problems, faulty)
+    if member is None and (networks := merged.tree.get("networks")) and networks.mapping:
+        hint = "write the boxes under `boxes` of this file"
+        problems.add(networks.mark, "`networks` connects the boxes of a spec with `boxes`", hint, code="bad-value")
     if problems.collected:
         raise SpecError(problems.collected, code="bad-spec")
     return attrs.evolve(box, has_boot_key=merged.tree.get("boot") is not None, settings=tuple(settings), member=member)

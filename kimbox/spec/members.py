@@ -43,6 +43,7 @@ def read_members(path: Path) -> tuple[Member, ...]:
         message = "a spec with `boxes` has no `name`: each box has the name of its key"
         problems.add(tree.keys["name"], message, "remove it", code="conflicting-settings")
     members = [_member(name, entry, node, problems) for name, entry in node.mapping.items()]
+    _check_networks(tree, node, problems)
     ordered = _in_order(members, node, problems)
     if problems.collected:
         raise SpecError(problems.collected, code="bad-spec")
@@ -82,6 +83,19 @@ def _member(name: str, entry: Node, boxes: Node, problems: Problems) -> Member:
         else:
             needs.append(item.value)
     return Member(name, tuple(needs))
+
+
+def _check_networks(tree: Node, boxes: Node, problems: Problems) -> None:
+    """Reports an address of a box that the spec does not have."""
+    networks = tree.get("networks")
+    for network in networks.mapping.values() if networks else ():
+        addresses = network.get("addresses")
+        for name in addresses.mapping if addresses else ():
+            if addresses and name not in boxes.mapping:
+                known = f"there are: {', '.join(boxes.mapping)}"
+                problems.add(
+                    addresses.keys[name], f"there is no box {shown(name)} in this spec", known, code="bad-value"
+                )
 
 
 def _in_order(members: Sequence[Member], boxes: Node, problems: Problems) -> tuple[Member, ...]:

@@ -167,6 +167,20 @@ class Forward:
 
 
 @attrs.frozen
+class Network:
+    """A network between boxes of one spec. `subnet` has the length of its prefix, as 10.57.0.0/24."""
+
+    name: str
+    subnet: str
+    #: Name and IPv4 address of each box in it.
+    addresses: tuple[tuple[str, str], ...]
+
+    def address(self, box: str) -> str | None:
+        """Returns the address of a box; None if the box is not in the network."""
+        return dict(self.addresses).get(box)
+
+
+@attrs.frozen
 class Repository:
     """A git repository that the box holds at a pinned commit.
 
@@ -261,6 +275,11 @@ class Gateway:
     port: int
     host_keys: tuple[str, ...]
     box: str | None = None
+
+    @property
+    def is_on_network(self) -> bool:
+        """Whether it is a box that is reached by a network of the spec, and not by a port of this host."""
+        return self.box is not None and self.host != HOST_ADDRESS
 
 
 @attrs.frozen
@@ -371,6 +390,8 @@ class Box:
     users: tuple[User, ...] = ()
     #: The name of the box in a spec with several (`kimbox.spec.members`); None: the spec has one box.
     member: str | None = None
+    #: The networks that the box is in.
+    networks: tuple[Network, ...] = ()
 
     def boot_mode(self, *, is_sealed: bool) -> BootMode:
         """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""

@@ -7,7 +7,17 @@ import re
 from collections.abc import Callable, Iterable
 
 from kimbox.spec import rules, signing
-from kimbox.spec.model import HOST_ADDRESS, BoxImage, Gateway, Outbound, PackageImage, RemoteImage, Role, Secure
+from kimbox.spec.model import (
+    HOST_ADDRESS,
+    BoxImage,
+    Gateway,
+    Network,
+    Outbound,
+    PackageImage,
+    RemoteImage,
+    Role,
+    Secure,
+)
 from kimbox.spec.nodes import Fault, Node, shown
 from kimbox.spec.reader import Reader
 
@@ -30,6 +40,9 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _UNIT = re.compile(r"[A-Za-z0-9@._:-]+\.(service|socket|timer|path|mount)")
 
+#: The port of ssh.
+SSH_PORT = 22
+
 #: Maximum length of the name of a host or site (RFC 1035).
 MAX_HOST_CHARACTERS = 253
 
@@ -37,14 +50,21 @@ MAX_HOST_CHARACTERS = 253
 MAX_UNIT_CHARACTERS = 128
 
 
-def secure(reader: Reader, node: Node | None, image: PackageImage | RemoteImage | BoxImage) -> Secure | None:
-    """Returns the part `secure` of a box; None if the spec has none."""
+def secure(
+    reader: Reader,
+    node: Node | None,
+    image: PackageImage | RemoteImage | BoxImage,
+    networks: tuple[Network, ...] = (),
+) -> Secure | None:
+    """Returns the part `secure` of a box; None if the spec has none. `networks`: those that the box is in."""
     if node is None or not node.mapping:
         return None
     roles = node.get("roles")
     secure = Secure(
         site=reader.text(node.get("site"), site_name, None),
-        roles=tuple(_role(reader, name, item, roles) for name, item in roles.mapping.items()) if roles else (),
+        roles=tuple(_role(reader, name, item, roles, networks) for name, item in roles.mapping.items())
+        if roles
+        else (),
         keys=_ssh_keys(reader, node.get("keys")),
         dns=_is_true(node.get("dns")),
         remove=texts(reader, node.get("remove"), rules.package, "package"),
@@ -137,7 +157,7 @@ def account_name(text: str) -> str:
     return text
 
 
-def _role(reader: Reader, name: str, item: Node, roles: Node) -> Role:
+def _role(reader: Reader, name: str, item: Node, roles: Node, networks: tuple[Network, ...]) -> Role:
     try:
         _role_name(name)
     except Fault as fault:
@@ -148,20 +168,26 @@ def _role(reader: Reader, name: str, item: Node, roles: Node) -> Role:
     outbound = item.get("outbound")
     return Role(
         name=name,
-        gateway=_gateway(reader, item.get("gateway")),
+        gateway=_gateway(reader, item.get("gateway"), networks),
         inbound=tuple(port for _, port in inbound),
-        outbound=tuple(_outbound(reader, target) for target in (outbound.items if outbound else ())),
+        outbound=tuple(_outbound(reader, target, networks) for target in (outbound.items if outbound else ())),
         accounts=texts(reader, item.get("accounts"), account_name, "account"),
         services=texts(reader, item.get("services"), unit_name, "service"),
     )
 
 
-def _outbound(reader: Reader, node: Node) -> Outbound:
+def _address_of(box: str, networks: tuple[Network, ...]) -> str | None:
+    """Returns the address of a box of the same spec in the first network that both are in."""
+    return next((address for network in networks if (address := network.address(box))), None)
+
+
+def _outbound(reader: Reader, node: Node, networks: tuple[Network, ...]) -> Outbound:
     protocol = reader.text(node.get("protocol"), str, "tcp")
-    return Outbound(reader.text(node.get("host"), host, ""), reader.number(node.get("port")), protocol)
+    name = reader.text(node.get("host"), host, "")
+    return Outbound(_address_of(name, networks) or name, reader.number(node.get("port")), protocol)
 
 
-def _gateway(reader: Reader, node: Node | None) -> Gateway | None:
+def _gateway(reader: Reader, node: Node | None, networks: tuple[Network, ...]) -> Gateway | None:
     if node is None or not node.mapping:
         return None
     keys, box = node.get("host_keys"), node.get("box")
@@ -170,7 +196,10 @@ def _gateway(reader: Reader, node: Node | None) -> Gateway | None:
             if other is not None:
                 message = "`box` has the address and the host key of that box"
                 reader.fault(other, message, "remove this key, or `box`", code="conflicting-settings")
-        return Gateway(HOST_ADDRESS, 0, (), reader.text(box, rules.box_name, ""))
+        name = reader.text(box, rules.box_name, "")
+        if address := _address_of(name, networks):
+            return Gateway(address, SSH_PORT, (), name)
+        return Gateway(HOST_ADDRESS, 0, (), name)  # the port of that box on this host may change
     if keys is not None and isinstance(keys.value, list) and not keys.items:
         reader.fault(
             keys,

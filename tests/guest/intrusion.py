@@ -15,9 +15,9 @@ from kimbox.machine.folder import Machine
 INTRUDE = Path(__file__).with_name("intrude")
 
 
-def disk_check(kimbox: Kimbox) -> tuple[str, list[str]]:
+def disk_check(kimbox: Kimbox, name: str) -> tuple[str, list[str]]:
     """Returns the result of the host's check of the disk of a halted box, and the parts that differ."""
-    checks = kimbox.json("audit", check=False)["report"]["checks"]
+    checks = kimbox.json("audit", name, check=False)["report"]["checks"]
     (row,) = [check for check in checks if check["id"] == "disk.equal"]
     found = row["found"].partition("; put back last at ")[0]
     return row["status"], [] if found == "equal" else found.split(", ")

@@ -1,4 +1,7 @@
-"""The site of the tests of sealed boxes: a director, which is also the gateway, and a box that can be its worker."""
+"""The site of the tests of sealed boxes: a director, which is also the gateway, and a box that can be its worker.
+
+Both are boxes of one spec, as in examples/pipeline, and are in a network of their own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,16 @@ from kimbox.machine.folder import Machine
 
 #: The password of the site's user.
 PASSWORD = "correct horse"
+
+SITE_SPEC = """kimbox: 1
+networks:
+  pipeline:
+    subnet: 10.57.0.0/24
+    addresses: {vault: 10.57.0.1, hand: 10.57.0.2}
+boxes:
+  vault: vault.yaml
+  hand: {base: [hand.yaml], needs: [vault]}
+"""
 
 VAULT_SPEC = """kimbox: 1
 name: vault
@@ -50,8 +63,8 @@ secure:
 class Site:
     """The two boxes. The director `vault` is sealed. The worker `hand` is sealed by a later test."""
 
-    vault: Kimbox
-    hand: Kimbox
+    #: In the folder of the spec.
+    kimbox: Kimbox
     #: Port on this host of the archive that the director may use.
     port: int
 
@@ -84,7 +97,7 @@ class Site:
         input: str | None = None,
         check: bool = True,
     ) -> run.Completed:
-        port = self.vault.json("status")["ssh_port"]
+        port = self.kimbox.json("status", "vault")["ssh_port"]
         known = [
             "-F",
             "none",
@@ -94,33 +107,27 @@ class Site:
             "HostKeyAlias=kimbox-vault",
         ]
         port_option = ["-P" if program == "sftp" else "-p", str(port)]
-        folder = self.vault.folder
+        folder = self.kimbox.folder
         argv = [program, *known, *options, *port_option, *words]
         return run.run(argv, cwd=folder, env=env, input=input, timeout_s=600, check=check)
 
 
-def start_box(home: Path, folder: Path, spec: str) -> Kimbox:
-    """Starts a box with this spec. It is ready."""
+def secure(kimbox: Kimbox, password: str, *words: str, check: bool = True) -> run.Completed:
+    """Runs `kimbox secure` with a password on its stdin."""
+    return kimbox("secure", *words, "--password-file", "-", input=f"{password}\n", check=check)
+
+
+def boxes(home: Path, folder: Path, port: int) -> Iterator[Site]:
+    """Starts both boxes of a spec in `folder`, and seals the director. Both are destroyed at the end."""
     kimbox = Kimbox(home, folder)
-    (folder / "kimbox.yaml").write_text(spec)
+    operator = (folder / "operator.pub").read_text().strip()
+    (folder / "vault.yaml").write_text(VAULT_SPEC.format(port=port, promise=step(FIRST_STEP)))
+    (folder / "hand.yaml").write_text(HAND_SPEC.format(operator=operator))
+    (folder / "kimbox.yaml").write_text(SITE_SPEC)
     exchange(home)
     kimbox("up")
     exchange(home)
-    return kimbox
-
-
-def secure(kimbox: Kimbox, name: str, password: str, *words: str, check: bool = True) -> run.Completed:
-    """Runs `kimbox secure` with a password on its stdin."""
-    return kimbox("secure", name, *words, "--password-file", "-", input=f"{password}\n", check=check)
-
-
-def boxes(home: Path, folder: Path, other: Path, port: int) -> Iterator[Site]:
-    """Starts both boxes, each in its folder, and seals the director. Both are destroyed at the end."""
-    vault = start_box(home, folder, VAULT_SPEC.format(port=port, promise=step(FIRST_STEP)))
-    sealed = secure(vault, "vault", PASSWORD, "--role", "director", "--site", "example.org", "--username", "alice")
-    assert sealed.stdout == "vault is sealed, as director of example.org\n"
-    operator = (folder / "operator.pub").read_text().strip()
-    spec = HAND_SPEC.format(operator=operator)
-    yield Site(vault, start_box(home, other, spec), port)
-    for name in ("hand", "vault"):
-        vault("destroy", "-y", name)
+    words = ("vault", "--role", "director", "--site", "example.org", "--username", "alice")
+    assert secure(kimbox, PASSWORD, *words).stdout == "vault is sealed, as director of example.org\n"
+    yield Site(kimbox, port)
+    kimbox("destroy", "-y")

@@ -1,11 +1,16 @@
-"""Two boxes of one spec, with variables and a setting: both come up with one command, and stop with one."""
+"""Two boxes of one spec, with variables, a setting and a network: they come up with one command, and stop with one."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 
 import pytest
 from conftest import Kimbox
+
+from kimbox.machine.folder import Machine
 
 pytestmark = pytest.mark.guest
 
@@ -23,6 +28,8 @@ base: [minimal.yaml]
 memory: 512MiB
 env:
   LONG: {LONG}
+networks:
+  lan: {{subnet: 10.57.0.0/24, addresses: {{first: 10.57.0.1, second: 10.57.0.2}}}}
 boxes:
   second:
     needs: [first]
@@ -54,6 +61,16 @@ stat -c '%a %U' /run/kimbox/env
 grep -c -f /tmp/pattern /var/tmp/words || true
 """
 
+#: The first words of the ssh server of the other box, by its name; then the routes of the card of the network.
+GREETING = """
+timeout 60 bash -c 'until exec 3<>/dev/tcp/{other}/22; do sleep 0.2; done; read -r line <&3; echo "$line"' 2>/dev/null
+grep -c '# kimbox: a box of the same spec' /etc/hosts
+sed -n 's/^eth1[\t ]*//p' /proc/net/route
+"""
+
+#: What `GREETING` prints: both names; and one route, to the subnet, without a gateway (proc(5): in hex, little-endian).
+GREETED = r"SSH-2\.0-OpenSSH\S* .*\n2\n0000390A\t00000000\t0001\t.*\t00FFFFFF\t.*\n"
+
 
 def test_two_boxes_of_one_spec(kimbox: Kimbox) -> None:
     """The second starts when the first is ready. Variables arrive unchanged, and the secret is stored nowhere."""
@@ -75,8 +92,27 @@ def test_two_boxes_of_one_spec(kimbox: Kimbox) -> None:
     assert f"\n\n{LONG}\n" == kimbox.sh("second", 'printf "%s\\n%s\\n%s\\n" "$HARD" "$TOKEN" "$LONG"')
     stored = [path for path in kimbox.home.rglob("*") if path.is_file() and path.stat().st_size < 1 << 20]
     assert [] == [path for path in stored if b"s3cr3t" in path.read_bytes()]
+    each_reaches_the_other(kimbox)
+    kimbox("suspend", "second")
+    kimbox("resume", "second")
+    each_reaches_the_other(kimbox)
+    os.kill(kimbox.json("status", "second")["pid"], signal.SIGKILL)
+    kimbox("up", "second", "--boot", "resnap")
+    each_reaches_the_other(kimbox)
     assert "box-has-secrets" == kimbox.json("suspend", "first", check=False)["code"]
     halted = kimbox.json("halt")["boxes"]
     assert [("second", "halted"), ("first", "halted")] == [(box["name"], box["state"]) for box in halted]
     kimbox("destroy", "-y")
     assert ["absent", "absent"] == [box["state"] for box in kimbox.json("status")["boxes"]]
+
+
+def each_reaches_the_other(kimbox: Kimbox) -> None:
+    """By its name and over the network, of which `status` tells. No user of the host but this one gets to it."""
+    for box, other in (("first", "second"), ("second", "first")):
+        answer = kimbox.sh(box, GREETING.format(other=other))
+        assert re.fullmatch(GREETED, answer), answer
+        [network] = kimbox.json("status", box)["networks"]
+        assert ("lan", {"first": "10.57.0.1", "second": "10.57.0.2"}, True) == (
+            network["name"], network["addresses"], network["is_up"]
+        )  # fmt: skip
+        assert 0o700 == Machine(box).folder.stat().st_mode & 0o777

@@ -20,9 +20,9 @@ from kimbox.machine import foreign, secretvalues
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
 from kimbox.machine.mounts import check as check_folders
-from kimbox.machine.record import Known, PutBack, Record, Sealed
+from kimbox.machine.record import Known, Purpose, PutBack, Record, Sealed
 from kimbox.machine.state import State, last_manifest_event
-from kimbox.spec.model import Box, PackageImage
+from kimbox.spec.model import Box, Network, PackageImage
 from kimbox.spec.units import size_text
 
 #: Maximum number of manifests that a sealed box may use: the delivered one, and those of which one was last ready.
@@ -145,9 +145,24 @@ def _grown(machine: Machine, record: Record, box: Box) -> Record:
 
 
 def _with_devices(machine: Machine, record: Record, box: Box, *, is_job: bool) -> Record:
-    """Returns the record of a boot with the watchdog and the folders of the host. Raises the errors of `of_start`."""
+    """Returns the record of a boot with the watchdog, the folders of the host and the networks.
+
+    Raises the errors of `mounts.of_start` and `_networks`.
+    """
     folders = mounts.of_start(machine, record, box, is_job=is_job)
-    return attrs.evolve(record, watchdog_s=None if is_job else box.watchdog_s, mounts=folders)
+    watchdog_s = None if is_job else box.watchdog_s
+    return attrs.evolve(record, watchdog_s=watchdog_s, mounts=folders, networks=_networks(machine, box))
+
+
+def _networks(machine: Machine, box: Box) -> tuple[Network, ...]:
+    """Returns the networks of a machine: those of its box, but not for a clone, a job or a maintenance of the box.
+
+    Raises StateError if the driver has none.
+    """
+    if not box.networks or machine.record().purpose is not Purpose.BOX:
+        return ()
+    registry.need_networks(machine)
+    return box.networks
 
 
 def _secrets(machine: Machine, box: Box) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import shlex
 import sys
@@ -12,13 +13,14 @@ import attrs
 
 from kimbox.drivers.accelerator import CODE_MIB, Accelerator
 from kimbox.drivers.base import JobStart
-from kimbox.drivers.qemu import relay, virtiofs
+from kimbox.drivers.qemu import port, relay, virtiofs
 from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
 from kimbox.image.disk.ext2.geometry import MAX_BYTES as MAX_JOB_BYTES
 from kimbox.machine import keys
 from kimbox.machine.folder import Machine
+from kimbox.machine.networks import socket_name
 from kimbox.machine.record import Record
-from kimbox.spec.model import HOST_ADDRESS, Scratch
+from kimbox.spec.model import HOST_ADDRESS, Network, Scratch
 
 #: Addresses in QEMU's user network (option -netdev user): of the guest, the gateway and the name server.
 GUEST_ADDRESS = "10.0.2.15/24"
@@ -63,6 +65,12 @@ WATCHDOG_ADDRESS = "0x1d"
 #: Serial number and address of the disk that cloud-init reads.
 SEED_SERIAL, SEED_ADDRESS = "kimbox-seed", "0x1c"
 
+#: Addresses of the network cards of the networks of a spec, for the same reason: as many as the schema allows.
+NETWORK_ADDRESSES = ("0x18", "0x19", "0x1a", "0x1b")
+
+#: The program that connects a guest to a network of its spec.
+PORT = Path(port.__file__)
+
 #: The program that passes a connection on to a server that a job may reach; the file in the machine's folder that
 #: limits the number of its processes; and that number.
 RELAY, RELAY_LOCK, RELAYS = Path(relay.__file__), "relay.lock", 64
@@ -93,6 +101,8 @@ class Invocation:
     connects_to: frozenset[int] | None = None
     #: Name of a log in the machine's folder -> descriptor of a pipe to which QEMU writes instead (recorder.py).
     pipes: Mapping[str, int] = {}
+    #: For each network of the record: the descriptor of the socket that takes and gives the frames of the guest.
+    network_sockets: tuple[int, ...] = ()
     #: The job on the disk in `Machine.job_disk`; None: there is none.
     job: JobStart | None = None
     #: Secret variables of the guest, and the descriptor from which QEMU reads them.
@@ -197,7 +207,29 @@ def hardware(invocation: Invocation) -> list[str]:
         arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
     if record.watchdog_s:
         arguments += ["-device", f"i6300esb,addr={WATCHDOG_ADDRESS}", "-action", "watchdog=reset"]
-    return arguments + _memory(invocation)
+    return arguments + _networks(invocation) + _memory(invocation)
+
+
+def _networks(invocation: Invocation) -> list[str]:
+    """Returns the options of a network card for each network of the spec."""
+    arguments: list[str] = []
+    record, slots = invocation.record, zip(invocation.network_sockets, NETWORK_ADDRESSES, strict=False)
+    for joined, (descriptor, slot) in zip(record.networks, slots, strict=False):
+        mac = port.mac_of(str(joined.address(record.name))).hex(":")
+        arguments += ["-netdev", f"dgram,id=network-{joined.name},local.type=fd,local.str={descriptor}"]
+        arguments += ["-device", f"virtio-net-pci,netdev=network-{joined.name},mac={mac},addr={slot},romfile="]
+    return arguments
+
+
+def port_words(record: Record, network: Network, end: int, guest: int) -> list[str]:
+    """Returns the command that connects a guest to a network, in the machine's folder. `end`, `guest`: descriptors.
+
+    The path of a socket has at most 107 bytes (unix(7)), so it is relative.
+    """
+    name = socket_name(record, network)
+    peers = [f"{address}=../{box}/{name}" for box, address in network.addresses if box != record.name]
+    own = str(network.address(record.name))
+    return [sys.executable, "-I", "-S", str(PORT), str(end), str(guest), own, name, *peers]
 
 
 def _relays(machine: Machine, job: JobStart) -> list[str]:
@@ -312,6 +344,8 @@ def credentials(invocation: Invocation) -> dict[str, str]:
         values["job"] = invocation.job.credential()
     if invocation.record.watchdog_s:
         values["watchdog"] = str(invocation.record.watchdog_s)
+    if invocation.record.networks:
+        values["networks"] = " ".join(map(functools.partial(_credential_of, name), invocation.record.networks))
     if invocation.machine.unseal_mark.exists():
         values["unseal"] = "yes"
     elif invocation.record.sealed:  # so that the guest seals itself even if /persistent has lost its mark
@@ -322,6 +356,15 @@ def credentials(invocation: Invocation) -> dict[str, str]:
     if invocation.connects_to is not None:
         values["connects_to"] = " ".join(map(str, sorted(invocation.connects_to))) or "none"
     return values
+
+
+def _credential_of(name: str, network: Network) -> str:
+    """The words for the guest: the MAC address of the card, its address, and ADDRESS=NAME of each box."""
+    own = str(network.address(name))
+    _, _, prefix = network.subnet.partition("/")
+    return " ".join([
+        port.mac_of(own).hex(":"), f"{own}/{prefix}", *(f"{address}={box}" for box, address in network.addresses)
+    ])  # fmt: skip
 
 
 def files_of(machine: Machine) -> dict[str, Path]:

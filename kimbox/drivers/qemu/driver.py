@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +62,7 @@ class Qemu:
         portable=True,
         seed=True,
         mounts=True,
+        networks=True,
     )
 
     @staticmethod
@@ -289,8 +292,17 @@ def _connects_to(machine: Machine, launch: Launch) -> frozenset[int] | None:
     if secure is None or role is None:
         log.warn(f"the spec has no role {record.sealed.role}, so {machine.name} may connect to nothing")
         return frozenset()
-    ports = {out.port for out in role.outbound if out.protocol == "tcp"}
-    return frozenset(ports | ({role.gateway.port} if role.gateway else set()) | ({DNS_PORT} if secure.dns else set()))
+    subnets = [IPv4Network(network.subnet) for network in record.networks]  # QEMU does not connect to these
+    ports = {out.port for out in role.outbound if out.protocol == "tcp" and not _is_in(out.host, subnets)}
+    gateway = {role.gateway.port} if role.gateway and not role.gateway.is_on_network else set()
+    return frozenset(ports | gateway | ({DNS_PORT} if secure.dns else set()))
+
+
+def _is_in(host: str, subnets: list[IPv4Network]) -> bool:
+    """Whether a host is an address in one of the subnets, and not a name."""
+    with contextlib.suppress(ValueError):
+        return any(ip_address(host) in subnet for subnet in subnets)
+    return False
 
 
 def _check_network() -> HostCheck:

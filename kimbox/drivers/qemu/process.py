@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pathlib import Path
 import attrs
 
 from kimbox.drivers.qemu import disk, qmp, recorder, virtiofs
-from kimbox.drivers.qemu.command import HALT_WORD, Invocation, command
+from kimbox.drivers.qemu.command import HALT_WORD, Invocation, command, port_words
 from kimbox.errors import GuestError, KimboxError
 from kimbox.filelocks import flock
 from kimbox.files import read_bounded, read_end
@@ -135,11 +136,15 @@ def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | Non
                 pass_fds=[run_lock, *sources.values()],
                 cwd=machine.folder,
             )
+        network_sockets = _start_ports(invocation, descriptors)
         secrets_file = _memory_file(invocation.secrets, descriptors) if invocation.secrets else None
         mounts = () if invocation.saved_state else invocation.record.mounts  # a saved state has only their slots
         served = descriptors.enter_context(virtiofs.serve(machine, mounts))
-        invocation = attrs.evolve(invocation, pipes=pipes, secrets_file=secrets_file, mounts=served)
-        inherited = [run_lock, *pipes.values(), *served, *(fd for fd in (template_ram, secrets_file) if fd is not None)]
+        invocation = attrs.evolve(
+            invocation, pipes=pipes, secrets_file=secrets_file, mounts=served, network_sockets=network_sockets[1:]
+        )
+        inherited = [run_lock, *pipes.values(), *served, *network_sockets]
+        inherited += [fd for fd in (template_ram, secrets_file) if fd is not None]
         wrapper = ENDS_WITH_PARENT if invocation.job and invocation.job.ends_with_kimbox else ()
         return detach(
             [*wrapper, *NO_CORE_DUMP, *command(invocation)],
@@ -149,6 +154,32 @@ def _start_qemu(invocation: Invocation, run_lock: int) -> Callable[[], int | Non
             connects_to=invocation.connects_to,
             dies_with_parent=invocation.freezing,  # nothing else ends it: its folder is no machine
         )
+
+
+def _start_ports(invocation: Invocation, descriptors: contextlib.ExitStack) -> tuple[int, ...]:
+    """Starts the program of each network of a machine. Returns the descriptors for QEMU, which `descriptors` closes.
+
+    The first one is a pipe: the programs end when QEMU has ended, and with it the pipe. Then a socket for each network.
+    """
+    machine, record = invocation.machine, invocation.record
+    if not record.networks:
+        return ()
+    end, kept = os.pipe()
+    for each in (end, kept):
+        descriptors.callback(os.close, each)
+    sockets = []
+    for network in record.networks:
+        guest, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        descriptors.enter_context(guest)
+        descriptors.enter_context(ours)
+        detach(
+            port_words(record, network, end, ours.fileno()),
+            log=machine.folder / f"network-{network.name}.log",
+            pass_fds=[end, ours.fileno()],
+            cwd=machine.folder,
+        )
+        sockets.append(guest.fileno())
+    return (kept, *sockets)
 
 
 def _memory_file(data: bytes, descriptors: contextlib.ExitStack) -> int:

@@ -174,7 +174,7 @@ def test_the_pipeline_is_secured_with_one_command(
     code, out, err = kimbox("--json", *words)
     assert 0 == code, out + err
     assert ["director", "worker"] == [box["role"] for box in result(out, "secure")["boxes"]]
-    gateway = Gateway("10.0.2.2", 20100, (makemachine.HOST_KEY,), "director")
+    gateway = Gateway("10.57.0.1", 22, (makemachine.HOST_KEY,), "director")
     answers = ("openkim.org", "alice", b"s3cr3t\n")
     assert [("director", "director", *answers, None), ("worker", "worker", *answers, gateway)] == given
     assert "usage" == error(kimbox("--json", *words, "--rotate")[1], "secure")["code"]

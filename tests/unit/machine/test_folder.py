@@ -19,9 +19,12 @@ from kimbox.files import MAX_TEXT_BYTES
 from kimbox.machine import folder
 from kimbox.machine.folder import Machine, machines
 from kimbox.machine.record import Ended, Record
-from kimbox.spec.model import Scratch
+from kimbox.spec.model import Network, Scratch
 
 home = ownhome.home  # a fixture
+
+
+NETWORK = Network("lan", "10.57.0.0/24", (("tiny", "10.57.0.1"), ("other", "10.57.0.2")))
 
 
 @pytest.mark.parametrize("ended", [*Ended, None])
@@ -36,6 +39,7 @@ def test_a_record_is_read_back_unchanged(ended: Ended | None) -> None:
         memory_bytes=1 << 30,
         forwards={80: 1, 81: 65535},
         scratch=Scratch(1 << 30, "/staging"),
+        networks=(NETWORK,),
     )
     machine.write_record(record)
     assert record == machine.record()
@@ -61,6 +65,10 @@ def test_an_old_record_has_no_cpus_and_memory() -> None:
         {"ssh_port": 70000},
         {"ssh_port": ...},
         {"forwards": []},
+        {"networks": "lan"},
+        {"networks": [{"name": "../x", "subnet": "10.57.0.0/24", "addresses": []}]},
+        {"networks": [{"name": "lan", "subnet": "10.57.0.0/24", "addresses": [["../x", "10.57.0.1"]]}]},
+        {"networks": [{"name": "lan", "subnet": "10.57.0.0/24", "addresses": [["x", "y"]]}]},
         {"scratch": "4GiB"},
         {"scratch": {"size_bytes": "4GiB", "mount": "/staging"}},
         {"scratch": {"mount": "/staging"}},

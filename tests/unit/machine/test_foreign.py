@@ -15,7 +15,7 @@ from refused import refused
 from kimbox import run
 from kimbox.errors import StateError
 from kimbox.machine import foreign
-from kimbox.spec.model import BootMode, Box, BoxImage, Mount, RemoteImage, Scratch, User, Variable
+from kimbox.spec.model import BootMode, Box, BoxImage, Mount, Network, RemoteImage, Scratch, User, Variable
 
 REMOTE = RemoteImage("/nowhere/cloud.qcow2", f"sha256:{'a' * 64}")
 
@@ -54,6 +54,11 @@ def test_an_image_is_recognized_by_its_disk(tmp_path: Path) -> None:
         ("make scratch space for", {"scratch": Scratch(1 << 30, "/scratch")}, BootMode.KEEP),
         ("share folders with", {"mounts": (Mount(Path("/srv"), "/srv/host"),)}, BootMode.KEEP),
         ("run a watchdog for", {"watchdog_s": 60}, BootMode.KEEP),
+        (
+            "connect to a network",
+            {"networks": (Network("lan", "10.57.0.0/24", ()),)},
+            BootMode.KEEP,
+        ),
         ("set variables in", {"variables": (Variable("A", "b", None),)}, BootMode.KEEP),
         ("make accounts in", {"users": (User("alice"),)}, BootMode.KEEP),
     ],

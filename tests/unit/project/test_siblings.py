@@ -25,9 +25,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
 
 
-def worker() -> Role:
+def worker(spec: Path = PIPELINE) -> Role:
     """The role of the worker of the example, with what is known of its director now."""
-    secure = siblings.with_gateways(load_box(PIPELINE, member="worker")).secure
+    secure = siblings.with_gateways(load_box(spec, member="worker")).secure
     assert secure is not None
     return secure.roles[0]
 
@@ -39,8 +39,17 @@ def test_the_gateway_is_the_director() -> None:
     makemachine.make_machine("director", ssh_port=20444)
     assert () == getattr(worker().gateway, "host_keys", None)
     keys.pin_host_key(Machine("director"), makemachine.HOST_KEY)
-    assert Gateway("10.0.2.2", 20444, (makemachine.HOST_KEY,), "director") == worker().gateway
+    assert Gateway("10.57.0.1", 22, (makemachine.HOST_KEY,), "director") == worker().gateway
     siblings.need_gateway("worker", worker())
+
+
+def test_a_gateway_without_a_network(tmp_path: Path) -> None:
+    """It is at the present port of its box on this host."""
+    spec = tmp_path / "kimbox.yaml"
+    spec.write_text(PIPELINE.read_text().replace("worker: 10.57.0.2", "other: 10.57.0.2"))
+    makemachine.make_machine("director", ssh_port=20444)
+    keys.pin_host_key(Machine("director"), makemachine.HOST_KEY)
+    assert Gateway("10.0.2.2", 20444, (makemachine.HOST_KEY,), "director") == worker(spec).gateway
 
 
 def test_another_gateway_stays(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kimbox.drivers.qemu.command import MAX_JOB_BYTES, command, credentials, fix
 from kimbox.errors import GuestError
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.machine.folder import Machine
-from kimbox.spec.model import Mount, Scratch
+from kimbox.spec.model import Mount, Network, Scratch
 
 machine = invocations.machine  # a fixture
 
@@ -70,6 +70,26 @@ def test_the_disk_with_a_delivery(machine: Machine) -> None:
     resumed = command(invoked(machine, resume=True))
     assert "null-co" == options(values(resumed, "-drive")[-1])["driver"]
     assert "kimbox.delivery" not in "\n".join(resumed)
+
+
+def test_the_cards_of_networks(machine: Machine) -> None:
+    """Each has a fixed address on the bus, a MAC address from its own, and a socket. The guest learns all names."""
+    assert "dgram" not in "\n".join(command(invoked(machine)))
+    lan = Network("lan", "10.57.0.0/24", (("tiny", "10.57.0.1"), ("other", "10.57.0.2")))
+    data = Network("data", "192.168.7.0/28", (("tiny", "192.168.7.1"),))
+    machine.write_record(attrs.evolve(machine.record(), networks=(lan, data)))
+    for resume in (False, True):
+        invocation = attrs.evolve(invoked(machine, resume=resume), network_sockets=(7, 9))
+        arguments = command(invocation)
+        found = [options(value) for value in values(arguments, "-netdev")[1:]]
+        assert [("network-lan", "7"), ("network-data", "9")] == [(one["id"], one["local.str"]) for one in found]
+        cards = [options(value) for value in values(arguments, "-device") if "netdev=network-" in value]
+        assert [("0x18", "02:6b:0a:39:00:01"), ("0x19", "02:6b:c0:a8:07:01")] == [(c["addr"], c["mac"]) for c in cards]
+    told = credentials(invocation)["networks"]
+    assert told == (
+        "02:6b:0a:39:00:01 10.57.0.1/24 10.57.0.1=tiny 10.57.0.2=other "
+        "02:6b:c0:a8:07:01 192.168.7.1/28 192.168.7.1=tiny"
+    )
 
 
 def test_the_port_that_shuts_the_guest_down(machine: Machine) -> None:

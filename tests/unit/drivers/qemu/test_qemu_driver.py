@@ -31,7 +31,7 @@ from kimbox.machine.record import Ended, Sealed
 from kimbox.machine.state import State
 from kimbox.run import run
 from kimbox.settings import settings
-from kimbox.spec.model import Gateway, Outbound, Role, Secure
+from kimbox.spec.model import Gateway, Network, Outbound, Role, Secure
 
 
 class Process:
@@ -251,6 +251,22 @@ def test_a_sealed_box_connects_to_ports_of_its_role(
     assert (None if expected is None else frozenset(expected)) == feigned.started[0].connects_to
     told = credentials(feigned.started[0]).get("connects_to")
     assert told == (None if expected is None else " ".join(map(str, sorted(expected))) or "none")
+
+
+def test_a_sealed_box_reaches_its_networks_without_a_port_of_the_host(
+    feigned: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ports of a gateway and of hosts in a network are not opened on 127.0.0.1 of the host."""
+    monkeypatch.setattr(driver, "limits_ports", lambda: True)
+    outbound = (Outbound("10.57.0.3", 5432), Outbound("192.0.2.1", 443))
+    role = Role("worker", Gateway("10.57.0.1", 22, ("k",), "director"), (), outbound, (), ())
+    box = attrs.evolve(
+        makebox.make_box(feigned.machine.folder), secure=Secure("a.org", (role,), (), False, (), (), False)
+    )
+    network = Network("lan", "10.57.0.0/24", (("director", "10.57.0.1"), ("tiny", "10.57.0.2")))
+    record = attrs.evolve(feigned.machine.record(), sealed=Sealed("worker", "a.org"), networks=(network,))
+    Qemu(feigned.machine).start(Launch(record, box, 1, 1 << 30))
+    assert frozenset({443}) == feigned.started[0].connects_to
 
 
 def test_a_box_that_is_unsealed_connects_to_every_port(feigned: Process) -> None:

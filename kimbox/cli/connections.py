@@ -1,0 +1,50 @@
+"""How a box is reached, for `kimbox status`: ssh, forwarded ports, and the networks between boxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kimbox.machine.folder import Machine
+    from kimbox.machine.record import Record
+
+
+def connections_of(machine: Machine, record: Record) -> dict[str, Any]:
+    """Returns the keys `ssh_host`, `ssh_port`, `forwards` and `networks` of a summary.
+
+    A network has `name`, `subnet`, `addresses` (name of each box -> its address), and `is_up`: whether the program that
+    passes frames on runs now.
+    """
+    from kimbox.machine.networks import is_up
+
+    return {
+        "ssh_host": record.ssh_host,
+        "ssh_port": record.ssh_port,
+        "forwards": {str(guest): host for guest, host in record.forwards.items()},
+        "networks": [
+            {
+                "name": network.name,
+                "subnet": network.subnet,
+                "addresses": dict(network.addresses),
+                "is_up": is_up(machine, record, network),
+            }
+            for network in record.networks
+        ],
+    }
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """Returns the lines of the output."""
+    return [
+        f"  ssh         {summary['ssh_host']}:{summary['ssh_port']}",
+        *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in summary["forwards"].items()),
+        *(_network_line(network, summary) for network in summary["networks"]),
+    ]
+
+
+def _network_line(network: dict[str, Any], summary: dict[str, Any]) -> str:
+    own = network["addresses"].get(summary["name"])
+    others = ", ".join(f"{box} {address}" for box, address in network["addresses"].items() if box != summary["name"])
+    is_down = summary["pid"] is not None and not network["is_up"]
+    state = f". It is DOWN: `kimbox reload {summary['name']}` repairs it" if is_down else ""
+    return f"  network     {network['name']}: {own}, with {others or 'no other box'}{state}"
