@@ -5,6 +5,7 @@ from __future__ import annotations
 from kimbox.actions.lifecycle.start import repair_record, wake
 from kimbox.actions.observe import state
 from kimbox.log import log
+from kimbox.machine import forwarding
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import require
 
@@ -17,3 +18,4 @@ def resume(machine: Machine) -> None:
         repair_record(machine, before)
         with log.step(f"resuming {machine.name}"):
             wake(machine, before)
+        forwarding.ensure(machine, machine.record())

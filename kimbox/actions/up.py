@@ -18,7 +18,7 @@ from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.drivers import registry
 from kimbox.errors import StateError, UsageError
 from kimbox.log import log
-from kimbox.machine import bootmode, mounts, ports, rebuilt
+from kimbox.machine import bootmode, forwarding, mounts, ports, rebuilt
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose
@@ -151,6 +151,7 @@ def up(request: UpRequest) -> State:
         before = _bring_up(request)
         if request.provision and not bootmode.is_maintained(machine):
             rebuild.restore_kept(machine)
+        forwarding.ensure(machine, machine.record())
         if request.install:
             installing.install(machine, make_plan(project))
     return before

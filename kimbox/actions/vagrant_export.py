@@ -76,6 +76,7 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
     for request in requests:
         _refuse_secrets(request.project)
         _refuse_networks(request.project)
+        _refuse_auto_forwards(request.project)
         if not request.allow_local:
             _refuse_local(request.project)
     with temporary_folder("kimbox-render-") as new:
@@ -114,6 +115,17 @@ def _refuse_networks(project: Project) -> None:
             f"{project.name} is in the network {networks[0].name} of its spec, which the folder cannot make",
             code="unsupported-by-driver",
             hint="remove its address from `networks`, in a layer of this spec for Vagrant",
+            fields={"name": project.name},
+        )
+
+
+def _refuse_auto_forwards(project: Project) -> None:
+    """Raises UsageError if ports are to be forwarded while a program listens: Vagrant cannot do that."""
+    if project.box.auto_forwards:
+        raise UsageError(
+            f"{project.name} has a forward with `guest: auto`, which Vagrant cannot have",
+            code="unsupported-by-driver",
+            hint="name the ports in `forwards`, in a layer of this spec for Vagrant",
             fields={"name": project.name},
         )
 

@@ -10,17 +10,21 @@ if TYPE_CHECKING:
 
 
 def connections_of(machine: Machine, record: Record) -> dict[str, Any]:
-    """Returns the keys `ssh_host`, `ssh_port`, `forwards` and `networks` of a summary.
+    """Returns the keys `ssh_host`, `ssh_port`, `forwards`, `auto_forwards` and `networks` of a summary.
+
+    `auto_forwards` has the forwards of now for `guest: auto`; None if the box does not ask for it.
 
     A network has `name`, `subnet`, `addresses` (name of each box -> its address), and `is_up`: whether the program that
     passes frames on runs now.
     """
+    from kimbox.machine import forwarding
     from kimbox.machine.networks import is_up
 
     return {
         "ssh_host": record.ssh_host,
         "ssh_port": record.ssh_port,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
+        "auto_forwards": forwarding.forwards_of(machine) if record.auto_forwards else None,
         "networks": [
             {
                 "name": network.name,
@@ -35,9 +39,11 @@ def connections_of(machine: Machine, record: Record) -> dict[str, Any]:
 
 def lines(summary: dict[str, Any]) -> list[str]:
     """Returns the lines of the output."""
+    listening = summary["auto_forwards"] or {}
     return [
         f"  ssh         {summary['ssh_host']}:{summary['ssh_port']}",
         *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in summary["forwards"].items()),
+        *(f"  forward     127.0.0.1:{host} -> {guest}, while it listens" for guest, host in listening.items()),
         *(_network_line(network, summary) for network in summary["networks"]),
     ]
 

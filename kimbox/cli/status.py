@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 #: - `jobs`: the last counts from the runner of its role.
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
-#: - `networks`: the networks of the last start, see `connections.connections_of`.
+#: - `auto_forwards`, `networks`: the forwards of `guest: auto` now, and the networks of the last start; see
+#:   `connections.connections_of`.
 #: - `saved`: the last save: url of the store, number, and time; null if it was never saved.
 #: - `lifetime`: ends_at, remaining_s, ended_at (shut down and saved) and failure; null if it has none.
 #: - `service`: its service of systemd (state, result, restarts, is_enabled, gave_up); null if it has none.
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
-    "provider", "pid", "ssh_host", "ssh_port", "forwards", "networks", "image", "packages_as_of", "spec",
-    "spec_digest", "folder", "disk_bytes", "scratch", "mounts", "template", "provenance", "follow", "sealed",
+    "provider", "pid", "ssh_host", "ssh_port", "forwards", "auto_forwards", "networks", "image", "packages_as_of",
+    "spec", "spec_digest", "folder", "disk_bytes", "scratch", "mounts", "template", "provenance", "follow", "sealed",
     "put_back", "jobs", "stale", "host_key", "guest", "saved", "lifetime", "service", "settings", "installed",
     "health", "problems",
 )  # fmt: skip
@@ -95,7 +96,8 @@ def status(
     host last put its disk back to the image; changed: the parts that the run before had changed) and jobs (counts from
     the runner of its role). host_key is the ssh host key of the box, for `gateway.host_keys` of workers. guest
     is cloud-init for a box of a cloud image, which kimbox has prepared over ssh. networks has the networks of the last
-    start: name, subnet, addresses (of each box) and is_up. An unknown value is null.
+    start: name, subnet, addresses (of each box) and is_up. auto_forwards has the ports of `guest: auto` that are
+    forwarded now. An unknown value is null.
 
     mounts lists the folders of the host; is_served is false if the program that serves one does not run.
 

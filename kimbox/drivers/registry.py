@@ -118,6 +118,12 @@ def need_networks(machine: Machine) -> None:
     _need(machine, lambda features: features.networks, "start", obstacle, _new_box_hint(machine))
 
 
+def need_auto_forwards(machine: Machine) -> None:
+    """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot forward what listens in it."""
+    obstacle = "cannot forward each port on which it listens (`guest: auto`)"
+    _need(machine, lambda features: features.own_process, "start", obstacle, _new_box_hint(machine))
+
+
 def need_own_process(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if a machine is not a process of this user."""
     obstacle = "runs it in a process of its own"

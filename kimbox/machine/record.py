@@ -179,6 +179,8 @@ class Record:
     guest: GuestKind | None = None
     #: The networks of the last start. A saved state has their cards, too.
     networks: tuple[Network, ...] = ()
+    #: Whether each port on which a program of the guest listens is forwarded, by the spec of the last start.
+    auto_forwards: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of machine.json."""
@@ -228,6 +230,7 @@ class Record:
             fields["disk_bytes"] = _size(fields.get("disk_bytes"))
             fields["seed"] = _seed(fields.get("seed"))
             fields["guest"] = GuestKind(fields["guest"]) if fields.get("guest") is not None else None
+            fields["auto_forwards"] = fields.get("auto_forwards") is True
             fields["networks"] = tuple(map(_network, fields.get("networks", [])))
             fields["plan"] = _plan(fields["plan"])
             fields["ssh_host"] = str(ipaddress.ip_address(fields.get("ssh_host", "127.0.0.1")))

@@ -1,12 +1,12 @@
-"""The shape of a machine: processors, memory, ports, disks and folders of the host. A change of it requires a start."""
+"""The shape of a machine: processors, memory, ports, disks, folders, networks. A change of it requires a new start."""
 
 from __future__ import annotations
 
 import attrs
 
 from kimbox.files import size_words
-from kimbox.machine.record import Record
-from kimbox.spec.model import Box, Mount, Scratch
+from kimbox.machine.record import Purpose, Record
+from kimbox.spec.model import Box, Mount, Network, Scratch
 
 
 @attrs.frozen
@@ -45,12 +45,24 @@ def shape_changes(record: Record, box: Box) -> list[ShapeChange]:
     after = {mount.mount_point: mount for mount in box.mounts}
     for point in sorted({*before, *after}):
         pairs.append((f"mount at {point}", _mount(before.get(point)), _mount(after.get(point))))
+    networks = box.networks if record.purpose is Purpose.BOX else ()
+    pairs.append(("networks", _networks(record.networks), _networks(networks)))
+    pairs.append(("automatic forwards", _switch(record.auto_forwards), _switch(box.auto_forwards)))
     return [ShapeChange(name, old, new) for name, old, new in pairs if old != new]
 
 
 def _address(port: int | None) -> str | None:
     """Returns a port of the host as text. 0: there is no forward. None: kimbox chooses the port."""
     return "auto" if port is None else f"127.0.0.1:{port}" if port else None
+
+
+def _networks(networks: tuple[Network, ...]) -> str | None:
+    addresses = [f"{network.name} ({', '.join(map('='.join, network.addresses))})" for network in networks]
+    return "; ".join(addresses) or None
+
+
+def _switch(value: bool) -> str | None:
+    return "on" if value else None
 
 
 def _scratch(scratch: Scratch | None) -> str | None:

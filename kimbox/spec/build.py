@@ -46,6 +46,9 @@ MIN_WATCHDOG_S, MAX_WATCHDOG_S = 10, 600
 
 MIN_SCRATCH_BYTES = 16 * units.MIB
 
+#: In `forwards`: each port of the guest on which a program listens; a port of the host that kimbox chooses.
+AUTO = "auto"
+
 #: Maximum length of the description of a probe.
 MAX_DESCRIPTION_CHARACTERS = 200
 
@@ -96,6 +99,7 @@ class _Builder(Reader):
                 tree.get("memory"), functools.partial(units.size, unit=units.MIB, least=MIN_MEMORY_BYTES), 0
             ),
             forwards=self.forwards(),
+            auto_forwards=any((guest := item.get("guest")) and guest.value == AUTO for item in self.forward_items()),
             repositories=repositories,
             provision=self.provision(),
             probes=self.probes(),
@@ -207,13 +211,20 @@ class _Builder(Reader):
             )
 
     def forwards(self) -> tuple[Forward, ...]:
-        """Returns the forwarded ports: each port of guest and host once."""
+        """Returns the forwarded ports that the spec names: each port of guest and host once."""
         forwards: list[Forward] = []
         guest_ports: list[tuple[Node, str]] = []
         host_ports: list[tuple[Node, str]] = []
-        node = self.tree.get("forwards")
-        for item in node.items if node else []:
+        for item in self.forward_items():
             guest, host = item.get("guest"), item.get("host")
+            if guest and guest.value == AUTO:
+                if host and host.value != AUTO:
+                    message = "each port of `guest: auto` has the same number on the host, or another that is free"
+                    self.fault(host, message, "remove `host`", code="conflicting-settings")
+                continue
+            if guest and isinstance(guest.value, str) and self.is_sound(guest):
+                message = f"{shown(guest.value)} is not a port: write auto, or a number from 1 to 65535"
+                self.fault(guest, message, code="bad-value")
             host_port: int | None = None
             if guest and self.number(guest):
                 guest_ports.append((guest, str(guest.value)))
@@ -227,6 +238,11 @@ class _Builder(Reader):
         self.refuse_duplicates(guest_ports, "guest port")
         self.refuse_duplicates(host_ports, "host port")
         return tuple(forwards)
+
+    def forward_items(self) -> list[Node]:
+        """Returns the items of `forwards`."""
+        node = self.tree.get("forwards")
+        return node.items if node else []
 
     def scratch(self, repositories: tuple[Repository, ...]) -> Scratch | None:
         """Returns the scratch space; None if there is none. Its mount point may not overlap with a checkout."""

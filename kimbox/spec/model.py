@@ -392,6 +392,8 @@ class Box:
     member: str | None = None
     #: The networks that the box is in.
     networks: tuple[Network, ...] = ()
+    #: Whether each port on which a program of the guest listens is forwarded, besides `forwards`.
+    auto_forwards: bool = False
 
     def boot_mode(self, *, is_sealed: bool) -> BootMode:
         """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""

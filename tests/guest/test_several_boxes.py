@@ -6,10 +6,13 @@ import json
 import os
 import re
 import signal
+import socket
 
 import pytest
-from conftest import Kimbox
+from conftest import Kimbox, until
 
+from kimbox.filelocks import is_locked
+from kimbox.machine import forwarding
 from kimbox.machine.folder import Machine
 
 pytestmark = pytest.mark.guest
@@ -28,6 +31,7 @@ base: [minimal.yaml]
 memory: 512MiB
 env:
   LONG: {LONG}
+forwards: [{{guest: auto}}]
 networks:
   lan: {{subnet: 10.57.0.0/24, addresses: {{first: 10.57.0.1, second: 10.57.0.2}}}}
 boxes:
@@ -93,15 +97,23 @@ def test_two_boxes_of_one_spec(kimbox: Kimbox) -> None:
     stored = [path for path in kimbox.home.rglob("*") if path.is_file() and path.stat().st_size < 1 << 20]
     assert [] == [path for path in stored if b"s3cr3t" in path.read_bytes()]
     each_reaches_the_other(kimbox)
+    what_listens_is_forwarded(kimbox, 8888)
+    what_listens_is_forwarded(kimbox, 88)
     kimbox("suspend", "second")
+    until("its forwards are gone", lambda: not is_locked(Machine("second").folder / forwarding.LOCK))
     kimbox("resume", "second")
     each_reaches_the_other(kimbox)
     os.kill(kimbox.json("status", "second")["pid"], signal.SIGKILL)
     kimbox("up", "second", "--boot", "resnap")
     each_reaches_the_other(kimbox)
+    what_listens_is_forwarded(kimbox, 8888)
     assert "box-has-secrets" == kimbox.json("suspend", "first", check=False)["code"]
     halted = kimbox.json("halt")["boxes"]
     assert [("second", "halted"), ("first", "halted")] == [(box["name"], box["state"]) for box in halted]
+    for name in ("first", "second"):
+        lock = Machine(name).folder / forwarding.LOCK
+        until("its forwards are gone", lambda lock=lock: not is_locked(lock))
+        assert not (Machine(name).folder / forwarding.STATE).exists()
     kimbox("destroy", "-y")
     assert ["absent", "absent"] == [box["state"] for box in kimbox.json("status")["boxes"]]
 
@@ -116,3 +128,24 @@ def each_reaches_the_other(kimbox: Kimbox) -> None:
             network["name"], network["addresses"], network["is_up"]
         )  # fmt: skip
         assert 0o700 == Machine(box).folder.stat().st_mode & 0o777
+
+
+def what_listens_is_forwarded(kimbox: Kimbox, port: int) -> None:
+    """A program on 127.0.0.1 of a guest is reached on 127.0.0.1 of the host until it ends. `port`: of the guest."""
+    listen = f"systemd-socket-activate -l 127.0.0.1:{port} --accept --inetd echo hello"
+    kimbox.sh("second", f"sudo systemd-run -q --unit listen-{port} -p Type=exec {listen}")
+
+    def forwards() -> dict[str, int]:
+        return dict(kimbox.json("status", "second")["auto_forwards"])
+
+    until("the port is forwarded", lambda: str(port) in forwards())
+    found = forwards()
+    assert {str(port)} == set(found)
+    host = found[str(port)]
+    assert host >= 1024
+    with socket.create_connection(("127.0.0.1", host), timeout=60) as connection:
+        assert b"hello\n" == connection.recv(6)
+    kimbox.sh("second", f"sudo systemctl stop listen-{port}")
+    until("the forward has ended", lambda: forwards() == {})
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", host), timeout=60):
+        pass

@@ -145,13 +145,19 @@ def _grown(machine: Machine, record: Record, box: Box) -> Record:
 
 
 def _with_devices(machine: Machine, record: Record, box: Box, *, is_job: bool) -> Record:
-    """Returns the record of a boot with the watchdog, the folders of the host and the networks.
+    """Returns the record of a boot with the watchdog, the folders of the host, the networks and automatic forwards.
 
-    Raises the errors of `mounts.of_start` and `_networks`.
+    Raises the errors of `mounts.of_start`, and StateError if the driver has no networks or no such forwards.
     """
-    folders = mounts.of_start(machine, record, box, is_job=is_job)
-    watchdog_s = None if is_job else box.watchdog_s
-    return attrs.evolve(record, watchdog_s=watchdog_s, mounts=folders, networks=_networks(machine, box))
+    if box.auto_forwards:
+        registry.need_auto_forwards(machine)
+    return attrs.evolve(
+        record,
+        watchdog_s=None if is_job else box.watchdog_s,
+        mounts=mounts.of_start(machine, record, box, is_job=is_job),
+        networks=_networks(machine, box),
+        auto_forwards=box.auto_forwards,
+    )
 
 
 def _networks(machine: Machine, box: Box) -> tuple[Network, ...]:

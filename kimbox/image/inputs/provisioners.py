@@ -5,6 +5,7 @@
     persistent/          the first content of the persistent volume
     build                optional: a script that runs in the new root file system after all packages are installed
     deliver              optional, only in `provision`: a script that Vagrant runs in a box; not part of an image
+    listening            optional, only in `provision`: a script that the host runs over ssh; not part of an image
 
 In the guest, a file has mode 0755 if it is executable on the host, else 0644. Its owner is root, and its time is the
 same in every build.

@@ -40,6 +40,7 @@ def test_a_record_is_read_back_unchanged(ended: Ended | None) -> None:
         forwards={80: 1, 81: 65535},
         scratch=Scratch(1 << 30, "/staging"),
         networks=(NETWORK,),
+        auto_forwards=True,
     )
     machine.write_record(record)
     assert record == machine.record()

@@ -69,6 +69,8 @@ BAD = [
     ("host-port-twice", "forwards: [{guest: 80, host: 8080}, {guest: 81, host: 8080}]", "3:55", "duplicate"),
     ("privileged-port", "forwards: [{guest: 80, host: 80}]", "3:30", "out-of-range"),
     ("port-range", "forwards: [{guest: 65536}]", "3:20", "out-of-range"),
+    ("guest-port-text", "forwards: [{guest: any}]", "3:20", "bad-value"),
+    ("auto-at-a-port", "forwards: [{guest: auto, host: 8080}]", "3:32", "conflicting-settings"),
     ("port-text", "forwards: [{guest: 80, host: any}]", "3:30", "bad-value"),
     ("repository-name", "repositories: {A: {url: ./x}}", "3:16", "bad-name"),
     ("timeout-of-what", "repositories: {a: {url: 'https://h.org/x', timeout: 1h}}", "3:53", "conflicting-settings"),
@@ -200,6 +202,10 @@ MESSAGES = {
     ),
     "privileged-port": "forwards[0].host must be from 1024 to 65535, not `80` (ports below 1024 need root)",
     "port-range": "forwards[0].guest must be from 1 to 65535, not `65536`",
+    "guest-port-text": "`any` is not a port: write auto, or a number from 1 to 65535",
+    "auto-at-a-port": (
+        "each port of `guest: auto` has the same number on the host, or another that is free (remove `host`)"
+    ),
     "port-text": "`any` is not a port: write auto, or a number from 1024 to 65535",
     "repository-name": (
         "`A` cannot be the name of a repository: use lower-case letters, digits and hyphens, at "

@@ -1,0 +1,177 @@
+"""Forwards each port on which a program of a guest listens, while it does (`forwards: [{guest: auto}]`).
+
+    python -P -m kimbox.machine.forwarding NAME
+
+It is a process of its own for each box, with one ssh connection: a program in the guest (provisioners/provision/
+listening) reports the ports, and ssh forwards each of them to 127.0.0.1 of the guest, which QEMU's own forwards do not
+reach. Nothing polls on the host. When the box stops, ssh ends, and with it the forwards and this process.
+
+A guest is hostile. It says only which of its ports listen: this host listens on 127.0.0.1 alone, on ports from 1024 on
+that nobody has, on MAX_FORWARDS at most, and changes them once in SETTLE_S at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import sys
+import time
+
+from kimbox import paths
+from kimbox.errors import KimboxError
+from kimbox.filelocks import is_locked, locked
+from kimbox.files import read_bounded, read_json, write_json
+from kimbox.guest.endpoint import ssh_command
+from kimbox.machine import ports
+from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
+from kimbox.run import CommandError, detach, run, stream
+
+#: Maximum number of ports that are forwarded at the same time, and of ports in a report that are read.
+MAX_FORWARDS, MAX_REPORTED = 32, 1024
+
+#: Minimum time between two changes, in seconds.
+SETTLE_S = 1.0
+
+#: Time to the next connection after one has ended while the box runs, as in a restart of the guest, in seconds.
+RETRY_S = 5.0
+
+#: Timeout of a change of a forward, in seconds.
+CHANGE_S = 30.0
+
+#: Number of ports of the host that are tried for a port of the guest.
+ATTEMPTS = 3
+
+#: The first port that every user of a host may listen on.
+FIRST_PORT = 1024
+
+#: Names in the machine's folder: of the socket of the connection, of the lock, and of the file with the forwards.
+SOCKET, LOCK, STATE = "forwards.sock", "forwards.lock", "forwards.json"
+
+#: Port of the guest that is never forwarded: each box has a forward for ssh.
+SSH_PORT = 22
+
+_REPORT = re.compile(r"listening((?: [0-9A-F]{4})*)")
+
+
+def ensure(machine: Machine, record: Record) -> None:
+    """Starts the process for a box that runs and asks for it, unless it runs. A sealed box has none."""
+    if record.auto_forwards and record.sealed is None and machine.running and not is_locked(machine.folder / LOCK):
+        command = [sys.executable, "-P", "-m", "kimbox.machine.forwarding", machine.name]
+        env = {"KIMBOX_HOME": str(paths.home()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        detach(command, log=machine.folder / "forwards.log", env=env)
+
+
+def forwards_of(machine: Machine) -> dict[str, int]:
+    """Returns port of the guest -> port on 127.0.0.1 of the host, of the forwards that exist now."""
+    if not is_locked(machine.folder / LOCK):
+        return {}
+    try:
+        value = read_json(machine.folder / STATE)
+    except (KimboxError, OSError):
+        return {}
+    return {str(guest): host for guest, host in value.items() if isinstance(host, int)}
+
+
+def reported(line: str) -> set[int] | None:
+    """Returns the ports in a line of the guest; None if it is no report. Ports that nobody forwards are left out."""
+    match = _REPORT.fullmatch(line[: len("listening") + 5 * MAX_REPORTED])
+    return {int(word, 16) for word in match[1].split()} - {0, SSH_PORT} if match else None
+
+
+class Forwards:
+    """The forwards of a box."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        #: Port of the guest -> port of the host.
+        self.held: dict[int, int] = {}
+
+    def take(self, line: str) -> None:
+        """Changes the forwards to those of a report of the guest. Other lines are ignored."""
+        listening = reported(line)
+        if listening is not None:
+            self._change(listening - set(self.machine.record().forwards))
+        time.sleep(SETTLE_S)  # the guest waits meanwhile: its output stays in the connection
+
+    def _change(self, listening: set[int]) -> None:
+        for guest in sorted(set(self.held) - listening):
+            self._control("cancel", guest, self.held.pop(guest))
+        for guest in sorted(listening - set(self.held)):
+            if len(self.held) >= MAX_FORWARDS:
+                print(f"port {guest} is not forwarded: {MAX_FORWARDS} ports are", file=sys.stderr, flush=True)
+                break
+            self._add(guest)
+        self._write()
+
+    def forget(self) -> None:
+        """The connection has ended, and with it the forwards."""
+        self.held.clear()
+        self._write()
+
+    def _add(self, guest: int) -> None:
+        """Forwards a port of the guest from the port of the same number, or from another one if that is taken."""
+        others = ports.taken(self.machine)
+        same = (guest,) if guest >= FIRST_PORT else ()
+        candidates = (p for p in (*same, *ports.AUTO_PORTS) if p not in others and p not in self.held.values())
+        attempts = 0
+        for host in candidates:
+            if attempts == ATTEMPTS:
+                break
+            if not ports.is_free(host):
+                continue
+            attempts += 1
+            if self._control("forward", guest, host):
+                self.held[guest] = host
+                return
+        print(f"port {guest} cannot be forwarded", file=sys.stderr, flush=True)
+
+    def _control(self, command: str, guest: int, host: int) -> bool:
+        """Adds or removes a forward. sshd tries each address of localhost in the guest: of IPv4 and IPv6."""
+        option = f"{ports.ADDRESS}:{host}:localhost:{guest}"
+        words = ["ssh", "-F", "none", f"-oControlPath={SOCKET}", "-O", command, "-L", option, "box"]
+        with contextlib.suppress(CommandError):
+            return run(words, check=False, cwd=self.machine.folder, timeout_s=CHANGE_S).ok
+        return False
+
+    def _write(self) -> None:
+        if self.machine.running:  # not into a folder that is being removed
+            write_json(self.machine.folder / STATE, {str(guest): host for guest, host in self.held.items()})
+
+
+def serve(machine: Machine) -> None:
+    """Forwards ports until the box stops."""
+    script = read_bounded(paths.provisioners_dir() / "provision/listening", limit_bytes=1 << 16).decode()
+    settings = {
+        "ControlMaster": "yes", "ControlPath": SOCKET, "BatchMode": "yes", "ConnectTimeout": "60",
+        "ServerAliveInterval": "15", "ServerAliveCountMax": "1000",
+    }  # fmt: skip
+    forwards = Forwards(machine)
+    while machine.running and machine.record().sealed is None:
+        (machine.folder / SOCKET).unlink(missing_ok=True)
+        command = f"exec sh -c {shlex.quote(script)}"
+        endpoint = machine.endpoint(machine.record())
+        argv = ssh_command(endpoint, command=command, settings=settings, cwd=machine.folder)
+        with contextlib.suppress(CommandError):
+            stream(argv, on_line=forwards.take, cwd=machine.folder)
+        if machine.running:
+            forwards.forget()
+            time.sleep(RETRY_S)
+
+
+def main(name: str) -> None:
+    """Runs the program with its argument. Does nothing if another process serves the box."""
+    machine = Machine(name)
+    # Another process may have the lock, or the box is destroyed meanwhile.
+    with contextlib.suppress(KimboxError, FileNotFoundError), locked(machine.folder / LOCK):
+        try:
+            serve(machine)
+        finally:
+            for file in (STATE, SOCKET):
+                (machine.folder / file).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
