@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def connections_of(machine: Machine, record: Record) -> dict[str, Any]:
-    """Returns the keys `ssh_host`, `ssh_port`, `forwards`, `auto_forwards` and `networks` of a summary.
+    """Returns the keys `ssh_host`, `ssh_port`, `forwards`, `auto_forwards`, `display` and `networks` of a summary.
 
     `auto_forwards` has the forwards of now for `guest: auto`; None if the box does not ask for it.
 
@@ -25,6 +25,7 @@ def connections_of(machine: Machine, record: Record) -> dict[str, Any]:
         "ssh_port": record.ssh_port,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
         "auto_forwards": forwarding.forwards_of(machine) if record.auto_forwards else None,
+        "display": record.display and str(record.display),
         "networks": [
             {
                 "name": network.name,
@@ -44,6 +45,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
         f"  ssh         {summary['ssh_host']}:{summary['ssh_port']}",
         *(f"  forward     127.0.0.1:{host} -> {guest}" for guest, host in summary["forwards"].items()),
         *(f"  forward     127.0.0.1:{host} -> {guest}, while it listens" for guest, host in listening.items()),
+        *([f"  display     {summary['display']}: `kimbox view {summary['name']}`"] if summary["display"] else []),
         *(_network_line(network, summary) for network in summary["networks"]),
     ]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kimbox.cli import completers, target
 from kimbox.cli.output import settings
-from kimbox.errors import UsageError
+from kimbox.errors import StateError, UsageError
+
+if TYPE_CHECKING:
+    from kimbox.guest.endpoint import Endpoint
 
 
 def ssh(
@@ -21,6 +25,9 @@ def ssh(
         ),
     ] = None,
     file: target.File = None,
+    x11: Annotated[
+        bool, typer.Option("-X", "--x11", help="Show the windows of programs of the box on this screen.")
+    ] = False,
 ) -> None:
     """Open a shell in a box, as the user `vagrant`, who may use sudo.
 
@@ -34,6 +41,10 @@ def ssh(
       kimbox ssh openkim-dev
       kimbox ssh openkim-dev -- -N -L 8888:127.0.0.1:8888     # a notebook in the box, at the same address here
       kimbox ssh -- uname -a
+      kimbox ssh -X desktop -- xterm
+
+    With -X, programs of the box open windows on the screen of this session. The box needs xauth (`packages: [xauth]` in
+    the spec). ssh treats the box as untrusted: its programs cannot read the keys and windows of other programs.
     """
     from kimbox.actions.observe import check_connection, reach
     from kimbox.guest import shared
@@ -47,7 +58,29 @@ def ssh(
         )
     machine = target.machine(box, file)
     endpoint = reach(machine)
+    if x11:
+        _need_x11(machine.name, endpoint)
+        options = ["-X", *options]
     code = shared.shell(endpoint, options)
     if code == shared.SSH_FAILED:
         check_connection(machine, endpoint, may_end=True)
     raise typer.Exit(code)
+
+
+def _need_x11(name: str, endpoint: Endpoint) -> None:
+    """Raises UsageError or StateError if no windows of a box can be shown, which ssh(1) would not say."""
+    from kimbox.guest import shared
+
+    if not os.environ.get("DISPLAY"):
+        raise UsageError(
+            "no screen for the windows of the box: DISPLAY is not set",
+            code="no-display",
+            hint="run it in a graphical session; `ssh -X` to this host gives one from another host",
+        )
+    if not shared.succeeds(endpoint, "command -v xauth"):
+        raise StateError(
+            f"{name} has no program xauth, so its programs cannot open windows here",
+            code="no-xauth",
+            hint=f"add xauth to `image.packages` of its spec; `kimbox up --rebuild {name}` then brings it",
+            fields={"name": name},
+        )

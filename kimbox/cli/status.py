@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 #: - `jobs`: the last counts from the runner of its role.
 #: - `stale`: the steps that ran under other commits than the box has now, each with both commits and the command that
 #:   runs it again.
-#: - `auto_forwards`, `networks`: the forwards of `guest: auto` now, and the networks of the last start; see
-#:   `connections.connections_of`.
+#: - `auto_forwards`, `display`, `networks`: see `connections.connections_of`.
 #: - `saved`: the last save: url of the store, number, and time; null if it was never saved.
 #: - `lifetime`: ends_at, remaining_s, ended_at (shut down and saved) and failure; null if it has none.
 #: - `service`: its service of systemd (state, result, restarts, is_enabled, gave_up); null if it has none.
@@ -51,10 +50,10 @@ if TYPE_CHECKING:
 #: - `problems`: the problems of the box, each with code, time, severity and detail; see `machine.problems`.
 SUMMARY_KEYS = (
     "name", "box", "purpose", "state", "boot", "snapshot_percent", "died", "manifest", "wanted", "failure", "reason",
-    "provider", "pid", "ssh_host", "ssh_port", "forwards", "auto_forwards", "networks", "image", "packages_as_of",
-    "spec", "spec_digest", "folder", "disk_bytes", "scratch", "mounts", "template", "provenance", "follow", "sealed",
-    "put_back", "jobs", "stale", "host_key", "guest", "saved", "lifetime", "service", "settings", "installed",
-    "health", "problems",
+    "provider", "pid", "ssh_host", "ssh_port", "forwards", "auto_forwards", "networks", "display", "image",
+    "packages_as_of", "spec", "spec_digest", "folder", "disk_bytes", "scratch", "mounts", "template", "provenance",
+    "follow", "sealed", "put_back", "jobs", "stale", "host_key", "guest", "saved", "lifetime", "service", "settings",
+    "installed", "health", "problems",
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "ssh": ("ssh", "Open a shell in a box"),
         "exec": ("exec_", "Run a command in a box"),
         "cp": ("cp", "Copy files and folders to and from a box"),
+        "view": ("view", "Show the screen of a box that has one"),
         "logs": ("logs", "Show the output of provisioning, or another log of a box"),
         "snapshot": ("snapshot", "Save, restore, list and delete snapshots of a box"),
         "user": ("user", "Add, remove and list accounts of people in a box"),

@@ -70,6 +70,8 @@ class Features:
     mounts: bool = False
     #: The machine gets a network card for each network of its spec (`Record.networks`).
     networks: bool = False
+    #: The machine has a screen at a Unix socket (`Record.display`).
+    display: bool = False
 
 
 #: The part of the addresses of QEMU's user network at which a guest sees the servers that its job may reach.

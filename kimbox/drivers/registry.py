@@ -124,6 +124,11 @@ def need_auto_forwards(machine: Machine) -> None:
     _need(machine, lambda features: features.own_process, "start", obstacle, _new_box_hint(machine))
 
 
+def need_display(machine: Machine) -> None:
+    """Raises StateError (`unsupported-by-driver`) if the driver of a machine has no screen."""
+    _need(machine, lambda features: features.display, "start", "gives it no screen (`display`)", _new_box_hint(machine))
+
+
 def need_own_process(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if a machine is not a process of this user."""
     obstacle = "runs it in a process of its own"

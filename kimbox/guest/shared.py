@@ -82,6 +82,14 @@ def execute(endpoint: Endpoint, command: Sequence[str], *, terminal: bool = Fals
         )
 
 
+def succeeds(endpoint: Endpoint, command: str) -> bool:
+    """Whether a command (shell text) ends with 0 in the guest. Its output is discarded."""
+    folder = endpoint.key_path.parent
+    with _opened(folder) as handle, _sharing(handle) as settings:
+        argv = ssh_command(endpoint, command=command, settings=settings, cwd=folder)
+        return run(argv, check=False, cwd=folder).ok
+
+
 @contextlib.contextmanager
 def sharing(endpoint: Endpoint) -> Iterator[dict[str, str]]:
     """ssh settings for programs that run ssh themselves in the folder of the box's key: they share the connection."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 import attrs
 
 from kimbox.errors import KimboxError
-from kimbox.spec.model import Mount, Network, Scratch
+from kimbox.spec.model import Display, Mount, Network, Scratch
 
 #: Version of machine.json that kimbox writes. kimbox also reads version 1, which has no box, purpose, driver and plan.
 FORMAT = 2
@@ -181,6 +181,8 @@ class Record:
     networks: tuple[Network, ...] = ()
     #: Whether each port on which a program of the guest listens is forwarded, by the spec of the last start.
     auto_forwards: bool = False
+    #: The screen of the last start. A saved state has the device, too.
+    display: Display | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of machine.json."""
@@ -230,6 +232,7 @@ class Record:
             fields["disk_bytes"] = _size(fields.get("disk_bytes"))
             fields["seed"] = _seed(fields.get("seed"))
             fields["guest"] = GuestKind(fields["guest"]) if fields.get("guest") is not None else None
+            fields["display"] = Display(fields["display"]) if fields.get("display") is not None else None
             fields["auto_forwards"] = fields.get("auto_forwards") is True
             fields["networks"] = tuple(map(_network, fields.get("networks", [])))
             fields["plan"] = _plan(fields["plan"])

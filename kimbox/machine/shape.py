@@ -47,6 +47,7 @@ def shape_changes(record: Record, box: Box) -> list[ShapeChange]:
         pairs.append((f"mount at {point}", _mount(before.get(point)), _mount(after.get(point))))
     networks = box.networks if record.purpose is Purpose.BOX else ()
     pairs.append(("networks", _networks(record.networks), _networks(networks)))
+    pairs.append(("display", record.display, None if record.sealed else box.display))
     pairs.append(("automatic forwards", _switch(record.auto_forwards), _switch(box.auto_forwards)))
     return [ShapeChange(name, old, new) for name, old, new in pairs if old != new]
 

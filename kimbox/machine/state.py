@@ -52,6 +52,7 @@ _ANSWERS = frozenset({State.BOOTING, State.PROVISIONING, State.READY, State.FAIL
 ALLOWED: dict[str, frozenset[State]] = {
     "up": frozenset(State) - {State.UNRESPONSIVE},
     "ssh": _ANSWERS,
+    "view": frozenset(state for state in State if state.running),
     "exec": _ANSWERS,
     "cp": _ANSWERS,
     "audit": _ANSWERS | {State.SEALED},

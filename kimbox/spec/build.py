@@ -16,6 +16,7 @@ from kimbox.spec.model import (
     Box,
     BoxImage,
     Disk,
+    Display,
     Forward,
     Instance,
     Mode,
@@ -99,6 +100,7 @@ class _Builder(Reader):
                 tree.get("memory"), functools.partial(units.size, unit=units.MIB, least=MIN_MEMORY_BYTES), 0
             ),
             forwards=self.forwards(),
+            display=self.text(tree.get("display"), Display, None),
             auto_forwards=any((guest := item.get("guest")) and guest.value == AUTO for item in self.forward_items()),
             repositories=repositories,
             provision=self.provision(),

@@ -50,6 +50,13 @@ class Mode(StrEnum):
     USER = "user"  #: the account `vagrant`
 
 
+class Display(StrEnum):
+    """The protocol in which the screen of a box is shown."""
+
+    VNC = "vnc"
+    SPICE = "spice"
+
+
 class Occasion(StrEnum):
     """An event of the life of a box on its host, of which somebody can be notified."""
 
@@ -394,6 +401,8 @@ class Box:
     networks: tuple[Network, ...] = ()
     #: Whether each port on which a program of the guest listens is forwarded, besides `forwards`.
     auto_forwards: bool = False
+    #: None: the box has no screen.
+    display: Display | None = None
 
     def boot_mode(self, *, is_sealed: bool) -> BootMode:
         """Returns the boot mode of the spec. A sealed box boots resnap, unless its spec says something else."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ NAME = "phoenix"
 SPEC = """
 boot: resnap
 resnap: {keep: nothing}
-image: {packages: [python3-pip]}
+image: {packages: [python3-pip, xauth]}
 repositories:
   setup: {url: ./setup, timeout: 20s}
 """
@@ -161,6 +163,17 @@ def test_a_new_root_is_provisioned_without_network_or_host(box: Kimbox) -> None:
         ("resnap", "packages", "0"),
         ("resnap", "wheels", "0"),
     ]
+
+
+def test_windows_of_programs(box: Kimbox) -> None:
+    """sshd of a box with xauth offers a display. Without a screen here, `ssh -X` runs the program all the same."""
+    words = [sys.executable, "-m", "kimbox", "ssh"]
+    env = {"KIMBOX_HOME": str(box.home), "PYTHONPATH": os.pathsep.join(sys.path), "DISPLAY": ":9"}
+    trusted = run.run([*words, NAME, "--", "-Y", "echo $DISPLAY; xauth list"], env=env, cwd=box.folder, timeout_s=300)
+    display, cookie = trusted.stdout.splitlines()
+    assert "localhost:10.0" == display
+    assert ":10  MIT-MAGIC-COOKIE-1  " in cookie
+    assert "in\n" == run.run([*words, "-X", NAME, "--", "echo in"], env=env, cwd=box.folder, timeout_s=300).stdout
 
 
 def test_by_hand(box: Kimbox) -> None:

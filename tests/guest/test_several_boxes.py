@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import struct
 
 import pytest
 from conftest import Kimbox, until
@@ -37,7 +38,9 @@ networks:
 boxes:
   second:
     needs: [first]
+    display: spice
   first:
+    display: vnc
     env:
       HARD: {json.dumps(HARD)}
       TOKEN: {{file: token}}
@@ -97,6 +100,7 @@ def test_two_boxes_of_one_spec(kimbox: Kimbox) -> None:
     stored = [path for path in kimbox.home.rglob("*") if path.is_file() and path.stat().st_size < 1 << 20]
     assert [] == [path for path in stored if b"s3cr3t" in path.read_bytes()]
     each_reaches_the_other(kimbox)
+    each_has_a_screen(kimbox)
     what_listens_is_forwarded(kimbox, 8888)
     what_listens_is_forwarded(kimbox, 88)
     kimbox("suspend", "second")
@@ -149,3 +153,18 @@ def what_listens_is_forwarded(kimbox: Kimbox, port: int) -> None:
     until("the forward has ended", lambda: forwards() == {})
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", host), timeout=60):
         pass
+
+
+def each_has_a_screen(kimbox: Kimbox) -> None:
+    """At its socket, VNC (RFC 6143) and SPICE answer. A box without xauth lets no programs open windows elsewhere."""
+    for box, greeting in (("first", b"RFB 003.008"), ("second", b"REDQ")):
+        folder = os.open(kimbox.machine(box).folder, os.O_PATH)
+        with socket.socket(socket.AF_UNIX) as screen:
+            screen.settimeout(60)
+            screen.connect(f"/proc/self/fd/{folder}/display.sock")
+            if box == "second":  # SPICE: the client begins, with a link message for the main channel
+                screen.send(b"REDQ" + struct.pack("<IIIIBBIII", 2, 2, 18, 0, 1, 0, 0, 0, 18))
+            assert greeting == screen.recv(len(greeting))
+        os.close(folder)
+        assert str(kimbox.json("view", box)["socket"]).endswith("/display.sock")
+    assert "x11forwarding no\n" == kimbox.sh("first", "sudo /usr/sbin/sshd -T | grep ^x11forwarding")

@@ -22,7 +22,7 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.mounts import check as check_folders
 from kimbox.machine.record import Known, Purpose, PutBack, Record, Sealed
 from kimbox.machine.state import State, last_manifest_event
-from kimbox.spec.model import Box, Network, PackageImage
+from kimbox.spec.model import Box, Display, Network, PackageImage
 from kimbox.spec.units import size_text
 
 #: Maximum number of manifests that a sealed box may use: the delivered one, and those of which one was last ready.
@@ -145,9 +145,9 @@ def _grown(machine: Machine, record: Record, box: Box) -> Record:
 
 
 def _with_devices(machine: Machine, record: Record, box: Box, *, is_job: bool) -> Record:
-    """Returns the record of a boot with the watchdog, the folders of the host, the networks and automatic forwards.
+    """Returns the record of a boot with the watchdog, the folders of the host, its networks, forwards and screen.
 
-    Raises the errors of `mounts.of_start`, and StateError if the driver has no networks or no such forwards.
+    Raises the errors of `mounts.of_start`, and StateError if the driver has no such devices.
     """
     if box.auto_forwards:
         registry.need_auto_forwards(machine)
@@ -157,6 +157,7 @@ def _with_devices(machine: Machine, record: Record, box: Box, *, is_job: bool) -
         mounts=mounts.of_start(machine, record, box, is_job=is_job),
         networks=_networks(machine, box),
         auto_forwards=box.auto_forwards,
+        display=_display(machine, box, is_job=is_job),
     )
 
 
@@ -169,6 +170,14 @@ def _networks(machine: Machine, box: Box) -> tuple[Network, ...]:
         return ()
     registry.need_networks(machine)
     return box.networks
+
+
+def _display(machine: Machine, box: Box, *, is_job: bool) -> Display | None:
+    """Returns the screen of a machine; None for a sealed box and a job. Raises StateError if the driver has none."""
+    if box.display is None or machine.record().sealed or is_job:
+        return None
+    registry.need_display(machine)
+    return box.display
 
 
 def _secrets(machine: Machine, box: Box) -> bytes:

@@ -16,11 +16,11 @@ from kimbox.drivers.base import JobStart
 from kimbox.drivers.qemu import port, relay, virtiofs
 from kimbox.guest.deliverydisk import SECTOR_BYTES, SERIAL, DeliveryDisk
 from kimbox.image.disk.ext2.geometry import MAX_BYTES as MAX_JOB_BYTES
-from kimbox.machine import keys
+from kimbox.machine import display, keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.networks import socket_name
 from kimbox.machine.record import Record
-from kimbox.spec.model import HOST_ADDRESS, Network, Scratch
+from kimbox.spec.model import HOST_ADDRESS, Display, Network, Scratch
 
 #: Addresses in QEMU's user network (option -netdev user): of the guest, the gateway and the name server.
 GUEST_ADDRESS = "10.0.2.15/24"
@@ -67,6 +67,9 @@ SEED_SERIAL, SEED_ADDRESS = "kimbox-seed", "0x1c"
 
 #: Addresses of the network cards of the networks of a spec, for the same reason: as many as the schema allows.
 NETWORK_ADDRESSES = ("0x18", "0x19", "0x1a", "0x1b")
+
+#: Addresses of the screen and its pointer, for the same reason.
+DISPLAY_ADDRESSES = ("0x17", "0x16")
 
 #: The program that connects a guest to a network of its spec.
 PORT = Path(port.__file__)
@@ -207,7 +210,7 @@ def hardware(invocation: Invocation) -> list[str]:
         arguments += ["-device", f"virtserialport,chardev=halt,name={HALT_PORT}"]
     if record.watchdog_s:
         arguments += ["-device", f"i6300esb,addr={WATCHDOG_ADDRESS}", "-action", "watchdog=reset"]
-    return arguments + _networks(invocation) + _memory(invocation)
+    return arguments + _networks(invocation) + _screen(record) + _memory(invocation)
 
 
 def _networks(invocation: Invocation) -> list[str]:
@@ -219,6 +222,21 @@ def _networks(invocation: Invocation) -> list[str]:
         arguments += ["-netdev", f"dgram,id=network-{joined.name},local.type=fd,local.str={descriptor}"]
         arguments += ["-device", f"virtio-net-pci,netdev=network-{joined.name},mac={mac},addr={slot},romfile="]
     return arguments
+
+
+def _screen(record: Record) -> list[str]:
+    """Returns the options of a screen with a pointer at a socket in the machine's folder, whose name is relative.
+
+    Nothing of the clipboard or of files passes between guest and viewer. A kernel without a driver for this card has
+    none for another one, and shows text.
+    """
+    if record.display is None:
+        return []
+    card = ["-device", f"VGA,addr={DISPLAY_ADDRESSES[0]}", "-device", f"virtio-tablet-pci,addr={DISPLAY_ADDRESSES[1]}"]
+    if record.display is Display.VNC:
+        return [*card, "-vnc", f"unix:{display.SOCKET}"]
+    options = "disable-ticketing=on,disable-copy-paste=on,disable-agent-file-xfer=on"
+    return [*card, "-spice", f"unix=on,addr={display.SOCKET},{options}"]
 
 
 def port_words(record: Record, network: Network, end: int, guest: int) -> list[str]:

@@ -63,6 +63,7 @@ class Qemu:
         seed=True,
         mounts=True,
         networks=True,
+        display=True,
     )
 
     @staticmethod

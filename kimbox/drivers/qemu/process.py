@@ -24,6 +24,7 @@ from kimbox.drivers.qemu.command import HALT_WORD, Invocation, command, port_wor
 from kimbox.errors import GuestError, KimboxError
 from kimbox.filelocks import flock
 from kimbox.files import read_bounded, read_end
+from kimbox.machine import display
 from kimbox.machine.folder import OUTPUT_LIMIT_BYTES, Machine
 from kimbox.run import describe_status, detach, require, tail
 
@@ -307,7 +308,7 @@ def kill(machine: Machine) -> None:
 
 def sweep(machine: Machine) -> None:
     """Removes files that only a running machine needs, and the new disk of an interrupted command."""
-    sockets = (machine.qmp_socket, machine.freeze_socket)
+    sockets = (machine.qmp_socket, machine.freeze_socket, display.socket_of(machine))
     for path in (*sockets, machine.pid_file, machine.halt_pipe, machine.new_disk):
         path.unlink(missing_ok=True)
 

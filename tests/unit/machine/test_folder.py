@@ -19,7 +19,7 @@ from kimbox.files import MAX_TEXT_BYTES
 from kimbox.machine import folder
 from kimbox.machine.folder import Machine, machines
 from kimbox.machine.record import Ended, Record
-from kimbox.spec.model import Network, Scratch
+from kimbox.spec.model import Display, Network, Scratch
 
 home = ownhome.home  # a fixture
 
@@ -41,6 +41,7 @@ def test_a_record_is_read_back_unchanged(ended: Ended | None) -> None:
         scratch=Scratch(1 << 30, "/staging"),
         networks=(NETWORK,),
         auto_forwards=True,
+        display=Display.SPICE,
     )
     machine.write_record(record)
     assert record == machine.record()
@@ -66,6 +67,7 @@ def test_an_old_record_has_no_cpus_and_memory() -> None:
         {"ssh_port": 70000},
         {"ssh_port": ...},
         {"forwards": []},
+        {"display": "sdl"},
         {"networks": "lan"},
         {"networks": [{"name": "../x", "subnet": "10.57.0.0/24", "addresses": []}]},
         {"networks": [{"name": "lan", "subnet": "10.57.0.0/24", "addresses": [["../x", "10.57.0.1"]]}]},

@@ -17,7 +17,7 @@ from kimbox.drivers.qemu.command import MAX_JOB_BYTES, command, credentials, fix
 from kimbox.errors import GuestError
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.machine.folder import Machine
-from kimbox.spec.model import Mount, Network, Scratch
+from kimbox.spec.model import Display, Mount, Network, Scratch
 
 machine = invocations.machine  # a fixture
 
@@ -90,6 +90,22 @@ def test_the_cards_of_networks(machine: Machine) -> None:
         "02:6b:0a:39:00:01 10.57.0.1/24 10.57.0.1=tiny 10.57.0.2=other "
         "02:6b:c0:a8:07:01 192.168.7.1/28 192.168.7.1=tiny"
     )
+
+
+def test_the_screen(machine: Machine) -> None:
+    """It is at a socket in the machine's folder, and at no port of the host. A saved state has its devices, too."""
+    plain = command(invoked(machine))
+    assert not {"-vnc", "-spice"} & set(plain)
+    for display, option, expected in (
+        (Display.VNC, "-vnc", "unix:display.sock"),
+        (Display.SPICE, "-spice", "unix=on,addr=display.sock"),
+    ):
+        machine.write_record(attrs.evolve(machine.record(), display=display))
+        for resume in (False, True):
+            arguments = command(invoked(machine, resume=resume))
+            assert values(arguments, option)[0].startswith(expected)
+            added = [value for value in values(arguments, "-device") if value not in plain]
+            assert ["VGA,addr=0x17", "virtio-tablet-pci,addr=0x16"] == added
 
 
 def test_the_port_that_shuts_the_guest_down(machine: Machine) -> None:
