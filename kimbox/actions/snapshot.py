@@ -23,7 +23,7 @@ from kimbox.errors import KimboxError, StateError, UsageError
 from kimbox.files import read_json, remove_tree, write_json
 from kimbox.guest import shared
 from kimbox.log import log
-from kimbox.machine import rebuilt
+from kimbox.machine import forwarding, rebuilt
 from kimbox.machine.folder import Machine
 from kimbox.machine.mounts import check as check_folders
 from kimbox.machine.record import Ended, Record
@@ -165,6 +165,7 @@ def restore(machine: Machine, name: str) -> State:
         if saved.ended is None:
             set_clock(machine)
             mounts.renew(machine)
+        forwarding.ensure(machine, machine.record())
         return state(machine)
 
 
