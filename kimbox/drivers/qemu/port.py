@@ -20,6 +20,7 @@ import collections
 import contextlib
 import selectors
 import socket
+import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,9 @@ MAX_FRAME_BYTES = 1518
 
 #: Maximum number of frames that wait for a guest which does not take them. The next ones are lost.
 MAX_WAITING = 1000
+
+#: How long a frame waits for room at the socket of another box, in microseconds: it has few places (unix(7)).
+SEND_WAIT_US = 1000
 
 _BROADCAST, _IPV4, _ARP = b"\xff" * 6, b"\x08\x00", b"\x08\x06"
 
@@ -62,8 +66,8 @@ class Port:
         Path(path).unlink(missing_ok=True)  # of the last run: it ends with QEMU, and leaves its socket
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(path)
-        for each in (self._socket, guest):
-            each.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, SEND_WAIT_US))
+        guest.setblocking(False)
 
     def run(self, end: int) -> None:
         """Passes frames on until the pipe `end` is at its end."""
@@ -88,8 +92,8 @@ class Port:
         """Takes the frames of other boxes."""
         with contextlib.suppress(OSError):
             while len(self._waiting) < MAX_WAITING:
-                self._waiting.append(self._socket.recv(MAX_FRAME_BYTES))
-            self._socket.recv(MAX_FRAME_BYTES)  # lost: the guest takes none
+                self._waiting.append(self._socket.recv(MAX_FRAME_BYTES, socket.MSG_DONTWAIT))
+            self._socket.recv(MAX_FRAME_BYTES, socket.MSG_DONTWAIT)  # lost: the guest takes none
 
     def _deliver(self) -> None:
         """Gives the guest as many of the frames as it takes now."""
@@ -110,8 +114,19 @@ class Port:
         target = frame[:6]
         for mac, path in self._paths.items():
             if target in (mac, _BROADCAST):
-                with contextlib.suppress(OSError):  # it does not run, or takes no more
-                    self._socket.sendto(frame, path)
+                self._pass_on(frame, path)
+
+    def _pass_on(self, frame: bytes, path: str) -> None:
+        """Sends a frame to the socket of a box. It is lost if that does not run, or takes none for a moment."""
+        for _ in range(2):
+            try:
+                self._socket.sendto(frame, path)
+            except BlockingIOError:
+                self._take()  # that box may wait for this one
+            except OSError:
+                return
+            else:
+                return
 
 
 def main(arguments: list[str]) -> None:
