@@ -31,7 +31,7 @@ from kimbox.machine.shape import shape_changes
 from kimbox.machine.state import State
 from kimbox.project import plan
 from kimbox.project.project import Project
-from kimbox.spec.model import BootMode, Forward, Role, Scratch
+from kimbox.spec.model import BootMode, Display, Forward, Network, Role, Scratch
 
 kimbox, world = clirun.kimbox, feignedworld.world  # fixtures
 
@@ -44,7 +44,8 @@ def test_the_changes_of_a_shape(tmp_path: Path) -> None:
     assert [] == shape_changes(record, box)
     forwards = (Forward(8888, 8080), Forward(9999, None))
     changed = attrs.evolve(box, cpus=4, memory_bytes=768 << 20, forwards=forwards, watchdog_s=60)
-    changed = attrs.evolve(changed, scratch=Scratch(1 << 30, "/staging"))
+    changed = attrs.evolve(changed, scratch=Scratch(1 << 30, "/staging"), auto_forwards=True, display=Display.VNC)
+    changed = attrs.evolve(changed, networks=(Network("lan", "10.57.0.0/24", (("tiny", "10.57.0.1"),)),))
     assert [] == shape_changes(makemachine.RECORD, changed)
     assert [
         "cpus 2 -> 4",
@@ -53,6 +54,9 @@ def test_the_changes_of_a_shape(tmp_path: Path) -> None:
         "forward of port 9999 none -> auto",
         "scratch space none -> 1.0 GiB at /staging",
         "watchdog none -> 60 s",
+        "networks none -> lan (tiny=10.57.0.1)",
+        "display none -> vnc",
+        "automatic forwards none -> on",
     ] == [change.text for change in shape_changes(record, changed)]
     assert ["forward of port 8888 127.0.0.1:20023 -> none"] == [
         change.text for change in shape_changes(record, attrs.evolve(box, forwards=()))
