@@ -44,6 +44,9 @@ CHANGE_S = 30.0
 #: Number of ports of the host that are tried for a port of the guest.
 ATTEMPTS = 3
 
+#: Maximum number of messages in the log.
+MAX_MESSAGES = 100
+
 #: The first port that every user of a host may listen on.
 FIRST_PORT = 1024
 
@@ -88,6 +91,7 @@ class Forwards:
         self.machine = machine
         #: Port of the guest -> port of the host.
         self.held: dict[int, int] = {}
+        self._told = 0
 
     def take(self, line: str) -> None:
         """Changes the forwards to those of a report of the guest. Other lines are ignored."""
@@ -101,7 +105,7 @@ class Forwards:
             self._control("cancel", guest, self.held.pop(guest))
         for guest in sorted(listening - set(self.held)):
             if len(self.held) >= MAX_FORWARDS:
-                print(f"port {guest} is not forwarded: {MAX_FORWARDS} ports are", file=sys.stderr, flush=True)
+                self._tell(f"port {guest} is not forwarded: {MAX_FORWARDS} ports are")
                 break
             self._add(guest)
         self._write()
@@ -126,7 +130,13 @@ class Forwards:
             if self._control("forward", guest, host):
                 self.held[guest] = host
                 return
-        print(f"port {guest} cannot be forwarded", file=sys.stderr, flush=True)
+        self._tell(f"port {guest} cannot be forwarded")
+
+    def _tell(self, message: str) -> None:
+        """Writes to the log of this process. A guest cannot fill it."""
+        self._told += 1
+        if self._told <= MAX_MESSAGES:
+            print(message, file=sys.stderr, flush=True)
 
     def _control(self, command: str, guest: int, host: int) -> bool:
         """Adds or removes a forward. sshd tries each address of localhost in the guest: of IPv4 and IPv6."""

@@ -107,12 +107,18 @@ def test_forwards_follow_the_reports(machine: Machine, changes: list[str]) -> No
     assert ["forward 127.0.0.1:8001:localhost:8001"] == changes
 
 
-def test_a_guest_gets_a_limited_number(machine: Machine, changes: list[str]) -> None:
-    """Whatever it reports."""
+def test_a_guest_gets_a_limited_number(
+    machine: Machine, changes: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it reports. So is the number of messages about it."""
+    monkeypatch.setattr(forwarding, "MAX_MESSAGES", 2)
     forwards = Forwards(machine)
     forwards.take("listening" + "".join(f" {port:04X}" for port in range(30000, 30900)))
     assert forwarding.MAX_FORWARDS == len(forwards.held)
     assert forwarding.MAX_FORWARDS == len([change for change in changes if "refused" not in change])
+    for port in range(31000, 31010):
+        forwards.take(f"listening {port:04X}" + "".join(f" {port:04X}" for port in range(30000, 30900)))
+    assert 2 == len(capsys.readouterr().err.splitlines())
 
 
 def test_ports_of_other_boxes_are_left(machine: Machine, changes: list[str]) -> None:
