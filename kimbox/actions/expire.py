@@ -25,7 +25,7 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.life import Life, Lifetime, read_life
 from kimbox.machine.record import Ended
 from kimbox.machine.state import State
-from kimbox.spec.model import Occasion
+from kimbox.spec.occasions import Occasion
 from kimbox.transfer.notices import spool
 from kimbox.transfer.notices.spool import Delivery
 

@@ -9,7 +9,7 @@ from kimbox.errors import KimboxError
 from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.life import read_life
-from kimbox.spec.model import Occasion
+from kimbox.spec.occasions import Occasion
 from kimbox.transfer.notices import spool
 
 

@@ -26,7 +26,8 @@ from kimbox.machine.shape import shape_changes
 from kimbox.machine.state import State, last_manifest_event, require, sent_manifest
 from kimbox.project.plan import Plan, make_plan
 from kimbox.project.project import Project
-from kimbox.spec.model import SETUP, BootMode, Box, Occasion
+from kimbox.spec.model import SETUP, BootMode, Box
+from kimbox.spec.occasions import Occasion
 from kimbox.spec.urls import why_not_followed
 
 

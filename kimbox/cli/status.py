@@ -263,8 +263,7 @@ def _health(
 
     now_s = time.time()
     clock = health.Clock(observation.events, _changed_s(machine.events_file) or now_s)
-    ended_s = None if state.running else _changed_s(machine.record_file)
-    record = machine.record()
+    record, ended_s = machine.record(), None if state.running else _changed_s(machine.record_file)
     known = Known(
         state,
         record.sealed is not None,

@@ -18,7 +18,8 @@ from kimbox.errors import KimboxError
 from kimbox.files import read_json, write_json
 from kimbox.machine.folder import Machine
 from kimbox.machine.folder import machines as all_machines
-from kimbox.spec.model import Box, Notify, Occasion
+from kimbox.spec.model import Box
+from kimbox.spec.occasions import Notify, Occasion
 
 #: Version of life.json.
 FORMAT = 1

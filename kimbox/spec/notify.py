@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from kimbox.spec import units, urls
-from kimbox.spec.model import Notify, Occasion
 from kimbox.spec.nodes import Fault, Node, shown
+from kimbox.spec.occasions import Notify, Occasion
 from kimbox.spec.reader import Reader
 
 #: The longest lifetime that a spec can give a box, in seconds: a year.

@@ -29,7 +29,7 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.life import Life, Lifetime, read_life
 from kimbox.machine.record import Ended
 from kimbox.machine.state import State
-from kimbox.spec.model import Notify
+from kimbox.spec.occasions import Notify
 from kimbox.transfer.notices import spool
 from kimbox.transfer.stores.opening import open_store
 

@@ -43,7 +43,7 @@ from kimbox.log import log
 from kimbox.machine import delivered_locks
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import LastSave, Record
-from kimbox.spec.model import Occasion
+from kimbox.spec.occasions import Occasion
 from kimbox.transfer.stores.base import Store
 from kimbox.transfer.stores.opening import open_store
 

@@ -118,6 +118,12 @@ class OpenStack:
     def choose_boot(self, mode: BootMode, choice: Choice) -> None:
         guestboot.choose(self.machine, mode, choice)
 
+    def grow(self, size_bytes: int) -> None:
+        """Does nothing: without the feature `own_disk` no disk of this driver is grown."""
+
+    def disk_size(self) -> int:
+        return 0
+
     def put_back(self, record: Record) -> tuple[str, ...]:
         """Does nothing: without the feature `sealing` no box of this driver is sealed."""
         return ()

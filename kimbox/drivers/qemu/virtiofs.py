@@ -22,8 +22,9 @@ from kimbox.drivers.hostcheck import HostCheck, Outcome
 from kimbox.drivers.qemu import confine, qmp
 from kimbox.errors import GuestError, KimboxError, MissingToolError
 from kimbox.filelocks import flock
+from kimbox.files import read_end
 from kimbox.image import namespace
-from kimbox.machine.folder import Machine, read_end
+from kimbox.machine.folder import Machine
 from kimbox.machine.mounts import lock_file
 from kimbox.run import detach, tail, which
 from kimbox.spec.model import Mount

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from kimbox import run, utctime
 from kimbox.errors import KimboxError
-from kimbox.spec.model import Notify
+from kimbox.spec.occasions import Notify
 from kimbox.transfer import address
 from kimbox.transfer.notices import base
 from kimbox.transfer.notices.base import TIMEOUT_S, Message

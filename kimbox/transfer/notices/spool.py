@@ -18,7 +18,7 @@ from kimbox import paths, utctime
 from kimbox.errors import KimboxError
 from kimbox.files import private_dir, read_json, write_json
 from kimbox.log import log
-from kimbox.spec.model import Notify, Occasion
+from kimbox.spec.occasions import Notify, Occasion
 from kimbox.transfer.notices import mail, program, services
 from kimbox.transfer.notices.base import Message
 

@@ -14,7 +14,8 @@ from kimbox.errors import KimboxError
 from kimbox.machine import life
 from kimbox.machine.life import CREATED_LIFETIME_S, FILE, RETRY_S, WARNING_S, Life, Lifetime, read_life, started
 from kimbox.spec.load import load_box
-from kimbox.spec.model import Box, Notify, Occasion
+from kimbox.spec.model import Box
+from kimbox.spec.occasions import Notify, Occasion
 
 #: A time, in seconds since the epoch: 2026-01-31T12:00:00Z.
 NOW_S = 1769860800.0

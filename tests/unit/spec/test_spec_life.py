@@ -8,7 +8,8 @@ import pytest
 
 from kimbox.errors import SpecError
 from kimbox.spec.load import load_box
-from kimbox.spec.model import Box, Notify, Occasion
+from kimbox.spec.model import Box
+from kimbox.spec.occasions import Notify, Occasion
 
 
 def load(folder: Path, text: str) -> Box:

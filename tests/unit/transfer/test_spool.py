@@ -10,7 +10,7 @@ from ownhome import home as home
 
 from kimbox import paths
 from kimbox.errors import KimboxError
-from kimbox.spec.model import Notify, Occasion
+from kimbox.spec.occasions import Notify, Occasion
 from kimbox.transfer.notices import base, spool
 from kimbox.transfer.notices.base import Message
 
