@@ -23,6 +23,7 @@ _REASONS = {
     "connect to a network": "no program in it gives the card of the network its address",
     "set variables in": "its sessions do not read them",
     "make accounts in": "its ssh server does not read their keys",
+    "make an instance of": "kimbox does not bring its programs into a guest in a cloud",
     "secure": "it cannot be put back to a known state at each start, and has none of the programs that seal it",
 }
 

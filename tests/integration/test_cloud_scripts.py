@@ -220,6 +220,13 @@ def test_values_of_another_form(instance: Instance, changes: dict[str, Any]) -> 
     assert [next(iter(changes))] == [name for name, value in all_of_them.items() if value is None]
 
 
+def test_the_name_of_the_box_comes_first(instance: Instance) -> None:
+    """The name of the instance has a random part, because a project may have several boxes of a name."""
+    instance.drive(METADATA | {"meta": {"kimbox_hostname": "tiny"}})
+    assert 0 == instance.guest.run(CLOUD).code
+    assert "tiny\n" == instance.given("hostname")
+
+
 def test_a_key_is_one_line(instance: Instance) -> None:
     """What follows it, such as a second key with options, does not reach the account."""
     instance.drive(METADATA | {"public_keys": {"k": f'{KEY}\ncommand="id" {KEY}'}})

@@ -35,7 +35,7 @@ from kimbox.guest.endpoint import Endpoint
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.log import log
-from kimbox.machine import keys
+from kimbox.machine import foreign, keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import CLOUD_FILE, Ended, Record
 from kimbox.machine.state import Observation, State
@@ -109,6 +109,8 @@ class OpenStack:
 
     def prepare(self, box: Box, image: Image) -> None:
         cloud = self._connect(instance_of(box).cloud)
+        if image.format == "qcow2" and foreign.instance(box, image.disk) is not None:
+            foreign.refuse(box.name, "make an instance of")
         check(cloud, box, image.virtual_bytes)
         publishing.publish(cloud, image, box)
 

@@ -33,7 +33,7 @@ STRANGE_PATHS = ["../x", "/etc/passwd", "a/../../b", "/", "//", "x.yaml", "machi
 #: Verbs that act on one box.
 BOX_VERBS = [
     "lock", "build", "up", "provision", "status", "ssh", "exec", "logs", "halt", "reload", "suspend", "resume",
-    "destroy", "ssh-config", "shrink", "view",
+    "destroy", "ssh-config", "shrink", "view", "publish", "unpublish",
 ]  # fmt: skip
 
 Out = tuple[int, str, str]

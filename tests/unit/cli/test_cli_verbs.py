@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from clirun import Kimbox, environment, error
 
 from kimbox import paths
 from kimbox.actions import observe, stop
+from kimbox.actions import publish as publishing
 from kimbox.cli import target
 from kimbox.cli.app import run
 from kimbox.cli.logs import safe
@@ -303,3 +305,15 @@ def test_verbs_that_need_the_spec_report_a_missing_one(kimbox: Kimbox, monkeypat
         assert (5, "spec-not-found") == (code, failed["code"]), verb
         assert {"name": "tiny", "path": "/nowhere/kimbox.yaml"} == failed["fields"]
         assert "`kimbox destroy tiny` works without it" in failed["hint"]
+
+
+def test_publish_and_unpublish(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They report whether the image was uploaded, and how many were removed."""
+    (world / "kimbox.yaml").write_text("kimbox: 1\nname: tiny\nimage: {packages: []}\n")
+    made = publishing.Published("a" * 64, "i1", True)
+    monkeypatch.setattr(publishing, "publish", lambda project: made)
+    monkeypatch.setattr(publishing, "unpublish", lambda project: 0)
+    code, out, _ = kimbox("publish", "--json")
+    expected = {"name": "tiny", "key": "a" * 64, "id": "i1", "uploaded": True}
+    assert (0, expected) == (code, json.loads(out)["result"])
+    assert "the cloud has no image of tiny" in kimbox("unpublish")[1]

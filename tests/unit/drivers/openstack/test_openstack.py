@@ -16,9 +16,9 @@ from kimbox.drivers.openstack import driver as module
 from kimbox.drivers.openstack.cloud import Address, CloudImage, Limit, Status
 from kimbox.drivers.openstack.driver import OpenStack
 from kimbox.drivers.openstack.journal import Journal
-from kimbox.errors import GuestError, ImageError, KimboxError, SpecError
+from kimbox.errors import GuestError, ImageError, KimboxError, SpecError, StateError
 from kimbox.guest.deliverydisk import DeliveryDisk
-from kimbox.machine import keys
+from kimbox.machine import foreign, keys
 from kimbox.machine.record import CLOUD_FILE, Ended
 from kimbox.machine.state import State, derive
 from kimbox.spec.model import Instance, Scratch
@@ -144,6 +144,14 @@ def test_a_flavor_whose_disk_is_too_small(world: World) -> None:
     with refused(KimboxError, "conflicting-settings") as caught:
         world.start()
     assert "a disk of 0 GiB, and the image needs 5 GiB" in caught.value.message
+
+
+def test_an_image_that_kimbox_did_not_build(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is uploaded: its guest would never report to this host."""
+    monkeypatch.setattr(foreign, "instance", lambda *_: "kimbox-0")
+    with refused(StateError, "unsupported-by-image", name="tiny"):
+        world.start()
+    assert [] == world.cloud.changes
 
 
 def test_a_spec_without_a_cloud(world: World) -> None:

@@ -1,0 +1,147 @@
+"""The requests to Nova, Neutron and Glance, and what becomes of their answers. The connection is one of the test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from refused import refused
+
+from kimbox.drivers.openstack.cloud import Action, Address, Limit, Server, ServerOrder
+from kimbox.drivers.openstack.sdk import Sdk
+from kimbox.errors import KimboxError
+
+
+class Connection:
+    """Answers each request with the next of `answers`: a status and a body. Records the requests."""
+
+    current_project_id = "p1"
+
+    def __init__(self, *answers: tuple[int, Any]) -> None:
+        self.answers = list(answers)
+        self.requests: list[tuple[str, str, str, dict[str, Any]]] = []
+        self.session = SimpleNamespace(invalidate=lambda: None)
+
+    def __getattr__(self, service: str) -> SimpleNamespace:
+        def request(path: str, method: str, **options: Any) -> SimpleNamespace:
+            assert options.pop("raise_exc") is False
+            self.requests.append((service, method, path, options))
+            status, body = self.answers.pop(0)
+            text = body if isinstance(body, str) else json.dumps(body)
+            return SimpleNamespace(status_code=status, text=text, json=lambda: json.loads(text))
+
+        return SimpleNamespace(request=request)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (403, {"forbidden": {"message": "Quota exceeded for cores: Requested 2, used 19 of 20"}}, "cloud-quota"),
+        (409, {"NeutronError": {"type": "OverQuota", "message": "Quota exceeded for ['floatingip']."}}, "cloud-quota"),
+        (413, "<html>Request Entity Too Large</html>", "cloud-quota"),
+        (403, {"forbidden": {"code": 403, "message": "Policy doesn't allow it"}}, "cloud-failed"),
+        (404, {"itemNotFound": {"message": "gone"}}, "cloud-not-found"),
+        (401, "", "cloud-login"),
+        (500, "\x1b[2J" + "x" * 9000, "cloud-failed"),
+    ],
+)  # fmt: skip
+def test_a_request_that_is_refused(status: int, body: Any, code: str) -> None:
+    """The code says what it is; the message is that of the service, short and without control characters."""
+    with refused(KimboxError, code, status=str(status)) as caught:
+        Sdk(Connection((status, body))).import_key("k", "ssh-ed25519 AAAA")
+    if isinstance(body, dict):
+        assert next(iter(body.values()))["message"] in caught.value.message
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 700
+
+
+@pytest.mark.parametrize("status", [400, 415])
+def test_a_disk_that_is_refused(status: int, tmp_path: Path) -> None:
+    """Glance checks what it receives."""
+    (tmp_path / "disk").write_bytes(b"x")
+    with refused(KimboxError, "image-refused"):
+        Sdk(Connection((status, "<h1>Unsupported</h1>"))).upload("i1", tmp_path / "disk")
+
+
+def test_an_external_network_without_addresses() -> None:
+    """Neutron answers 409, as for other conflicts."""
+    answer = {"NeutronError": {"type": "IpAddressGenerationFailure", "message": "No more IP addresses available"}}
+    with refused(KimboxError, "no-address"):
+        Sdk(Connection((409, answer))).allocate("n2", "kimbox-tiny-0")
+
+
+def test_what_is_gone_is_deleted() -> None:
+    """A second removal is no error."""
+    cloud = Sdk(Connection(*[(404, "")] * 4))
+    cloud.delete_server("s1")
+    cloud.delete_key("k")
+    cloud.release("a1")
+    cloud.delete_image("i1")
+
+
+def test_an_instance() -> None:
+    """It has a config drive, one network, key, metadata and user data; no other field."""
+    connection = Connection((202, {}))
+    Sdk(connection).create_server(ServerOrder("kimbox-x-0", "i1", "f1", "n1", "k1", {"a": "b"}, b"#x"))
+    ((service, method, path, options),) = connection.requests
+    assert ("compute", "POST", "/servers") == (service, method, path)
+    assert {
+        "name": "kimbox-x-0", "imageRef": "i1", "flavorRef": "f1", "networks": [{"uuid": "n1"}], "key_name": "k1",
+        "metadata": {"a": "b"}, "config_drive": True, "user_data": "I3g=",
+    } == options["json"]["server"]  # fmt: skip
+
+
+def test_the_instances_of_a_name() -> None:
+    """Exactly of this name, with their fixed IPv4 addresses and the reason of a failure."""
+    addresses = {
+        "private": [
+            {"addr": "fd00::1", "version": 6, "OS-EXT-IPS:type": "fixed"},
+            {"addr": "10.0.0.7", "version": 4, "OS-EXT-IPS:type": "fixed"},
+            {"addr": "192.0.2.1", "version": 4, "OS-EXT-IPS:type": "floating"},
+        ]
+    }
+    mine = {
+        "id": "s1",
+        "name": "kimbox-a.b",
+        "status": "ERROR",
+        "addresses": addresses,
+        "fault": {"message": "no host"},
+    }
+    other = {"id": "s2", "name": "kimbox-axb", "status": "ACTIVE"}
+    cloud = Sdk(Connection((200, {"servers": [other, mine]})))
+    assert [Server("s1", "ERROR", "no host", ("10.0.0.7",))] == cloud.servers("kimbox-a.b")
+
+
+def test_the_quotas() -> None:
+    """Those of Nova, the number of keys, and those of Neutron if it tells them."""
+    absolute = {
+        "totalInstancesUsed": 1, "maxTotalInstances": 10, "totalCoresUsed": 2, "maxTotalCores": 20,
+        "totalRAMUsed": 512, "maxTotalRAMSize": -1, "maxTotalKeypairs": 100,
+    }  # fmt: skip
+    nova = [(200, {"limits": {"absolute": absolute}}), (200, {"keypairs": [{"keypair": {"name": "k"}}]})]
+    neutron = {"quota": {"floatingip": {"used": 2, "limit": 2, "reserved": 0}}}
+    expected = {"instances": Limit(1, 10), "cores": Limit(2, 20), "ram_mib": Limit(512, -1), "keys": Limit(1, 100)}
+    assert expected | {"addresses": Limit(2, 2)} == Sdk(Connection(*nova, (200, neutron))).limits()
+    assert expected == Sdk(Connection(*nova, (404, ""))).limits()
+
+
+def test_an_address_leads_to_the_port_of_an_instance() -> None:
+    """Free is an address without a port."""
+    item = {"id": "a1", "floating_ip_address": "192.0.2.1", "port_id": None, "description": None}
+    connection = Connection((200, {"floatingips": [item]}), (200, {"ports": [{"id": "p7"}]}), (200, {}))
+    cloud = Sdk(connection)
+    assert [Address("a1", "192.0.2.1", True, "")] == cloud.addresses("n2")
+    cloud.attach("a1", "s1")
+    assert {"floatingip": {"port_id": "p7"}} == connection.requests[-1][3]["json"]
+
+
+def test_actions_and_the_console() -> None:
+    """An instance that has no console yet has an empty one."""
+    connection = Connection((202, ""), (404, ""), (200, {"output": "booting\n"}))
+    cloud = Sdk(connection)
+    cloud.act("s1", Action.STOP)
+    assert {"os-stop": None} == connection.requests[0][3]["json"]
+    assert [b"", b"booting\n"] == [cloud.console("s1"), cloud.console("s1")]
