@@ -11,6 +11,7 @@ journal.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,9 @@ class OpenStack:
 
     @staticmethod
     def check_host() -> list[HostCheck]:
-        return [hostcheck.attempt("openstack", _check_host)]
+        """A host that has neither the library nor a cloud in its environment is not checked."""
+        is_used = sdk.is_installed() or any(name in os.environ for name in ("OS_CLOUD", "OS_AUTH_URL"))
+        return [hostcheck.attempt("openstack", _check_host)] if is_used else []
 
     @staticmethod
     def remains() -> dict[Path, str]:

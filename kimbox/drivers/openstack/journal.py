@@ -46,7 +46,12 @@ class Journal:
         outside, address = value.get("outside"), value.get("address")
         texts = [name, *(text for text in (cloud, outside, address) if text is not None)]
         if not isinstance(made, list) or not all(isinstance(text, str) for text in [*texts, *made]):
-            raise KimboxError(f"{file} is damaged", code="file-damaged", fields={"path": str(file)})
+            raise KimboxError(
+                f"{file} is damaged",
+                code="file-damaged",
+                hint=f"remove what is named kimbox-{machine.name}-... from the cloud by hand, then the file",
+                fields={"path": str(file)},
+            )
         return cls(file, str(name), cloud, tuple(made), outside, address)
 
     @classmethod

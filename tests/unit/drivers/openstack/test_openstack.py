@@ -314,7 +314,9 @@ def test_a_damaged_journal(world: World) -> None:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`kimbox doctor` shows the command that installs it."""
+    """`kimbox doctor` shows the command that installs it, on a host that has a cloud in its environment."""
     monkeypatch.setattr(module.sdk, "is_installed", lambda: False)
+    assert [] == OpenStack.check_host()
+    monkeypatch.setenv("OS_CLOUD", "arbutus")
     (check,) = OpenStack.check_host()
     assert ("slow", "pip install 'kimbox[openstack]'") == (check.outcome, check.repair)
