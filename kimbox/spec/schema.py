@@ -201,7 +201,8 @@ def _wrong_type(error: ValidationError, node: Node) -> tuple[str, str | None]:
 
 
 def _not_a_choice(error: ValidationError, node: Node) -> tuple[str, str | None]:
-    choices: Any = error.validator_value
+    values: Any = error.validator_value
+    choices = ["null" if value is None else str(value) for value in values]
     listed = ", ".join(choices[:-1]) + f" or {choices[-1]}"
     return f"must be {listed}, not {shown(node.value)}", guess(str(node.value), choices, list_all=False)
 

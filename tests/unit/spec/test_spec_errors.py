@@ -71,6 +71,7 @@ BAD = [
     ("port-range", "forwards: [{guest: 65536}]", "3:20", "out-of-range"),
     ("guest-port-text", "forwards: [{guest: any}]", "3:20", "bad-value"),
     ("auto-at-a-port", "forwards: [{guest: auto, host: 8080}]", "3:32", "conflicting-settings"),
+    ("display-protocol", "display: spic", "3:10", "bad-value"),
     ("port-text", "forwards: [{guest: 80, host: any}]", "3:30", "bad-value"),
     ("repository-name", "repositories: {A: {url: ./x}}", "3:16", "bad-name"),
     ("timeout-of-what", "repositories: {a: {url: 'https://h.org/x', timeout: 1h}}", "3:53", "conflicting-settings"),
@@ -206,6 +207,7 @@ MESSAGES = {
     "auto-at-a-port": (
         "each port of `guest: auto` has the same number on the host, or another that is free (remove `host`)"
     ),
+    "display-protocol": "display must be vnc, spice or null, not `spic` (did you mean spice?)",
     "port-text": "`any` is not a port: write auto, or a number from 1024 to 65535",
     "repository-name": (
         "`A` cannot be the name of a repository: use lower-case letters, digits and hyphens, at "
