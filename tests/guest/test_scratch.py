@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 from conftest import Kimbox, state_of, until
 
@@ -109,6 +110,8 @@ def test_folders_of_the_host_are_live_and_closed(scratched: Kimbox, tmp_path: Pa
     (work / "new").touch()
     look = f"cd {WORK} && until grep -q host made/file; do :; done; stat -c %U:%G . new made/file"
     assert set(scratched.sh(BOX, look).split()) == {"vagrant:vagrant"}
+    below = attrs.evolve(scratched, folder=work / "made")  # as git, kimbox finds its file in a folder above
+    assert below("exec", "--", "hostname").stdout == f"{BOX}\n"
     assert scratched.json("status", BOX)["mounts"] == [
         {"location": str(work), "mount_point": WORK, "writable": True, "is_served": True},
         {"location": str(data), "mount_point": DATA, "writable": False, "is_served": True},
