@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
         "first",
         "jobs",
         "lock",
+        "mounts",
         "resnap",
         "save",
         "shrink",
