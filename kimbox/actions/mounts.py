@@ -13,7 +13,6 @@ from kimbox.drivers import registry
 from kimbox.drivers.base import MountDriver
 from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.guest.events import printable
-from kimbox.guest.ssh import Guest
 from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Purpose, Record
@@ -78,6 +77,7 @@ def released(machine: Machine, *, renews: bool) -> Iterator[None]:
 
 def renew(machine: Machine) -> None:
     """Gives a guest that runs the devices of its folders, and mounts them. A failure is a warning: the guest runs."""
+
     record = machine.record()
     driver = registry.of(machine)
     if not record.mounts or not isinstance(driver, MountDriver):
@@ -92,6 +92,8 @@ def renew(machine: Machine) -> None:
 
 
 def _run(machine: Machine, verb: str, hint: str) -> None:
+    from kimbox.guest.ssh import Guest  # paramiko is slow to load, and few boxes have folders of the host
+
     with Guest(machine.endpoint(machine.record())) as guest:
         answer = guest.run(f"sudo -n {MOUNTS} {verb}", timeout_s=TIMEOUT_S)
     if answer.code != 0:

@@ -49,8 +49,7 @@ def until(what: str, done: Callable[[], bool], *, limit_s: float = 600.0, every_
 #: ends long after the other one.
 LONGEST = (
     "test_secure.py", "test_provisiond.py", "test_boot_modes.py", "test_providers.py", "test_identity.py",
-    "test_condor.py", "test_condor_worker.py", "test_clones.py", "test_cloud_image.py", "test_job.py",
-    "test_images.py", "test_box.py",
+    "test_condor.py", "test_clones.py", "test_cloud_image.py", "test_job.py", "test_images.py", "test_box.py",
     "test_saved_box.py", "test_resnap.py", "test_kill.py", "test_maintain_commit.py", "test_kept_root.py",
     "test_several_boxes.py", "test_provisioning.py", "test_snapshot_fills.py", "test_rebuild.py", "test_scratch.py",
     "test_fresh_machine.py", "test_virtualbox.py",

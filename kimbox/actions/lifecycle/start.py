@@ -81,16 +81,20 @@ def start(
         known = _known(machine, record, delivery)
         record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
     if box and not resume:
-        choice = boot or Choice()
-        if delivery and machine.boot_events():  # not at the first start: nothing is kept yet
-            choice = attrs.evolve(choice, manifest=delivery.digest)
-        registry.of(machine).choose_boot(box.boot_mode(is_sealed=record.sealed is not None), choice)
+        _choose_boot(machine, box, record, boot or Choice(), delivery)
     secrets = _secrets(machine, box) if box and not resume else b""
     record = attrs.evolve(record, secrets=secretvalues.names(box) if secrets and box else ())
     record = registry.of(machine).start(
         Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery, job=job, secrets=secrets)
     )
     machine.write_record(attrs.evolve(record, ended=None))
+
+
+def _choose_boot(machine: Machine, box: Box, record: Record, choice: Choice, delivery: DeliveryDisk | None) -> None:
+    """Sets the boot mode, and the manifest whose root the guest may put back."""
+    if delivery and machine.boot_events():  # not at the first start: nothing is kept yet
+        choice = attrs.evolve(choice, manifest=delivery.digest)
+    registry.of(machine).choose_boot(box.boot_mode(is_sealed=record.sealed is not None), choice)
 
 
 def check_disk_size(machine: Machine, record: Record, box: Box) -> None:

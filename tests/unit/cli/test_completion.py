@@ -21,7 +21,7 @@ from kimbox.run import run as run_program
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
 
 SHELLS = ["bash", "zsh", "fish"]
-SHIPPED = ["minimal", "openkim-dev", "openkim-director", "openkim-worker"]
+SHIPPED = ["condor-worker", "minimal", "openkim-dev", "openkim-director", "openkim-worker"]
 
 #: A candidate in the output for zsh, in front of its description.
 ZSH_WORD = re.compile(r'(?:^_arguments \'\*: :\(\(|^)"([^"]*)"', re.MULTILINE)

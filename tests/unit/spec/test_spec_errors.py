@@ -16,7 +16,6 @@ BAD = [
     ("unknown-key", "nmae: x", "3:1", "unknown-key"),
     ("unknown-key-below", "disk: {sise: 9GiB}", "3:8", "unknown-key"),
     ("unknown-key-unlike-any", "disk:\n  qqq: 1", "4:3", "unknown-key"),
-    ("later-work", "display: vnc", "3:1", "unknown-key"),
     ("type", "cpus: many", "3:7", "wrong-type"),
     ("bool-is-no-number", "cpus: true", "3:7", "wrong-type"),
     ("float-is-no-number", "cpus: 2.0", "3:7", "wrong-type"),

@@ -58,7 +58,7 @@ def test_a_shipped_provisioner_is_valid(name: str) -> None:
     """Its folder has no file that kimbox does not read. Programs are executable, units are not."""
     loaded = provisioners.load(name)
     assert loaded.files or loaded.build
-    known = {"provisioner.yaml", "root", "persistent", "build", "deliver"}
+    known = {"provisioner.yaml", "root", "persistent", "build", "deliver", "listening"}
     assert {p.name for p in (paths.provisioners_dir() / name).iterdir()} <= known
     for file in (*loaded.files, *loaded.persistent):
         is_program = file.data.startswith(b"#!")
