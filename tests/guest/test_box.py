@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import shlex
+import socket
 import sys
 from pathlib import Path
 
@@ -191,13 +196,96 @@ def test_files_are_copied_in_both_directions(minimal: Kimbox, tmp_path: Path) ->
     minimal.sh("minimal", "rm -r '/tmp/a folder'")
 
 
-def test_ssh_config_serves_other_programs(minimal: Kimbox) -> None:
-    """ssh and scp connect to the box with the output of ssh-config."""
-    config = minimal.folder / "ssh.conf"
-    config.write_text(minimal("ssh-config", "minimal").stdout)
+def ssh_config(kimbox: Kimbox) -> Path:
+    """The output of ssh-config in a file."""
+    config = kimbox.folder / "ssh.conf"
+    config.write_text(kimbox("ssh-config", "minimal").stdout)
+    return config
+
+
+def test_ssh_config_serves_other_programs(minimal: Kimbox, tmp_path: Path) -> None:
+    """ssh, scp, git and rsync connect to the box with the output of ssh-config."""
+    config = ssh_config(minimal)
+    ssh = shlex.join(["ssh", "-F", str(config)])
     assert run.run(["ssh", "-F", config, "kimbox-minimal", "echo", "here"]).stdout == "here\n"
     run.run(["scp", "-q", "-F", config, config, "kimbox-minimal:/tmp/copied"])
-    assert minimal.sh("minimal", "cat /tmp/copied") == config.read_text()
+    assert minimal.sh("minimal", "cat /tmp/copied; git init -q --bare /tmp/work.git") == config.read_text()
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    (repo / "file").write_text("text")
+    commit = ["-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qm", "x"]
+    for words in (["init", "-q"], ["add", "file"], commit):
+        run.run(["git", "-C", repo, *words])
+    run.run(
+        ["git", "-C", repo, "push", "-q", "kimbox-minimal:/tmp/work.git", "HEAD:main"], env={"GIT_SSH_COMMAND": ssh}
+    )
+    clone = ["git", "clone", "-q", "-b", "main", "kimbox-minimal:/tmp/work.git", tmp_path / "back"]
+    run.run(clone, env={"GIT_SSH_COMMAND": ssh})
+    assert (tmp_path / "back/file").read_text() == "text"
+    # The box has no rsync: it gets that of this host, with its libraries.
+    run.run(["scp", "-q", "-F", config, *programs_of("rsync"), "kimbox-minimal:/tmp"])
+    there = "env LD_LIBRARY_PATH=/tmp /tmp/rsync"
+    run.run(["rsync", "-a", "-e", ssh, f"--rsync-path={there}", f"{tmp_path / 'back'}/", "kimbox-minimal:/tmp/synced"])
+    assert (
+        minimal.sh("minimal", "cat /tmp/synced/file; rm -rf /tmp/*.so.* /tmp/rsync /tmp/synced /tmp/work.git") == "text"
+    )
+
+
+def programs_of(name: str) -> list[str]:
+    """The path of a program, and those of its libraries without the ones of libc."""
+    path = run.require(name)
+    libraries = re.findall(r"=> (/\S+)", run.run(["ldd", path]).stdout)
+    return [path, *(library for library in libraries if not re.search(r"/(libc|libm|libpthread)\.so", library))]
+
+
+#: A server on the default address of Jupyter, which only the box reaches.
+SERVER = (
+    "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr => '127.0.0.1:8888', Listen => 5) or die; "
+    "while (my $c = $s->accept) { print $c 'notebook'; close $c }"
+)
+
+
+def answer(port: int, *, by_socks: bool = False) -> str:
+    """What the server answers at a port of the host, or by a proxy of ssh's option -D (RFC 1928); empty: nothing."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            if by_socks:
+                connection.sendall(bytes([5, 1, 0]))
+                connection.recv(2)
+                connection.sendall(bytes([5, 1, 0, 1, 127, 0, 0, 1]) + (8888).to_bytes(2))
+                connection.recv(10)
+            return connection.makefile().read()
+    except OSError:
+        return ""
+
+
+def test_an_editor_and_a_notebook(minimal: Kimbox) -> None:
+    """An editor's session (ssh -T -D, a shell that reads a script) and `kimbox ssh -- -L` reach a server of the box."""
+    start = f"nohup perl -e {shlex.quote(SERVER)} >/dev/null 2>&1 </dev/null & echo $!"
+    server = minimal.sh("minimal", start).strip()
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        socks, local = (int(probe.getsockname()[1]) for probe in probes)
+    config = ssh_config(minimal)
+    assert run.run(["ssh", "-T", "-F", config, "kimbox-minimal", "sh"], input="echo $((6 * 7))\n").stdout == "42\n"
+    with run.background(["ssh", "-T", "-N", "-D", f"127.0.0.1:{socks}", "-F", str(config), "kimbox-minimal"]):
+        until("an answer by the editor's proxy", lambda: answer(socks, by_socks=True) == "notebook")
+    words = ["ssh", "minimal", "--", "-N", "-L", f"127.0.0.1:{local}:127.0.0.1:8888"]
+    environment = ["env", f"KIMBOX_HOME={minimal.home}", f"PYTHONPATH={os.pathsep.join(sys.path)}"]
+    with run.background([*environment, sys.executable, "-m", "kimbox", *words]):
+        until("an answer at the forwarded port", lambda: answer(local) == "notebook")
+    minimal.sh("minimal", f"kill {server}")
+
+
+def test_many_commands_side_by_side(minimal: Kimbox) -> None:
+    """As GNU parallel and `xargs -P` start them: each has its own output and exit status, and none takes the input."""
+    kimbox = shlex.join([sys.executable, "-m", "kimbox", "exec", "minimal", "--"])
+    script = f"seq 8 | xargs -P 8 -I N {kimbox} sh -c 'echo $((N * N)); exit $((N % 2))'"
+    environment = {"KIMBOX_HOME": str(minimal.home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = run.run(["sh", "-c", script], check=False, env=environment, cwd=minimal.folder)
+    assert (done.code, sorted(map(int, done.stdout.split()))) == (123, [n * n for n in range(1, 9)])
 
 
 def test_halt_and_up_keep_the_disk_and_the_host_key(minimal: Kimbox) -> None:
