@@ -19,7 +19,7 @@ from kimbox.files import erase, read_end, remove_tree, write_atomic
 from kimbox.guest.events import Tail
 from kimbox.guest.identity import Identity
 from kimbox.log import log
-from kimbox.machine import keys
+from kimbox.machine import forwarding, keys
 from kimbox.machine.folder import Machine, machine_of
 from kimbox.machine.record import Purpose, Record
 from kimbox.machine.templates import Template
@@ -112,6 +112,7 @@ def start(machine: Machine, plan: Plan, template: Template) -> Clone:
     with machine.locked(), log.step(f"starting {machine.name}"):
         _refuse_taken(machine)
         continue_template(machine, plan, template)
+        forwarding.ensure(machine, machine.record())
     return Clone(machine, template.key, time.monotonic() - began_s)
 
 
@@ -154,7 +155,8 @@ def _wake(
     keys.make_pair(machine.key, machine.name)
     identity = _identity(machine, job.started.credential() if job else "")
     record = _record(machine, plan, template, identity)
-    record = attrs.evolve(record, driver=driver.name, purpose=purpose, ended=None)
+    forwards_all = plan.box.auto_forwards and job is None
+    record = attrs.evolve(record, driver=driver.name, purpose=purpose, auto_forwards=forwards_all, ended=None)
     _write_events(machine, template, identity)
     launch = Launch(record, box, template.cpus, template.memory_bytes, job=job.started if job else None)
     return driver.wake(launch, template.folder, identity.line, lambda: _wait_until_awake(machine, driver))

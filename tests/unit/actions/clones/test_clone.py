@@ -18,7 +18,7 @@ from kimbox.actions.clones import clone as cloning
 from kimbox.drivers import registry
 from kimbox.drivers.base import Launch
 from kimbox.errors import GuestError, StateError
-from kimbox.machine import delivered_locks
+from kimbox.machine import delivered_locks, forwarding
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Purpose, Record, Sealed
 from kimbox.machine.templates import Template
@@ -150,3 +150,14 @@ def test_clones_choose_the_ports_of_their_forwards(plan: Any) -> None:
 
     box = attrs.evolve(plan.box, forwards=(Forward(8888, 8888), Forward(80, None)))
     assert (Forward(8888, None), Forward(80, None)) == cloning.own_forwards(box).forwards
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_clone_forwards_the_ports_on_which_its_programs_listen(
+    world: World, plan: Any, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    served: list[bool] = []
+    monkeypatch.setattr(forwarding, "ensure", lambda machine, record: served.append(record.auto_forwards))
+    plan = attrs.evolve(plan, box=attrs.evolve(plan.box, auto_forwards=is_asked))
+    cloning.start(world.machine, plan, TEMPLATE)
+    assert [is_asked] == served
