@@ -10,6 +10,7 @@ import makemachine
 import pytest
 from clirun import Kimbox, error, result
 
+from kimbox import run
 from kimbox.actions import observe
 from kimbox.cli import target
 from kimbox.machine.folder import Machine
@@ -87,7 +88,7 @@ def test_a_box_without_a_screen(kimbox: Kimbox, viewers: Path) -> None:
 
 
 def test_ssh_with_windows(kimbox: Kimbox, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a connection of its own, and needs a screen here and xauth in the box."""
+    """It has a connection of its own, and needs a screen here and xauth in the box, which ssh does not trust."""
     calls: list[Any] = []
     has_xauth = [True]
     monkeypatch.setattr(target, "machine", lambda *_: Machine("tiny"))
@@ -96,7 +97,9 @@ def test_ssh_with_windows(kimbox: Kimbox, world: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("kimbox.guest.shared.attached", lambda argv, **_: calls.append(argv) or 0)
     monkeypatch.setenv("DISPLAY", ":9")
     assert 0 == kimbox("ssh", "-X", "tiny", "--", "xterm")[0]
-    assert ["127.0.0.1", "-X", "xterm"] == calls[-1][-3:]
+    assert ["127.0.0.1", "-X", "-oForwardX11Trusted=no", "xterm"] == calls[-1][-4:]
+    settings = run.run(["ssh", "-G", *calls[-1][1:-1]]).stdout.splitlines()  # Debian's default is yes
+    assert {"forwardx11 yes", "forwardx11trusted no"} <= set(settings)
     has_xauth[0] = False
     assert "no-xauth" == error(kimbox("--json", "ssh", "-X", "tiny")[1], "ssh")["code"]
     monkeypatch.delenv("DISPLAY")
