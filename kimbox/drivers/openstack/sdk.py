@@ -1,6 +1,8 @@
 """The interface `Cloud` with openstacksdk: the only module that imports it, when it is needed.
 
-openstacksdk reads clouds.yaml and the variables OS_*, finds the services, and gets a new token when one has ended. The
+openstacksdk reads clouds.yaml and the variables OS_*, finds the services, and gets a new token when one has ended. It
+would read clouds.yaml and secure.yaml of the current folder, too: that of a stranger's spec could send the user's
+password and images elsewhere, and names Python code that runs here (`vendor_hook`). kimbox does not let it. The
 requests are those of the API references of Nova, Neutron and Glance: its own functions do more than they say. Its
 `create_server` deletes an instance that runs but has no address yet, for example.
 """
@@ -37,6 +39,9 @@ UPLOAD = "take an image"
 #: Number of lines at the end of the console that are read.
 CONSOLE_LINES = 500
 
+#: Kinds of files of openstacksdk -> their names without a suffix.
+FILES = {"config": "clouds", "secure": "secure", "vendor": "clouds-public"}
+
 #: Names in Nova's limits -> names in `Cloud.limits`.
 _NOVA_LIMITS = {
     "instances": ("totalInstancesUsed", "maxTotalInstances"),
@@ -56,8 +61,9 @@ def connect(name: str | None) -> Sdk:
     Raises MissingToolError, and KimboxError (`cloud-login`) if no such cloud is configured or it refuses the login.
     """
     try:
-        import openstack
         from keystoneauth1.exceptions import ClientException
+        from openstack.config import loader
+        from openstack.connection import Connection
         from openstack.exceptions import SDKException
     except ImportError:
         raise MissingToolError(
@@ -66,17 +72,25 @@ def connect(name: str | None) -> Sdk:
             fields={"program": "openstack"},
         ) from None
     try:
-        connection = openstack.connect(cloud=name, api_timeout=REQUEST_TIMEOUT_S, app_name="kimbox")
+        files: dict[str, Any] = {f"{kind}_files": _files(loader, stem) for kind, stem in FILES.items()}
+        config = loader.OpenStackConfig(app_name="kimbox", **files)
+        connection = Connection(config=config.get_one(cloud=name, api_timeout=REQUEST_TIMEOUT_S))
         connection.authorize()
     except (SDKException, ClientException, OSError) as error:
         raise KimboxError(
             f"no login to the cloud {name or 'of the variables OS_*'}: {_clean(str(error))}",
             code="cloud-login",
-            hint="clouds.yaml has the clouds (`openstack: {cloud: NAME}` in the spec, or OS_CLOUD, selects one); "
-            "openrc files set the variables OS_*",
+            hint="~/.config/openstack/clouds.yaml has the clouds (`openstack: {cloud: NAME}` in the spec, or OS_CLOUD, "
+            "selects one), or the file that OS_CLIENT_CONFIG_FILE names; openrc files set the variables OS_*",
             fields={"cloud": name or ""},
         ) from None
     return Sdk(connection)
+
+
+def _files(loader: Any, stem: str) -> list[str]:
+    """Returns the places of a file of openstacksdk: in the folders of the user and of the host."""
+    folders = (loader.CONFIG_HOME, loader.UNIX_CONFIG_HOME, loader.SITE_CONFIG_HOME, loader.UNIX_SITE_CONFIG_HOME)
+    return [f"{folder}/{stem}{end}" for folder in folders for end in (*loader.YAML_SUFFIXES, *loader.JSON_SUFFIXES)]
 
 
 def _clean(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from refused import refused
 
+import kimbox
+from kimbox import run
 from kimbox.drivers.openstack.cloud import Action, Address, Limit, Server, ServerOrder
 from kimbox.drivers.openstack.sdk import Sdk
 from kimbox.errors import KimboxError
@@ -56,6 +59,23 @@ def test_a_request_that_is_refused(status: int, body: Any, code: str) -> None:
         assert next(iter(body.values()))["message"] in caught.value.message
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 700
+
+
+def test_no_file_of_the_current_folder_is_read(tmp_path: Path) -> None:
+    """It may come with a spec: the user's password would go to the server that it names."""
+    home, folder = tmp_path / ".config/openstack", tmp_path / "cloned"
+    home.mkdir(parents=True)
+    folder.mkdir()
+    login = {"username": "kim", "password": "secret", "project_name": "p", "user_domain_id": "d"}
+    for place, host in ((home, "127.0.0.1"), (folder, "127.0.0.2")):
+        cloud = {"auth": login | {"auth_url": f"http://{host}:1/v3"}}
+        (place / "clouds.yaml").write_text(json.dumps({"clouds": {"mine": cloud}}))
+    script = "from kimbox.drivers.openstack import sdk; sdk.connect('mine')"
+    env = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(kimbox.__file__).parents[1])}
+    done = run.run([sys.executable, "-c", script], check=False, cwd=folder, env=env)
+    assert "KimboxError: no login to the cloud mine" in done.stderr
+    assert "127.0.0.1:1/v3" in done.stderr
+    assert "127.0.0.2" not in done.stderr
 
 
 @pytest.mark.parametrize("status", [400, 415])
