@@ -52,14 +52,15 @@ def check(cloud: Cloud, box: Box, disk_bytes: int) -> Place:
     """
     instance = instance_of(box)
     flavors, networks = {flavor.name: flavor for flavor in cloud.flavors()}, cloud.networks()
+    names = [name for name, id in networks.items() if name != id]
     unknown = [
         _unknown(kind, name, known)
-        for kind, name, known in (
-            ("flavor", instance.flavor, list(flavors)),
-            ("network", instance.network, list(networks)),
-            ("network", instance.address or instance.network, list(networks)),
+        for kind, name, known, found in (
+            ("flavor", instance.flavor, list(flavors), flavors),
+            ("network", instance.network, names, networks),
+            ("network", instance.address or instance.network, names, networks),
         )
-        if name not in known
+        if name not in found
     ]
     flavor = flavors.get(instance.flavor)
     outside = networks.get(instance.address or "")
@@ -70,10 +71,19 @@ def check(cloud: Cloud, box: Box, disk_bytes: int) -> Place:
         raise KimboxError(
             f"the cloud cannot have {box.name}: {'; '.join(faults)}",
             code="cloud-not-found" if unknown else "cloud-quota" if short else "conflicting-settings",
-            hint=None if unknown or unfit else "remove what is no longer needed, or ask the cloud for a larger quota",
+            hint=_hint(
+                is_network_unknown=not {instance.network, instance.address or instance.network} <= networks.keys(),
+                is_short=not unknown and not unfit,
+            ),
             fields={"name": box.name, "faults": "; ".join(faults)},
         )
     return Place(flavor, networks[instance.network], outside)
+
+
+def _hint(*, is_network_unknown: bool, is_short: bool) -> str | None:
+    if is_network_unknown:
+        return "if several networks have that name, write the id of one: any project can share a network with yours"
+    return "remove what is no longer needed, or ask the cloud for a larger quota" if is_short else None
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:

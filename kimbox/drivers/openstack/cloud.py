@@ -113,7 +113,7 @@ class Cloud(Protocol):
     """One project of a cloud."""
 
     def images(self, *, tag: str = "", name: str = "") -> list[CloudImage]:
-        """Returns the images with this tag, or of this name, in order of their creation."""
+        """Returns the images of the project with this tag, or of this name, in order of their creation."""
 
     def create_image(self, request: Mapping[str, Any]) -> str:
         """Creates an image without a disk. Returns its id. `request`: as `formats.glance.request` returns it."""
@@ -126,7 +126,7 @@ class Cloud(Protocol):
     def flavors(self) -> list[Flavor]: ...
 
     def networks(self) -> dict[str, str]:
-        """Returns name -> id."""
+        """Returns name -> id, without names that several have, and also id -> id."""
 
     def limits(self) -> dict[str, Limit]:
         """Returns the quotas that the cloud tells: names of check.py -> quota."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib.util
+import ipaddress
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,10 +160,16 @@ class Sdk:
         with _unless_gone():
             self._call(service, "DELETE", path, what)
 
+    @property
+    def _project(self) -> str:
+        """Id of the project."""
+        return str(self.connection.current_project_id)
+
     # ---- images
 
     def images(self, *, tag: str = "", name: str = "") -> list[CloudImage]:
         wanted = {"tag": tag} if tag else {"name": name}
+        wanted["owner"] = self._project  # not the public ones of others; an administrator sees those of all projects
         found = self._list("image", "/images", "images", "list images", sort="created_at:asc", **wanted)
         return [
             CloudImage(
@@ -203,13 +211,18 @@ class Sdk:
         ]
 
     def networks(self) -> dict[str, str]:
-        return {item["name"]: item["id"] for item in self._list("network", "/networks", "networks", "list networks")}
+        # Any project can share a network of any name with this one, and must not get its instances that way.
+        found = self._list("network", "/networks", "networks", "list networks")
+        names = Counter(item["name"] for item in found)
+        return {item["name"]: item["id"] for item in found if names[item["name"]] == 1} | {
+            item["id"]: item["id"] for item in found
+        }
 
     def limits(self) -> dict[str, Limit]:
         absolute = self._call("compute", "GET", "/limits", "tell its quotas").json()["limits"]["absolute"]
         found = {name: Limit(int(absolute[used]), int(absolute[most])) for name, (used, most) in _NOVA_LIMITS.items()}
         found["keys"] = Limit(len(self.keys()), int(absolute["maxTotalKeypairs"]))
-        path = f"/quotas/{self.connection.current_project_id}/details"
+        path = f"/quotas/{self._project}/details"
         with _unless_gone():  # an extension of Neutron
             quota = self._call("network", "GET", path, "tell its quotas").json()["quota"]
             for name, key in {"addresses": "floatingip", "ports": "port"}.items():
@@ -273,7 +286,8 @@ class Sdk:
 
     def addresses(self, network: str) -> list[Address]:
         path, what = "/floatingips", "list addresses"
-        found = self._list("network", path, "floatingips", what, floating_network_id=network)
+        of = {"floating_network_id": network, "project_id": self._project}  # an administrator sees those of others
+        found = self._list("network", path, "floatingips", what, **of)
         return [_address(item) for item in found]
 
     def allocate(self, network: str, description: str) -> Address:
@@ -309,7 +323,7 @@ def _unless_gone() -> Iterator[None]:
 
 def _server(item: Mapping[str, Any]) -> Server:
     fixed = [
-        str(address["addr"])
+        _ipv4(address["addr"])
         for addresses in item.get("addresses", {}).values()
         for address in addresses
         if address.get("version") == 4 and address.get("OS-EXT-IPS:type", "fixed") == "fixed"
@@ -320,4 +334,13 @@ def _server(item: Mapping[str, Any]) -> Server:
 
 def _address(item: Mapping[str, Any]) -> Address:
     is_free = not item.get("port_id")
-    return Address(item["id"], item["floating_ip_address"], is_free, item.get("description") or "")
+    return Address(item["id"], _ipv4(item["floating_ip_address"]), is_free, item.get("description") or "")
+
+
+def _ipv4(text: object) -> str:
+    """Returns an address in an answer. It becomes an argument of ssh. Raises KimboxError (`cloud-failed`)."""
+    try:
+        return str(ipaddress.IPv4Address(str(text)))
+    except ValueError:
+        reason = f"the cloud has told an address that is none: {_clean(str(text))}"
+        raise KimboxError(reason, code="cloud-failed", fields={"request": "tell an address"}) from None

@@ -158,6 +158,35 @@ def test_an_address_leads_to_the_port_of_an_instance() -> None:
     assert {"floatingip": {"port_id": "p7"}} == connection.requests[-1][3]["json"]
 
 
+def test_only_what_the_project_has_is_listed() -> None:
+    """An administrator sees free addresses and images of other projects, which are not to be taken or removed."""
+    connection = Connection((200, {"floatingips": []}), (200, {"images": []}))
+    cloud = Sdk(connection)
+    cloud.addresses("n2")
+    cloud.images(tag="kimbox-image-0")
+    addresses, images = (options["params"] for *_, options in connection.requests)
+    assert ("n2", "p1") == (addresses["floating_network_id"], addresses["project_id"])
+    assert ("kimbox-image-0", "p1") == (images["tag"], images["owner"])
+
+
+def test_a_network_is_found_by_a_name_of_its_own() -> None:
+    """Another project can share a network of the same name: then only the id says which. An id is no name of others."""
+    items = [("n1", "private"), ("x1", "private"), ("n2", "public"), ("x2", "n1")]
+    body = {"networks": [{"id": id, "name": name, "project_id": id[0]} for id, name in items]}
+    found = Sdk(Connection((200, body))).networks()
+    assert {"public": "n2", "n1": "n1", "n2": "n2", "x1": "x1", "x2": "x2"} == found
+
+
+@pytest.mark.parametrize("address", ["-oProxyCommand=id.example.org", "gw.example.org", "10.0.0.7\n", None])
+def test_an_address_that_is_none(address: str | None) -> None:
+    """It would be an argument of ssh, and stay in the record of the machine."""
+    server = {"id": "s1", "name": "k", "status": "ACTIVE", "addresses": {"n": [{"addr": address, "version": 4}]}}
+    with refused(KimboxError, "cloud-failed"):
+        Sdk(Connection((200, {"servers": [server]}))).servers("k")
+    with refused(KimboxError, "cloud-failed"):
+        Sdk(Connection((200, {"floatingips": [{"id": "a1", "floating_ip_address": address}]}))).addresses("n2")
+
+
 def test_actions_and_the_console() -> None:
     """An instance that has no console yet has an empty one."""
     connection = Connection((202, ""), (404, ""), (200, {"output": "booting\n"}))
