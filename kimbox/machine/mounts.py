@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from kimbox.errors import StateError
@@ -25,10 +26,11 @@ def check(name: str, mounts: tuple[Mount, ...]) -> None:
     for mount in mounts:
         if not mount.location.is_dir():
             is_there = mount.location.exists()
+            command = f"`mkdir -p {shlex.quote(str(mount.location))}` creates it"
             raise StateError(
                 f"cannot start {name}: {mount.location} of this host, which the box has at {mount.mount_point}, "
                 + ("is not a folder" if is_there else "does not exist"),
                 code="mount-folder-missing",
-                hint=f"`mkdir -p {mount.location}` creates it" if not is_there else "change `mounts` in the spec",
+                hint="change `mounts` in the spec" if is_there else command,
                 fields={"name": name, "path": str(mount.location)},
             )

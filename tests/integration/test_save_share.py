@@ -13,6 +13,7 @@ from clirun import world as world
 from saveverbs import refused, saved
 
 from kimbox.image.sanitize import user_secrets
+from kimbox.image.saves import secrets
 from kimbox.machine.folder import Machine
 
 machine, store = saveverbs.machine, saveverbs.store  # fixtures
@@ -55,6 +56,17 @@ def test_a_save_for_others_needs_each_to_be_named(kimbox: Kimbox, machine: Machi
     assert before == sorted(store.rglob("*"))
     named = ["--share-secret", "/home/", "--share-secret", "/persistent/token.txt"]
     assert PATHS == [one["path"] for one in saved(kimbox, store, "--share", *named)["secrets"]]
+
+
+def test_named_files_hide_no_other(
+    kimbox: Kimbox, machine: Machine, store: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program in the box can write as many of them as are listed. Its names are no text of a shell in a hint."""
+    monkeypatch.setattr(secrets, "MAX_FOUND", 2)
+    makesaved.write(machine, world, SECRETS | {"persistent/$(id)/.netrc": b"machine example.org password secret\n"})
+    problem = refused(kimbox, "save", "tiny", str(store), "--share", "--share-secret", "/home")
+    assert "/persistent/$(id)/.netrc" in problem["fields"]["files"]
+    assert "--share-secret '/persistent/$(id)/.netrc'" in problem["hint"]
 
 
 def test_secrets_in_the_snapshot_are_found(kimbox: Kimbox, machine: Machine, store: Path, world: Path) -> None:

@@ -273,7 +273,7 @@ def _disk_chunks(writing: _Writing, image: Image, overlays: list[Path]) -> tuple
 def _secrets(request: SaveRequest, disk: private.Cleaned) -> tuple[Finding, ...]:
     """Returns the files that look like secrets, and reports them. Raises StateError (`secret-found`) for others."""
     name = request.machine.name
-    found = secrets.find(disk)
+    found = secrets.find(disk, request.shared_secrets)
     if request.share:
         secrets.check_shared(found, request.shared_secrets, name)
     elif found:

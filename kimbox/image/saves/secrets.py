@@ -6,6 +6,7 @@ are the same everywhere.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 
 import attrs
@@ -18,7 +19,7 @@ from kimbox.image.disk.view import PERSISTENT, DiskView
 from kimbox.image.sanitize import user_secrets
 from kimbox.image.saves.private import Cleaned
 
-#: Maximum number of files that are named, and that a message lists.
+#: Maximum number of files that are found, and that a message lists.
 MAX_FOUND, MAX_NAMED = 1000, 10
 
 #: Files of the root whose secrets are of the machine and not in a save, or are given to each box.
@@ -33,22 +34,33 @@ class Finding:
     kind: str
 
 
-def find(disk: Cleaned) -> tuple[Finding, ...]:
-    """Returns the first MAX_FOUND findings on a disk as a save has it, by path. Raises ImageError if it is damaged."""
+def find(disk: Cleaned, named: Iterable[str] = ()) -> tuple[Finding, ...]:
+    """Returns the findings on a disk as a save has it, by path. Raises ImageError if the disk is damaged.
+
+    They are the first MAX_FOUND of those that `named` has, as for `check_shared`, and as many of the others: files that
+    the user has named hide no other.
+    """
     view = DiskView.of(disk.read, disk.size_bytes)
-    systems = {"": [view.root.file_system]}
+    systems = [("", view.root.file_system)]
     if view.snapshot_of_root.file_system is not view.root.file_system:
-        systems[""].append(view.snapshot_of_root.file_system)
+        systems.append(("", view.snapshot_of_root.file_system))
     if (persistent := view.contents.mounted.get(PERSISTENT)) is not None:
-        systems[PERSISTENT] = [persistent.file_system]
-    found: set[Finding] = set()
-    for place, several in systems.items():
-        for system in several:
-            for finding in _in_system(system, place):
-                found.add(finding)
-                if len(found) >= MAX_FOUND:
-                    return tuple(sorted(found))
-    return tuple(sorted(found))
+        systems.append((PERSISTENT, persistent.file_system))
+    known, others = set[Finding](), set[Finding]()
+    for finding in (one for place, system in systems for one in _in_system(system, place)):
+        if _is_named(finding, named):
+            if len(known) < MAX_FOUND:
+                known.add(finding)
+            continue
+        others.add(finding)
+        if len(others) >= MAX_FOUND:
+            break
+    return tuple(sorted(known | others))
+
+
+def _is_named(finding: Finding, named: Iterable[str]) -> bool:
+    folders = (path.rstrip("/") for path in named)
+    return any(finding.path == path or finding.path.startswith(f"{path}/") for path in folders)
 
 
 def _in_system(system: FileSystem, place: str) -> Iterator[Finding]:
@@ -68,8 +80,8 @@ def check_shared(found: Iterable[Finding], named: Iterable[str], name: str) -> N
 
     `named`: paths in the guest. A folder names all that is in it.
     """
-    folders = tuple(path.rstrip("/") for path in named)
-    left = [one for one in found if not any(one.path == path or one.path.startswith(f"{path}/") for path in folders)]
+    paths = tuple(named)
+    left = [one for one in found if not _is_named(one, paths)]
     if not left:
         return
     lines = [f"{one.path}: {one.kind}" for one in left[:MAX_NAMED]]
@@ -79,6 +91,7 @@ def check_shared(found: Iterable[Finding], named: Iterable[str], name: str) -> N
         + "".join(f"\n  {line}" for line in lines)
         + more,
         code="secret-found",
-        hint=f"start {name} and remove them, or name each that is for others: `--share-secret {left[0].path}`",
+        hint=f"start {name} and remove them, or name each that is for others: "
+        f"`--share-secret {shlex.quote(left[0].path)}`",
         fields={"name": name, "files": "\n".join(lines)},
     )
