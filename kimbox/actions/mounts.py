@@ -7,7 +7,9 @@ renew them afterwards.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from kimbox.drivers import registry
 from kimbox.drivers.base import MountDriver
@@ -29,6 +31,7 @@ TIMEOUT_S = 60.0
 def of_start(machine: Machine, record: Record, box: Box, *, is_job: bool) -> tuple[Mount, ...]:
     """Returns the folders that a guest gets when it boots: those of the spec if it is the machine in which users work.
 
+    `record`: that of the last boot. Warns of what is new and outside of the spec's folder.
     Raises StateError if the box is sealed, or the driver cannot share folders.
     """
     if is_job or record.purpose is not Purpose.BOX or not box.mounts:
@@ -47,7 +50,18 @@ def of_start(machine: Machine, record: Record, box: Box, *, is_job: bool) -> tup
             hint=f"use QEMU: `kimbox destroy {machine.name}`, then `kimbox up --provider qemu`",
             fields={"name": machine.name},
         )
+    for mount in box.mounts:
+        if mount not in record.mounts:
+            _warn_of(machine, mount, box)
     return box.mounts
+
+
+def _warn_of(machine: Machine, mount: Mount, box: Box) -> None:
+    """Warns of a folder outside of the spec's own: whoever wrote the spec could name any of this user's."""
+    real = Path(os.path.realpath(mount.location))
+    if not real.is_relative_to(os.path.realpath(box.source.parent)):
+        access = "read and change" if mount.writable else "read"
+        log.warn(f"{machine.name} can {access} the folder {real} of this host, which is not below that of its spec")
 
 
 @contextlib.contextmanager

@@ -109,3 +109,28 @@ def test_only_the_machine_of_the_box_has_them(world: World, folder: Path) -> Non
     world.driver.features = attrs.evolve(fakedriver.ALL_FEATURES, mounts=False)
     with refused(StateError, "unsupported-by-driver", name="tiny"):
         mounts.of_start(world.machine, record, world.box, is_job=False)
+
+
+def test_a_folder_outside_of_that_of_the_spec_is_a_warning(
+    world: World, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, also if a link in the folder of the spec leads there: somebody else may have written it."""
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warn", warned.append)
+    beside = world.box.source.parent
+    (beside / "own").mkdir(parents=True)
+    (beside / "link").symlink_to(tmp_path.parent, target_is_directory=True)
+    own = Mount(beside / "own", "/own", writable=True)
+    world.box = attrs.evolve(world.box, mounts=(own,))
+    up(world)
+    assert [] == warned
+    stop.halt(world.machine)
+    world.box = attrs.evolve(world.box, mounts=(own, Mount(beside / "link", "/home/vagrant/link", writable=False)))
+    up(world)
+    assert [f"tiny can read the folder {tmp_path.parent} of this host, which is not below that of its spec"] == [
+        text for text in warned if "this host" in text
+    ]
+    stop.halt(world.machine)
+    warned.clear()
+    up(world)
+    assert [] == [text for text in warned if "this host" in text]
