@@ -156,11 +156,13 @@ def run(
     timeout_s: float | None = None,
     pass_fds: Iterable[int] = (),
     stdout: int | None = None,
+    discards: bool = False,
     die_with_parent: bool = True,
 ) -> Completed:
     """Runs a program, waits for its end, and returns its exit code and output.
 
-    `input` is written to its stdin. `stdout`: an open file that gets its stdout, which is then not returned. Raises
+    `input` is written to its stdin. `stdout`: an open file that gets its stdout, which is then not returned.
+    `discards`: its output is not read, because a guest may have written it, without end. Raises
     MissingToolError if there is no such program, and, with `check`, CommandError (`command-failed`) if its exit code is
     not 0. After `timeout_s` seconds it is killed, and CommandError (`timeout`) is raised with and without `check`.
     """
@@ -171,8 +173,8 @@ def run(
             args,
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
-            stdout=subprocess.PIPE if stdout is None else stdout,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL if discards else subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.DEVNULL if discards else subprocess.PIPE,
             text=True,
             errors="replace",
             env=environment(env),
@@ -185,7 +187,7 @@ def run(
         raise CommandError(args, f"did not end within {timeout_s:g} s", "", code="timeout") from None
     if check and done.returncode != 0:
         raise CommandError(args, describe_status(done.returncode), tail(done.stderr or done.stdout or ""))
-    return Completed(done.returncode, done.stdout or "", done.stderr)
+    return Completed(done.returncode, done.stdout or "", done.stderr or "")
 
 
 def stream(

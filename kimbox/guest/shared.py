@@ -47,7 +47,7 @@ _LOGIN_S = 10
 #: Interval of checks of the socket, in seconds.
 _POLL_S = 0.05
 
-#: Timeout until a new shared connection listens, in seconds.
+#: Timeout until a new shared connection listens, and of a command that the guest answers at once, in seconds.
 _START_S = 60.0
 
 
@@ -83,11 +83,14 @@ def execute(endpoint: Endpoint, command: Sequence[str], *, terminal: bool = Fals
 
 
 def succeeds(endpoint: Endpoint, command: str) -> bool:
-    """Whether a command (shell text) ends with 0 in the guest. Its output is discarded."""
+    """Whether a command (shell text) ends with 0 in the guest. Its output is discarded.
+
+    Raises CommandError (`timeout`) if it does not end within _START_S.
+    """
     folder = endpoint.key_path.parent
     with _opened(folder) as handle, _sharing(handle) as settings:
         argv = ssh_command(endpoint, command=command, settings=settings, cwd=folder)
-        return run(argv, check=False, cwd=folder).ok
+        return run(argv, check=False, cwd=folder, discards=True, timeout_s=_START_S).ok
 
 
 @contextlib.contextmanager
@@ -136,7 +139,7 @@ def answers(endpoint: Endpoint) -> bool:
     options = ["-oBatchMode=yes", f"-oConnectTimeout={_LOGIN_S}", f"-oServerAliveInterval={_LOGIN_S}"]
     folder = endpoint.key_path.parent
     argv = ssh_command(endpoint, command="true", options=options, cwd=folder)
-    return run(argv, check=False, cwd=folder).code != SSH_FAILED
+    return run(argv, check=False, cwd=folder, discards=True).code != SSH_FAILED
 
 
 def can_start(endpoint: Endpoint) -> bool:
@@ -151,7 +154,7 @@ def _run(endpoint: Endpoint, command: str, socket_path: str, timeout_s: float) -
     folder = endpoint.key_path.parent
     settings = {"ControlPath": socket_path, "ControlMaster": "no"}
     argv = ssh_command(endpoint, command=command, settings=settings, cwd=folder)
-    return run(argv, check=False, cwd=folder, timeout_s=timeout_s).code
+    return run(argv, check=False, cwd=folder, discards=True, timeout_s=timeout_s).code
 
 
 @contextlib.contextmanager
