@@ -41,8 +41,9 @@ RETRY_S = 5.0
 #: Timeout of a change of a forward, in seconds.
 CHANGE_S = 30.0
 
-#: Number of ports of the host that are tried for a port of the guest.
-ATTEMPTS = 3
+#: Number of ports of the host that are tried for a port of the guest, and of ports of the guest in one report for which
+#: all of them may fail: each costs the host a program.
+ATTEMPTS, MAX_FAILURES = 3, 8
 
 #: Maximum number of messages in the log.
 MAX_MESSAGES = 100
@@ -103,11 +104,14 @@ class Forwards:
     def _change(self, listening: set[int]) -> None:
         for guest in sorted(set(self.held) - listening):
             self._control("cancel", guest, self.held.pop(guest))
+        failures = 0
         for guest in sorted(listening - set(self.held)):
             if len(self.held) >= MAX_FORWARDS:
                 self._tell(f"port {guest} is not forwarded: {MAX_FORWARDS} ports are")
                 break
-            self._add(guest)
+            failures += not self._add(guest)
+            if failures >= MAX_FAILURES:  # the connection has ended, for example
+                break
         self._write()
 
     def forget(self) -> None:
@@ -115,8 +119,11 @@ class Forwards:
         self.held.clear()
         self._write()
 
-    def _add(self, guest: int) -> None:
-        """Forwards a port of the guest from the port of the same number, or from another one if that is taken."""
+    def _add(self, guest: int) -> bool:
+        """Forwards a port of the guest from the port of the same number, or from another one if that is taken.
+
+        Returns whether it is forwarded now.
+        """
         others = ports.taken(self.machine)
         same = (guest,) if guest >= FIRST_PORT else ()
         candidates = (p for p in (*same, *ports.AUTO_PORTS) if p not in others and p not in self.held.values())
@@ -129,8 +136,9 @@ class Forwards:
             attempts += 1
             if self._control("forward", guest, host):
                 self.held[guest] = host
-                return
+                return True
         self._tell(f"port {guest} cannot be forwarded")
+        return False
 
     def _tell(self, message: str) -> None:
         """Writes to the log of this process. A guest cannot fill it."""

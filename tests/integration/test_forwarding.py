@@ -121,6 +121,18 @@ def test_a_guest_gets_a_limited_number(
     assert 2 == len(capsys.readouterr().err.splitlines())
 
 
+def test_a_guest_that_ends_the_connection_starts_few_programs(
+    machine: Machine, changes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reports many ports before: ssh fails for each of them."""
+    run = forwarding.run
+    monkeypatch.setattr(forwarding, "run", lambda argv, **_: Completed(255, run(argv).stdout, ""))
+    forwards = Forwards(machine)
+    forwards.take("listening" + "".join(f" {port:04X}" for port in range(30000, 30900)))
+    assert {} == forwards.held
+    assert forwarding.MAX_FAILURES * forwarding.ATTEMPTS == len(changes)
+
+
 def test_ports_of_other_boxes_are_left(machine: Machine, changes: list[str]) -> None:
     """Another box has that port, although it does not run."""
     makemachine.make_machine("other", ssh_port=ports.AUTO_PORTS[1], forwards={80: 9000})
