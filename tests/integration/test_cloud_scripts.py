@@ -63,11 +63,12 @@ class Instance:
         (folder / "product_name").write_text(f"{product}\n")
 
     def disk(self, name: str, *, label: str = "", kind: str = "", sectors: int = 2048, serial: str = "") -> None:
-        """Attaches a disk."""
+        """Attaches a disk. Linux shows the serial number of a virtio disk here, and no other."""
         folder = self.guest.path(f"/sys/block/{name}")
         folder.mkdir(parents=True)
         (folder / "size").write_text(f"{sectors}\n")
-        (folder / "serial").write_text(serial)
+        if name.startswith("vd"):
+            (folder / "serial").write_text(serial)
         for what, text in {"label": label, "type": kind}.items():
             self.guest.path(f"/tmp/{what}").mkdir(exist_ok=True)
             self.guest.path(f"/tmp/{what}/{name}").write_text(text)
@@ -147,6 +148,17 @@ def test_the_config_drive(instance: Instance) -> None:
     assert [] == [call for call in instance.calls() if call.startswith("busybox")]
     assert [] == list(instance.guest.path("/run/kimbox/cloud").glob("*_data*"))  # they have the seed
     assert 0o700 == instance.guest.path(CREDENTIALS).stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "is_taken"), [("vdb", "", True), ("sdb", "", False), ("sdb", "ephemeral0", True)]
+)
+def test_an_empty_disk(instance: Instance, name: str, label: str, is_taken: bool) -> None:
+    """It is scratch space if it is no volume, which may have data all the same: a SCSI disk does not show that here."""
+    instance.drive()
+    instance.disk(name, label=label, sectors=1 << 24)
+    assert 0 == instance.guest.run(CLOUD).code
+    assert is_taken == instance.guest.path("/run/kimbox/scratch.disk").exists()
 
 
 def test_the_metadata_service(instance: Instance) -> None:
