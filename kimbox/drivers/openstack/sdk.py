@@ -23,6 +23,7 @@ import attrs
 
 from kimbox.drivers.openstack.cloud import Action, Address, CloudImage, Flavor, Limit, Server, ServerOrder
 from kimbox.errors import KimboxError, MissingToolError
+from kimbox.files import size_words
 from kimbox.image.formats import glance
 from kimbox.log import printable
 
@@ -34,6 +35,9 @@ NOVA_VERSION = "2.2"
 
 #: Maximum number of items of a list, and of bytes of a message that is shown.
 MAX_ITEMS, MAX_MESSAGE = 1000, 500
+
+#: Maximum size of an answer, in bytes: a list of instances has 4 KB for each.
+MAX_ANSWER_BYTES = 16 << 20
 
 #: What `_error` calls an upload.
 UPLOAD = "take an image"
@@ -75,7 +79,7 @@ def connect(name: str | None) -> Sdk:
         ) from None
     try:
         files: dict[str, Any] = {f"{kind}_files": _files(loader, stem) for kind, stem in FILES.items()}
-        config = loader.OpenStackConfig(app_name="kimbox", **files)
+        config = loader.OpenStackConfig(app_name="kimbox", **files | {"session_constructor": _session})
         connection = Connection(config=config.get_one(cloud=name, api_timeout=REQUEST_TIMEOUT_S))
         connection.authorize()
     except (SDKException, ClientException, OSError) as error:
@@ -87,6 +91,32 @@ def connect(name: str | None) -> Sdk:
             fields={"cloud": name or ""},
         ) from None
     return Sdk(connection)
+
+
+def _session(**options: Any) -> Any:
+    """Returns a session of keystoneauth that reads no more than MAX_ANSWER_BYTES of an answer, also at the login."""
+    import requests
+    from keystoneauth1.session import Session, TCPKeepAliveAdapter
+
+    def bounded(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+            if size > MAX_ANSWER_BYTES:
+                raise requests.RequestException(f"an answer has more than {size_words(MAX_ANSWER_BYTES)}")
+            yield piece
+
+    class Adapter(TCPKeepAliveAdapter):
+        def send(self, *words: Any, **more: Any) -> requests.Response:
+            answer = super().send(*words, **more)
+            read = answer.iter_content
+            answer.iter_content = lambda *words, **more: bounded(read(*words, **more))  # type: ignore[method-assign]
+            return answer
+
+    made = requests.Session()
+    for scheme in ("http://", "https://"):
+        made.mount(scheme, Adapter())
+    return Session(session=made, **options)
 
 
 def _files(loader: Any, stem: str) -> list[str]:

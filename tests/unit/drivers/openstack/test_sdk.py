@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +16,7 @@ from refused import refused
 
 import kimbox
 from kimbox import run
+from kimbox.drivers.openstack import sdk
 from kimbox.drivers.openstack.cloud import Action, Address, Limit, Server, ServerOrder
 from kimbox.drivers.openstack.sdk import Sdk
 from kimbox.errors import KimboxError
@@ -76,6 +80,36 @@ def test_no_file_of_the_current_folder_is_read(tmp_path: Path) -> None:
     assert "KimboxError: no login to the cloud mine" in done.stderr
     assert "127.0.0.1:1/v3" in done.stderr
     assert "127.0.0.2" not in done.stderr
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+    """Answers without end."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(bytes(1 << 20))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_answer_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not kept in memory, also at the login."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever).start()
+        login = {"auth_url": f"http://127.0.0.1:{server.server_port}", "username": "kim", "password": "secret"}
+        file = tmp_path / "clouds.yaml"
+        file.write_text(json.dumps({"clouds": {"endless": {"auth": login | {"project_name": "p"}}}}))
+        monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(file))
+        try:
+            with refused(KimboxError, "cloud-login") as caught:
+                sdk.connect("endless")
+        finally:
+            server.shutdown()
+    assert "an answer has more than 16.0 MiB" in caught.value.message
 
 
 @pytest.mark.parametrize("status", [400, 415])
