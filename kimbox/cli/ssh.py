@@ -60,8 +60,7 @@ def ssh(
     endpoint = reach(machine)
     if x11:
         _need_x11(machine.name, endpoint)
-        # Debian's ssh trusts the box with -X: its programs could read and send keys of all windows here.
-        options = ["-X", "-oForwardX11Trusted=no", *options]
+        options = ["-X", *options]
     code = shared.shell(endpoint, options)
     if code == shared.SSH_FAILED:
         check_connection(machine, endpoint, may_end=True)

@@ -42,6 +42,8 @@ def ssh_settings(endpoint: Endpoint, *, cwd: Path | None = None) -> dict[str, st
         "StrictHostKeyChecking": "yes",
         "PasswordAuthentication": "no",
         "LogLevel": "ERROR",
+        # Debian's ssh trusts a guest with -X: its programs could read and send keys of all windows of the screen.
+        "ForwardX11Trusted": "no",
         # The fastest of the strong ones: in an emulated guest, OpenSSH's default takes a second longer.
         "KexAlgorithms": "curve25519-sha256",
     }
