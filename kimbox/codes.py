@@ -119,6 +119,7 @@ CODES: dict[str, str] = {
     "missing-tool": "A program is missing on the host; the hint has the command that installs it.",
     "mount-failed": "A folder of the host cannot be shared with a box, or the box does not mount or unmount it.",
     "mount-folder-missing": "A folder of the host that a box shares does not exist, or is not a folder.",
+    "mount-unsafe": "A guest could have chosen a folder of the host that is to be shared: by the spec or by a link.",
     "name-in-use": "An added box has that name already.",
     "name-not-resolved": "This host does not find the address of a server.",
     "name-taken": "The name of a box belongs to a machine of another spec.",

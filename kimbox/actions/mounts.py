@@ -17,6 +17,7 @@ from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.guest.events import printable
 from kimbox.log import log
 from kimbox.machine.folder import Machine
+from kimbox.machine.mounts import real_folder
 from kimbox.machine.record import Purpose, Record
 from kimbox.run import tail
 from kimbox.spec.model import Box, Mount
@@ -32,7 +33,7 @@ def of_start(machine: Machine, record: Record, box: Box, *, is_job: bool) -> tup
     """Returns the folders that a guest gets when it boots: those of the spec if it is the machine in which users work.
 
     `record`: that of the last boot. Warns of what is new and outside of the spec's folder.
-    Raises StateError if the box is sealed, or the driver cannot share folders.
+    Raises StateError if the box is sealed, the driver cannot share folders, or a guest can have chosen one.
     """
     if is_job or record.purpose is not Purpose.BOX or not box.mounts:
         return ()
@@ -51,14 +52,15 @@ def of_start(machine: Machine, record: Record, box: Box, *, is_job: bool) -> tup
             fields={"name": machine.name},
         )
     for mount in box.mounts:
-        if mount not in record.mounts:
-            _warn_of(machine, mount, box)
+        is_new = mount not in record.mounts and not any(text.startswith("mounts") for text in box.settings)
+        real = real_folder(machine.name, mount, box.layers if is_new else ())
+        if is_new:
+            _warn_of(machine, mount, real, box)
     return box.mounts
 
 
-def _warn_of(machine: Machine, mount: Mount, box: Box) -> None:
+def _warn_of(machine: Machine, mount: Mount, real: Path, box: Box) -> None:
     """Warns of a folder outside of the spec's own: whoever wrote the spec could name any of this user's."""
-    real = Path(os.path.realpath(mount.location))
     if not real.is_relative_to(os.path.realpath(box.source.parent)):
         access = "read and change" if mount.writable else "read"
         log.warn(f"{machine.name} can {access} the folder {real} of this host, which is not below that of its spec")

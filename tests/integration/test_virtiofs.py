@@ -118,3 +118,14 @@ def test_a_failure_has_the_words_of_the_program(
         pass
     assert caught.value.message.endswith("this is why")
     assert not mounts.is_served(machine, 0)
+
+
+def test_a_link_that_takes_the_place_of_the_folder(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that has the folder above it can put one there after kimbox has looked. It is not followed."""
+    link = folder.with_name("link")
+    link.symlink_to(folder, target_is_directory=True)
+    monkeypatch.setattr(virtiofs, "real_folder", lambda *_: link)
+    with refused(KimboxError, "mount-failed"), virtiofs.serve(machine, (Mount(folder, "/work"),)):
+        pass

@@ -5,7 +5,8 @@
 In the namespace, the account of the box (ACCOUNT) is the user UID and group GID of this host, and all other accounts
 of the guest are subordinate ids from UIDS and GIDS on. So root of a guest is no user of the host, and the kernel, not
 virtiofsd, refuses device files and other users' files. ACCESS is `ro` or `rw`: the kernel mounts the folder so, without
-set-user-ID programs and devices. `{folder}` in ARGUMENTS stands for the folder there.
+set-user-ID programs and devices. FOLDER is a real path, without links. `{folder}` in ARGUMENTS stands for the folder in
+the namespace.
 
 The program ends with this process, and this process ends with the connection to QEMU. This file is run by itself, so
 that it starts fast, and imports nothing of kimbox.
@@ -79,7 +80,12 @@ def _mount(libc: ctypes.CDLL, folder: str, access: str) -> None:
     """Mounts the folder at PLACE of this namespace."""
     place = PLACE.encode()
     _checked(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
-    _checked(libc.mount(os.fsencode(folder), place, None, _MS_BIND, None))
+    handle = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    source = f"/proc/self/fd/{handle}"
+    if str(Path(source).readlink()) != folder:  # a guest has put a link into its path
+        raise OSError(f"{folder} is not the real path of a folder")
+    _checked(libc.mount(source.encode(), place, None, _MS_BIND, None))
+    os.close(handle)
     flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if access == "ro" else 0)
     _checked(libc.mount(b"none", place, None, _MS_REMOUNT | _MS_BIND | flags, None))
 

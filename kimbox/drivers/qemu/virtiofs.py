@@ -25,7 +25,7 @@ from kimbox.filelocks import flock
 from kimbox.files import read_end
 from kimbox.image import namespace
 from kimbox.machine.folder import Machine
-from kimbox.machine.mounts import lock_file
+from kimbox.machine.mounts import lock_file, real_folder
 from kimbox.run import detach, tail, which
 from kimbox.spec.model import Mount
 
@@ -131,7 +131,7 @@ def serve(machine: Machine, mounts: tuple[Mount, ...]) -> Iterator[tuple[int, ..
 
 def _serve(machine: Machine, number: int, mount: Mount) -> socket.socket:
     """Returns the connection to a new virtiofsd, which has answered on it."""
-    words = _command(mount)
+    words = _command(mount, real_folder(machine.name, mount))
     log, lock = log_file(machine, number), lock_file(machine, number)
     connection = socket.socket(socket.AF_UNIX)
     with contextlib.ExitStack() as stack:
@@ -163,9 +163,9 @@ def _serve(machine: Machine, number: int, mount: Mount) -> socket.socket:
     return connection
 
 
-def _command(mount: Mount) -> list[str | Path]:
-    """Returns the command of a server, without its socket. Both kinds of virtiofsd know these options."""
-    owner = mount.location.stat()
+def _command(mount: Mount, real: Path) -> list[str | Path]:
+    """Returns the command of a server of the folder `real`, without its socket. Both kinds of virtiofsd know these."""
+    owner = real.stat()
     if os.geteuid() == 0:  # root works for the owner of the folder, and a guest gets the rights of that user alone
         ids = (owner.st_uid, owner.st_gid, UNASSIGNED_IDS, UNASSIGNED_IDS)
     else:
@@ -174,7 +174,7 @@ def _command(mount: Mount) -> list[str | Path]:
     access = "rw" if mount.writable else "ro"
     return [
         "prlimit", f"--nofile={most}:{most}", "--core=0:0", "--",
-        sys.executable, "-I", "-S", CONFINE, *map(str, ids), access, mount.location, program(),
+        sys.executable, "-I", "-S", CONFINE, *map(str, ids), access, real, program(),
         "-f", "-o", "source={folder}", "-o", "sandbox=namespace", "-o", "cache=auto", "--rlimit-nofile=0",
     ]  # fmt: skip
 

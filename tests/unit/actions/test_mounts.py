@@ -15,7 +15,7 @@ from kimbox.actions import mounts, snapshot, stop
 from kimbox.actions.resume import resume
 from kimbox.errors import GuestError, StateError
 from kimbox.log import log
-from kimbox.machine.mounts import check
+from kimbox.machine.mounts import check, real_folder
 from kimbox.machine.record import Purpose, Sealed
 from kimbox.spec.model import Mount
 
@@ -134,3 +134,31 @@ def test_a_folder_outside_of_that_of_the_spec_is_a_warning(
     warned.clear()
     up(world)
     assert [] == [text for text in warned if "this host" in text]
+
+
+def test_a_guest_does_not_choose_a_folder(world: World, folder: Path, tmp_path: Path) -> None:
+    """It can write a spec in a folder that it shares, and replace a folder in it by a link. Neither leads out of it."""
+    shared = Mount(folder, "/work", writable=True)
+    spec = folder / "kimbox.yaml"
+    world.box = attrs.evolve(world.box, source=spec, layers=(spec,))
+    up(world)
+    stop.halt(world.machine)
+    private = tmp_path / "private"
+    private.mkdir()
+    (folder / "data").symlink_to(private, target_is_directory=True)
+    record, link = world.machine.record(), Mount(folder / "data", "/data", writable=True)
+    for mount in (Mount(private, "/private", writable=False), link):
+        box = attrs.evolve(world.box, mounts=(mount,))
+        with refused(StateError, "mount-unsafe", name="tiny", path=str(private), changeable=str(folder)):
+            mounts.of_start(world.machine, record, box, is_job=False)
+    with refused(StateError, "mount-unsafe"):
+        real_folder("other", link)  # of another box
+    known = attrs.evolve(world.box, mounts=(Mount(private, "/private", writable=False),))
+    same = attrs.evolve(record, mounts=(*record.mounts, *known.mounts))
+    assert known.mounts == mounts.of_start(world.machine, same, known, is_job=False)
+    by_user = attrs.evolve(known, settings=("mounts=[]",))
+    assert known.mounts == mounts.of_start(world.machine, record, by_user, is_job=False)
+    (folder / "data").unlink()
+    (folder / "data").mkdir()
+    for mount in (link, shared):
+        assert mount.location == real_folder("other", mount)
