@@ -48,9 +48,9 @@ TAG = "kimbox"
 #: Name of the socket in the machine's folder, while a server starts.
 SOCKET = "mount.sock"
 
-#: Address of the slots on the PCI bus, above those that QEMU allots: each is one of the 8 functions of this address. A
-#: saved state has each slot at its address.
-SLOTS_ADDRESS = "0x17"
+#: Address of the slots on the PCI bus, above those that QEMU allots and below those of command.py. Each is one of the 8
+#: functions of this address. A saved state has each slot at its address.
+SLOTS_ADDRESS = "0x15"
 
 #: Timeout of the first answer of virtiofsd, and of the guest when a device is unplugged, in seconds.
 ANSWER_TIMEOUT_S, UNPLUG_TIMEOUT_S = 30.0, 60.0

@@ -300,7 +300,7 @@ def test_folders_of_the_host(machine: Machine) -> None:
     for arguments in (resumed, booted):
         devices = [options(value) for value in values(arguments, "-device")]
         slots = [(d["id"], d["addr"]) for d in devices if d[""] == "pcie-root-port"]
-        assert [("slot0", "0x17.0"), ("slot1", "0x17.1")] == slots
+        assert [("slot0", "0x15.0"), ("slot1", "0x15.1")] == slots
         memory = options(values(arguments, "-object")[0])
         assert ("memory-backend-memfd", "on") == (memory[""], memory["share"])
         assert f",memory-backend={memory['id']}" in values(arguments, "-machine")[0]
@@ -308,3 +308,17 @@ def test_folders_of_the_host(machine: Machine) -> None:
     tags = [(d["tag"], d["bus"]) for d in map(options, values(booted, "-device")) if d[""] == "vhost-user-fs-pci"]
     assert [("kimbox0", "slot0"), ("kimbox1", "slot1")] == tags
     assert {"7", "8"} == {c["fd"] for c in map(options, values(booted, "-chardev")) if "fd" in c}
+
+
+def test_no_two_devices_have_one_fixed_address(machine: Machine) -> None:
+    """Folders of the host, networks, a screen, a watchdog and the disk of cloud-init can be in one machine."""
+    networks = tuple(Network(f"net{n}", f"10.57.{n}.0/24", (("tiny", f"10.57.{n}.1"),)) for n in range(4))
+    mounts = tuple(Mount(Path(f"/srv/{n}"), f"/{n}") for n in range(8))
+    record = attrs.evolve(
+        machine.record(), networks=networks, mounts=mounts, display=Display.VNC, watchdog_s=60, seed="a",
+        delivery_disk=True,
+    )  # fmt: skip
+    machine.write_record(record)
+    arguments = command(attrs.evolve(invoked(machine, resume=True), network_sockets=(7, 8, 9, 10)))
+    addresses = [device["addr"] for device in map(options, values(arguments, "-device")) if "addr" in device]
+    assert 17 == len(addresses) == len({address.removesuffix(".0") for address in addresses})
