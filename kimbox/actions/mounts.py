@@ -44,13 +44,7 @@ def of_start(machine: Machine, record: Record, box: Box, *, is_job: bool) -> tup
             hint="remove `mounts` from the spec: a sealed box shares no folder with its host",
             fields={"name": machine.name, "verb": "start"},
         )
-    if not registry.of(machine).features.mounts:
-        raise StateError(
-            f"the provider of {machine.name} cannot give it the folders of this host in its spec (`mounts`)",
-            code="unsupported-by-driver",
-            hint=f"use QEMU: `kimbox destroy {machine.name}`, then `kimbox up --provider qemu`",
-            fields={"name": machine.name},
-        )
+    registry.need_mounts(machine)
     for mount in box.mounts:
         is_new = mount not in record.mounts and not any(text.startswith("mounts") for text in box.settings)
         real = real_folder(machine.name, mount, box.layers if is_new else ())
@@ -93,7 +87,6 @@ def released(machine: Machine, *, renews: bool) -> Iterator[None]:
 
 def renew(machine: Machine) -> None:
     """Gives a guest that runs the devices of its folders, and mounts them. A failure is a warning: the guest runs."""
-
     record = machine.record()
     driver = registry.of(machine)
     if not record.mounts or not isinstance(driver, MountDriver):
@@ -108,6 +101,7 @@ def renew(machine: Machine) -> None:
 
 
 def _run(machine: Machine, verb: str, hint: str) -> None:
+    """Runs the program in the guest with the verb `start` or `stop`. Raises GuestError (`mount-failed`)."""
     from kimbox.guest.ssh import Guest  # paramiko is slow to load, and few boxes have folders of the host
 
     with Guest(machine.endpoint(machine.record())) as guest:

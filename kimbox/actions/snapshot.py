@@ -25,7 +25,7 @@ from kimbox.guest import shared
 from kimbox.log import log
 from kimbox.machine import forwarding, rebuilt
 from kimbox.machine.folder import Machine
-from kimbox.machine.mounts import check as check_folders
+from kimbox.machine.mounts import check_folders
 from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import State
 

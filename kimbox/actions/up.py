@@ -105,7 +105,7 @@ def plan_restart(request: UpRequest) -> UpRequest:
         _check_sealed_mode(machine, request)
         _check_from_scratch(machine, request)
         if request.purpose is Purpose.BOX:
-            mounts.check(machine.name, request.box.mounts)
+            mounts.check_folders(machine.name, request.box.mounts)
         own = {record.ssh_port, *record.forwards.values()}
         requested = {forward.guest: forward.host for forward in request.box.forwards if forward.host not in own}
         with ports.allotting():
@@ -165,7 +165,7 @@ def _bring_up(request: UpRequest) -> State:
     before = state(machine)
     require("up", machine.name, before)
     if request.purpose is Purpose.BOX and not before.running:
-        mounts.check(machine.name, box.mounts)
+        mounts.check_folders(machine.name, box.mounts)
     bootmode.check(machine, before, request.boot)
     is_warm = before is State.ABSENT and _is_warm(request)
     if is_warm:

@@ -112,6 +112,18 @@ def need_jobs(machine: Machine) -> None:
     _need(machine, lambda features: features.jobs, "run a job in", "has no disk for jobs", _new_box_hint(machine))
 
 
+def need_secrets(machine: Machine) -> None:
+    """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot give it secret variables."""
+    obstacle = "cannot give it the secret variables of its spec (`env`)"
+    _need(machine, lambda features: features.secrets, "start", obstacle, _new_box_hint(machine))
+
+
+def need_mounts(machine: Machine) -> None:
+    """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot share folders of the host."""
+    obstacle = "cannot share the folders of this host in its spec (`mounts`)"
+    _need(machine, lambda features: features.mounts, "start", obstacle, _new_box_hint(machine))
+
+
 def need_networks(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if the driver of a machine has no networks between boxes."""
     obstacle = "cannot connect it to the networks of its spec"

@@ -24,7 +24,7 @@ def is_served(machine: Machine, number: int) -> bool:
     return is_locked(lock_file(machine, number))
 
 
-def check(name: str, mounts: tuple[Mount, ...]) -> None:
+def check_folders(name: str, mounts: tuple[Mount, ...]) -> None:
     """Raises StateError (`mount-folder-missing`) if a folder does not exist. `name` is the machine."""
     for mount in mounts:
         if not mount.location.is_dir():

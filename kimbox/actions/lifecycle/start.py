@@ -19,7 +19,7 @@ from kimbox.log import log
 from kimbox.machine import foreign, secretvalues
 from kimbox.machine.bootmode import Choice
 from kimbox.machine.folder import Machine
-from kimbox.machine.mounts import check as check_folders
+from kimbox.machine.mounts import check_folders
 from kimbox.machine.record import Known, Purpose, PutBack, Record, Sealed
 from kimbox.machine.state import State, last_manifest_event
 from kimbox.spec.model import Box, Display, Network, PackageImage
@@ -98,10 +98,10 @@ def _choose_boot(machine: Machine, box: Box, record: Record, choice: Choice, del
 
 
 def check_disk_size(machine: Machine, record: Record, box: Box) -> None:
-    """Raises StateError if the disk of a machine cannot get the size that its spec has.
+    """Raises StateError if the disk of a machine cannot get the size in its spec.
 
     `disk-smaller`: it is larger; `disk-grown`: the machine is sealed; `unsupported-by-driver`: it is no file of kimbox.
-    An image that kimbox did not build may be larger than the spec has it.
+    An image that kimbox did not build may be larger than the size in the spec.
     """
     driver = registry.of(machine)
     if not driver.features.own_disk:
@@ -131,9 +131,9 @@ def check_disk_size(machine: Machine, record: Record, box: Box) -> None:
 
 
 def _grown(machine: Machine, record: Record, box: Box) -> Record:
-    """Makes the disk as large as the spec has it. Returns the record, which has the new size before the disk has it.
+    """Gives the disk the size in the spec. Returns the record, which has the new size before the disk has it.
 
-    A start that is killed is so completed by the next one. Raises the errors of `check_disk_size`, and StateError
+    So the next start completes one that was killed. Raises the errors of `check_disk_size`, and StateError
     (`has-snapshots`).
     """
     check_disk_size(machine, record, box)
@@ -159,40 +159,35 @@ def _with_devices(machine: Machine, record: Record, box: Box, *, is_job: bool) -
         record,
         watchdog_s=None if is_job else box.watchdog_s,
         mounts=mounts.of_start(machine, record, box, is_job=is_job),
-        networks=_networks(machine, box),
+        networks=_networks(machine, record, box),
         auto_forwards=box.auto_forwards,
-        display=_display(machine, box, is_job=is_job),
+        display=_display(machine, record, box, is_job=is_job),
     )
 
 
-def _networks(machine: Machine, box: Box) -> tuple[Network, ...]:
+def _networks(machine: Machine, record: Record, box: Box) -> tuple[Network, ...]:
     """Returns the networks of a machine: those of its box, but not for a clone, a job or a maintenance of the box.
 
     Raises StateError if the driver has none.
     """
-    if not box.networks or machine.record().purpose is not Purpose.BOX:
+    if not box.networks or record.purpose is not Purpose.BOX:
         return ()
     registry.need_networks(machine)
     return box.networks
 
 
-def _display(machine: Machine, box: Box, *, is_job: bool) -> Display | None:
+def _display(machine: Machine, record: Record, box: Box, *, is_job: bool) -> Display | None:
     """Returns the screen of a machine; None for a sealed box and a job. Raises StateError if the driver has none."""
-    if box.display is None or machine.record().sealed or is_job:
+    if box.display is None or record.sealed or is_job:
         return None
     registry.need_display(machine)
     return box.display
 
 
 def _secrets(machine: Machine, box: Box) -> bytes:
-    """Returns the secret variables of a box. Raises StateError if they cannot be read, or the driver has no way."""
-    if secretvalues.names(box) and not registry.of(machine).features.secrets:
-        raise StateError(
-            f"the provider of {machine.name} cannot give it the secret variables of its spec",
-            code="unsupported-by-driver",
-            hint=f"use QEMU: `kimbox destroy {machine.name}`, then `kimbox up --provider qemu`",
-            fields={"name": machine.name},
-        )
+    """Returns the secret variables of a box. Raises StateError if a file cannot be read, or the driver has none."""
+    if secretvalues.names(box):
+        registry.need_secrets(machine)
     return secretvalues.text_of(box)
 
 
