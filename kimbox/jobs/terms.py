@@ -5,7 +5,6 @@ A later run of kimbox, which has neither the spec nor the command line, writes t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,7 +70,7 @@ class Unfinished:
                 raise ValueError("another version of kimbox wrote it")
             terms = dict(value["terms"])
             for key in ("folder", "output", "sign_key"):
-                terms[key] = None if terms[key] is None else Path(os.fspath(terms[key]))
+                terms[key] = None if terms[key] is None else Path(terms[key])
             terms["arguments"] = tuple(terms["arguments"])
             terms["vetting"] = Vetting.from_json(terms["vetting"]) if terms["vetting"] else None
             return cls(str(value["id"]), Terms(**terms), Inputs(**value["inputs"]))

@@ -51,7 +51,7 @@ def _end_guest(job: Job) -> None:
     machine.write_record(attrs.evolve(machine.record(), ended=Ended.HALTED))
 
 
-def written(job: Job) -> Done:
+def write_results(job: Job) -> Done:
     """Writes the results of a job, and returns them. Decides whether its machine stays.
 
     It stays if the results cannot be written, because the disk is full for example, and `job recover` can do it later.

@@ -17,7 +17,7 @@ import attrs
 from kimbox.actions.clones import template as making
 from kimbox.actions.clones.clone import JobOfClone, continue_template
 from kimbox.actions.jobs import provenance, results, unfinished
-from kimbox.actions.jobs.ending import dispose, ending, written
+from kimbox.actions.jobs.ending import dispose, ending, write_results
 from kimbox.actions.jobs.follow import follow, last_lines
 from kimbox.actions.jobs.provenance import describe_inputs
 from kimbox.actions.jobs.request import Death, Done, Job, RunRequest, Surroundings
@@ -123,7 +123,7 @@ def _attempt(request: RunRequest, around: Surroundings, death: Death | None) -> 
                     follow(job)
             if death is None and job.verdict and job.verdict.outcome is Outcome.GUEST_DIED:
                 return Death(job.verdict.reason, last_lines(job.machine))
-            return written(job)
+            return write_results(job)
     finally:
         dispose(job)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 
-from kimbox.actions.jobs.ending import dispose, ending, written
+from kimbox.actions.jobs.ending import dispose, ending, write_results
 from kimbox.actions.jobs.follow import follow
 from kimbox.actions.jobs.request import Done, Job
 from kimbox.errors import KimboxError, StateError
@@ -65,17 +65,17 @@ def recover(machine: Machine, output: Path | None = None) -> Done:
         kept = Unfinished.read(machine.unfinished_job)
         terms = kept.terms if output is None else attrs.evolve(kept.terms, output=output)
         job = Job(terms, kept.id, machine, kept.inputs, is_warm=machine.record().template is not None)
-        done = _written(job)
+        done = _read_results(job)
         if done is None:
             refuse_existing(terms.output)
             with ending(job), log.step(f"waiting for the job {job.id}"):
                 follow(job)
-            done = written(job)
+            done = write_results(job)
     dispose(job)
     return done
 
 
-def _written(job: Job) -> Done | None:
+def _read_results(job: Job) -> Done | None:
     """Returns the results if the killed process has written them; None if it has not."""
     try:
         record = parse_json(read_bounded(job.terms.output / RECORD, limit_bytes=MAX_RECORD_BYTES))
