@@ -22,14 +22,11 @@ from kimbox.machine.console import CONSOLE_BYTES, snapshot_is_full
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Ended, Record
 from kimbox.machine.state import Observation, State
-from kimbox.spec.model import BootMode, Box
+from kimbox.spec.model import SSH_PORT, BootMode, Box
 
 if TYPE_CHECKING:
     from kimbox.image.store.images import Image
     from kimbox.machine.bootmode import Choice
-
-#: The guest's port for ssh.
-SSH_PORT = 22
 
 #: The last lines of Linux on the console when the guest has shut down, at any log level.
 SHUTDOWN_LINES = (b"reboot: Power down", b"reboot: System halted")

@@ -28,6 +28,7 @@ from kimbox.machine import ports
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
 from kimbox.run import CommandError, detach, run, stream
+from kimbox.spec.model import FIRST_ORDINARY_PORT, SSH_PORT
 
 #: Maximum number of ports that are forwarded at the same time, and of ports in a report that are read.
 MAX_FORWARDS, MAX_REPORTED = 32, 1024
@@ -48,14 +49,8 @@ ATTEMPTS, MAX_FAILURES = 3, 8
 #: Maximum number of messages in the log.
 MAX_MESSAGES = 100
 
-#: The first port that every user of a host may listen on.
-FIRST_PORT = 1024
-
 #: Names in the machine's folder: of the socket of the connection, of the lock, and of the file with the forwards.
 SOCKET, LOCK, STATE = "forwards.sock", "forwards.lock", "forwards.json"
-
-#: Port of the guest that is never forwarded: each box has a forward for ssh.
-SSH_PORT = 22
 
 _REPORT = re.compile(r"listening((?: [0-9A-F]{4})*)")
 
@@ -80,7 +75,7 @@ def forwards_of(machine: Machine) -> dict[str, int]:
 
 
 def reported(line: str) -> set[int] | None:
-    """Returns the ports in a line of the guest; None if it is no report. Ports that nobody forwards are left out."""
+    """Returns the ports in a line of the guest, except that of ssh, which every box forwards; None: it is no report."""
     match = _REPORT.fullmatch(line[: len("listening") + 5 * MAX_REPORTED])
     return {int(word, 16) for word in match[1].split()} - {0, SSH_PORT} if match else None
 
@@ -92,7 +87,7 @@ class Forwards:
         self.machine = machine
         #: Port of the guest -> port of the host.
         self.held: dict[int, int] = {}
-        self._told = 0
+        self._messages = 0
 
     def take(self, line: str) -> None:
         """Changes the forwards to those of a report of the guest. Other lines are ignored."""
@@ -107,7 +102,7 @@ class Forwards:
         failures = 0
         for guest in sorted(listening - set(self.held)):
             if len(self.held) >= MAX_FORWARDS:
-                self._tell(f"port {guest} is not forwarded: {MAX_FORWARDS} ports are")
+                self._report(f"port {guest} is not forwarded: {MAX_FORWARDS} ports are")
                 break
             failures += not self._add(guest)
             if failures >= MAX_FAILURES:  # the connection has ended, for example
@@ -115,7 +110,7 @@ class Forwards:
         self._write()
 
     def forget(self) -> None:
-        """The connection has ended, and with it the forwards."""
+        """Forgets all forwards, because the connection has ended, and with it the forwards."""
         self.held.clear()
         self._write()
 
@@ -124,9 +119,9 @@ class Forwards:
 
         Returns whether it is forwarded now.
         """
-        others = ports.taken(self.machine)
-        same = (guest,) if guest >= FIRST_PORT else ()
-        candidates = (p for p in (*same, *ports.AUTO_PORTS) if p not in others and p not in self.held.values())
+        used = {*ports.taken(self.machine), *self.held.values()}
+        same = (guest,) if guest >= FIRST_ORDINARY_PORT else ()
+        candidates = (port for port in (*same, *ports.AUTO_PORTS) if port not in used)
         attempts = 0
         for host in candidates:
             if attempts == ATTEMPTS:
@@ -137,13 +132,13 @@ class Forwards:
             if self._control("forward", guest, host):
                 self.held[guest] = host
                 return True
-        self._tell(f"port {guest} cannot be forwarded")
+        self._report(f"port {guest} cannot be forwarded")
         return False
 
-    def _tell(self, message: str) -> None:
+    def _report(self, message: str) -> None:
         """Writes to the log of this process. A guest cannot fill it."""
-        self._told += 1
-        if self._told <= MAX_MESSAGES:
+        self._messages += 1
+        if self._messages <= MAX_MESSAGES:
             print(message, file=sys.stderr, flush=True)
 
     def _control(self, command: str, guest: int, host: int) -> bool:

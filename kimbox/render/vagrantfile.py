@@ -14,12 +14,9 @@ import attrs
 
 from kimbox import paths
 from kimbox.errors import KimboxError
-from kimbox.spec.model import Box, PackageImage
+from kimbox.spec.model import FIRST_ORDINARY_PORT, Box, PackageImage
 
 _MIB = 1 << 20
-
-#: The first port that every user of a host may listen on.
-FIRST_ORDINARY_PORT = 1024
 
 #: Added to a guest port below FIRST_ORDINARY_PORT if the spec does not choose the port of the host.
 PORT_SHIFT = 10000

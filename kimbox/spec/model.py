@@ -217,6 +217,9 @@ class Probe:
 #: Address of this host for a guest of QEMU's user network.
 HOST_ADDRESS = "10.0.2.2"
 
+#: The guest's port for ssh, and the first port on which every user of a host may listen.
+SSH_PORT, FIRST_ORDINARY_PORT = 22, 1024
+
 
 @attrs.frozen
 class User:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from kimbox.spec import rules, signing
 from kimbox.spec.model import (
     HOST_ADDRESS,
+    SSH_PORT,
     BoxImage,
     Gateway,
     Network,
@@ -39,9 +40,6 @@ _LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}")
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _UNIT = re.compile(r"[A-Za-z0-9@._:-]+\.(service|socket|timer|path|mount)")
-
-#: The port of ssh.
-SSH_PORT = 22
 
 #: Maximum length of the name of a host or site (RFC 1035).
 MAX_HOST_CHARACTERS = 253

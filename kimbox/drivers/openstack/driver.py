@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kimbox.drivers import guestboot, hostcheck
-from kimbox.drivers.base import SSH_PORT, Features, Launch
+from kimbox.drivers.base import Features, Launch
 from kimbox.drivers.fetch import Fetcher, remove_fetched
 from kimbox.drivers.hostcheck import HostCheck, Outcome
 from kimbox.drivers.openstack import instance as instances
@@ -40,7 +40,7 @@ from kimbox.machine import foreign, keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import CLOUD_FILE, Ended, Record
 from kimbox.machine.state import Observation, State
-from kimbox.spec.model import BootMode, Box, Instance
+from kimbox.spec.model import SSH_PORT, BootMode, Box, Instance
 
 if TYPE_CHECKING:
     from kimbox.machine.bootmode import Choice
