@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from kimbox.spec import mounts, networks, notify, rules, sealing, units, urls, users
 from kimbox.spec.environment import read_variables
@@ -32,7 +32,7 @@ from kimbox.spec.model import (
 )
 from kimbox.spec.nodes import Fault, Node, Problems, shown
 from kimbox.spec.reader import Reader
-from kimbox.spec.repositories import HINT_APART, read_repositories
+from kimbox.spec.repositories import read_repositories, refuse_overlap
 from kimbox.spec.uses import used_repository
 
 #: Distribution -> the suites that kimbox can build, the default first.
@@ -230,7 +230,7 @@ class _Builder(Reader):
             host_port: int | None = None
             if guest and self.number(guest):
                 guest_ports.append((guest, str(guest.value)))
-            if host and isinstance(host.value, str) and host.value != "auto" and self.is_sound(host):
+            if host and isinstance(host.value, str) and host.value != AUTO and self.is_sound(host):
                 message = f"{shown(host.value)} is not a port: write auto, or a number from 1024 to 65535"
                 self.fault(host, message, code="bad-value")
             elif host and self.number(host):
@@ -253,13 +253,8 @@ class _Builder(Reader):
             return None
         size, mount_node = node.get("size"), node.get("mount") or node
         mount = self.text(mount_node, rules.mount_point, "")
-        for repository in repositories if mount else ():
-            ours, theirs = PurePosixPath(mount), PurePosixPath(repository.path)
-            if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
-                checkout = f"{shown(repository.path)}, the path of the repository {shown(repository.name)}"
-                message = f"{shown(mount)} overlaps with {checkout}"
-                self.fault(mount_node, message, HINT_APART, code="paths-overlap")
-                break
+        if mount:
+            refuse_overlap(self, mount_node, mount, guest_paths(repositories, None))
         return Scratch(self.text(size, functools.partial(units.size, least=MIN_SCRATCH_BYTES), 0), mount)
 
     def openstack(self) -> Instance | None:

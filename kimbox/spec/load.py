@@ -12,12 +12,12 @@ from kimbox import paths
 from kimbox.errors import SpecError, StateError
 from kimbox.log import log
 from kimbox.spec import schema
-from kimbox.spec import settings as rules
 from kimbox.spec.build import build
 from kimbox.spec.layers import load_layers
 from kimbox.spec.model import Box
 from kimbox.spec.nodes import Mark, Problems, shown
 from kimbox.spec.parse import Budget, read_tree
+from kimbox.spec.settings import settings_of_image
 
 
 def load_box(path: Path, settings: Sequence[str] = (), member: str | None = None) -> Box:
@@ -27,10 +27,10 @@ def load_box(path: Path, settings: Sequence[str] = (), member: str | None = None
     several.
     """
     box = _load(path, settings, member)
-    of_image = rules.of_image(settings)
-    if len(of_image) == len(settings):
+    image_settings = settings_of_image(settings)
+    if len(image_settings) == len(settings):
         return box
-    return attrs.evolve(box, disk=_load(path, of_image, member).disk, disk_bytes=box.disk.size_bytes)
+    return attrs.evolve(box, disk=_load(path, image_settings, member).disk, disk_bytes=box.disk.size_bytes)
 
 
 def _load(path: Path, settings: Sequence[str], member: str | None) -> Box:
@@ -54,7 +54,7 @@ def merged_spec(path: Path, settings: Sequence[str] = (), member: str | None = N
 
     It describes the image: a size of the disk that only the machine has is not in it.
     """
-    merged = load_layers(path, Problems(), rules.of_image(settings), member)
+    merged = load_layers(path, Problems(), settings_of_image(settings), member)
     plain = merged.tree.plain() if merged else {}
     return {key: value for key, value in plain.items() if key != "base"}
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from kimbox.spec import rules
 from kimbox.spec.model import Mount
 from kimbox.spec.nodes import Fault, shown
 from kimbox.spec.reader import Reader
+from kimbox.spec.repositories import refuse_overlap
 
 #: Maximum number of folders: each has a slot of its own, a function of one device on the PCI bus.
 MAX_MOUNTS = 8
-
-_HINT_APART = "give each a folder of its own"
 
 #: Keys of a spec that exclude `mounts` -> the reason.
 _EXCLUDED = {
@@ -38,9 +37,7 @@ def read_mounts(reader: Reader, others: Mapping[str, str]) -> tuple[Mount, ...]:
         location = reader.text(location_node, place, Path())
         point = reader.text(point_node, functools.partial(rules.mount_point, kind="mount"), "")
         if point and point_node:
-            if overlap := next((path for path in taken if _overlap(point, path)), None):
-                message = f"{shown(point)} overlaps with {shown(overlap)}, {taken[overlap]}"
-                reader.fault(point_node, message, _HINT_APART, code="paths-overlap")
+            refuse_overlap(reader, point_node, point, taken)
             taken[point] = "another mount"
         mounts.append(Mount(location, point, writable=reader.switch(item.get("writable"))))
     for key, reason in _EXCLUDED.items():
@@ -60,8 +57,3 @@ def _location(text: str, folder: Path) -> Path:
         message = f"{shown(text)} starts with ~, which has no meaning in a spec"
         raise Fault(message, "write the path, absolute or relative to this file", code="bad-path")
     return Path(os.path.abspath(folder / text))  # noqa: PTH100 - not through links
-
-
-def _overlap(one: str, other: str) -> bool:
-    ours, theirs = PurePosixPath(one), PurePosixPath(other)
-    return ours.is_relative_to(theirs) or theirs.is_relative_to(ours)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from kimbox import paths
@@ -21,7 +22,7 @@ DEFAULT_REF = "HEAD"
 CHECKOUTS = "/usr/local/src"
 
 #: Hint for paths that overlap.
-HINT_APART = "give each a folder of its own"
+_HINT_APART = "give each a folder of its own"
 
 
 def read_repositories(reader: Reader) -> tuple[Repository, ...]:
@@ -127,6 +128,16 @@ def _check_paths_are_apart(reader: Reader, repositories: list[Repository]) -> No
             is_same = other.path == repository.path
             relation = "is also the path of" if is_same else f"is nested with {shown(other.path)}, the path of"
             message = f"{shown(repository.path)} {relation} the repository {shown(other.name)}"
-            reader.fault(node, message, HINT_APART, code="paths-overlap")
+            reader.fault(node, message, _HINT_APART, code="paths-overlap")
         owners.setdefault(repository.path, repository)
         inside.update(dict.fromkeys(parents, repository))
+
+
+def refuse_overlap(reader: Reader, node: Node, path: str, others: Mapping[str, str]) -> None:
+    """Reports a path that is at, inside or above one of `others`: path in the guest -> what is there."""
+    ours = PurePosixPath(path)
+    for other, what in others.items():
+        if ours.is_relative_to(other) or PurePosixPath(other).is_relative_to(ours):
+            message = f"{shown(path)} overlaps with {shown(other)}, {what}"
+            reader.fault(node, message, _HINT_APART, code="paths-overlap")
+            return

@@ -65,7 +65,7 @@ def combine(recorded: Iterable[str], new: Iterable[str] = (), removed: Iterable[
     return tuple(settings.values())
 
 
-def of_image(settings: Sequence[str]) -> tuple[str, ...]:
+def settings_of_image(settings: Sequence[str]) -> tuple[str, ...]:
     """Returns the settings that the image of a machine depends on.
 
     A size of the disk alone is one of the machine: its disk grows, on the same image. With sizes of volumes, the image
