@@ -115,7 +115,7 @@ CODES: dict[str, str] = {
     "merge-conflict": "A spec or lock has conflict markers of git.",
     "mirror-damaged": "A git mirror lacks objects; the hint names the folder to remove.",
     "missing-key": "A key that must be given is missing.",
-    "missing-subordinate-ids": "The user has too few subordinate ids (subuid(5)) to build images.",
+    "missing-subordinate-ids": "The user has too few subordinate ids (subuid(5)) to build images or to share folders.",
     "missing-tool": "A program is missing on the host; the hint has the command that installs it.",
     "mount-failed": "A folder of the host cannot be shared with a box, or the box does not mount or unmount it.",
     "mount-folder-missing": "A folder of the host that a box shares does not exist, or is not a folder.",

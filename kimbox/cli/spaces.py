@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from kimbox.machine.record import Record
 
 
-def of(machine: Machine, record: Record) -> dict[str, Any]:
+def spaces_of(machine: Machine, record: Record) -> dict[str, Any]:
     """Returns the keys `scratch` and `mounts` of a summary, as of the last start.
 
     `is_served` of a mount: whether its virtiofsd runs.

@@ -237,7 +237,7 @@ def _host_facts(machine: Machine, record: Record) -> dict[str, Any]:
         "spec_digest": record.spec_digest,
         "folder": str(machine.folder),
         "disk_bytes": _used_bytes(machine.disk) if driver.features.own_disk else None,
-        **spaces.of(machine, record),
+        **spaces.spaces_of(machine, record),
         "sealed": attrs.asdict(record.sealed) if record.sealed else None,
         "put_back": attrs.asdict(record.put_back) if record.put_back else None,
         "host_key": keys.host_key(machine),

@@ -1,6 +1,6 @@
 """The boot mode of a machine whose disk this host cannot write: the file of the next mode, and its way into the guest.
 
-kimbox writes the mode that it wants to a file beside the machine. When the guest runs, kimbox sets its boot entry over
+kimbox writes the chosen mode to a file in the machine's folder. When the guest runs, kimbox sets its boot entry over
 ssh. If the guest runs in another mode, it must reboot.
 """
 

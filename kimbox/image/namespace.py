@@ -17,7 +17,8 @@ from typing import IO
 from kimbox import run
 from kimbox.errors import KimboxError, MissingToolError
 
-#: Number of subordinate ids that a build needs: a Debian system uses ids up to 65534, and id 0 is the user.
+#: Number of subordinate ids that a build or a shared folder needs: a Debian system uses ids up to 65534, and id 0 is
+#: the user.
 NEEDED_IDS = 65535
 
 #: The tables of subordinate ids.
@@ -52,7 +53,7 @@ def subordinate_range(table: Path, user: str, uid: int) -> tuple[int, int]:
 
 
 def first_subordinate_ids() -> tuple[int, int]:
-    """The first subordinate user id and group id of this user, who is not root. Raises the errors of `check`."""
+    """The first subordinate user id and group id of this user, who is not root. Raises MissingToolError."""
     _check_ids()
     user, uid = pwd.getpwuid(os.getuid()).pw_name, os.getuid()
     return subordinate_range(SUBUID, user, uid)[0], subordinate_range(SUBGID, user, uid)[0]
@@ -115,8 +116,8 @@ def _setting(name: str) -> str | None:
 
 
 def _check_ids() -> None:
-    """Raises MissingToolError if an ordinary user lacks newuidmap or subordinate ids."""
-    run.require("newuidmap", "an ordinary user builds images in a user namespace")
+    """Raises MissingToolError if an ordinary user lacks newuidmap or subordinate ids (`missing-subordinate-ids`)."""
+    run.require("newuidmap", "an ordinary user builds images and shares folders in a user namespace")
     user = pwd.getpwuid(os.getuid()).pw_name
     for table in (SUBUID, SUBGID):
         if subordinate_range(table, user, os.getuid())[1] < NEEDED_IDS:

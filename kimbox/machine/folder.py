@@ -12,6 +12,7 @@ machines/<name>/delivery.raw     the manifest and commits for a guest that start
 machines/<name>/seed.iso         what cloud-init reads in a guest whose image kimbox did not build
 machines/<name>/job.raw          the disk of the job that runs in the machine
 machines/<name>/job.log          the output of that job
+machines/<name>/job-unfinished.json  what `kimbox job recover` needs, until the results are written
 machines/<name>/id_ed25519       the private key for ssh; id_ed25519.pub is its public key
 machines/<name>/known_hosts      the ssh host key of the guest, after the guest has reported it
 machines/<name>/events.jsonl     the events of the guest, of this boot and earlier ones
@@ -31,10 +32,14 @@ machines/<name>/qmp.sock         the socket on which QEMU listens for QMP
 machines/<name>/freeze.sock      only of a clone: the socket on which it has got its identity
 machines/<name>/ssh.sock         the connection that ssh and exec share, while it is open
 machines/<name>/loading.json     when the kernel of the last boot started, seen from the host (timeline.py)
+machines/<name>/display.sock     the screen, while the box runs and has one
+machines/<name>/forwards.sock    the connection of `guest: auto`; forwards.lock, forwards.json and forwards.log too
+machines/<name>/network-*        the sockets of networks between boxes, and the logs of their programs
 machines/<name>/halt.pipe        a pipe to the guest's port that shuts it down, while it runs
 machines/<name>/virtiofsd0.log   messages of the program that serves the first folder of the host. It locks mount0.lock
 machines/<name>/run.lock         locked by the QEMU process as long as it runs
 machines/<name>/Vagrantfile      only if Vagrant runs the machine; .vagrant and vagrant.log too
+machines/<name>/cloud.json       only if the machine is in a cloud: what kimbox created there (journal.py)
 machines/<name>.lock             held by the kimbox process that changes the machine
 locks/<name>.lock                the kimbox.lock of a shipped box, whose spec is in a folder that users do not write to
 """

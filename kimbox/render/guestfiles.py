@@ -38,7 +38,7 @@ def kernel_command_line(layout: Layout, mode: BootMode) -> str:
 
 
 def _growth(layout: Layout) -> str:
-    """Returns what the initramfs has to know to grow the volumes of a larger disk (scripts/kimbox-grow).
+    """Returns the parameter with which the initramfs grows the volumes of a larger disk (scripts/kimbox-grow).
 
     The size of the PV in sectors, then root, snapshot and `persistent` in extents: a larger PV gives each a share.
     """

@@ -23,15 +23,7 @@ from kimbox.actions.saves.save import last_save, reporter
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
 from kimbox.errors import ImageError, StateError
-from kimbox.files import (
-    parse_json,
-    private_dir,
-    remove_tree,
-    sync_file,
-    sync_folder,
-    write_atomic,
-    write_json,
-)
+from kimbox.files import parse_json, private_dir, remove_tree, sync_file, sync_folder, write_atomic, write_json
 from kimbox.image import obtain
 from kimbox.image.disk import nbd, slim
 from kimbox.image.saves import index, packs, private

@@ -16,7 +16,7 @@ import attrs
 
 
 class Status(StrEnum):
-    """States of images and instances that the driver knows. A cloud has more."""
+    """States of images and instances that the driver uses. A cloud has more."""
 
     #: Of an image and of an instance.
     ACTIVE = "ACTIVE"
@@ -129,7 +129,7 @@ class Cloud(Protocol):
         """Returns name -> id, without names that several have, and also id -> id."""
 
     def limits(self) -> dict[str, Limit]:
-        """Returns the quotas that the cloud tells: names of check.py -> quota."""
+        """Returns the quotas that the cloud reports: names of check.py -> quota."""
 
     def keys(self) -> list[str]:
         """Returns the names of the key pairs of the user."""

@@ -134,14 +134,11 @@ class OpenStack:
         return ()
 
     def start(self, launch: Launch) -> Record:
-        machine, record = self.machine, launch.record
-        waits = self._waits(launch.box)
+        record, waits = launch.record, self._waits(launch.box)
         cloud, journal = self._open()
         server = instances.find(cloud, journal) if record.ended is not Ended.NEW else None
         if server is None and launch.box is not None:
             return self._start_new(launch, launch.box, waits)
-        if server is None:
-            raise _gone(machine)
         with log.step(f"starting the instance {journal.name}"):
             instances.bring_to(cloud, journal, Status.ACTIVE, waits)
             record = self._reached(record, waits)
@@ -354,15 +351,6 @@ class OpenStack:
 
 def _cloud_of(box: Box) -> str | None:
     return box.openstack.cloud if box.openstack else None
-
-
-def _gone(machine: Machine) -> StateError:
-    return StateError(
-        f"the instance of {machine.name} is no longer in the cloud",
-        code="cloud-not-found",
-        hint=f"`kimbox up {machine.name}` creates another one; its disk is lost",
-        fields={"name": machine.name},
-    )
 
 
 def _check_host() -> HostCheck:

@@ -64,11 +64,12 @@ class Waits:
 
 
 def find(cloud: Cloud, journal: Journal) -> Server | None:
-    """Returns the instance; None if there is none."""
+    """Returns the instance; None if the cloud has none."""
     return next(iter(cloud.servers(journal.name)), None) if SERVER in journal.made else None
 
 
 def _need(cloud: Cloud, journal: Journal) -> Server:
+    """Returns the instance. Raises StateError (`cloud-not-found`) if the cloud has none."""
     server = find(cloud, journal)
     if server is None:
         raise StateError(
@@ -162,7 +163,10 @@ def bring_to(cloud: Cloud, journal: Journal, wanted: Status, waits: Waits) -> No
 
 
 def remove(cloud: Cloud, journal: Journal, waits: Waits, *, snapshots: bool) -> None:
-    """Removes the instance with key and address, and the snapshots if requested. What is free stays the project's."""
+    """Removes the instance with key and address, and the snapshots if requested.
+
+    A floating address that was free before stays with the project.
+    """
     if SERVER in journal.made:
 
         def is_gone() -> bool:

@@ -3,8 +3,8 @@
 openstacksdk reads clouds.yaml and the variables OS_*, finds the services, and gets a new token when one has ended. It
 would read clouds.yaml and secure.yaml of the current folder, too: that of a stranger's spec could send the user's
 password and images elsewhere, and names Python code that runs here (`vendor_hook`). kimbox does not let it. The
-requests are those of the API references of Nova, Neutron and Glance: its own functions do more than they say. Its
-`create_server` deletes an instance that runs but has no address yet, for example.
+requests are those of the API references of Nova, Neutron and Glance, because its own functions do more than their
+documentation describes. For example, its `create_server` deletes an instance that runs but has no address yet.
 """
 
 from __future__ import annotations
@@ -249,12 +249,12 @@ class Sdk:
         }
 
     def limits(self) -> dict[str, Limit]:
-        absolute = self._call("compute", "GET", "/limits", "tell its quotas").json()["limits"]["absolute"]
+        absolute = self._call("compute", "GET", "/limits", "show its quotas").json()["limits"]["absolute"]
         found = {name: Limit(int(absolute[used]), int(absolute[most])) for name, (used, most) in _NOVA_LIMITS.items()}
         found["keys"] = Limit(len(self.keys()), int(absolute["maxTotalKeypairs"]))
         path = f"/quotas/{self._project}/details"
         with _unless_gone():  # an extension of Neutron
-            quota = self._call("network", "GET", path, "tell its quotas").json()["quota"]
+            quota = self._call("network", "GET", path, "show its quotas").json()["quota"]
             for name, key in {"addresses": "floatingip", "ports": "port"}.items():
                 if key in quota:
                     found[name] = Limit(int(quota[key]["used"]), int(quota[key]["limit"]))
@@ -343,7 +343,7 @@ class Sdk:
 
 @contextlib.contextmanager
 def _unless_gone() -> Iterator[None]:
-    """Ends the block if what it asks for does not exist."""
+    """Ends the block without an error if what it requests does not exist."""
     try:
         yield
     except KimboxError as error:

@@ -27,7 +27,7 @@ GUEST_ADDRESS = "10.0.2.15/24"
 GATEWAY = HOST_ADDRESS
 NAMESERVER = "10.0.2.3"
 
-#: Virtio-serial ports from the guest to the host. The guest's scripts know these names.
+#: Virtio-serial ports from the guest to the host. The guest's scripts have the same names.
 EVENT_PORT = "org.kimbox.0"
 LOG_PORT = "org.kimbox.log"
 AUDIT_PORT = "org.kimbox.audit"

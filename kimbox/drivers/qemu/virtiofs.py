@@ -42,7 +42,7 @@ CONFINE = Path(confine.__file__)
 #: groups (UIDS-GIDS.md) does not assign.
 UNASSIGNED_IDS = 1879048192
 
-#: Prefix of the tag of a device. The guest's script knows it.
+#: Prefix of the tag of a device. The guest's script has the same.
 TAG = "kimbox"
 
 #: Name of the socket in the machine's folder, while a server starts.
@@ -164,7 +164,10 @@ def _serve(machine: Machine, number: int, mount: Mount) -> socket.socket:
 
 
 def _command(mount: Mount, real: Path) -> list[str | Path]:
-    """Returns the command of a server of the folder `real`, without its socket. Both kinds of virtiofsd know these."""
+    """Returns the command of a server of the folder `real`, without its socket.
+
+    Both kinds of virtiofsd accept these options.
+    """
     owner = real.stat()
     if os.geteuid() == 0:  # root works for the owner of the folder, and a guest gets the rights of that user alone
         ids = (owner.st_uid, owner.st_gid, UNASSIGNED_IDS, UNASSIGNED_IDS)

@@ -1,7 +1,7 @@
 """Requests to a web server for stores: bodies from files, a deadline that progress postpones, and bounded answers.
 
-A request that can be repeated is sent again after a lost connection, and after an answer that says that the server
-cannot do it now: at most PAUSES_S attempts more. One that must not happen twice is sent once.
+A request that can be repeated is sent again after a lost connection, and after a status in connection.TRANSIENT: once
+after each pause of PAUSES_S at most. A request that must not happen twice is sent once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ STALL_S = 60.0
 
 #: Size of the pieces in which a file is sent, in bytes.
 PIECE_BYTES = 1 << 20
-
 
 #: Pauses before the next attempts, in seconds.
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
