@@ -1,4 +1,4 @@
-"""kimbox package: export a box for Vagrant, as OVA, qcow2 or raw disk, or for OpenStack."""
+"""kimbox package: export a box for Vagrant or OpenStack, as OVA, qcow2 or raw disk."""
 
 from __future__ import annotations
 

@@ -35,16 +35,17 @@ def ssh(
     handshake. The connection stays open for a minute after the last call. The groups of the user, and everything else
     that a login sets, are those of the first call. A call with options of ssh(1) has a connection of its own.
 
+    With -X, programs of the box open windows on the screen of this session. The box needs the package xauth
+    (`image.packages` of the spec). ssh treats the box as untrusted: its programs cannot read the keys and windows of
+    other programs.
+
     \b
     Examples:
       kimbox ssh
       kimbox ssh openkim-dev
-      kimbox ssh openkim-dev -- -N -L 8888:127.0.0.1:8888     # a notebook in the box, at the same address here
+      kimbox ssh openkim-dev -- -N -L 8888:127.0.0.1:8888     # a notebook in the box, here at the same address
       kimbox ssh -- uname -a
       kimbox ssh -X desktop -- xterm
-
-    With -X, programs of the box open windows on the screen of this session. The box needs xauth (`packages: [xauth]` in
-    the spec). ssh treats the box as untrusted: its programs cannot read the keys and windows of other programs.
     """
     from kimbox.actions.observe import check_connection, reach
     from kimbox.guest import shared

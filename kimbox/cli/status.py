@@ -96,9 +96,8 @@ def status(
     the runner of its role). host_key is the ssh host key of the box, for `gateway.host_keys` of workers. guest
     is cloud-init for a box of a cloud image, which kimbox has prepared over ssh. networks has the networks of the last
     start: name, subnet, addresses (of each box) and is_up. auto_forwards has the ports of `guest: auto` that are
-    forwarded now. An unknown value is null.
-
-    mounts lists the folders of the host; is_served is false if the program that serves one does not run.
+    forwarded now. display is the protocol of its screen. mounts has the folders of the host; is_served is false if the
+    program that serves one does not run. An unknown value is null.
 
     problems lists what is wrong: code, since (the time in UTC, as far as this host knows), severity (warning, critical)
     and detail. health has the last report of a sealed box: spaces (free space of each file system), snapshot_percent,

@@ -11,6 +11,8 @@ def unpublish(box: target.Name = None, file: target.File = None) -> None:
 
     It is the image of the present spec and lock, also one whose upload was interrupted.
 
+    The JSON has: name and removed (the number of images).
+
     \b
     Examples:
       kimbox unpublish

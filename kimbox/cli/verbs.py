@@ -47,7 +47,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "job": ("job", "Run a folder as a job in a box: pack it, extract results"),
     },
     "Packages and maintenance": {
-        "package": ("package", "Export a box for Vagrant, as OVA, qcow2 or raw disk"),
+        "package": ("package", "Export a box for Vagrant or OpenStack, as OVA, qcow2 or raw disk"),
         "publish": ("publish", "Bring the image of a box into a cloud"),
         "unpublish": ("unpublish", "Remove the image of a box from a cloud"),
         "box": ("box", "Add, list and remove boxes that were made elsewhere"),

@@ -21,9 +21,11 @@ def view(
 ) -> None:
     """Show the screen of a box that has `display: vnc` or `display: spice` in its spec.
 
-    Starts a viewer that is installed (TigerVNC, remote-viewer). Without one, or without a graphical session, it prints
-    the command. The screen is at a Unix socket that no other user can reach: no network port is open. A sealed box has
-    no screen.
+    It starts a viewer that is installed (TigerVNC, remote-viewer). Without one, or without a graphical session, it
+    prints the command. The screen is at a Unix socket that no other user can reach: no network port is open. A sealed
+    box has no screen.
+
+    The JSON has: name, display, socket (its path) and command (in words). With --json no viewer is started.
 
     \b
     Examples:

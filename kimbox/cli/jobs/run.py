@@ -37,8 +37,8 @@ BoxNames = Annotated[
     list[str] | None,
     typer.Option(
         "--box",
-        metavar="BOX",
-        help="Name of the box, or URL of a saved one. Several: the job runs in each.",
+        metavar="BOX|URL",
+        help="Name of the box, or URL of a save. Default: the spec of this folder. Several: the job runs in each.",
         autocompletion=completers.boxes,
     ),
 ]
