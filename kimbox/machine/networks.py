@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
+from kimbox.sockets import short_path
 from kimbox.spec.model import Network
 
 #: Number of hex digits of the digest of a spec's path in the name of a socket.
@@ -25,14 +25,10 @@ def socket_name(record: Record, network: Network) -> str:
 
 def is_up(machine: Machine, record: Record, network: Network) -> bool:
     """Whether a process receives at the socket of a machine in a network."""
-    name = socket_name(record, network)
-    try:  # through the open folder, because the path of a socket has at most 107 bytes (unix(7))
-        folder = os.open(machine.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-                probe.connect(f"/proc/self/fd/{folder}/{name}")
-        finally:
-            os.close(folder)
+    place = machine.folder / socket_name(record, network)
+    try:
+        with short_path(place) as path, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.connect(path)
     except OSError:
         return False
     return True

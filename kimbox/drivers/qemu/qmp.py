@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kimbox.errors import KimboxError
+from kimbox.sockets import short_path
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
@@ -36,11 +36,8 @@ def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, tim
 
     async def connect_and_talk() -> T:
         client = QMPClient("kimbox")
-        folder = os.open(socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:  # through the open folder, because the path of a socket has at most 107 bytes (unix(7))
-            await _connect(client, f"/proc/self/fd/{folder}/{socket.name}")
-        finally:
-            os.close(folder)
+        with short_path(socket) as path:
+            await _connect(client, path)
         try:
             return await conversation(client)
         finally:

@@ -24,6 +24,7 @@ from kimbox.guest.events import Tail
 from kimbox.machine.folder import Machine
 from kimbox.machine.templates import DISK, OVERLAY, RAM, SCRATCH, STATE
 from kimbox.run import require, run, tail
+from kimbox.sockets import short_path
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
@@ -72,17 +73,15 @@ def create_ram(machine: Machine, size_bytes: int) -> None:
 @contextlib.contextmanager
 def _port(machine: Machine) -> Iterator[socket.socket]:
     """A connection to the port on which the guest waits for a line."""
-    folder = os.open(machine.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:  # through the open folder, because the path of a socket has at most 107 bytes (unix(7))
-            connection.settimeout(STATE_TIMEOUT_S)
-            connection.connect(f"/proc/self/fd/{folder}/{machine.freeze_socket.name}")
+        connection.settimeout(STATE_TIMEOUT_S)
+        try:
+            with short_path(machine.freeze_socket) as path:
+                connection.connect(path)
         except OSError as error:
             message = f"QEMU does not answer on {machine.freeze_socket}: {error}"
             fields = {"path": str(machine.freeze_socket)}
             raise QmpError(message, code="qemu-unreachable", fields=fields) from None
-        finally:
-            os.close(folder)
         yield connection
 
 

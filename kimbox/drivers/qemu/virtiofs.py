@@ -27,6 +27,7 @@ from kimbox.image import namespace
 from kimbox.machine.folder import Machine
 from kimbox.machine.mounts import lock_file, real_folder
 from kimbox.run import detach, tail, which
+from kimbox.sockets import short_path
 from kimbox.spec.model import Mount
 
 if TYPE_CHECKING:
@@ -136,12 +137,10 @@ def _serve(machine: Machine, number: int, mount: Mount) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        folder = os.open(machine.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, folder)
         address = machine.folder / SOCKET
+        short = stack.enter_context(short_path(address))
         address.unlink(missing_ok=True)  # left by a kimbox that was killed
         stack.callback(address.unlink)
-        short = f"/proc/self/fd/{folder}/{SOCKET}"  # an address has at most 107 bytes (unix(7))
         listener.bind(short)  # not an abstract address, to which every user of the host could connect
         listener.listen(1)
         connection.connect(short)
