@@ -8,10 +8,11 @@ from kimbox.actions import install as installing
 from kimbox.actions import lifetime, rebuild
 from kimbox.actions.clones import template
 from kimbox.actions.clones.clone import continue_template, own_forwards
+from kimbox.actions.lifecycle import disksize
 from kimbox.actions.lifecycle.create import create
 from kimbox.actions.lifecycle.handover import prepare
 from kimbox.actions.lifecycle.readiness import bring_to_ready, check_root
-from kimbox.actions.lifecycle.start import check_disk_size, repair_record, start, wake
+from kimbox.actions.lifecycle.start import repair_record, start, wake
 from kimbox.actions.notices import notify
 from kimbox.actions.observe import check_owner, needs_restart_to_seal, state
 from kimbox.actions.watch import BOOT_TIMEOUT_S
@@ -175,7 +176,7 @@ def _bring_up(request: UpRequest) -> State:
         create(machine, plan, purpose=request.purpose, driver=request.driver)
     else:
         repair_record(machine, before)
-        check_disk_size(machine, machine.record(), box)
+        disksize.check(machine, machine.record(), box)
         _record_settings(machine, box)
         _warn_of_changes(machine, box, plan, before)
     lifetime.begin(machine, box, is_start=not before.running)

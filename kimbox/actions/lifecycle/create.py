@@ -5,10 +5,11 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+from kimbox.actions.lifecycle import disksize
 from kimbox.drivers import registry
 from kimbox.drivers.base import Driver, host_ports
 from kimbox.errors import StateError
-from kimbox.files import remove_tree, size_words, write_json
+from kimbox.files import remove_tree, write_json
 from kimbox.image import obtain
 from kimbox.image.disk import nbd
 from kimbox.image.saves import private
@@ -18,7 +19,7 @@ from kimbox.machine import foreign, keys, ports
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests, Purpose, Record
 from kimbox.project.plan import Plan
-from kimbox.spec.model import Box, SavedImage
+from kimbox.spec.model import SavedImage
 
 #: First three bytes of MAC addresses that QEMU uses for virtual machines.
 MAC_PREFIX = "52:54:00"
@@ -30,7 +31,7 @@ def create(machine: Machine, plan: Plan, *, purpose: Purpose = Purpose.BOX, driv
     `driver`: name of the driver; None for the default. A lease keeps the image from `prune` until the record refers to
     it. Raises ImageError if there is no image, and the errors of the driver.
     """
-    _check_size(plan.box)
+    disksize.check_new(plan.box)
     remove_tree(machine.unfinished)
     chosen_driver = registry.named(driver or registry.DEFAULT, machine)
     with obtain.leased(plan.box, plan.recipe, offline=plan.project.offline) as image:
@@ -42,18 +43,6 @@ def create(machine: Machine, plan: Plan, *, purpose: Purpose = Purpose.BOX, driv
         except BaseException:
             remove_tree(machine.unfinished)
             raise
-
-
-def _check_size(box: Box) -> None:
-    """Raises StateError (`disk-smaller`) if a setting gives a new machine a smaller disk than that of its image."""
-    if box.disk_bytes and box.disk_bytes < box.disk.size_bytes:
-        present, wanted = size_words(box.disk.size_bytes), size_words(box.disk_bytes)
-        raise StateError(
-            f"the disk of a box of {box.name} has {present}, and `--set` has {wanted}: a disk does not get smaller",
-            code="disk-smaller",
-            hint="`disk: size:` in a spec of your own (`kimbox init`) gives its image another size",
-            fields={"name": box.name, "wanted_bytes": str(box.disk_bytes)},
-        )
 
 
 def _renew(disk: Path, machine_id: str) -> None:

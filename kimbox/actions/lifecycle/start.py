@@ -8,10 +8,11 @@ import attrs
 
 from kimbox import utctime
 from kimbox.actions import mounts
+from kimbox.actions.lifecycle import disksize
 from kimbox.drivers import registry
 from kimbox.drivers.base import JobStart, Launch, TemplateDriver
 from kimbox.errors import GuestError, KimboxError, StateError
-from kimbox.files import remove_tree, size_words
+from kimbox.files import remove_tree
 from kimbox.guest import seed, shared
 from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.guest.ssh import Guest
@@ -22,8 +23,7 @@ from kimbox.machine.folder import Machine
 from kimbox.machine.mounts import check_folders
 from kimbox.machine.record import Known, Purpose, PutBack, Record, Sealed
 from kimbox.machine.state import State, last_manifest_event
-from kimbox.spec.model import Box, Display, Network, PackageImage
-from kimbox.spec.units import size_text
+from kimbox.spec.model import Box, Display, Network
 
 #: Maximum number of manifests that a sealed box may use: the delivered one, and those of which one was last ready.
 MAX_MANIFESTS = 4
@@ -76,7 +76,7 @@ def start(
     if record.seed and not resume:
         record = _seeded(machine, record, box, boot or Choice())
     if box and not resume:
-        record = _grown(machine, record, box)
+        record = disksize.grow(machine, record, box)
     if record.sealed:
         known = _known(machine, record, delivery)
         record = attrs.evolve(record, known=known, put_back=_put_back(machine, record, resume=resume))
@@ -95,57 +95,6 @@ def _choose_boot(machine: Machine, box: Box, record: Record, choice: Choice, del
     if delivery and machine.boot_events():  # not at the first start: nothing is kept yet
         choice = attrs.evolve(choice, manifest=delivery.digest)
     registry.of(machine).choose_boot(box.boot_mode(is_sealed=record.sealed is not None), choice)
-
-
-def check_disk_size(machine: Machine, record: Record, box: Box) -> None:
-    """Raises StateError if the disk of a machine cannot get the size in its spec.
-
-    `disk-smaller`: it is larger; `disk-grown`: the machine is sealed; `unsupported-by-driver`: it is no file of kimbox.
-    An image that kimbox did not build may be larger than the size in the spec.
-    """
-    driver = registry.of(machine)
-    if not driver.features.own_disk:
-        if box.disk_bytes:
-            registry.need_own_disk(machine, "grow the disk of")
-        return
-    wanted_bytes, present_bytes = box.disk_bytes or box.disk.size_bytes, driver.disk_size()
-    is_own_size = record.disk_bytes or box.disk_bytes or isinstance(box.image, PackageImage)
-    name, present, wanted = machine.name, size_words(present_bytes), size_words(wanted_bytes)
-    fields = {"name": name, "size_bytes": str(present_bytes), "wanted_bytes": str(wanted_bytes)}
-    if wanted_bytes < present_bytes and is_own_size:
-        raise StateError(
-            f"the disk of {name} has {present}, and its spec or `--set` has {wanted}: a disk does not get smaller",
-            code="disk-smaller",
-            hint=f"`kimbox up {name} --set disk.size={size_text(present_bytes)}` keeps its size; a new box has the "
-            "size of its spec",
-            fields=fields,
-        )
-    if wanted_bytes > present_bytes and record.sealed:
-        raise StateError(
-            f"the disk of {name} cannot grow from {present} to {wanted}: it is sealed, and each start puts its disk "
-            "back to the image",
-            code="disk-grown",
-            hint="set the former size, or change the spec of a new box",
-            fields=fields,
-        )
-
-
-def _grown(machine: Machine, record: Record, box: Box) -> Record:
-    """Gives the disk the size in the spec. Returns the record, which has the new size before the disk has it.
-
-    So the next start completes one that was killed. Raises the errors of `check_disk_size`, and StateError
-    (`has-snapshots`).
-    """
-    check_disk_size(machine, record, box)
-    driver = registry.of(machine)
-    wanted_bytes = box.disk_bytes or box.disk.size_bytes
-    if not driver.features.own_disk or (not record.disk_bytes and wanted_bytes <= driver.disk_size()):
-        return record
-    if record.disk_bytes != wanted_bytes:
-        record = attrs.evolve(record, disk_bytes=wanted_bytes)
-        machine.write_record(attrs.evolve(machine.record(), disk_bytes=wanted_bytes))
-    driver.grow(wanted_bytes)
-    return record
 
 
 def _with_devices(machine: Machine, record: Record, box: Box, *, is_job: bool) -> Record:

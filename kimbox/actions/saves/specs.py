@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kimbox.actions.lifecycle.disksize import smaller
 from kimbox.actions.saves import folders
 from kimbox.errors import SpecError, StateError, UsageError
-from kimbox.files import size_words
 from kimbox.image.saves import manifest as manifests
 from kimbox.image.saves.manifest import Manifest
 from kimbox.spec.load import load_box
@@ -56,12 +56,7 @@ def _check_size(box: Box, manifest: Manifest) -> None:
     """Raises StateError (`disk-smaller`) if a setting gives the box a smaller disk than the saved one."""
     size_bytes = manifest.disk.size_bytes
     if box.disk_bytes and box.disk_bytes < size_bytes:
-        raise StateError(
-            f"the saved disk has {size_words(size_bytes)}: a disk does not get smaller",
-            code="disk-smaller",
-            hint=f"give a size of at least {size_text(size_bytes)}, or none",
-            fields={"name": box.name, "size_bytes": str(size_bytes), "wanted_bytes": str(box.disk_bytes)},
-        )
+        raise smaller(box.name, size_bytes, box.disk_bytes, f"give a size of at least {size_text(size_bytes)}, or none")
 
 
 def settings_of(box: Box, manifest: Manifest) -> tuple[str, ...]:
