@@ -55,6 +55,9 @@ INFRASTRUCTURE_STATUS = {
 #: The exit status of an interrupted command.
 INTERRUPTED_STATUS = 130
 
+#: Exit status of a command with several jobs of which one is not ok.
+NOT_OK_STATUS = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

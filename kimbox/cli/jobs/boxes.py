@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from kimbox.actions.jobs.request import RunRequest
     from kimbox.project.project import Project
 
-#: Exit status if the job is not ok in each box.
-NOT_OK_STATUS = 1
-
 #: Number of digits of a digest in the table, and maximum number of files that a row names.
 SHOWN_DIGITS, MAX_NAMED = 12, 3
 
@@ -24,7 +21,7 @@ SHOWN_DIGITS, MAX_NAMED = 12, 3
 def run_on_boxes(request: RunRequest, names: Sequence[str]) -> int:
     """Runs the job in each box and prints the table. Returns the exit status. Raises UsageError for a name twice."""
     from kimbox.actions.jobs.boxes import run_on
-    from kimbox.jobs.result import INTERRUPTED_STATUS, Outcome
+    from kimbox.jobs.result import INTERRUPTED_STATUS, NOT_OK_STATUS, Outcome
 
     if len(set(names)) < len(names):
         raise UsageError("a box is given twice", code="usage", fields={"option": "--box"})

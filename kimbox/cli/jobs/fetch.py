@@ -13,9 +13,6 @@ from kimbox.cli.output import printable, report, table
 if TYPE_CHECKING:
     from kimbox.actions.jobs.pool.fetch import Fetched
 
-#: Exit status if not all jobs have results that are ok.
-NOT_OK_STATUS = 1
-
 
 def fetch(
     cluster: Target = None,
@@ -41,6 +38,7 @@ def fetch(
     from kimbox.actions.jobs.pool import fetch as fetching
     from kimbox.actions.jobs.pool import watch
     from kimbox.jobs.backends.htcondor.submission import find
+    from kimbox.jobs.result import NOT_OK_STATUS
 
     provenance.check_key(sign)
     done = fetching.fetch(watch.located(find(cluster)), sign)

@@ -12,9 +12,6 @@ from kimbox.cli.jobs.run import printed
 from kimbox.cli.output import report
 from kimbox.errors import UsageError
 
-#: Exit status if not all jobs are ok.
-NOT_OK_STATUS = 1
-
 
 def recover(
     names: Annotated[
@@ -42,6 +39,7 @@ def recover(
       kimbox job recover openkim-dev-job-0123456789ab --output results
     """
     from kimbox.actions.jobs import unfinished
+    from kimbox.jobs.result import NOT_OK_STATUS
 
     chosen = [unfinished.find(name) for name in names] if names else unfinished.stored()
     if output is not None and len(chosen) != 1:

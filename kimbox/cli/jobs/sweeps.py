@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 #: The name of stdin as a file with items.
 STDIN = "-"
 
-#: Exit status if an item is not ok.
-NOT_OK_STATUS = 1
-
 #: Maximum number of characters of an item in the table.
 SHOWN_CHARACTERS = 60
 
@@ -27,6 +24,7 @@ SHOWN_CHARACTERS = 60
 def run_sweep(job: RunRequest, each: str, *, at_a_time: int | None, retries_failed: bool, fails_fast: bool) -> int:
     """Runs the sweep over the items of a file, and prints its table. Returns the exit status."""
     from kimbox.actions.jobs import sweep
+    from kimbox.jobs.result import NOT_OK_STATUS
 
     request = sweep.SweepRequest(job, read_items(each), at_a_time, retries_failed, fails_fast)
     done = sweep.sweep(request)
