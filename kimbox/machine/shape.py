@@ -41,11 +41,12 @@ def shape_changes(record: Record, box: Box) -> list[ShapeChange]:
         pairs.append(("disk", size_words(record.disk_bytes or box.disk.size_bytes), size_words(box.disk_bytes)))
     pairs.append(("scratch space", _scratch(record.scratch), _scratch(box.scratch)))
     pairs.append(("watchdog", _seconds(record.watchdog_s), _seconds(box.watchdog_s)))
+    # A clone has neither the folders nor the networks of its box.
+    mounts, networks = (box.mounts, box.networks) if record.purpose is Purpose.BOX else ((), ())
     before = {mount.mount_point: mount for mount in record.mounts}
-    after = {mount.mount_point: mount for mount in box.mounts}
+    after = {mount.mount_point: mount for mount in mounts}
     for point in sorted({*before, *after}):
         pairs.append((f"mount at {point}", _mount(before.get(point)), _mount(after.get(point))))
-    networks = box.networks if record.purpose is Purpose.BOX else ()
     pairs.append(("networks", _networks(record.networks), _networks(networks)))
     pairs.append(("display", record.display, None if record.sealed else box.display))
     pairs.append(("automatic forwards", _switch(record.auto_forwards), _switch(box.auto_forwards)))

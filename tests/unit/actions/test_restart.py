@@ -26,12 +26,12 @@ from kimbox.actions.up import UpRequest
 from kimbox.errors import KimboxError, SpecError, StateError, UsageError
 from kimbox.lock.lockfile import Lock
 from kimbox.machine.bootmode import Choice
-from kimbox.machine.record import Ended, Sealed
+from kimbox.machine.record import Ended, Purpose, Sealed
 from kimbox.machine.shape import shape_changes
 from kimbox.machine.state import State
 from kimbox.project import plan
 from kimbox.project.project import Project
-from kimbox.spec.model import BootMode, Display, Forward, Network, Role, Scratch
+from kimbox.spec.model import BootMode, Display, Forward, Mount, Network, Role, Scratch
 
 kimbox, world = clirun.kimbox, feignedworld.world  # fixtures
 
@@ -61,6 +61,23 @@ def test_the_changes_of_a_shape(tmp_path: Path) -> None:
     assert ["forward of port 8888 127.0.0.1:20023 -> none"] == [
         change.text for change in shape_changes(record, attrs.evolve(box, forwards=()))
     ]
+
+
+def test_a_clone_has_neither_folders_nor_networks(tmp_path: Path) -> None:
+    """So they are no change of its shape."""
+    box = attrs.evolve(
+        makebox.make_box(tmp_path),
+        cpus=2,
+        memory_bytes=1 << 30,
+        mounts=(Mount(Path("/srv"), "/data"),),
+        networks=(Network("lan", "10.57.0.0/24", (("tiny", "10.57.0.1"),)),),
+        scratch=None,
+    )
+    record = attrs.evolve(makemachine.RECORD, cpus=2, memory_bytes=1 << 30)
+    names = {change.name for change in shape_changes(record, box)}
+    assert {"mount at /data", "networks"} <= names
+    of_clone = {change.name for change in shape_changes(attrs.evolve(record, purpose=Purpose.CLONE), box)}
+    assert names - {"mount at /data", "networks"} == of_clone
 
 
 def test_diff_has_the_shape(tmp_path: Path) -> None:
