@@ -1,4 +1,4 @@
-"""Notices that a guest has hung: it stops to tell every few seconds that it is alive (provisioners/job). Pure.
+"""Notices that a guest has hung: it no longer reports every few seconds that it is alive (provisioners/job). Pure.
 
 The silence of a guest has several causes, and all of them are its end: its kernel hangs or loops, its processes do not
 run, or QEMU itself does not work.
