@@ -117,7 +117,10 @@ def test_a_box_is_made_of_a_save(kimbox: Kimbox, tmp_path: Path) -> None:
     assert kimbox.json("save", "other", store)["uploaded_bytes"] < saved["added_bytes"]
     kimbox("destroy", "-y", "other")
     assert 2 == len(kimbox.json("clone", store, "-n", "2")["clones"])
-    each = [kimbox.sh(name, f"cat /persistent/notes; sudo cat /root/runs\n{IDENTITY}").split() for name in ("kept-1", "kept-2")]
+    each = [
+        kimbox.sh(name, f"cat /persistent/notes; sudo cat /root/runs\n{IDENTITY}").split()
+        for name in ("kept-1", "kept-2")
+    ]
     assert [["more", "ran"]] * 2 == [words[:2] for words in each]
     assert 8 == len(set(each[0][2:]) | set(each[1][2:]))
     for name in ("kept-1", "kept-2"):
