@@ -53,6 +53,16 @@ def lines(summary: dict[str, Any]) -> list[str]:
 def _network_line(network: dict[str, Any], summary: dict[str, Any]) -> str:
     own = network["addresses"].get(summary["name"])
     others = ", ".join(f"{box} {address}" for box, address in network["addresses"].items() if box != summary["name"])
-    is_down = summary["pid"] is not None and not network["is_up"]
-    state = f". It is DOWN: `kimbox reload {summary['name']}` repairs it" if is_down else ""
-    return f"  network     {network['name']}: {own}, with {others or 'no other box'}{state}"
+    return f"  network     {network['name']}: {own}, with {others or 'no other box'}"
+
+
+def lost(machine: Machine, record: Record) -> list[tuple[str, str]]:
+    """Returns the code and the detail of a problem for each network that a box which runs has lost."""
+    from kimbox.machine.networks import is_up
+
+    repair = f"`kimbox reload {machine.name}` connects it again"
+    return [
+        ("network-down", f"it is not connected to its network {network.name}: {repair}")
+        for network in record.networks
+        if not is_up(machine, record, network)
+    ]

@@ -34,14 +34,22 @@ def spaces_of(machine: Machine, record: Record) -> dict[str, Any]:
 
 def lines(summary: dict[str, Any]) -> list[str]:
     """Returns the lines of these keys in the output of `status`."""
-    from kimbox.machine.state import State
-
     lines = []
     for mount in summary["mounts"] or ():
         access = "writable" if mount["writable"] else "read-only"
         lines.append(f"  mount       {mount['location']} -> {mount['mount_point']}, {access}")
-        if State(summary["state"]).running and not mount["is_served"]:
-            lines.append(f"  PROBLEM     it is not served: `kimbox reload {summary['name']}` serves it again")
     if scratch := summary["scratch"]:
         lines.append(f"  scratch     {scratch['size_bytes'] / 1e6:.0f} MB at {scratch['mount']} in the guest")
     return lines
+
+
+def lost(machine: Machine, record: Record) -> list[tuple[str, str]]:
+    """Returns the code and the detail of a problem for each folder of the host that a box which runs has lost."""
+    from kimbox.machine import mounts
+
+    repair = f"`kimbox reload {machine.name}` serves it again"
+    return [
+        ("mount-lost", f"{mount.location} at {mount.mount_point} is not served: {repair}")
+        for number, mount in enumerate(record.mounts)
+        if not mounts.is_served(machine, number)
+    ]

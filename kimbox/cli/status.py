@@ -274,6 +274,7 @@ def _health(
         record.put_back,
         _full_outputs(machine),
         last_panic(read_end(machine.serial_log, CONSOLE_BYTES)),
+        [*spaces.lost(machine, record), *connections.lost(machine, record)] if state.running else (),
     )
     return {
         "health": health.as_json(observation.events, clock, now_s) if state.running else None,

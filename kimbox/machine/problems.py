@@ -55,6 +55,8 @@ PROBLEMS: dict[str, tuple[Severity, str]] = {
     "fallback": (Severity.WARNING, "The newest manifest failed, and the box runs the last good one."),
     "hung": (Severity.WARNING, "The box hung after the last start, and its watchdog has reset it."),
     "link-lost": (Severity.CRITICAL, "The director has not answered the box for 15 minutes."),
+    "mount-lost": (Severity.WARNING, "A folder of the host is not served: programs of the box that use it wait."),
+    "network-down": (Severity.WARNING, "No process connects the box to a network of its spec."),
     "no-report": (Severity.WARNING, "A sealed box has sent no report for 45 minutes."),
     "no-watchdog": (Severity.WARNING, "The spec asks for a watchdog, and the kernel of the box has no driver for it."),
     "not-running": (Severity.CRITICAL, "The box is halted, suspended or paused."),
@@ -115,6 +117,8 @@ class Known:
     full_outputs: Sequence[str] = ()
     #: The message of the kernel's panic after which the box restarted itself; None: there was none.
     panic: str | None = None
+    #: Code and detail for each folder and network that is lost.
+    lost: Sequence[tuple[str, str]] = ()
 
 
 def problems(known: Known) -> list[MachineProblem]:
@@ -125,6 +129,7 @@ def problems(known: Known) -> list[MachineProblem]:
         found.append(MachineProblem("panicked", since_s, f"its kernel panicked, and it restarted: {known.panic}"))
     if known.state.running:
         found += [*_of_snapshot(known), *_of_health(known), *_of_link(known)]
+        found += [MachineProblem(code, None, detail) for code, detail in known.lost]
         if known.is_sealed and known.full_outputs:
             detail = f"the host keeps no more output of the box: {', '.join(known.full_outputs)}"
             found.append(MachineProblem("output-full", None, detail))

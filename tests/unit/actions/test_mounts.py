@@ -15,7 +15,7 @@ from kimbox.actions import mounts, snapshot, stop
 from kimbox.actions.resume import resume
 from kimbox.errors import GuestError, StateError
 from kimbox.log import log
-from kimbox.machine.mounts import check, real_folder
+from kimbox.machine.mounts import check_folders, real_folder
 from kimbox.machine.record import Purpose, Sealed
 from kimbox.spec.model import Mount
 
@@ -40,7 +40,7 @@ def test_a_box_starts_only_with_its_folder(world: World, folder: Path) -> None:
         up(world)
     named = Mount(folder / "$(id)", "/work", writable=True)  # by the spec, and the hint is a command
     with refused(StateError, "mount-folder-missing") as caught:
-        check("tiny", (named,))
+        check_folders("tiny", (named,))
     assert f"`mkdir -p '{named.location}'`" in (caught.value.hint or "")
     assert not world.machine.exists
     folder.mkdir()

@@ -62,6 +62,8 @@ def test_a_healthy_box_has_none() -> None:
         ({}, [event("ready", 5)], {"full_outputs": ["events.jsonl"], "is_sealed": False, "state": State.READY}),
         ({"hung": 28.0}, [event("watchdog", 2, status="reset"), HEALTHY], {}),
         ({"no-watchdog": 28.0}, [event("watchdog", 2, status="missing", reason="no driver"), HEALTHY], {}),
+        ({"mount-lost": None}, [SEALED, HEALTHY], {"lost": [("mount-lost", "/srv is not served")]}),
+        ({"not-running": None}, [SEALED], {"state": State.HALTED, "lost": [("network-down", "lan")]}),
         ({"snapshot-lost": 29.0}, [event("died", 1, reason="full"), HEALTHY], {}),
     ],
 )
