@@ -51,8 +51,8 @@ def test_under_its_own_name(kimbox: Kimbox, machine: Machine, store: Path, world
 def test_with_settings(kimbox: Kimbox, machine: Machine, store: Path) -> None:
     """They are in the record. Those that the save cannot have are refused, and no box is made."""
     saved(kimbox, store)
-    for setting in ("disk.size=14GiB", "disk.volumes.swap=256MiB"):
-        assert "usage" == refused(kimbox, "create", "other", "--from", str(store), "--set", setting)["code"]
+    for setting, code in {"disk.size=14MiB": "disk-smaller", "disk.volumes.swap=256MiB": "usage"}.items():
+        assert code == refused(kimbox, "create", "other", "--from", str(store), "--set", setting)["code"]
     assert "bad-spec" == refused(kimbox, "create", "other", "--from", str(store), "--set", "cpus=x")["code"]
     assert not Machine("other").exists
     assert 0 == kimbox("create", "other", "--from", str(store), "--set", "cpus=3")[0]
