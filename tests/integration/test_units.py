@@ -19,6 +19,7 @@ UNCONFINED = {
     "kimbox-freeze.service": "stops every process, and sets clock, host name, keys and the kernel's random generator",
     "kimbox-identity.service": "runs the programs of packages that make their keys and databases",
     "kimbox-job.service": "mounts the disk of a job, starts its program as root in a unit of its own, and powers off",
+    "kimbox-mounts.service": "mounts the folders of the host for all",
     "kimbox-ready.service": "starts the provisioning",
     "kimbox-scratch.service": "makes a file system and mounts it for all",
     "provisiond.service": "runs what the spec says: installs packages, makes accounts, mounts",
