@@ -101,9 +101,14 @@ class Lock:
     frozen_digest: str | None = None
 
     @functools.cached_property
+    def text(self) -> str:
+        """The text of the lock file. Every job of a sweep needs it, and YAML takes long to write."""
+        return format_lock(self)
+
+    @functools.cached_property
     def digest(self) -> str:
         """sha256 hex digest of the lock file's text."""
-        return self.frozen_digest or hashlib.sha256(format_lock(self).encode()).hexdigest()
+        return self.frozen_digest or hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def locked_url(box: Box, repository: Repository) -> str:

@@ -18,7 +18,7 @@ from kimbox.jobs.record import LOCK, MAX_RECORD_BYTES, RECORD
 from kimbox.jobs.statement import statement
 from kimbox.jobs.terms import Inputs
 from kimbox.jobs.vet import OUTPUT
-from kimbox.lock.lockfile import format_lock, read_lock
+from kimbox.lock.lockfile import read_lock
 from kimbox.lock.provenance.inputs import commits
 from kimbox.project.plan import Plan
 
@@ -50,13 +50,12 @@ def describe(job: Job, results: Path) -> dict[str, Any]:
 def describe_inputs(request: RunRequest, plan: Plan, files: listing.Listing, folder_digest: str) -> Inputs:
     """Returns what is known of a job before it runs. `files`: those in the folder of the job."""
     box, lock = plan.box, plan.lock
-    text = format_lock(lock)
     static = {
         "kimbox": __version__,
         "box": box.name,
         "image": plan.image_key,
         "manifest": plan.digest,
-        "lock": {"sha256": hashlib.sha256(text.encode()).hexdigest(), "spec": lock.spec_digest},
+        "lock": {"sha256": hashlib.sha256(lock.text.encode()).hexdigest(), "spec": lock.spec_digest},
         "commits": {name: commit for name, _, commit, _ in commits(lock)},
         "settings": {
             "cpus": box.cpus,
@@ -70,7 +69,7 @@ def describe_inputs(request: RunRequest, plan: Plan, files: listing.Listing, fol
         "folder_name": request.folder.resolve().name,
         "input": files.as_json(),
     }
-    return Inputs(static, text)
+    return Inputs(static, lock.text)
 
 
 def check_key(key: Path | None) -> None:
