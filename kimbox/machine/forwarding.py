@@ -7,7 +7,7 @@ listening) reports the ports, and ssh forwards each of them to 127.0.0.1 of the 
 reach. Nothing polls on the host. When the box stops, ssh ends, and with it the forwards and this process.
 
 A guest is hostile. It says only which of its ports listen: this host listens on 127.0.0.1 alone, on ports from 1024 on
-that nobody has, on MAX_FORWARDS at most, and changes them once in SETTLE_S at most.
+that are free, on MAX_FORWARDS at most, and changes them once in SETTLE_S at most.
 """
 
 from __future__ import annotations

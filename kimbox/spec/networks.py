@@ -13,7 +13,7 @@ from kimbox.spec.reader import Reader
 #: QEMU's user network, by which every guest reaches the host and the outside.
 USER_NETWORK = ipaddress.IPv4Network("10.0.2.0/24")
 
-#: Addresses that are nobody's on the internet (RFC 1918).
+#: Addresses for private networks (RFC 1918).
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 
 #: Lengths of the prefix of a subnet.

@@ -1,7 +1,7 @@
 """Connects a guest to the other boxes of one network of its spec. It is a program of its own, beside QEMU.
 
 QEMU has no switch: its hub would send frames in a circle between three boxes, and multicast on 127.0.0.1 reaches every
-user of the host. So each box has a socket in the folder of its machine, which nobody but its user can enter, and a
+user of the host. So each box has a socket in the folder of its machine, which only its user can enter, and a
 program that sends each frame of the guest to the socket of the box whose address it has. Nothing is connected: boxes
 start and end in any order, and a frame for one that does not run is lost, as on a wire.
 
