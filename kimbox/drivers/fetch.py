@@ -8,8 +8,11 @@ shorter (a snapshot was restored), all of it is copied again.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import shlex
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -19,6 +22,7 @@ from kimbox.files import locked, read_json, write_json
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.ssh import Guest
 from kimbox.machine.folder import Machine
+from kimbox.machine.record import Record
 
 #: Paths in the guest of its events (events.sh) and of the output of provisioning (provisiond).
 EVENTS = "/persistent/log/events.jsonl"
@@ -122,3 +126,39 @@ class Fetcher:
             file.seek(offset)
             file.write(data)
         inodes[remote] = inode
+
+
+@attrs.define
+class EventCopies:
+    """The copies of the events of a machine, for a driver whose guests have no port to the host."""
+
+    machine: Machine
+    #: Interval between two copies while the machine boots, in seconds.
+    interval_s: float
+    _fetcher: Fetcher | None = None
+    #: Time of the last copy by `listen`, on the monotonic clock.
+    _listened_s: float = 0.0
+
+    def fetch(self, record: Record) -> bool:
+        """Copies the guest's new events; True if it answered. Raises GuestError (`host-key-mismatch`)."""
+        if self._fetcher is None:
+            self._fetcher = Fetcher(self.machine, self.machine.endpoint(record))
+        return self._fetcher.fetch()
+
+    def answers(self, record: Record) -> bool:
+        """Copies the guest's new events; False if it does not answer, or another machine answers."""
+        with contextlib.suppress(KimboxError):
+            return self.fetch(record)
+        return False
+
+    def listen(self, is_running: Callable[[], bool]) -> bool:
+        """Copies the new events if it is time for that. False if the guest does not answer and does not run."""
+        now_s = time.monotonic()
+        if now_s - self._listened_s < self.interval_s:
+            return True
+        self._listened_s = now_s
+        return self.fetch(self.machine.record()) or is_running()
+
+    def forget(self) -> None:
+        """Forgets the connection: the machine has started anew, maybe at another address."""
+        self._fetcher = None

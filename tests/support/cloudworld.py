@@ -12,6 +12,7 @@ from fakecloud import FakeCloud
 
 from kimbox.drivers import guestboot
 from kimbox.drivers.base import Launch
+from kimbox.drivers.fetch import EventCopies
 from kimbox.drivers.openstack import instance as instances
 from kimbox.drivers.openstack import publishing
 from kimbox.drivers.openstack.driver import OpenStack
@@ -58,7 +59,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(instances, "POLL_S", 0.0)
     monkeypatch.setattr(guestboot, "needs_reboot", lambda *_, **__: False)
-    monkeypatch.setattr(OpenStack, "_fetch", lambda *_: True)
+    monkeypatch.setattr(EventCopies, "fetch", lambda *_: True)
     disk = tmp_path / "disk.qcow2"
     disk.write_bytes(b"a disk" * 1000)
     monkeypatch.setattr(publishing, "convert", lambda source, _, target, __: target.write_bytes(source.read_bytes()))

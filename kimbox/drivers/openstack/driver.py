@@ -10,9 +10,7 @@ journal.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +19,7 @@ import attrs
 
 from kimbox.drivers import guestboot, hostcheck
 from kimbox.drivers.base import Features, Launch
-from kimbox.drivers.fetch import Fetcher, remove_fetched
+from kimbox.drivers.fetch import EventCopies, remove_fetched
 from kimbox.drivers.hostcheck import HostCheck, Outcome
 from kimbox.drivers.openstack import instance as instances
 from kimbox.drivers.openstack import publishing, sdk
@@ -55,11 +53,12 @@ class OpenStack:
 
     machine: Machine
     _cloud: Cloud | None = None
-    _fetcher: Fetcher | None = None
-    #: Time of the last copy by `listen`, on the monotonic clock.
-    _listened_s: float = 0.0
+    _copies: EventCopies = attrs.field(init=False)
     name = "openstack"
     features = Features(suspend=True, delivery_disk=True, publishing=True)
+
+    def __attrs_post_init__(self) -> None:
+        self._copies = EventCopies(self.machine, LISTEN_S)
 
     @staticmethod
     def check_host() -> list[HostCheck]:
@@ -193,12 +192,12 @@ class OpenStack:
     def _reached(self, record: Record, waits: Waits) -> Record:
         """Waits until the guest answers. Returns the record with its address, and pins the host key of the console."""
         cloud, journal = self._open()
-        self._fetcher = None
+        self._copies.forget()
         record = attrs.evolve(record, ssh_host=instances.address(cloud, journal), ssh_port=SSH_PORT)
         self.machine.write_record(record)
         if not self.machine.known_hosts.exists():
             waits.until("its ssh host key on the console", self._pin_host_key)
-        waits.until(f"an answer at {record.ssh_host} port {SSH_PORT}", lambda: self._fetch(record))
+        waits.until(f"an answer at {record.ssh_host} port {SSH_PORT}", lambda: self._copies.fetch(record))
         return record
 
     def _pin_host_key(self) -> bool:
@@ -233,8 +232,7 @@ class OpenStack:
 
     def stop(self, before: State, *, force: bool, timeout_s: float) -> None:
         """Nova presses the power button, and powers the instance off after a time of its own."""
-        with contextlib.suppress(KimboxError):  # the last events: a guest that is off cannot send them
-            self._fetch(self.machine.record())
+        self._copies.answers(self.machine.record())  # the last events: a guest that is off cannot send them
         self._bring_to(Status.SHUTOFF)
 
     def suspend(self, written: Callable[[], None]) -> None:
@@ -291,11 +289,11 @@ class OpenStack:
         status: str = Status.ACTIVE
         if record.ended is Ended.NEW:  # the first `up` was interrupted or still runs; the next one starts again
             status = Status.SHUTOFF
-        elif record.ended is not None or not self._answers(record):
+        elif record.ended is not None or not self._copies.answers(record):
             server = self._server()
             status = server.status if server else Status.SHUTOFF
             if status in RUNNING and record.ended is not None:
-                self._answers(record)
+                self._copies.answers(record)
         return Observation(
             exists=True,
             running=status in RUNNING,
@@ -305,24 +303,8 @@ class OpenStack:
             ended_by_us=status != Status.ERROR,  # users may stop an instance in the cloud; that is no crash
         )
 
-    def _answers(self, record: Record) -> bool:
-        """Copies the guest's new events; False if it does not answer, or another machine answers."""
-        with contextlib.suppress(KimboxError):
-            return self._fetch(record)
-        return False
-
-    def _fetch(self, record: Record) -> bool:
-        """Copies the guest's new events; True if it answered. Raises GuestError (`host-key-mismatch`)."""
-        if self._fetcher is None:
-            self._fetcher = Fetcher(self.machine, self.endpoint(record))
-        return self._fetcher.fetch()
-
     def listen(self) -> bool:
-        now = time.monotonic()
-        if now - self._listened_s < LISTEN_S:
-            return True
-        self._listened_s = now
-        return self._fetch(self.machine.record()) or self._runs()
+        return self._copies.listen(self._runs)
 
     def pid(self) -> int | None:
         """None: the process is in the cloud."""

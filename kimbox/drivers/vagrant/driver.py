@@ -6,7 +6,6 @@ ssh to the files that QEMU would write. So the rest of kimbox finds them in the 
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -18,13 +17,13 @@ import attrs
 from kimbox import run
 from kimbox.drivers import guestboot, hostcheck
 from kimbox.drivers.base import Features, Launch, allot_ports
-from kimbox.drivers.fetch import Fetcher, remove_fetched
+from kimbox.drivers.fetch import EventCopies, remove_fetched
 from kimbox.drivers.hostcheck import HostCheck
 from kimbox.drivers.names import prefix
 from kimbox.drivers.vagrant import boxes, command, hypervisor
 from kimbox.drivers.vagrant import hostcheck as vagrant_hostcheck
 from kimbox.drivers.vagrant.hypervisor import Hypervisor
-from kimbox.errors import GuestError, KimboxError
+from kimbox.errors import GuestError
 from kimbox.files import read_bounded, read_end, remove_tree, write_atomic
 from kimbox.guest.endpoint import Endpoint
 from kimbox.image.store.images import Image
@@ -61,11 +60,12 @@ class Vagrant:
     """The driver `vagrant` of one machine."""
 
     machine: Machine
-    _fetcher: Fetcher | None = None
-    #: Time of the last copy by `listen`, on the monotonic clock.
-    _listened_s: float = 0.0
+    _copies: EventCopies = attrs.field(init=False)
     name = "vagrant"
     features = Features(suspend=True, memory_snapshots=True)
+
+    def __attrs_post_init__(self) -> None:
+        self._copies = EventCopies(self.machine, LISTEN_S)
 
     @staticmethod
     def check_host() -> list[HostCheck]:
@@ -212,7 +212,7 @@ class Vagrant:
 
     def _fetch_until_answered(self, record: Record) -> None:
         deadline = time.monotonic() + ANSWER_S
-        while not self._fetch(record):
+        while not self._copies.fetch(record):
             if time.monotonic() > deadline:
                 raise GuestError(
                     f"{self.machine.name} did not answer at {record.ssh_host} port {record.ssh_port} "
@@ -231,8 +231,7 @@ class Vagrant:
     def stop(self, before: State, *, force: bool, timeout_s: float) -> None:
         if before is State.PAUSED:
             self.unpause()
-        with contextlib.suppress(KimboxError):  # the last events: a guest that is off cannot send them
-            self._fetch(self.machine.record())
+        self._copies.answers(self.machine.record())  # the last events: a guest that is off cannot send them
         self._call("halt", lambda v: v.halt(force=force))
         if self.running()[0]:
             raise GuestError(
@@ -290,10 +289,10 @@ class Vagrant:
         running, paused = True, False
         if record.ended is Ended.NEW:  # the first `up` was interrupted or still runs; the next one starts again
             running = False
-        elif record.ended is not None or not self._exists() or not self._answers(record):
+        elif record.ended is not None or not self._exists() or not self._copies.answers(record):
             running, paused = self.running()
             if running and not paused and record.ended is not None:
-                self._answers(record)
+                self._copies.answers(record)
         return Observation(
             exists=True,
             running=running,
@@ -303,24 +302,8 @@ class Vagrant:
             ended_by_us=True,  # users may halt with Vagrant, which does not distinguish that from a crash
         )
 
-    def _answers(self, record: Record) -> bool:
-        """Copies the guest's new events; False if it does not answer, or another machine answers."""
-        with contextlib.suppress(KimboxError):
-            return self._fetch(record)
-        return False
-
-    def _fetch(self, record: Record) -> bool:
-        """Copies the guest's new events; True if it answered. Raises GuestError (`host-key-mismatch`)."""
-        if self._fetcher is None:
-            self._fetcher = Fetcher(self.machine, self.endpoint(record))
-        return self._fetcher.fetch()
-
     def listen(self) -> bool:
-        now = time.monotonic()
-        if now - self._listened_s < LISTEN_S:
-            return True
-        self._listened_s = now
-        return self._fetch(self.machine.record()) or self.running()[0]
+        return self._copies.listen(lambda: self.running()[0])
 
     def pid(self) -> int | None:
         """None: the process belongs to the hypervisor."""
@@ -343,7 +326,7 @@ class Vagrant:
         self._call("snapshot restore", lambda v: v.snapshot_restore(name))
         if not self.running()[0]:
             return launch.record
-        self._fetcher = None
+        self._copies.forget()
         return self._reached(launch.record)
 
     def delete_snapshot(self, name: str) -> None:
