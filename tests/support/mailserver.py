@@ -6,11 +6,13 @@ import contextlib
 import email
 import email.policy
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from typing import Any
 
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, LoginPassword
 
 
 class Box:
@@ -42,14 +44,25 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def _accepts(login: tuple[str, str]) -> Callable[..., AuthResult]:
+    """The check of a login (a user and a password) in the form that aiosmtpd wants."""
+    expected = LoginPassword(*(word.encode() for word in login))
+    return lambda _server, _session, _envelope, _mechanism, given: AuthResult(success=given == expected, handled=False)
+
+
 @contextlib.contextmanager
-def running(port: int = 0) -> Iterator[Box]:
-    """Runs a server. `port`: 0 for a free one."""
+def running(
+    port: int = 0, *, context: ssl.SSLContext | None = None, login: tuple[str, str] | None = None
+) -> Iterator[Box]:
+    """Runs a server. `port`: 0 for a free one. `context`: with TLS. `login`: the only user who may send."""
     box, port = Box(), port or _free_port()
-    controller = Controller(box, hostname="127.0.0.1", port=port)
+    options: dict[str, Any] = {"ssl_context": context} if context else {}
+    if login:
+        options |= {"authenticator": _accepts(login), "auth_required": True, "auth_require_tls": False}
+    controller = Controller(box, hostname="127.0.0.1", port=port, **options)
     controller.start()
     try:
-        box.url = f"smtp://127.0.0.1:{port}"
+        box.url = f"{'smtps' if context else 'smtp'}://127.0.0.1:{port}"
         yield box
     finally:
         controller.stop()
