@@ -57,12 +57,18 @@ def _network_line(network: dict[str, Any], summary: dict[str, Any]) -> str:
 
 
 def lost(machine: Machine, record: Record) -> list[tuple[str, str]]:
-    """Returns the code and the detail of a problem for each network that a box which runs has lost."""
+    """Returns the code and the detail of a problem for each network that a box which runs has lost, and for the
+    process of `guest: auto`."""
+    from kimbox.machine import forwarding
     from kimbox.machine.networks import is_up
 
     repair = f"`kimbox reload {machine.name}` connects it again"
-    return [
+    problems = [
         ("network-down", f"it is not connected to its network {network.name}: {repair}")
         for network in record.networks
         if not is_up(machine, record, network)
     ]
+    if forwarding.is_down(machine, record):
+        detail = f"no process forwards its ports (`guest: auto`): `kimbox up {machine.name}` starts it"
+        problems.append(("forwards-down", detail))
+    return problems

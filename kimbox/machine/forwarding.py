@@ -4,7 +4,8 @@
 
 It is a process of its own for each box, with one ssh connection: a program in the guest (provisioners/provision/
 listening) reports the ports, and ssh forwards each of them to 127.0.0.1 of the guest, which QEMU's own forwards do not
-reach. Nothing polls on the host. When the box stops, ssh ends, and with it the forwards and this process.
+reach. Nothing polls on the host. When the box stops, ssh ends, and with it the forwards and this process. If the
+process is killed, its connection ends with it. It is started again, and then creates the forwards again.
 
 A guest is hostile. It says only which of its ports listen: this host listens on 127.0.0.1 alone, on ports from 1024 on
 that are free, on MAX_FORWARDS at most, and changes them once in SETTLE_S at most.
@@ -60,7 +61,13 @@ def ensure(machine: Machine, record: Record) -> None:
     if record.auto_forwards and record.sealed is None and machine.running and not is_locked(machine.folder / LOCK):
         command = [sys.executable, "-P", "-m", "kimbox.machine.forwarding", machine.name]
         env = {"KIMBOX_HOME": str(paths.home()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        detach(command, log=machine.folder / "forwards.log", env=env)
+        detach(command, log=machine.folder / "forwards.log", env=env, restarts=True)
+
+
+def is_down(machine: Machine, record: Record) -> bool:
+    """Whether a box that runs and asks for the process has none, and no kimbox is just starting or stopping the box."""
+    is_asked = record.auto_forwards and record.sealed is None
+    return is_asked and not is_locked(machine.folder / LOCK) and not machine.is_locked_by_another()
 
 
 def forwards_of(machine: Machine) -> dict[str, int]:

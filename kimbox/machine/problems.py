@@ -53,6 +53,7 @@ PROBLEMS: dict[str, tuple[Severity, str]] = {
     ),
     "failed": (Severity.CRITICAL, "The box did not boot, provision or seal itself."),
     "fallback": (Severity.WARNING, "The newest manifest failed, and the box runs the last good one."),
+    "forwards-down": (Severity.WARNING, "No process forwards the ports on which the box listens (`guest: auto`)."),
     "hung": (Severity.WARNING, "The box hung after the last start, and its watchdog has reset it."),
     "link-lost": (Severity.CRITICAL, "The director has not answered the box for 15 minutes."),
     "mount-lost": (Severity.WARNING, "A folder of the host is not served: programs of the box that use it wait."),

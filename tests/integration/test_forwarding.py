@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import attrs
 import makemachine
 import pytest
+from waiting import until
 
 from kimbox import paths
-from kimbox.filelocks import locked
+from kimbox.filelocks import is_locked, locked
 from kimbox.machine import forwarding, ports
 from kimbox.machine.folder import Machine
 from kimbox.machine.forwarding import Forwards, forwards_of, reported
@@ -146,6 +151,12 @@ def test_only_a_box_that_asks_has_the_process(machine: Machine, monkeypatch: pyt
     started: list[list[str]] = []
     monkeypatch.setattr(forwarding, "detach", lambda argv, **_: started.append(argv))
     record = machine.record()
+    assert forwarding.is_down(machine, record)
+    assert not forwarding.is_down(machine, attrs.evolve(record, sealed=Sealed("worker", "example.org")))
+    assert not forwarding.is_down(machine, attrs.evolve(record, auto_forwards=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(Machine, "is_locked_by_another", lambda _: True)
+        assert not forwarding.is_down(machine, record)
     (machine.folder / forwarding.STATE).write_text('{"80": 20080}')
     assert {} == forwards_of(machine)
     forwarding.ensure(machine, attrs.evolve(record, sealed=Sealed("worker", "example.org")))
@@ -155,5 +166,33 @@ def test_only_a_box_that_asks_has_the_process(machine: Machine, monkeypatch: pyt
     assert [["kimbox.machine.forwarding", "tiny"]] == [argv[-2:] for argv in started]
     with locked(machine.folder / forwarding.LOCK):
         assert {"80": 20080} == forwards_of(machine)
+        assert not forwarding.is_down(machine, record)
         forwarding.ensure(machine, record)
     assert 1 == len(started)
+
+
+def test_a_process_that_is_killed_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with the box. No ssh server answers here."""
+    monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
+    machine = makemachine.make_machine(auto_forwards=True)
+    lock = machine.folder / forwarding.LOCK
+    with makemachine.running(machine):
+        forwarding.ensure(machine, machine.record())
+        until("it runs", lambda: is_locked(lock))
+        killed = process_of(machine)
+        assert killed
+        os.kill(killed, signal.SIGKILL)
+        until("it runs again", lambda: process_of(machine) not in (None, killed) and is_locked(lock))
+    until("it has ended", lambda: not is_locked(lock) and process_of(machine) is None)
+
+
+def process_of(machine: Machine) -> int | None:
+    """The process that forwards the ports of a machine; None if it does not run."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            home = f"KIMBOX_HOME={os.environ['KIMBOX_HOME']}"
+            argv = (entry / "cmdline").read_text().split("\0")
+            environ = (entry / "environ").read_text().split("\0")
+            if argv[0] == sys.executable and forwarding.__name__ in argv and home in environ:
+                return int(entry.name)
+    return None

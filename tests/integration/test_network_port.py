@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,12 +14,11 @@ import makemachine
 import pytest
 from waiting import until
 
-from kimbox.drivers.qemu import port
-from kimbox.drivers.qemu.command import port_words
+from kimbox.drivers.qemu import port, process
+from kimbox.drivers.qemu.command import PORT, port_words
 from kimbox.machine.folder import Machine
-from kimbox.machine.networks import is_up
+from kimbox.machine.networks import is_up, socket_name
 from kimbox.machine.record import Record
-from kimbox.run import detach
 from kimbox.spec.model import Network
 
 ADDRESSES = {"a": "10.57.0.1", "b": "10.57.0.2", "c": "10.57.0.3"}
@@ -39,16 +39,34 @@ class Card:
         self.guest, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.guest.settimeout(20)
         end, self._end = os.pipe()
-        words = port_words(self.record, NETWORK, end, ours.fileno())
-        log = self.machine.folder / "network-lan.log"
-        self.exit_code = detach(words, log=log, pass_fds=[end, ours.fileno()], cwd=self.machine.folder)
+        self.exit_code = process.start_port(self.machine, self.record, NETWORK, end, ours.fileno())
         os.close(end)
         ours.close()
         until("it receives", lambda: is_up(self.machine, self.record, NETWORK))
 
+    @property
+    def shell(self) -> int:
+        """The process that starts the program again."""
+        return next(pid for pid, argv in self._processes() if argv[0] != sys.executable)
+
+    def program(self) -> int | None:
+        """The process of the program; None if it does not run."""
+        return next((pid for pid, argv in self._processes() if argv[0] == sys.executable), None)
+
+    def _processes(self) -> Iterator[tuple[int, list[str]]]:
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                argv = (entry / "cmdline").read_text().split("\0")
+                if str(PORT) in argv and (entry / "cwd").readlink() == self.machine.folder.resolve():
+                    yield int(entry.name), argv
+
+    def close(self) -> None:
+        """Closes the pipe, as the end of QEMU does."""
+        os.close(self._end)
+
     def end(self) -> None:
         """Ends it as the end of QEMU does."""
-        os.close(self._end)
+        self.close()
         until("the program has ended", lambda: self.exit_code() is not None)
         assert 0 == self.exit_code()
         assert not is_up(self.machine, self.record, NETWORK)
@@ -144,6 +162,45 @@ def test_a_guest_that_takes_nothing_stops_no_other() -> None:
         assert b"0" == b.guest.recv(2000)[34:]
         b.guest.send(frame("b", mac("c"), b"still"))
         assert b"still" == c.guest.recv(2000)[34:]
+
+
+def test_a_program_that_is_killed_starts_again() -> None:
+    """The guest has the same socket, and the others reach it as before. It still ends with QEMU."""
+    with cards("a", "b") as (a, b):
+        for text in (b"first", b"second"):
+            killed = a.program()
+            os.kill(killed, signal.SIGKILL)
+            a.guest.send(frame("a", mac("b"), b"waits"))
+            until("it runs again", lambda killed=killed: a.program() not in (None, killed))
+            until("it receives", lambda: is_up(a.machine, a.record, NETWORK))
+            assert b"waits" == b.guest.recv(2000)[34:]
+            b.guest.send(frame("b", mac("a"), text))
+            assert text == a.guest.recv(2000)[34:]
+
+
+def test_a_program_without_its_shell_ends_with_qemu() -> None:
+    """Who kills the shell that would start it again does not cut the box off."""
+    with cards("a", "b") as (a, b):
+        os.kill(a.shell, signal.SIGKILL)
+        until("the shell has ended", lambda: a.exit_code() is not None)
+        a.guest.send(frame("a", mac("b"), b"on"))
+        assert b"on" == b.guest.recv(2000)[34:]
+        a.close()
+        until("the program has ended", lambda: a.program() is None)
+
+
+def test_a_program_that_starts_after_the_end_of_qemu_takes_no_socket() -> None:
+    """The next QEMU of the box may have it already."""
+    with cards("a") as (a,):
+        os.kill(a.shell, signal.SIGSTOP)
+        os.kill(a.program() or 0, signal.SIGKILL)
+        until("the program has ended", lambda: a.program() is None)
+        a.close()
+        place = a.machine.folder / socket_name(a.record, NETWORK)
+        place.unlink()
+        os.kill(a.shell, signal.SIGCONT)
+        until("the shell has ended", lambda: a.exit_code() is not None)
+        assert (0, False) == (a.exit_code(), place.exists())
 
 
 def test_another_spec_is_another_network() -> None:

@@ -7,7 +7,8 @@ start and end in any order, and a frame for one that does not run is lost, as on
 
     python -I -S port.py END GUEST ADDRESS SOCKET [ADDRESS=SOCKET...]
 
-END is the end of a pipe for reading, whose other end QEMU has: the program ends with QEMU. GUEST is a datagram socket
+END is the end of a pipe for reading, whose other end QEMU has: the program ends with QEMU. If it is killed, it is
+started again with the same descriptors, and what QEMU sends meanwhile waits in its socket. GUEST is a datagram socket
 that QEMU sends frames to. The first ADDRESS and SOCKET belong to this box. This file imports the standard library only.
 
 A guest is hostile: it sends only from its own address (IPv4 and ARP), so that no box takes the place of another, and
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import select
 import selectors
 import socket
 import struct
@@ -132,6 +134,8 @@ class Port:
 def main(arguments: list[str]) -> None:
     """Runs the program with its arguments."""
     end, guest, address, path, *others = arguments
+    if select.select([int(end)], [], [], 0)[0]:
+        return  # started again after the end of QEMU: the socket may belong to the program of the next QEMU
     peers = dict(other.split("=", 1) for other in others)
     Port(socket.socket(fileno=int(guest)), address, path, peers).run(int(end))
 

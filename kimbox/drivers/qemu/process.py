@@ -26,7 +26,9 @@ from kimbox.filelocks import flock
 from kimbox.files import read_bounded, read_end
 from kimbox.machine import display
 from kimbox.machine.folder import OUTPUT_LIMIT_BYTES, Machine
+from kimbox.machine.record import Record
 from kimbox.run import describe_status, detach, require, tail
+from kimbox.spec.model import Network
 
 #: QEMU answers QMP within this time after its start.
 START_TIMEOUT_S = 60.0
@@ -173,14 +175,23 @@ def _start_ports(invocation: Invocation, descriptors: contextlib.ExitStack) -> t
         guest, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         descriptors.enter_context(guest)
         descriptors.enter_context(ours)
-        detach(
-            port_words(record, network, end, ours.fileno()),
-            log=machine.folder / f"network-{network.name}.log",
-            pass_fds=[end, ours.fileno()],
-            cwd=machine.folder,
-        )
+        start_port(machine, record, network, end, ours.fileno())
         sockets.append(guest.fileno())
     return (kept, *sockets)
+
+
+def start_port(machine: Machine, record: Record, network: Network, end: int, guest: int) -> Callable[[], int | None]:
+    """Starts the program of a network, which starts again if it is killed. `end`, `guest`: descriptors for it.
+
+    QEMU does not see that: its socket has no connection. Returns a function for the exit code.
+    """
+    return detach(
+        port_words(record, network, end, guest),
+        log=machine.folder / f"network-{network.name}.log",
+        pass_fds=[end, guest],
+        cwd=machine.folder,
+        restarts=True,
+    )
 
 
 def _memory_file(data: bytes, descriptors: contextlib.ExitStack) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from kimbox.cli import connections, spaces
 from kimbox.filelocks import locked
-from kimbox.machine import mounts
+from kimbox.machine import forwarding, mounts
 from kimbox.machine.networks import socket_name
 from kimbox.sockets import short_path
 from kimbox.spec.model import Mount, Network
@@ -27,6 +27,14 @@ def test_a_folder_that_is_not_served() -> None:
     assert ["mount-lost"] == [code for code, _ in spaces.lost(machine, machine.record())]
     with locked(mounts.lock_file(machine, 0)):
         assert [] == spaces.lost(machine, machine.record())
+
+
+def test_forwards_without_a_process() -> None:
+    machine = makemachine.make_machine("tiny", auto_forwards=True)
+    ((code, detail),) = connections.lost(machine, machine.record())
+    assert ("forwards-down", True) == (code, "`kimbox up tiny`" in detail)
+    with locked(machine.folder / forwarding.LOCK):
+        assert [] == connections.lost(machine, machine.record())
 
 
 def test_a_network_that_is_not_connected() -> None:
