@@ -77,6 +77,7 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
         _refuse_secrets(request.project)
         _refuse_networks(request.project)
         _refuse_auto_forwards(request.project)
+        _refuse_display(request.project)
         if not request.allow_local:
             _refuse_local(request.project)
     with temporary_folder("kimbox-render-") as new:
@@ -126,6 +127,21 @@ def _refuse_auto_forwards(project: Project) -> None:
             f"{project.name} has a forward with `guest: auto`, which Vagrant cannot have",
             code="unsupported-by-driver",
             hint="name the ports in `forwards`, in a layer of this spec for Vagrant",
+            fields={"name": project.name},
+        )
+
+
+def _refuse_display(project: Project) -> None:
+    """Raises UsageError if the box has a screen: vagrant-libvirt has no screen at a Unix socket (its domain.xml.erb).
+
+    At a TCP port of 127.0.0.1, every user of the host reaches it.
+    """
+    if project.box.display is not None:
+        raise UsageError(
+            f"{project.name} has a screen (`display: {project.box.display}`), which Vagrant would show to every user of "
+            "the host",
+            code="unsupported-by-driver",
+            hint="write `display: null`, in a layer of this spec for Vagrant",
             fields={"name": project.name},
         )
 

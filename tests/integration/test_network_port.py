@@ -169,6 +169,7 @@ def test_a_program_that_is_killed_starts_again() -> None:
     with cards("a", "b") as (a, b):
         for text in (b"first", b"second"):
             killed = a.program()
+            assert killed
             os.kill(killed, signal.SIGKILL)
             a.guest.send(frame("a", mac("b"), b"waits"))
             until("it runs again", lambda killed=killed: a.program() not in (None, killed))

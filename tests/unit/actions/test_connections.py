@@ -95,8 +95,8 @@ def test_a_sealed_box_has_no_screen_and_no_automatic_forwards(world: World, proc
     assert [] == processes
 
 
-@pytest.mark.parametrize("key", ["networks", "auto_forwards"])
-def test_plain_vagrant_has_neither(world: World, tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize("key", ASKED)
+def test_plain_vagrant_has_none_of_them(world: World, tmp_path: Path, key: str) -> None:
     """`render` refuses to write a folder that would lack it."""
     world.box = attrs.evolve(world.box, **{key: ASKED[key][0]})
     with refused(UsageError, "unsupported-by-driver", name="tiny"):
