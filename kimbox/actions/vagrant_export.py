@@ -138,7 +138,7 @@ def _refuse_display(project: Project) -> None:
     """
     if project.box.display is not None:
         raise UsageError(
-            f"{project.name} has a screen (`display: {project.box.display}`), which Vagrant would show to every user of "
+            f"{project.name} has a screen (`display: {project.box.display}`), which Vagrant would show to all users of "
             "the host",
             code="unsupported-by-driver",
             hint="write `display: null`, in a layer of this spec for Vagrant",
