@@ -21,9 +21,9 @@ def view(
 ) -> None:
     """Show the screen of a box that has `display: vnc` or `display: spice` in its spec.
 
-    It starts a viewer that is installed (TigerVNC, remote-viewer). Without one, or without a graphical session, it
-    prints the command. The screen is at a Unix socket that no other user can reach: no network port is open. A sealed
-    box has no screen.
+    It starts a viewer that is installed: TigerVNC or gvncviewer for VNC, remote-viewer for SPICE. Without one, or
+    without a graphical session, it prints the command. The screen is at a Unix socket that no other user can reach: no
+    network port is open. A sealed box has no screen.
 
     The JSON has: name, display, socket (its path) and command (in words). With --json no viewer is started.
 
@@ -51,13 +51,13 @@ def view(
             hint="write `display: vnc` into its spec; then `kimbox reload` starts it with one",
             fields={"name": machine.name},
         )
-    command, is_installed = display.viewer(machine, kind)
+    viewer = display.viewer(machine, kind)
     has_session = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    if is_installed and has_session and not print_only and not settings.json:
-        raise typer.Exit(attached(command))
+    if viewer.is_installed and has_session and not print_only and not settings.json:
+        raise typer.Exit(attached(viewer.command))
     socket = display.socket_of(machine)
-    text = shlex.join(command)
-    if not is_installed:
-        text += f"\n# {command[0]} is not installed here: sudo apt-get install {display.PACKAGES[kind]}"
-    result = {"name": machine.name, "display": str(kind), "socket": str(socket), "command": command}
+    text = shlex.join(viewer.command)
+    if not viewer.is_installed:
+        text += f"\n# {viewer.program} is not installed here: sudo apt-get install {display.PACKAGES[kind]}"
+    result = {"name": machine.name, "display": str(kind), "socket": str(socket), "command": viewer.command}
     report("view", result, text)

@@ -41,8 +41,8 @@ def install(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("display", "programs", "command"),
     [
+        (Display.VNC, ("gvncviewer", "vncviewer", "remote-viewer"), ["gvncviewer", "{socket}"]),
         (Display.VNC, ("vncviewer", "remote-viewer"), ["vncviewer", "{socket}"]),
-        (Display.VNC, ("remote-viewer",), ["remote-viewer", "vnc+unix://{socket}"]),
         (Display.SPICE, ("vncviewer", "remote-viewer"), ["remote-viewer", "spice+unix://{socket}"]),
     ],
 )
@@ -70,6 +70,27 @@ def test_a_viewer_is_started(
     monkeypatch.delenv("DISPLAY")
     assert (0, words) == (kimbox("view", "tiny")[0], kimbox("view", "tiny")[1].split())
     assert 1 == len(started)
+
+
+def test_viewers_that_cannot_connect_to_a_unix_socket(kimbox: Kimbox, viewers: Path) -> None:
+    """remote-viewer with VNC, and TightVNC, which Debian may install as vncviewer."""
+    makemachine.make_machine(display=Display.VNC)
+    install(viewers, "remote-viewer")
+    install(viewers, "xtightvncviewer")
+    (viewers / "vncviewer").symlink_to("xtightvncviewer")
+    code, out, _ = kimbox("view", "tiny")
+    assert (0, True) == (code, out.endswith("sudo apt-get install tigervnc-viewer\n"))
+
+
+def test_a_path_that_is_too_long_for_a_socket(
+    kimbox: Kimbox, viewers: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The viewer starts in the folder with the socket."""
+    monkeypatch.setenv("KIMBOX_HOME", str(world / ("x" * 100)))
+    machine = makemachine.make_machine(display=Display.SPICE)
+    install(viewers, "remote-viewer")
+    command = result(kimbox("--json", "view", "tiny")[1], "view")["command"]
+    assert ["env", "-C", str(machine.folder), "remote-viewer", "spice+unix://./display.sock"] == command
 
 
 def test_without_a_viewer_the_command_is_printed(kimbox: Kimbox, viewers: Path) -> None:
