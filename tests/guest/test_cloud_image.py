@@ -12,7 +12,8 @@ from pathlib import Path
 import attrs
 import makecloudimage
 import pytest
-from conftest import Kimbox
+import screens
+from conftest import Kimbox, until
 
 from kimbox.image import namespace
 
@@ -100,8 +101,11 @@ def test_an_image_of_debian(cloud: Cloud) -> None:
 
     kimbox("halt", "cloudy")
     assert "halted" == kimbox.json("status", "cloudy")["state"]
-    cloud.spec("cloudy", image, greeting="later")
+    cloud.spec("cloudy", image, greeting="later", more="display: vnc\nforwards: [{guest: auto}]\n")
     kimbox("up")
+    screens.shows_its_guest(kimbox, "cloudy")
+    kimbox.sh("cloudy", "sudo systemd-run -q systemd-socket-activate -l 127.0.0.1:8888 --accept --inetd echo hello")
+    until("its port is forwarded", lambda: "8888" in kimbox.json("status", "cloudy")["auto_forwards"])
     assert ["hello", "again", "later", "vagrant"] == kimbox.sh("cloudy", "cat /etc/greeting /tmp/who").split()
     assert own_key == kimbox.sh("cloudy", "cat /etc/ssh/ssh_host_ed25519_key.pub")
     kimbox("destroy", "-y", "cloudy")
