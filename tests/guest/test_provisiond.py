@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import windows
 from conftest import Kimbox, until
 from webfolder import serving
 
@@ -166,9 +167,13 @@ def test_a_new_root_is_provisioned_without_network_or_host(box: Kimbox) -> None:
 
 
 def test_windows_of_programs(box: Kimbox) -> None:
-    """sshd of a box with xauth offers a display. Without a screen here, `ssh -X` runs the program all the same."""
+    """sshd of a box with xauth offers a display, and a program opens a window there. Without a screen, it runs, too."""
     words = [sys.executable, "-m", "kimbox", "ssh"]
     env = {"KIMBOX_HOME": str(box.home), "PYTHONPATH": os.pathsep.join(sys.path), "DISPLAY": ":9"}
+    with windows.x_server(box.folder) as server:
+        program = ["-X", NAME, "--", "python3", "-"]
+        drawn = run.run([*words, *program], env=env | server, cwd=box.folder, input=windows.DRAW, timeout_s=300)
+    assert windows.DRAWN == drawn.stdout
     trusted = run.run([*words, NAME, "--", "-Y", "echo $DISPLAY; xauth list"], env=env, cwd=box.folder, timeout_s=300)
     display, cookie = trusted.stdout.splitlines()
     assert "localhost:10.0" == display

@@ -20,6 +20,7 @@ PROGRAMS = [
     "qemu-system-x86_64", "qemu-img", "mmdebstrap", "newuidmap", "mke2fs", "git", "ssh", "shellcheck", "mandoc", "sshd",
     "beanstalkd", "docker-registry", "gpg-agent", "openssl", "pvck", "sfdisk", "grub-script-check", "grub-editenv",
     "vagrant", "libvirtd", "virsh", "iptables", "dnsmasq", "chromium-headless-shell", "jq", "nginx", "genisoimage",
+    "Xvfb", "xauth",
 ]  # fmt: skip
 
 
