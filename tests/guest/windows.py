@@ -60,7 +60,8 @@ def x_server(folder: Path) -> Iterator[dict[str, str]]:
 
     allow(":0")  # the server reads the cookie alone
     words = ["-displayfd", "1", "-nolisten", "tcp", "-auth", str(authority), "-screen", "0", "64x64x24"]
-    with run.background(["Xvfb", *words]) as server:
+    # Without -noreset, the server forgets the cookie that ssh has from it when no program is connected.
+    with run.background(["Xvfb", "-noreset", *words]) as server:
         until("the X server", lambda: re.search(r"(?m)^\d+$", server.output()) is not None, limit_s=60.0)
         number = re.search(r"(?m)^\d+$", server.output())
         assert number
