@@ -24,7 +24,7 @@ from kimbox.image.store.images import Image
 from kimbox.log import log
 from kimbox.machine import rebuilt
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import Ended, PlanDigests
+from kimbox.machine.record import Ended, PlanDigests, Record
 from kimbox.machine.state import State, require
 from kimbox.project.plan import Plan, make_plan
 from kimbox.project.project import Project
@@ -116,8 +116,9 @@ def _fetch_kept(machine: Machine, box: Box) -> Path:
     Returns the archive. It is not that of `rebuilt.kept_files` yet: no root may get it before the disk is replaced.
     """
     paths = " ".join(shlex.quote(path.lstrip("/")) for path in box.keep)
-    command = f"{TAR} --one-file-system --ignore-failed-read -cf - -- {paths}"
-    argv = ssh_command(machine.endpoint(machine.record()), command=command)
+    record = machine.record()
+    command = f"{TAR} {_without_mounts(record)} --one-file-system --ignore-failed-read -cf - -- {paths}"
+    argv = ssh_command(machine.endpoint(record), command=command)
     new = rebuilt.kept_files(machine).with_suffix(".new")
     with log.step(f"copying {', '.join(box.keep)} from {machine.name}"), _created(new) as handle:
         try:
@@ -133,6 +134,16 @@ def _fetch_kept(machine: Machine, box: Box) -> Path:
                 fields={"name": machine.name},
             ) from None
     return new
+
+
+def _without_mounts(record: Record) -> str:
+    """Returns options of tar that leave out the folders of the host: their content and attributes are not the guest's.
+
+    Without them, the archive has each as an empty folder, or with its content if the spec keeps it by name. tar fails
+    to write that to one that is read-only, and overwrites in another what has changed since.
+    """
+    points = [shlex.quote(mount.mount_point.strip("/")) for mount in record.mounts]
+    return " ".join(["--anchored", "--no-wildcards", *(f"--exclude={point}" for point in points)])
 
 
 @contextlib.contextmanager
@@ -154,9 +165,10 @@ def restore_kept(machine: Machine) -> None:
     archive = rebuilt.kept_files(machine)
     if not archive.exists():
         return
+    record = machine.record()
     with log.step(f"copying {size_words(archive.stat().st_size)} back to {machine.name}"):
-        with Guest(machine.endpoint(machine.record())) as guest:
-            answer = guest.run(f"{TAR} -xpf -", timeout_s=COPY_TIMEOUT_S, stdin=archive)
+        with Guest(machine.endpoint(record)) as guest:
+            answer = guest.run(f"{TAR} {_without_mounts(record)} -xpf -", timeout_s=COPY_TIMEOUT_S, stdin=archive)
         if answer.code != 0:
             raise GuestError(
                 f"cannot copy the kept files back to {machine.name}: {answer.stderr.strip()[-500:]}",
