@@ -156,15 +156,21 @@ def test_a_reboot_inside_empties_it(scratched: Kimbox) -> None:
     assert scratched.sh(BOX, f"cat {DATA}/given; rm {WORK}/taken") == "of the host"
 
 
-def test_a_halt_removes_it_and_a_start_makes_it(scratched: Kimbox) -> None:
-    """`halt --force` removes the file on the host. The next start makes a new one, and serves the folders again."""
+def test_a_halt_removes_it_and_a_new_root_makes_it(scratched: Kimbox) -> None:
+    """`halt --force` removes the file on the host. A start with a new root makes one, and mounts the folders again."""
     write_file(scratched)
+    scratched.sh(BOX, "sudo touch /gone; sync")
     scratched("halt", "--force", BOX)
     assert not Machine(BOX).scratch.exists()
     until("the end of virtiofsd", lambda: servers(scratched) == [])
-    scratched("up")
+    (scratched.folder / "data/given").write_text("of the new start")
+    scratched("up", "--boot", "resnap")
     assert servers(scratched) == [WORK, DATA]
     check_new(scratched)
+    change = f"sudo sh -c 'echo changed >{DATA}/given; rm {DATA}/given'; echo guest >{WORK}/new"
+    assert scratched.sh(BOX, f"{change}; ls -d /gone; cat {DATA}/given {WORK}/taken") == "of the new start" * 2
+    assert (scratched.folder / "data/given").read_text() == "of the new start"
+    assert (scratched.folder / "work/new").read_text() == "guest\n"
 
 
 def test_a_mount_point_with_files_is_reported(scratched: Kimbox) -> None:

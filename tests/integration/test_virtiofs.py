@@ -13,7 +13,7 @@ from refused import refused
 from waiting import until
 
 from kimbox import run
-from kimbox.drivers.qemu import virtiofs
+from kimbox.drivers.qemu import confine, virtiofs
 from kimbox.errors import KimboxError
 from kimbox.machine import mounts
 from kimbox.machine.folder import Machine
@@ -86,6 +86,8 @@ def test_there_is_nothing_but_the_folder(machine: Machine, folder: Path, writabl
         options = next(line.split()[5] for line in (process / "mountinfo").read_text().splitlines())
         assert {"rw" if writable else "ro", "nosuid", "nodev"} <= set(options.split(","))
         assert virtiofs.UNASSIGNED_IDS == process.stat().st_uid
+        limit = next(line.split()[3] for line in (process / "limits").read_text().splitlines() if "open files" in line)
+        assert confine.most_open_files() == int(limit) > 1024
         own = folder.stat()
         maps = [(process / kind).read_text().split() for kind in ("uid_map", "gid_map")]
         assert [["1000", str(own.st_uid), "1"], ["1000", str(own.st_gid), "1"]] == [ids[3:6] for ids in maps]

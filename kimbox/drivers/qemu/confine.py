@@ -14,8 +14,10 @@ that it starts fast, and imports nothing of kimbox.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -57,11 +59,34 @@ def write_map(process: int, kind: str, lines: Lines) -> None:
         raise OSError(f"{program} failed with status {status}")
 
 
+def raise_file_limit() -> None:
+    """Raises the limit of open files of this process: virtiofsd has each file open that the guest has in its cache.
+
+    The limit is the hard limit, and for root the limit of the kernel, if the host allows that.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(OSError, ValueError):  # an ordinary user, or root of a container
+        most = int(Path("/proc/sys/fs/nr_open").read_text())
+        if most > hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def most_open_files() -> int:
+    """Returns the limit that `raise_file_limit` reaches."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raise_file_limit()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    return most
+
+
 def main(words: list[str]) -> None:
     """Becomes the program, in the namespaces. Raises OSError if the host does not allow them."""
     uid, gid, uids, gids = map(int, words[:4])
     access, folder, program, *arguments = words[4:]
     libc = ctypes.CDLL(None, use_errno=True)
+    raise_file_limit()
     if os.geteuid() == 0:  # root enters every folder, but not in the user namespace
         _checked(libc.unshare(_CLONE_NEWNS))
         _mount(libc, folder, access)

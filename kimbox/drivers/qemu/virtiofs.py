@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import resource
 import socket
 import struct
 import sys
@@ -49,6 +48,9 @@ TAG = "kimbox"
 #: Name of the socket in the machine's folder, while a server starts.
 SOCKET = "mount.sock"
 
+#: Number of files of a folder that a guest may need at a time. The source of Linux has 80,000.
+ENOUGH_FILES = 100_000
+
 #: Address of the slots on the PCI bus, above those that QEMU allots and below those of command.py. Each is one of the 8
 #: functions of this address. A saved state has each slot at its address.
 SLOTS_ADDRESS = "0x15"
@@ -81,11 +83,15 @@ def program() -> str:
 
 
 def check() -> HostCheck:
-    """Checks whether this host can share folders."""
+    """Checks whether this host can share folders, and enough files."""
     path = program()
     if os.geteuid() != 0:
         namespace.first_subordinate_ids()
-    return HostCheck("mounts", Outcome.GOOD, f"folders of this host in a box, by {path}")
+    text, files = f"folders of this host in a box, by {path}", confine.most_open_files()
+    if files >= ENOUGH_FILES:
+        return HostCheck("mounts", Outcome.GOOD, text)
+    text += f"; a guest can use {files} files of a folder at a time, because `ulimit -Hn` is {files}"
+    return HostCheck("mounts", Outcome.SLOW, text)
 
 
 def slots(mounts: tuple[Mount, ...]) -> list[str]:
@@ -172,10 +178,9 @@ def _command(mount: Mount, real: Path) -> list[str | Path]:
         ids = (owner.st_uid, owner.st_gid, UNASSIGNED_IDS, UNASSIGNED_IDS)
     else:
         ids = (os.getuid(), os.getgid(), *namespace.first_subordinate_ids())
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # one for each file that the guest has in its cache
     access = "rw" if mount.writable else "ro"
     return [
-        "prlimit", f"--nofile={most}:{most}", "--core=0:0", "--",
+        "prlimit", "--core=0:0", "--",
         sys.executable, "-I", "-S", CONFINE, *map(str, ids), access, real, program(),
         "-f", "-o", "source={folder}", "-o", "sandbox=namespace", "-o", "cache=auto", "--rlimit-nofile=0",
     ]  # fmt: skip
