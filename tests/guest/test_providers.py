@@ -256,10 +256,13 @@ def working_in(folder: str) -> list[str]:
 def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
     """Vagrant without kimbox, with a package and the rendered files, provisions the box and the new root of each boot.
 
-    The scratch space is empty after a boot.
+    The scratch space is empty after a boot. A writable folder of the host is mounted at each boot.
     """
     kimbox = Kimbox(home, tmp_path)
-    write_spec(kimbox, "plain", "scratch: {size: 1GiB}\n")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/given").write_text("of the host")
+    mounts = "mounts: [{location: shared, mount_point: /home/vagrant/shared, writable: true}]\n"
+    write_spec(kimbox, "plain", "scratch: {size: 1GiB}\n" + mounts)
     kimbox("lock")
     kimbox("package", "--output", "vagrant")
     kimbox("render", "--box", "vagrant/plain-libvirt.box")
@@ -281,13 +284,16 @@ def test_plain_vagrant_makes_the_same_box(home: Path, tmp_path: Path) -> None:
             assert (
                 "/staging" == vagrant("ssh", "-c", "sudo touch /gone; touch $TMPDIR/gone; sync; echo $TMPDIR").strip()
             )
+            change = "cd shared && sudo cp given taken && cat given"  # root, because libvirt does not map owners
+            assert "of the host" == vagrant("ssh", "-c", change).strip()
+            assert "of the host" == (tmp_path / "shared/taken").read_text()
             vagrant("reload")
             until(
                 "the new root to be provisioned",
                 lambda: holds("-s /etc/from-setup -a -s /etc/hello"),
                 every_s=PROGRAM_PAUSE_S,
             )
-            assert holds("-w /staging -a ! -e /gone -a ! -e /staging/gone")
+            assert holds("-w /staging -a ! -e /gone -a ! -e /staging/gone -a -s shared/taken")
         finally:
             vagrant("destroy", "-f")
             (image,) = set(libvirtd.inventory()["volumes"]) - before  # Vagrant does not remove it
