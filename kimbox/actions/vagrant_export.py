@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -26,6 +26,7 @@ from kimbox.project import localuse
 from kimbox.project.plan import make_plan
 from kimbox.project.project import Project
 from kimbox.render.vagrantfile import Delivery, VagrantMachine, box_name, is_url, render_vagrantfile
+from kimbox.spec.model import Box
 from kimbox.spec.nodes import shown
 from kimbox.temporary import temporary_folder
 
@@ -74,10 +75,7 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
             fields={"name": duplicates[0]},
         )
     for request in requests:
-        _refuse_secrets(request.project)
-        _refuse_networks(request.project)
-        _refuse_auto_forwards(request.project)
-        _refuse_display(request.project)
+        _refuse_unsupported(request.project)
         if not request.allow_local:
             _refuse_local(request.project)
     with temporary_folder("kimbox-render-") as new:
@@ -98,52 +96,29 @@ def _render(requests: Sequence[ExportRequest], folder: Path, *, check: bool) -> 
     return [folder / file.name for file in stale]
 
 
-def _refuse_secrets(project: Project) -> None:
-    """Raises UsageError if the box has secret variables: the user of the folder could not give them to it."""
-    if names := secretvalues.names(project.box):
+def _refuse_unsupported(project: Project) -> None:
+    """Raises UsageError if the spec has what the folder cannot give to a box of plain Vagrant."""
+    for why, remedy in _unsupported(project.box):
         raise UsageError(
-            f"{project.name} has secret variables ({', '.join(names)}), which Vagrant cannot give to a box",
+            f"{project.name} {why}",
             code="unsupported-by-driver",
-            hint="remove them from `env`, in a layer of this spec for Vagrant",
+            hint=f"{remedy}, in a layer of this spec for Vagrant",
             fields={"name": project.name},
         )
 
 
-def _refuse_networks(project: Project) -> None:
-    """Raises UsageError if the box is in a network: plain Vagrant gives it no names, and no limits of a guest."""
-    if networks := project.box.networks:
-        raise UsageError(
-            f"{project.name} is in the network {networks[0].name} of its spec, which the folder cannot make",
-            code="unsupported-by-driver",
-            hint="remove its address from `networks`, in a layer of this spec for Vagrant",
-            fields={"name": project.name},
-        )
-
-
-def _refuse_auto_forwards(project: Project) -> None:
-    """Raises UsageError if ports are to be forwarded while a program listens: Vagrant cannot do that."""
-    if project.box.auto_forwards:
-        raise UsageError(
-            f"{project.name} has a forward with `guest: auto`, which Vagrant cannot have",
-            code="unsupported-by-driver",
-            hint="name the ports in `forwards`, in a layer of this spec for Vagrant",
-            fields={"name": project.name},
-        )
-
-
-def _refuse_display(project: Project) -> None:
-    """Raises UsageError if the box has a screen: vagrant-libvirt has no screen at a Unix socket (its domain.xml.erb).
-
-    At a TCP port of 127.0.0.1, every user of the host reaches it.
-    """
-    if project.box.display is not None:
-        raise UsageError(
-            f"{project.name} has a screen (`display: {project.box.display}`), which Vagrant would show to all users of "
-            "the host",
-            code="unsupported-by-driver",
-            hint="write `display: null`, in a layer of this spec for Vagrant",
-            fields={"name": project.name},
-        )
+def _unsupported(box: Box) -> Iterator[tuple[str, str]]:
+    """Yields what a box of Vagrant cannot have, and how to change the spec."""
+    if names := secretvalues.names(box):
+        yield f"has secret variables ({', '.join(names)}), which Vagrant cannot give to a box", "remove them from `env`"
+    if box.networks:
+        place = f"is in the network {box.networks[0].name} of its spec"
+        yield f"{place}, which the folder cannot make", "remove its address from `networks`"
+    if box.auto_forwards:
+        yield "has a forward with `guest: auto`, which Vagrant cannot have", "name the ports in `forwards`"
+    if box.display is not None:  # vagrant-libvirt has no screen at a Unix socket (its domain.xml.erb)
+        screen = f"has a screen (`display: {box.display}`)"
+        yield f"{screen}, which Vagrant would show to all users of the host", "write `display: null`"
 
 
 def _refuse_local(project: Project) -> None:
