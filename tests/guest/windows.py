@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,4 +67,8 @@ def x_server(folder: Path) -> Iterator[dict[str, str]]:
         number = re.search(r"(?m)^\d+$", server.output())
         assert number
         allow(f":{number[0]}")
-        yield {"DISPLAY": f":{number[0]}", "XAUTHORITY": str(authority)}
+        try:
+            yield {"DISPLAY": f":{number[0]}", "XAUTHORITY": str(authority)}
+        finally:
+            server.send_signal(signal.SIGTERM)  # it removes its socket and its lock
+            server.wait(60.0)
