@@ -56,7 +56,7 @@ def trusted(certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_mail_with_a_login(server: Box, trusted: Path) -> None:
-    """The password is that of ~/.netrc. Without one, and with a wrong one, the server refuses, and the error says so."""
+    """The password is that of ~/.netrc. Without it, and with a wrong one, the server refuses, as the error says."""
     with pytest.raises(KimboxError, match="Authentication required") as refused:
         send(server)
     assert "notification-failed" == refused.value.code
