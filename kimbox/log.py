@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: The spinner, by its name in rich.
+SPINNER = "dots"
+
 #: Longest text beside the spinner: a longer one would wrap on a narrow terminal.
 MAX_SPINNER_TEXT = 100
 
@@ -188,8 +191,10 @@ class Log:
                 from rich.text import Text
 
                 self._console = self._console or Console(file=self._out, no_color=not settings.color)
-                self._status = self._console.status(Text(printable(step.name)))
+                self._status = self._console.status(Text(printable(step.name)), spinner=SPINNER)
                 self._status.start()
+                # Draws the first frame now. If its thread drew it while a line is printed, both could share a line.
+                self._status.update(spinner=SPINNER)
             else:
                 self.info(f"{step.name} ...")
 

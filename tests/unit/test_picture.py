@@ -49,7 +49,8 @@ def test_a_picture_shows_what_stays_on_a_terminal(tmp_path: Path) -> None:
     """Commands run in a terminal. The picture contains the lines above a spinner, but not the frames of the spinner."""
     file = tmp_path / "a.svg"
     code = "from rich.console import Console\nc = Console()\n"
-    code += "with c.status('turning ' * 25):\n    c.print(c.is_terminal)\n    c.print('[red]red')"
+    code += "with c.status('turning ' * 25) as s:\n    s.update(spinner='dots')  # draws its first frame\n"
+    code += "    c.print(c.is_terminal)\n    c.print('[red]red')"
     (tmp_path / "spin.py").write_text(code)
     assert picture(file, f"{sys.executable} {tmp_path}/spin.py").ok
     assert ["True", "red"] == shown(file).splitlines()[-2:]
