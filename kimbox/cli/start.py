@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -32,7 +33,7 @@ def start(
     """Start a box that was stopped: one of this host, or one that was saved in a store.
 
     With a URL it is `kimbox create --from URL` and `kimbox up`: the box comes as it was saved, with an identity of its
-    own. A box that was never created on this host is refused: `kimbox up` makes a new one from a spec.
+    own. A box that this host does not have is refused: `kimbox up` makes a new one from a spec.
 
     --disk makes the disk of the box larger, and stays with it, as `kimbox up --set disk.size=SIZE`.
 
@@ -59,12 +60,18 @@ def start(
     elif name is not None or key:
         raise UsageError("--name and --key are for the URL of a save", code="usage")
     else:
+        from kimbox.actions.saves.candidates import default_store
+
         machine = target.machine(word, file)
         if not machine.exists:
+            saves = default_store(machine)
+            saved = (
+                f"`kimbox start {shlex.quote(str(saves))}` makes it of its last save here; " if saves.is_dir() else ""
+            )
             raise StateError(
-                f"{machine.name} was never created on this host",
+                f"there is no box {machine.name} on this host",
                 code="box-not-found",
-                hint=f"`kimbox create {machine.name} --from BOX` makes it of a box, and --from URL of a save; "
+                hint=f"{saved}`kimbox create {machine.name} --from BOX` makes it of a box, and --from URL of a save; "
                 f"`kimbox up {machine.name}` makes it from its spec and starts it",
                 fields={"name": machine.name},
             )

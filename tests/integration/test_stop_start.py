@@ -14,6 +14,7 @@ from clirun import kimbox as kimbox
 from clirun import world as world
 
 from kimbox.actions import stop, up
+from kimbox.actions.saves.candidates import default_store
 from kimbox.actions.up import UpRequest
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Sealed
@@ -90,8 +91,17 @@ def test_what_cannot_be_saved_is_not_shut_down(kimbox: Kimbox, machine: Machine,
     [(["nobody"], "box-not-found"), (["tiny", "--name", "x"], "usage"), (["/nowhere", "-f", "x.yaml"], "usage")],
 )
 def test_what_start_refuses(kimbox: Kimbox, machine: Machine, done: list[str], words: list[str], code: str) -> None:
-    """A box that was never created, with the commands that create it; and options that have no meaning."""
+    """A box that is not here, with the commands that create it; and options that have no meaning."""
     status, out, _ = kimbox("--json", "start", *words)
     assert code == error(out, "start")["code"]
     assert 0 != status
+
+
+def test_the_save_of_a_removed_box_is_named(kimbox: Kimbox, world: Path) -> None:
+    """Its save outlives it, and the hint has the command that makes the box of it."""
+    (world / "kimbox.yaml").write_text(json.dumps(makesaved.SPEC))
+    saves = default_store(Machine("tiny"))
+    saves.mkdir(parents=True)
+    hint = error(kimbox("--json", "start")[1], "start")["hint"]
+    assert hint.startswith(f"`kimbox start {saves}`")
     assert [] == done
