@@ -95,6 +95,7 @@ def test_what_start_refuses(kimbox: Kimbox, machine: Machine, done: list[str], w
     status, out, _ = kimbox("--json", "start", *words)
     assert code == error(out, "start")["code"]
     assert 0 != status
+    assert [] == done
 
 
 def test_the_save_of_a_removed_box_is_named(kimbox: Kimbox, world: Path) -> None:
@@ -104,4 +105,3 @@ def test_the_save_of_a_removed_box_is_named(kimbox: Kimbox, world: Path) -> None
     saves.mkdir(parents=True)
     hint = error(kimbox("--json", "start")[1], "start")["hint"]
     assert hint.startswith(f"`kimbox start {saves}`")
-    assert [] == done
