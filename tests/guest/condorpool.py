@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -71,6 +72,12 @@ class Pool:
         env = ["env", "-i", "-C", folder, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"HOME=/home/{user}"]
         return run.run([*argv, str(self.root), *env, *words], timeout_s=600, check=check)
 
+    def submit(self, folder: Path) -> None:
+        """Submits the files that `job submit --write` wrote below `share`. The pool's user then writes beside them."""
+        for path in (folder, *folder.iterdir()):
+            path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o444))
+        self.enter("condor_submit", "job.sub", folder=f"/share/{folder.relative_to(self.share)}")
+
     def logs(self) -> str:
         """The ends of the daemons' logs, for a test that fails."""
         found = [*self.root.glob("var/log/condor/S*Log*")]
@@ -99,12 +106,24 @@ def build(folder: Path) -> Path:
     return root
 
 
+def write_submit_program(folder: Path, root: Path) -> None:
+    """Writes a program `condor_submit` to a folder: that of the root, with the libraries of the root, on this host."""
+    libraries = f"{root / 'usr/lib/x86_64-linux-gnu'}:{root / 'usr/lib'}"
+    words = [root / "lib64/ld-linux-x86-64.so.2", "--library-path", libraries, root / "usr/bin/condor_submit"]
+    folder.mkdir()
+    program = folder / "condor_submit"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
+    program.chmod(0o755)
+
+
 @contextlib.contextmanager
-def running(root: Path, share: Path) -> Iterator[Pool]:
-    """Runs the daemons."""
+def running(root: Path, share: Path, config: str = "") -> Iterator[Pool]:
+    """Runs the daemons. `config`: configuration beside that of the script."""
     sudo = privileged()
     assert sudo is not None, "root, or sudo without a password, is required"
-    share.mkdir(mode=0o755, parents=True)
+    share.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if config:
+        (share / "config").write_text(config)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

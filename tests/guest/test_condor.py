@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
-from condorpool import Pool, build, running
+from condorpool import Pool, build, running, write_submit_program
 from conftest import Kimbox, state_of, until
 from jsonschema import Draft202012Validator
 from leaks import command_lines, found_on
+from securesite import secure
+from webfolder import Quiet, answering
 
 from kimbox import paths, run
 from kimbox.jobs.record import record_schema
@@ -78,17 +83,61 @@ def record_of(folder: Path) -> dict[str, Any]:
 def test_a_failure_of_the_infrastructure_is_tried_again(kimbox: Kimbox, pool: Pool) -> None:
     """A node that cannot get the image ends with 125: HTCondor starts the job three times, and the verdict says why.
 
-    It is the first test: afterwards the node has the image.
+    It is the first test: afterwards the node has the image. condor_submit submits the job on the host of the schedd,
+    which writes its event log and the results beside the description.
     """
-    words = ("job", "submit", "job", "--output", "no-image", "--pool", pool.address)
+    folder = pool.share / "no-image"
+    words = ("job", "submit", "job", "--output", "no-image", "--write", folder)
     pool.kimbox(kimbox, *words, "--image-url", "file:///share/missing.qcow2")
-    (job,) = answer(pool.kimbox(kimbox, "--json", "job", "watch"))["jobs"]
+    pool.submit(folder)
+    (job,) = answer(pool.kimbox(kimbox, "--json", "job", "watch", folder))["jobs"]
     assert ("done", 3) == (job["state"], job["starts"]), pool.logs()
-    assert 125 == pool.kimbox(kimbox, "job", "fetch", check=False).code
+    assert 125 == pool.kimbox(kimbox, "job", "fetch", folder, check=False).code
     record = record_of(kimbox.folder / "no-image")
     assert "host" == record["verdict"]
     assert "missing.qcow2" in record["reason"]
-    pool.kimbox(kimbox, "job", "remove")
+
+
+def test_condor_submit_checks_a_job(kimbox: Kimbox, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--dry-run passes its errors and warnings on, for both universes, and submits nothing."""
+    write_submit_program(pool.share / "bin", pool.root)
+    monkeypatch.setenv("PATH", f"{pool.share / 'bin'}:{os.environ['PATH']}")
+    words = ("job", "submit", "job", "--each", "items", "--output", "dry", "--dry-run")
+    done = pool.kimbox(kimbox, "--json", *words)
+    assert {"checked": True} == answer(done)
+    warnings = [line for line in done.stderr.splitlines() if "WARNING" in line]
+    assert [] == [line for line in warnings if "retry_request_memory" not in line]  # HTCondor 23 does not have it
+    assert {"checked": True} == answer(pool.kimbox(kimbox, "--json", *words, "--universe", "vm"))
+    refused = pool.kimbox(kimbox, *words, "--set", "requirements=TARGET.Memory > (", check=False)
+    assert "Parse error" in refused.stderr
+    assert 0 < refused.code
+    assert [] == answer(pool.kimbox(kimbox, "--json", "job", "list"))["submissions"]
+
+
+def test_a_job_over_its_limits_is_held(kimbox: Kimbox, pool: Pool) -> None:
+    """The reason is the memory or the time, and the hint is the option that raises it. No guest boots.
+
+    The runner waits for its image from a server that accepts connections and never answers.
+    """
+    held = {}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/image.qcow2"
+        words = ("job", "submit", "job", "--pool", pool.address, "--image-url", url)
+        for limit, setting in {"memory": "request_memory=16M", "time": "+AllowedExecuteDuration=5"}.items():
+            done = pool.kimbox(kimbox, "--json", *words, "--output", f"over-{limit}", "--set", setting)
+            held[limit] = str(answer(done)["cluster"])
+        jobs = {}
+        for limit, cluster in held.items():
+            done = pool.kimbox(kimbox, "--json", "job", "watch", cluster, check=False)
+            assert 1 == done.code, pool.logs()
+            (jobs[limit],) = answer(done)["jobs"]
+    assert {"held"} == {job["state"] for job in jobs.values()}
+    assert 47 == jobs["time"]["code"]
+    assert "--timeout" in jobs["time"]["hint"]
+    assert "more memory" in jobs["memory"]["reason"]
+    assert "--memory" in jobs["memory"]["hint"]
+    for cluster in held.values():
+        pool.kimbox(kimbox, "job", "remove", cluster)
 
 
 def test_a_held_job_is_explained_and_released(kimbox: Kimbox, pool: Pool) -> None:
@@ -106,14 +155,34 @@ def test_a_held_job_is_explained_and_released(kimbox: Kimbox, pool: Pool) -> Non
     assert not list((kimbox.home / "submissions").glob("*/submission.json"))
 
 
-def test_a_pool_gives_the_results_of_this_host(kimbox: Kimbox, pool: Pool) -> None:
+@attrs.frozen
+class ImageSite:
+    """A web server with the image of the box. `requests`: what it was asked for."""
+
+    url: str
+    requests: list[str]
+
+
+@pytest.fixture
+def image_site(kimbox: Kimbox, pool: Pool) -> Iterator[ImageSite]:
+    """The image that `job submit --write` has written, at a URL."""
+    pool.kimbox(kimbox, "job", "submit", "job", "--write", "written", "--output", "none")
+    requests: list[str] = []
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            super().do_GET()
+
+    with answering(functools.partial(Handler, directory=str(kimbox.folder / "written"))) as port:
+        yield ImageSite(f"http://127.0.0.1:{port}/image.qcow2", requests)
+
+
+def test_a_pool_gives_the_results_of_this_host(kimbox: Kimbox, pool: Pool, image_site: ImageSite) -> None:
     """Equal digests; a failure of the program is final; the image travels once; nothing is left in the queue."""
     where, settings = ("--pool", pool.address), ("--timeout", "10m")
-    pool.kimbox(kimbox, *settings, "job", "submit", "job", "--write", "written", "--output", "none")
-    image = pool.share / "image.qcow2"
-    shutil.copy(kimbox.folder / "written/image.qcow2", image)
-    url = "file:///share/image.qcow2"
-    words = ["job", "submit", "job", "--each", "items", "--output", "out", *where, "--image-url", url, "--", "--step"]
+    image = ("--image-url", image_site.url)
+    words = ["job", "submit", "job", "--each", "items", "--output", "out", *where, *image, "--", "--step"]
     cluster = answer(pool.kimbox(kimbox, "--json", *settings, *words))["cluster"]
     vm = ("job", "submit", "job", "--universe", "vm", "--output", "vm", *where, "--", "--step", ITEMS[0])
     vm_cluster = str(answer(pool.kimbox(kimbox, "--json", *vm))["cluster"])
@@ -140,6 +209,7 @@ def test_a_pool_gives_the_results_of_this_host(kimbox: Kimbox, pool: Pool) -> No
     folder = kimbox.folder / "out" / fetched["results"][0]["folder"]
     assert f"ran with --step {ITEMS[0]}\n" == (folder / "run-job.log").read_text()
     assert "deep/arguments" == str((folder / "output/link").readlink())
+    assert ["/image.qcow2"] == image_site.requests
     assert 1 == len(pool.cached), pool.cached
     again = answer(pool.kimbox(kimbox, "--json", "job", "fetch", str(cluster), check=False))
     assert fetched == again
@@ -159,7 +229,13 @@ env:
   CONDOR_POOL: "127.0.0.1:{port}"
   CONDOR_OWNER: kim@kimbox.test
   CONDOR_TOKEN: {{file: token}}
-  CONDOR_IDLE_S: "90"
+  CONDOR_IDLE_S: "{idle_s}"
+"""
+SITE = """\
+secure:
+  site: kimbox.test
+  roles:
+    worker: {{outbound: [{{host: 10.0.2.2, port: {port}}}]}}
 """
 TUNNEL = """\
 kimbox: 1
@@ -213,38 +289,74 @@ queue
 SOURCES = 25
 
 
-def test_a_worker_box_runs_the_jobs_of_its_owner(kimbox: Kimbox, pool: Pool, tmp_path: Path) -> None:
-    """Logs and results come back to the folder of the submission; other users' jobs wait; an idle box powers off."""
-    worker = Kimbox(kimbox.home, tmp_path)
-    token = (pool.share / "worker").read_text().strip()
-    (worker.folder / "kimbox.yaml").write_text(WORKER.format(port=pool.port))
-    (worker.folder / "tunnel.yaml").write_text(TUNNEL.format(port=pool.port))
-    (worker.folder / "token").write_text(f"{token}\n")
-    (worker.folder / "token").chmod(0o600)
-    folder = pool.share / "catalogue"
+def write_worker(home: Path, folder: Path, pool: Pool, idle_s: int, more: str = "") -> Kimbox:
+    """Writes the spec of a worker to a folder, with its token. `idle_s`: it powers off after so long without a job."""
+    (folder / "kimbox.yaml").write_text(WORKER.format(port=pool.port, idle_s=idle_s) + more)
+    (folder / "tunnel.yaml").write_text(TUNNEL.format(port=pool.port))
+    (folder / "token").write_text(f"{token_of(pool)}\n")
+    (folder / "token").chmod(0o600)
+    return Kimbox(home, folder)
+
+
+def token_of(pool: Pool) -> str:
+    return (pool.share / "worker").read_text().strip()
+
+
+def submit_catalogue(pool: Pool, name: str) -> Path:
+    """Submits the jobs of the guide, from a new folder, which is returned."""
+    folder = pool.share / name
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     image = paths.examples_dir() / "source-extractor/job/input/field.fits.fz"
-    for name in OBSERVATIONS:
-        shutil.copy(image, folder / f"{name}.fits.fz")
+    for observation in OBSERVATIONS:
+        shutil.copy(image, folder / f"{observation}.fits.fz")
     (folder / "do_catalogue.bash").write_text(CATALOGUE)
     (folder / "do_catalogue.bash").chmod(0o755)
     (folder / "do_catalogue.sub").write_text(SUBMIT)
-    (folder / "other.sub").write_text(OTHER)
-    pool.enter("condor_submit", "other.sub", folder="/share/catalogue", user="daemon")
-    pool.enter("condor_submit", "do_catalogue.sub", folder="/share/catalogue")
-    worker("up")
-    leaked = [line for line in command_lines() if token.encode() in line]
+    pool.enter("condor_submit", "do_catalogue.sub", folder=f"/share/{name}")
+    return folder
+
+
+def check_catalogue(pool: Pool, folder: Path) -> None:
+    """Waits for the jobs. Logs and results have come back to the folder of the submission."""
     for name in OBSERVATIONS:
         log = f"do_catalogue-{name}.log"
-        pool.enter("condor_wait", "-wait", "300", log, folder="/share/catalogue", check=False)
+        pool.enter("condor_wait", "-wait", "300", log, folder=f"/share/{folder.name}", check=False)
         assert "return value 0" in (folder / log).read_text(), pool.logs()
         lines = (folder / f"{name}.cat").read_text().splitlines()
         assert SOURCES == len([line for line in lines if not line.startswith("#")])
         assert "Source Extractor" in (folder / f"do_catalogue-{name}.err").read_text()
+
+
+def test_a_worker_box_runs_the_jobs_of_its_owner(kimbox: Kimbox, pool: Pool, tmp_path: Path) -> None:
+    """Logs and results come back to the folder of the submission; other users' jobs wait; an idle box powers off."""
+    worker = write_worker(kimbox.home, tmp_path, pool, idle_s=90)
+    (pool.share / "other").mkdir(mode=0o755)
+    (pool.share / "other/other.sub").write_text(OTHER)
+    pool.enter("condor_submit", "other.sub", folder="/share/other", user="daemon")
+    folder = submit_catalogue(pool, "catalogue")
+    worker("up")
+    leaked = [line for line in command_lines() if token_of(pool).encode() in line]
+    check_catalogue(pool, folder)
     waiting = pool.enter("condor_q", "-all", "-constraint", 'Owner == "daemon"', "-af", "JobStatus", "NumJobStarts")
     assert "1 0" == waiting.stdout.strip()
     until("the idle box to power off", lambda: "halted" == state_of("catalogue"), limit_s=300)
     assert [] == leaked
-    assert set() == found_on(Machine("catalogue").disk, token.encode())
+    assert set() == found_on(Machine("catalogue").disk, token_of(pool).encode())
+    worker("destroy", "-y", "catalogue")
+
+
+@pytest.mark.soak
+def test_a_sealed_worker_box_runs_the_jobs_of_its_owner(kimbox: Kimbox, pool: Pool, tmp_path: Path) -> None:
+    """Its firewall passes the connection to the pool alone, and nobody enters it."""
+    worker = write_worker(kimbox.home, tmp_path, pool, idle_s=0, more=SITE.format(port=pool.port))
+    worker("up")
+    secure(worker, "no gateway asks for it", "catalogue", "--role", "worker", "--site", "kimbox.test",
+           "--username", "kim")  # fmt: skip
+    assert "sealed" == state_of("catalogue")
+    check_catalogue(pool, submit_catalogue(pool, "sealed"))
+    assert [] == [line for line in command_lines() if token_of(pool).encode() in line]
+    report = worker.json("audit", "catalogue")
+    assert [] == report["breaches"]
+    assert 5 == worker("exec", "catalogue", "--", "true", check=False).code
     worker("destroy", "-y", "catalogue")

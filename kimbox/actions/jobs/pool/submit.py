@@ -29,7 +29,7 @@ from kimbox.image.formats.boxwriter import QCOW2, convert
 from kimbox.image.store.images import Image
 from kimbox.jobs import listing
 from kimbox.jobs.backends.htcondor import description
-from kimbox.jobs.backends.htcondor.bindings import Schedd, require
+from kimbox.jobs.backends.htcondor.bindings import Schedd, require, variables
 from kimbox.jobs.backends.htcondor.submission import VANILLA, VM, Submission, new_id
 from kimbox.jobs.backends.runner import runner
 from kimbox.jobs.disk import contents, pack
@@ -244,5 +244,6 @@ def dry_run(request: SubmitRequest) -> str:
     require_program("condor_submit", "it checks the job")
     with temporary_folder("kimbox-dry-run-") as folder:
         written = write(request, folder / "submission")
-        done = run(["condor_submit", "-dry-run", "/dev/null", description.DESCRIPTION], cwd=written.folder)
+        command = ["condor_submit", "-dry-run", "/dev/null", description.DESCRIPTION]
+        done = run(command, cwd=written.folder, env=variables())
     return "\n".join(line for line in done.stderr.splitlines() if line.startswith("WARNING"))

@@ -60,6 +60,11 @@ def check() -> None:
         pass
 
 
+def variables() -> dict[str, str]:
+    """Returns the variables of this process that configure HTCondor, for one of its programs."""
+    return {key: value for key, value in os.environ.items() if key == "CONDOR_CONFIG" or key.startswith("_CONDOR_")}
+
+
 def _configuration() -> str:
     """Returns the value of CONDOR_CONFIG: without a configuration on this host, the bindings use variables alone."""
     system = Path("/etc/condor/condor_config")

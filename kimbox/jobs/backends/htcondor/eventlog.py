@@ -26,6 +26,7 @@ _CODE = re.compile(r"\s*Code ([0-9]{1,6}) Subcode ([0-9]{1,9})")
 
 #: Numbers of events, and the state after each.
 SUBMITTED, EXECUTING, EVICTED, TERMINATED, SHADOW_EXCEPTION, ABORTED, HELD, RELEASED = 0, 1, 4, 5, 7, 9, 12, 13
+RECONNECT_FAILED = 24
 STATES = {
     SUBMITTED: State.IDLE,
     EXECUTING: State.RUNNING,
@@ -35,6 +36,7 @@ STATES = {
     ABORTED: State.REMOVED,
     HELD: State.HELD,
     RELEASED: State.IDLE,
+    RECONNECT_FAILED: State.IDLE,
 }
 
 #: Maximum length of a reason, in characters.

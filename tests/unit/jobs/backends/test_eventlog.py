@@ -53,6 +53,24 @@ def test_the_states_of_a_cluster() -> None:
     assert "1 held, 1 done" == words(jobs.values())
 
 
+def test_a_job_whose_node_vanished_waits() -> None:
+    """While HTCondor tries to reconnect, the job may still run. Then it is in the queue again, without an eviction."""
+    log = """\
+001 (004.008.000) 2026-11-29 14:34:39 Job executing on host: <127.0.0.1:59161?addrs=127.0.0.1-59161>
+...
+022 (004.008.000) 2026-11-29 14:34:39 Job disconnected, attempting to reconnect
+    Socket between submit and execute hosts closed unexpectedly
+    Trying to reconnect to slot1_1@localhost <127.0.0.1:59161?addrs=127.0.0.1-59161>
+...
+024 (004.008.000) 2026-11-29 14:35:39 Job reconnection failed
+    Job disconnected too long: JobLeaseDuration (60 seconds) expired
+    Can not reconnect to slot1_1@localhost, rescheduling job
+...
+"""
+    assert (State.RUNNING, 1) == (states(log[: log.index("024 (")])[8].state, states(log)[8].starts)
+    assert State.IDLE is states(log)[8].state
+
+
 def test_every_prefix_of_a_log_can_be_read() -> None:
     """HTCondor may be writing it: an event counts when it is complete."""
     for end in range(len(LOG)):
