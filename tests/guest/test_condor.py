@@ -88,7 +88,8 @@ def test_a_failure_of_the_infrastructure_is_tried_again(kimbox: Kimbox, pool: Po
     """
     folder = pool.share / "no-image"
     words = ("job", "submit", "job", "--output", "no-image", "--write", folder)
-    pool.kimbox(kimbox, *words, "--image-url", "file:///share/missing.qcow2")
+    there = ("--set", "requirements=TARGET.HasKimboxVM =!= false")  # at once on the only node
+    pool.kimbox(kimbox, *words, *there, "--image-url", "file:///share/missing.qcow2")
     pool.submit(folder)
     (job,) = answer(pool.kimbox(kimbox, "--json", "job", "watch", folder))["jobs"]
     assert ("done", 3) == (job["state"], job["starts"]), pool.logs()

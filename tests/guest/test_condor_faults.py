@@ -160,3 +160,31 @@ def check_empty(pool: Pool) -> None:
     until("empty nodes", lambda: [] == words(pool, "sh", "-c", script), every_s=1, limit_s=120)
     free = ["Unclaimed", "Unclaimed"]
     until("free nodes", lambda: free == words(pool, "condor_status", "-af", "State"), every_s=1, limit_s=120)
+
+
+#: Stands for the runner: it fails at once on the second node, and needs a while on the other one.
+RUNNER = """\
+#!/bin/sh
+: >results.raw
+case $PWD in *execute.broken*) exit 125 ;; esac
+sleep 6
+"""
+
+
+def test_a_node_that_fails_at_once_takes_no_job_twice(kimbox: Kimbox, pool: Pool) -> None:
+    """It is free first after each failure. Each job still ends on the other node, and none has used up its starts."""
+    kimbox.spec("faulty", "job: true\n")
+    (kimbox.folder / "job").mkdir()
+    (kimbox.folder / "job/run-job").write_text(PROGRAM)
+    (kimbox.folder / "job/run-job").chmod(0o755)
+    (kimbox.folder / "items").write_text("\n".join(map(str, range(5))))
+    folder = pool.share / "elsewhere"
+    words = ("job", "submit", "job", "--each", "items", "--write", folder)
+    pool.kimbox(kimbox, *words, "--image-url", "file:///share/image.qcow2")
+    (folder / "runner.pyz").write_text(RUNNER)
+    pool.submit(folder)
+    jobs = json.loads(pool.kimbox(kimbox, "--json", "job", "watch", folder).stdout)["result"]["jobs"]
+    log = (folder / "events.log").read_text()
+    assert 5 == len(re.findall(r"return value 0", log)), log
+    assert {1, 2} == {job["starts"] for job in jobs}
+    check_empty(pool)

@@ -56,7 +56,7 @@ HELP = """Submit a job to a pool of HTCondor. The folder, the box and the option
 
 A node needs QEMU and Python 3.11, and nothing of kimbox: it gets one file that packs the job, boots the box as
 `kimbox job run DIR --cold` does, and extracts the results. If the infrastructure fails (exit status 121 to 125), the
-job is run again up to twice, on another node if possible; a failure of the program is final.
+job is run again up to twice, on another node, or after 10 minutes on the same one; a failure of the program is final.
 
 With --each, the cluster has one job for each line of FILE. `kimbox job watch` shows the jobs, and `kimbox job
 fetch` writes the results to OUT, as `kimbox job run DIR` does.

@@ -25,6 +25,10 @@ CAPABLE = "HasKimboxVM"
 #: How often a job is run again, elsewhere if possible, if the infrastructure has failed.
 MAX_RETRIES = 2
 
+#: Time for which a job that has failed is not run on the same node again, in seconds. HTCondor would give it to a node
+#: that fails at once, because that one is free first. A pool of one node then runs it again.
+ELSEWHERE_S = 600
+
 #: Space on the node for what a guest changes on its disk, in bytes.
 CHANGES_BYTES = 2 << 30
 
@@ -99,9 +103,10 @@ def vanilla(
         # A status of 121 to 125 is that of the infrastructure, as a signal is. Every other one is the program's own.
         "max_retries": str(MAX_RETRIES),
         "retry_until": f"(ExitBySignal =?= false) && (ExitCode < {lowest} || ExitCode > {highest})",
-        "requirements": f"TARGET.{CAPABLE} =!= false",
+        # A job that was evicted has not failed: its number of completions is 0.
+        "requirements": f"(TARGET.{CAPABLE} =!= false) && ((NumJobCompletions > 0) =!= true || "
+        f"TARGET.Machine =!= MachineAttrMachine0 || time() - EnteredCurrentStatus > {ELSEWHERE_S})",
         "job_machine_attrs": "Machine",
-        "rank": "TARGET.Machine =!= MachineAttrMachine0",
         f"+{MARK}": f'"{submission_id}"',
     }
     return _text(keys | dict(settings), f"item from {ITEMS}" if has_items else "")

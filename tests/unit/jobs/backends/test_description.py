@@ -39,7 +39,7 @@ def test_a_failure_of_the_infrastructure_is_tried_again() -> None:
     assert ("2", "(ExitBySignal =?= false) && (ExitCode < 121 || ExitCode > 125)") == (
         keys["max_retries"], keys["retry_until"]
     )  # fmt: skip
-    assert "MachineAttrMachine0" in keys["rank"]
+    assert "TARGET.Machine =!= MachineAttrMachine0" in keys["requirements"]
 
 
 def test_items_and_files() -> None:
