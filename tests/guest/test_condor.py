@@ -124,7 +124,7 @@ def test_a_job_over_its_limits_is_held(kimbox: Kimbox, pool: Pool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/image.qcow2"
         words = ("job", "submit", "job", "--pool", pool.address, "--image-url", url)
-        for limit, setting in {"memory": "request_memory=16M", "time": "+AllowedExecuteDuration=5"}.items():
+        for limit, setting in {"memory": "request_memory=16M", "time": "+AllowedExecuteDuration=1"}.items():
             done = pool.kimbox(kimbox, "--json", *words, "--output", f"over-{limit}", "--set", setting)
             held[limit] = str(answer(done)["cluster"])
         jobs = {}
