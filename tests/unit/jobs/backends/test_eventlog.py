@@ -98,7 +98,8 @@ def test_other_text_is_left_out() -> None:
     ("code", "subcode", "reason", "expected"),
     [
         (34, 102, "Error from slot1: memory usage exceeded request_memory", "--memory"),
-        (47, 0, "", "--timeout"),
+        (21, 102, "Error from slot1_1@localhost: memory usage exceeded request_memory", "--memory"),
+        (47, 0, "The job exceeded allowed execute duration of 00:05", "--timeout"),
         (12, 28, "Transfer output files failure", "job release"),
         (6, 2, "Failed to execute", "Python 3.11"),
         (13, 0, "", "job release"),
