@@ -71,8 +71,8 @@ exec unshare --mount sh -c '
 """
 REPLACE_KVM = "touch /dev/kvm; mount --bind /dev/null /dev/kvm"
 
-#: The programs of which each is killed once, in this order.
-KILLED = ("condor_starter", "qemu-system-x86", "condor_startd", "condor_schedd")
+#: Patterns of the command lines of which a process each is killed once, in this order. QEMU is one of a job, no probe.
+KILLED = ("^condor_starter ", "qemu-system.* -name kimbox-", "^condor_startd( |$)", "^condor_schedd( |$)")
 
 #: An event of HTCondor's log in which a job has ended.
 TERMINATED = re.compile(r"^005 \([0-9]+\.([0-9]+)\.", re.MULTILINE)
@@ -131,10 +131,10 @@ def test_every_job_ends_once_after_faults(kimbox: Kimbox, pool: Pool, count: int
     check_empty(pool)
 
 
-def kill_one(pool: Pool, program: str) -> None:
-    """Kills the newest process of a program, as soon as there is one: the oldest ones are those of the endless job."""
-    script = f"pid=$(pgrep --newest '^{program}$') && kill -KILL $pid && echo $pid"
-    until(f"a {program}", lambda: bool(words(pool, "sh", "-c", script)), every_s=0.2, limit_s=JOB_S)
+def kill_one(pool: Pool, pattern: str) -> None:
+    """Kills the newest process of a pattern, as soon as there is one: the oldest ones are those of the endless job."""
+    script = f"pid=$(pgrep --newest --full '{pattern}' --ignore-ancestors) && kill -KILL $pid && echo $pid"
+    until(f"a process {pattern}", lambda: bool(words(pool, "sh", "-c", script)), every_s=0.2, limit_s=JOB_S)
 
 
 def check_results(kimbox: Kimbox, items: list[str], fetched: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ def check_results(kimbox: Kimbox, items: list[str], fetched: dict[str, Any]) -> 
         assert item == (folder / "output/result").read_text()
         starts[item] = json.loads((folder / "job.json").read_text())["pool"]["starts"]
     assert starts["never"] >= 3
-    assert sum(starts.values()) >= len(items) + 2 + 2, starts
+    assert sum(starts.values()) > len(items) + 2, starts
 
 
 def check_empty(pool: Pool) -> None:
