@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import pytest
 from conftest import Kimbox, until
+from frozen import freeze
 
 from kimbox.machine.folder import Machine
 
 pytestmark = pytest.mark.guest
 
-#: Stops systemd, which then does not feed the watchdog: its control group is frozen.
-HANG = "sync; sudo sh -c 'echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze'"
+#: Stops systemd, which then does not feed the watchdog: its control group is frozen. The kernel works.
+STOP_SYSTEMD = "sync; sudo sh -c 'echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze'"
 
 
-def test_a_box_that_hangs_is_reset(kimbox: Kimbox) -> None:
+@pytest.mark.parametrize("part", ["systemd", pytest.param("kernel", marks=pytest.mark.soak)])
+def test_a_box_that_hangs_is_reset(kimbox: Kimbox, part: str) -> None:
     """QEMU resets it, the process stays, and the status says what happened until the next start."""
     kimbox.spec("hanging", "watchdog: 20s\n")
     kimbox("up")
     before = kimbox.json("status")
     assert [] == before["problems"]
-    boot = Machine("hanging").boot_events()[0].boot
+    machine = Machine("hanging")
+    boot = machine.boot_events()[0].boot
     until("systemd feeds it", lambda: kimbox.sh("hanging", "systemctl show -P RuntimeWatchdogUSec").strip() == "20s")
-    kimbox.sh("hanging", HANG)
-    until("the reset", lambda: "watchdog" in {event.name for event in Machine("hanging").boot_events()})
-    assert boot != Machine("hanging").boot_events()[0].boot
+    if part == "kernel":
+        freeze(machine)
+    else:
+        kimbox.sh("hanging", STOP_SYSTEMD)
+    until("the reset", lambda: "watchdog" in {event.name for event in machine.boot_events()})
+    assert boot != machine.boot_events()[0].boot
     kimbox("up")
     after = kimbox.json("status")
     assert ("ready", before["pid"]) == (after["state"], after["pid"])
