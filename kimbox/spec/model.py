@@ -21,6 +21,9 @@ SETUP = "setup"
 #: Default timeout of each of these scripts, in seconds.
 SETUP_TIMEOUT_S = 3600
 
+#: Default limit on each wait for a cloud, in seconds.
+INSTANCE_TIMEOUT_S = 900
+
 
 class BootMode(StrEnum):
     """The root of the next boot."""
@@ -245,7 +248,7 @@ class Instance:
     #: Name in clouds.yaml; None: the cloud of the variables OS_*.
     cloud: str | None = None
     #: Limit on each wait for the cloud.
-    timeout_s: int = 900
+    timeout_s: int = INSTANCE_TIMEOUT_S
 
 
 @attrs.frozen

@@ -38,7 +38,7 @@ from kimbox.machine import foreign, keys
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import CLOUD_FILE, Ended, Record
 from kimbox.machine.state import Observation, State
-from kimbox.spec.model import SSH_PORT, BootMode, Box, Instance
+from kimbox.spec.model import INSTANCE_TIMEOUT_S, SSH_PORT, BootMode, Box
 
 if TYPE_CHECKING:
     from kimbox.machine.bootmode import Choice
@@ -94,9 +94,8 @@ class OpenStack:
         cloud, journal = self._open()
         return instances.find(cloud, journal)
 
-    def _waits(self, box: Box | None) -> Waits:
-        limits = box.openstack if box and box.openstack else Instance("", "")
-        return Waits(self.machine.name, limits.timeout_s)
+    def _waits(self) -> Waits:
+        return Waits(self.machine.name, self._journal().timeout_s)
 
     # ---- publishing
 
@@ -133,7 +132,9 @@ class OpenStack:
         return ()
 
     def start(self, launch: Launch) -> Record:
-        record, waits = launch.record, self._waits(launch.box)
+        if launch.box and launch.box.openstack:
+            self._journal().limited_to(launch.box.openstack.timeout_s)
+        record, waits = launch.record, self._waits()
         cloud, journal = self._open()
         server = instances.find(cloud, journal) if record.ended is not Ended.NEW else None
         if server is None and launch.box is not None:
@@ -219,7 +220,9 @@ class OpenStack:
         """Removes what was created for the machine in the cloud, with its snapshots if requested."""
         journal = self._journal()
         if journal.made:
-            instances.remove(self._connect(journal.cloud), journal, self._waits(None), snapshots=snapshots)
+            # A short limit of the spec is for starts: nothing is left in the cloud because of it.
+            waits = Waits(self.machine.name, max(journal.timeout_s, INSTANCE_TIMEOUT_S))
+            instances.remove(self._connect(journal.cloud), journal, waits, snapshots=snapshots)
 
     # ---- stopping
 
@@ -228,7 +231,7 @@ class OpenStack:
 
     def _bring_to(self, status: Status) -> None:
         cloud, journal = self._open()
-        instances.bring_to(cloud, journal, status, self._waits(None))
+        instances.bring_to(cloud, journal, status, self._waits())
 
     def stop(self, before: State, *, force: bool, timeout_s: float) -> None:
         """Nova presses the power button, and powers the instance off after a time of its own."""
@@ -314,12 +317,12 @@ class OpenStack:
 
     def save_snapshot(self, name: str) -> None:
         cloud, journal = self._open()
-        instances.save(cloud, journal.adding(f"{SNAPSHOT}{name}"), name, self._waits(None))
+        instances.save(cloud, journal.adding(f"{SNAPSHOT}{name}"), name, self._waits())
 
     def restore_snapshot(self, launch: Launch, name: str) -> Record:
         """The instance keeps its id, its addresses and so its identity. It is halted afterwards."""
         cloud, journal = self._open()
-        instances.restore(cloud, journal, name, self._waits(launch.box))
+        instances.restore(cloud, journal, name, self._waits())
         self._bring_to(Status.SHUTOFF)
         return launch.record
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -15,6 +16,7 @@ from kimbox.errors import KimboxError
 from kimbox.files import read_json, write_json
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import CLOUD_FILE
+from kimbox.spec.model import INSTANCE_TIMEOUT_S
 
 #: Number of random bytes in a name.
 NAME_BYTES = 4
@@ -36,6 +38,8 @@ class Journal:
     #: Ids of the external network and of the floating address in it; None: the machine has none.
     outside: str | None = None
     address: str | None = None
+    #: Limit on each wait for the cloud, in seconds: that of the spec at the last start.
+    timeout_s: int = INSTANCE_TIMEOUT_S
 
     @classmethod
     def read(cls, machine: Machine) -> Journal:
@@ -44,25 +48,31 @@ class Journal:
         value = read_json(file)
         name, cloud, made = value.get("name"), value.get("cloud"), value.get("made")
         outside, address = value.get("outside"), value.get("address")
+        timeout_s = value.get("timeout_s", INSTANCE_TIMEOUT_S)
         texts = [name, *(text for text in (cloud, outside, address) if text is not None)]
-        if not isinstance(made, list) or not all(isinstance(text, str) for text in [*texts, *made]):
+        are_texts = isinstance(made, list) and all(isinstance(text, str) for text in [*texts, *made])
+        if made is None or not are_texts or type(timeout_s) is not int or timeout_s < 0:
             raise KimboxError(
                 f"{file} is damaged",
                 code="file-damaged",
                 hint=f"remove what is named kimbox-{machine.name}-... from the cloud by hand, then the file",
                 fields={"path": str(file)},
             )
-        return cls(file, str(name), cloud, tuple(made), outside, address)
+        return cls(file, str(name), cloud, tuple(made), outside, address, timeout_s)
 
     @classmethod
     def new(cls, file: Path, name: str, cloud: str | None) -> Journal:
         """Writes the journal of a new machine."""
         return cls(file, f"kimbox-{name}-{secrets.token_hex(NAME_BYTES)}", cloud).write()
 
+    def limited_to(self, timeout_s: int) -> Journal:
+        """Writes the limit on each wait, in seconds, unless it is there."""
+        return self if timeout_s == self.timeout_s else attrs.evolve(self, timeout_s=timeout_s).write()
+
     def write(self) -> Journal:
         """Writes the journal, and returns it."""
-        value = {"name": self.name, "cloud": self.cloud, "made": list(self.made)}
-        value |= {"outside": self.outside, "address": self.address}
+        value: dict[str, Any] = {"name": self.name, "cloud": self.cloud, "made": list(self.made)}
+        value |= {"outside": self.outside, "address": self.address, "timeout_s": self.timeout_s}
         write_json(self.file, value)
         return self
 

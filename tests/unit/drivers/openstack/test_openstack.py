@@ -197,6 +197,16 @@ def test_a_guest_without_a_host_key(world: World) -> None:
     assert "kernel panic\n" == world.machine.serial_log.read_text()
 
 
+def test_the_limit_of_the_spec_is_that_of_all_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later verbs have no spec: the limit is that of the last start. Here the cloud never stops the instance."""
+    world.start()
+    world.box = attrs.evolve(world.box, openstack=Instance("small", "private", timeout_s=0))
+    world.start()
+    monkeypatch.setattr(world.cloud, "act", lambda *_: None)
+    with refused(GuestError, "instance-failed", what=f"the state {Status.SHUTOFF} of its instance"):
+        world.driver.stop(State.READY, force=False, timeout_s=1)
+
+
 @pytest.mark.parametrize(
     ("method", "code"),
     [("allocate", "no-address"), ("allocate", "cloud-quota"), ("import_key", "cloud-quota"),
