@@ -84,7 +84,9 @@ class Kimbox:
     home: Path
     folder: Path
 
-    def __call__(self, *words: str | Path, check: bool = True, input: str | None = None) -> run.Completed:
+    def __call__(
+        self, *words: str | Path, check: bool = True, input: str | None = None, timeout_s: float = VERB_TIMEOUT_S
+    ) -> run.Completed:
         """Runs a verb. With `check`, a failure raises AssertionError with the output."""
         done = run.run(
             [sys.executable, "-m", "kimbox", *map(str, words)],
@@ -92,7 +94,7 @@ class Kimbox:
             cwd=self.folder,
             env={"KIMBOX_HOME": str(self.home), "PYTHONPATH": os.pathsep.join(sys.path)},
             input=input,
-            timeout_s=VERB_TIMEOUT_S,
+            timeout_s=timeout_s,
         )
         if check and not done.ok:
             raise AssertionError(

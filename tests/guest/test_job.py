@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Kimbox, until
+from conftest import VERB_TIMEOUT_S, Kimbox, until
 from jsonschema import Draft202012Validator
 
 from kimbox import files, paths, run
@@ -216,6 +216,10 @@ KILLS = [
 ]
 
 
+#: Timeout of a job in a sweep, in seconds, on a busy machine.
+JOB_S = 5.0
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_sweep(kimbox: Kimbox, size: int) -> None:
     """One failed item stops no other. Done again, it does what is missing or, if asked, what failed."""
@@ -224,7 +228,7 @@ def test_a_sweep(kimbox: Kimbox, size: int) -> None:
     items = [f"x={number}" for number in range(size - 2)] + ["bad", "a b/c"]
     text = "".join(f"{item}\n" for item in items)
     words = ("--json", "job", "run", "swept", "--each", "-", "-j", "2", "--output", f"sweep-{size}")
-    done = kimbox(*words, check=False, input=text)
+    done = kimbox(*words, check=False, input=text, timeout_s=VERB_TIMEOUT_S + size * JOB_S)
     assert 1 == done.code, done.stdout + done.stderr
     result = json.loads(done.stdout)["result"]
     assert (size, size - 1, 1, size) == tuple(result[key] for key in ("items", "ok", "not_ok", "ran"))
