@@ -67,11 +67,13 @@ def program(guest: FakeGuest, script: str, head: str = "#!/bin/sh") -> Path:
 
 
 def set_constant(guest: FakeGuest, name: str, value: float) -> None:
-    """Changes a constant of the script."""
-    script = guest.path(JOB)
-    text, count = re.subn(rf"^my \${name} = .*;$", f"my ${name} = {value};", script.read_text(), flags=re.MULTILINE)
-    assert 1 == count
-    script.write_text(text)
+    """Changes a constant of the script, or of its module."""
+    found = 0
+    for script in (guest.path(JOB), guest.path("/usr/lib/kimbox/jobprogram.pm")):
+        new, count = re.subn(rf"^my \${name} = .*;$", f"my ${name} = {value};", script.read_text(), flags=re.MULTILINE)
+        script.write_text(new)
+        found += count
+    assert 1 == found
 
 
 def run_job(guest: FakeGuest) -> tuple[dict[str, Any], Report | None]:
@@ -124,6 +126,38 @@ def processes(guest: FakeGuest) -> list[str]:
     """The processes of the script."""
     found = run(["pgrep", "-f", f"^/usr/bin/perl {JOB}$"], check=False).stdout.split()
     return [pid for pid in found if Path("/proc", pid, "root").resolve() == guest.root]
+
+
+def test_a_host_that_takes_no_output(guest: FakeGuest) -> None:
+    """It changes no verdict, and the end is not delayed for long. The log has everything."""
+    port = guest.ports / "org.kimbox.job"
+    os.mkfifo(port)
+    host = os.open(port, os.O_RDONLY | os.O_NONBLOCK)
+    set_constant(guest, "REST_S", 1.5)
+    guest.path("/run/credentials/@system/kimbox.job").write_text(f"{ID} 1")
+    program(guest, "head -c 1000000 /dev/zero")
+    event, _ = run_job(guest)
+    os.close(host)
+    assert ("exited", 0, "success") == (event["code"], event["exit"], event["result"])
+    assert 1_000_000 == guest.path("/mnt/user/run-job.log").stat().st_size
+
+
+def test_a_log_that_the_program_truncates(guest: FakeGuest) -> None:
+    """The host gets what is written before and after."""
+    (guest.ports / "org.kimbox.job").touch()
+    wait = "until grep -q first /dev/virtio-ports/org.kimbox.job; do sleep 0.05; done"
+    program(guest, f"echo first; {wait}; : >/mnt/user/run-job.log; sleep 0.5; echo x")
+    run_job(guest)
+    assert b"first\nx\n" == (guest.ports / "org.kimbox.job").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["run-job.status", "run-job.args"])
+def test_a_pipe_in_place_of_a_file(guest: FakeGuest, name: str) -> None:
+    """On the disk from the start, or made by the program. Nothing waits for its other end."""
+    os.mkfifo(guest.path(f"/mnt/user/{name}"))
+    program(guest, f"cd /mnt/user; rm -f {name}; mkfifo {name}")
+    _, stored = run_job(guest)
+    assert Report(ID, "ended", "exited", 0, "success", False) == stored
 
 
 def test_the_program_has_four_variables_and_its_arguments(guest: FakeGuest) -> None:

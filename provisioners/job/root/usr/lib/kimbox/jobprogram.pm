@@ -8,8 +8,12 @@ use warnings;
 
 my $CGROUPS = '/sys/fs/cgroup';
 
-# Interval between two calls of the function that looks for new output, in seconds.
-my $LOOK_S = 0.2;
+# Interval between two calls of the function that sends new output, in seconds, and that while it has more to send.
+my $POLL_S = 0.2;
+my $MORE_S = 0.02;
+
+# Time for sending the rest of the output after the end of the program, in seconds. The host may take none.
+my $REST_S = 30;
 
 # Time for processes to end after SIGTERM, in seconds.
 my $STOP_S = 10;
@@ -108,26 +112,36 @@ sub stop {
 	for (1 .. $STOP_S / 0.05) { return unless are_left(); signal('KILL'); pause 0.05 }
 }
 
-# await TIMEOUT, LOOK: waits for the end of the program. Returns its status, as in wait(2), and whether the time limit has ended it.
+# await TIMEOUT, SEND: waits for the end of the program. Returns its status, as in wait(2), and whether the time limit has ended it.
 sub await {
-	my ($timeout, $look) = @_;
-	my $is_late = 0;
-	local $SIG{ALRM} = sub { $is_late = 1; signal('TERM'); $SIG{ALRM} = sub { signal('KILL') }; alarm $STOP_S };
+	my ($timeout, $send) = @_;
+	my ($status, $is_late) = (undef, 0);
+	my $has_ended = sub {
+		$status = $? if !defined $status && waitpid($child, $WNOHANG) == $child;
+		return defined $status;
+	};
+	local $SIG{ALRM} = sub {
+		return if $has_ended->(); # before the time limit, while output was sent
+		$is_late = 1;
+		signal('TERM');
+		$SIG{ALRM} = sub { signal('KILL') };
+		alarm $STOP_S;
+	};
 	alarm $timeout if $timeout =~ /^[1-9][0-9]*$/;
 	my $handle = syscall $SYS_PIDFD_OPEN, $child, 0; # can be read when the process has ended
-	until (waitpid($child, $WNOHANG) == $child) {
-		$look->();
+	until ($has_ended->()) {
+		my $pause_s = $send->() ? $MORE_S : $POLL_S;
 		my $ended = '';
 		vec($ended, $handle, 1) = 1 if $handle >= 0;
-		select $ended, undef, undef, $handle >= 0 ? $LOOK_S : 0.05;
+		select $ended, undef, undef, $handle >= 0 ? $pause_s : $MORE_S;
 	}
-	my $status = $?;
 	alarm 0;
 	return ($status, $is_late);
 }
 
-# run TIMEOUT, LOG, LOOK, PROGRAM, ARGUMENT...: runs a program to its end, and ends all of its processes. TIMEOUT is in seconds, or
-# `infinity`. LOG gets the output; LOOK is called when there may be more of it. Returns how the program ended, by these names:
+# run TIMEOUT, LOG, SEND, PROGRAM, ARGUMENT...: runs a program to its end, and ends all of its processes. TIMEOUT is in seconds, or
+# `infinity`. LOG gets the output. SEND is a function that sends some of it, and returns whether there is more. Returns how the program
+# ended, by these names:
 #
 #   failure       why the kernel cannot start it, or empty
 #   code, number  `exited` and the exit status, or `killed` and the signal
@@ -135,12 +149,12 @@ sub await {
 #   memory_bytes  maximum memory of all processes of the program, or `null`
 #   cpu_ns        processor time of all processes of the program, or `null`
 sub run {
-	my ($timeout, $log, $look, @command) = @_;
+	my ($timeout, $log, $send, @command) = @_;
 	my $failure = start($log, @command);
 	return (failure => $failure, memory_bytes => 'null', cpu_ns => 'null') if !$child;
-	my ($status, $is_late) = await($timeout, $look);
+	my ($status, $is_late) = await($timeout, $send);
 	stop() if $failure eq '';
-	$look->();
+	for (my $tries = $REST_S / $MORE_S; $send->() && $tries > 0; $tries--) { pause $MORE_S }
 	my ($number, $signal, $is_dumped) = ($status >> 8, $status & 127, $status & 128);
 	my ($killed) = slurp("$group/memory.events") =~ /^oom_kill ([0-9]+)$/m;
 	my ($memory_bytes) = slurp("$group/memory.peak") =~ /^([0-9]+)$/m;
