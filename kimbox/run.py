@@ -299,10 +299,6 @@ def _unblock(parent: int) -> None:
     _die_with(parent)
 
 
-#: Runs a program until it exits with 0, for sh(1). The pauses between two runs are 0, 1, 3, 7, 15, 31 and then 63 s.
-_UNTIL_DONE = 'pause=0; until "$@"; do sleep "$pause"; [ "$pause" -ge 60 ] || pause=$((pause * 2 + 1)); done'
-
-
 def detach(
     argv: Sequence[str | Path],
     *,
@@ -311,20 +307,16 @@ def detach(
     cwd: Path = Path("/"),
     connects_to: frozenset[int] | None = None,
     dies_with_parent: bool = False,
-    restarts: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> Callable[[], int | None]:
     """Starts a program that continues after kimbox ends, in its own session. Its output is written to the file `log`.
 
     `connects_to`: the TCP ports to which the program may connect (kimbox/landlock.py); None: all. `dies_with_parent`:
-    it does not continue after kimbox, also if kimbox is killed. `restarts`: a shell starts it again until it exits with
-    0, also if it is killed. `env`: more environment variables. Returns a function that returns the exit code, or None
-    while the program (or that shell) runs. Raises KimboxError if the ports cannot be limited.
+    it does not continue after kimbox, also if kimbox is killed. `env`: more environment variables. Returns a function
+    that returns the exit code, or None while the program runs. Raises KimboxError if the ports cannot be limited.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
-    if restarts:
-        args = [require("sh"), "-c", _UNTIL_DONE, "sh", *args]
     before_start = None if connects_to is None else functools.partial(limit_ports, connects_to)
     if dies_with_parent:
         before_start = functools.partial(_die_with, os.getpid())

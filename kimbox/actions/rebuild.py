@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import attrs
 
@@ -120,6 +120,8 @@ def _fetch_kept(machine: Machine, box: Box) -> Path:
     command = f"{TAR} {_without_mounts(record)} --one-file-system --ignore-failed-read -cf - -- {paths}"
     argv = ssh_command(machine.endpoint(record), command=command)
     new = rebuilt.kept_files(machine).with_suffix(".new")
+    for point in _newly_mounted(record, box):
+        log.warn(f"what {machine.name} has in {point} is not copied: the spec mounts a folder of the host there")
     with log.step(f"copying {', '.join(box.keep)} from {machine.name}"), _created(new) as handle:
         try:
             bounded = ["prlimit", f"--fsize={box.disk.size_bytes}", "--"]  # the guest could send without end
@@ -136,11 +138,19 @@ def _fetch_kept(machine: Machine, box: Box) -> Path:
     return new
 
 
+def _newly_mounted(record: Record, box: Box) -> list[str]:
+    """Returns the mount points of a spec below what it keeps, where the running box has files of its own."""
+    present = {mount.mount_point for mount in record.mounts}
+    points = [mount.mount_point for mount in box.mounts if mount.mount_point not in present]
+    return [point for point in points if any(PurePosixPath(point).is_relative_to(kept) for kept in box.keep)]
+
+
 def _without_mounts(record: Record) -> str:
     """Returns options of tar that leave out the folders of the host: their content and attributes are not the guest's.
 
     Without them, the archive has each as an empty folder, or with its content if the spec keeps it by name. tar fails
-    to write that to one that is read-only, and overwrites in another what has changed since.
+    to write that to one that is read-only, and overwrites in another what has changed since. A `*` in a mount point
+    means itself, and a mount point is no folder of that name elsewhere.
     """
     points = [shlex.quote(mount.mount_point.strip("/")) for mount in record.mounts]
     return " ".join(["--anchored", "--no-wildcards", *(f"--exclude={point}" for point in points)])

@@ -60,19 +60,17 @@ def start(
     elif name is not None or key:
         raise UsageError("--name and --key are for the URL of a save", code="usage")
     else:
-        from kimbox.actions.saves.candidates import default_store
+        from kimbox.actions.saves.candidates import default_store, has_save
 
         machine = target.machine(word, file)
         if not machine.exists:
             saves = default_store(machine)
-            saved = (
-                f"`kimbox start {shlex.quote(str(saves))}` makes it of its last save here; " if saves.is_dir() else ""
-            )
+            saved = f"`kimbox start {shlex.quote(str(saves))}` creates it from its last save on this host; "
             raise StateError(
-                f"there is no box {machine.name} on this host",
+                f"box {machine.name} not found on this host",
                 code="box-not-found",
-                hint=f"{saved}`kimbox create {machine.name} --from BOX` makes it of a box, and --from URL of a save; "
-                f"`kimbox up {machine.name}` makes it from its spec and starts it",
+                hint=f"{saved if has_save(machine) else ''}`kimbox create {machine.name} --from BOX` creates it from a "
+                f"box, and --from URL from a save; `kimbox up {machine.name}` creates it from its spec and starts it",
                 fields={"name": machine.name},
             )
     project = target.project(word, file, clones=True, settings=target.Settings(sizes))

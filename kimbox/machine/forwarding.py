@@ -28,6 +28,7 @@ from kimbox.guest.endpoint import ssh_command
 from kimbox.machine import ports
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Record
+from kimbox.restarting import restarting
 from kimbox.run import CommandError, detach, run, stream
 from kimbox.spec.model import FIRST_ORDINARY_PORT, SSH_PORT
 
@@ -39,6 +40,9 @@ SETTLE_S = 1.0
 
 #: Time to the next connection after one has ended while the box runs, as in a restart of the guest, in seconds.
 RETRY_S = 5.0
+
+#: Time in which the process takes its lock after its start, and pause between two checks of that, in seconds.
+START_S, START_POLL_S = 10.0, 0.02
 
 #: Timeout of a change of a forward, in seconds.
 CHANGE_S = 30.0
@@ -61,7 +65,10 @@ def ensure(machine: Machine, record: Record) -> None:
     if record.auto_forwards and record.sealed is None and machine.running and not is_locked(machine.folder / LOCK):
         command = [sys.executable, "-P", "-m", "kimbox.machine.forwarding", machine.name]
         env = {"KIMBOX_HOME": str(paths.home()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        detach(command, log=machine.folder / "forwards.log", env=env, restarts=True)
+        has_ended = detach(restarting(command), log=machine.folder / "forwards.log", env=env)
+        deadline = time.monotonic() + START_S
+        while not is_locked(machine.folder / LOCK) and has_ended() is None and time.monotonic() < deadline:
+            time.sleep(START_POLL_S)
 
 
 def is_down(machine: Machine, record: Record) -> bool:
@@ -182,8 +189,10 @@ def serve(machine: Machine) -> None:
 
 
 def main(name: str) -> None:
-    """Runs the program with its argument. Does nothing if another process serves the box."""
+    """Runs the program with its argument. Does nothing if the box does not run, or if another process serves it."""
     machine = Machine(name)
+    if not machine.running:  # started again after its end: the lock would create the folder of a removed machine
+        return
     # Another process may have the lock, or the box is destroyed meanwhile.
     with contextlib.suppress(KimboxError, FileNotFoundError), locked(machine.folder / LOCK):
         try:

@@ -149,7 +149,7 @@ def test_ports_of_other_boxes_are_left(machine: Machine, changes: list[str]) -> 
 def test_only_a_box_that_asks_has_the_process(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a sealed one. The forwards in its file count only while the process runs."""
     started: list[list[str]] = []
-    monkeypatch.setattr(forwarding, "detach", lambda argv, **_: started.append(argv))
+    monkeypatch.setattr(forwarding, "detach", lambda argv, **_: started.append(argv) or (lambda: 0))
     record = machine.record()
     assert forwarding.is_down(machine, record)
     assert not forwarding.is_down(machine, attrs.evolve(record, sealed=Sealed("worker", "example.org")))

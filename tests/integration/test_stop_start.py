@@ -16,6 +16,7 @@ from clirun import world as world
 from kimbox.actions import stop, up
 from kimbox.actions.saves.candidates import default_store
 from kimbox.actions.up import UpRequest
+from kimbox.files import remove_tree
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import Sealed
 from kimbox.machine.state import State
@@ -98,10 +99,16 @@ def test_what_start_refuses(kimbox: Kimbox, machine: Machine, done: list[str], w
     assert [] == done
 
 
-def test_the_save_of_a_removed_box_is_named(kimbox: Kimbox, world: Path) -> None:
-    """Its save outlives it, and the hint has the command that makes the box of it."""
-    (world / "kimbox.yaml").write_text(json.dumps(makesaved.SPEC))
-    saves = default_store(Machine("tiny"))
-    saves.mkdir(parents=True)
+def test_the_save_of_a_removed_box_is_named(
+    kimbox: Kimbox, machine: Machine, world: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its save outlives it, and the hint has the command that creates the box from it. An empty folder is no save."""
+    saves = default_store(machine)
+    run(kimbox, "stop", "tiny")
+    remove_tree(machine.folder)
+    monkeypatch.chdir(world)
     hint = error(kimbox("--json", "start")[1], "start")["hint"]
-    assert hint.startswith(f"`kimbox start {saves}`")
+    assert hint.startswith(f"`kimbox start {saves}` creates it ")
+    remove_tree(saves)
+    saves.mkdir()
+    assert error(kimbox("--json", "start")[1], "start")["hint"].startswith("`kimbox create tiny ")

@@ -32,6 +32,15 @@ def default_store(machine: Machine) -> Path:
     return paths.home() / "saves" / machine.name
 
 
+def has_save(machine: Machine) -> bool:
+    """Whether the folder on this host has a save of a machine."""
+    folder = default_store(machine)
+    if not folder.is_dir():
+        return False
+    with contextlib.closing(open_store(str(folder))) as store:
+        return found.newest(store) is not None
+
+
 def check_before_halt(machine: Machine, url: str) -> None:
     """Checks that a machine can be saved when it is halted, and that the store answers.
 

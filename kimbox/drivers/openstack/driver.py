@@ -95,7 +95,8 @@ class OpenStack:
         return instances.find(cloud, journal)
 
     def _waits(self) -> Waits:
-        return Waits(self.machine.name, self._journal().timeout_s)
+        """The limits on waits of verbs that have no spec: a short limit of the last start is not for them."""
+        return Waits(self.machine.name, max(self._journal().timeout_s, INSTANCE_TIMEOUT_S))
 
     # ---- publishing
 
@@ -132,9 +133,10 @@ class OpenStack:
         return ()
 
     def start(self, launch: Launch) -> Record:
+        record, waits = launch.record, self._waits()
         if launch.box and launch.box.openstack:
             self._journal().limited_to(launch.box.openstack.timeout_s)
-        record, waits = launch.record, self._waits()
+            waits = Waits(self.machine.name, launch.box.openstack.timeout_s)
         cloud, journal = self._open()
         server = instances.find(cloud, journal) if record.ended is not Ended.NEW else None
         if server is None and launch.box is not None:
@@ -220,9 +222,7 @@ class OpenStack:
         """Removes what was created for the machine in the cloud, with its snapshots if requested."""
         journal = self._journal()
         if journal.made:
-            # A short limit of the spec is for starts: nothing is left in the cloud because of it.
-            waits = Waits(self.machine.name, max(journal.timeout_s, INSTANCE_TIMEOUT_S))
-            instances.remove(self._connect(journal.cloud), journal, waits, snapshots=snapshots)
+            instances.remove(self._connect(journal.cloud), journal, self._waits(), snapshots=snapshots)
 
     # ---- stopping
 

@@ -57,7 +57,7 @@ class Waits:
                     f"{self.name} did not show {what} within {self.timeout_s:.0f} s",
                     code="instance-failed",
                     hint=f"`kimbox logs --serial {self.name}` shows its console. A rule of the cloud (security group) "
-                    "may forbid ssh. `openstack: {timeout: 30m}` in the spec allows more time",
+                    "may forbid ssh. `openstack: {timeout: 30m}` in the spec allows more time from the next start on",
                     fields={"name": self.name, "what": what},
                 )
             time.sleep(POLL_S)

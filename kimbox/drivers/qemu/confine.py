@@ -28,6 +28,9 @@ ACCOUNT = 1000
 #: Number of ids of a guest (a Debian system uses ids up to 65534, and id 65535 is not valid everywhere).
 IDS = 65535
 
+#: Maximum number of open files that root allows a guest, in place of a lower hard limit.
+MOST_FILES = 1 << 20
+
 #: The folder in the mount namespace.
 PLACE = "/mnt"
 
@@ -62,12 +65,13 @@ def write_map(process: int, kind: str, lines: Lines) -> None:
 def raise_file_limit() -> None:
     """Raises the limit of open files of this process: virtiofsd has each file open that the guest has in its cache.
 
-    The limit is the hard limit, and for root the limit of the kernel, if the host allows that.
+    The limit is the hard limit, and for root the limit of the kernel up to MOST_FILES, if the host allows that: each
+    open file takes memory of the kernel, and the guest decides how many there are.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with contextlib.suppress(OSError, ValueError):  # an ordinary user, or root of a container
-        most = int(Path("/proc/sys/fs/nr_open").read_text())
+        most = min(MOST_FILES, int(Path("/proc/sys/fs/nr_open").read_text()))
         if most > hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

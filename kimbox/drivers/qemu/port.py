@@ -134,7 +134,9 @@ class Port:
 def main(arguments: list[str]) -> None:
     """Runs the program with its arguments."""
     end, guest, address, path, *others = arguments
-    if select.select([int(end)], [], [], 0)[0]:
+    ended = select.poll()
+    ended.register(int(end), select.POLLIN)
+    if ended.poll(0):
         return  # started again after the end of QEMU: the socket may belong to the program of the next QEMU
     peers = dict(other.split("=", 1) for other in others)
     Port(socket.socket(fileno=int(guest)), address, path, peers).run(int(end))

@@ -27,6 +27,7 @@ from kimbox.files import read_bounded, read_end
 from kimbox.machine import display
 from kimbox.machine.folder import OUTPUT_LIMIT_BYTES, Machine
 from kimbox.machine.record import Record
+from kimbox.restarting import restarting
 from kimbox.run import describe_status, detach, require, tail
 from kimbox.spec.model import Network
 
@@ -186,11 +187,10 @@ def start_port(machine: Machine, record: Record, network: Network, end: int, gue
     QEMU does not see that: its socket has no connection. Returns a function for the exit code.
     """
     return detach(
-        port_words(record, network, end, guest),
+        restarting(port_words(record, network, end, guest)),
         log=machine.folder / f"network-{network.name}.log",
         pass_fds=[end, guest],
         cwd=machine.folder,
-        restarts=True,
     )
 
 

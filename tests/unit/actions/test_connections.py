@@ -36,7 +36,7 @@ ASKED: dict[str, tuple[Any, Any]] = {
 def processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The machines for which the process of automatic forwards is started."""
     started: list[str] = []
-    monkeypatch.setattr(forwarding, "detach", lambda argv, **_: started.append(argv[-1]))
+    monkeypatch.setattr(forwarding, "detach", lambda argv, **_: started.append(argv[-1]) or (lambda: 0))
     return started
 
 

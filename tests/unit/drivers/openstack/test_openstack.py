@@ -13,6 +13,7 @@ from refused import refused
 from kimbox.drivers import registry
 from kimbox.drivers.base import Launch
 from kimbox.drivers.openstack import driver as module
+from kimbox.drivers.openstack import instance as instances
 from kimbox.drivers.openstack.cloud import Address, CloudImage, Limit, Status
 from kimbox.drivers.openstack.driver import OpenStack
 from kimbox.drivers.openstack.journal import Journal
@@ -21,7 +22,7 @@ from kimbox.guest.deliverydisk import DeliveryDisk
 from kimbox.machine import foreign, keys
 from kimbox.machine.record import CLOUD_FILE, Ended
 from kimbox.machine.state import State, derive
-from kimbox.spec.model import Instance, Scratch
+from kimbox.spec.model import INSTANCE_TIMEOUT_S, Instance, Scratch
 
 world = cloudworld.world  # a fixture
 
@@ -197,14 +198,17 @@ def test_a_guest_without_a_host_key(world: World) -> None:
     assert "kernel panic\n" == world.machine.serial_log.read_text()
 
 
-def test_the_limit_of_the_spec_is_that_of_all_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Later verbs have no spec: the limit is that of the last start. Here the cloud never stops the instance."""
+@pytest.mark.parametrize(("timeout_s", "expected_s"), [(3600, 3600), (60, INSTANCE_TIMEOUT_S)])
+def test_later_verbs_wait_as_long_as_the_last_start(
+    world: World, monkeypatch: pytest.MonkeyPatch, timeout_s: int, expected_s: int
+) -> None:
+    """They have no spec. A limit below the default is for starts alone: a halt must not end before the cloud does."""
+    world.box = attrs.evolve(world.box, openstack=Instance("small", "private", timeout_s=timeout_s))
     world.start()
-    world.box = attrs.evolve(world.box, openstack=Instance("small", "private", timeout_s=0))
-    world.start()
-    monkeypatch.setattr(world.cloud, "act", lambda *_: None)
-    with refused(GuestError, "instance-failed", what=f"the state {Status.SHUTOFF} of its instance"):
-        world.driver.stop(State.READY, force=False, timeout_s=1)
+    limits_s = []
+    monkeypatch.setattr(instances, "bring_to", lambda *words: limits_s.append(words[-1].timeout_s))
+    world.driver.stop(State.READY, force=False, timeout_s=1)
+    assert [expected_s] == limits_s
 
 
 @pytest.mark.parametrize(
