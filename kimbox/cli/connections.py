@@ -57,8 +57,7 @@ def _network_line(network: dict[str, Any], summary: dict[str, Any]) -> str:
 
 
 def lost(machine: Machine, record: Record) -> list[tuple[str, str]]:
-    """Returns the code and the detail of a problem for each network that a box which runs has lost, and for the
-    process of `guest: auto`."""
+    """Returns the codes and details of problems: each network that the box has lost, and missing automatic forwards."""
     from kimbox.machine import forwarding
     from kimbox.machine.networks import is_up
 

@@ -22,7 +22,7 @@ MARK = "KimboxSubmission"
 #: The attribute of a node that has booted a guest (nodeconfig.py). A node without it is not known to fail.
 CAPABLE = "HasKimboxVM"
 
-#: How often a job is run again, elsewhere if possible, if the infrastructure has failed.
+#: How often a job is run again if the infrastructure has failed.
 MAX_RETRIES = 2
 
 #: Time for which a job that has failed is not run on the same node again, in seconds. HTCondor would give it to a node
