@@ -40,7 +40,7 @@ NAME, OWN, SHARED = "bench-mounts", "/home/vagrant/own", "/home/vagrant/shared"
 #: Size of a file in the archive, in bytes, and number of files in a folder of it.
 FILE_BYTES, FILES_IN_FOLDER = 12_000, 50
 
-#: Number of files for which the root of a shipped box has room, and the bytes that each further file needs there: in the
+#: Number of files for which the root of a shipped box has room, and the bytes that each further file needs: in the
 #: archive, as a file, and in git's copy.
 FILES_WITH_ROOM, ROOT_BYTES_FOR_FILE = 20_000, 4 * FILE_BYTES
 
