@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ from kimbox.project.project import Project
 
 #: Timeout of the event with which a clone reports its ssh server, in seconds, and the interval of looking for it.
 SSHD_TIMEOUT_S, SSHD_INTERVAL_S = 30.0, 0.02
+
+#: Time after the last event of a clone in which its ssh server is asked for its greeting first, and timeout of that, in
+#: seconds.
+SETTLE_S, GREETING_TIMEOUT_S = 10.0, 5.0
 
 #: A sha256 digest of a manifest.
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -220,21 +225,35 @@ def reach(machine: Machine, verb: str = "ssh") -> Endpoint:
                 fields={"name": machine.name},
             )
         keys.pin_host_key(machine, key_events[-1].text("key"))
+    place = endpoint(machine)
     if machine.record().woken:
-        _await_sshd(machine)
-    return endpoint(machine)
+        _await_sshd(machine, place)
+    return place
 
 
-def _await_sshd(machine: Machine) -> None:
+def _await_sshd(machine: Machine, place: Endpoint) -> None:
     """Waits until the ssh server of a clone has started again with its own key, or until SSHD_TIMEOUT_S have passed.
 
-    Before that it resets connections. The clone has its identity then, and `kimbox clone` does not wait for it.
+    Before that it resets connections, and soon after its event it may still reset one. The clone has its identity then,
+    and `kimbox clone` does not wait for it.
     """
     deadline = time.monotonic() + SSHD_TIMEOUT_S
     while time.monotonic() < deadline and registry.of(machine).listen():
         if any(event.name == "sshd" for event in machine.boot_events()):
-            return
+            is_settled = time.time() - machine.events_file.stat().st_mtime > SETTLE_S
+            if is_settled or _greets(place):
+                return
         time.sleep(SSHD_INTERVAL_S)
+
+
+def _greets(place: Endpoint) -> bool:
+    """Whether the ssh server accepts a connection and sends the beginning of its greeting (RFC 4253, 4.2)."""
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((place.host, place.port), timeout=GREETING_TIMEOUT_S) as connection,
+    ):
+        return connection.recv(4) == b"SSH-"
+    return False
 
 
 def check_connection(machine: Machine, endpoint: Endpoint, *, may_end: bool = False) -> None:

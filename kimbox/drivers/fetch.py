@@ -160,5 +160,5 @@ class EventCopies:
         return self.fetch(self.machine.record()) or is_running()
 
     def forget(self) -> None:
-        """Forgets the connection: the machine has started anew, maybe at another address."""
+        """Forgets the connection, because the machine has started again and may have another address."""
         self._fetcher = None

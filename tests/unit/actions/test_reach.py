@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import attrs
 import makemachine
 import pytest
 from makemachine import HOST_KEY, OTHER_HOST_KEY, event, tell
@@ -42,19 +46,39 @@ def test_the_reported_key_is_pinned_once() -> None:
 
 
 def test_a_clone_is_reached_when_its_ssh_server_has_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sshd starts again after the clone has its identity, and resets connections before that."""
+    """sshd starts again after the clone has its identity, and resets connections before that, and soon after its event.
+
+    A clone that has sent nothing for a while has a server that runs.
+    """
     machine = makemachine.make_machine(woken=True)
     tell(machine, event("hostkey", key=HOST_KEY), event("awake"))
-    looked: list[float] = []
+    pauses_s: list[float] = []
+    greets = iter([False, True])
 
     def wait(interval_s: float) -> None:
-        looked.append(interval_s)
-        if len(looked) == 3:
+        pauses_s.append(interval_s)
+        if len(pauses_s) == 3:
             tell(machine, event("sshd"))
 
     monkeypatch.setattr("time.sleep", wait)
+    monkeypatch.setattr(observe, "_greets", lambda _: next(greets))
     with makemachine.running(machine):
         observe.reach(machine)
-        assert 3 == len(looked)
+        assert 4 == len(pauses_s)
+        os.utime(machine.events_file, (0, 0))
         observe.reach(machine)
-    assert 3 == len(looked)
+    assert 4 == len(pauses_s)
+
+
+@pytest.mark.parametrize(("sent", "expected"), [(b"SSH-2.0-x\r\n", True), (b"", False), (b"HTTP", False)])
+def test_a_server_that_greets(sent: bytes, expected: bool) -> None:
+    machine = makemachine.make_machine()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = attrs.evolve(machine.endpoint(machine.record()), port=server.getsockname()[1])
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(observe._greets, place)
+            connection, _ = server.accept()
+            connection.sendall(sent)
+            connection.close()
+            assert expected is answer.result()
+    assert not observe._greets(place)
