@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 #: Default timeout of a conversation. QEMU answers in milliseconds, unless the host is very busy.
 TIMEOUT_S = 10.0
 
+#: Interval of attempts to connect while other clients wait for QEMU, in seconds.
+QUEUE_INTERVAL_S = 0.01
+
 T = TypeVar("T")
 
 
@@ -22,7 +27,7 @@ class QmpError(KimboxError):
     """QEMU does not answer, or rejected a command."""
 
 
-def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, timeout_s: float = TIMEOUT_S) -> T:
+def talk(path: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, timeout_s: float = TIMEOUT_S) -> T:
     """Connects, awaits `conversation`, disconnects, and returns its result.
 
     Raises QmpError for each failure: `qemu-failed` if QEMU rejected a command, `timeout`, or `qemu-unreachable`.
@@ -36,8 +41,7 @@ def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, tim
 
     async def connect_and_talk() -> T:
         client = QMPClient("kimbox")
-        with short_path(socket) as path:
-            await _connect(client, path)
+        await _connect(client, path)
         try:
             return await conversation(client)
         finally:
@@ -51,32 +55,49 @@ def talk(socket: Path, conversation: Callable[[QMPClient], Awaitable[T]], *, tim
     except ExecuteError as error:
         raise QmpError(f"QEMU rejected a command: {error}", code="qemu-failed") from None
     except TimeoutError:  # before OSError, its base class
-        message = f"QEMU did not answer within {timeout_s:g} s on {socket}"
-        raise QmpError(message, code="timeout", fields={"path": str(socket)}) from None
+        message = f"QEMU did not answer within {timeout_s:g} s on {path}"
+        raise QmpError(message, code="timeout", fields={"path": str(path)}) from None
     except (QMPError, OSError, EOFError) as error:
-        message = f"QEMU does not answer on {socket}: {str(error) or 'it closed the connection'}"
-        raise QmpError(message, code="qemu-unreachable", fields={"path": str(socket)}) from None
+        message = f"QEMU does not answer on {path}: {str(error) or 'it closed the connection'}"
+        raise QmpError(message, code="qemu-unreachable", fields={"path": str(path)}) from None
 
 
-async def _connect(client: QMPClient, address: str) -> None:
+async def _connect(client: QMPClient, path: Path) -> None:
     """Connects. Raises EOFError, and the errors of the library, if QEMU closes the connection meanwhile."""
+    connection = await _connected(path)
     try:
-        await client.connect(address)
+        await client.connect(connection)
     except AssertionError:
         # The library asserts after the handshake that the connection is open. QEMU may have ended at that moment.
         await client.disconnect()  # ends the tasks of the session, and raises the reason
         raise EOFError from None
 
 
-def execute(
-    socket: Path, command: str, arguments: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
-) -> Any:
+async def _connected(path: Path) -> socket.socket:
+    """Returns a connection to a socket of QEMU. Raises OSError.
+
+    QEMU talks to one client at a time, and one more can wait in the queue of the socket. Then connect(2) fails with
+    EAGAIN, which asyncio takes for a connection that is being made. So this waits for a place in the queue.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        while True:
+            with short_path(path) as address, contextlib.suppress(BlockingIOError):
+                connection.connect(address)
+                return connection
+            await pause(QUEUE_INTERVAL_S)
+    except BaseException:  # also when the conversation is cancelled by its timeout
+        connection.close()
+        raise
+
+
+def execute(path: Path, command: str, arguments: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S) -> Any:
     """Runs one QMP command and returns its result. Raises QmpError as `talk` does."""
 
     async def run_command(client: QMPClient) -> Any:
         return await client.execute(command, arguments)
 
-    return talk(socket, run_command, timeout_s=timeout_s)
+    return talk(path, run_command, timeout_s=timeout_s)
 
 
 async def pause(duration_s: float) -> None:
@@ -92,7 +113,7 @@ async def send_file(client: QMPClient, handle: int, name: str) -> None:
     await client.execute("getfd", {"fdname": name})
 
 
-def run_job(socket: Path, command: str, arguments: dict[str, Any], *, timeout_s: float) -> None:
+def run_job(path: Path, command: str, arguments: dict[str, Any], *, timeout_s: float) -> None:
     """Runs a QMP command that starts a job (snapshot-save, ...), and waits for its end. Raises QmpError if it fails."""
     job = str(arguments["job-id"])
 
@@ -112,4 +133,4 @@ def run_job(socket: Path, command: str, arguments: dict[str, Any], *, timeout_s:
         if errors:
             raise QmpError(f"QEMU's {command} failed: {errors[0]}", code="qemu-failed")
 
-    talk(socket, run_until_concluded, timeout_s=timeout_s)
+    talk(path, run_until_concluded, timeout_s=timeout_s)
