@@ -23,7 +23,7 @@ from typing import IO
 
 from kimbox.errors import NO_SPACE, KimboxError, MissingToolError
 from kimbox.landlock import limit_ports
-from kimbox.streams import ENDING, Copy, is_file, signals_blocked
+from kimbox.streams import END_S, ENDING, Copy, is_file, signals_blocked
 
 #: Environment variables that a child process gets. Proxies and certificates are necessary to use the network.
 PASSED_ENV = (
@@ -231,10 +231,6 @@ def stream(
         raise CommandError(args, describe_status(process.returncode), "\n".join(last))
 
 
-#: Timeout until an attached program has exited after what it runs was ended, in seconds.
-_EXIT_S = 10.0
-
-
 def attached(
     argv: Sequence[str | Path],
     *,
@@ -262,19 +258,24 @@ def attached(
             preexec_fn=functools.partial(_unblock, os.getpid()),
         )
         copy = Copy(process.stdout, process.kill) if process.stdout else None
-        code = _wait(process, ending, on_signal)
-        if copy and (error := copy.end()):
+        received = _wait(process, ending, on_signal)
+        if copy:
+            received = copy.end(ending, received)
+        if copy and copy.error:
             if on_signal:
                 on_signal(signal.SIGTERM)
-            raise OSError(error.errno, error.strerror, "stdout")
-    return code
+            raise OSError(copy.error.errno, copy.error.strerror, "stdout")
+    code = process.returncode
+    if received and _is_ended(code):
+        return 128 + received
+    return code if code >= 0 else 128 - code
 
 
 def _wait(process: subprocess.Popen[bytes], ending: set[int], on_signal: Callable[[int], bool] | None) -> int:
-    """Waits for an attached program and returns its exit code. The signals of `ending` and SIGCHLD are blocked."""
+    """Waits for an attached program. Returns the signal that ended it, or 0. SIGCHLD and `ending` are blocked."""
     received = 0
     while process.poll() is None:
-        info = signal.sigtimedwait({*ending, signal.SIGCHLD}, _EXIT_S if received else 3600)
+        info = signal.sigtimedwait({*ending, signal.SIGCHLD}, END_S if received else 3600)
         if info is None and received:
             process.kill()
         elif info is None or info.si_signo not in ending:
@@ -287,10 +288,15 @@ def _wait(process: subprocess.Popen[bytes], ending: set[int], on_signal: Callabl
             process.kill()
         elif on_signal:
             received = info.si_signo
-    code = process.returncode
-    if received and (code < 0 or code == 255):  # ssh itself was ended, or its session
-        return 128 + received
-    return code if code >= 0 else 128 - code
+    if not received and on_signal and _is_ended(process.returncode) and (info := signal.sigtimedwait(ending, 0)):
+        received = info.si_signo  # the whole process group got it, and ssh was faster
+        on_signal(received)
+    return received
+
+
+def _is_ended(code: int) -> bool:
+    """Whether ssh itself was ended, or its session."""
+    return code < 0 or code == 255
 
 
 def _unblock(parent: int) -> None:
@@ -344,6 +350,8 @@ class BackgroundProcess:
     def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self._process = process
         self._log = log
+        #: Its process id.
+        self.pid = process.pid
 
     def code(self) -> int | None:
         """Its exit code (negative: the number of the signal), or None while it runs."""

@@ -7,12 +7,19 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 #: Signals that end kimbox while it waits for an attached program.
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+#: Timeout until an attached program and its output have ended after what it runs was ended, in seconds.
+END_S = 10.0
+
+#: Interval of checks for a signal while output is copied, in seconds.
+_POLL_S = 0.1
 
 #: Size of a read, in bytes.
 _PIECE_BYTES = 1 << 16
@@ -46,8 +53,9 @@ class Copy:
     def __init__(self, source: IO[bytes], on_error: Callable[[], None]) -> None:
         self._source = source
         self._on_error = on_error
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run)
+        #: Why stdout could not be written; None if it could.
+        self.error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)  # kimbox may end before it
         self._thread.start()
 
     def _run(self) -> None:
@@ -56,11 +64,19 @@ class Copy:
                 while piece:
                     piece = piece[os.write(1, piece) :]
         except OSError as error:
-            self._error = error
+            self.error = error
             self._on_error()
             self._source.close()
 
-    def end(self) -> OSError | None:
-        """Waits until all output is copied. Returns the error of stdout, if there is one."""
-        self._thread.join()
-        return self._error
+    def end(self, ending: set[int], received: int) -> int:
+        """Waits until all output is copied, after a signal only for END_S. Returns the signal, or 0.
+
+        The shared ssh connection keeps the output of a command open until the guest has answered. A guest that hangs
+        never does. `ending`: signals, which are blocked. `received`: one that has arrived before, or 0.
+        """
+        deadline = time.monotonic() + END_S
+        while self._thread.is_alive() and (not received or time.monotonic() < deadline):
+            self._thread.join(_POLL_S)
+            if not received and (info := signal.sigtimedwait(ending, 0)):
+                received, deadline = info.si_signo, time.monotonic() + END_S
+        return received

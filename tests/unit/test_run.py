@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
+import pytest
 from refused import refused
 from waiting import until
 
 from kimbox.errors import MissingToolError
-from kimbox.run import CommandError, die_with_parent_prefix, run
+from kimbox.run import CommandError, background, die_with_parent_prefix, run
 
 
 def test_a_library_s_program_runs_and_ends_with_kimbox(tmp_path: Path) -> None:
@@ -47,3 +49,37 @@ def test_each_failure_of_a_program_has_a_code() -> None:
         run(["sleep", "60"], check=False, timeout_s=0.1)
     with refused(MissingToolError, "missing-tool", program="no-such-program"):
         run(["no-such-program"])
+
+
+#: Runs a program that leaves its stdout to another one, as ssh does with a shared connection, and then ends or waits.
+#: What it runs elsewhere cannot be ended. The arguments are its last words, and a file for the calls of `on_signal`.
+ATTACHED = """
+import sys
+from pathlib import Path
+from kimbox import run, streams
+run.END_S = streams.END_S = 0.3
+
+def on_signal(number):
+    Path(sys.argv[2]).write_text(str(number))
+    return False
+
+program = "sleep 1000 & echo $! $$; " + sys.argv[1]
+sys.exit(run.attached(["sh", "-c", program], on_signal=on_signal))
+"""
+
+
+@pytest.mark.parametrize("last", ["exec sleep 1000", "exit 255"])
+def test_a_signal_ends_a_program_whose_output_stays_open(tmp_path: Path, last: str) -> None:
+    """stdout is a file. The signal may come before the end of the program, or after it."""
+    calls = tmp_path / "calls"
+    with background([sys.executable, "-c", ATTACHED, last, calls]) as kimbox:
+        until("it has started", lambda: kimbox.output().endswith("\n"))
+        holder, program = kimbox.output().split()
+        try:
+            if last == "exit 255":
+                until("the program has ended", lambda: not Path("/proc", program).exists())
+            kimbox.send_signal(signal.SIGTERM)
+            assert 128 + signal.SIGTERM == kimbox.wait(30)
+        finally:
+            os.kill(int(holder), signal.SIGKILL)
+    assert (last == "exec sleep 1000") == calls.exists()
