@@ -106,12 +106,15 @@ def build(folder: Path) -> Path:
     return root
 
 
-def write_submit_program(folder: Path, root: Path) -> None:
-    """Writes a program `condor_submit` to a folder: that of the root, with the libraries of the root, on this host."""
+def write_program(folder: Path, root: Path, name: str, *options: str) -> None:
+    """Writes a program to a folder: that of the root, with the libraries of the root, on this host.
+
+    `options`: arguments before those of its caller.
+    """
     libraries = f"{root / 'usr/lib/x86_64-linux-gnu'}:{root / 'usr/lib'}"
-    words = [root / "lib64/ld-linux-x86-64.so.2", "--library-path", libraries, root / "usr/bin/condor_submit"]
-    folder.mkdir()
-    program = folder / "condor_submit"
+    words = [root / "lib64/ld-linux-x86-64.so.2", "--library-path", libraries, root / "usr/bin" / name, *options]
+    folder.mkdir(exist_ok=True)
+    program = folder / name
     program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
     program.chmod(0o755)
 

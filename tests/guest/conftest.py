@@ -83,13 +83,15 @@ class Kimbox:
 
     home: Path
     folder: Path
+    #: Words before the program, for example to start it in a namespace.
+    within: tuple[str, ...] = ()
 
     def __call__(
         self, *words: str | Path, check: bool = True, input: str | None = None, timeout_s: float = VERB_TIMEOUT_S
     ) -> run.Completed:
         """Runs a verb. With `check`, a failure raises AssertionError with the output."""
         done = run.run(
-            [sys.executable, "-m", "kimbox", *map(str, words)],
+            [*self.within, sys.executable, "-m", "kimbox", *map(str, words)],
             check=False,
             cwd=self.folder,
             env={"KIMBOX_HOME": str(self.home), "PYTHONPATH": os.pathsep.join(sys.path)},

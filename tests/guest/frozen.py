@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 from kimbox.drivers.qemu import qmp
@@ -42,12 +43,15 @@ def freeze(machine: Machine) -> None:
 
 
 def _ask(port: socket.socket, command: str) -> str:
-    """Sends a command, and returns the answer."""
+    """Sends a command, and returns the answer: the packet after its acknowledgement `+`.
+
+    A report that the guest has stopped, which QEMU sends by itself, has no acknowledgement before it.
+    """
     port.sendall(f"${command}#{sum(command.encode()) % 256:02x}".encode())
     data = b""
-    while b"#" not in data[:-2]:
+    while not (answer := re.search(rb"\+\$([^#]*)#[0-9a-f]{2}", data)):
         part = port.recv(4096)
         assert part, f"QEMU has closed the port: {data!r}"
         data += part
     port.sendall(b"+")
-    return data.partition(b"$")[2].partition(b"#")[0].decode()
+    return answer[1].decode()

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
-from condorpool import Pool, build, running, write_submit_program
+from condorpool import Pool, build, running, write_program
 from conftest import Kimbox, state_of, until
 from jsonschema import Draft202012Validator
 from leaks import command_lines, found_on
@@ -101,7 +101,7 @@ def test_a_failure_of_the_infrastructure_is_tried_again(kimbox: Kimbox, pool: Po
 
 def test_condor_submit_checks_a_job(kimbox: Kimbox, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """--dry-run passes its errors and warnings on, for both universes, and submits nothing."""
-    write_submit_program(pool.share / "bin", pool.root)
+    write_program(pool.share / "bin", pool.root, "condor_submit")
     monkeypatch.setenv("PATH", f"{pool.share / 'bin'}:{os.environ['PATH']}")
     words = ("job", "submit", "job", "--each", "items", "--output", "dry", "--dry-run")
     done = pool.kimbox(kimbox, "--json", *words)
