@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,16 +16,18 @@ from pathlib import Path
 import attrs
 from conftest import Kimbox, until
 from freshroot import privileged
+from roots import extracted
 
 from kimbox import run
-from kimbox.lock.apt import archive, sources
 
-#: Packages of the root. The release is the oldest with HTCondor that Debian has now.
+#: Packages of the root.
 PACKAGES = (
     "condor", "minicondor", "condor-vm-gahp", "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "gawk",
     "qemu-system-x86", "qemu-utils", "seabios", "ipxe-qemu", "python3", "procps",
 )  # fmt: skip
-RELEASE = "trixie"
+
+#: Makes the account of a user of the pool.
+HOOK = '--customize-hook=chroot "$1" useradd --create-home --uid 5101 kim'
 
 
 @attrs.frozen
@@ -86,37 +86,7 @@ class Pool:
 
 def build(folder: Path) -> Path:
     """Builds the root, unless it is there."""
-    root = folder / "condor-root"
-    if (folder / "built").exists():
-        return root
-    sudo = privileged()
-    assert sudo is not None, "root, or sudo without a password, is required"
-    folder.mkdir(parents=True, exist_ok=True)
-    keys = folder / "keys"
-    keys.mkdir()
-    for name, key in archive.accepted_keys("debian").items():
-        shutil.copy(key, keys / name)
-    lines = [source.line() for source in sources.sources("debian", RELEASE, None)]
-    argv = [*sudo, "unshare", "--mount", "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"]
-    argv += [f"--include={','.join(PACKAGES)}", f"--keyring={keys}", '--aptopt=APT::Install-Recommends "false"']
-    argv += [f"--aptopt={line}" for line in sources.access_options()]
-    argv += ['--customize-hook=chroot "$1" useradd --create-home --uid 5101 kim']
-    run.run([*argv, RELEASE, root, *lines], timeout_s=600)
-    (folder / "built").touch()
-    return root
-
-
-def write_program(folder: Path, root: Path, name: str, *options: str) -> None:
-    """Writes a program to a folder: that of the root, with the libraries of the root, on this host.
-
-    `options`: arguments before those of its caller.
-    """
-    libraries = f"{root / 'usr/lib/x86_64-linux-gnu'}:{root / 'usr/lib'}"
-    words = [root / "lib64/ld-linux-x86-64.so.2", "--library-path", libraries, root / "usr/bin" / name, *options]
-    folder.mkdir(exist_ok=True)
-    program = folder / name
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
-    program.chmod(0o755)
+    return extracted(folder, PACKAGES, "--variant=minbase", HOOK)
 
 
 @contextlib.contextmanager

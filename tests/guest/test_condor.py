@@ -14,10 +14,11 @@ from typing import Any
 
 import attrs
 import pytest
-from condorpool import Pool, build, running, write_program
+from condorpool import Pool, build, running
 from conftest import Kimbox, state_of, until
 from jsonschema import Draft202012Validator
 from leaks import command_lines, found_on
+from roots import write_program
 from securesite import secure
 from webfolder import Quiet, answering
 

@@ -21,7 +21,7 @@ from clirun import world as world
 from davserver import Dav
 from storeservers import KINDS
 
-from kimbox.errors import KimboxError
+from kimbox.errors import KimboxError, UsageError
 from kimbox.machine.folder import Machine
 from kimbox.transfer.stores import requests
 from kimbox.transfer.stores.base import READ_BYTES, all_of
@@ -248,3 +248,14 @@ def test_a_box_there_and_back(kind: str, kimbox: Kimbox, world: Path, monkeypatc
         assert [3, 2] == [one["number"] for one in listed]
         assert 0 == kimbox("create", "other", "--from", url)[0]
     assert mine == makesaved.get(Machine("other"), world, "persistent/mine")
+
+
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [("s3://me@b/p", "AWS_ACCESS_KEY_ID"), ("gs://b/p?x=1", "GOOGLE_"), ("az://c/p#x", "AZURE_STORAGE_ACCOUNT_KEY")],
+)
+def test_a_url_of_a_bucket_has_nothing_but_its_path(url: str, variable: str) -> None:
+    """The hint names the variables of that cloud."""
+    with pytest.raises(UsageError) as caught:
+        open_store(url)
+    assert ("bad-url", True) == (caught.value.code, variable in str(caught.value.hint))

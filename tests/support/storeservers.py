@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import azurite
 import bucket
 import davserver
 import nginxdav
@@ -13,7 +14,8 @@ import pytest
 import realsshd
 import registry
 
-KINDS = ("folder", "sftp", "web", "nginx", "oci", "s3")
+#: Azure's emulator is no package of Debian or Python: `script/test soak` installs it.
+KINDS = ("folder", "sftp", "web", "nginx", "oci", "s3", pytest.param("az", marks=pytest.mark.soak))
 
 
 @contextlib.contextmanager
@@ -28,6 +30,9 @@ def serving(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     elif kind == "s3":
         with bucket.serving(monkeypatch) as name:
             yield f"s3://{name}/deep/tiny"
+    elif kind == "az":
+        with azurite.serving(folder, monkeypatch) as name:
+            yield f"az://{name}/deep/tiny"
     elif kind == "nginx":
         with nginxdav.serving(folder) as url:
             yield url

@@ -28,6 +28,14 @@ TIMEOUT, RETRIES = "120s", 5
 #: Size of the parts in which a pack is uploaded, in bytes.
 PART_BYTES = 16 << 20
 
+#: For each kind of bucket, the variables with credentials, and the one that allows HTTP without TLS, all of obstore.
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_SERVICE_ACCOUNT",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
+
 
 @attrs.frozen
 class BucketStore:
@@ -103,7 +111,7 @@ class BucketStore:
         except (BaseError, OSError) as error:
             hint = None
             if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-                hint = "check the credentials in the environment (as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+                hint = f"check the credentials in the environment (as {CREDENTIALS[scheme_of(self.url)]})"
             raise base.failed(self.url, what, _short(error), hint) from None
 
 
@@ -131,13 +139,13 @@ def open_bucket(url: str) -> BucketStore:
         raise UsageError(
             f"{shown} has a user name, a query or a fragment",
             code="bad-url",
-            hint="credentials are in the environment, as AWS_ACCESS_KEY_ID",
+            hint=f"credentials are in the environment, as {CREDENTIALS[scheme_of(url)]}",
             fields={"url": shown},
         )
     more: dict[str, Any] = {}
     if url.startswith("s3:") and (provider := _boto3()):
         more["credential_provider"] = provider
-    is_plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # of obstore: options hide the variable from it
+    is_plain = os.environ.get(ALLOW_HTTP[scheme_of(url)], "").lower() == "true"  # options hide it from obstore
     try:
         opened = from_url(
             url,
@@ -150,6 +158,11 @@ def open_bucket(url: str) -> BucketStore:
             f"{shown} is not the URL of a bucket: {_short(error)}", code="bad-url", fields={"url": shown}
         ) from None
     return BucketStore(shown, opened)
+
+
+def scheme_of(url: str) -> str:
+    """The kind of bucket: s3, gs or az."""
+    return url.partition(":")[0]
 
 
 def _boto3() -> object | None:
