@@ -182,10 +182,12 @@ def _member_of(path: Path, name: str | None) -> str | None:
     return member
 
 
-def _has_members(file: Path) -> bool:
+def _may_be_in(file: Path, name: str) -> bool:
+    """Whether the box of a spec has this name, or the spec has several, in which `_member_of` looks for it."""
+    from kimbox.spec.load import load_box
     from kimbox.spec.members import read_members
 
-    return bool(read_members(file))
+    return bool(read_members(file)) or load_box(file).name == name
 
 
 def several(name: str | None, file: Path | None) -> tuple[Path, tuple[Member, ...]] | None:
@@ -252,8 +254,8 @@ def _spec_path(name: str | None, file: Path | None, *, clones: bool) -> Path | N
     from kimbox.spec.load import find_box
 
     if name is None or file is not None or _is_path(name):
-        if name is not None and file is not None and (_is_path(name) or not _has_members(file)):
-            raise UsageError(f"the name {name} and --file exclude each other", code="usage", hint="pass one of them")
+        if name is not None and file is not None and (_is_path(name) or not _may_be_in(file, name)):
+            raise UsageError(f"{name} is not the name of the box in {file}", code="usage", hint="pass one of them")
         return None
     machine = Machine(check_name(name))
     if machine.exists:

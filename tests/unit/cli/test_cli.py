@@ -221,10 +221,17 @@ def test_names_never_leave_the_folder_of_machines(kimbox: Kimbox, verb: str, wor
     assert before == sorted(world.rglob("*"))
 
 
-def test_a_name_and_a_file_are_too_much(kimbox: Kimbox) -> None:
-    """They exclude each other."""
-    code, out, _ = kimbox("--json", "status", "tiny", "-f", "kimbox.yaml")
-    assert (2, "usage") == (code, error(out, "status")["code"])
+def test_a_name_and_a_file(kimbox: Kimbox) -> None:
+    """The file must have a box of that name: units of systemd start boxes so."""
+    Path("layer.yaml").write_text("kimbox: 1\nname: tiny\nbase: [minimal.yaml]\n")
+    Path("kimbox.yaml").write_text("kimbox: 1\nbase: [layer.yaml]\n")
+    found = []
+    for name, file in (("other", "kimbox.yaml"), ("./kimbox.yaml", "kimbox.yaml"), ("tiny", "gone.yaml")):
+        code, out, _ = kimbox("--json", "status", name, "-f", file)
+        found.append((code, error(out, "status")["code"]))
+    assert [(2, "usage"), (2, "usage"), (3, "bad-spec")] == found
+    code, out, err = kimbox("--json", "status", "tiny", "-f", "kimbox.yaml")
+    assert 0 == code, err
 
 
 @pytest.mark.parametrize("text", [None, b"\0", b"\xff\xfe\xfa", b"[", b"a: &x [*x]", b"", b"x" * (5 << 20)])
