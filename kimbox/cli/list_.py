@@ -36,8 +36,11 @@ def list_() -> None:
     from kimbox.machine.folder import machines
     from kimbox.machine.state import State
 
+    found = machines()
     with ThreadPoolExecutor(MAX_OBSERVERS) as observers:
-        summaries = [summary for summary in observers.map(log.attach(_summary), machines()) if summary is not None]
+        waiting = {machine: observers.submit(log.attach(_summary), machine) for machine in found if _waits(machine)}
+        results = [waiting[machine].result() if machine in waiting else _summary(machine) for machine in found]
+    summaries = [summary for summary in results if summary is not None]
     header = ["NAME", "STATE", "SSH", "DISK", "SPEC", "SAVED", "REMAINS"]
     rows = [header]
     for summary in summaries:
@@ -62,11 +65,19 @@ def list_() -> None:
     templates = stores.every()
     if templates:
         rows = [["TEMPLATE", "BOX", "DISK", "CLONES"]]
-        for found in templates:
-            clones = sum(summary["template"] == found.key for summary in summaries)
-            rows.append([found.key[:16], found.box or "damaged", f"{found.size_bytes / 1e6:.0f} MB", str(clones)])
+        for template in templates:
+            clones = sum(summary["template"] == template.key for summary in summaries)
+            size = f"{template.size_bytes / 1e6:.0f} MB"
+            rows.append([template.key[:16], template.box or "damaged", size, str(clones)])
         text += "\n\n" + table(rows)
-    report("list", {"boxes": summaries, "templates": [attrs.asdict(found) for found in templates]}, text)
+    report("list", {"boxes": summaries, "templates": [attrs.asdict(template) for template in templates]}, text)
+
+
+def _waits(machine: Machine) -> bool:
+    """Whether another program must answer. Threads would only take turns with the files of the other machines."""
+    from kimbox.drivers import registry
+
+    return machine.running or registry.name_of(machine) != registry.DEFAULT
 
 
 def _summary(machine: Machine) -> dict[str, Any] | None:
