@@ -28,7 +28,6 @@ from kimbox.image.formats.compressor import Compression
 from kimbox.image.formats.export import Content, Format
 from kimbox.image.sanitize.secrets import Finding
 from kimbox.lock.apt.archive import ARCHITECTURE
-from kimbox.lock.lockfile import format_lock
 from kimbox.lock.provenance.cyclonedx import sbom
 from kimbox.lock.provenance.inputs import Provenance
 from kimbox.lock.provenance.spdx import spdx
@@ -245,7 +244,7 @@ def _files(request: PackageRequest, described: Described, source: Source) -> dic
     return {
         "kimbox.json": json_bytes({**about, **source.about}),
         "kimbox.yaml": described.spec,
-        "kimbox.lock": format_lock(lock).encode(),
+        "kimbox.lock": lock.text.encode(),
         "sbom.cdx.json": sbom(whole).encode(),
         "sbom.spdx.json": spdx(whole).encode(),
     }

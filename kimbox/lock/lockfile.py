@@ -102,7 +102,7 @@ class Lock:
 
     @functools.cached_property
     def text(self) -> str:
-        """The text of the lock file. Every job of a sweep needs it, and YAML takes long to write."""
+        """The text of the lock file. YAML takes long to write, so it is written once."""
         return format_lock(self)
 
     @functools.cached_property
@@ -273,13 +273,13 @@ def write_lock(path: Path, lock: Lock) -> bool:
     """Writes the lock atomically, if its text differs from that of the file. Returns whether it was written."""
     if not differs(path, lock):
         return False
-    write_atomic(path, format_lock(lock))
+    write_atomic(path, lock.text)
     return True
 
 
 def differs(path: Path, lock: Lock) -> bool:
     """Whether the file is missing, or its text differs from that of the lock."""
-    return not path.is_file() or read_bounded(path, limit_bytes=MAX_LOCK_BYTES) != format_lock(lock).encode()
+    return not path.is_file() or read_bounded(path, limit_bytes=MAX_LOCK_BYTES) != lock.text.encode()
 
 
 def format_lock(lock: Lock) -> str:

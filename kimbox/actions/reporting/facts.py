@@ -16,7 +16,6 @@ from kimbox.actions.reporting.subjects import Checked, Kind, Outcome, Subject
 from kimbox.errors import KimboxError
 from kimbox.guest.audit import Status
 from kimbox.lock.git import history
-from kimbox.lock.lockfile import format_lock
 from kimbox.lock.provenance.inputs import Provenance, commits
 from kimbox.machine import past_audits
 from kimbox.machine.folder import Machine
@@ -141,7 +140,7 @@ def _again(subject: Subject) -> dict[str, Any]:
     """How to make the subject again: files to save, three commands, and what these do not bring back."""
     whole = subject.provenance
     files = {"kimbox.yaml": subject.spec.decode("utf-8", "replace")} if subject.spec else {}
-    files |= {"kimbox.lock": format_lock(whole.lock)} if subject.has_lock else {}
+    files |= {"kimbox.lock": whole.lock.text} if subject.has_lock else {}
     notes: list[str] = []
     if subject.kind is Kind.PACKAGE and subject.package:
         name, file = "report-box", subject.package

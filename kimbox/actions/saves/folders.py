@@ -24,7 +24,7 @@ from kimbox.lock.git.bundle import PIN_REF, write_bundle
 from kimbox.lock.git.command import git
 from kimbox.lock.git.folder import MAX_BYTES, MAX_FILES, OWN_CONFIG
 from kimbox.lock.git.mirror import Mirror
-from kimbox.lock.lockfile import format_lock, parse_lock
+from kimbox.lock.lockfile import parse_lock
 from kimbox.log import log
 from kimbox.machine.delivered_locks import Kept
 from kimbox.spec import urls
@@ -62,7 +62,7 @@ def packed(
     for name in pins:
         spec["repositories"][name]["url"] = _url(name)
     lock = attrs.evolve(lock, repositories={**lock.repositories, **moved})
-    return attrs.evolve(kept, spec=json.dumps(spec).encode(), lock=format_lock(lock).encode()), folders
+    return attrs.evolve(kept, spec=json.dumps(spec).encode(), lock=lock.text.encode()), folders
 
 
 def _bundle(mirror: Mirror, commit: str, target: Path) -> Path:
