@@ -77,7 +77,7 @@ def _waits(machine: Machine) -> bool:
     """Whether another program must answer. Threads would only take turns with the files of the other machines."""
     from kimbox.drivers import registry
 
-    return machine.running or registry.name_of(machine) != registry.DEFAULT
+    return machine.running or not registry.of(machine).features.own_process
 
 
 def _summary(machine: Machine) -> dict[str, Any] | None:

@@ -6,23 +6,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
-import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from conftest import Kimbox, state_of, until
+from guides import Guide, session, shell
 
 from kimbox import run
-from kimbox.cli.verbs import VERBS
 
 pytestmark = [pytest.mark.guest, pytest.mark.soak]
-
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "coming-from.md"
 
 #: The port of the host in the spec of the document.
 GUIDE_PORT = 4567
@@ -67,42 +62,6 @@ MULTIPASS_ELSEWHERE = {
 }
 
 
-class Guide:
-    """The table of a tool, and the rows that were tried."""
-
-    def __init__(self, kimbox: Kimbox, heading: str) -> None:
-        self.kimbox = kimbox
-        section = DOCUMENT.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-        table = section.partition("|---|---|\n")[2].partition("\n\n")[0]
-        self.rows = dict(cells(line) for line in table.splitlines())
-        self.spec = "".join(line[4:] + "\n" for line in re.findall(r"^    .*$", section, re.MULTILINE))
-        self.tried: set[str] = set()
-
-    def row(self, theirs: str, *ours: str) -> None:
-        """Marks a row as tried. `ours`: the commands that this test runs for it must be in the row's right cell."""
-        missing = [command for command in ours if command not in self.rows[theirs]]
-        assert not missing, (theirs, missing)
-        self.tried.add(theirs)
-
-    def check(self, elsewhere: Mapping[str, str]) -> None:
-        """Checks that no row is left that has a verb, and is neither tried nor shown by another test."""
-        assert [] == [name for name in elsewhere.values() if not (DOCUMENT.parents[1] / "tests" / name).is_file()]
-        left = [theirs for theirs, ours in self.rows.items() if has_verb(ours) and theirs not in self.tried]
-        assert sorted(elsewhere) == sorted(left)
-
-
-def cells(line: str) -> tuple[str, str]:
-    """The two cells of a row."""
-    theirs, ours = (cell.strip() for cell in line.strip().strip("|").split(" | ", 1))
-    return theirs, ours
-
-
-def has_verb(cell: str) -> bool:
-    """Whether a cell has a command of kimbox, or a key of the spec."""
-    verbs = "|".join(map(re.escape, VERBS))
-    return bool(re.search(rf"kimbox ({verbs})\b|`[a-z.]+: ?", cell))
-
-
 @pytest.fixture
 def folder(kimbox: Kimbox) -> Iterator[Kimbox]:
     """An empty folder. The boxes that were made in it are removed."""
@@ -118,18 +77,6 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def session(kimbox: Kimbox, line: str, *name: str) -> str:
-    """Runs a line in a login shell of a box. Returns the last line of its output: a greeting is above it."""
-    return kimbox("ssh", *name, input=f"{line}\n").stdout.splitlines()[-1]
-
-
-def shell(kimbox: Kimbox, script: str) -> str:
-    """Runs a script of bash, with the program kimbox, in the folder. Returns its stdout."""
-    program = f'kimbox() {{ {sys.executable} -m kimbox "$@"; }}\n'
-    environment = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join(sys.path)}
-    return run.run(["bash", "-e"], input=program + script, cwd=kimbox.folder, env=environment).stdout
 
 
 def page(port: int) -> str:
@@ -148,10 +95,20 @@ def page(port: int) -> str:
 def test_vagrants_guide(folder: Kimbox, unused_port: int) -> None:
     """Its web server: a folder of the host at a port of the host; then the life of the box to its end."""
     guide = Guide(folder, "Vagrant")
+    serves_a_folder(guide, unused_port)
+    takes_commands_and_files(guide)
+    has_snapshots(guide)
+    stops_and_starts(guide, unused_port)
+    guide.check(VAGRANT_ELSEWHERE)
+
+
+def serves_a_folder(guide: Guide, port: int) -> None:
+    """The box of the guide, whose web server shows a folder of the host."""
+    folder = guide.kimbox
     folder("init", "--name", "web")
     guide.row("`vagrant init hashicorp/bionic64`", "kimbox init")
     assert f"host: {GUIDE_PORT}" in guide.spec
-    (folder.folder / "kimbox.yaml").write_text(guide.spec.replace(str(GUIDE_PORT), str(unused_port)))
+    (folder.folder / "kimbox.yaml").write_text(guide.spec.replace(str(GUIDE_PORT), str(port)))
     (folder.folder / "html").mkdir()
     index = folder.folder / "html" / "index.html"
     index.write_text("first")
@@ -159,13 +116,17 @@ def test_vagrants_guide(folder: Kimbox, unused_port: int) -> None:
     guide.row("`vagrant validate`", "kimbox validate")
     folder("up")
     guide.row("`vagrant up`", "kimbox up")
-    assert "first" == page(unused_port)
+    assert "first" == page(port)
     index.write_text("second")
-    assert "second" == page(unused_port)
+    assert "second" == page(port)
     guide.row("`vagrant rsync`, `vagrant rsync-auto`", "mounts:")
-    assert f"127.0.0.1:{unused_port} -> 80" in folder("status").stdout
+    assert f"127.0.0.1:{port} -> 80" in folder("status").stdout
     guide.row("`vagrant port`", "kimbox status")
 
+
+def takes_commands_and_files(guide: Guide) -> None:
+    """Logins, commands, and files."""
+    folder = guide.kimbox
     assert "42" == session(folder, "echo $((6 * 7))")
     guide.row("`vagrant ssh`", "kimbox ssh")
     assert "Linux web " in folder("exec", "--", "uname", "-a").stdout
@@ -179,6 +140,10 @@ def test_vagrants_guide(folder: Kimbox, unused_port: int) -> None:
     assert "of the host" == run.run(["ssh", "-F", entry, "kimbox-web", "cat", "given"]).stdout
     guide.row("`vagrant ssh-config`", "kimbox ssh-config")
 
+
+def has_snapshots(guide: Guide) -> None:
+    """A snapshot, and the way back to it."""
+    folder = guide.kimbox
     folder("snapshot", "save", "before")
     folder.sh("web", "rm given")
     assert "before" in folder("snapshot", "list").stdout
@@ -187,24 +152,28 @@ def test_vagrants_guide(folder: Kimbox, unused_port: int) -> None:
     folder("snapshot", "delete", "before")
     guide.row("`vagrant snapshot save NAME`, `restore`, `delete`, `list`", *snapshot_verbs("save", "restore", "delete"))
 
+
+def stops_and_starts(guide: Guide, port: int) -> None:
+    """Provisioning, each way to stop and start, and the end."""
+    folder = guide.kimbox
     folder.sh("web", "sudo rm /var/www/html && sudo mkdir /var/www/html")
     folder("provision", "--only", "www")
-    assert "second" == page(unused_port)
+    assert "second" == page(port)
     folder("provision")
     guide.row("`vagrant provision`", "kimbox provision`", "kimbox provision --only STEP")
     folder("suspend")
     assert "suspended" == state_of("web")
     folder("resume")
-    assert "second" == page(unused_port)
+    assert "second" == page(port)
     folder("halt")
     assert "halted" == state_of("web")
     guide.row("`vagrant suspend`, `resume`, `halt`", "kimbox suspend", "kimbox resume", "kimbox halt")
     folder("up")
     folder("reload")
-    assert ("second", "of the host") == (page(unused_port), folder.sh("web", "cat given"))
+    assert ("second", "of the host") == (page(port), folder.sh("web", "cat given"))
     guide.row("`vagrant reload`", "kimbox reload")
     folder("reload", "--boot", "resnap", "--from-scratch")
-    assert ("second", "gone\n") == (page(unused_port), folder.sh("web", "test -e given || echo gone"))
+    assert ("second", "gone\n") == (page(port), folder.sh("web", "test -e given || echo gone"))
     guide.row(
         "`vagrant up --provision`, `vagrant reload --provision`",
         "kimbox up",
@@ -221,7 +190,6 @@ def test_vagrants_guide(folder: Kimbox, unused_port: int) -> None:
     folder("destroy", "-y")
     assert not folder.machine("web").exists
     guide.row("`vagrant destroy -f`", "kimbox destroy -y")
-    guide.check(VAGRANT_ELSEWHERE)
 
 
 def snapshot_verbs(*verbs: str) -> list[str]:
@@ -231,6 +199,15 @@ def snapshot_verbs(*verbs: str) -> list[str]:
 def test_limas_guide(folder: Kimbox) -> None:
     """An instance of a template with a name, its files, and what is shared with the host."""
     guide = Guide(folder, "Lima")
+    is_an_instance_of_a_template(guide)
+    shares_a_folder(guide)
+    has_a_way_back(guide)
+    guide.check(LIMA_ELSEWHERE)
+
+
+def is_an_instance_of_a_template(guide: Guide) -> None:
+    """An instance with a name and sizes, its commands and files."""
+    folder = guide.kimbox
     assert "openkim-dev" in folder("init", "--help").stdout
     guide.row("`limactl start --list-templates`", "kimbox init --help")
     folder("init", "--name", "study")
@@ -255,6 +232,10 @@ def test_limas_guide(folder: Kimbox) -> None:
     assert "kimbox-study" in folder("ssh-config").stdout
     guide.row("`limactl show-ssh`", "kimbox ssh-config")
 
+
+def shares_a_folder(guide: Guide) -> None:
+    """The spec gets a folder of the host and a step."""
+    folder = guide.kimbox
     spec = folder.folder / "kimbox.yaml"
     work = folder.folder / "work"
     work.mkdir()
@@ -275,6 +256,10 @@ def test_limas_guide(folder: Kimbox) -> None:
     assert "hello\n" == folder.sh("study", "cat /etc/greeting")
     guide.row("`limactl stop`, `limactl restart`", "kimbox halt", "kimbox reload")
 
+
+def has_a_way_back(guide: Guide) -> None:
+    """Snapshots, a new root, the end, and a clone."""
+    folder = guide.kimbox
     folder("snapshot", "save", "before", "study")
     guide.row("`limactl snapshot create`", "kimbox snapshot save NAME")
     folder("reload", "--boot", "resnap", "--from-scratch")
@@ -291,12 +276,22 @@ def test_limas_guide(folder: Kimbox) -> None:
     folder("clone", "plain", "twin")
     assert "twin\n" == folder("exec", "twin", "--", "hostname").stdout
     guide.row("`limactl clone`", "kimbox clone BOX NAME")
-    guide.check(LIMA_ELSEWHERE)
 
 
 def test_multipass_guide(folder: Kimbox) -> None:
     """An instance with a name and sizes, its files in both directions, and its end with a way back."""
     guide = Guide(folder, "Multipass")
+    has_a_size(guide)
+    exchanges_files(guide)
+    mounts_a_folder(guide)
+    changes_and_returns(guide)
+    comes_back_after_its_end(guide)
+    guide.check(MULTIPASS_ELSEWHERE)
+
+
+def has_a_size(guide: Guide) -> None:
+    """An instance with a name, processors, memory and disk."""
+    folder = guide.kimbox
     assert "openkim-dev" in folder("init", "--help").stdout
     guide.row("`multipass find`", "kimbox init --help")
     folder("init", "--name", "keen")
@@ -315,6 +310,11 @@ def test_multipass_guide(folder: Kimbox) -> None:
     guide.row("`multipass shell NAME`", "kimbox ssh NAME")
     assert "Linux keen " in folder("exec", "keen", "--", "uname", "-a").stdout
     guide.row("`multipass exec NAME -- uname -a`", "kimbox exec NAME -- uname -a")
+
+
+def exchanges_files(guide: Guide) -> None:
+    """Files and folders in both directions, and an alias of the shell."""
+    folder = guide.kimbox
     (folder.folder / "given").write_text("of the host")
     folder("cp", "given", "keen:")
     guide.row("`multipass transfer FILE NAME:`", "kimbox cp FILE NAME:")
@@ -330,6 +330,11 @@ def test_multipass_guide(folder: Kimbox) -> None:
     assert "of the hostof a folder" == shell(folder, alias)
     guide.row("`multipass alias NAME:COMMAND`", "kimbox exec NAME -- lmp")
 
+
+def mounts_a_folder(guide: Guide) -> None:
+    """A folder of the host comes and goes."""
+    folder = guide.kimbox
+    spec = folder.folder / "kimbox.yaml"
     plain = spec.read_text()
     spec.write_text(f"{plain}mounts: [{{location: data, mount_point: /srv/data, writable: true}}]\n")
     folder("reload", "keen")
@@ -342,6 +347,10 @@ def test_multipass_guide(folder: Kimbox) -> None:
     assert "0\n" == folder.sh("keen", "ls /srv/data 2>/dev/null | wc -l")
     guide.row("`multipass umount NAME`", "kimbox reload NAME")
 
+
+def changes_and_returns(guide: Guide) -> None:
+    """Another size, each way to stop and start, and a snapshot."""
+    folder = guide.kimbox
     folder("up", "--set", "cpus=1", "--set", "memory=768MiB")
     folder("reload")
     assert "1\n" == folder("exec", "keen", "--", "nproc").stdout
@@ -360,6 +369,10 @@ def test_multipass_guide(folder: Kimbox) -> None:
     assert re.fullmatch(r"kimbox [0-9.]+\S*\n", folder("--version").stdout)
     guide.row("`multipass get`, `multipass version`", "kimbox status", "kimbox --version")
 
+
+def comes_back_after_its_end(guide: Guide) -> None:
+    """It is saved, removed and made again of the save. Then a clone."""
+    folder = guide.kimbox
     folder("stop", "keen")
     folder("destroy", "-y", "keen")
     folder("start", folder.home / "saves" / "keen")
@@ -373,4 +386,3 @@ def test_multipass_guide(folder: Kimbox) -> None:
     folder("clone", "plain", "twin")
     guide.row("`multipass clone NAME`", "kimbox clone BOX NAME")
     guide.row("`--cloud-init FILE`", "provision:")
-    guide.check(MULTIPASS_ELSEWHERE)

@@ -157,14 +157,14 @@ def run(
     from kimbox.cli.jobs.boxes import run_on_boxes
     from kimbox.cli.jobs.sweeps import run_sweep
 
+    if box and len(box) > 1 and (each is not None or file is not None or keep):
+        raise UsageError("--each, --file and --keep are for one box", code="usage")
     name = box[0] if box else None
     request = build_request(folder, words, name, file, output, cpus, memory, scratch, size, room, network)
     request = attrs.evolve(request, keep=keep, is_cold=cold, sign_key=sign)
     if each is None:
         _refuse_without_each(jobs, retry_failed=retry_failed, fail_fast=fail_fast)
     if box and len(box) > 1:
-        if each is not None or file is not None or keep:
-            raise UsageError("--each, --file and --keep are for one box", code="usage")
         raise typer.Exit(run_on_boxes(request, box))
     if each is None:
         raise typer.Exit(_print(running.run(request)))
