@@ -1,4 +1,4 @@
-"""The tables of docs/coming-from.md: what users of other tools type, and what does the same here. And shells to type in."""
+"""The tables of docs/coming-from.md: what users of other tools type, and what does the same here. Shells to type in."""
 
 from __future__ import annotations
 
