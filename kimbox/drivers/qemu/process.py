@@ -248,7 +248,7 @@ def is_unresponsive(machine: Machine) -> bool:
         return False
     try:
         qmp.execute(machine.qmp_socket, "query-status", timeout_s=ANSWER_TIMEOUT_S)
-    except KimboxError:  # it answers nobody, or it has just ended
+    except KimboxError:  # a timeout, or it has just ended
         return machine.running and machine.qmp_socket.exists()
     return False
 
