@@ -86,6 +86,11 @@ class Kimbox:
     #: Words before the program, for example to start it in a namespace.
     within: tuple[str, ...] = ()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of the program, for a test that starts it in another way."""
+        return {"KIMBOX_HOME": str(self.home), "PYTHONPATH": os.pathsep.join(sys.path)}
+
     def __call__(
         self, *words: str | Path, check: bool = True, input: str | None = None, timeout_s: float = VERB_TIMEOUT_S
     ) -> run.Completed:
@@ -94,7 +99,7 @@ class Kimbox:
             [*self.within, sys.executable, "-m", "kimbox", *map(str, words)],
             check=False,
             cwd=self.folder,
-            env={"KIMBOX_HOME": str(self.home), "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=self.environment,
             input=input,
             timeout_s=timeout_s,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -60,5 +59,4 @@ def session(kimbox: Kimbox, line: str, *name: str) -> str:
 def shell(kimbox: Kimbox, script: str) -> str:
     """Runs a script of bash, with the program kimbox, in the folder. Returns its stdout."""
     program = f'kimbox() {{ {sys.executable} -m kimbox "$@"; }}\n'
-    environment = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join(sys.path)}
-    return run.run(["bash", "-e"], input=program + script, cwd=kimbox.folder, env=environment).stdout
+    return run.run(["bash", "-e"], input=program + script, cwd=kimbox.folder, env=kimbox.environment).stdout

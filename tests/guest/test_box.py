@@ -283,8 +283,7 @@ def test_many_commands_side_by_side(minimal: Kimbox) -> None:
     """As GNU parallel and `xargs -P` start them: each has its own output and exit status, and none takes the input."""
     kimbox = shlex.join([sys.executable, "-m", "kimbox", "exec", "minimal", "--"])
     script = f"seq 8 | xargs -P 8 -I N {kimbox} sh -c 'echo $((N * N)); exit $((N % 2))'"
-    environment = {"KIMBOX_HOME": str(minimal.home), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = run.run(["sh", "-c", script], check=False, env=environment, cwd=minimal.folder)
+    done = run.run(["sh", "-c", script], check=False, env=minimal.environment, cwd=minimal.folder)
     assert (done.code, sorted(map(int, done.stdout.split()))) == (123, [n * n for n in range(1, 9)])
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
 from conftest import Kimbox, state_of, until
 from guides import Guide, session, shell
+from servers import free_port
 
 from kimbox import run
 
@@ -47,7 +47,7 @@ LIMA_ELSEWHERE = {
     "`lima nerdctl run ...`": "guest/test_images.py",
     "`limactl start template:NAME`": "guest/test_box.py",
     "`images: [{location: ..., digest: ...}]`": "guest/test_cloud_image.py",
-    "`limactl start-at-login NAME`": "guest/test_watchdog.py",
+    "`limactl start-at-login NAME`": "guest/test_user_systemd.py",
     "`portForwards:`": "guest/test_several_boxes.py",
     "`video: {display: vnc}`": "guest/test_several_boxes.py",
     "`ssh: {forwardX11: true}`": "guest/test_provisiond.py",
@@ -71,14 +71,6 @@ def folder(kimbox: Kimbox) -> Iterator[Kimbox]:
             kimbox("destroy", "-y", name)
 
 
-@pytest.fixture
-def unused_port() -> int:
-    """A port of 127.0.0.1 on which no program listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def page(port: int) -> str:
     """The start page of the web server of a box. It starts with the rest of the system, after `ready`."""
     pages: list[str] = []
@@ -92,13 +84,13 @@ def page(port: int) -> str:
     return pages[0]
 
 
-def test_vagrants_guide(folder: Kimbox, unused_port: int) -> None:
+def test_vagrants_guide(folder: Kimbox) -> None:
     """Its web server: a folder of the host at a port of the host; then the life of the box to its end."""
-    guide = Guide(folder, "Vagrant")
-    serves_a_folder(guide, unused_port)
+    guide, port = Guide(folder, "Vagrant"), free_port()
+    serves_a_folder(guide, port)
     takes_commands_and_files(guide)
     has_snapshots(guide)
-    stops_and_starts(guide, unused_port)
+    stops_and_starts(guide, port)
     guide.check(VAGRANT_ELSEWHERE)
 
 

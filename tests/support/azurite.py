@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import free_port, listening
+from servers import free_port, listening, writing_its_id
 
 from kimbox.run import which
 
@@ -48,8 +48,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         pytest.skip("needs azurite-blob: `npm install --global azurite`")
     port, pid_file = free_port(), folder / "azurite.pid"
     options = ["--inMemoryPersistence", "--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(port)]
-    script = 'echo $$ >"$1"; shift; exec "$@"'
-    argv = ["sh", "-c", script, "sh", str(pid_file), str(program), *options]
+    argv = writing_its_id([str(program), *options], pid_file)
     with listening(argv, port, pid_file, folder / "azurite.log"):
         create_container(port)
         values = {

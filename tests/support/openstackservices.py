@@ -10,7 +10,7 @@ from pathlib import Path
 
 import openstack
 import pytest
-from servers import free_port, listening
+from servers import free_port, listening, writing_its_id
 
 from kimbox.run import run
 
@@ -90,11 +90,9 @@ def running(folder: Path) -> Iterator[Path]:
     clouds.chmod(0o600)
     with contextlib.ExitStack() as servers:
         for name, port in ports.items():
-            # The shell writes the id of the process that becomes the server.
-            script = 'echo $$ >"$1"; shift; exec "$@"'
             pid_file = folder / f"{name}.pid"
             settings = [f"{key}={value}" for key, value in env.items()]
-            words = [*settings, "sh", "-c", script, "sh", str(pid_file), str(python), str(SERVER), name, str(port)]
+            words = [*settings, *writing_its_id([str(python), str(SERVER), name, str(port)], pid_file)]
             servers.enter_context(listening(["env", *words], port, pid_file, folder / f"{name}.out"))
             if name == "keystone":
                 _register(clouds, glance)

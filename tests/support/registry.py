@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import free_port, listening
+from servers import free_port, listening, writing_its_id
 
 from kimbox.run import which
 
@@ -28,8 +28,6 @@ def serving(folder: Path) -> Iterator[int]:
     port = free_port()
     (folder / "registry.yaml").write_text(CONFIGURATION.format(folder=folder, port=port))
     pid_file = folder / "registry.pid"
-    # The shell writes the id of the process that becomes the registry.
-    script = 'echo $$ >"$1"; exec "$2" serve "$3"'
-    argv = ["sh", "-c", script, "sh", str(pid_file), str(program), str(folder / "registry.yaml")]
+    argv = writing_its_id([str(program), "serve", str(folder / "registry.yaml")], pid_file)
     with listening(argv, port, pid_file, folder / "registry.log"):
         yield port

@@ -24,6 +24,11 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def writing_its_id(argv: list[str], pid_file: Path) -> list[str]:
+    """Returns the command of a server that does not write its process id: a shell does, and becomes the server."""
+    return ["sh", "-c", 'echo $$ >"$1"; shift; exec "$@"', "sh", str(pid_file), *argv]
+
+
 @contextlib.contextmanager
 def listening(argv: list[str], port: int, pid_file: Path, log: Path) -> Iterator[None]:
     """Runs a server, from the moment that it accepts connections.

@@ -111,7 +111,7 @@ class BucketStore:
         except (BaseError, OSError) as error:
             hint = None
             if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-                hint = f"check the credentials in the environment (as {CREDENTIALS[scheme_of(self.url)]})"
+                hint = f"check the credentials in the environment (as {CREDENTIALS[_scheme(self.url)]})"
             raise base.failed(self.url, what, _short(error), hint) from None
 
 
@@ -139,13 +139,13 @@ def open_bucket(url: str) -> BucketStore:
         raise UsageError(
             f"{shown} has a user name, a query or a fragment",
             code="bad-url",
-            hint=f"credentials are in the environment, as {CREDENTIALS[scheme_of(url)]}",
+            hint=f"credentials are in the environment, as {CREDENTIALS[_scheme(url)]}",
             fields={"url": shown},
         )
     more: dict[str, Any] = {}
-    if url.startswith("s3:") and (provider := _boto3()):
+    if _scheme(url) == "s3" and (provider := _boto3()):
         more["credential_provider"] = provider
-    is_plain = os.environ.get(ALLOW_HTTP[scheme_of(url)], "").lower() == "true"  # options hide it from obstore
+    is_plain = os.environ.get(ALLOW_HTTP[_scheme(url)], "").lower() == "true"  # options hide it from obstore
     try:
         opened = from_url(
             url,
@@ -160,7 +160,7 @@ def open_bucket(url: str) -> BucketStore:
     return BucketStore(shown, opened)
 
 
-def scheme_of(url: str) -> str:
+def _scheme(url: str) -> str:
     """The kind of bucket: s3, gs or az."""
     return url.partition(":")[0]
 
