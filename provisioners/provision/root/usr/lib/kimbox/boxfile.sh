@@ -37,6 +37,10 @@ write_box() {
 	done
 	find_stale "$1"
 	box_stale
+	box_at_json=null box_commit_json=null box_part_json=null
+	[ -z "$box_at" ] || box_at_json="\"$box_at\""
+	[ -z "$5" ] || box_commit_json="\"$5\""
+	[ -z "$6" ] || box_part_json="\"$6\""
 	if ! { {
 		[ -d "$box_folder" ] || mkdir -p "$box_folder"
 	} && {
@@ -46,7 +50,7 @@ write_box() {
 		printf '{\n  "manifest": "%s",\n  "role": "%s",\n  "site": "%s",\n  "username": "%s",\n  "unpinned": [%s],\n  "stale": {%s},\n' \
 			"$2" "$box_role" "$box_site" "$box_user" "$box_list" "$box_json" &&
 			printf '  "provisioned": {"at": %s, "by": "%s", "boot_mode": "%s", "setup_commit": %s, "part": %s},\n' \
-				"$(box_text "$box_at")" "$3" "$box_mode" "$(box_text "$5")" "$(box_text "$6")" && { read -r _ && cat; } <"$1/box.json"
+				"$box_at_json" "$3" "$box_mode" "$box_commit_json" "$box_part_json" && { read -r _ && cat; } <"$1/box.json"
 	} >"$box_folder/.json.new" && mv -f "$box_folder/.json.new" "$box_folder/box.json" &&
 		mv -f "$box_folder/.env.new" "$box_folder/box.env"; }; then
 		rm -f "$box_folder/box.env" "$box_folder/box.json" "$box_folder/.env.new" "$box_folder/.json.new"
@@ -66,11 +70,6 @@ box_stale() {
 		done
 		box_json="$box_json${box_json:+, }\"${box_word%%:*}\": {$box_pins}"
 	done
-}
-
-# box_text VALUE: as a JSON string; null for an empty value
-box_text() {
-	if [ -n "$1" ]; then printf '"%s"' "$1"; else printf null; fi
 }
 
 # has_box DIGEST: succeeds if box.env describes that manifest as complete
@@ -94,7 +93,7 @@ report_box() {
 
 # setup_commit_of FOLDER: sets $setup_commit from the manifest in the folder; empty if it has no setup repository
 setup_commit_of() {
-	box_tab=$(printf '\t')
+	box_tab='	'
 	IFS=$box_tab read -r box_name setup_commit _ <"$1/repositories" || box_name=''
 	[ "$box_name" = setup ] || setup_commit=''
 }

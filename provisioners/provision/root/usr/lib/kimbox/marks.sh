@@ -26,7 +26,11 @@ mark() {
 		[ "$had" = "$1" ] || mv -fT "$state/$had" "$state/$1"
 		return
 	done
-	ln -sfn "manifests/${2##*/}" "$state/$1.new" && mv -fT "$state/$1.new" "$state/$1"
+	if [ -L "$state/$1" ]; then
+		ln -sfn "manifests/${2##*/}" "$state/$1.new" && mv -fT "$state/$1.new" "$state/$1"
+	else
+		ln -sn "manifests/${2##*/}" "$state/$1"
+	fi
 }
 
 # going_down: succeeds if a reboot or shutdown is in progress. A command that it interrupts has neither failed nor succeeded, even if
