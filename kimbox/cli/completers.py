@@ -77,7 +77,8 @@ def snapshot_words(ctx: Any, incomplete: str) -> Candidates:
     if words:
         boxes_with_it = [(box, "has this snapshot") for box, names in snapshots.items() if words[0] in names]
         return _matching(boxes_with_it, incomplete)
-    spec_name = _spec_name(ctx.params.get("file") or paths.spec_file(Path()))
+    given = ctx.params.get("file")  # some versions of typer leave it as a str here
+    spec_name = _spec_name(Path(given) if given else paths.spec_file(Path()))
     if spec_name in snapshots:
         snapshots = {spec_name: snapshots[spec_name]}
     return _matching([(name, f"a snapshot of {box}") for box, names in snapshots.items() for name in names], incomplete)
