@@ -11,9 +11,9 @@ from kimbox.actions import prune
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.files import parse_json, sha256_file
 from kimbox.image import obtain
-from kimbox.image.sources import boxcatalog, remote
+from kimbox.image.sources import boxcatalog
 from kimbox.image.sources.boxcatalog import CatalogChoice
-from kimbox.image.store import names
+from kimbox.image.store import images, names
 from kimbox.image.store.images import Image
 from kimbox.image.store.names import AddedBox
 from kimbox.lock.apt.archive import ARCHITECTURE
@@ -103,7 +103,7 @@ def _signed_version(image: Image, choice: CatalogChoice | None) -> str | None:
     same author. Raises ImageError (`wrong-box`) if the signed name, version or architecture is another one.
     """
     try:
-        about = parse_json(remote.kept_file(image, "kimbox.json") or b"{}")
+        about = parse_json(images.kept_file(image, "kimbox.json") or b"{}")
     except ValueError:
         about = None
     signed = {key: about.get(key) for key in ("name", "version", "architecture")} if isinstance(about, dict) else {}

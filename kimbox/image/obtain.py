@@ -11,17 +11,14 @@ from contextlib import contextmanager
 
 from kimbox.errors import ImageError
 from kimbox.image import namespace
-from kimbox.image.build import builder
 from kimbox.image.inputs import recipe
 from kimbox.image.inputs.recipe import Recipe
-from kimbox.image.sources import remote
 from kimbox.image.store import images, lease, names
 from kimbox.image.store.images import Image
-from kimbox.lock.apt import cache
 from kimbox.lock.apt.packages import LockedPackages
 from kimbox.spec.model import Box, BoxImage, PackageImage, RemoteImage, SavedImage
 from kimbox.spec.urls import is_url
-from kimbox.transfer import address, downloads
+from kimbox.transfer import address
 from kimbox.transfer.address import Login
 
 
@@ -32,9 +29,7 @@ def key_of(box: Box, packages: LockedPackages | Recipe | None) -> str:
     build. Raises ImageError: `lock-disagrees` if the lock has no packages, `box-not-found` if the spec uses a box that
     was not added.
     """
-    if isinstance(box.image, RemoteImage):
-        return remote.key_of(box.image)
-    if isinstance(box.image, SavedImage):
+    if isinstance(box.image, RemoteImage | SavedImage):
         return box.image.key
     if isinstance(box.image, BoxImage):
         return names.require(box.image.name).image
@@ -90,11 +85,15 @@ def leased_file(image: RemoteImage, keys: tuple[str, ...] = (), *, login: Login 
     With `keys`, it must be a box that one of these ssh keys has signed. `login` as for `http.fetch`. Raises the errors
     of `remote.fetch` and `remote.check_signature`.
     """
-    key = remote.key_of(image)
-    with lease.shared(key):
-        stored_image = images.find(key) or images.publish(key, lambda work: remote.fetch(image, work, keys, login))
+    from kimbox.image.sources import remote  # a clone loads none of this
+    from kimbox.transfer import downloads
+
+    with lease.shared(image.key):
+        stored_image = images.find(image.key)
+        if stored_image is None:
+            stored_image = images.publish(image.key, lambda work: remote.fetch(image, work, keys, login))
         if is_url(image.location):
-            downloads.finished(image.location, key)
+            downloads.finished(image.location, image.key)
         if keys:
             remote.check_signature(stored_image, image.location, keys, login)
         yield stored_image
@@ -102,7 +101,7 @@ def leased_file(image: RemoteImage, keys: tuple[str, ...] = (), *, login: Login 
 
 def _login(image: RemoteImage) -> Login | None:
     """The login for the server of an image, from ~/.netrc. None also if the image needs no download."""
-    if not is_url(image.location) or images.find(remote.key_of(image)):
+    if not is_url(image.location) or images.find(image.key):
         return None
     return address.take(image.location)[1]
 
@@ -139,6 +138,9 @@ def _of_save(image: SavedImage) -> Image:
 
 def _build(image: PackageImage, build_recipe: Recipe, *, offline: bool) -> Image:
     """Downloads the packages of a recipe that are not in the cache, and builds its image."""
+    from kimbox.image.build import builder
+    from kimbox.lock.apt import cache
+
     namespace.check()
     cache.ensure(image, build_recipe.locked, offline=offline)
     return images.publish(build_recipe.key, lambda work: builder.build(build_recipe, work))
@@ -147,11 +149,10 @@ def _build(image: PackageImage, build_recipe: Recipe, *, offline: bool) -> Image
 def _check_offline(image: RemoteImage) -> None:
     """Raises ImageError (`offline`) if the image is not in the store and would have to be downloaded."""
     is_local = not is_url(image.location) or image.location.startswith("file:")
-    key = remote.key_of(image)
-    if not is_local and images.find(key) is None:
+    if not is_local and images.find(image.key) is None:
         raise ImageError(
-            f"the image {key[:12]} is not in the store, and `--offline` does not allow a download",
+            f"the image {image.key[:12]} is not in the store, and `--offline` does not allow a download",
             code="offline",
             hint="`kimbox build` without `--offline` downloads it",
-            fields={"image": key},
+            fields={"image": image.key},
         )

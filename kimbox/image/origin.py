@@ -16,7 +16,6 @@ import attrs
 
 from kimbox.errors import KimboxError
 from kimbox.files import read_json
-from kimbox.image.sources import remote
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.lock.apt.packages import LockedPackages
@@ -64,7 +63,7 @@ def packages_of(image: Image) -> LockedPackages | None:
         with contextlib.suppress(OSError, KimboxError, ValueError, KeyError, TypeError, AttributeError):
             return LockedPackages.from_tree(read_json(image.disk.parent / images.PACKAGES))
         with contextlib.suppress(KimboxError):
-            if lock := remote.kept_file(image, "kimbox.lock"):
+            if lock := images.kept_file(image, "kimbox.lock"):
                 return parse_lock(lock.decode("utf-8", "replace"), Path("kimbox.lock"))[0].packages
         former = image.facts.get("former")
         found = _found(former) if isinstance(former, str) else None

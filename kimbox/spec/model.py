@@ -84,6 +84,11 @@ class RemoteImage:
     location: str
     digest: str
 
+    @property
+    def key(self) -> str:
+        """Key of the image in the store: the hex digest of its file."""
+        return self.digest.removeprefix("sha256:")
+
 
 @attrs.frozen
 class SavedImage:

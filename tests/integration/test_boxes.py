@@ -25,7 +25,6 @@ from kimbox.cli import app
 from kimbox.errors import ImageError, KimboxError, StateError
 from kimbox.image import obtain
 from kimbox.image.formats import boxwriter, sums
-from kimbox.image.sources import remote
 from kimbox.image.store import images, names
 from kimbox.spec.load import load_box
 from kimbox.spec.model import RemoteImage
@@ -86,7 +85,7 @@ def test_a_box_for_libvirt(tmp_path: Path, raw: Path, qcow2: bytes, prefix: str,
     image = images.find(added.image)
     assert image is not None
     same(image, raw)
-    assert b"raise 'never run'" == remote.kept_file(image, "Vagrantfile")
+    assert b"raise 'never run'" == images.kept_file(image, "Vagrantfile")
     assert [added] == list(names.every())
 
 

@@ -28,7 +28,8 @@ SSH = ["fabric", "paramiko", "invoke", "kimbox.guest.ssh"]
 GIT = ["git", "kimbox.lock.git.mirror", "kimbox.lock.git.command"]
 SPEC = ["ruamel.yaml", "jsonschema", "kimbox.spec.load"]
 IMAGE = ["kimbox.image.store.images", "kimbox.image.obtain", "kimbox.render.manifest", "jinja2"]
-REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "cyclonedx", "packageurl"]
+REST = ["qemu", "qemu.qmp", "asyncio", "vagrant", "rich", "cyclonedx", "packageurl", "pydantic"]
+MAKING = ["kimbox.image.build.builder", "kimbox.image.sources.remote", "kimbox.actions.lifecycle.handover"]
 
 
 def loaded(home: Path, arguments: list[str], names: list[str], **env: str) -> list[str]:
@@ -62,6 +63,13 @@ def test_a_verb_loads_what_it_needs(
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path))
     makemachine.make_machine().provision_log.touch()
     assert [] == loaded(tmp_path, arguments, unwanted)
+
+
+def test_a_clone_loads_nothing_that_makes_a_template(tmp_path: Path) -> None:
+    """It is awake in less than a second, of which imports take a part."""
+    names = [*SSH, *MAKING, "urllib.request", "rich", "pydantic", "jinja2"]
+    code = f"import sys, kimbox.actions.clones.clone\nprint(*sorted(set({names!r}) & set(sys.modules)))"
+    assert [] == run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, cwd=tmp_path).stdout.split()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

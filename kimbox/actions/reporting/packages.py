@@ -89,7 +89,7 @@ def _described(file: PackageFile, image: Image, path: Path, *, is_signed: bool) 
     beside = _beside(path, file.sha256)
 
     def content(name: str) -> bytes | None:
-        return remote.kept_file(image, name) or beside.get(name)
+        return images.kept_file(image, name) or beside.get(name)
 
     about = _json(content("kimbox.json"))
     lock, lock_text = None, content("kimbox.lock")

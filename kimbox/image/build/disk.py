@@ -40,8 +40,8 @@ CLAMPING = (1, 47, 1)
 #: mke2fs option that disables two features of ext4: GRUB or older versions of e2fsck do not support them.
 FEATURES = "^metadata_csum_seed,^orphan_file"
 
-#: Splits the tree of mmdebstrap, because /boot and /persistent become separate file systems. /persistent gets the folders
-#: that a first start would otherwise make. Prints the size of the root's files in bytes.
+#: Splits the tree of mmdebstrap, because /boot and /persistent become separate file systems. /persistent gets the
+#: folders that a first start would otherwise make. Prints the size of the root's files in bytes.
 SPLIT = """
 set -eu
 rm -rf root/boot.img root/dev/* root/proc/* root/sys/* root/run/* root/tmp/*

@@ -13,6 +13,7 @@ same in every build.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import tarfile
@@ -124,18 +125,23 @@ def _metadata(name: str, file: Path) -> dict[str, Any]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    from kimbox.spec.schema import strict_validator
-
     try:
         meta = YAML(typ="safe", pure=True).load(read_bounded(file).decode())
     except (YAMLError, ValueError) as error:
         raise _invalid(name, file, f"the provisioner {name} cannot be read: {error}") from None
-    schema = read_json(paths.schemas_dir() / "provisioner.schema.json")
-    faults = sorted(f"{error.json_path}: {error.message}" for error in strict_validator(schema).iter_errors(meta))
+    faults = sorted(f"{error.json_path}: {error.message}" for error in _validator().iter_errors(meta))
     if faults:
         raise _invalid(name, file, "\n  ".join([f"{file} does not match provisioner.schema.json:", *faults]))
     checked: dict[str, Any] = meta
     return checked
+
+
+@functools.cache
+def _validator() -> Any:
+    """The validator of provisioner.yaml."""
+    from kimbox.spec.schema import strict_validator
+
+    return strict_validator(read_json(paths.schemas_dir() / "provisioner.schema.json"))
 
 
 def _masks(meta: dict[str, list[str]]) -> Iterator[GuestFile]:

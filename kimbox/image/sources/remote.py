@@ -60,26 +60,15 @@ _OTHER_FORMATS = (
 )
 
 
-def key_of(image: RemoteImage) -> str:
-    """The key of the image in the store: the hex digest of its file."""
-    return image.digest.removeprefix("sha256:")
-
-
 def check_signature(image: Image, location: str, keys: tuple[str, ...], login: Login | None = None) -> None:
     """Raises ImageError unless one of these ssh keys has signed the box of the image, or the checksums beside its file.
 
     `location`: path or URL of the file. `login` as for `http.fetch`.
     """
-    if kept_file(image, sums.NAME) is None and beside.is_signed(location, image.key, keys, login):
+    if images.kept_file(image, sums.NAME) is None and beside.is_signed(location, image.key, keys, login):
         return
-    checksums, signature = (kept_file(image, name) for name in (sums.NAME, sums.SIGNATURE_NAME))
+    checksums, signature = (images.kept_file(image, name) for name in (sums.NAME, sums.SIGNATURE_NAME))
     boxreader.verify(checksums, signature, keys)
-
-
-def kept_file(image: Image, name: str) -> bytes | None:
-    """A small file of the box that contained the image, or None if the box had no file of that name."""
-    path = image.disk.parent / images.BOX_FOLDER / name
-    return path.read_bytes() if path.is_file() else None
 
 
 def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...], login: Login | None = None) -> dict[str, Any]:
@@ -90,7 +79,7 @@ def fetch(image: RemoteImage, work: Path, keys: tuple[str, ...], login: Login | 
 
     Raises ImageError: the errors of `http.fetch` (URL) or `_copy` (path), of `boxreader.read` (box) and of `inspect`.
     """
-    key = key_of(image)
+    key = image.key
     with log.step(f"fetching the image {public_url(image.location)}"):
         if is_url(image.location):
             disk = _download(image.location, key, login)

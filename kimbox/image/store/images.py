@@ -100,6 +100,12 @@ def find(key: str) -> Image | None:
     return Image(key, place / DISKS[kind], kind, facts)
 
 
+def kept_file(image: Image, name: str) -> bytes | None:
+    """A small file of the box that contained the image, or None if the box had no file of that name."""
+    path = image.disk.parent / BOX_FOLDER / name
+    return path.read_bytes() if path.is_file() else None
+
+
 def check(image: Image, *, on_bytes: Callable[[int], None] = lambda _: None) -> bool:
     """Compares the disk of an image with its digest. Returns False if an older kimbox stored it without a digest.
 

@@ -11,7 +11,6 @@ import ipaddress
 import os
 import re
 import socket
-import urllib.request
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
@@ -132,6 +131,8 @@ def _config_file(settings: Mapping[str, str], url: str, real: str) -> bytes:
 
 def _has_proxy(url: str, settings: Mapping[str, str]) -> bool:
     """Whether git reaches a URL through a proxy, which resolves the name."""
+    import urllib.request
+
     if "http.proxy" in settings:
         return bool(settings["http.proxy"])
     parts, proxies = urlsplit(url), urllib.request.getproxies()
