@@ -23,7 +23,7 @@ from typing import IO
 
 from kimbox.errors import NO_SPACE, KimboxError, MissingToolError
 from kimbox.landlock import limit_ports
-from kimbox.streams import END_S, ENDING, Copy, is_file, signals_blocked
+from kimbox.streams import ENDING, Copy, is_file, signals_blocked, wait, was_ended
 
 #: Environment variables that a child process gets. Proxies and certificates are necessary to use the network.
 PASSED_ENV = (
@@ -244,8 +244,8 @@ def attached(
     is /dev/null.
 
     SIGHUP and SIGTERM end the program. SIGINT does not: the terminal sends it to both. With `on_signal`, each of them
-    calls that function, which ends what the program runs elsewhere, and returns whether it did. Raises OSError
-    (`filename` is `stdout`) if stdout is a file that cannot be written.
+    calls that function in a thread. It ends what the program runs elsewhere, and returns whether it did. A second
+    signal does not wait for that. Raises OSError (`filename` is `stdout`) if stdout is a file that cannot be written.
     """
     args = [str(a) for a in argv]
     args[0] = require(args[0])
@@ -258,7 +258,7 @@ def attached(
             preexec_fn=functools.partial(_unblock, os.getpid()),
         )
         copy = Copy(process.stdout, process.kill) if process.stdout else None
-        received = _wait(process, ending, on_signal)
+        received = wait(process, ending, on_signal)
         if copy:
             received = copy.end(ending, received)
         if copy and copy.error:
@@ -266,37 +266,9 @@ def attached(
                 on_signal(signal.SIGTERM)
             raise OSError(copy.error.errno, copy.error.strerror, "stdout")
     code = process.returncode
-    if received and _is_ended(code):
+    if received and was_ended(code):
         return 128 + received
     return code if code >= 0 else 128 - code
-
-
-def _wait(process: subprocess.Popen[bytes], ending: set[int], on_signal: Callable[[int], bool] | None) -> int:
-    """Waits for an attached program. Returns the signal that ended it, or 0. SIGCHLD and `ending` are blocked."""
-    received = 0
-    while process.poll() is None:
-        info = signal.sigtimedwait({*ending, signal.SIGCHLD}, END_S if received else 3600)
-        if info is None and received:
-            process.kill()
-        elif info is None or info.si_signo not in ending:
-            continue
-        elif on_signal is None and info.si_signo != signal.SIGINT:
-            received = info.si_signo
-            process.send_signal(received)
-        elif on_signal and (received or not on_signal(info.si_signo)):  # the second signal, or nothing was found
-            received = info.si_signo
-            process.kill()
-        elif on_signal:
-            received = info.si_signo
-    if not received and on_signal and _is_ended(process.returncode) and (info := signal.sigtimedwait(ending, 0)):
-        received = info.si_signo  # the whole process group got it, and ssh was faster
-        on_signal(received)
-    return received
-
-
-def _is_ended(code: int) -> bool:
-    """Whether ssh itself was ended, or its session."""
-    return code < 0 or code == 255
 
 
 def _unblock(parent: int) -> None:

@@ -57,7 +57,7 @@ ATTACHED = """
 import sys
 from pathlib import Path
 from kimbox import run, streams
-run.END_S = streams.END_S = 0.3
+streams.END_S = 0.3
 
 def on_signal(number):
     Path(sys.argv[2]).write_text(str(number))
@@ -83,3 +83,29 @@ def test_a_signal_ends_a_program_whose_output_stays_open(tmp_path: Path, last: s
         finally:
             os.kill(int(holder), signal.SIGKILL)
     assert (last == "exec sleep 1000") == calls.exists()
+
+
+#: Runs a program. What it runs elsewhere does not answer. The argument is a file that shows the call of `on_signal`.
+HANGING = """
+import sys, time
+from pathlib import Path
+from kimbox import run
+
+def on_signal(number):
+    Path(sys.argv[1]).touch()
+    time.sleep(1000)
+
+sys.exit(run.attached(["sh", "-c", "echo started; exec sleep 1000"], on_signal=on_signal))
+"""
+
+
+def test_a_second_signal_does_not_wait_for_the_other_end(tmp_path: Path) -> None:
+    """The first signal asks for the end of what runs elsewhere, which hangs. The second ends the program at once."""
+    asked = tmp_path / "asked"
+    with background([sys.executable, "-c", HANGING, asked]) as kimbox:
+        until("it has started", lambda: "started" in kimbox.output())
+        kimbox.send_signal(signal.SIGINT)
+        until("the other end was asked", asked.exists)
+        assert kimbox.code() is None
+        kimbox.send_signal(signal.SIGINT)
+        assert 128 + signal.SIGINT == kimbox.wait(30)
