@@ -46,7 +46,7 @@ def copy_in(machine: Machine, sources: Sequence[str], target: str) -> Copied:
         if not Path(source).exists():
             raise StateError(f"{source} does not exist", code="file-not-found", fields={"path": source})
     items = [Item.of(source, is_folder=Path(source).is_dir()) for source in sources]
-    endpoint = reach(machine, "cp")
+    endpoint = reach(machine, "cp", shares=True)
     path = copying.guest_path(target)
     with shared.sharing(endpoint) as settings:
         listing = _list(machine, endpoint, [path], settings, patterns=False)
@@ -63,7 +63,7 @@ def copy_out(machine: Machine, sources: Sequence[str], target: str) -> Copied:
     Raises StateError (`file-not-found`, `not-a-folder`, and those of `reach`), GuestError (`copy-failed`,
     `connection-lost`).
     """
-    endpoint = reach(machine, "cp")
+    endpoint = reach(machine, "cp", shares=True)
     paths = [copying.guest_path(source) for source in sources]
     with shared.sharing(endpoint) as settings:
         listing = _list(machine, endpoint, paths, settings, patterns=True)

@@ -208,8 +208,10 @@ def endpoint(machine: Machine) -> Endpoint:
     return machine.endpoint(machine.record())
 
 
-def reach(machine: Machine, verb: str = "ssh") -> Endpoint:
+def reach(machine: Machine, verb: str = "ssh", *, shares: bool = False) -> Endpoint:
     """Returns how ssh reaches a box that accepts a login now; pins its host key first. `verb` is for messages.
+
+    `shares`: a command over the shared connection follows, so that connection may be opened already.
 
     Raises StateError if the box is sealed, is in a state without ssh, or has not reported its host key.
     """
@@ -227,11 +229,11 @@ def reach(machine: Machine, verb: str = "ssh") -> Endpoint:
         keys.pin_host_key(machine, key_events[-1].text("key"))
     place = endpoint(machine)
     if machine.record().woken:
-        _await_sshd(machine, place)
+        _await_sshd(machine, place, shares)
     return place
 
 
-def _await_sshd(machine: Machine, place: Endpoint) -> None:
+def _await_sshd(machine: Machine, place: Endpoint, shares: bool) -> None:
     """Waits until the ssh server of a clone has started again with its own key, or until SSHD_TIMEOUT_S have passed.
 
     Before that it resets connections, and soon after its event it may still reset one. The clone has its identity then,
@@ -241,9 +243,17 @@ def _await_sshd(machine: Machine, place: Endpoint) -> None:
     while time.monotonic() < deadline and registry.of(machine).listen():
         if any(event.name == "sshd" for event in machine.boot_events()):
             is_settled = time.time() - machine.events_file.stat().st_mtime > SETTLE_S
-            if is_settled or _greets(place):
+            if is_settled or _accepts(place, shares):
                 return
         time.sleep(SSHD_INTERVAL_S)
+
+
+def _accepts(place: Endpoint, shares: bool) -> bool:
+    """Whether the ssh server accepts a connection. With `shares`, it is the shared one: each takes 0.3 s."""
+    from kimbox.guest import shared  # other verbs need no ssh
+
+    opened = shared.opens(place) if shares else None
+    return _greets(place) if opened is None else opened
 
 
 def _greets(place: Endpoint) -> bool:

@@ -73,7 +73,7 @@ def _execute(machine: Machine, command: list[str], *, no_stdin: bool, halt: bool
     from kimbox.actions.observe import check_connection, reach
     from kimbox.guest import shared
 
-    endpoint = reach(machine, "exec")
+    endpoint = reach(machine, "exec", shares=True)
     try:
         terminal = not no_stdin and sys.stdin.isatty() and sys.stdout.isatty()
         code = shared.execute(endpoint, command, terminal=terminal, no_input=no_stdin)

@@ -58,7 +58,7 @@ def ssh(
             hint="write options of ssh(1) after `--`; `kimbox exec` runs a command",
         )
     machine = target.machine(box, file)
-    endpoint = reach(machine)
+    endpoint = reach(machine, shares=not (x11 or options))
     if x11:
         _need_x11(machine.name, endpoint)
         options = ["-X", *options]

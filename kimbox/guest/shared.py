@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kimbox.errors import KimboxError
@@ -107,18 +107,33 @@ def open_early(endpoint: Endpoint) -> None:
     other commands: it ends after PERSIST_S seconds without a command, or when the box stops. A handshake that takes
     longer than _START_S is ended.
     """
+    _begin(endpoint)
+
+
+def opens(endpoint: Endpoint) -> bool | None:
+    """Opens the shared connection as `open_early`, and waits. Whether it opened; None if it does nothing."""
+    code_of = _begin(endpoint)
+    if code_of is None:
+        return None
+    while (code := code_of()) is None:
+        time.sleep(_POLL_S)
+    return code == 0
+
+
+def _begin(endpoint: Endpoint) -> Callable[[], int | None] | None:
+    """Starts what `open_early` describes. Returns a function that returns its exit code; None if it does nothing."""
     folder = endpoint.key_path.parent
     with _opened(folder) as handle:
         if _answers(handle) or not _lock(handle):
-            return
+            return None
         _unlink(handle)
         if not _can_bind(handle):
-            return
+            return None
         settings = {"ControlPath": SOCKET, "ControlMaster": "yes", "ControlPersist": str(PERSIST_S), **_ALIVE}
         argv = ssh_command(endpoint, options=["-N"], settings=settings, cwd=folder)
         # timeout(1) inherits the locked folder, and ends when ssh has logged in and continues in the background. ssh
         # itself closes all files that it inherits.
-        detach(["timeout", f"{_START_S:g}", *argv], log=Path(os.devnull), pass_fds=[handle], cwd=folder)
+        return detach(["timeout", f"{_START_S:g}", *argv], log=Path(os.devnull), pass_fds=[handle], cwd=folder)
 
 
 def _end(endpoint: Endpoint, command: str) -> bool:

@@ -40,7 +40,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     # The command of a session starts in the home folder of the account, which is not that of this test.
     monkeypatch.setattr(realsshd, "configuration", lambda *a: f"{basic(*a)}Subsystem sftp {SFTP} -d {home}\n")
     with realsshd.serving(folder) as endpoint:
-        monkeypatch.setattr(copy, "reach", lambda *_: endpoint)
+        monkeypatch.setattr(copy, "reach", lambda *_, **__: endpoint)
         monkeypatch.setattr(copy, "check_connection", lambda *_: None)
         try:
             yield Machine("tiny")

@@ -104,6 +104,15 @@ def test_it_is_opened_before_the_first_command(endpoint: Endpoint, monkeypatch: 
     assert not (folder / shared.SOCKET).exists()
 
 
+def test_it_is_opened_and_awaited(endpoint: Endpoint) -> None:
+    """The answer is yes, no, and nothing if there is one already."""
+    assert shared.opens(attrs.evolve(endpoint, port=1)) is False
+    assert shared.opens(endpoint) is True
+    assert shared.opens(endpoint) is None
+    assert Completed(0, "out\n", "") == client(endpoint, "exec", "echo out")
+    assert 1 == logins(endpoint)
+
+
 def is_free(folder: Path) -> bool:
     """Whether no process holds the place of the shared connection, and none listens there."""
     with shared._opened(folder) as handle:

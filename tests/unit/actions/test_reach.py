@@ -15,6 +15,7 @@ from refused import refused
 
 from kimbox.actions import observe
 from kimbox.errors import StateError
+from kimbox.guest import shared
 from kimbox.machine.state import State
 
 
@@ -68,6 +69,23 @@ def test_a_clone_is_reached_when_its_ssh_server_has_its_key(monkeypatch: pytest.
         os.utime(machine.events_file, (0, 0))
         observe.reach(machine)
     assert 4 == len(pauses_s)
+
+
+@pytest.mark.parametrize("last", [True, None])
+def test_a_clone_is_reached_over_the_shared_connection(monkeypatch: pytest.MonkeyPatch, last: bool | None) -> None:
+    """For a command that uses it, so that the guest has one connection.
+
+    None: it is the connection of another command. Then the greeting decides.
+    """
+    machine = makemachine.make_machine(woken=True)
+    tell(machine, event("hostkey", key=HOST_KEY), event("awake"), event("sshd"))
+    opened, greets = iter([False, last]), iter([True])
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(shared, "opens", lambda _: next(opened))
+    monkeypatch.setattr(observe, "_greets", lambda _: next(greets))
+    with makemachine.running(machine):
+        observe.reach(machine, shares=True)
+    assert ([], [] if last is None else [True]) == ([*opened], [*greets])
 
 
 @pytest.mark.parametrize(("sent", "expected"), [(b"SSH-2.0-x\r\n", True), (b"", False), (b"HTTP", False)])

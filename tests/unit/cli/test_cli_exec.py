@@ -48,7 +48,7 @@ def test_exec_separates_box_and_command(
     monkeypatch.setattr(target, "machine", lambda name, file: calls.append(name))
     monkeypatch.setattr(target, "project", lambda *_, **__: None)
     monkeypatch.setattr("kimbox.actions.up.up", lambda *_: calls.append("up"))
-    monkeypatch.setattr(observe, "reach", lambda *_: makemachine.make_endpoint())
+    monkeypatch.setattr(observe, "reach", lambda *_, **__: makemachine.make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.execute", execute)
     assert 42 == kimbox("exec", *arguments)[0]
     assert [*expected] == [call for call in calls if call != "up"]
@@ -67,7 +67,7 @@ def test_exec_detects_a_lost_connection(
     """ssh exits with 255 if the connection fails. A program may exit with 255, too."""
     machine = makemachine.make_machine()
     retired: list[Path] = []
-    monkeypatch.setattr(observe, "reach", lambda *_: makemachine.make_endpoint())
+    monkeypatch.setattr(observe, "reach", lambda *_, **__: makemachine.make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.attached", lambda *_, **__: 255)
     monkeypatch.setattr("kimbox.guest.shared.run", lambda *_, **__: Completed(ssh_status, "", ""))
     monkeypatch.setattr("kimbox.guest.shared.can_start", lambda _: can_start)
@@ -111,7 +111,7 @@ def test_exec_shuts_the_box_down(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch
         raise status
 
     monkeypatch.setattr(target, "machine", lambda *_: Machine("tiny"))
-    monkeypatch.setattr(observe, "reach", lambda *_: makemachine.make_endpoint())
+    monkeypatch.setattr(observe, "reach", lambda *_, **__: makemachine.make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.execute", execute)
     monkeypatch.setattr(stop, "halt", lambda machine: halted.append(machine.name))
     assert (130 if status is KeyboardInterrupt else status) == kimbox("exec", "--halt", "tiny", "--", "x")[0]

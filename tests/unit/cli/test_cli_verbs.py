@@ -43,7 +43,7 @@ def test_ssh_passes_options_on(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) 
         return 0
 
     monkeypatch.setattr(target, "machine", lambda name, file: calls.append(name))
-    monkeypatch.setattr(observe, "reach", lambda *_: makemachine.make_endpoint())
+    monkeypatch.setattr(observe, "reach", lambda *_, **__: makemachine.make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.attached", attached)
     for name in (None, "box"):
         assert 0 == kimbox("ssh", *([name] if name else []), "--", "-L", "1:localhost:2")[0]

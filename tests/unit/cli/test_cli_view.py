@@ -113,7 +113,7 @@ def test_ssh_with_windows(kimbox: Kimbox, world: Path, monkeypatch: pytest.Monke
     calls: list[Any] = []
     has_xauth = [True]
     monkeypatch.setattr(target, "machine", lambda *_: Machine("tiny"))
-    monkeypatch.setattr(observe, "reach", lambda *_: makemachine.make_endpoint())
+    monkeypatch.setattr(observe, "reach", lambda *_, **__: makemachine.make_endpoint())
     monkeypatch.setattr("kimbox.guest.shared.succeeds", lambda _, command: has_xauth[0] and command.endswith("xauth"))
     monkeypatch.setattr("kimbox.guest.shared.attached", lambda argv, **_: calls.append(argv) or 0)
     monkeypatch.setenv("DISPLAY", ":9")
