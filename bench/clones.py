@@ -59,7 +59,7 @@ template: {{stop: [bench-true.service]}}
 provision:
   - name: unit
     script: |
-      printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nExecStart={event} ran\\n' \\
+      printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/sh -c "true; exec {event} ran"\\n' \\
         >/etc/systemd/system/bench-true.service
       systemctl daemon-reload
 """
