@@ -15,8 +15,7 @@ from pathlib import Path
 
 import attrs
 from conftest import Kimbox, until
-from freshroot import privileged
-from roots import extracted
+from roots import extracted, privileged
 
 from kimbox import run
 

@@ -46,15 +46,6 @@ _APT_NETWORK = re.compile(r'Acquire::(?:https?|ftp|Retries)\b.* "[^"]+";')
 _ON_DISK = re.compile(r"(?:(?:mirror\+)?file|copy):/*(/.*)")
 
 
-def privileged() -> list[str] | None:
-    """Returns the prefix of a command that runs as root, or None if the user cannot run it without a password."""
-    if os.geteuid() == 0:
-        return []
-    if run.which("sudo") and run.run(["sudo", "-n", "true"], check=False).ok:
-        return ["sudo", "-n"]
-    return None
-
-
 @attrs.define
 class FreshRoot:
     """The root folder, and the folders and variables of this host that the network requires."""

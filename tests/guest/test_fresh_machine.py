@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from freshroot import FreshRoot, privileged
+from freshroot import FreshRoot
+from roots import privileged
 
 from kimbox import run
 from kimbox.image import obtain

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-
-from freshroot import privileged
 
 from kimbox import run
 from kimbox.lock.apt import archive, sources
@@ -16,7 +15,16 @@ from kimbox.lock.apt import archive, sources
 RELEASE = "trixie"
 
 
-def extracted(folder: Path, packages: Sequence[str], *options: str) -> Path:
+def privileged() -> list[str] | None:
+    """Returns the prefix of a command that runs as root, or None if the user cannot run it without a password."""
+    if os.geteuid() == 0:
+        return []
+    if run.which("sudo") and run.run(["sudo", "-n", "true"], check=False).ok:
+        return ["sudo", "-n"]
+    return None
+
+
+def extracted(folder: Path, packages: Sequence[str], *options: str, release: str = RELEASE) -> Path:
     """Builds a root below a folder with mmdebstrap, unless it is there. Returns it."""
     root = folder / "root"
     if (folder / "built").exists():
@@ -28,11 +36,11 @@ def extracted(folder: Path, packages: Sequence[str], *options: str) -> Path:
     keys.mkdir()
     for name, key in archive.accepted_keys("debian").items():
         shutil.copy(key, keys / name)
-    lines = [source.line() for source in sources.sources("debian", RELEASE, None)]
+    lines = [source.line() for source in sources.sources("debian", release, None)]
     argv = [*sudo, "unshare", "--mount", "mmdebstrap", "--quiet", "--mode=root", *options]
     argv += [f"--include={','.join(packages)}", f"--keyring={keys}", '--aptopt=APT::Install-Recommends "false"']
     argv += [f"--aptopt={line}" for line in sources.access_options()]
-    run.run([*argv, RELEASE, root, *lines], timeout_s=600)
+    run.run([*argv, release, root, *lines], timeout_s=1800)
     (folder / "built").touch()
     return root
 
