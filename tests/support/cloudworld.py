@@ -58,6 +58,7 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("KIMBOX_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(instances, "POLL_S", 0.0)
+    monkeypatch.setattr(instances, "ANSWER_S", 0.0)
     monkeypatch.setattr(guestboot, "needs_reboot", lambda *_, **__: False)
     monkeypatch.setattr(EventCopies, "fetch", lambda *_: True)
     disk = tmp_path / "disk.qcow2"

@@ -129,21 +129,24 @@ class FakeCloud:
         self.instances[made.id] = made, order
 
     def act(self, server: str, action: Action) -> None:
+        assert not self.instances[server][0].is_busy
         self.set_status(server, LEADS_TO[action])
 
-    def set_status(self, server: str, status: str) -> None:
+    def set_status(self, server: str, status: str, *, is_busy: bool = False) -> None:
         old, order = self.instances[server]
-        self.instances[server] = Server(old.id, status, old.fault, old.addresses), order
+        self.instances[server] = Server(old.id, status, old.fault, old.addresses, is_busy), order
 
     def console(self, server: str) -> bytes:
         return self.text.encode()
 
     def snapshot(self, server: str, name: str) -> None:
+        assert not self.instances[server][0].is_busy
         made = next(self.ids)
         self.disks[made] = CloudImage(made, name, Status.ACTIVE), ()
 
     def rebuild(self, server: str, image: str) -> None:
         assert image in self.disks
+        assert not self.instances[server][0].is_busy
 
     def delete_server(self, server: str) -> None:
         self.instances.pop(server, None)

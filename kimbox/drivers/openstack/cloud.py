@@ -78,12 +78,16 @@ class Limit:
 
 @attrs.frozen
 class Server:
-    """An instance. `fault`: the reason for the state ERROR. `addresses`: its IPv4 addresses in its networks."""
+    """An instance. `fault`: the reason for the state ERROR. `addresses`: its IPv4 addresses in its networks.
+
+    `is_busy`: the cloud works on it, for example stops it or copies its disk. It refuses actions until that has ended.
+    """
 
     id: str
     status: str
     fault: str = ""
     addresses: tuple[str, ...] = ()
+    is_busy: bool = False
 
 
 @attrs.frozen

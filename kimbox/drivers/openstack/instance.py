@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import attrs
 
@@ -21,6 +22,11 @@ from kimbox.machine.folder import Machine
 
 #: Interval between two questions to the cloud, in seconds.
 POLL_S = 2.0
+
+#: Maximum time in which a cloud does what a killed process has requested, in seconds.
+ANSWER_S = 30.0
+
+Answer = TypeVar("Answer")
 
 #: First words of user data that the guest takes (provisioners/base, `cloud`).
 HEADING = "#kimbox-manifest"
@@ -100,13 +106,39 @@ def create(cloud: Cloud, journal: Journal, order: ServerOrder, public_key: str, 
 
     Raises GuestError (`instance-failed`) with the reason of the cloud, and the errors of `Cloud`.
     """
-    journal = attrs.evolve(journal, outside=place.outside).adding(KEY)
-    cloud.import_key(order.key, public_key)
-    journal = journal.adding(SERVER)
-    cloud.create_server(order)
+    journal = attrs.evolve(journal, outside=place.outside)
+    journal, _ = _ask(journal, KEY, lambda: cloud.import_key(order.key, public_key))
+    journal, _ = _ask(journal, SERVER, lambda: cloud.create_server(order))
     bring_to(cloud, journal, Status.ACTIVE, waits)
     if place.outside is not None:
         _attach_address(cloud, journal, place.outside)
+
+
+def _ask(journal: Journal, kind: str, request: Callable[[], Answer]) -> tuple[Journal, Answer]:
+    """Requests something of a kind. The journal names it before, and afterwards that the cloud has answered."""
+    journal = journal.adding(kind, is_asked=True)
+    try:
+        answer = request()
+    except KimboxError as error:
+        if error.fields.get("status"):  # refused. Without a status, the cloud may have received it, and work on it
+            journal.answered()
+        raise
+    return journal.answered(), answer
+
+
+def _await_answer(cloud: Cloud, journal: Journal) -> Journal:
+    """Waits for what was requested last, if kimbox was killed before the answer: the cloud may still be making it."""
+    exists: dict[str, Callable[[], bool]] = {
+        KEY: lambda: journal.name in set(cloud.keys()),
+        SERVER: lambda: bool(cloud.servers(journal.name)),
+        ADDRESS: lambda: bool(_own(cloud, journal)),
+    }
+    if journal.asked not in exists:
+        return journal
+    requested = journal.file.stat().st_mtime
+    while not exists[journal.asked]() and 0 <= time.time() - requested < ANSWER_S:
+        time.sleep(POLL_S)
+    return journal.answered()
 
 
 def _attach_address(cloud: Cloud, journal: Journal, outside: str) -> None:
@@ -114,8 +146,8 @@ def _attach_address(cloud: Cloud, journal: Journal, outside: str) -> None:
     server = _need(cloud, journal)
     free = next((address for address in cloud.addresses(outside) if address.is_free), None)
     if free is None:
-        journal = journal.adding(ADDRESS)
-        free = cloud.allocate(outside, journal.name)
+        journal, made = _ask(journal, ADDRESS, lambda: cloud.allocate(outside, journal.name))
+        free = made
     attrs.evolve(journal, address=free.id).write()
     cloud.attach(free.id, server.id)
 
@@ -142,10 +174,10 @@ def bring_to(cloud: Cloud, journal: Journal, wanted: Status, waits: Waits) -> No
 
     Raises GuestError (`instance-failed`) if it is in the state ERROR.
     """
-    last = ""
+    asked_in = ""  # the state in which the last action was requested: it is requested once
 
     def is_there() -> bool:
-        nonlocal last
+        nonlocal asked_in
         server = _need(cloud, journal)
         if server.status == Status.ERROR and wanted is not Status.SHUTOFF:
             raise GuestError(
@@ -153,11 +185,12 @@ def bring_to(cloud: Cloud, journal: Journal, wanted: Status, waits: Waits) -> No
                 code="instance-failed",
                 fields={"server": journal.name, "reason": server.fault},
             )
+        asked_in = asked_in if server.status == asked_in else ""
         action = ACTIONS.get((server.status, wanted))
-        if action and server.status != last:
+        if action and not asked_in and not server.is_busy:
             cloud.act(server.id, action)
-        last = server.status
-        return server.status == wanted
+            asked_in = server.status
+        return server.status == wanted and not server.is_busy
 
     waits.until(f"the state {wanted} of its instance", is_there)
 
@@ -167,6 +200,7 @@ def remove(cloud: Cloud, journal: Journal, waits: Waits, *, snapshots: bool) -> 
 
     A floating address that was free before stays with the project.
     """
+    journal = _await_answer(cloud, journal)
     if SERVER in journal.made:
 
         def is_gone() -> bool:
@@ -199,6 +233,12 @@ def _own(cloud: Cloud, journal: Journal) -> list[Address]:
 # ---- snapshots
 
 
+def _idle(cloud: Cloud, journal: Journal, waits: Waits) -> Server:
+    """Returns the instance when the cloud does not work on it, for example on the image of the last snapshot."""
+    waits.until("the end of the cloud's work on its instance", lambda: not _need(cloud, journal).is_busy)
+    return _need(cloud, journal)
+
+
 def _images(cloud: Cloud, journal: Journal, name: str) -> list[CloudImage]:
     return cloud.images(name=f"{journal.name}-{name}")
 
@@ -206,7 +246,7 @@ def _images(cloud: Cloud, journal: Journal, name: str) -> list[CloudImage]:
 def save(cloud: Cloud, journal: Journal, name: str, waits: Waits) -> None:
     """Makes an image of the instance, and waits until it is complete. If that fails, no part of it is left."""
     try:
-        cloud.snapshot(_need(cloud, journal).id, f"{journal.name}-{name}")
+        cloud.snapshot(_idle(cloud, journal, waits).id, f"{journal.name}-{name}")
         waits.until("the image of its snapshot", lambda: _is_complete(cloud, journal, name))
     except BaseException:
         try:
@@ -235,11 +275,14 @@ def restore(cloud: Cloud, journal: Journal, name: str, waits: Waits) -> None:
             code="snapshot-not-found",
             fields={"snapshot": name},
         )
-    server = _need(cloud, journal)
-    cloud.rebuild(server.id, found[0].id)
-    waits.until(
-        "the restored disk", lambda: _need(cloud, journal).status in (Status.ACTIVE, Status.SHUTOFF, Status.ERROR)
-    )
+    cloud.rebuild(_idle(cloud, journal, waits).id, found[0].id)
+
+    def is_restored() -> bool:
+        server = _need(cloud, journal)
+        is_done = server.status in (Status.ACTIVE, Status.SHUTOFF) and not server.is_busy
+        return is_done or server.status == Status.ERROR
+
+    waits.until("the restored disk", is_restored)
 
 
 def delete_snapshot(cloud: Cloud, journal: Journal, name: str) -> None:

@@ -38,6 +38,8 @@ class Journal:
     #: Ids of the external network and of the floating address in it; None: the machine has none.
     outside: str | None = None
     address: str | None = None
+    #: Kind of the last request; None: the cloud has answered it.
+    asked: str | None = None
     #: Limit on each wait for the cloud, in seconds: that of the spec at the last start.
     timeout_s: int = INSTANCE_TIMEOUT_S
 
@@ -47,9 +49,9 @@ class Journal:
         file = machine.folder / CLOUD_FILE
         value = read_json(file)
         name, cloud, made = value.get("name"), value.get("cloud"), value.get("made")
-        outside, address = value.get("outside"), value.get("address")
+        outside, address, asked = value.get("outside"), value.get("address"), value.get("asked")
         timeout_s = value.get("timeout_s", INSTANCE_TIMEOUT_S)
-        texts = [name, *(text for text in (cloud, outside, address) if text is not None)]
+        texts = [name, *(text for text in (cloud, outside, address, asked) if text is not None)]
         are_texts = isinstance(made, list) and all(isinstance(text, str) for text in [*texts, *made])
         if made is None or not are_texts or type(timeout_s) is not int or timeout_s < 0:
             raise KimboxError(
@@ -58,7 +60,7 @@ class Journal:
                 hint=f"remove what is named kimbox-{machine.name}-... from the cloud by hand, then the file",
                 fields={"path": str(file)},
             )
-        return cls(file, str(name), cloud, tuple(made), outside, address, timeout_s)
+        return cls(file, str(name), cloud, tuple(made), outside, address, asked, timeout_s)
 
     @classmethod
     def new(cls, file: Path, name: str, cloud: str | None) -> Journal:
@@ -72,13 +74,18 @@ class Journal:
     def write(self) -> Journal:
         """Writes the journal, and returns it."""
         value: dict[str, Any] = {"name": self.name, "cloud": self.cloud, "made": list(self.made)}
-        value |= {"outside": self.outside, "address": self.address, "timeout_s": self.timeout_s}
+        value |= {"outside": self.outside, "address": self.address, "asked": self.asked, "timeout_s": self.timeout_s}
         write_json(self.file, value)
         return self
 
-    def adding(self, kind: str) -> Journal:
-        """Writes that something of a kind will be created."""
-        return attrs.evolve(self, made=tuple(dict.fromkeys([*self.made, kind]))).write()
+    def adding(self, kind: str, *, is_asked: bool = False) -> Journal:
+        """Writes that something of a kind will be created. With `is_asked`, `answered` says later that it was."""
+        made = tuple(dict.fromkeys([*self.made, kind]))
+        return attrs.evolve(self, made=made, asked=kind if is_asked else None).write()
+
+    def answered(self) -> Journal:
+        """Writes that the cloud has answered the last request."""
+        return attrs.evolve(self, asked=None).write()
 
     def without(self, kind: str) -> Journal:
         """Writes that nothing of a kind is left."""

@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import ipaddress
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,6 +55,10 @@ _NOVA_LIMITS = {
     "cores": ("totalCoresUsed", "maxTotalCores"),
     "ram_mib": ("totalRAMUsed", "maxTotalRAMSize"),
 }
+
+
+#: Words of Nova and Neutron for a quota that is exceeded. Not all of their messages have the word itself.
+_OF_LIMITS = re.compile(r"quota|maximum number of", re.IGNORECASE)
 
 
 def is_installed() -> bool:
@@ -146,7 +151,7 @@ def _error(what: str, status: int, body: str) -> KimboxError:
     if status == 401:
         hint = "the login or its password has changed: see clouds.yaml or the variables OS_*"
         return KimboxError(text, code="cloud-login", hint=hint, fields=fields)
-    if status == 413 or (status in (403, 409) and "quota" in body.lower()):
+    if status == 413 or (status in (403, 409) and _OF_LIMITS.search(body)):
         hint = "remove what is no longer needed, or ask the cloud for a larger quota"
         return KimboxError(text, code="cloud-quota", hint=hint, fields=fields)
     if status == 415 or (status == 400 and what == UPLOAD):
@@ -359,7 +364,8 @@ def _server(item: Mapping[str, Any]) -> Server:
         if address.get("version") == 4 and address.get("OS-EXT-IPS:type", "fixed") == "fixed"
     ]
     fault = _clean(str(item.get("fault", {}).get("message", "")))
-    return Server(str(item["id"]), str(item["status"]), fault, tuple(fixed))
+    is_busy = bool(item.get("OS-EXT-STS:task_state"))
+    return Server(str(item["id"]), str(item["status"]), fault, tuple(fixed), is_busy)
 
 
 def _address(item: Mapping[str, Any]) -> Address:

@@ -291,6 +291,35 @@ def test_a_snapshot(world: World) -> None:
     assert [] == world.cloud.everything()
 
 
+def test_the_cloud_works_on_the_instance(world: World) -> None:
+    """Nova refuses each request then, for example while it copies the disk for a snapshot: kimbox waits for the end."""
+    world.start()
+    (server,) = world.cloud.instances
+
+    def work(status: Status) -> None:
+        """The instance is busy until it has been looked at twice."""
+        looks = iter(range(2))
+        world.cloud.set_status(server, status, is_busy=True)
+
+        def before(name: str) -> None:
+            if name == "servers" and next(looks, None) is None:
+                world.cloud.before = lambda _: None
+                world.cloud.set_status(server, status)
+
+        world.cloud.before = before
+
+    work(Status.ACTIVE)
+    world.driver.stop(State.READY, force=False, timeout_s=1)
+    record = world.ended(Ended.HALTED)
+    work(Status.SHUTOFF)
+    world.driver.save_snapshot("one")
+    work(Status.SHUTOFF)
+    world.driver.restore_snapshot(Launch(record, None, 1, GIB), "one")
+    work(Status.SHUTOFF)
+    world.start()
+    assert [Status.ACTIVE] == [server.status for server, _ in world.cloud.instances.values()]
+
+
 def test_a_snapshot_that_fails_leaves_no_image(world: World) -> None:
     """Its image stays incomplete until the timeout."""
     world.start()

@@ -8,6 +8,8 @@ import pytest
 from cloudworld import KEY, World, with_address
 from fakecloud import READING, FakeCloud
 
+from kimbox.drivers.openstack import instance as instances
+from kimbox.drivers.openstack.cloud import Server, ServerOrder
 from kimbox.machine.record import Ended
 
 world = cloudworld.world  # a fixture
@@ -69,6 +71,33 @@ def test_a_kill_at_each_change_of_a_start(world: World, verb: str, is_after: boo
             makemachine.make_machine(driver="openstack", image=KEY, ended=Ended.NEW)
             world.driver.create(world.machine.folder, world.box, world.image)
     assert points >= 6  # image, its disk, key, instance, address, its attachment
+
+
+def test_an_instance_that_appears_after_the_kill(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cloud still makes it of the request of a process that was killed: `destroy` waits for it, and removes it."""
+    monkeypatch.setattr(instances, "ANSWER_S", 60.0)
+    late: dict[str, tuple[Server, ServerOrder]] = {}
+    looks: list[str] = []
+
+    def killed(name: str) -> None:
+        if name == "create_server":
+            late.update(world.cloud.instances)
+            world.cloud.instances.clear()
+            world.cloud.before = killed
+        if late:
+            raise Killed
+
+    def appear(name: str) -> None:
+        looks.append(name)
+        if looks.count("servers") == 3:
+            world.cloud.instances.update(late)
+
+    world.cloud.after = killed
+    with pytest.raises(Killed):
+        world.start()
+    world.cloud.before, world.cloud.after = appear, lambda _: None
+    world.driver.destroy()
+    assert ([], False) == (world.cloud.everything(), world.machine.exists)
 
 
 @pytest.mark.parametrize("is_after", [False, True])

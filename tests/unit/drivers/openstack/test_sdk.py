@@ -47,6 +47,7 @@ class Connection:
     ("status", "body", "code"),
     [
         (403, {"forbidden": {"message": "Quota exceeded for cores: Requested 2, used 19 of 20"}}, "cloud-quota"),
+        (403, {"forbidden": {"message": "Maximum number of metadata items exceeds 0"}}, "cloud-quota"),
         (409, {"NeutronError": {"type": "OverQuota", "message": "Quota exceeded for ['floatingip']."}}, "cloud-quota"),
         (413, "<html>Request Entity Too Large</html>", "cloud-quota"),
         (403, {"forbidden": {"code": 403, "message": "Policy doesn't allow it"}}, "cloud-failed"),
