@@ -22,7 +22,7 @@ from typing import Any
 
 import attrs
 
-from kimbox.drivers.openstack.cloud import Action, Address, CloudImage, Flavor, Limit, Server, ServerOrder
+from kimbox.drivers.openstack.cloud import Action, Address, CloudImage, Flavor, Limit, Server, ServerOrder, Status
 from kimbox.errors import KimboxError, MissingToolError
 from kimbox.files import size_words
 from kimbox.image.formats import glance
@@ -279,7 +279,15 @@ class Sdk:
 
     def servers(self, name: str) -> list[Server]:
         found = self._list("compute", "/servers/detail", "servers", "list instances", name=f"^{name}$")
-        return [_server(item) for item in found if item["name"] == name]
+        return [_server(self._with_fault(item)) for item in found if item["name"] == name]
+
+    def _with_fault(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Adds the reason of a failure: a list of Nova does not have it for an instance that no node has taken."""
+        if item["status"] != Status.ERROR or item.get("fault"):
+            return item
+        with _unless_gone():
+            return dict(self._call("compute", "GET", f"/servers/{item['id']}", "show an instance").json()["server"])
+        return item
 
     def create_server(self, order: ServerOrder) -> None:
         server: dict[str, Any] = {

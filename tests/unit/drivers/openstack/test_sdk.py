@@ -170,6 +170,16 @@ def test_the_instances_of_a_name() -> None:
     assert [Server("s1", "ERROR", "no host", ("10.0.0.7",))] == cloud.servers("kimbox-a.b")
 
 
+def test_the_reason_of_a_failure() -> None:
+    """Nova tells it for the single instance alone if no node has taken it. The instance may have gone since."""
+    listed = {"id": "s1", "name": "kimbox-a", "status": "ERROR"}
+    shown = listed | {"fault": {"message": "No valid host was found."}}
+    cloud = Sdk(Connection((200, {"servers": [listed]}), (200, {"server": shown})))
+    assert [Server("s1", "ERROR", "No valid host was found.")] == cloud.servers("kimbox-a")
+    cloud = Sdk(Connection((200, {"servers": [listed]}), (404, {"itemNotFound": {"message": "gone"}})))
+    assert [Server("s1", "ERROR")] == cloud.servers("kimbox-a")
+
+
 def test_the_quotas() -> None:
     """Those of Nova, the number of keys, and those of Neutron if it tells them."""
     absolute = {
