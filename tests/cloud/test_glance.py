@@ -107,17 +107,10 @@ def test_an_upload_that_is_cut_off(cloud: Sdk, image: Image, box: Box, monkeypat
 
 def test_a_token_that_ends(cloud: Sdk, image: Image, box: Box) -> None:
     """The next request gets another one, also if it is an upload, which needs all of the file."""
-    revoke(cloud)
+    openstackservices.revoke(cloud)
     assert [] == cloud.images(name="x")
-    revoke(cloud)
+    openstackservices.revoke(cloud)
     assert publishing.publish(cloud, image, box)[1]
-
-
-def revoke(cloud: Sdk) -> None:
-    """Ends the token of the connection."""
-    session = cloud.connection.session
-    headers = {"X-Subject-Token": session.get_token()}
-    session.delete("/auth/tokens", endpoint_filter={"service_type": "identity"}, headers=headers)
 
 
 def test_a_login_that_is_refused(clouds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import openstack
 import pytest
 from servers import free_port, listening, writing_its_id
 
+from kimbox.drivers.openstack.sdk import Sdk
 from kimbox.run import run
 
 #: The environment that `script/test cloud` makes.
@@ -106,3 +107,10 @@ def _register(clouds: Path, glance: str) -> None:
         identity = openstack.connect(cloud="test").identity
         service = identity.create_service(name="glance", type="image")
         identity.create_endpoint(service_id=service.id, interface="public", url=glance, region_id="one")
+
+
+def revoke(cloud: Sdk) -> None:
+    """Ends the token of a connection."""
+    session = cloud.connection.session
+    headers = {"X-Subject-Token": session.get_token()}
+    session.delete("/auth/tokens", endpoint_filter={"service_type": "identity"}, headers=headers)
