@@ -53,6 +53,8 @@ class Features:
     delivery_disk: bool = False
     #: The guest gets secret values at its start (`Launch.secrets`), which no file and no command line has.
     secrets: bool = False
+    #: The guest gets secret values over ssh after each boot: nothing else between host and guest is private.
+    secrets_by_ssh: bool = False
     #: A running machine can be made into a template, and clones continue from it.
     templates: bool = False
     #: The machine is one process of this user, which writes its id to `Machine.pid_file`.

@@ -115,7 +115,7 @@ def need_jobs(machine: Machine) -> None:
 def need_secrets(machine: Machine) -> None:
     """Raises StateError (`unsupported-by-driver`) if the driver of a machine cannot give it secret variables."""
     obstacle = "cannot give it the secret variables of its spec (`env`)"
-    _need(machine, lambda features: features.secrets, "start", obstacle, _new_box_hint(machine))
+    _need(machine, lambda f: f.secrets or f.secrets_by_ssh, "start", obstacle, _new_box_hint(machine))
 
 
 def need_mounts(machine: Machine) -> None:

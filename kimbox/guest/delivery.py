@@ -43,6 +43,14 @@ TEMPORARY = "deliver-"
 #: Timeout of `receive`, in seconds. An emulated guest is slow, and a repository may be large.
 RECEIVE_TIMEOUT_S = 1800
 
+#: Writes stdin to the file in which provisiond looks for secret variables (provisioners/provision, environment.sh), and
+#: timeout of that in seconds. /run is in memory.
+_PUT_SECRETS = (
+    "umask 077; cd /run/credentials/@system && cat >kimbox.environment.new && "
+    "mv -f kimbox.environment.new kimbox.environment"
+)
+SECRETS_TIMEOUT_S = 60.0
+
 #: If all mirrors together are smaller than this, in bytes, kimbox sends all commits: a query would take longer.
 SMALL_BYTES = 4 << 20
 
@@ -86,6 +94,22 @@ def deliver(guest: Guest, payload: Payload, workdir: Path, part: Part | None = N
     if answer.code != 0:
         raise GuestError(
             f"the guest rejected the manifest or a repository (exit status {answer.code}):\n{tail(answer.stderr)}",
+            code="delivery-rejected",
+            hint="`kimbox ssh` opens a shell in the guest",
+            fields={"exit_status": str(answer.code)},
+        )
+
+
+def give_secrets(guest: Guest, text: bytes) -> None:
+    """Writes the secret variables, one in each line of `text`, to the guest's memory, until it shuts down.
+
+    The next delivery, or the next start of provisiond, takes them. Raises GuestError (`delivery-rejected`).
+    """
+    sudo = "" if guest.endpoint.user == "root" else SUDO
+    answer = guest.run(f"{sudo}sh -c {shlex.quote(_PUT_SECRETS)}", timeout_s=SECRETS_TIMEOUT_S, stdin=text)
+    if answer.code != 0:
+        raise GuestError(
+            f"the guest did not take the secret variables (exit status {answer.code}):\n{tail(answer.stderr)}",
             code="delivery-rejected",
             hint="`kimbox ssh` opens a shell in the guest",
             fields={"exit_status": str(answer.code)},

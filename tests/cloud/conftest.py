@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import condorpool
 import pytest
 import realcloud
 from realcloud import RealCloud
@@ -13,15 +14,24 @@ from realkimbox import Kimbox
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """KIMBOX_HOME of the run, with the image of the box `minimal`. All machines of the tests have this image."""
+    """KIMBOX_HOME of the run, with the images of the box `minimal` and of the node."""
     home = tmp_path_factory.mktemp("home", numbered=False)
-    Kimbox(home, tmp_path_factory.mktemp("build"))("build", "minimal")
+    kimbox = Kimbox(home, tmp_path_factory.mktemp("build"))
+    kimbox("build", "minimal")
+    (kimbox.folder / "kimbox.yaml").write_text(realcloud.node_spec(1))
+    kimbox("build")
     return home
 
 
 @pytest.fixture(scope="session")
-def cloud(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[RealCloud]:
-    """The cloud. The rest of the run is in its network: the image is built before, because that reaches no mirror."""
+def condor_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a pool of HTCondor."""
+    return condorpool.build(tmp_path_factory.mktemp("condor"))
+
+
+@pytest.fixture(scope="session")
+def cloud(tmp_path_factory: pytest.TempPathFactory, home: Path, condor_root: Path) -> Iterator[RealCloud]:
+    """The cloud. The rest of the run is in its network, which reaches no mirror: images and roots are built before."""
     with realcloud.running(tmp_path_factory.mktemp("cloud") / "share") as cloud:
         yield cloud
 

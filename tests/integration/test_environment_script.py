@@ -8,6 +8,7 @@ import attrs
 import fakeguest
 from fakeguest import FakeGuest, box_with, needs_namespace, provision, step
 
+from kimbox.guest import delivery
 from kimbox.spec.model import Box, Mode, Variable
 
 guest = fakeguest.guest  # a fixture
@@ -57,6 +58,17 @@ def test_a_secret_that_the_host_did_not_give(guest: FakeGuest, tmp_path: Path) -
     [event] = [event for event in guest.events() if event["event"] == "failed"]
     assert ("environment", "TOKEN") == (event["kind"], event["name"])
     give(guest, "TOKEN=x\n")
+    assert 0 == provision(guest, tmp_path, box)
+
+
+def test_a_secret_that_comes_over_ssh(guest: FakeGuest, tmp_path: Path) -> None:
+    """The script of the host puts it where a credential would be. Only root can read it."""
+    (tmp_path / "text").write_text("TOKEN=x\n")
+    guest.path("/run/credentials/@system").mkdir(parents=True)
+    assert guest.run("sh", "-c", delivery._PUT_SECRETS, stdin=str(tmp_path / "text")).ok
+    given = guest.path("/run/credentials/@system/kimbox.environment")
+    assert ("TOKEN=x\n", 0o600) == (given.read_text(), given.stat().st_mode & 0o777)
+    box = box_of(tmp_path, Variable("TOKEN", None, tmp_path / "token"))
     assert 0 == provision(guest, tmp_path, box)
     assert "ready" == guest.events()[-1]["event"]
 

@@ -55,6 +55,24 @@ PROJECT, USER = "lab", "kim"
 
 CLONE_NEWNET = 0x40000000
 
+#: Name of a box that is a node of a pool of HTCondor.
+NODE = "node"
+
+
+def node_spec(port: int) -> str:
+    """The spec of a node whose pool is on this port of its own 127.0.0.1. It never powers off."""
+    return f"""\
+kimbox: 1
+name: {NODE}
+base: [minimal.yaml, condor-worker.yaml]
+env:
+  CONDOR_POOL: "127.0.0.1:{port}"
+  CONDOR_OWNER: kim@kimbox.test
+  CONDOR_TOKEN: {{file: token}}
+  CONDOR_IDLE_S: "0"
+openstack: {{cloud: test, flavor: small, network: private, address: public}}
+"""
+
 
 @attrs.frozen
 class RealCloud:

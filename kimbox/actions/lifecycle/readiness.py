@@ -11,13 +11,14 @@ from collections.abc import Callable
 from kimbox.actions.lifecycle import adoption
 from kimbox.actions.observe import observe
 from kimbox.actions.watch import Watch, error_of_failure, error_of_fallback, longest_step_s, provisioning_limit_s
+from kimbox.drivers import registry
 from kimbox.errors import GuestError, KimboxError
 from kimbox.guest import deliverydisk, shared
-from kimbox.guest.delivery import Part, deliver
+from kimbox.guest.delivery import Part, deliver, give_secrets
 from kimbox.guest.events import Event
 from kimbox.guest.ssh import Guest
 from kimbox.log import log
-from kimbox.machine import bootmode, delivered_locks
+from kimbox.machine import bootmode, delivered_locks, secretvalues
 from kimbox.machine.console import SNAPSHOT_FULL
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import DONE, last_manifest_event, sent_manifest
@@ -129,6 +130,8 @@ def _send(machine: Machine, plan: Plan, watch: Watch, part: Part | None) -> None
     watch.wait_until("waiting for sshd", lambda w: w.last_event("sshd") is not None)
     delivered_locks.keep(machine, plan.delivered)
     with Guest(machine.endpoint(machine.record())) as guest:
+        if registry.of(machine).features.secrets_by_ssh and (text := secretvalues.text_of(plan.box)):
+            give_secrets(guest, text)
         deliver(guest, plan.payload, machine.folder, part)
     watch.show_fallback(True)
     watch.events = [event for event in watch.events if event.name in ("booting", "hostkey", "sshd")]

@@ -55,7 +55,7 @@ class OpenStack:
     _cloud: Cloud | None = None
     _copies: EventCopies = attrs.field(init=False)
     name = "openstack"
-    features = Features(suspend=True, delivery_disk=True, publishing=True)
+    features = Features(suspend=True, delivery_disk=True, secrets_by_ssh=True, publishing=True)
 
     def __attrs_post_init__(self) -> None:
         self._copies = EventCopies(self.machine, LISTEN_S)

@@ -9,6 +9,7 @@ from feignedworld import World, up
 from makemachine import event
 
 from kimbox.actions import stop
+from kimbox.actions.lifecycle import readiness
 from kimbox.actions.lifecycle.readiness import bring_to_ready
 from kimbox.guest import shared
 from kimbox.machine.record import Sealed
@@ -35,6 +36,31 @@ def test_the_first_command_finds_a_connection(world: World, monkeypatch: pytest.
     monkeypatch.setattr(shared, "open_early", fail)
     assert State.HALTED is up(world)
     assert "no connection" == world.did[-1]
+
+
+def test_secret_values_over_ssh(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come before the manifest, at each boot: the guest fails without them, and keeps them in memory."""
+    token = world.box.source.parent / "token"
+    token.write_text("s3cr3t\n")
+    token.chmod(0o600)
+    world.box = attrs.evolve(world.box, variables=(Variable("TOKEN", None, token),))
+    world.driver.features = attrs.evolve(world.driver.features, secrets=False, secrets_by_ssh=True)
+    given: list[bytes] = []
+
+    def give(_: object, text: bytes) -> None:
+        world.did.append("secrets")
+        given.append(text)
+
+    monkeypatch.setattr(readiness, "give_secrets", give)
+    world.after = [event("provisioning", manifest=world.digest), event("ready", manifest=world.digest)]
+    up(world)
+    assert ["secrets", "deliver"] == world.did[-2:]
+    stop.halt(world.machine)
+    failed = event("failed", manifest=world.digest, kind="environment", name="TOKEN", exit=1, reason="no value")
+    world.boot = [*world.boot[:-1], failed]
+    up(world)
+    assert ["secrets", "deliver"] == world.did[-2:]
+    assert [b"TOKEN=s3cr3t\n"] * 2 == given
 
 
 def test_no_connection_to_a_sealed_box(world: World) -> None:

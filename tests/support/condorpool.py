@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
-from conftest import Kimbox, until
+from realkimbox import Kimbox, until
 from roots import extracted, privileged
 
 from kimbox import run
