@@ -41,6 +41,12 @@ OPTIONS = {
     "UsePAM": "no", "LogLevel": "QUIET",
 }  # fmt: skip
 
+
+def _until_bound(protocol: str, port: int) -> str:
+    """A shell command that waits until a program has bound a port: a new unit may get little processor time."""
+    return f"for try in $(seq 300); do grep -q ':{port:04X} ' /proc/net/{protocol}* && break; sleep 0.1; done"
+
+
 _LISTENER = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 111)); time.sleep(9999)"
 _CAPABLE = (
     "import os, struct; "
@@ -71,8 +77,9 @@ BREACHES: dict[str, str] = {
     "systemd-run -q --on-active=9999 true": "service.timers",
     "systemd-run -q --unit=broken.service -p Type=exec false; true": "service.failed",
     "echo '* * * * * root true' >/etc/cron.d/more": "service.cron",
-    "systemd-run -q -p Type=exec systemd-socket-activate -l 9999 --inetd true": "net.tcp",
-    f'systemd-run -q -p Type=exec python3 -c "{_LISTENER}"': "net.udp",
+    "systemd-run -q -p Type=exec systemd-socket-activate -l 9999 --inetd true && "
+    + _until_bound("tcp", 9999): "net.tcp",
+    f'systemd-run -q -p Type=exec python3 -c "{_LISTENER}" && {_until_bound("udp", 111)}': "net.udp",
     "nft chain inet kimbox input '{ policy accept; }' && nft chain inet kimbox forward '{ policy accept; }' && "
     "nft chain inet kimbox output '{ policy accept; }'": "fw.input fw.forward fw.output fw.changed",
     "nft add rule inet kimbox input tcp dport 4711 accept": "fw.accepts",

@@ -70,7 +70,7 @@ env:
   CONDOR_OWNER: kim@kimbox.test
   CONDOR_TOKEN: {{file: token}}
   CONDOR_IDLE_S: "0"
-openstack: {{cloud: test, flavor: small, network: private, address: public}}
+openstack: {{cloud: test, flavor: large, network: private, address: public}}
 """
 
 
@@ -240,8 +240,9 @@ def _furnish(share: Path) -> RealCloud:
         identity.assign_project_role_to_user(project, user, identity.find_role("member"))
         cloud = RealCloud(share, clouds, project.id, admin, openstack.connect(cloud="test"))
     _make_networks(cloud)
-    for name, more in {"small": {}, "scratch": {"ephemeral": 1}, "huge": {"ram": 4 << 20}}.items():
-        admin.compute.create_flavor(name=name, vcpus=1, disk=6, **({"ram": 1024} | more))
+    flavors = {"small": {}, "large": {"disk": 16}, "scratch": {"ephemeral": 1}, "huge": {"ram": 4 << 20}}
+    for name, more in flavors.items():
+        admin.compute.create_flavor(name=name, vcpus=1, **({"ram": 1024, "disk": 6} | more))
     return cloud
 
 
