@@ -61,7 +61,7 @@ def tunnel(kimbox: Kimbox, port: int) -> Iterator[None]:
     variables = [f"{name}={value}" for name, value in kimbox.environment.items()]
     words = ["ssh", NODE, "--", "-N", "-R", f"127.0.0.1:{port}:127.0.0.1:{port}"]
     with run.background(["env", "-C", kimbox.folder, *variables, sys.executable, "-m", "kimbox", *words]) as ssh:
-        look = f"ss -Hltn 'src 127.0.0.1:{port}'"
+        look = f"grep ':{port:04X} 00000000:0000 0A' /proc/net/tcp || true"  # 0A: it listens
         until("the tunnel", lambda: bool(kimbox.sh(NODE, look)) or ssh.code() is not None, every_s=PROGRAM_PAUSE_S)
         assert ssh.code() is None, ssh.output()
         yield
