@@ -39,7 +39,7 @@ echo "$1: $(hostname), $(id -un)"
 @pytest.fixture(scope="module")
 def pool(cloud: RealCloud, condor_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """A pool in the network of the cloud, on 127.0.0.1: an instance reaches it through a tunnel of ssh alone."""
-    with condorpool.running(condor_root, tmp_path_factory.mktemp("pool")) as pool:
+    with condorpool.running(condor_root, tmp_path_factory.mktemp("pool") / "share") as pool:
         yield pool
 
 

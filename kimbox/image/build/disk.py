@@ -40,8 +40,8 @@ CLAMPING = (1, 47, 1)
 #: mke2fs option that disables two features of ext4: GRUB or older versions of e2fsck do not support them.
 FEATURES = "^metadata_csum_seed,^orphan_file"
 
-#: Splits the tree of mmdebstrap, because /boot and /persistent become separate file systems. /persistent gets the
-#: folders that a first start would otherwise make. Prints the size of the root's files in bytes.
+#: Splits the tree of mmdebstrap, because /boot and /persistent become separate file systems. Prints the size of the
+#: root's files in bytes.
 SPLIT = """
 set -eu
 rm -rf root/boot.img root/dev/* root/proc/* root/sys/* root/run/* root/tmp/*
@@ -49,7 +49,6 @@ mv root/boot boot
 mkdir root/boot persistent
 mkdir -p root/persistent
 tar --extract --file persistent.tar --directory persistent --same-permissions --no-same-owner
-install -d -m 0755 persistent/git persistent/kimbox/manifests persistent/log
 chmod 0755 root/boot root/persistent persistent
 find root boot persistent -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 du --summarize --block-size=1 --apparent-size root | cut -f1
