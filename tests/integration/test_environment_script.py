@@ -59,6 +59,7 @@ def test_a_secret_that_the_host_did_not_give(guest: FakeGuest, tmp_path: Path) -
     assert ("environment", "TOKEN") == (event["kind"], event["name"])
     give(guest, "TOKEN=x\n")
     assert 0 == provision(guest, tmp_path, box)
+    assert "ready" == guest.events()[-1]["event"]
 
 
 def test_a_secret_that_comes_over_ssh(guest: FakeGuest, tmp_path: Path) -> None:
