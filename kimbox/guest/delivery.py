@@ -29,7 +29,7 @@ from kimbox.spec.model import SETUP, Box
 from kimbox.spec.schema import guess
 
 if TYPE_CHECKING:
-    from kimbox.guest.ssh import Guest
+    from kimbox.guest.ssh import Answer, Guest
 
 #: The program in the guest that receives a delivery.
 RECEIVE = "/usr/lib/kimbox/receive"
@@ -91,13 +91,7 @@ def deliver(guest: Guest, payload: Payload, workdir: Path, part: Part | None = N
         answer = guest.run(
             f"{sudo}{RECEIVE} {payload.digest} --start{words}", timeout_s=RECEIVE_TIMEOUT_S, stdin=delivery
         )
-    if answer.code != 0:
-        raise GuestError(
-            f"the guest rejected the manifest or a repository (exit status {answer.code}):\n{tail(answer.stderr)}",
-            code="delivery-rejected",
-            hint="`kimbox ssh` opens a shell in the guest",
-            fields={"exit_status": str(answer.code)},
-        )
+    _check(answer, "rejected the manifest or a repository")
 
 
 def give_secrets(guest: Guest, text: bytes) -> None:
@@ -107,9 +101,14 @@ def give_secrets(guest: Guest, text: bytes) -> None:
     """
     sudo = "" if guest.endpoint.user == "root" else SUDO
     answer = guest.run(f"{sudo}sh -c {shlex.quote(_PUT_SECRETS)}", timeout_s=SECRETS_TIMEOUT_S, stdin=text)
+    _check(answer, "did not take the secret variables")
+
+
+def _check(answer: Answer, what: str) -> None:
+    """Raises GuestError (`delivery-rejected`) with the guest's own words if a program of a delivery has failed."""
     if answer.code != 0:
         raise GuestError(
-            f"the guest did not take the secret variables (exit status {answer.code}):\n{tail(answer.stderr)}",
+            f"the guest {what} (exit status {answer.code}):\n{tail(answer.stderr)}",
             code="delivery-rejected",
             hint="`kimbox ssh` opens a shell in the guest",
             fields={"exit_status": str(answer.code)},
