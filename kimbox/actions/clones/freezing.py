@@ -10,6 +10,7 @@ import attrs
 
 from kimbox.actions.clones.template import launch_of, record_of
 from kimbox.actions.lifecycle import handover
+from kimbox.actions.lifecycle.create import make_disks
 from kimbox.actions.lifecycle.readiness import bring_to_ready
 from kimbox.drivers import registry
 from kimbox.files import need_space
@@ -48,10 +49,11 @@ def _fill(plan: Plan, key: str, image: Image, work: Path, done: Path, timeout_s:
     machine.folder.mkdir(mode=0o700)
     try:
         keys.make_pair(machine.key, machine.name)
-        driver.create(machine.folder, box, image)
+        identity = uuid.uuid4()
+        make_disks(driver, machine.folder, box, image, machine.disk.name, identity.hex)
         if foreign.instance(box, machine.disk):
             foreign.refuse(box.name, "make a template of")
-        record = attrs.evolve(record_of(plan, machine.name), uuid=str(uuid.uuid4()), driver=driver.name)
+        record = attrs.evolve(record_of(plan, machine.name), uuid=str(identity), driver=driver.name)
         # The record of a machine has a port: it is free, and the machine gets its own when it starts.
         machine.write_record(attrs.evolve(record, ssh_port=1))
         driver.choose_boot(box.boot, Choice())

@@ -19,7 +19,7 @@ from kimbox.machine import foreign, keys, ports
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import PlanDigests, Purpose, Record
 from kimbox.project.plan import Plan
-from kimbox.spec.model import SavedImage
+from kimbox.spec.model import Box, SavedImage
 
 #: First three bytes of MAC addresses that QEMU uses for virtual machines.
 MAC_PREFIX = "52:54:00"
@@ -45,11 +45,17 @@ def create(machine: Machine, plan: Plan, *, purpose: Purpose = Purpose.BOX, driv
             raise
 
 
-def _renew(disk: Path, machine_id: str) -> None:
-    """Gives the disk of a machine that is made of a saved box its own machine-id and seeds: the image has none."""
-    with nbd.opened(disk, "qcow2", writable=True) as target:
-        private.renew(target.read, target.write, target.size_bytes, machine_id)
-        target.flush()
+def make_disks(driver: Driver, folder: Path, box: Box, image: Image, disk_name: str, machine_id: str) -> None:
+    """Creates the disks of a machine in its folder, as `Driver.create` does.
+
+    A disk that is made of a saved box gets its own machine-id (32 hex digits) and seeds: the image has none. Without an
+    id, systemd-networkd gives up the network card. Raises the errors of the driver, and ImageError.
+    """
+    driver.create(folder, box, image)
+    if isinstance(box.image, SavedImage):
+        with nbd.opened(folder / disk_name, "qcow2", writable=True) as target:
+            private.renew(target.read, target.write, target.size_bytes, machine_id)
+            target.flush()
 
 
 def refuse_existing(machine: Machine) -> None:
@@ -68,10 +74,8 @@ def _fill(machine: Machine, plan: Plan, purpose: Purpose, image: Image, driver: 
     """Writes key, disk and record into the folder. The record is last, because only a folder with one is a machine."""
     box, folder = plan.box, machine.unfinished
     keys.make_pair(folder / machine.key.name, machine.name)
-    driver.create(folder, box, image)
     identity = uuid.uuid4()
-    if isinstance(box.image, SavedImage):
-        _renew(folder / machine.disk.name, identity.hex)
+    make_disks(driver, folder, box, image, machine.disk.name, identity.hex)
     seed = foreign.instance(box, folder / machine.disk.name) if driver.features.seed else None
     if seed:
         foreign.check_spec(box, {box.boot})
