@@ -243,16 +243,16 @@ def _await_sshd(machine: Machine, place: Endpoint, shares: bool) -> None:
     while time.monotonic() < deadline and registry.of(machine).listen():
         if any(event.name == "sshd" for event in machine.boot_events()):
             is_settled = time.time() - machine.events_file.stat().st_mtime > SETTLE_S
-            if is_settled or _accepts(place, shares):
+            if is_settled or _accepts(place, shares, deadline - time.monotonic()):
                 return
         time.sleep(SSHD_INTERVAL_S)
 
 
-def _accepts(place: Endpoint, shares: bool) -> bool:
+def _accepts(place: Endpoint, shares: bool, timeout_s: float) -> bool:
     """Whether the ssh server accepts a connection. With `shares`, it is the shared one: each takes 0.3 s."""
     from kimbox.guest import shared  # other verbs need no ssh
 
-    opened = shared.opens(place) if shares else None
+    opened = shared.opens(place, max(timeout_s, 1)) if shares else None
     return _greets(place) if opened is None else opened
 
 

@@ -107,12 +107,12 @@ def open_early(endpoint: Endpoint) -> None:
     other commands: it ends after PERSIST_S seconds without a command, or when the box stops. A handshake that takes
     longer than _START_S is ended.
     """
-    _begin(endpoint)
+    _begin(endpoint, _START_S)
 
 
-def opens(endpoint: Endpoint) -> bool | None:
+def opens(endpoint: Endpoint, timeout_s: float) -> bool | None:
     """Opens the shared connection as `open_early`, and waits. Whether it opened; None if it does nothing."""
-    code_of = _begin(endpoint)
+    code_of = _begin(endpoint, timeout_s)
     if code_of is None:
         return None
     while (code := code_of()) is None:
@@ -120,7 +120,7 @@ def opens(endpoint: Endpoint) -> bool | None:
     return code == 0
 
 
-def _begin(endpoint: Endpoint) -> Callable[[], int | None] | None:
+def _begin(endpoint: Endpoint, timeout_s: float) -> Callable[[], int | None] | None:
     """Starts what `open_early` describes. Returns a function that returns its exit code; None if it does nothing."""
     folder = endpoint.key_path.parent
     with _opened(folder) as handle:
@@ -133,7 +133,7 @@ def _begin(endpoint: Endpoint) -> Callable[[], int | None] | None:
         argv = ssh_command(endpoint, options=["-N"], settings=settings, cwd=folder)
         # timeout(1) inherits the locked folder, and ends when ssh has logged in and continues in the background. ssh
         # itself closes all files that it inherits.
-        return detach(["timeout", f"{_START_S:g}", *argv], log=Path(os.devnull), pass_fds=[handle], cwd=folder)
+        return detach(["timeout", f"{timeout_s:g}", *argv], log=Path(os.devnull), pass_fds=[handle], cwd=folder)
 
 
 def _end(endpoint: Endpoint, command: str) -> bool:
@@ -142,7 +142,7 @@ def _end(endpoint: Endpoint, command: str) -> bool:
     If the other command has reached the limit of processes, the shared connection cannot start one more.
     """
     for path, timeout_s in ((SOCKET, remote.END_TIMEOUT_S), ("none", remote.END_AFTER_LOGIN_TIMEOUT_S)):
-        with contextlib.suppress(KimboxError):
+        with contextlib.suppress(KimboxError, OSError):
             code = _run(endpoint, command, path, timeout_s)
             if code in (remote.ENDED, remote.NOT_FOUND):
                 return code == remote.ENDED

@@ -106,9 +106,9 @@ def test_it_is_opened_before_the_first_command(endpoint: Endpoint, monkeypatch: 
 
 def test_it_is_opened_and_awaited(endpoint: Endpoint) -> None:
     """The answer is yes, no, and nothing if there is one already."""
-    assert shared.opens(attrs.evolve(endpoint, port=1)) is False
-    assert shared.opens(endpoint) is True
-    assert shared.opens(endpoint) is None
+    assert shared.opens(attrs.evolve(endpoint, port=1), 30) is False
+    assert shared.opens(endpoint, 30) is True
+    assert shared.opens(endpoint, 30) is None
     assert Completed(0, "out\n", "") == client(endpoint, "exec", "echo out")
     assert 1 == logins(endpoint)
 
