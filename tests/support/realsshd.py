@@ -60,9 +60,10 @@ def serving(folder: Path, more: str = "", *, environment: str = "") -> Iterator[
     make_key(folder / "client")
     port = free_port()
     # With another HOME, the start-up files of the user's own shell and the user's git configuration are not read.
+    # MaxSessions is that of a box.
     (folder / "config").write_text(
         f"{configuration(folder, port)}AuthorizedKeysFile {folder}/client.pub\nPidFile {folder}/pid\n"
-        f"SetEnv HOME={folder} {environment}\n{more}"
+        f"MaxSessions 1000\nSetEnv HOME={folder} {environment}\n{more}"
     )
     (folder / "known_hosts").write_text(f"box {host_key}\n")
     with listening([SSHD, "-D", "-e", "-f", str(folder / "config")], port, folder / "pid", folder / "log"):
