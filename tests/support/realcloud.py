@@ -256,6 +256,12 @@ def _is_complete(admin: Any) -> bool:
         return False
 
 
+def _await_dhcp(cloud: RealCloud, network: str) -> None:
+    """Waits until a network has DHCP. Neutron 21 often fails for 5 min if its agent starts DHCP for two at once."""
+    ports = cloud.admin.network.ports
+    until("DHCP", lambda: [p.status for p in ports(network_id=network, device_owner="network:dhcp")] == ["ACTIVE"])
+
+
 def _make_networks(cloud: RealCloud) -> None:
     """Makes the network `public`, which has floating addresses, and the network `private` of the project behind it.
 
@@ -275,9 +281,11 @@ def _make_networks(cloud: RealCloud) -> None:
         gateway_ip="192.0.2.1",
         allocation_pools=[{"start": "192.0.2.100", "end": "192.0.2.199"}],
     )
+    _await_dhcp(cloud, public.id)
     network = cloud.user.network
     private = network.create_network(name="private")
     subnet = network.create_subnet(network_id=private.id, ip_version=4, cidr="10.20.0.0/24")
+    _await_dhcp(cloud, private.id)
     router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
     network.add_interface_to_router(router, subnet_id=subnet.id)
     group = network.find_security_group("default", ignore_missing=False, project_id=cloud.project)
