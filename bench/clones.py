@@ -3,9 +3,10 @@
     python -m bench.clones [-n 5] [--box minimal] [--clones 100]
 
 First the template of a box is made, and the box is started without it. Then, n times: bare QEMU boots a stock minimal
-system with the same packages a second time, until the host receives the banner of sshd; and `kimbox clone` starts a
-clone, until it is awake, until a unit in it has sent an event, and until `kimbox exec` returns. At last many clones
-start two at a time, each runs the unit and is destroyed. Images, machines and templates are in KIMBOX_HOME.
+system with the same packages a second time, until the host receives the banner of sshd; `kimbox clone` starts a clone
+of a box with a unit, until it is awake and until the unit has sent an event; and it starts a clone of a box without
+one, until `kimbox exec` returns. At last many clones start two at a time, each runs the unit and is destroyed. Images,
+machines and templates are in KIMBOX_HOME.
 """
 
 from __future__ import annotations
@@ -48,13 +49,18 @@ COLD = "kimbox up of a new box, without a template"
 #: Maximum ratios. That of MANY is for each clone.
 LIMITS = {(AWAKE, STOCK): 0.015, (SSH, STOCK): 0.06, (MANY, STOCK): 0.015, (TEMPLATE, COLD): 1.3}
 
-NAME = "bench-clones"
+#: Names of the boxes with and without a unit.
+NAME, PLAIN = "bench-clones", "bench-plain"
 
-#: The spec: a unit of the box sends an event in each clone.
+#: The spec of a box.
 SPEC = """
 kimbox: 1
 name: {name}
 base: [{box}.yaml]
+"""
+
+#: More of a spec: a unit of the box sends an event in each clone.
+UNIT = """\
 template: {{stop: [bench-true.service]}}
 provision:
   - name: unit
@@ -63,6 +69,9 @@ provision:
         >/etc/systemd/system/bench-true.service
       systemctl daemon-reload
 """
+
+#: The command.
+KIMBOX = (sys.executable, "-m", "kimbox", "--quiet")
 
 #: Timeout of a clone, in seconds.
 CLONE_TIMEOUT_S = 300.0
@@ -82,20 +91,29 @@ def has_sent(machine: Machine, name: str) -> Callable[[], bool]:
     return lambda: any(event.name == name for event in machine.boot_events())
 
 
-def one_clone(spec: Path) -> dict[str, float]:
-    """The durations of one clone from the start of the command, by title."""
+def with_unit(spec: Path) -> dict[str, float]:
+    """The durations of one clone to its identity and to the event of its unit, from the start of the command."""
     machine = Machine("bench-one")
     began = time.monotonic()
-    command = [sys.executable, "-m", "kimbox", "--quiet"]
-    with background(["env", f"KIMBOX_HOME={paths.home()}", *command, "clone", str(spec), machine.name]) as clone:
+    command = ["env", f"KIMBOX_HOME={paths.home()}", *KIMBOX, "clone", str(spec), machine.name]
+    with background(command) as clone:
         found = {AWAKE: wait_for(has_sent(machine, "awake")) - began}
         found[PROGRAM] = wait_for(has_sent(machine, "ran")) - began
         if clone.wait(CLONE_TIMEOUT_S):
             raise SystemExit(clone.output())
-    run([*command, "exec", machine.name, "--", "true"], env=dict(os.environ))
-    found[SSH] = time.monotonic() - began
     stop.destroy(machine)
     return found
+
+
+def with_exec(spec: Path) -> dict[str, float]:
+    """The duration of one clone and the first command in it, from the start of `kimbox clone`."""
+    machine = Machine("bench-one")
+    began = time.monotonic()
+    for words in (["clone", spec, machine.name], ["exec", machine.name, "--", "true"]):
+        run([*KIMBOX, *words], env=dict(os.environ))
+    duration_s = time.monotonic() - began
+    stop.destroy(machine)
+    return {SSH: duration_s}
 
 
 def many(plan: Plan, count: int) -> float:
@@ -125,7 +143,7 @@ def made(plan: Plan) -> float:
 def started_cold(spec: Path) -> float:
     """The duration of the first `kimbox up` of the box, in seconds."""
     began = time.monotonic()
-    run([sys.executable, "-m", "kimbox", "--quiet", "up", "-f", spec], env=dict(os.environ))
+    run([*KIMBOX, "up", "-f", spec], env=dict(os.environ))
     duration_s = time.monotonic() - began
     stop.destroy(Machine(NAME))
     return duration_s
@@ -133,9 +151,9 @@ def started_cold(spec: Path) -> float:
 
 def measure(name: str, n: int, clones: int, work: Path) -> dict[str, list[float]]:
     """The duration of each measurement in seconds, by title."""
-    spec = work / "kimbox.yaml"
-    event = "/usr/lib/kimbox/event"
-    spec.write_text(SPEC.format(name=NAME, box=name, event=event))
+    spec, plain = work / "kimbox.yaml", work / "plain.yaml"
+    spec.write_text((SPEC + UNIT).format(name=NAME, box=name, event="/usr/lib/kimbox/event"))
+    plain.write_text(SPEC.format(name=PLAIN, box=name))
     project = Project(load_box(spec))
     plan = make_plan(project)
     recipe = obtain.recipe_of(plan.box, plan.lock.packages)
@@ -144,15 +162,18 @@ def measure(name: str, n: int, clones: int, work: Path) -> dict[str, list[float]
     times: dict[str, list[float]] = {title: [] for title in (STOCK, AWAKE, PROGRAM, SSH, MANY, TEMPLATE, COLD)}
     times[TEMPLATE].append(made(plan))
     times[COLD].append(started_cold(spec))
+    plain_plan = make_plan(Project(load_box(plain)))
+    made(plain_plan)
     for _ in range(n):
         machine, started = launch(work / "m", disk, "qcow2", attrs.evolve(plan.box, forwards=()))
         times[STOCK].append(wait_until(machine, started, banner))
         process.kill(machine)
-        for title, duration_s in one_clone(spec).items():
+        for title, duration_s in (with_unit(spec) | with_exec(plain)).items():
             times[title].append(duration_s)
         progress(f"{ {title: round(row[-1], 2) for title, row in times.items() if row} }")
     times[MANY].append(many(plan, clones))
-    templates.remove(making.key_of(plan), is_unused=lambda: True)
+    for made_plan in (plan, plain_plan):
+        templates.remove(making.key_of(made_plan), is_unused=lambda: True)
     return times
 
 
