@@ -265,12 +265,14 @@ def _await_dhcp(cloud: RealCloud, network: str) -> None:
 def _make_networks(cloud: RealCloud) -> None:
     """Makes the network `public`, which has floating addresses, and the network `private` of the project behind it.
 
-    The interface of start-stack is the gateway of `public`. The default security group of the project lets ssh in.
+    The interface of start-stack is the gateway of `public`. Ports have no security groups: with them, Neutron's agent
+    runs `ebtables -D ... --among-src`, which often fails in ebtables 1.8.9, and the agent then tries it for minutes.
     """
     public = cloud.admin.network.create_network(
         name="public",
         is_router_external=True,
         is_shared=True,
+        is_port_security_enabled=False,
         provider_network_type="flat",
         provider_physical_network="public",
     )
@@ -283,17 +285,8 @@ def _make_networks(cloud: RealCloud) -> None:
     )
     _await_dhcp(cloud, public.id)
     network = cloud.user.network
-    private = network.create_network(name="private")
+    private = network.create_network(name="private", is_port_security_enabled=False)
     subnet = network.create_subnet(network_id=private.id, ip_version=4, cidr="10.20.0.0/24")
     _await_dhcp(cloud, private.id)
     router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
     network.add_interface_to_router(router, subnet_id=subnet.id)
-    group = network.find_security_group("default", ignore_missing=False, project_id=cloud.project)
-    network.create_security_group_rule(
-        security_group_id=group.id,
-        direction="ingress",
-        ethertype="IPv4",
-        protocol="tcp",
-        port_range_min=22,
-        port_range_max=22,
-    )

@@ -16,6 +16,7 @@ from refused import refused
 from kimbox.actions import observe
 from kimbox.errors import StateError
 from kimbox.guest import shared
+from kimbox.guest.endpoint import Endpoint
 from kimbox.machine.state import State
 
 
@@ -73,19 +74,26 @@ def test_a_clone_is_reached_when_its_ssh_server_has_its_key(monkeypatch: pytest.
 
 @pytest.mark.parametrize("last", [True, None])
 def test_a_clone_is_reached_over_the_shared_connection(monkeypatch: pytest.MonkeyPatch, last: bool | None) -> None:
-    """For a command that uses it, so that the guest has one connection.
+    """For a command that uses it, so that the guest has one connection, and not for longer than without one.
 
     None: it is the connection of another command. Then the greeting decides.
     """
     machine = makemachine.make_machine(woken=True)
     tell(machine, event("hostkey", key=HOST_KEY), event("awake"), event("sshd"))
     opened, greets = iter([False, last]), iter([True])
+    timeouts_s: list[float] = []
+
+    def opens(_: Endpoint, timeout_s: float) -> bool | None:
+        timeouts_s.append(timeout_s)
+        return next(opened)
+
     monkeypatch.setattr("time.sleep", lambda _: None)
-    monkeypatch.setattr(shared, "opens", lambda _: next(opened))
+    monkeypatch.setattr(shared, "opens", opens)
     monkeypatch.setattr(observe, "_greets", lambda _: next(greets))
     with makemachine.running(machine):
         observe.reach(machine, shares=True)
     assert ([], [] if last is None else [True]) == ([*opened], [*greets])
+    assert [True, True] == [0 < timeout_s <= observe.SSHD_TIMEOUT_S for timeout_s in timeouts_s]
 
 
 @pytest.mark.parametrize(("sent", "expected"), [(b"SSH-2.0-x\r\n", True), (b"", False), (b"HTTP", False)])
