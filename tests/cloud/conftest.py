@@ -14,12 +14,14 @@ from realkimbox import Kimbox
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """KIMBOX_HOME of the run, with the images of the box `minimal` and of the node."""
+    """KIMBOX_HOME of the run, with the images of the box `minimal`, of the node, and of the box for jobs."""
     home = tmp_path_factory.mktemp("home", numbered=False)
     kimbox = Kimbox(home, tmp_path_factory.mktemp("build"))
     kimbox("build", "minimal")
-    (kimbox.folder / "kimbox.yaml").write_text(realcloud.node_spec(1))
-    kimbox("build")
+    for spec in (realcloud.node_spec(1), realcloud.JOB_SPEC):
+        (kimbox.folder / "kimbox.yaml").write_text(spec)
+        kimbox("build")
+        (kimbox.folder / "kimbox.lock").unlink()
     return home
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import condorpool
 import pytest
 from condorpool import Pool
-from realcloud import NODE, RealCloud, node_spec
+from realcloud import JOB_SPEC, NODE, RealCloud, node_spec
 from realkimbox import PROGRAM_PAUSE_S, Kimbox, until
 
 from kimbox import run
@@ -29,6 +30,12 @@ arguments = there
 requirements = TARGET.Machine == "{NODE}"
 queue
 """
+
+#: The program of a job in a box.
+PROGRAM = "#!/bin/sh\nmkdir -p /mnt/user/output\nhostname >/mnt/user/output/host\n"
+
+#: Timeout of that job, in seconds. The box boots twenty times more slowly than on this host.
+JOB_TIMEOUT_S = 3600.0
 
 SAY = """\
 #!/bin/sh
@@ -67,6 +74,13 @@ def tunnel(kimbox: Kimbox, port: int) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def joined(node: Kimbox, pool: Pool) -> Iterator[Kimbox]:
+    """The node with its pool, until it restarts. Without the tunnel, the pool could not give back its claims."""
+    with tunnel(node, pool.port):
+        yield node
+
+
 def submit(pool: Pool, name: str) -> Path:
     """Submits the job from a new folder, and returns it."""
     folder = pool.share / name
@@ -91,18 +105,34 @@ def server(cloud: RealCloud) -> Any:
     return found
 
 
-def test_a_node_joins_over_ssh(node: Kimbox, pool: Pool, cloud: RealCloud) -> None:
+def test_a_node_joins_over_ssh(joined: Kimbox, pool: Pool, cloud: RealCloud) -> None:
     """It runs a job of its owner. The cloud never has the token: neither in user data nor on the disk."""
-    with tunnel(node, pool.port):
-        check(pool, submit(pool, "first"))
-    token = (node.folder / "token").read_bytes().strip()
+    check(pool, submit(pool, "first"))
+    token = (joined.folder / "token").read_bytes().strip()
     found = server(cloud)
     assert token not in base64.b64decode(found.user_data)
     (cloud.share / "token").write_bytes(token)
-    node.sh(NODE, "sync")
+    joined.sh(NODE, "sync")
     disk = f"/var/lib/nova/instances/{found.id}/disk"
     look = f"qemu-img convert -U -O raw {disk} /tmp/raw; grep -cF -f /share/token /tmp/raw"
     assert "0\n" == cloud.enter("sh", "-c", look).stdout
+
+
+@pytest.mark.usefixtures("joined")
+def test_kimbox_submits_a_job(pool: Pool, home: Path, tmp_path: Path) -> None:
+    """The node boots the box of the job, which is a guest in a guest, and its results come back through the tunnel."""
+    here = Kimbox(home, tmp_path)
+    (tmp_path / "kimbox.yaml").write_text(JOB_SPEC)
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job/run-job").write_text(PROGRAM)
+    (tmp_path / "job/run-job").chmod(0o755)
+    there = ("--set", f'requirements=TARGET.Machine == "{NODE}"', "--pool", pool.address)
+    pool.kimbox(here, "job", "submit", "job", "--output", "results", *there)
+    pool.kimbox(here, "job", "watch", timeout_s=JOB_TIMEOUT_S)
+    pool.kimbox(here, "job", "fetch")
+    record = json.loads((tmp_path / "results/job.json").read_text())
+    assert ("ok", NODE) == (record["verdict"], record["pool"]["host"]), record
+    assert "jobs\n" == (tmp_path / "results/output/host").read_text()
 
 
 def test_a_node_after_a_reboot(node: Kimbox, pool: Pool) -> None:

@@ -46,7 +46,7 @@ class Pool:
         """The images that the node keeps."""
         return [path.name for path in self.root.glob("var/cache/kimbox/*/*.qcow2")]
 
-    def kimbox(self, kimbox: Kimbox, *words: str | Path, check: bool = True) -> run.Completed:
+    def kimbox(self, kimbox: Kimbox, *words: str | Path, check: bool = True, timeout_s: float = 600) -> run.Completed:
         """Runs a verb with a token of the pool."""
         done = run.run(
             [sys.executable, "-m", "kimbox", *map(str, words)],
@@ -59,7 +59,7 @@ class Pool:
                 "_CONDOR_SEC_TOKEN_DIRECTORY": str(self.share / "tokens"),
                 "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS",
             },
-            timeout_s=600,
+            timeout_s=timeout_s,
         )
         assert done.ok or not check, f"{words}: {done.stdout}{done.stderr}{self.logs()}"
         return done

@@ -60,18 +60,24 @@ NODE = "node"
 
 
 def node_spec(port: int) -> str:
-    """The spec of a node whose pool is on this port of its own 127.0.0.1. It never powers off."""
+    """The spec of a node whose pool is on this port of its own 127.0.0.1. It can boot guests, and never powers off."""
     return f"""\
 kimbox: 1
 name: {NODE}
 base: [minimal.yaml, condor-worker.yaml]
+image: {{packages: [python3, qemu-system-x86, qemu-utils]}}
+disk: {{size: 12GiB, volumes: {{root: 4GiB}}}}
 env:
   CONDOR_POOL: "127.0.0.1:{port}"
   CONDOR_OWNER: kim@kimbox.test
   CONDOR_TOKEN: {{file: token}}
   CONDOR_IDLE_S: "0"
-openstack: {{cloud: test, flavor: large, network: private, address: public}}
+openstack: {{cloud: test, flavor: node, network: private, address: public}}
 """
+
+
+#: The spec of a box whose jobs a node runs.
+JOB_SPEC = "kimbox: 1\nname: jobs\nbase: [minimal.yaml]\n"
 
 
 @attrs.frozen
@@ -240,7 +246,13 @@ def _furnish(share: Path) -> RealCloud:
         identity.assign_project_role_to_user(project, user, identity.find_role("member"))
         cloud = RealCloud(share, clouds, project.id, admin, openstack.connect(cloud="test"))
     _make_networks(cloud)
-    flavors = {"small": {}, "large": {"disk": 16}, "scratch": {"ephemeral": 1}, "huge": {"ram": 4 << 20}}
+    flavors = {
+        "small": {},
+        "large": {"disk": 16},
+        "node": {"ram": 2560, "disk": 16},
+        "scratch": {"ephemeral": 1},
+        "huge": {"ram": 4 << 20},
+    }
     for name, more in flavors.items():
         admin.compute.create_flavor(name=name, vcpus=1, **({"ram": 1024, "disk": 6} | more))
     return cloud
