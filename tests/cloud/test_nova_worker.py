@@ -132,7 +132,7 @@ def test_kimbox_submits_a_job(pool: Pool, home: Path, tmp_path: Path) -> None:
     pool.kimbox(here, "job", "fetch")
     record = json.loads((tmp_path / "results/job.json").read_text())
     assert ("ok", NODE) == (record["verdict"], record["pool"]["host"]), record
-    assert "jobs\n" == (tmp_path / "results/output/host").read_text()
+    assert "jobs-job\n" == (tmp_path / "results/output/host").read_text()
 
 
 def test_a_node_after_a_reboot(node: Kimbox, pool: Pool) -> None:
