@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Kimbox
+from conftest import PROGRAM_PAUSE_S, Kimbox, until
 
 from kimbox.run import run
 
@@ -60,14 +59,18 @@ def ends_by_itself(kimbox: Kimbox, name: str, notes: Path) -> list[str]:
 
     Returns the events of the notifications.
     """
+
+    def notified() -> list[str]:
+        return [json.loads(line)["event"] for line in notes.read_text().splitlines()] if notes.exists() else []
+
     kimbox("extend", name, "--to", "1s")
-    deadline = time.monotonic() + END_S
-    events: list[str] = []
-    while not (kimbox.json("status", name)["lifetime"]["ended_at"] and "expired" in events):
-        assert time.monotonic() < deadline, f"the lifetime does not end; notified: {events}"
-        time.sleep(1)
-        events = [json.loads(line)["event"] for line in notes.read_text().splitlines()] if notes.exists() else []
-    return events
+    until(
+        "the end of the lifetime",
+        lambda: bool(kimbox.json("status", name)["lifetime"]["ended_at"]) and "expired" in notified(),
+        limit_s=END_S,
+        every_s=PROGRAM_PAUSE_S,
+    )
+    return notified()
 
 
 def test_a_box_is_made_of_a_save(kimbox: Kimbox, tmp_path: Path) -> None:
