@@ -11,14 +11,13 @@ starts by `up` (kimbox logs --timeline). Images are in KIMBOX_HOME.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from bench import stock
-from bench.common import banner, has_event, launch, locked, medians, options, ratio, shipped, show, wait_until
+from bench.common import KIMBOX, banner, has_event, launch, locked, medians, options, ratio, shipped, show, wait_until
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
@@ -85,7 +84,7 @@ def measure(box: Box, name: str, n: int, work: Path) -> tuple[dict[str, list[flo
             times[title].append(wait_until(machine, started, done))
             process.kill(machine)
         before = time.monotonic()
-        run([sys.executable, "-m", "kimbox", "--quiet", "up", name], env=dict(os.environ))
+        run([*KIMBOX, "up", name], env=dict(os.environ))
         up_at = time.monotonic()
         times[UP].append(up_at - before)
         for stage, duration_s in stages_of(box_machine).items():

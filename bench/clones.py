@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import attrs
 
 from bench import stock
 from bench.boot import booted_once
-from bench.common import POLL_S, banner, launch, medians, options, progress, show, wait_until
+from bench.common import KIMBOX, POLL_S, banner, launch, medians, options, progress, show, wait_until
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.clones import clone as cloning
@@ -69,9 +68,6 @@ provision:
         >/etc/systemd/system/bench-true.service
       systemctl daemon-reload
 """
-
-#: The command.
-KIMBOX = (sys.executable, "-m", "kimbox", "--quiet")
 
 #: Timeout of a clone, in seconds.
 CLONE_TIMEOUT_S = 300.0

@@ -36,6 +36,9 @@ PORT = 20999
 #: Timeout of a boot, in seconds.
 BOOT_TIMEOUT_S = 300.0
 
+#: The command `kimbox`, without progress.
+KIMBOX = (sys.executable, "-m", "kimbox", "--quiet")
+
 #: Time between two checks of a guest, in seconds.
 POLL_S = 0.02
 

@@ -11,10 +11,9 @@ provision steps, because only the first `up` runs them. Images are in KIMBOX_HOM
 from __future__ import annotations
 
 import os
-import sys
 import time
 
-from bench.common import cpu_s, medians, options, progress, ratio, shipped, show
+from bench.common import KIMBOX, cpu_s, medians, options, progress, ratio, shipped, show
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
 from kimbox.machine.folder import Machine
@@ -36,7 +35,7 @@ LIMIT = 1.10
 def up_s(name: str) -> float:
     """The duration of `kimbox up` with a new process, in seconds."""
     before = time.monotonic()
-    run([sys.executable, "-m", "kimbox", "--quiet", "up", "--boot", "keep", name], env=dict(os.environ))
+    run([*KIMBOX, "up", "--boot", "keep", name], env=dict(os.environ))
     return time.monotonic() - before
 
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from bench.common import medians, options, progress, show
+from bench.common import KIMBOX, medians, options, progress, show
 from kimbox import paths
 from kimbox.run import run
 
@@ -37,7 +36,7 @@ SPEC = "kimbox: 1\nname: bench-jobs\nbase: [{box}.yaml]\n"
 def kimbox(folder: Path, *words: str, input: str | None = None) -> float:
     """Runs a verb in a folder. Returns its duration in seconds."""
     began = time.monotonic()
-    run([sys.executable, "-m", "kimbox", "--quiet", *words], env=dict(os.environ), cwd=folder, input=input)
+    run([*KIMBOX, *words], env=dict(os.environ), cwd=folder, input=input)
     return time.monotonic() - began
 
 

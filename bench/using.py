@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
 
-from bench.common import medians, options, progress, ratio, show
+from bench.common import KIMBOX, medians, options, progress, ratio, show
 from kimbox import paths
 from kimbox.run import run
 
@@ -34,7 +33,7 @@ LATER_COMMANDS = 5
 def kimbox(*words: str) -> float:
     """Runs a verb. Returns its duration in seconds."""
     started = time.monotonic()
-    run([sys.executable, "-m", "kimbox", "--quiet", *words], env=dict(os.environ))
+    run([*KIMBOX, *words], env=dict(os.environ))
     return time.monotonic() - started
 
 

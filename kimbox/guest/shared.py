@@ -111,7 +111,10 @@ def open_early(endpoint: Endpoint) -> None:
 
 
 def opens(endpoint: Endpoint, timeout_s: float) -> bool | None:
-    """Opens the shared connection as `open_early`, and waits. Whether it opened; None if it does nothing."""
+    """Opens the shared connection as `open_early`, and waits, for `timeout_s` seconds at most, which must not be 0.
+
+    Returns whether it opened; None if it does nothing.
+    """
     code_of = _begin(endpoint, timeout_s)
     if code_of is None:
         return None
@@ -121,7 +124,10 @@ def opens(endpoint: Endpoint, timeout_s: float) -> bool | None:
 
 
 def _begin(endpoint: Endpoint, timeout_s: float) -> Callable[[], int | None] | None:
-    """Starts what `open_early` describes. Returns a function that returns its exit code; None if it does nothing."""
+    """Starts what `open_early` describes. It ends after `timeout_s` seconds without a login (0: never).
+
+    Returns a function that returns its exit code; None if it does nothing.
+    """
     folder = endpoint.key_path.parent
     with _opened(folder) as handle:
         if _answers(handle) or not _lock(handle):

@@ -34,7 +34,7 @@ queue
 #: The program of a job in a box.
 PROGRAM = "#!/bin/sh\nmkdir -p /mnt/user/output\nhostname >/mnt/user/output/host\n"
 
-#: Timeout of that job, in seconds. The box boots twenty times more slowly than on this host.
+#: Timeout of that job, in seconds. The box boots thirty times more slowly than on this host.
 JOB_TIMEOUT_S = 3600.0
 
 SAY = """\
