@@ -16,7 +16,7 @@ from kimbox.guest import cloudinit
 from kimbox.guest.endpoint import Endpoint
 from kimbox.guest.ssh import Guest
 
-pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("logged")]
+pytestmark = [pytest.mark.guest, pytest.mark.soak, pytest.mark.usefixtures("logged")]
 
 NAME = "kim"
 

@@ -18,7 +18,7 @@ from kimbox import run
 from kimbox.cli import app
 from kimbox.drivers.openstack.sdk import Sdk
 
-pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("logged")]
+pytestmark = [pytest.mark.guest, pytest.mark.soak, pytest.mark.usefixtures("logged")]
 
 NAME = "faulty"
 

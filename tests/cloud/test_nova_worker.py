@@ -18,7 +18,7 @@ from realkimbox import PROGRAM_PAUSE_S, Kimbox, until
 
 from kimbox import run
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.soak]
 
 #: A job for the node alone. Its output comes back to the folder of the submission.
 JOB = f"""\

@@ -15,7 +15,7 @@ from servers import free_port, listening, writing_its_id
 from kimbox.drivers.openstack.sdk import Sdk
 from kimbox.run import run
 
-#: The environment that `script/test cloud` makes.
+#: The environment that `script/test` makes.
 ENVIRONMENT = Path(os.environ.get("KIMBOX_OPENSTACK", "/nonexistent"))
 
 SERVER = Path(__file__).with_name("openstackserver.py")
@@ -70,7 +70,7 @@ def running(folder: Path) -> Iterator[Path]:
     """Runs both in a folder. Yields a clouds.yaml with the cloud `test`."""
     python = ENVIRONMENT / "bin/python"
     if not python.exists():
-        pytest.skip("script/test cloud installs Keystone and Glance")
+        pytest.skip("script/test integration installs Keystone and Glance")
     ports = {"keystone": free_port(), "glance": free_port()}
     keystone, glance = (f"http://127.0.0.1:{port}" for port in ports.values())
     values = {"folder": folder, "keystone": f"{keystone}/v3", "environment": ENVIRONMENT}
