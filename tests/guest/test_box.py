@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import Kimbox, until
 from promises import PROMISE, promised
+from servers import free_port
 
 from kimbox import run
 from kimbox.actions import service
@@ -263,11 +263,7 @@ def test_an_editor_and_a_notebook(minimal: Kimbox) -> None:
     """An editor's session (ssh -T -D, a shell that reads a script) and `kimbox ssh -- -L` reach a server of the box."""
     start = f"nohup perl -e {shlex.quote(SERVER)} >/dev/null 2>&1 </dev/null & echo $!"
     server = minimal.sh("minimal", start).strip()
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        socks, local = (int(probe.getsockname()[1]) for probe in probes)
+    socks, local = free_port(), free_port()
     config = ssh_config(minimal)
     assert run.run(["ssh", "-T", "-F", config, "kimbox-minimal", "sh"], input="echo $((6 * 7))\n").stdout == "42\n"
     with run.background(["ssh", "-T", "-N", "-D", f"127.0.0.1:{socks}", "-F", str(config), "kimbox-minimal"]):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import attrs
 from realkimbox import Kimbox, until
 from roots import extracted, privileged
+from servers import free_port
 
 from kimbox import run
 
@@ -96,9 +96,7 @@ def running(root: Path, share: Path, config: str = "") -> Iterator[Pool]:
     share.mkdir(mode=0o755, parents=True, exist_ok=True)
     if config:
         (share / "config").write_text(config)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     script = Path(__file__).with_name("start-condor")
     argv = [*sudo, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "unshare", "--mount", "--pid", "--fork"]
     argv += ["--kill-child", "--propagation", "private", str(script), str(root), str(share), str(port)]

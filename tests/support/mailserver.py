@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import email
 import email.policy
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
@@ -13,6 +12,7 @@ from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
+from servers import free_port
 
 
 class Box:
@@ -37,13 +37,6 @@ class Box:
         return [text.partition(" event: ")[2].split()[0] for text in self.texts]
 
 
-def _free_port() -> int:
-    """A port that was free a moment ago. The controller of aiosmtpd cannot choose one."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 def _accepts(login: tuple[str, str]) -> Callable[..., AuthResult]:
     """The check of a login (a user and a password) in the form that aiosmtpd wants."""
     expected = LoginPassword(*(word.encode() for word in login))
@@ -55,7 +48,7 @@ def running(
     port: int = 0, *, context: ssl.SSLContext | None = None, login: tuple[str, str] | None = None
 ) -> Iterator[Box]:
     """Runs a server. `port`: 0 for a free one. `context`: with TLS. `login`: the only user who may send."""
-    box, port = Box(), port or _free_port()
+    box, port = Box(), port or free_port()
     options: dict[str, Any] = {"ssl_context": context} if context else {}
     if login:
         options |= {"authenticator": _accepts(login), "auth_required": True, "auth_require_tls": False}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import time
@@ -17,11 +19,34 @@ from kimbox.run import detach
 #: Timeout until a server accepts connections, in seconds.
 START_TIMEOUT_S = 60.0
 
+#: The ports of the tests. Linux takes the ports of outgoing connections from 32768 on, and kimbox those of machines
+#: from 20022 on.
+PORTS = range(10_000, 20_000)
+
+#: Processes of a run of pytest that have ports of their own.
+MAX_PROCESSES = 8
+
+
+def _ports() -> Iterator[int]:
+    """Yields the ports of this process in random order. Other processes of the same run have other ports."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = list(PORTS[process % MAX_PROCESSES :: MAX_PROCESSES])
+    random.shuffle(ports)
+    return itertools.cycle(ports)
+
+
+_PORTS = _ports()
+
 
 def free_port() -> int:
-    """Returns a TCP port of 127.0.0.1 on which no program listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Returns a TCP port of 127.0.0.1 on which no program listens. It stays free until the caller uses it.
+
+    A port that the kernel chooses would not: until a server listens on it, the kernel gives it to other programs.
+    """
+    while True:
+        port = next(_PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def writing_its_id(argv: list[str], pid_file: Path) -> list[str]:
