@@ -230,6 +230,18 @@ def test_a_halted_clone_boots_as_any_machine(first: Kimbox) -> None:
     assert (None, "clone") == (summary["template"], summary["purpose"])  # its disk is on the image now
 
 
+def test_a_clone_that_crashes_at_once_boots_with_another_key(first: Kimbox) -> None:
+    """Its identity was not on its disk. The key of the template is on none."""
+    first("clone", "crashed")
+    key = first.json("status", "crashed")["host_key"]
+    os.kill(int(Machine("crashed").pid_file.read_text()), signal.SIGKILL)
+    assert "ready" == first.json("up", "crashed")["state"]
+    after = first.json("status", "crashed")["host_key"]
+    assert after not in (key, None)
+    assert "crashed\n127.0.1.1 crashed\n" == first.sh("crashed", "hostname; grep crashed /etc/hosts")
+    first("destroy", "-y", "crashed")
+
+
 def test_prune_removes_a_template_that_no_clone_uses(first: Kimbox) -> None:
     first("clone", "last")
     folder = template_of(first, "last")

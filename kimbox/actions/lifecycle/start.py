@@ -66,12 +66,11 @@ def start(
     if box:
         record = attrs.evolve(record, spec_digest=box.digest, source=str(box.source), settings=box.settings)
     has_disk = record.delivery_disk if resume else delivery is not None
-    record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch)
-    record = attrs.evolve(record, delivery_disk=has_disk, woken=record.woken and resume)
+    record = attrs.evolve(record, cpus=cpus, memory_bytes=memory_bytes, scratch=scratch, delivery_disk=has_disk)
     if box and not resume:
         record = _with_devices(machine, record, box, is_job=job is not None)
     check_folders(machine.name, record.mounts)
-    if record.template and not resume:
+    if not resume:
         record = _leave_template(machine, record)
     if record.seed and not resume:
         record = _seeded(machine, record, box, boot or Choice())
@@ -155,9 +154,16 @@ def _seeded(machine: Machine, record: Record, box: Box | None, boot: Choice) -> 
 
 
 def _leave_template(machine: Machine, record: Record) -> Record:
-    """Makes the disk of a clone that boots independent of its template. Returns the record, without the template."""
+    """Makes the disk of a clone that boots independent of its template. Returns the record, without the template.
+
+    A clone that ended before its ssh host key was on its disk, as the event `stored` says, makes another one. Its old
+    one is forgotten here, and the one that it reports next is pinned.
+    """
+    if record.woken and not any(event.name == "stored" for event in machine.boot_events()):
+        machine.known_hosts.unlink(missing_ok=True)
+    record = attrs.evolve(record, woken=False)
     driver = registry.of(machine)
-    if isinstance(driver, TemplateDriver) and driver.leave_template(record):
+    if record.template and isinstance(driver, TemplateDriver) and driver.leave_template(record):
         return attrs.evolve(record, template=None)
     return record
 

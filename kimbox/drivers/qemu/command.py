@@ -43,8 +43,12 @@ FREEZE_PORT = "org.kimbox.freeze"
 #: the file of the template.
 RAM_ID = "pc.ram"
 
-#: Maximum size of the code that TCG has translated of a clone, in MiB. Many clones run at the same time.
-CLONE_CODE_MIB = 64
+#: Maximum size of the code that TCG has translated of a clone, in MiB. Many clones run at the same time, each with as
+#: much memory of its own. The start of a clone and the first login in it need 83: with less, QEMU translates all anew.
+CLONE_CODE_MIB = 96
+
+#: Option of the network card of a clone: when it wakes, it does not announce its address, which nobody hears.
+SILENT = ",guest_announce=off"
 
 #: Options of the command line whose values a saved memory depends on.
 FIXED_OPTIONS = frozenset({"-machine", "-accel", "-cpu", "-smp", "-m", "-device", "-action", "-rtc"})
@@ -184,7 +188,7 @@ def hardware(invocation: Invocation) -> list[str]:
         "-drive", f"if=none,id=disk0,format=qcow2,file={_escaped(machine.disk)},discard=unmap",
         "-device", "virtio-blk-pci,drive=disk0,bootindex=0",
         "-netdev", network,
-        "-device", f"virtio-net-pci,netdev=net0,mac={record.mac},romfile=",
+        "-device", f"virtio-net-pci,netdev=net0,mac={record.mac},romfile={SILENT if record.woken else ''}",
         # After a panic the kernel restarts the guest. A job does not continue, so QEMU ends: that is seen at once.
         "-device", "pvpanic", "-action", "panic=shutdown" if invocation.job else "panic=none",
         "-device", "virtio-serial-pci",

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import feignedworld
+import makemachine
 import pytest
 from feignedworld import World, up
 from refused import refused
@@ -78,6 +79,23 @@ def test_a_clone_has_no_address(world: World) -> None:
     start(world.machine, world.box)
     record = world.machine.record()
     assert ((), Display.VNC) == (record.networks, record.display)
+
+
+@pytest.mark.parametrize("event", ["sshd", "stored"])
+def test_a_clone_that_crashed_before_its_key_was_on_its_disk(world: World, event: str) -> None:
+    """Its next boot makes another key, which is not taken for that of another box."""
+    up(world)
+    world.end_process()
+    pinned = world.machine.known_hosts.read_text()
+    makemachine.tell(world.machine, makemachine.event(event))
+    world.machine.write_record(attrs.evolve(world.machine.record(), purpose=Purpose.CLONE, woken=True))
+    start(world.machine, world.box)
+    assert not world.machine.record().woken
+    assert (event == "stored") is world.machine.known_hosts.exists()
+    world.end_process()
+    world.machine.known_hosts.write_text(pinned)
+    start(world.machine, world.box)
+    assert pinned == world.machine.known_hosts.read_text()
 
 
 def test_a_sealed_box_has_no_screen_and_no_automatic_forwards(world: World, processes: list[str]) -> None:

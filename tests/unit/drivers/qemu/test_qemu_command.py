@@ -264,6 +264,8 @@ def test_a_template_and_its_clone_have_the_same_devices(machine: Machine) -> Non
     frozen, woken = attrs.evolve(plain, freezing=True), attrs.evolve(plain, template_ram=7)
     devices = {tuple(values(command(each), "-device")) for each in (plain, frozen, woken)}
     assert 1 == len(devices)
+    assert any("guest_announce=off" in device for device in next(iter(devices)))
+    assert not any("guest_announce" in device for device in values(command(invoked(machine, TCG)), "-device"))
     own = {"virtserialport,chardev=freeze,name=org.kimbox.freeze", "vmgenid,guid=auto,id=generation0"}
     assert own < set(devices.pop())
     backends = [options(*values(command(each), "-object")) for each in (frozen, woken)]
@@ -273,7 +275,7 @@ def test_a_template_and_its_clone_have_the_same_devices(machine: Machine) -> Non
     assert ([], ["defer"]) == (values(command(frozen), "-incoming"), values(command(woken), "-incoming"))
     assert ["yes", None] == [credentials(each).get("freeze") for each in (frozen, woken)]
     assert "tb-size=512" in values(command(frozen), "-accel")[0]
-    assert "tb-size=64" in values(command(woken), "-accel")[0]
+    assert "tb-size=96" in values(command(woken), "-accel")[0]
 
 
 def test_a_saved_memory_depends_on_devices_and_processor_alone(machine: Machine) -> None:
