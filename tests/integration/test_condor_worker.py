@@ -15,11 +15,21 @@ SCRIPT = paths.boxes_dir() / "condor-worker/await-pool"
 
 
 def words(folder: Path, port: int, idle_s: int, *options: str) -> list[str | Path]:
-    """The command line of the script. The first `systemctl` on its PATH writes its arguments to the file `calls`."""
+    """The command line of the script, for a pool at a port of this host.
+
+    The first `systemctl` on its PATH writes its arguments to the file `calls`.
+    """
     (folder / "systemctl").write_text(f'#!/bin/sh\necho "$*" >>"{folder}/calls"\n')
     (folder / "systemctl").chmod(0o755)
-    variables = [f"PATH={folder}:/usr/bin:/bin", f"CONDOR_POOL=127.0.0.1:{port}", f"CONDOR_IDLE_S={idle_s}"]
-    return ["env", "-i", *variables, SCRIPT, *options]
+    name_pool(folder, port, idle_s)
+    return ["env", "-i", f"PATH={folder}:/usr/bin:/bin", SCRIPT, folder / "pool", *options]
+
+
+def name_pool(folder: Path, port: int, idle_s: int) -> None:
+    """Writes the file that the script reads."""
+    new = folder / "pool.new"
+    new.write_text(f"CONDOR_POOL=127.0.0.1:{port}\nCONDOR_IDLE_S={idle_s}\n")
+    new.replace(folder / "pool")
 
 
 def test_it_tries_once(tmp_path: Path) -> None:
@@ -39,6 +49,15 @@ def test_it_waits_for_the_pool(tmp_path: Path, idle_s: int) -> None:
         with socket.create_server(("127.0.0.1", port)):
             assert 0 == waiting.wait(30), waiting.output()
     assert not (tmp_path / "calls").exists()
+
+
+def test_it_waits_for_the_pool_that_is_named_last(tmp_path: Path) -> None:
+    with run.background(words(tmp_path, free_port(), 0)) as waiting:
+        with pytest.raises(KimboxError, match="does not end"):
+            waiting.wait(1)
+        with socket.create_server(("127.0.0.1", 0)) as manager:
+            name_pool(tmp_path, manager.getsockname()[1], 0)
+            assert 0 == waiting.wait(30), waiting.output()
 
 
 def test_without_a_pool_the_box_powers_off(tmp_path: Path) -> None:
