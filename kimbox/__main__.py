@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
 from typing import TextIO
+
+#: Number of new objects after which Python looks for unreachable ones. By default it does that some twenty times while
+#: kimbox loads its modules, which is a twentieth of the time of a short command.
+GC_THRESHOLD = 100_000
 
 
 def _null(fd: int, mode: str) -> TextIO:
@@ -38,6 +43,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's flush at exit succeeds
             sys.exit(f"kimbox: error: stdout cannot be written: {error.strerror}")
         return
+    gc.set_threshold(GC_THRESHOLD)
     from kimbox.cli.app import run
 
     sys.exit(run(sys.argv[1:]))

@@ -89,7 +89,7 @@ def lock_for(project: Project) -> Locked:
     mirrors = _mirrors(project, lock)
     if not project.frozen and (previous is None or _may_have_other_scripts(previous, lock)):
         check_scripts(box, mirrors, {name: pin.commit for name, pin in lock.repositories.items()})
-    if not project.frozen and write_lock(path, lock):
+    if not project.frozen and lock != previous and write_lock(path, lock):
         log.info(f"{'wrote' if previous is None else 'updated'} {path}")
     return Locked(with_tags(lock, mirrors), mirrors, recipe, key)
 

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import attrs
 
@@ -152,7 +153,10 @@ def _wake(
 ) -> Record:
     """Starts the process of a clone and waits until it has its identity. Returns the record."""
     box = own_forwards(plan.box) if purpose is Purpose.CLONE else plan.box
-    keys.make_pair(machine.key, machine.name)
+    with ThreadPoolExecutor(1) as pool:  # of the two pairs, one for each processor
+        own_key = pool.submit(keys.make_pair, machine.key, machine.name)
+        keys.make_pair(_host_key(machine), machine.name)
+        own_key.result()
     identity = _identity(machine, job.started.credential() if job else "")
     record = _record(machine, plan, template, identity)
     forwards_all = plan.box.auto_forwards and job is None
@@ -162,10 +166,17 @@ def _wake(
     return driver.wake(launch, template.folder, identity.line, lambda: _wait_until_awake(machine, driver))
 
 
+def _host_key(machine: Machine) -> Path:
+    """The file with the private ssh host key of a clone, until the clone has it."""
+    return machine.folder / "host_key"
+
+
 def _identity(machine: Machine, job: str) -> Identity:
-    """Makes the identity of a clone, pins its host key, and leaves no copy of the private key. `job` as in Identity."""
-    host_key = machine.folder / "host_key"
-    keys.make_pair(host_key, machine.name)
+    """Makes the identity of a clone, pins its host key, and leaves no copy of the private key. `job` as in Identity.
+
+    Both pairs of keys are in the machine's folder.
+    """
+    host_key = _host_key(machine)
     public = host_key.with_suffix(".pub").read_text()  # with its line break: at each boot a script reads it as a line
     identity = Identity(
         name=machine.name,
