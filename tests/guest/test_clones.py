@@ -230,6 +230,14 @@ def test_a_halted_clone_boots_as_any_machine(first: Kimbox) -> None:
     assert (None, "clone") == (summary["template"], summary["purpose"])  # its disk is on the image now
 
 
+def test_a_clone_that_is_halted_at_once_shuts_down(first: Kimbox) -> None:
+    """Some of its services are still frozen, and systemd would wait for them."""
+    first("clone", "halted")
+    first("halt", "halted")
+    assert "Power down" in Machine("halted").serial_log.read_text()
+    first("destroy", "-y", "halted")
+
+
 def test_a_clone_that_crashes_at_once_boots_with_another_key(first: Kimbox) -> None:
     """Its identity was not on its disk. The key of the template is on none."""
     first("clone", "crashed")
