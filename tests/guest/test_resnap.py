@@ -41,7 +41,8 @@ def begin_with_root(rig: Rig, words: str) -> Boot:
     return boot
 
 
-def test_power_cuts_at_twenty_points_of_the_premount_phase(rig: Rig) -> None:
+@pytest.mark.parametrize("cuts", [8, pytest.param(CUTS, marks=pytest.mark.soak)])
+def test_power_cuts_in_the_premount_phase(rig: Rig, cuts: int) -> None:
     """If the power fails during the replacement of the snapshot, the next boot with `resnap` has a new root."""
     assert rig.boot() == "pristine"
     assert rig.boot() == "changed"
@@ -50,9 +51,9 @@ def test_power_cuts_at_twenty_points_of_the_premount_phase(rig: Rig) -> None:
     boot.until_printed(MOUNTED)
     phase_s = time.monotonic() - begun
     boot.ended()
-    for cut in range(CUTS):
+    for cut in range(cuts):
         boot = begin_with_root(rig, "resnap")
-        threading.Event().wait(phase_s * cut / (CUTS - 1))
+        threading.Event().wait(phase_s * cut / (cuts - 1))
         boot.kill()
         assert rig.boot("resnap") == "pristine", f"after {cut + 1} cuts"
     assert rig.boot("resnap") == "pristine"

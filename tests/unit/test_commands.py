@@ -27,6 +27,11 @@ class Checkout:
         self.fake("script/bootstrap")
         for name in ["kimbox", *CHECKS]:
             self.fake(f".venv/bin/{name}")
+        # The services of OpenStack are installed.
+        self.services = folder / "openstack"
+        for place in (folder / "tests/support/openstack-constraints.txt", self.services / "constraints.txt"):
+            place.parent.mkdir(parents=True)
+            place.touch()
         run.run(["git", "init", "--quiet", folder])
 
     def fake(self, place: str, status: int = 0) -> None:
@@ -38,7 +43,8 @@ class Checkout:
 
     def run(self, *argv: str) -> run.Completed:
         """Runs a script of the checkout, with another working folder."""
-        return run.run([self.folder / argv[0], *argv[1:]], cwd=Path("/"), check=False)
+        words = ["env", f"KIMBOX_OPENSTACK={self.services}", self.folder / argv[0], *argv[1:]]
+        return run.run(words, cwd=Path("/"), check=False)
 
     @property
     def calls(self) -> list[str]:
