@@ -43,11 +43,11 @@ FREEZE_PORT = "org.kimbox.freeze"
 #: the file of the template.
 RAM_ID = "pc.ram"
 
-#: Maximum size of the code that TCG has translated of a clone, in MiB. Many clones run at the same time, each with as
-#: much memory of its own. The start of a clone and the first login in it need 83: with less, QEMU translates all anew.
+#: Maximum size of the code that TCG has translated of a clone, in MiB. Each clone needs that memory, and many run at the
+#: same time. Start and first login of a clone need 83 MiB. If the limit is lower, QEMU translates that code again.
 CLONE_CODE_MIB = 96
 
-#: Option of the network card of a clone: when it wakes, it does not announce its address, which nobody hears.
+#: Option of the network card of a clone: it sends no announcement when it wakes. Its network has no other machine.
 SILENT = ",guest_announce=off"
 
 #: Options of the command line whose values a saved memory depends on.
