@@ -43,8 +43,8 @@ FREEZE_PORT = "org.kimbox.freeze"
 #: the file of the template.
 RAM_ID = "pc.ram"
 
-#: Maximum size of the code that TCG has translated of a clone, in MiB. Each clone needs that memory, and many run at the
-#: same time. Start and first login of a clone need 83 MiB. If the limit is lower, QEMU translates that code again.
+#: Maximum size of the code that TCG has translated of a clone, in MiB. Each clone needs that memory, and many run at
+#: once. Start and first login of a clone need 83 MiB. If the limit is lower, QEMU translates that code again.
 CLONE_CODE_MIB = 96
 
 #: Option of the network card of a clone: it sends no announcement when it wakes. Its network has no other machine.
