@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import attrs
 
@@ -153,10 +152,6 @@ def _wake(
 ) -> Record:
     """Starts the process of a clone and waits until it has its identity. Returns the record."""
     box = own_forwards(plan.box) if purpose is Purpose.CLONE else plan.box
-    with ThreadPoolExecutor(1) as pool:  # of the two pairs, one for each processor
-        own_key = pool.submit(keys.make_pair, machine.key, machine.name)
-        keys.make_pair(_host_key(machine), machine.name)
-        own_key.result()
     identity = _identity(machine, job.started.credential() if job else "")
     record = _record(machine, plan, template, identity)
     forwards_all = plan.box.auto_forwards and job is None
@@ -166,17 +161,16 @@ def _wake(
     return driver.wake(launch, template.folder, identity.line, lambda: _wait_until_awake(machine, driver))
 
 
-def _host_key(machine: Machine) -> Path:
-    """The file with the private ssh host key of a clone, until the clone has it."""
-    return machine.folder / "host_key"
-
-
 def _identity(machine: Machine, job: str) -> Identity:
-    """Makes the identity of a clone, pins its host key, and leaves no copy of the private key. `job` as in Identity.
+    """Makes the identity of a clone and the key pair of its user, and pins its host key. `job` as in Identity.
 
-    Both pairs of keys are in the machine's folder.
+    Leaves no copy of the private host key.
     """
-    host_key = _host_key(machine)
+    host_key = machine.folder / "host_key"
+    with ThreadPoolExecutor(1) as pool:  # of the two pairs, one for each processor
+        user_key = pool.submit(keys.make_pair, machine.key, machine.name)
+        keys.make_pair(host_key, machine.name)
+        user_key.result()
     public = host_key.with_suffix(".pub").read_text()  # with its line break: at each boot a script reads it as a line
     identity = Identity(
         name=machine.name,
