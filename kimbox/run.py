@@ -183,8 +183,9 @@ def run(
             pass_fds=tuple(pass_fds),
             preexec_fn=functools.partial(_die_with, os.getpid()) if die_with_parent else None,
         )
-    except subprocess.TimeoutExpired:
-        raise CommandError(args, f"did not end within {timeout_s:g} s", "", code="timeout") from None
+    except subprocess.TimeoutExpired as late:
+        printed = (late.stderr or b"").decode("utf-8", "replace")  # bytes, though `text` is true
+        raise CommandError(args, f"did not end within {timeout_s:g} s", tail(printed), code="timeout") from None
     if check and done.returncode != 0:
         raise CommandError(args, describe_status(done.returncode), tail(done.stderr or done.stdout or ""))
     return Completed(done.returncode, done.stdout or "", done.stderr or "")

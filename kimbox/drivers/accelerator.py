@@ -1,7 +1,8 @@
 """Detects the accelerator that QEMU can use on this host, by booting a guest, and stores the result.
 
-/dev/kvm may exist and open, and a guest hang all the same, for example inside another virtual machine. So the probe
-boots a guest of one sector, which ends QEMU with an exit status of its own.
+/dev/kvm may exist and open, and a guest hang all the same, for example inside another virtual machine. Or the firmware
+runs, and the kernel does not, or slower than under emulation. So the probe boots a guest of one sector
+(`kimbox/drivers/probeguest.py`), which computes in the mode of a kernel and ends QEMU with an exit status of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kimbox import paths
+from kimbox.drivers import probeguest
 from kimbox.errors import KimboxError
 from kimbox.files import read_bounded, read_json, write_json
 from kimbox.run import CommandError, require, run
@@ -23,23 +25,20 @@ KVM = Path("/dev/kvm")
 #: Timeout of the probe, in seconds. With a working KVM it takes less than one.
 PROBE_TIMEOUT_S = 10.0
 
-#: Size of the disk of the probe, in bytes. SeaBIOS does not boot from a virtio disk of a single sector.
-PROBE_DISK_BYTES = 1 << 20
+#: If KVM takes longer than this, in seconds, the probe also runs under emulation, and the faster one is used.
+USUAL_PROBE_S = 3.0
 
-#: Result of a probe that did not end in time. The host may only have been busy, so it is valid for this many seconds.
+#: Results of a probe that did not end in time, or was slow. The host may only have been busy, so they are valid for
+#: HANG_VALID_S seconds.
 HANGS = "a guest hangs"
+SLOW = "a guest is slower with it"
 HANG_VALID_S = 3600.0
+
+#: How QEMU reports that KVM cannot go on. It stops the guest and does not exit.
+KVM_ERROR = "KVM internal error"
 
 #: Command that gives this user access to /dev/kvm.
 KVM_ACCESS_COMMAND = "sudo usermod --append --groups kvm $USER  # then log in again"
-
-#: I/O port of QEMU's isa-debug-exit device, and what the probe writes to it.
-EXIT_PORT = 0x501
-EXIT_VALUE = 0x2A
-
-#: isa-debug-exit ends QEMU with this status for the value written.
-EXIT_STATUS = (EXIT_VALUE << 1) | 1
-
 
 #: Maximum size of the code that TCG has translated, in MiB.
 CODE_MIB = 512
@@ -66,45 +65,38 @@ KVM_WORKS = Accelerator("kvm", "host", "KVM works")
 #: byte by byte, which is the fastest way on a real processor and the slowest under TCG.
 EMULATED_CPU = "max,-erms"
 
-
 #: The accelerator that works on every host.
 EMULATED = Accelerator("tcg", EMULATED_CPU, "emulation works on every host")
-
-
-def boot_sector() -> bytes:
-    """Returns a boot sector that writes EXIT_VALUE to EXIT_PORT: mov dx, port; mov al, value; out dx, al; hlt; jmp."""
-    code = b"\xba" + EXIT_PORT.to_bytes(2, "little") + b"\xb0" + bytes([EXIT_VALUE]) + b"\xee\xf4\xeb\xfd"
-    return code.ljust(510, b"\0") + b"\x55\xaa"
 
 
 def probe_failure(accelerator: str, cpu: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
     """Boots the guest of the probe. Returns None if it ran, else the reason of the failure."""
     with temporary_folder("kimbox-probe-") as folder:
         disk = folder / "probe.img"
-        disk.write_bytes(boot_sector().ljust(PROBE_DISK_BYTES, b"\0"))
+        disk.write_bytes(probeguest.disk())
         command = [
             "qemu-system-x86_64", "-accel", accelerator, "-cpu", cpu, "-m", "64", "-machine", "q35,sata=off",
             "-nodefaults", "-no-user-config", "-display", "none",
             "-drive", f"if=none,id=probe,format=raw,file={str(disk).replace(',', ',,')}",
             "-device", "virtio-blk-pci,drive=probe",
-            "-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1",
+            "-device", f"isa-debug-exit,iobase={probeguest.EXIT_PORT:#x},iosize=1",
         ]  # fmt: skip
         try:
             done = run(command, check=False, timeout_s=timeout_s)
         except CommandError as error:
-            return f"{HANGS} ({error.status})"
-    if done.code == EXIT_STATUS:
+            return f"{HANGS} ({error.status}{f', {KVM_ERROR}' if KVM_ERROR in error.tail else ''})"
+    if done.code == probeguest.EXIT_STATUS:
         return None
     return (done.stderr.strip().splitlines() or [f"QEMU exited with status {done.code}"])[-1]
 
 
 def fingerprint() -> str:
-    """Returns a text that changes with each fact that the result depends on: boot of the host, QEMU, /dev/kvm."""
+    """Returns a text that changes with each fact that the result depends on: host boot, QEMU, /dev/kvm, guest."""
     qemu = Path(require("qemu-system-x86_64", "it runs the box"))
     boot = read_bounded(Path("/proc/sys/kernel/random/boot_id"), limit_bytes=64)
     device = KVM.stat() if KVM.exists() else None
-    parts = (boot, qemu, qemu.stat().st_mtime_ns, device and (device.st_rdev, device.st_mode), _may_open())
-    return repr(parts)
+    seen = (boot, qemu, qemu.stat().st_mtime_ns, device and (device.st_rdev, device.st_mode), _may_open())
+    return repr((*seen, probeguest.PROGRAM))
 
 
 def find() -> Accelerator:
@@ -120,8 +112,8 @@ def find() -> Accelerator:
 
 
 def _is_valid(stored: dict[str, Any]) -> bool:
-    """Whether a stored result is still valid. Only that of a timeout expires."""
-    if HANGS not in str(stored["why"]):
+    """Whether a stored result is still valid. Only that of a timeout or of a slow guest expires."""
+    if HANGS not in str(stored["why"]) and SLOW not in str(stored["why"]):
         return True
     at = stored.get("at")
     return isinstance(at, int | float) and 0 <= time.time() - at < HANG_VALID_S
@@ -143,11 +135,22 @@ def probe() -> Accelerator:
     elif not _may_open():
         return _emulated(f"this user may not open {KVM}", KVM_ACCESS_COMMAND)
     else:
-        failure = probe_failure("kvm", "host")
+        began_at = time.monotonic()
+        failure = probe_failure("kvm", "host") or _slowness(time.monotonic() - began_at)
         if failure is None:
             return KVM_WORKS
         why = f"{KVM} exists, but a guest does not run with it: {failure}"
     return _emulated(why)
+
+
+def _slowness(kvm_s: float) -> str | None:
+    """Returns the reason not to use KVM if its probe, which took `kvm_s` seconds, takes less time under emulation."""
+    if kvm_s <= USUAL_PROBE_S:
+        return None
+    began_at = time.monotonic()
+    failure = probe_failure(EMULATED.name, EMULATED.cpu, timeout_s=kvm_s)
+    emulated_s = time.monotonic() - began_at
+    return None if failure else f"{SLOW} ({kvm_s:.1f} s) than under emulation ({emulated_s:.1f} s)"
 
 
 def _emulated(why: str, repair: str | None = None) -> Accelerator:

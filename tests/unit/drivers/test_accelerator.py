@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from kimbox import paths
-from kimbox.drivers import accelerator
-from kimbox.drivers.accelerator import EXIT_STATUS, KVM_WORKS, boot_sector, find, probe, probe_failure
+from kimbox.drivers import accelerator, probeguest
+from kimbox.drivers.accelerator import KVM_WORKS, find, probe, probe_failure
 from kimbox.drivers.hostcheck import HostCheck, Outcome
+from kimbox.drivers.probeguest import EXIT_STATUS
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import MissingToolError
 
@@ -51,19 +52,15 @@ def calls(record: Path) -> int:
     return len(record.read_text().splitlines()) if record.exists() else 0
 
 
-def test_the_boot_sector_writes_to_the_exit_port() -> None:
-    """Disassembled by hand: mov dx, 0x501; mov al, 0x2a; out dx, al; hlt; jmp to the hlt; the BIOS signature."""
-    sector = boot_sector()
-    assert 512 == len(sector)
-    assert (0xBA, 0x501) == (sector[0], int.from_bytes(sector[1:3], "little"))
-    assert (0xB0, 0x2A) == (sector[3], sector[4])
-    assert 0xEE == sector[5]
-    assert 0xF4 == sector[6]
-    assert 0xEB == sector[7]
-    after_jump = 9
-    assert 6 == after_jump + int.from_bytes(sector[8:9], "little", signed=True)
-    assert bytes(501) == sector[9:510]
-    assert b"\x55\xaa" == sector[510:]
+def test_the_disk_has_the_program_in_its_boot_sector() -> None:
+    """Jumps and tables have fixed places. tests/integration/test_probe_boots.py runs it in QEMU."""
+    disk = probeguest.disk()
+    assert (1 << 20, b"\x55\xaa", bytes(100)) == (len(disk), disk[510:512], disk[512:612])
+    assert b"\x0f\x01\x16\x62\x7c" in disk[:512]  # lgdt [0x7c62]
+    limit, table = int.from_bytes(disk[0x62:0x64], "little"), int.from_bytes(disk[0x64:0x68], "little")
+    assert (15, 0x7C52) == (limit, table)
+    assert b"\x31\xc0\x0f\xa2" == disk[0x68:0x6C]  # xor eax, eax; cpuid: the target of the jump to long mode
+    assert b"\xba\x01\x05\xb0\x2a\xee" in disk[:512]  # mov dx, 0x501; mov al, 0x2a; out dx, al
     assert 85 == EXIT_STATUS == 0x2A << 1 | 1
 
 
@@ -84,6 +81,7 @@ def test_kvm_is_used_if_the_guest_ran(fake: Fake) -> None:
         ("exit 3", "QEMU exited with status 3"),
         ("kill -ABRT $$", "QEMU exited with status -6"),
         ("exec sleep 60", r"a guest hangs \(did not end within 0.3 s\)"),
+        ("echo 'KVM internal error. Suberror: 1' >&2; exec sleep 60", r"a guest hangs \(.*, KVM internal error\)"),
     ],
 )
 def test_a_guest_that_did_not_run(fake: Fake, act: str, why: str) -> None:
@@ -114,6 +112,18 @@ def test_kvm_that_does_not_work(fake: Fake, kvm: Path) -> None:
     assert f"{kvm} exists, but a guest does not run with it: bad" == probe().why
 
 
+@pytest.mark.parametrize(("emulated_s", "name"), [(0.1, "tcg"), (5, "kvm")])
+def test_kvm_that_is_slow_is_compared_with_emulation(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, emulated_s: float, name: str
+) -> None:
+    """A busy host makes both slow, and KVM is used. A KVM that emulates the kernel mode is slower, and is not."""
+    record = fake(f"case \"$*\" in *'-accel kvm'*) sleep 1 ;; *) sleep {emulated_s} ;; esac; exit {EXIT_STATUS}")
+    monkeypatch.setattr(accelerator, "USUAL_PROBE_S", 0.5)
+    best = probe()
+    assert (name, 2) == (best.name, calls(record))
+    assert ("a guest is slower with it (1" in best.why) is (name == "tcg")
+
+
 def test_the_result_is_stored_while_nothing_changes(fake: Fake, kvm: Path) -> None:
     """There is one probe. Another QEMU, or another device, causes a new one."""
     record = fake(f"exit {EXIT_STATUS}")
@@ -127,6 +137,15 @@ def test_the_result_is_stored_while_nothing_changes(fake: Fake, kvm: Path) -> No
     assert 2 == calls(record)
     kvm.unlink()
     assert f"{kvm} does not exist" == find().why
+
+
+def test_another_guest_of_the_probe_probes_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result of an older kimbox, whose guest did less, is not used."""
+    record = fake(f"exit {EXIT_STATUS}")
+    find()
+    monkeypatch.setattr(probeguest, "PROGRAM", b"other")
+    find()
+    assert 2 == calls(record)
 
 
 def test_a_hang_is_valid_for_an_hour(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
