@@ -87,6 +87,7 @@ CODES: dict[str, str] = {
     "git-failed": "A git command failed; the message has the end of its output.",
     "grub-environment-full": "GRUB's environment block on the disk of a machine has no room for the boot mode.",
     "guest-failed": "The guest did not boot, provision or answer as expected.",
+    "guest-stopped": "An error of the host has stopped a guest: a full disk, or a KVM that cannot run it.",
     "guest-unreachable": "The ssh server of a guest does not answer.",
     "guest-write-failed": "A file cannot be written in a guest.",
     "has-snapshots": "The disk of a box has snapshots that the command would destroy, or that prevent it.",

@@ -51,6 +51,9 @@ FATAL_LINE_GRACE_S = 3.0
 #: the disk of the host.
 POWER_OFF_TIMEOUT_S = 30.0
 
+#: Time without an event after which the driver is asked whether an error has stopped the guest, in seconds.
+STOPPED_CHECK_S = 5.0
+
 #: Interval between two reads of events, output and console, in seconds.
 POLL_INTERVAL_S = 0.05
 
@@ -96,6 +99,8 @@ class Watch:
     _last_event_at: float = attrs.field(factory=time.monotonic)
     #: When the wait began.
     _wait_began_at: float = attrs.field(factory=time.monotonic)
+    #: When the driver was asked last whether an error has stopped the guest.
+    _stop_checked_at: float = attrs.field(default=0.0, init=False)
     _console_size: int = attrs.field(default=0, init=False)
     #: When a fatal line appeared on the console; None if there is none.
     _fatal_line_at: float | None = attrs.field(default=None, init=False)
@@ -178,8 +183,24 @@ class Watch:
             if not is_alive or is_late or self._is_fatal(now):
                 code = "timeout" if is_alive and is_late else "boot-failed"
                 raise self._error(is_alive=is_alive, waited_s=waited_s, code=code)
+            self._check_stopped(now)
             log.now(activity)
             time.sleep(POLL_INTERVAL_S)
+
+    def _check_stopped(self, now: float) -> None:
+        """Raises GuestError (`guest-stopped`) if an error of the host has stopped the guest, so that no event arrives."""
+        if now - max(self._last_event_at, self._stop_checked_at) < STOPPED_CHECK_S:
+            return
+        self._stop_checked_at = now
+        name = self.machine.name
+        if reason := self._driver.stopped_by():
+            raise GuestError(
+                f"{name} was stopped: {reason}",
+                code="guest-stopped",
+                hint=f"if a disk is full, free some space, then `kimbox resume {name}` continues it; else `kimbox halt "
+                f"--force {name}`, then `kimbox up {name}`",
+                fields={"name": name, "reason": reason},
+            )
 
     def _show_end(self) -> None:
         """Shows the output until its end, also if a driver copies it in pieces."""

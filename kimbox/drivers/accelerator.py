@@ -123,9 +123,19 @@ def renew() -> Accelerator:
     """Returns the best accelerator of this host from a new probe, and stores it for `find`."""
     mark = fingerprint()
     accelerator = probe()
+    _store(mark, accelerator)
+    return accelerator
+
+
+def _store(mark: str, accelerator: Accelerator) -> None:
     result = {"fingerprint": mark, "accelerator": accelerator.name, "why": accelerator.why, "at": time.time()}
     write_json(paths.host_facts_file(), result)
-    return accelerator
+
+
+def reject() -> None:
+    """Stores that a guest hangs with the accelerator that `find` returns: `find` then returns emulation, for a time."""
+    why = f"{KVM} exists, but {HANGS} with it: QEMU has reported an internal error"
+    _store(fingerprint(), _emulated(why))
 
 
 def probe() -> Accelerator:

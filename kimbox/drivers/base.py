@@ -217,6 +217,12 @@ class Driver(Protocol):
     def listen(self) -> bool:
         """Copies new events and output of the guest to the machine's folder; True if the guest runs."""
 
+    def stopped_by(self) -> str:
+        """Returns why an error of this host has stopped the processors of a running guest. Empty if they run.
+
+        After an error of the accelerator, the next start uses another one.
+        """
+
     def pid(self) -> int | None:
         """The process on this host that runs the guest. None if there is none, or if it belongs to a hypervisor."""
 

@@ -23,6 +23,10 @@ IDLE = bytes.fromhex("fa f4")
 #: Writes to the first serial port without an end: mov dx, 0x3f8; mov al, 'x'; out dx, al; jmp to the last instruction.
 FLOOD = bytes.fromhex("ba f8 03 b0 78 ee eb fd")
 
+#: Writes one sector of its disk after the other, by the firmware: xor ax, ax; mov ds, ax; mov si, 0x7c15; mov ah, 0x43;
+#: mov al, 0; mov dl, 0x80; int 0x13; inc word [0x7c1d]; jmp to the mov si; the packet of int 0x13, at 0x7c15.
+WRITE = bytes.fromhex("31c0 8ed8 be157c b443 b000 b280 cd13 ff061d7c ebef 1000 0100 007c 0000 01")
+
 
 @contextlib.contextmanager
 def running(folder: Path, monkeypatch: pytest.MonkeyPatch, code: bytes, **record: Any) -> Iterator[Machine]:

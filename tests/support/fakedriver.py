@@ -178,6 +178,9 @@ class FakeDriver:
     def listen(self) -> bool:
         return self.machine.running
 
+    def stopped_by(self) -> str:
+        return ""
+
     def pid(self) -> int | None:
         return None
 

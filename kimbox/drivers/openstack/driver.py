@@ -309,6 +309,9 @@ class OpenStack:
     def listen(self) -> bool:
         return self._copies.listen(self._runs)
 
+    def stopped_by(self) -> str:
+        return ""
+
     def pid(self) -> int | None:
         """None: the process is in the cloud."""
         return None

@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from kimbox.image.store.images import Image
     from kimbox.machine.bootmode import Choice
 
-#: Run states of QMP in which the vCPUs are stopped until a command continues them. io-error: the host's disk is full.
-PAUSED_STATES = frozenset({"paused", "suspended", "postmigrate", "save-vm", "io-error", "internal-error"})
+#: Run states of QMP in which an error has stopped the vCPUs: of the host's disk, and of KVM. QEMU cannot continue after
+#: the second.
+IO_ERROR, INTERNAL_ERROR = "io-error", "internal-error"
+
+#: Run states of QMP in which the vCPUs are stopped until a command continues them.
+PAUSED_STATES = frozenset({"paused", "suspended", "postmigrate", "save-vm", IO_ERROR})
 
 #: The port of name servers (RFC 1035). Long answers come by TCP.
 DNS_PORT = 53
@@ -224,12 +228,22 @@ class Qemu:
             record,
             running=running,
             paused=run_state in PAUSED_STATES,
-            unresponsive=running and run_state is None and process.is_unresponsive(self.machine),
+            unresponsive=run_state == INTERNAL_ERROR
+            or (running and run_state is None and process.is_unresponsive(self.machine)),
         )
 
     def listen(self) -> bool:
         """Copies nothing: QEMU writes to the machine's folder by itself."""
         return self.machine.running
+
+    def stopped_by(self) -> str:
+        run_state = process.status(self.machine) if self.machine.running else None
+        if run_state == IO_ERROR:
+            return "QEMU cannot write its files: the disk of this host may be full"
+        if run_state == INTERNAL_ERROR:
+            accelerator.reject()
+            return "KVM cannot run this guest (internal error of QEMU); the next start uses emulation"
+        return ""
 
     def pid(self) -> int | None:
         return process.pid(self.machine)

@@ -305,6 +305,9 @@ class Vagrant:
     def listen(self) -> bool:
         return self._copies.listen(lambda: self.running()[0])
 
+    def stopped_by(self) -> str:
+        return ""
+
     def pid(self) -> int | None:
         """None: the process belongs to the hypervisor."""
         return None

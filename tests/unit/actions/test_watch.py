@@ -12,6 +12,7 @@ import makebox
 import makemachine
 import pytest
 import watched
+from fakedriver import FakeDriver
 from makemachine import NEXT_BOOT, event, tell
 from refused import refused
 
@@ -175,6 +176,26 @@ def test_a_timeout_names_the_last_stage(machine: Machine) -> None:
         with refused(GuestError, "timeout", name="tiny", stage="provisioning") as late:
             Watch(machine, boot_timeout_s=0, step_timeout_s=-1000).wait_until("waiting", settled)
         assert "step 1 of 3, provision make: running" in late.value.message
+
+
+def test_a_guest_that_an_error_of_the_host_has_stopped(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait ends long before its timeout. While events arrive, the driver is not asked."""
+    asked: list[Machine] = []
+
+    def stopped_by(driver: FakeDriver) -> str:
+        asked.append(driver.machine)
+        return "the disk is full"
+
+    monkeypatch.setattr(FakeDriver, "stopped_by", stopped_by)
+    with makemachine.running(machine):
+        tell(machine, event("ready", manifest=MANIFEST))
+        Watch(machine).wait_until("waiting", settled)
+        assert [] == asked
+        monkeypatch.setattr(watching, "STOPPED_CHECK_S", 0.2)
+        tell(machine, event("booting", boot=NEXT_BOOT, mode="keep"))
+        with refused(GuestError, "guest-stopped", name="tiny", reason="the disk is full") as stopped:
+            Watch(machine).wait_until("waiting", settled)
+    assert "kimbox resume tiny" in str(stopped.value.hint)
 
 
 def test_an_event_explains_more_than_the_console(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,19 @@ def test_another_guest_of_the_probe_probes_again(fake: Fake, monkeypatch: pytest
     assert 2 == calls(record)
 
 
+def test_a_rejected_kvm_is_not_used_for_an_hour(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe ran, and a real guest did not. `kimbox doctor` probes again."""
+    record = fake(f"exit {EXIT_STATUS}")
+    assert KVM_WORKS == find()
+    accelerator.reject()
+    best = find()
+    assert ("tcg", 1) == (best.name, calls(record))
+    assert "internal error" in best.why
+    now = time.time()
+    monkeypatch.setattr("kimbox.drivers.accelerator.time.time", lambda: now + accelerator.HANG_VALID_S + 1)
+    assert (KVM_WORKS, 2) == (find(), calls(record))
+
+
 def test_a_hang_is_valid_for_an_hour(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host may only have been busy, so there is a later probe. Another failure stays valid."""
     record = fake("exec sleep 60")
