@@ -188,7 +188,7 @@ class Watch:
             time.sleep(POLL_INTERVAL_S)
 
     def _check_stopped(self, now: float) -> None:
-        """Raises GuestError (`guest-stopped`) if an error of the host has stopped the guest, so that no event arrives."""
+        """Raises GuestError (`guest-stopped`) if no event arrives because an error of the host stopped the guest."""
         if now - max(self._last_event_at, self._stop_checked_at) < STOPPED_CHECK_S:
             return
         self._stop_checked_at = now
