@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import jsonschema
@@ -21,6 +22,7 @@ from auditholes import (
     folder,
     listens,
     makes,
+    matches,
     rule,
     sets,
 )
@@ -176,8 +178,39 @@ def test_a_password_that_the_role_gives_is_told(box: AuditedBox) -> None:
     row = box.rows()["ssh.passwordauthentication"]
     assert ("pass", "no, and for worker me as the role decides") == (row["status"], row["expected"])
     assert "no, and yes for me" == row["found"]
-    box.write("data/sshd.match", f"{PASSWORDS}\n")
+    matches(PASSWORDS)(box)
     assert {"ssh.passwordauthentication"} == box.failed()
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "asked"),
+    [
+        ("sshd_config", "Match all", {"worker"}),
+        ("sshd_config", "MaxSessions 3", {"worker"}),
+        ("sshd_config", "# Match User daemon", {"worker"}),
+        ("sshd_config", "Include /etc/ssh/sshd_config.d/*.conf", {"worker"}),
+        ("sshd_config.d/a.conf", "Match User worker", {"worker"}),
+        ("sshd_config.d/a.conf", "Match User worker,daemon", {"worker", "daemon"}),
+        ("sshd_config.d/a.conf", "  Match User daemon  ", {"worker", "daemon"}),
+        *(
+            (file, line, {"worker", "daemon", "root", "systemd-timesync"})
+            for file in ("sshd_config", "sshd_config.d/a.conf")
+            for line in (
+                "Match User dae*", "Match User !worker", "Match User", "match user daemon", "Match Group daemon",
+                "Match Address 10.0.2.2", "Match User daemon Address 10.0.2.2", "Match=User daemon",
+                "Match\tUser daemon", '"Match" User daemon', "Match all User daemon", "Include /etc/other",
+                "include sshd_config.d/*.conf",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_each_account_that_a_match_block_may_name_is_asked_for(
+    box: AuditedBox, file: str, line: str, asked: set[str]
+) -> None:
+    """Lines of other forms may name any account. The account of the role is always asked for."""
+    box.append("etc/ssh/sshd_config", f"{line}\n") if file == "sshd_config" else box.write(f"etc/ssh/{file}", line)
+    box.replace("usr/local/sbin/sshd", "#!/bin/sh\n", '#!/bin/sh\necho "loglevel $3"\n')
+    assert asked == set(re.findall(r"user=([a-z-]+),host=", str(box.rows()["ssh.loglevel"]["found"])))
 
 
 def test_keys_that_everybody_has_are_no_finding(box: AuditedBox) -> None:

@@ -36,6 +36,16 @@ def makes(name: str, mode: int, text: str = "x\n") -> Hole:
     return lambda box: box.write(name, text, mode)
 
 
+def matches(option: str) -> Hole:
+    """A Match block for an account that the role does not have."""
+
+    def dig(box: AuditedBox) -> None:
+        box.append("etc/ssh/sshd_config", "Match User root,daemon\n")
+        box.write("data/sshd.match", f"{option}\n")
+
+    return dig
+
+
 def folder(name: str, mode: int) -> Hole:
     def make(box: AuditedBox) -> None:
         box.path(name).mkdir(parents=True)
@@ -130,9 +140,9 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
     ),
     "keys elsewhere": (
         {"ssh.authorizedkeysfile"},
-        makes("data/sshd.match", 0o644, "authorizedkeysfile /run/kimbox/authorized_keys/%u .ssh/authorized_keys\n"),
+        matches("authorizedkeysfile /run/kimbox/authorized_keys/%u .ssh/authorized_keys"),
     ),
-    "an authority": ({"ssh.trustedusercakeys"}, makes("data/sshd.match", 0o644, "trustedusercakeys /etc/ssh/ca\n")),
+    "an authority": ({"ssh.trustedusercakeys"}, matches("trustedusercakeys /etc/ssh/ca")),
     "passwords by ssh": ({"ssh.passwordauthentication"}, changes("data/sshd", "passwordauthentication no", PASSWORDS)),
     "passwords of the operator": (
         {"ssh.passwordauthentication"},
@@ -141,10 +151,11 @@ HOLES: dict[str, tuple[set[str], Hole]] = {
             box.append("etc/shadow", "operator:!:20000::::::\n"),
             box.replace(POLICY, "OPERATOR=''", "OPERATOR='yes'"),
             box.write("data/sshd.of.operator", f"{PASSWORDS}\n"),
+            box.append("etc/ssh/sshd_config", "Match User operator\n"),
         ),
     ),
     "root by ssh": ({"ssh.permitrootlogin"}, changes("data/sshd", "rootlogin no", "rootlogin without-password")),
-    "ssh of one account": ({"ssh.x11forwarding"}, makes("data/sshd.match", 0o644, "x11forwarding yes\n")),
+    "ssh of one account": ({"ssh.x11forwarding"}, matches("x11forwarding yes")),
     "a password": ({"account.password"}, changes("etc/shadow", "daemon:*", "daemon:$y$j9T$x")),
     "no password": ({"account.empty"}, changes("etc/shadow", "worker:!", "worker:")),
     "root's password": (
