@@ -18,6 +18,7 @@ from servers import free_port
 from kimbox import run
 from kimbox.actions import service
 from kimbox.actions.userunits import quoted
+from kimbox.drivers import accelerator
 from kimbox.drivers.qemu import process as qemu
 from kimbox.machine.folder import Machine
 from kimbox.paths import boxes_dir
@@ -60,6 +61,12 @@ def test_the_first_up_needed_no_ssh(minimal: Kimbox) -> None:
     ).split()
     assert taken == offered
     assert not Machine("minimal").delivery.exists()
+
+
+def test_addresses_are_not_randomized_under_emulation(minimal: Kimbox) -> None:
+    """It would have each process translated anew. test_secure.py looks at a sealed box, and with KVM they are."""
+    expected = "2\n" if accelerator.find().name == "kvm" else "0\n"
+    assert expected == minimal.sh("minimal", "cat /proc/sys/kernel/randomize_va_space")
 
 
 def test_up_again_does_nothing(minimal: Kimbox) -> None:
