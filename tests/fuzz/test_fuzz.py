@@ -22,7 +22,7 @@ from kimbox.errors import KimboxError
 PARSERS = {parser.name: parser for parser in (*fuzzarchives.PARSERS, *fuzzdisks.PARSERS, *fuzztexts.PARSERS)}
 
 SEED = int(os.environ.get("KIMBOX_FUZZ_SEED", "20261128"))
-COUNT = int(os.environ.get("KIMBOX_FUZZ_COUNT", "200"))
+COUNT = int(os.environ.get("KIMBOX_FUZZ_COUNT", "100"))
 ONLY = os.environ.get("KIMBOX_FUZZ_INPUT")
 
 

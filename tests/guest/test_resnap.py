@@ -41,7 +41,7 @@ def begin_with_root(rig: Rig, words: str) -> Boot:
     return boot
 
 
-@pytest.mark.parametrize("cuts", [8, pytest.param(CUTS, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("cuts", [5, pytest.param(CUTS, marks=pytest.mark.soak)])
 def test_power_cuts_in_the_premount_phase(rig: Rig, cuts: int) -> None:
     """If the power fails during the replacement of the snapshot, the next boot with `resnap` has a new root."""
     assert rig.boot() == "pristine"
