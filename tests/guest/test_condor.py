@@ -307,6 +307,7 @@ def check_catalogue(pool: Pool, folder: Path) -> None:
         assert "Source Extractor" in (folder / f"do_catalogue-{name}.err").read_text()
 
 
+@pytest.mark.soak
 def test_a_worker_box_runs_the_jobs_of_its_owner(kimbox: Kimbox, pool: Pool, tmp_path: Path) -> None:
     """Logs and results come back to the folder of the submission; other users' jobs wait; an idle box powers off."""
     worker = write_worker(kimbox.home, tmp_path, pool, idle_s=90)

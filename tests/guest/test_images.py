@@ -37,6 +37,7 @@ def test_openkim_dev_reproduces_aluminium(kimbox: Kimbox) -> None:
     kimbox("destroy", "-y", "openkim-dev")
 
 
+@pytest.mark.soak
 def test_the_example_aluminium(kimbox: Kimbox) -> None:
     """It has the image of openkim-dev. Three models give known lattice constants, and two runs give equal files."""
     kimbox("job", "init", "al", "--example", "aluminium")
