@@ -1,11 +1,15 @@
-"""A snapshot that is smaller than its origin, in a real guest: it fills, is extended, becomes invalid, is replaced."""
+"""A snapshot that is smaller than its origin, in a real guest: it fills, is extended, becomes invalid, is replaced.
+
+`script/test soak` runs it, because filling takes minutes. In every run, test_boot_modes.py and test_resnap.py boot with
+a full snapshot.
+"""
 
 from __future__ import annotations
 
 import pytest
 from conftest import Kimbox, state_of, until
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.soak]
 
 NAME = "filling"
 

@@ -1,4 +1,7 @@
-"""A package for VirtualBox, booted in QEMU with the controllers of VirtualBox. VirtualBox itself does not run."""
+"""A package for VirtualBox, booted in QEMU with the controllers of VirtualBox. VirtualBox itself does not run.
+
+`script/test soak` runs it: it needs an image of its own, with Debian's ordinary kernel.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from kimbox import run
 from kimbox.drivers.accelerator import EMULATED_CPU
 from kimbox.drivers.qemu import qmp
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.soak]
 
 #: QEMU with the devices that VirtualBox creates from an OVF: SATA, an Intel network card, no virtio.
 VIRTUALBOX = (
