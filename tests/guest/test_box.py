@@ -64,7 +64,7 @@ def test_the_first_up_needed_no_ssh(minimal: Kimbox) -> None:
 
 
 def test_addresses_are_not_randomized_under_emulation(minimal: Kimbox) -> None:
-    """It would have each process translated anew. test_secure.py looks at a sealed box, and with KVM they are."""
+    """Random ones would make QEMU translate each library for each process. test_secure.py looks at a sealed box."""
     expected = "2\n" if accelerator.find().name == "kvm" else "0\n"
     assert expected == minimal.sh("minimal", "cat /proc/sys/kernel/randomize_va_space")
 

@@ -15,7 +15,7 @@ from kimbox.spec.load import load_box
 from kimbox.spec.parse import MAX_BYTES, MAX_NODES
 
 #: Maximum CPU time of a refusal, in seconds. The slowest one takes 4 s on a slow host. What explodes takes hours.
-PATIENCE_S = 30
+PATIENCE_S = 15
 
 #: Maximum address space of a process that reads them, including Python and its libraries.
 MEMORY_BYTES = 160 << 20

@@ -227,10 +227,10 @@ may_name_any() {
 	return 1
 }
 
-sshd_runs=no options='' any=yes
-may_name_any || any=no
+sshd_runs=no options=''
 if has_process sshd; then
-	sshd_runs=yes
+	sshd_runs=yes any=yes
+	may_name_any || any=no
 	if options=$(sshd -T 2>&1); then
 		options=$({
 			printf '%s\n' "$options"
