@@ -166,30 +166,6 @@ def test_the_last_try_of_a_probe_has_a_time_limit(guest: FakeGuest, tmp_path: Pa
 
 
 @needs_namespace
-def test_a_checkout_is_exact_and_leaves_other_folders_alone(guest: FakeGuest, tmp_path: Path) -> None:
-    """A moved pin gives exactly the new commit without leftovers; a folder that is not ours is never cleaned."""
-    box = box_with(tmp_path)
-    assert provision(guest, tmp_path, box) == 0
-    code = guest.path("/home/vagrant/src/code")
-    (code / "a").write_text("changed")
-    (code / "leftover").write_text("x")
-    (code / ".git/hooks").mkdir(exist_ok=True)
-    (code / ".git/hooks/post-checkout").write_text("#!/bin/sh\ntouch /tmp/hook-ran\n")
-    (code / ".git/hooks/post-checkout").chmod(0o755)
-    makebox.commit(tmp_path / "code", {"a": "two\n"})
-    assert provision(guest, tmp_path, box) == 0
-    assert ((code / "a").read_text(), (code / "leftover").exists()) == ("two\n", False)
-    assert not guest.path("/tmp/hook-ran").exists()
-    shutil.rmtree(code)
-    code.mkdir()
-    (code / "precious").write_text("x")
-    guest.new_root()
-    assert guest.run("/usr/lib/kimbox/provisiond").code == 1
-    assert "is not empty and is not a checkout that kimbox made" in guest.events()[-1]["reason"]
-    assert (code / "precious").exists()
-
-
-@needs_namespace
 def test_a_setup_repository_without_setup_is_named(guest: FakeGuest, tmp_path: Path) -> None:
     """A setup that is not executable is said so."""
     assert provision(guest, tmp_path, box_with(tmp_path, setup="echo no shebang, not executable\n")) == 1

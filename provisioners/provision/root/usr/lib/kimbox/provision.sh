@@ -286,7 +286,9 @@ checkout() {
 	verified "$1" "$commit" "$at_work/tags/$1/$2"
 	in_mirror "$1" "$commit" ||
 		fail 1 "commit $commit is not in $mirror: let the host deliver it again"
-	if [ -e "$path" ] && ! [ -e "$path/.git/kimbox" ] && [ -n "$(ls -A "$path" 2>&1)" ]; then
+	# An empty .git is of a run that ended at once. `find` prints nothing for what is no folder.
+	if [ -e "$path" ] && ! [ -e "$path/.git/kimbox" ] &&
+		{ ! [ -d "$path" ] || [ -n "$(find -H "$path" -mindepth 1 ! \( -name .git -type d \) -print -quit 2>&1)" ]; }; then
 		fail 1 "$path is not empty and is not a checkout that kimbox made: move or remove it, then provision again"
 	fi
 	# Submodules of the previous commit: this commit may have none there. Untracked files below them would be removed anyway.
@@ -296,8 +298,10 @@ checkout() {
 			rm -f "$1/.git/kimbox-submodules"' sh "$path" || fail 1 "the submodules in $path cannot be removed"
 	fi
 	# shellcheck disable=SC2016 # for the inner shell
-	borrow='echo "$1" >"$2/.git/objects/info/alternates" && : >"$2/.git/kimbox" && rm -f "$2/.git/index.lock"'
-	if ! { clean "$owner" mkdir -p "$path" && quiet_git "$owner" init -q --template= "$path" &&
+	begin='mkdir -p "$1/.git" && : >"$1/.git/kimbox" && rm -f "$1"/.git/*.lock' # the mark first: a new delivery ends this run
+	# shellcheck disable=SC2016 # for the inner shell
+	borrow='echo "$1" >"$2/.git/objects/info/alternates"'
+	if ! { clean "$owner" sh -c "$begin" sh "$path" && quiet_git "$owner" init -q --template= "$path" &&
 		clean "$owner" sh -c "$borrow" sh "$mirror/objects" "$path" &&
 		quiet_git "$owner" -C "$path" checkout -q --force --detach "$commit" &&
 		quiet_git "$owner" -C "$path" clean -ffdxq; }; then
