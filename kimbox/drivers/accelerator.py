@@ -146,9 +146,10 @@ def probe() -> Accelerator:
         return _emulated(f"this user may not open {KVM}", KVM_ACCESS_COMMAND)
     else:
         began_at = time.monotonic()
-        failure = probe_failure("kvm", "host") or _slowness(time.monotonic() - began_at)
+        failure = probe_failure("kvm", "host")
         if failure is None:
-            return KVM_WORKS
+            slowness = _slowness(time.monotonic() - began_at)
+            return _emulated(f"{KVM} exists, but {slowness}") if slowness else KVM_WORKS
         why = f"{KVM} exists, but a guest does not run with it: {failure}"
     return _emulated(why)
 
