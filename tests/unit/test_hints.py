@@ -57,11 +57,12 @@ def texts(node: ast.expr) -> list[str]:
 def commands() -> Iterator[tuple[str, str]]:
     """Yields the place and the arguments of every command in a text of the code. Docstrings are for developers."""
     for module in sorted(KIMBOX.rglob("*.py")):
-        tree = ast.parse(module.read_text())
-        inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-        inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        inside -= {id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)}
-        for node in ast.walk(tree):
+        nodes = list(ast.walk(ast.parse(module.read_text())))  # once: to walk takes most of the time
+        joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+        inside = {id(part) for node in joined for part in ast.walk(node)}
+        inside |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        inside -= {id(node) for node in joined}
+        for node in nodes:
             if id(node) in inside or not isinstance(node, ast.JoinedStr | ast.Constant):
                 continue
             for text in texts(node):

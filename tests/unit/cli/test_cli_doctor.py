@@ -17,6 +17,7 @@ from clirun import Kimbox, result
 from kimbox import paths, run, utctime
 from kimbox.actions import doctor
 from kimbox.actions.repair import commands_in
+from kimbox.drivers import accelerator
 from kimbox.drivers.hostcheck import HostCheck, Outcome, attempt
 from kimbox.errors import KimboxError
 from kimbox.files import write_json
@@ -26,6 +27,12 @@ from kimbox.lock.apt import archive
 from kimbox.lock.apt import sources as apt
 
 kimbox, world = clirun.kimbox, clirun.world  # fixtures
+
+
+@pytest.fixture(autouse=True)
+def _no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No guest is booted to try KVM: that takes ten seconds where it hangs."""
+    monkeypatch.setattr(accelerator, "probe", lambda: accelerator.KVM_WORKS)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from refused import refused
 
 from kimbox.actions import doctor, shrink, snapshot, stop
 from kimbox.actions.observe import state
-from kimbox.drivers import registry
+from kimbox.drivers import accelerator, registry
 from kimbox.drivers.base import Driver, DriverType, Launch
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.drivers.vagrant.driver import Vagrant
@@ -111,6 +111,7 @@ def test_a_halted_machine_is_saved_without_memory(
 
 def test_doctor_checks_every_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each driver has its own checks of the host."""
+    monkeypatch.setattr(accelerator, "probe", lambda: accelerator.KVM_WORKS)
     checks = [check.what for check in doctor.examine()]
     assert {"qemu-system-x86_64", "vagrant"} <= set(checks)
     fakedriver.install(monkeypatch)
