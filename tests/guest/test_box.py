@@ -332,6 +332,7 @@ def test_a_box_without_its_process_is_crashed_and_starts_again(minimal: Kimbox) 
     assert minimal.json("up", "minimal")["state"] == "ready"
 
 
+@pytest.mark.soak
 def test_a_filled_box_is_shrunk(minimal: Kimbox, tmp_path: Path) -> None:
     """`shrink` frees the space of deleted files in the snapshot and in /persistent. Other files stay. The box boots."""
     minimal.sh(

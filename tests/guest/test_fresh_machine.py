@@ -86,6 +86,7 @@ def part(lines: list[str], name: str) -> list[str]:
 
 
 @pytest.mark.guest
+@pytest.mark.soak
 def test_one_command_on_a_bare_machine(machine: FreshRoot, tmp_path: Path, home: Path) -> None:
     """An ordinary user with sudo clones the repository, runs script/up, uses the box and destroys it completely.
 

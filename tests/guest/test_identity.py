@@ -12,12 +12,10 @@ from kimbox.image.disk.ext4.directories import find
 from kimbox.image.sanitize import secrets
 from kimbox.image.sanitize.key_formats import Kind
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.soak]
 
-#: Small packages whose installation makes a key or an identity: in every run, and more in `script/test soak`, because
-#: their services start at each boot.
-SMALL = "ssl-cert, munge, open-iscsi, nvme-cli, postfix"
-MORE = "bind9, nsd, pacemaker"
+#: Small packages whose installation makes a key or an identity.
+PACKAGES = "ssl-cert, munge, open-iscsi, nvme-cli, postfix, bind9, nsd, pacemaker"
 
 #: The files that they make, with owner, group and mode as stat(1) prints them.
 MADE = {
@@ -28,8 +26,6 @@ MADE = {
     "/etc/nvme/hostnqn": "root root 644",
     "/etc/nvme/hostid": "root root 644",
     "/etc/aliases.db": "root root 644",
-}
-MADE_MORE = {
     "/etc/bind/rndc.key": "bind bind 640",
     "/etc/nsd/nsd_control.key": "root root 600",
     "/etc/nsd/nsd_server.key": "root root 600",
@@ -48,21 +44,16 @@ def image_of(kimbox: Kimbox) -> Path:
     return kimbox.home / "images" / str(kimbox.json("build")["key"]) / "disk.raw"
 
 
-@pytest.mark.parametrize(
-    ("packages", "made"),
-    [(SMALL, MADE), pytest.param(f"{SMALL}, {MORE}", MADE | MADE_MORE, marks=pytest.mark.soak)],
-    ids=["few", "all"],
-)
-def test_small_packages(kimbox: Kimbox, tmp_path: Path, packages: str, made: dict[str, str]) -> None:
+def test_small_packages(kimbox: Kimbox, tmp_path: Path) -> None:
     """Two builds are equal and contain none of the files. The ready box has all of them. Its package has none."""
-    kimbox.spec("makers", f"image: {{packages: [{packages}]}}\n")
+    kimbox.spec("makers", f"image: {{packages: [{PACKAGES}]}}\n")
     image = image_of(kimbox)
     assert kimbox.json("verify")["same"]
     with rawdisk.opened(image) as disk:
-        assert [] == [path for path in made if find(disk.root.file_system, path.encode())]
+        assert [] == [path for path in MADE if find(disk.root.file_system, path.encode())]
     kimbox("up")
-    listed = kimbox.sh("makers", f"sudo stat -c '%n %U %G %a' {' '.join(made)}")
-    assert {f"{path} {owner}" for path, owner in made.items()} == set(listed.splitlines())
+    listed = kimbox.sh("makers", f"sudo stat -c '%n %U %G %a' {' '.join(MADE)}")
+    assert {f"{path} {owner}" for path, owner in MADE.items()} == set(listed.splitlines())
     works = "munge -n 2>/dev/null | unmunge 2>/dev/null"
     waited = kimbox.sh("makers", f"timeout 300 sh -c 'until {works}; do sleep 1; done'")
     assert "Success (0)" in waited
@@ -81,11 +72,10 @@ def test_small_packages(kimbox: Kimbox, tmp_path: Path, packages: str, made: dic
     findings = scan(tmp_path / "out/makers.raw")
     assert () == findings.forbidden
     with rawdisk.opened(tmp_path / "out/makers.raw") as disk:
-        assert [] == [path for path in made if find(disk.root.file_system, path.encode())]
+        assert [] == [path for path in MADE if find(disk.root.file_system, path.encode())]
     kimbox("destroy", "-y")
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize(
     ("packages", "check"),
     [
@@ -105,7 +95,6 @@ def test_databases(kimbox: Kimbox, packages: str, check: str) -> None:
     kimbox("destroy", "-y")
 
 
-@pytest.mark.soak
 def test_java(kimbox: Kimbox) -> None:
     """Java's certificate store is equal in both builds. The scan lists it as kept, and Java reads it."""
     kimbox.spec("java", "image: {packages: [openjdk-21-jre-headless]}\ndisk: {size: 8GiB, volumes: {root: 3GiB}}\n")
@@ -119,7 +108,6 @@ def test_java(kimbox: Kimbox) -> None:
     kimbox("destroy", "-y")
 
 
-@pytest.mark.soak
 def test_kernel_modules(kimbox: Kimbox) -> None:
     """DKMS builds equal modules, without the key that it would generate to sign them."""
     packages = "[linux-headers-cloud-amd64, v4l2loopback-dkms]"

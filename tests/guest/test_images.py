@@ -22,6 +22,7 @@ pytestmark = pytest.mark.guest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.soak
 def test_openkim_dev_reproduces_aluminium(kimbox: Kimbox) -> None:
     """The shipped box computes the published values: a = 4.0321 A and E = -3.3600 eV per atom, within 1e-3."""
     assert kimbox.json("up", "openkim-dev")["state"] == "ready"

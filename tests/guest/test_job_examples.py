@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import Kimbox
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.soak]
 
 #: Number of stars that examples/source-extractor/make-image draws.
 STARS = 25

@@ -12,7 +12,7 @@ from kimbox.machine.folder import Machine
 
 pytestmark = pytest.mark.guest
 
-NAME = "kept"
+NAME = "kept-root"
 
 #: The first step makes content that differs each time. The second one runs at every boot.
 SPEC = """boot: resnap

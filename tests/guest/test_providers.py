@@ -73,7 +73,11 @@ class Rig:
         return self.sh("cat /proc/sys/kernel/random/boot_id")
 
 
-@pytest.fixture(scope="module", params=PROVIDERS)
+#: A QEMU of kimbox is what most other tests have.
+RUN = [pytest.param("qemu", marks=pytest.mark.soak), "vagrant"]
+
+
+@pytest.fixture(scope="module", params=RUN)
 def rig(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """A box of one provider. With Vagrant, two `up` are killed before, so that `up` must repair their state."""
     provider = str(request.param)

@@ -279,6 +279,7 @@ def test_bad_pins_do_not_brick_the_box(box: Kimbox, kinds: list[str]) -> None:
     assert status["manifest"] != good
 
 
+@pytest.mark.soak
 def test_following_a_branch(box: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The box uses a pushed commit. After a bad commit it returns to the last good one. It boots offline too."""
     machine, work = box.machine(NAME), box.folder / "branch"

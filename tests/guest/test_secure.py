@@ -263,9 +263,12 @@ def test_new_credentials(site: Site) -> None:
         assert after_sealed(name) == {"sealed"}
 
 
+@pytest.mark.soak
 def test_a_bad_manifest_leaves_a_box_sealed(site: Site) -> None:
     """It goes back to the last good manifest by itself, and reports the reason. `hand` is then as before."""
     kimbox = site.kimbox
+    if kimbox.json("status", "hand")["sealed"] is None:
+        secure(kimbox, PASSWORD, "hand", "--site", "example.org", "--username", "alice")
     good = kimbox.json("status", "hand")["manifest"]
     write_step(kimbox, "exit 7")
     failed = kimbox.json("reload", "hand", check=False)
