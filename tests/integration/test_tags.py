@@ -226,6 +226,16 @@ def test_tags_follow_the_lock_and_nothing_runs_again(guest: FakeGuest, source: P
 
 
 @needs_namespace
+def test_the_origin_follows_the_spec(guest: FakeGuest, source: Path, tmp_path: Path) -> None:
+    """Also after a power cut in `git config`, which leaves its lock."""
+    assert provision(guest, tmp_path, box_of(tmp_path, source)) == 0
+    moved = source.rename(tmp_path / "moved")
+    guest.path(f"{CODE}/.git/config.lock").touch()
+    assert provision(guest, tmp_path, box_of(tmp_path, moved)) == 0, guest.log()
+    assert in_code(guest, "remote", "get-url", "origin") == f"file://{moved}"
+
+
+@needs_namespace
 def test_a_new_root_has_the_tags_without_the_host(guest: FakeGuest, source: Path, tmp_path: Path) -> None:
     """They come from /persistent, and the guest answers that it has them."""
     box = box_of(tmp_path, source)

@@ -242,6 +242,7 @@ like_clone() {
 		[ "$line_name $line_inside" != "$1 ${4:-.}" ] || url=$line_url
 	done <"$at_work/origins"
 	if [ -z "$url" ] || grep -qsxF "${tab}url = $url" "$3/.git/config"; then return 0; fi
+	[ ! -e "$3/.git/config.lock" ] || clean "$owner" rm -f "$3/.git/config.lock" # of a power cut
 	if ! { quiet_git "$owner" -C "$3" config --replace-all remote.origin.url "$url" &&
 		quiet_git "$owner" -C "$3" config --replace-all remote.origin.fetch '+refs/heads/*:refs/remotes/origin/*'; }; then
 		fail 1 "the origin of $3 cannot be written"
