@@ -29,9 +29,10 @@ PACKAGES = ("cloud-init", "cloud-guest-utils", "iproute2")
 #: Size of the disk, and offset of its partition.
 SIZE_BYTES, START_BYTES = 2 << 30, 1 << 20
 
+#: `norandmaps`: emulation uses translated code again only at the same address.
 GRUB_CFG = """\
 search --no-floppy --label cloudroot --set root
-linux /vmlinuz root=LABEL=cloudroot ro console=ttyS0
+linux /vmlinuz root=LABEL=cloudroot ro console=ttyS0 norandmaps
 initrd /initrd.img
 boot
 """
