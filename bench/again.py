@@ -30,8 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.common import has_event, locked, medians, options, progress, ratio, show, wait_until
-from kimbox import paths
+from bench.common import has_event, locked, medians, options, progress, ratio, show, wait_until, work_folder
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
 from kimbox.drivers.qemu import qmp
@@ -244,8 +243,8 @@ def reset(machine: Machine) -> float:
 def main() -> None:
     """Measures and prints one JSON object."""
     arguments = options(__doc__, n=3)
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        times, fetched = measure(arguments.n, Path(work))
+    with work_folder() as work:
+        times, fetched = measure(arguments.n, work)
     median = medians(times, 3)
     ratios = {name: round(median["again"] / median[name], 2) for name in ("first", "first, provisioning alone")}
     show(

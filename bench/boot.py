@@ -11,14 +11,25 @@ starts by `up` (kimbox logs --timeline). Images are in KIMBOX_HOME.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from bench import stock
-from bench.common import KIMBOX, banner, has_event, launch, locked, medians, options, ratio, shipped, show, wait_until
-from kimbox import paths
+from bench.common import (
+    KIMBOX,
+    banner,
+    has_event,
+    launch,
+    locked,
+    medians,
+    options,
+    ratio,
+    shipped,
+    show,
+    wait_until,
+    work_folder,
+)
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
 from kimbox.drivers.qemu import process
@@ -98,9 +109,8 @@ def main() -> None:
     """Measures and prints one JSON object."""
     arguments = options(__doc__, box="minimal")
     box = shipped(arguments.box)
-    paths.home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        times, stages = measure(box, arguments.box, arguments.n, Path(work))
+    with work_folder() as work:
+        times, stages = measure(box, arguments.box, arguments.n, work)
     ratios = {f"{above} / {below}": ratio(times[above], times[below]) for above, below in RATIOS}
     ok = all(ratio(times[above], times[below]) <= limit for (above, below), limit in LIMITS.items())
     limits = {f"{above} / {below}": limit for (above, below), limit in LIMITS.items()}

@@ -9,13 +9,11 @@ mmdebstrap downloads the package lists of the archives, which kimbox does in `ki
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from pathlib import Path
 
 from bench import stock
-from bench.common import locked, medians, options, shipped, show
-from kimbox import paths
+from bench.common import locked, medians, options, shipped, show, work_folder
 from kimbox.image import namespace, obtain
 from kimbox.lock.apt import cache
 from kimbox.lock.apt import sources as apt
@@ -44,8 +42,7 @@ def main() -> None:
     recipe = obtain.recipe_of(box, packages)
     cache.ensure(box.image, recipe.locked)
     times: dict[str, list[float]] = {"mmdebstrap alone": [], "kimbox build": []}
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         sources = work / "sources.list"
         lines = [source.line() for source in apt.sources(recipe.distribution, recipe.suite, box.image.mirror)]
         sources.write_text("\n".join(lines) + "\n")

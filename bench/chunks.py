@@ -18,8 +18,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from bench.common import options, progress, show
-from kimbox import paths
+from bench.common import options, progress, show, work_folder
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
 from kimbox.guest.ssh import Guest
@@ -161,8 +160,8 @@ def against_plain(turns: list[dict[str, dict[str, dict[str, float]]]]) -> dict[s
 def main() -> None:
     """Measures and prints one JSON object."""
     arguments = options(__doc__, n=3)
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        spec = Path(work) / "kimbox.yaml"
+    with work_folder() as work:
+        spec = work / "kimbox.yaml"
         spec.write_text(SPEC)
         machine = Machine(NAME)
         up(UpRequest(Project(load_box(spec))))

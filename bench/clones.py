@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,19 @@ import attrs
 
 from bench import stock
 from bench.boot import booted_once
-from bench.common import KIMBOX, POLL_S, banner, has_event, launch, medians, options, progress, show, wait_until
+from bench.common import (
+    KIMBOX,
+    POLL_S,
+    banner,
+    has_event,
+    launch,
+    medians,
+    options,
+    progress,
+    show,
+    wait_until,
+    work_folder,
+)
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.clones import clone as cloning
@@ -175,9 +186,8 @@ def measure(name: str, n: int, clones: int, work: Path) -> dict[str, list[float]
 def main() -> None:
     """Measures and prints one JSON object."""
     arguments = options(__doc__, box="minimal", clones=100)
-    paths.home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        times = measure(arguments.box, arguments.n, arguments.clones, Path(work))
+    with work_folder() as work:
+        times = measure(arguments.box, arguments.n, arguments.clones, work)
     median = {title: statistics.median(row) for title, row in times.items()}
     ratios = {f"{above} / {below}": round(median[above] / median[below], 4) for above, below in LIMITS}
     limits = {f"{above} / {below}": limit for (above, below), limit in LIMITS.items()}

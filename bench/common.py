@@ -11,8 +11,9 @@ import signal
 import socket
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def options(doc: str | None, *, n: int = 5, box: str | None = None, clones: int 
         parser.add_argument("--clones", type=int, default=clones, help=f"number of clones (default: {clones})")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # an exception, so that `finally` blocks run
     return parser.parse_args()
+
+
+@contextlib.contextmanager
+def work_folder() -> Iterator[Path]:
+    """A temporary folder in KIMBOX_HOME, which is made if it is missing."""
+    paths.home().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
+        yield Path(folder)
 
 
 def shipped(name: str) -> Box:

@@ -17,8 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.common import KIMBOX, medians, options, progress, show
-from kimbox import paths
+from bench.common import KIMBOX, medians, options, progress, show, work_folder
 from kimbox.run import run
 
 #: Titles of the measurements, in seconds. The first two are those of one job of the sweep.
@@ -84,9 +83,8 @@ def measure(box: str, n: int, jobs: int, folder: Path) -> dict[str, list[float]]
 def main() -> None:
     """Measures and prints one JSON object."""
     arguments = options(__doc__, box="minimal", clones=20)
-    paths.home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        times = measure(arguments.box, arguments.n, arguments.clones, Path(work))
+    with work_folder() as work:
+        times = measure(arguments.box, arguments.n, arguments.clones, work)
     ratio = times[WARM][0] / times[COLD][0]
     overhead_s = statistics.median(a - b for a, b in zip(times[JOB], times[EXEC], strict=True))
     show(

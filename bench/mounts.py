@@ -21,7 +21,7 @@ from pathlib import Path
 
 import attrs
 
-from bench.common import medians, progress, ratio, shipped, show
+from bench.common import medians, progress, ratio, shipped, show, work_folder
 from kimbox import paths
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
@@ -111,9 +111,8 @@ def main() -> None:
     parser.add_argument("--box", default="minimal", help="name of a box that ships with kimbox (default: minimal)")
     parser.add_argument("--files", type=int, default=2000, help="number of files (default: 2000)")
     arguments = parser.parse_args()
-    paths.home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
-        shared = Mount(Path(folder), SHARED, writable=True)
+    with work_folder() as folder:
+        shared = Mount(folder, SHARED, writable=True)
         box = with_room(attrs.evolve(shipped(arguments.box), name=NAME, mounts=(shared,)), arguments.files)
         machine = Machine(NAME)
         rows: dict[str, dict[str, list[float]]] = {place: {kind: [] for kind in KINDS} for place in (OWN, SHARED)}

@@ -9,11 +9,21 @@ load of the host. Use a box without provision steps, because steps do not run in
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
-from bench.common import cpu_s, has_event, launch, medians, options, progress, ratio, shipped, show, wait_until
-from kimbox import paths
+from bench.common import (
+    cpu_s,
+    has_event,
+    launch,
+    medians,
+    options,
+    progress,
+    ratio,
+    shipped,
+    show,
+    wait_until,
+    work_folder,
+)
 from kimbox.actions import stop
 from kimbox.actions.up import UpRequest, up
 from kimbox.drivers.qemu import process
@@ -60,9 +70,8 @@ def measure(box: Box, name: str, n: int, work: Path) -> tuple[dict[str, list[flo
 def main() -> None:
     """Measures and prints one JSON object."""
     arguments = options(__doc__, box="minimal")
-    paths.home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as work:
-        wall, cpu = measure(shipped(arguments.box), arguments.box, arguments.n, Path(work))
+    with work_folder() as work:
+        wall, cpu = measure(shipped(arguments.box), arguments.box, arguments.n, work)
     ratios = {
         f"{mode} / {BootMode.MAINTAIN}": {
             "wall": ratio(wall[mode], wall[BootMode.MAINTAIN]),

@@ -15,13 +15,11 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.common import medians, options, progress, ratio, shipped, show
-from kimbox import paths
+from bench.common import medians, options, progress, ratio, shipped, show, work_folder
 from kimbox.actions import stop
 from kimbox.actions.saves import found
 from kimbox.actions.saves.restore import RestoreRequest, restore
@@ -108,19 +106,18 @@ def main() -> None:
     """Measures and prints one JSON object."""
     arguments = options(__doc__, n=3, box="minimal")
     box, machine = shipped(arguments.box), Machine(arguments.box)
-    paths.home().mkdir(parents=True, exist_ok=True)
     times: dict[str, list[float]] = {"kimbox save": [], "qemu-img and tar": []}
     sizes: dict[str, list[float]] = {"uploaded": [], "written": []}
     times |= {"start from a save": [], "plain start and transfer": []}
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as name:
-        store = Path(name) / "store"
+    with work_folder() as name:
+        store = name / "store"
         changed(box, arguments.box, machine)
         for _ in range(arguments.n):
             shutil.rmtree(store, ignore_errors=True)
             started = time.monotonic()
             save(SaveRequest(machine, str(store)))
             times["kimbox save"].append(time.monotonic() - started)
-            times["qemu-img and tar"].append(usual(machine, Path(name)))
+            times["qemu-img and tar"].append(usual(machine, name))
             changed(box, arguments.box, machine)
             sizes["uploaded"].append(save(SaveRequest(machine, str(store))).uploaded_bytes)
             sizes["written"].append(CHANGED_BYTES)

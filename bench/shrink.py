@@ -10,12 +10,10 @@ boot and the halt of the guest. `bytes` is the size of the result on the host. I
 from __future__ import annotations
 
 import shlex
-import tempfile
 import time
 from pathlib import Path
 
-from bench.common import medians, options, progress, ratio, shipped, show
-from kimbox import paths
+from bench.common import medians, options, progress, ratio, shipped, show, work_folder
 from kimbox.actions import shrink, stop
 from kimbox.actions.up import UpRequest, up
 from kimbox.files import copy_sparse
@@ -73,11 +71,10 @@ def main() -> None:
     """Measures and prints one JSON object."""
     arguments = options(__doc__, n=3, box="minimal")
     box, machine = shipped(arguments.box), Machine(arguments.box)
-    paths.home().mkdir(parents=True, exist_ok=True)
     times: dict[str, list[float]] = {"kimbox shrink": [], "zeros and convert": []}
     sizes: dict[str, list[float]] = {"before": [], "kimbox shrink": [], "zeros and convert": []}
-    with tempfile.TemporaryDirectory(dir=paths.home(), prefix="bench-") as folder:
-        used, target = Path(folder) / "used.qcow2", Path(folder) / "converted.qcow2"
+    with work_folder() as folder:
+        used, target = folder / "used.qcow2", folder / "converted.qcow2"
         up(UpRequest(Project(box, arguments.box)))
         inside(machine, USE)
         stop.halt(machine)
