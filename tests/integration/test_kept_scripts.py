@@ -144,14 +144,29 @@ copy
 exit $code
 """
 
+#: The same of lz4, which writes where its stdout is.
+CUTTING_LZ4 = """#!/bin/sh
+copy() {{ cp --sparse=always {file} {copies}/$(printf %03d $(ls {copies} | wc -l)); }}
+copy
+/usr/bin/lz4 "$@" >{copies}.data
+code=$?
+half=$(($(wc -c <{copies}.data) / 2 / 512 * 512))
+/usr/bin/head -c $half {copies}.data
+copy
+/usr/bin/tail -c +$((half + 1)) {copies}.data
+copy
+exit $code
+"""
+
 
 def cutting(volumes: Volumes, file: Path) -> Path:
-    """Returns a folder with a dd that copies a file at each of its writes. The copies are in the folder `copies`."""
+    """Returns a folder with dd and lz4 that copy a file at each write. The copies are in the folder `copies`."""
     (volumes.folder / "copies").mkdir()
     tools = volumes.folder / "cutting"
     tools.mkdir()
-    (tools / "dd").write_text(CUTTING_DD.format(file=file, copies=volumes.folder / "copies"))
-    (tools / "dd").chmod(0o755)
+    for name, text in (("dd", CUTTING_DD), ("lz4", CUTTING_LZ4)):
+        (tools / name).write_text(text.format(file=file, copies=volumes.folder / "copies"))
+        (tools / name).chmod(0o755)
     return tools
 
 
