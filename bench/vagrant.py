@@ -17,13 +17,12 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.common import medians, options, progress, ratio, show
+from bench.common import medians, options, progress, ratio, show, work_folder
 from kimbox import paths
 from kimbox.actions import vagrant_export
 from kimbox.drivers import accelerator
@@ -91,8 +90,7 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
 
     Its subfolder `vagrant` has the Vagrantfile. Vagrant and libvirt have the box.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=paths.home()) as name:
-        folder = Path(name)
+    with work_folder() as folder:
         (folder / "kimbox.yaml").write_text(SPEC)
         box = load_box(folder / "kimbox.yaml")
         project = Project(box)
@@ -118,7 +116,6 @@ def main() -> None:
     n = options(__doc__, n=3).n
     if not libvirt.virsh("version", check=False).ok:
         raise SystemExit("libvirt does not answer (`kimbox doctor` checks it)")
-    paths.home().mkdir(parents=True, exist_ok=True)
     kimbox: Row = {}
     vagrant: Row = {}
     with prepared() as (folder, env):
