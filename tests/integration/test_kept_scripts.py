@@ -127,9 +127,13 @@ def volumes(tmp_path: Path) -> Volumes:
     return made
 
 
-#: A double of dd: copies a file before and after each write, and once in the middle of it. The power fails there.
-CUTTING_DD = """#!/bin/sh
+#: The beginning of a double: `copy` copies a file.
+COPY = """#!/bin/sh
 copy() {{ cp --sparse=always {file} {copies}/$(printf %03d $(ls {copies} | wc -l)); }}
+"""
+
+#: A double of dd: copies a file before and after each write, and once in the middle of it. The power fails there.
+CUTTING_DD = """\
 case "$*" in
 *of={file}*) ;;
 *) exec /usr/bin/dd "$@" ;;
@@ -145,8 +149,7 @@ exit $code
 """
 
 #: The same of lz4, which writes where its stdout is.
-CUTTING_LZ4 = """#!/bin/sh
-copy() {{ cp --sparse=always {file} {copies}/$(printf %03d $(ls {copies} | wc -l)); }}
+CUTTING_LZ4 = """\
 copy
 /usr/bin/lz4 "$@" >{copies}.data
 code=$?
@@ -165,7 +168,7 @@ def cutting(volumes: Volumes, file: Path) -> Path:
     tools = volumes.folder / "cutting"
     tools.mkdir()
     for name, text in (("dd", CUTTING_DD), ("lz4", CUTTING_LZ4)):
-        (tools / name).write_text(text.format(file=file, copies=volumes.folder / "copies"))
+        (tools / name).write_text((COPY + text).format(file=file, copies=volumes.folder / "copies"))
         (tools / name).chmod(0o755)
     return tools
 
