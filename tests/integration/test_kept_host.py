@@ -40,7 +40,7 @@ def disk(base: Path, tmp_path: Path) -> Path:
     """The raw disk of a box that has kept a root."""
     path = tmp_path / "disk.raw"
     path.write_bytes(base.read_bytes())
-    header = f"kimbox-kept 1\n{'a' * 64}\n6.12.0-cloud-amd64\n4096\n{DATA_BYTES}\nend\n"
+    header = f"kimbox-kept 2\n{'a' * 64}\n6.12.0-cloud-amd64\n4096\n{DATA_BYTES}\nlz4\nend\n"
     with path.open("r+b") as file:
         file.seek(kept().place.offset_bytes)
         file.write(header.encode())

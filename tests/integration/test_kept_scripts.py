@@ -1,6 +1,7 @@
 """The kept root: what `kept save` writes is put back exactly by the initramfs. Anything else leaves an empty snapshot.
 
 The volumes are files, and the file of the snapshot is on the "disk" of the initramfs. fsfreeze and dmsetup are doubles.
+Each test runs with a root that fits into the volume as it is, and with one that must be compressed.
 """
 
 from __future__ import annotations
@@ -43,6 +44,28 @@ table) echo "0 8192 snapshot 253:0 253:2 P 128" ;;
 esac
 """
 
+#: dmsetup of the initramfs: `create NAME --readonly --readahead N --table TABLE` copies the range of a table to a file.
+MAPPER = """#!/bin/sh
+case $1 in
+create)
+	set -- "$2" $7
+	/usr/bin/dd if="$5" bs=512 skip="$6" count="$3" of="$KIMBOX_MAPPER/$1" 2>/dev/null
+	;;
+remove) rm "$KIMBOX_MAPPER/$2" ;;
+esac
+"""
+
+#: dd of a box whose volume has no room for the root as it is.
+SMALL_DD = """#!/bin/sh
+case "$*" in
+if=*" of="*_kept" seek=1 "*)
+	echo "dd: error writing: No space left on device" >&2
+	exit 1
+	;;
+esac
+exec /usr/bin/dd "$@"
+"""
+
 #: Runs put_back on the disk $1. The places are in sectors.
 PUT_BACK = f"""
 CHUNK=64 vg=vg lvsnap=root_snap
@@ -61,6 +84,8 @@ class Volumes:
     """A folder with the /dev, /proc and /run of a box, and the disk of its initramfs."""
 
     folder: Path
+    #: The program dd of the box.
+    dd: Path
 
     @property
     def store(self) -> Path:
@@ -76,6 +101,15 @@ class Volumes:
     def kept(self) -> Path:
         """The volume with the kept root."""
         return self.folder / "dev/mapper/vg-root_snap_kept"
+
+    def install(self, folder: str, programs: dict[str, str]) -> Path:
+        """Writes programs into a folder, and returns it. PATH of the box has the folder `tools`."""
+        path = self.folder / folder
+        path.mkdir(exist_ok=True)
+        for name, text in programs.items():
+            (path / name).write_text(text)
+            (path / name).chmod(0o755)
+        return path
 
     def call(self, *words: str) -> run.Completed:
         """Runs the program `kept`."""
@@ -100,26 +134,28 @@ class Volumes:
                 file.write(volume.read_bytes())
         report = reports / "kimbox/kept"
         report.unlink(missing_ok=True)
-        env = {"KIMBOX_RUN": str(reports)} | ({"PATH": f"{tools}:/usr/bin:/bin"} if tools else {})
+        programs = self.install("initramfs", {"dmsetup": MAPPER, "dd.coreutils": '#!/bin/sh\nexec /usr/bin/dd "$@"\n'})
+        path = f"{tools or programs}:{programs}:/usr/bin:/bin"
+        env = {"KIMBOX_RUN": str(reports), "KIMBOX_MAPPER": str(self.folder), "PATH": path}
         run.run(["sh", "-c", PUT_BACK, "sh", disk, INITRAMFS], check=False, env=env)
         with disk.open("rb") as file:
             file.seek(STORE_AT)
             return file.read(STORE_BYTES), report.read_text() if report.exists() else ""
 
 
-@pytest.fixture
-def volumes(tmp_path: Path) -> Volumes:
+@pytest.fixture(params=["plain", "lz4"])
+def volumes(tmp_path: Path, request: pytest.FixtureRequest) -> Volumes:
     """Volumes with random content. The store has a header, zeros after it, and an unused rest."""
-    for folder in ("dev/mapper", "proc", "run/kimbox", "tools"):
+    for folder in ("dev/mapper", "proc", "run/kimbox"):
         (tmp_path / folder).mkdir(parents=True)
-    made = Volumes(tmp_path)
+    made = Volumes(tmp_path, Path("/usr/bin/dd") if request.param == "plain" else tmp_path / "tools/small-dd")
     (tmp_path / "proc/cmdline").write_text(
         "root=/dev/mapper/vg-root_snap ro volgroup=vg lvroot=root lvsnap=root_snap lvsize=8M resnap\n"
     )
     (tmp_path / "proc/version").write_text(Path("/proc/version").read_text())
-    for name, text in (("dmsetup", DMSETUP), ("fsfreeze", f'#!/bin/sh\necho "$1" >>{tmp_path}/frozen\n')):
-        (tmp_path / "tools" / name).write_text(text)
-        (tmp_path / "tools" / name).chmod(0o755)
+    fsfreeze = f'#!/bin/sh\necho "$1" >>{tmp_path}/frozen\n'
+    dd = f'#!/bin/sh\nexec {made.dd} "$@"\n'
+    made.install("tools", {"dmsetup": DMSETUP, "fsfreeze": fsfreeze, "small-dd": SMALL_DD, "dd": dd})
     data = random.Random(1)  # noqa: S311 - not a secret
     made.store.write_bytes(STORE_HEADER.ljust(CHUNK, b"\0") + data.randbytes(STORE_BYTES - CHUNK))
     made.root.write_bytes(data.randbytes(4 * MIB))
@@ -136,13 +172,28 @@ copy() {{ cp --sparse=always {file} {copies}/$(printf %03d $(ls {copies} | wc -l
 CUTTING_DD = """\
 case "$*" in
 *of={file}*) ;;
-*) exec /usr/bin/dd "$@" ;;
+*) exec {dd} "$@" ;;
 esac
 copy
-cat >{copies}.data
-/usr/bin/head -c $(($(wc -c <{copies}.data) / 2 / 512 * 512)) {copies}.data | /usr/bin/dd "$@" 2>/dev/null
-copy
-/usr/bin/dd "$@" <{copies}.data
+case "$*" in
+if=*)
+	for word; do
+		case $word in
+		count=*) echo "count=$((${{word#count=}} / 2 / 4096 * 4096))" ;;
+		*) echo "$word" ;;
+		esac
+	done >{copies}.words
+	{dd} $(cat {copies}.words) 2>/dev/null
+	copy
+	{dd} "$@"
+	;;
+*)
+	cat >{copies}.data
+	/usr/bin/head -c $(($(wc -c <{copies}.data) / 2 / 512 * 512)) {copies}.data | {dd} "$@" 2>/dev/null
+	copy
+	{dd} "$@" <{copies}.data
+	;;
+esac
 code=$?
 copy
 exit $code
@@ -164,13 +215,11 @@ exit $code
 
 def cutting(volumes: Volumes, file: Path) -> Path:
     """Returns a folder with dd and lz4 that copy a file at each write. The copies are in the folder `copies`."""
-    (volumes.folder / "copies").mkdir()
-    tools = volumes.folder / "cutting"
-    tools.mkdir()
-    for name, text in (("dd", CUTTING_DD), ("lz4", CUTTING_LZ4)):
-        (tools / name).write_text((COPY + text).format(file=file, copies=volumes.folder / "copies"))
-        (tools / name).chmod(0o755)
-    return tools
+    copies = volumes.folder / "copies"
+    copies.mkdir()
+    doubles = {"dd": CUTTING_DD, "dd.coreutils": CUTTING_DD, "lz4": CUTTING_LZ4}
+    texts = {name: (COPY + text).format(file=file, copies=copies, dd=volumes.dd) for name, text in doubles.items()}
+    return volumes.install("cutting", texts)
 
 
 def is_empty(store: bytes) -> bool:
@@ -188,6 +237,7 @@ def test_what_was_saved_is_put_back(volumes: Volumes) -> None:
     read = lambda offset, size: kept[offset : offset + size]  # noqa: E731
     assert keptroot.manifest(read) == NAME
     assert MIB < keptroot.used_bytes(read, len(kept)) < len(kept)
+    assert kept[:512].rstrip(b"\0").endswith(b"\nlz4\nend\n") == (volumes.dd.name == "small-dd")
     store, report = volumes.put_back()
     assert store[:USED_BYTES] == volumes.store.read_bytes()[:USED_BYTES]
     assert report == f"{NAME}\n"
@@ -210,15 +260,26 @@ DAMAGES: dict[str, tuple[Callable[[Volumes], None], str]] = {
     "header": (lambda v: edit(v.kept, 20, b"x"), "the header of the kept root is damaged"),
     "no-end": (lambda v: edit(v.kept, 150, bytes(362)), "the header of the kept root is damaged"),
     "too-long": (
-        lambda v: edit(v.kept, 0, f"kimbox-kept 1\n{NAME}\n{os.uname().release}\n128\n{KEPT_BYTES}\nend\n".encode()),
+        lambda v: edit(
+            v.kept, 0, f"kimbox-kept 2\n{NAME}\n{os.uname().release}\n128\n{KEPT_BYTES}\nlz4\nend\n".encode()
+        ),
         "the header of the kept root is damaged",
     ),
     "too-large": (
-        lambda v: edit(v.kept, 0, f"kimbox-kept 1\n{NAME}\n{os.uname().release}\n99999\n9\nend\n\0\0".encode()),
+        lambda v: edit(v.kept, 0, f"kimbox-kept 2\n{NAME}\n{os.uname().release}\n99999\n9\nlz4\nend\n\0\0".encode()),
+        "the header of the kept root is damaged",
+    ),
+    "too-short": (
+        lambda v: edit(v.kept, 0, f"kimbox-kept 2\n{NAME}\n{os.uname().release}\n256\n9\n{'0' * 16}\nend\n".encode()),
+        "the kept root is damaged",
+    ),
+    "former": (
+        lambda v: edit(v.kept, 0, f"kimbox-kept 1\n{NAME}\n{os.uname().release}\n256\n9\nend\n\0".encode()),
         "the header of the kept root is damaged",
     ),
     "kernel": (lambda v: edit(v.kept, 14 + len(NAME) + 1, b"9"), "the root was kept under the kernel 9"),
     "data": (lambda v: edit(v.kept, 2 * MIB, b"damaged"), "the kept root is damaged"),
+    "first-byte": (lambda v: edit(v.kept, MIB, b"x"), "the kept root is damaged"),
     "end-of-data": (lambda v: edit(v.kept, 3 * MIB, bytes(3 * MIB)), "the kept root is damaged"),
     "superblock": (lambda v: edit(v.kept, 1030, b"xxxxx"), "the root itself has changed since"),
 }
@@ -238,7 +299,7 @@ def test_a_difference_leaves_an_empty_snapshot(volumes: Volumes, damage: str) ->
 #: A double of dd: the volume has no space for the data.
 FULL = """#!/bin/sh
 case "$*" in
-*_kept*bs=1M*)
+*_kept*" seek=1 conv=notrunc,fsync")
 	echo "dd: error writing: No space left on device" >&2
 	exit 1
 	;;
@@ -250,9 +311,7 @@ exec /usr/bin/dd "$@"
 def test_what_cannot_be_kept_ends_what_was_kept(volumes: Volumes) -> None:
     """A volume that is too small, another chunk size, a disk without the volume: status 3, and the reason."""
     volumes.save()
-    dd = volumes.folder / "tools/dd"
-    dd.write_text(FULL)
-    dd.chmod(0o755)
+    dd = volumes.install("tools", {"dd": FULL}) / "dd"
     done = volumes.call("save", NAME)
     assert (done.code, done.stdout) == (
         3,
@@ -261,7 +320,7 @@ def test_what_cannot_be_kept_ends_what_was_kept(volumes: Volumes) -> None:
     assert (volumes.folder / "frozen").read_text().split()[-1] == "-u"
     dd.unlink()
     assert volumes.call("name").stdout == ""
-    (volumes.folder / "tools/dmsetup").write_text(DMSETUP.replace("P 128", "P 8"))
+    volumes.install("tools", {"dmsetup": DMSETUP.replace("P 128", "P 8")})
     done = volumes.call("save", NAME)
     assert (done.code, done.stdout) == (3, "the snapshot has another chunk size than 64 KiB\n")
     volumes.kept.unlink()

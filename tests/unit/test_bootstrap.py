@@ -90,6 +90,7 @@ def test_only_what_is_missing_is_installed(machine: Machine) -> None:
     assert {"qemu-utils"} == set(installs(machine.calls)[0].split()) - {
         "debian-archive-keyring",
         "lz4",
+        "xxhash",
         "vagrant-libvirt",
     }
 

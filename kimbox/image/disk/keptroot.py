@@ -15,7 +15,10 @@ from kimbox.spec.layout import MIB, SECTOR_BYTES, kept_name
 #: Offset of the kept data in the volume.
 DATA_OFFSET_BYTES = MIB
 
-_HEADER = re.compile(rb"kimbox-kept 1\n([0-9a-f-]{1,129})\n[!-~]{1,100}\n\d{1,14}\n(\d{1,14})\nend\n\0*")
+#: Boxes of former images write version 1, without the checksum.
+_HEADER = re.compile(
+    rb"kimbox-kept (?:1|2)\n([0-9a-f-]{1,129})\n[!-~]{1,100}\n\d{1,14}\n(\d{1,14})\n(?:(?:lz4|[0-9a-f]{16})\n)?end\n\0*"
+)
 
 
 def used_bytes(read: Read, size_bytes: int) -> int:
