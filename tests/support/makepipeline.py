@@ -164,9 +164,10 @@ class Pipeline:
         )  # fmt: skip
 
     def start_worker(self, name: str = "worker", *options: str) -> None:
-        """Starts the shipped program with the replacement of LAMMPS."""
+        """Starts the shipped program with the replacement of LAMMPS. A worker that is killed leaves files in TMPDIR."""
         self.start(
-            name, sys.executable, "-B", RUNNER / "worker", "--name", name, "--queue", f"127.0.0.1:{self.link_port}",
+            name, "env", f"TMPDIR={self.here}", sys.executable, "-B", RUNNER / "worker", "--name", name,
+            "--queue", f"127.0.0.1:{self.link_port}",
             "--sftp", f"sftp -F {self.here}/ssh_config -b - gateway", "--lammps", str(self.here / "lammps"),
             "--box", self.here / "box.json", "--touch-every", "0.2", "--retry-after", "1", *options,
         )  # fmt: skip

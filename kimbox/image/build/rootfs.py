@@ -71,7 +71,11 @@ def build(recipe: Recipe, work: Path, *, on_line: Callable[[str], None], log: IO
         os.fspath(root),
         f"deb [trusted=yes] copy:{urllib.parse.quote(os.fsencode(repository))} ./",
     ]
-    namespace.stream(command, on_line=on_line, log=log, env=environment(), cwd=work)
+    # For files that mmdebstrap cannot remove if it is killed. It unsets TMPDIR for the programs in the new root.
+    temporary = work / "tmp"
+    temporary.mkdir()
+    env = environment() | {"TMPDIR": os.fspath(temporary)}
+    namespace.stream(command, on_line=on_line, log=log, env=env, cwd=work)
     _check(recipe, root)
     return root
 
