@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 from conftest import Kimbox, is_given_back, until
 
@@ -91,8 +92,7 @@ STARTS = (
 
 def start(kimbox: Kimbox, *program: str | Path) -> Callable[[], int | None]:
     """Starts `kimbox up` with its output in up.log. Returns a function that returns its exit code, or None."""
-    environment = {"KIMBOX_HOME": str(kimbox.home), "PYTHONPATH": os.pathsep.join(sys.path)}
-    settings = [f"{name}={value}" for name, value in environment.items()]
+    settings = [f"{name}={value}" for name, value in kimbox.environment.items()]
     argv = ["env", "-C", kimbox.folder, *settings, sys.executable, *program, "up"]
     return run.detach(argv, log=kimbox.folder / "up.log")
 
@@ -135,9 +135,10 @@ def processes(word: str) -> list[tuple[int, str]]:
 
 
 def check_nothing_is_left(kimbox: Kimbox) -> None:
-    """Checks that no temporary file or folder remains, and no process of a build."""
+    """Checks that no temporary file or folder remains, also of mmdebstrap, and no process of a build."""
     files = [*kimbox.home.rglob("*"), *kimbox.folder.rglob("*")]
     assert [p for p in files if p.name.startswith((".tmp-", "deliver-")) or p.name.endswith(".tmp")] == []
+    assert list(Path(kimbox.variables["TMPDIR"]).glob("mmdebstrap.*")) == []
     assert [p for p in processes(str(kimbox.home)) if "mmdebstrap" in p[1] or "unshare" in p[1]] == []
 
 
@@ -150,7 +151,9 @@ def project(kimbox: Kimbox) -> Kimbox:
     (setup / "setup").chmod(0o755)
     (setup / "ballast").write_bytes(os.urandom(6 << 20))  # so that the delivery lasts long enough to be interrupted
     kimbox.spec(NAME, "image: {packages: [hello]}\nrepositories: {setup: {url: ./setup}}\n")
-    return kimbox
+    temporary = kimbox.folder / "temporary"
+    temporary.mkdir()
+    return attrs.evolve(kimbox, variables={"TMPDIR": str(temporary)})
 
 
 def test_kill_at_twelve_points(project: Kimbox) -> None:
