@@ -16,12 +16,12 @@ from pathlib import Path
 from bench.common import medians, options, progress, ratio, shipped, show, work_folder
 from kimbox.actions import shrink, stop
 from kimbox.actions.up import UpRequest, up
-from kimbox.files import copy_sparse
 from kimbox.guest.ssh import Guest
 from kimbox.image.store import images
 from kimbox.machine.folder import Machine
 from kimbox.project.project import Project
 from kimbox.run import run
+from kimbox.sparse import copy_sparse
 from kimbox.spec.model import BootMode, Box
 
 #: Maximum ratios of `shrink` to the usual method: duration, and size of the result.

@@ -1,4 +1,4 @@
-"""File operations: atomic writes, reads with a size limit, and large files with holes."""
+"""File operations: atomic writes, and reads with a size limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,16 +31,11 @@ MAX_TEXT_BYTES = 4 << 20
 #: Maximum number of values in JSON that is read: enough for a catalog of 1000 versions for ten providers.
 MAX_JSON_VALUES = 200_000
 
-#: A block of zeros of this size, in bytes, is written as a hole.
-HOLE_BYTES = 64 << 10
-
-_ZEROS = bytes(HOLE_BYTES)
+#: Maximum number of levels of JSON that is read.
+MAX_JSON_LEVELS = 100
 
 #: Name of a temporary file of `_temporary`; the group is the name of the target file.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
-
-#: Linux, include/uapi/linux/fs.h: FICLONE, `_IOW(0x94, 9, int)`.
-_FICLONE = 0x40049409
 
 
 def read_end(path: Path, limit_bytes: int) -> bytes:
@@ -121,28 +116,48 @@ def json_bytes(value: object) -> bytes:
 def read_json(path: Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
     """Reads a JSON object from a file that kimbox wrote.
 
-    Raises KimboxError: `file-damaged` if it is not a JSON object, and the errors of `read_bounded`. OSError passes.
+    Raises KimboxError: `file-damaged` if it is not a JSON object, `file-unreadable`, and the errors of `read_bounded`.
+    FileNotFoundError and NotADirectoryError pass.
     """
     try:
         value = parse_json(read_bounded(path, limit_bytes=limit_bytes))
     except ValueError as error:
         raise _damaged(path, f"is not valid JSON: {error}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror}"
+        raise KimboxError(problem, code="file-unreadable", fields={"path": str(path)}) from None
     if not isinstance(value, dict):
         raise _damaged(path, "does not hold a JSON object")
     return value
 
 
 def parse_json(data: bytes) -> Any:
-    """Parses JSON from untrusted bytes. Raises ValueError if it is invalid or has more than MAX_JSON_VALUES values.
+    """Parses JSON from untrusted bytes.
 
-    In memory, a value takes up to 50 times the space of its text.
+    Raises ValueError if it is invalid, or has more than MAX_JSON_VALUES values or MAX_JSON_LEVELS levels. In memory, a
+    value takes up to 50 times the space of its text. Functions that validate it call themselves at each level.
     """
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_JSON_VALUES:
         raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_JSON_LEVELS):
+        level = [child for one in level for child in _children(one)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    """Returns the values in a value of JSON."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _damaged(path: Path, problem: str) -> KimboxError:
@@ -178,11 +193,11 @@ def open_regular(path: Path) -> IO[bytes]:
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise _not_regular(path)
+        raise not_regular(path)
     return os.fdopen(handle, "rb")
 
 
-def _not_regular(path: Path) -> KimboxError:
+def not_regular(path: Path) -> KimboxError:
     return KimboxError(f"{path} is not a regular file", code="not-a-regular-file", fields={"path": str(path)})
 
 
@@ -285,95 +300,6 @@ def space_hint(path: Path) -> str:
     if path.absolute().is_relative_to(tempfile.gettempdir()):
         return "free some space, or use a folder on a larger disk (TMPDIR for temporary files)"
     return "free some space, or use a folder on a larger disk"
-
-
-def write_sparse(file: IO[bytes], data: bytes) -> None:
-    """Appends to a new file, blocks of zeros as holes. At the end, the caller truncates the file to its size."""
-    for at in range(0, len(data), HOLE_BYTES):
-        block = data[at : at + HOLE_BYTES]
-        if block == _ZEROS[: len(block)]:
-            file.seek(len(block), os.SEEK_CUR)
-        else:
-            file.write(block)
-
-
-def copy_sparse(source: Path, target: Path, *, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-    """Copies a file to the new file `target`, with its holes. Shares the storage if the file system can (reflink).
-
-    Returns `sha256:` and the hex digest of the copy, which is right even if the source changes meanwhile. `on_bytes` is
-    called with the number of bytes done so far. Raises KimboxError: `no-space`, `not-a-regular-file`, `file-changed`.
-    """
-    handle = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise _not_regular(source)
-        with target.open("x+b") as new:
-            is_clone = _clone(handle, new.fileno())
-            if not is_clone:
-                need_space(target.parent, min(info.st_blocks * 512, info.st_size), f"a copy of {source}")
-            digest = _copy_data(handle, new, info.st_size, is_clone=is_clone, on_bytes=on_bytes)
-            new.flush()
-            os.ftruncate(new.fileno(), info.st_size)
-            os.fsync(new.fileno())
-    finally:
-        os.close(handle)
-    return f"sha256:{digest}"
-
-
-def _copy_data(source: int, new: IO[bytes], size: int, *, is_clone: bool, on_bytes: Callable[[int], None]) -> str:
-    """Copies all data except holes (nothing, if `new` is a reflink already). Returns the hex digest of the file."""
-    digest = hashlib.sha256()
-    reader, done = (new.fileno() if is_clone else source), 0
-    for start, end in data_ranges(reader):
-        _hash_zeros(digest, start - done)
-        done = start
-        while done < end:
-            piece = os.pread(reader, min(CHUNK_BYTES, end - done), done)
-            if not piece:
-                raise KimboxError(
-                    "the file became shorter while it was copied",
-                    code="file-changed",
-                    hint="run the command again when no other program writes to the file",
-                )
-            digest.update(piece)
-            if not is_clone:
-                new.seek(done)
-                write_sparse(new, piece)
-            done += len(piece)
-            on_bytes(done)
-    _hash_zeros(digest, size - done)
-    return digest.hexdigest()
-
-
-def _clone(source: int, target: int) -> bool:
-    """Makes `target` a reflink of `source` (FICLONE, ioctl_ficlone(2)). False if the file system cannot do it."""
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        return False
-    return True
-
-
-def data_ranges(handle: int) -> Iterator[tuple[int, int]]:
-    """Start and end offset of every range of an open file that is not a hole."""
-    at, size = 0, os.fstat(handle).st_size
-    while at < size:
-        try:
-            start = os.lseek(handle, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                return
-            raise
-        at = min(os.lseek(handle, start, os.SEEK_HOLE), size)
-        if start < at:
-            yield start, at
-
-
-def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
-    while count > 0:
-        digest.update(_ZEROS[:count])
-        count -= HOLE_BYTES
 
 
 def erase(path: Path) -> None:

@@ -16,7 +16,7 @@ from kimbox import paths
 from kimbox.actions.observe import state
 from kimbox.drivers import registry
 from kimbox.errors import ImageError, StateError
-from kimbox.files import copy_sparse, locked, remove_tree
+from kimbox.files import locked, remove_tree
 from kimbox.image.disk import changes, nbd, rawdisk, slim
 from kimbox.image.disk.view import DiskView
 from kimbox.image.formats.boxwriter import convert
@@ -25,8 +25,10 @@ from kimbox.image.sanitize.secrets import Finding
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.log import log
+from kimbox.machine import rebuilt
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
+from kimbox.sparse import copy_sparse
 
 #: State -> how a machine in it becomes halted, with a disk that was unmounted. From other states `halt` does that.
 _HALTING = {
@@ -63,6 +65,7 @@ def of_machine(machine: Machine) -> Iterator[Source]:
     from; ImageError if a disk is damaged or contains a key that may not leave this host.
     """
     with machine.locked():
+        rebuilt.finish(machine)
         _refuse_sealed(machine)
         _check_halted(machine)
         image = _image_of(machine)

@@ -28,8 +28,9 @@ from urllib.parse import urlsplit
 
 from kimbox import __version__
 from kimbox.errors import ImageError, KimboxError
-from kimbox.files import CHUNK_BYTES, is_full, need_space, read_json, size_words, write_json, write_sparse
+from kimbox.files import CHUNK_BYTES, is_full, need_space, read_json, size_words, write_json
 from kimbox.log import log
+from kimbox.sparse import write_sparse
 from kimbox.transfer import address, connection
 from kimbox.transfer.address import Login, public_url, url_error
 from kimbox.transfer.connection import Deadline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kimbox.files import data_ranges
+from kimbox.sparse import data_ranges
 
 
 def found_on(disk: Path, *patterns: bytes) -> set[bytes]:

@@ -12,6 +12,7 @@ import pytest
 from refused import refused
 
 from kimbox import files
+from kimbox import sparse as sparsefiles
 from kimbox.errors import KimboxError, StateError
 
 MIB = 1 << 20
@@ -50,10 +51,10 @@ def test_a_copy_is_the_same(
                 pass
             return True
 
-        monkeypatch.setattr(files, "_clone", clone)
+        monkeypatch.setattr(sparsefiles, "_clone", clone)
     else:
-        monkeypatch.setattr(files, "_clone", lambda *_: False)
-    digest = files.copy_sparse(source, tmp_path / "copy")
+        monkeypatch.setattr(sparsefiles, "_clone", lambda *_: False)
+    digest = sparsefiles.copy_sparse(source, tmp_path / "copy")
     data = source.read_bytes()
     assert f"sha256:{hashlib.sha256(data).hexdigest()}" == digest
     assert data == (tmp_path / "copy").read_bytes()
@@ -65,7 +66,7 @@ def test_a_copy_replaces_nothing(tmp_path: Path) -> None:
     """An existing file is an error and does not change."""
     (tmp_path / "existing").write_text("mine")
     with pytest.raises(FileExistsError):
-        files.copy_sparse(sparse(tmp_path / "source"), tmp_path / "existing")
+        sparsefiles.copy_sparse(sparse(tmp_path / "source"), tmp_path / "existing")
     assert "mine" == (tmp_path / "existing").read_text()
 
 
@@ -73,11 +74,11 @@ def test_no_copy_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The required space is that of the data without the holes. The error has both numbers."""
     free = shutil.disk_usage(tmp_path)._replace(free=MIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    monkeypatch.setattr(files, "_clone", lambda *_: False)
-    files.copy_sparse(sparse(tmp_path / "holes", size=100 * MIB), tmp_path / "copy")
+    monkeypatch.setattr(sparsefiles, "_clone", lambda *_: False)
+    sparsefiles.copy_sparse(sparse(tmp_path / "holes", size=100 * MIB), tmp_path / "copy")
     data = sparse(tmp_path / "data", (0, b"x" * 2 * MIB))
     with pytest.raises(KimboxError, match=r"needs 2\.0 MiB, and .* has 1\.0 MiB free"):
-        files.copy_sparse(data, tmp_path / "other")
+        sparsefiles.copy_sparse(data, tmp_path / "other")
     with refused(KimboxError, "no-space", need_bytes=str(2 * MIB), free_bytes=str(MIB)):
         files.need_space(tmp_path, 2 * MIB, "a test")
 
@@ -193,3 +194,22 @@ def test_the_hint_for_a_full_disk_helps(tmp_path: Path, monkeypatch: pytest.Monk
             files.need_space(tmp_path / folder, 1 << 60, "it")
         assert word in str(caught.value.hint)
         assert ("KIMBOX_HOME" in str(caught.value.hint)) == (word == "KIMBOX_HOME")
+
+
+def test_deep_json_is_refused() -> None:
+    """What validates a value calls itself at each level."""
+    deep = b"[" * files.MAX_JSON_LEVELS + b"]" * files.MAX_JSON_LEVELS
+    assert files.parse_json(deep)
+    for text in (b"[" + deep + b"]", b'{"a":' * 500 + b"1" + b"}" * 500):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            files.parse_json(text)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_kimbox(tmp_path: Path) -> None:
+    """So that one machine does not hide the others. A missing file stays FileNotFoundError."""
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop.name)
+    with refused(KimboxError, "file-unreadable", path=str(loop)):
+        files.read_json(loop)
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "missing.json")

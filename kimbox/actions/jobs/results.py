@@ -13,7 +13,7 @@ from kimbox.actions.jobs import provenance
 from kimbox.actions.jobs.follow import has_shut_down, last_lines
 from kimbox.actions.jobs.request import Done, Job
 from kimbox.errors import KimboxError
-from kimbox.files import copy_sparse, json_bytes
+from kimbox.files import json_bytes
 from kimbox.image.disk.ext4.directories import shown
 from kimbox.jobs.disk import contents, extract
 from kimbox.jobs.record import FORMAT, RECORD
@@ -21,6 +21,7 @@ from kimbox.jobs.result import MAX_STATUS_BYTES, RESULTS, STATUS_FILE, Outcome, 
 from kimbox.jobs.vet import Rejected, Vetting, vet
 from kimbox.log import log
 from kimbox.newfiles import making
+from kimbox.sparse import copy_sparse
 
 
 def write(job: Job) -> Done:

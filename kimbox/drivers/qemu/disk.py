@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from kimbox.drivers.qemu import qmp
 from kimbox.errors import GuestError, ImageError, KimboxError, StateError
-from kimbox.files import copy_sparse, sync_file, sync_folder
+from kimbox.files import sync_file, sync_folder
 from kimbox.log import log
 from kimbox.machine.folder import Machine
 from kimbox.machine.templates import OVERLAY, SCRATCH
 from kimbox.run import run
+from kimbox.sparse import copy_sparse
 from kimbox.spec.layout import SECTOR_BYTES
 from kimbox.spec.model import Scratch
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import attrs
 
-from kimbox.files import HOLE_BYTES, data_ranges
 from kimbox.image.disk.view import DiskView
+from kimbox.sparse import HOLE_BYTES, data_ranges
 
 #: Linux, include/uapi/linux/falloc.h
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.files import HOLE_BYTES, sync_file
+from kimbox.files import sync_file
 from kimbox.image.disk import inuse, nbd, ranges
 from kimbox.image.disk.inuse import InUse
 from kimbox.image.disk.ranges import Ranges
 from kimbox.image.disk.view import DiskView
+from kimbox.sparse import HOLE_BYTES
 
 #: Default size of a qcow2 cluster, in bytes.
 CLUSTER_BYTES = 64 << 10

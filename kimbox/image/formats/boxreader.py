@@ -21,10 +21,11 @@ import attrs
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.files import need_space, parse_json, sha256_file, size_words, write_sparse
+from kimbox.files import need_space, parse_json, sha256_file, size_words
 from kimbox.image.formats import sums, tarstream, wholeness
 from kimbox.image.formats.boxwriter import QCOW2
 from kimbox.log import log
+from kimbox.sparse import write_sparse
 
 #: Providers, as in metadata.json.
 LIBVIRT, VIRTUALBOX = "libvirt", "virtualbox"

@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape, quoteattr
 import attrs
 
 from kimbox.errors import ImageError
-from kimbox.files import copy_sparse, json_bytes, sha256_file
+from kimbox.files import json_bytes, sha256_file
 from kimbox.image.disk.derived import derived_uuid
 from kimbox.image.formats import boxwriter
 from kimbox.image.formats.boxwriter import (
@@ -34,6 +34,7 @@ from kimbox.image.formats.boxwriter import (
 )
 from kimbox.image.formats.compressor import Compression
 from kimbox.newfiles import Finished, making
+from kimbox.sparse import copy_sparse
 from kimbox.spec.layout import SECTOR_BYTES
 
 #: Names of the description and the disk in archives. Vagrant requires box.ovf.

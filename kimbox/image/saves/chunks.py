@@ -7,12 +7,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kimbox.files import data_ranges
 from kimbox.image.disk import nbd, ranges
 from kimbox.image.disk.ext4.inodes import Read
 from kimbox.image.disk.ranges import Ranges
 from kimbox.image.saves.index import CHUNK_BYTES, length_of
 from kimbox.image.saves.private import Cleaned
+from kimbox.sparse import data_ranges
 
 #: Number of a chunk, and its bytes.
 Numbered = tuple[int, bytes]

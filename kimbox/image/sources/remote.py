@@ -16,12 +16,13 @@ from typing import Any
 
 from kimbox import run
 from kimbox.errors import ImageError
-from kimbox.files import copy_sparse, size_words, sync_file, sync_folder, write_sparse
+from kimbox.files import size_words, sync_file, sync_folder
 from kimbox.image.formats import boxreader, compressed, sums, tarstream, wholeness
 from kimbox.image.sources import beside
 from kimbox.image.store import images
 from kimbox.image.store.images import Image
 from kimbox.log import log
+from kimbox.sparse import copy_sparse, write_sparse
 from kimbox.spec.model import RemoteImage
 from kimbox.spec.urls import is_url
 from kimbox.transfer import downloads, http

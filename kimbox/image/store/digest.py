@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kimbox.files import data_ranges
+from kimbox.sparse import data_ranges
 
 #: Size of a piece, in bytes. A piece of zeros is left out, so holes and written zeros give the same digest.
 PIECE_BYTES = 1 << 20

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,14 @@ def _path(name: str) -> Path:
 
 
 def find(name: str) -> AddedBox | None:
-    """The box of that name, or None. Raises KimboxError (`file-damaged`) if its record is damaged."""
-    path = _path(name)
+    """The box of that name, or None. Raises KimboxError (`file-damaged`, ...) if its record is damaged."""
+    path, hint = _path(name), f"`kimbox box remove {name}` removes it"
     try:
         value = read_json(path)
     except FileNotFoundError:
         return None
+    except KimboxError as error:
+        raise KimboxError(error.message, code=error.code, hint=hint, fields={**error.fields, "name": name}) from None
     fields: dict[str, Any] = {field.name: value.get(field.name) for field in attrs.fields(AddedBox)}
     is_valid = _DIGEST.fullmatch(str(fields["image"])) and isinstance(fields["location"], str)
     is_valid = is_valid and isinstance(fields["version"], str | None)
@@ -66,7 +68,7 @@ def find(name: str) -> AddedBox | None:
         raise KimboxError(
             f"{path} is damaged",
             code="file-damaged",
-            hint=f"`kimbox box remove {name}` removes it",
+            hint=hint,
             fields={"path": str(path), "name": name},
         )
     return AddedBox(**fields)
@@ -84,11 +86,18 @@ def require(name: str) -> AddedBox:
     )
 
 
-def every() -> Iterator[AddedBox]:
-    """All added boxes, sorted by name. Raises KimboxError (`file-damaged`) if a record is damaged."""
+def every(on_damaged: Callable[[KimboxError], None] | None = None) -> Iterator[AddedBox]:
+    """All added boxes, sorted by name. A damaged record is an error: `on_damaged` gets it, or else it is raised."""
     for path in sorted(paths.boxes_file("x").parent.glob("*.json")):
-        if box := find(urllib.parse.unquote(path.stem)):
-            yield box
+        try:
+            box = find(urllib.parse.unquote(path.stem))
+        except KimboxError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
+        else:
+            if box:
+                yield box
 
 
 def write(box: AddedBox) -> None:

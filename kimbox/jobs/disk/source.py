@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kimbox.errors import KimboxError, StateError
-from kimbox.files import CHUNK_BYTES, data_ranges
+from kimbox.files import CHUNK_BYTES
 from kimbox.image.disk.ext2.tree import LOST_FOUND, MAX_LINKS, Item, Run
 from kimbox.log import printable
+from kimbox.sparse import data_ranges
 
 #: Unit of the holes, in bytes: the smallest block of a file system.
 UNIT_BYTES = 1024

@@ -15,7 +15,7 @@ from kimbox.actions.jobs.pool import vmfiles
 from kimbox.actions.jobs.pool.watch import states_of
 from kimbox.actions.jobs.request import Done
 from kimbox.errors import KimboxError
-from kimbox.files import locked
+from kimbox.files import locked, parse_json
 from kimbox.jobs import listing
 from kimbox.jobs.backends.htcondor.states import JobState, State
 from kimbox.jobs.backends.htcondor.submission import Submission
@@ -142,8 +142,8 @@ def _write(submission: Submission, state: JobState, output: Path, sign_key: Path
 def _report(disk: Contents) -> dict[str, Any]:
     """Returns the report of the runner. Raises KimboxError (`bad-record`)."""
     try:
-        value = json.loads(disk.head(REPORT.encode(), MAX_RECORD_BYTES) or b"")
-    except (ValueError, RecursionError):
+        value = parse_json(disk.head(REPORT.encode(), MAX_RECORD_BYTES) or b"")
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise KimboxError("there is no report of the runner", code="bad-record")

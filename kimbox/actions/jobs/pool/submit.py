@@ -21,7 +21,7 @@ from kimbox.actions.jobs.request import RunRequest
 from kimbox.actions.jobs.run import plan_of
 from kimbox.actions.watch import BOOT_TIMEOUT_S
 from kimbox.errors import KimboxError, UsageError
-from kimbox.files import copy_sparse, locked, sha256_file, write_atomic
+from kimbox.files import locked, sha256_file, write_atomic
 from kimbox.guest.delivery import write_disk
 from kimbox.image import obtain
 from kimbox.image.disk.ext4.directories import shown
@@ -42,6 +42,7 @@ from kimbox.newfiles import making, refuse_existing
 from kimbox.project.plan import Plan
 from kimbox.run import require as require_program
 from kimbox.run import run
+from kimbox.sparse import copy_sparse
 from kimbox.temporary import temporary_folder
 
 #: Timeout of a boot on a node, in seconds: it provisions the box under emulation, beside other jobs.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kimbox.files import copy_sparse
 from kimbox.image.store.digest import PIECE_BYTES, disk_digest
+from kimbox.sparse import copy_sparse
 
 SIZE_BYTES = 5 * PIECE_BYTES + 700
 
