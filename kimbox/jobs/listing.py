@@ -112,7 +112,10 @@ def of_folder(folder: Path) -> Listing:
 
 
 def _entries(root: bytes) -> Iterator[Entry]:
-    for parent, folders, names in os.walk(root):
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(root, onerror=fail):
         for name in [*folders, *names]:
             full = b"%s/%s" % (parent, name)
             path = os.path.relpath(full, root)

@@ -1,7 +1,7 @@
 """Vets the results of a job before they are used: what does not pass goes into quarantine beside the output.
 
 The guest's root wrote the results. Names, kinds of content and sizes are checked here. A command of the user checks
-what it likes. A symbolic link passes if what it leads to has passed.
+what it likes. A symbolic link passes if it leads to a folder or file of the output that has passed.
 """
 
 from __future__ import annotations
@@ -82,8 +82,11 @@ def vet(results: Path, vetting: Vetting, job_folder: Path) -> list[Rejected]:
     `job_folder`: where the command runs, and where its path begins if it is relative. OSError passes.
     """
     root = os.fsencode(results / OUTPUT)
-    if not os.path.isdir(root):  # noqa: PTH112 - names of results may not be text
+    if not os.path.lexists(root):
         return []
+    if os.path.islink(root) or not os.path.isdir(root):  # noqa: PTH112, PTH114 - names of results may not be text
+        _move(OUTPUT.encode(), os.fsencode(results), os.fsencode(results / QUARANTINE))
+        return [Rejected(b".", f"{OUTPUT} is not a folder")]
     is_allowed = selector(vetting.names)
     paths = sorted(_files(root))
     rejected = []
@@ -92,7 +95,9 @@ def vet(results: Path, vetting: Vetting, job_folder: Path) -> list[Rejected]:
             full = b"%s/%s" % (root, path)
             if os.path.islink(full) is not is_link:  # noqa: PTH114
                 continue
-            reason = "its name is not allowed" if not is_allowed(path) else _problem(full, vetting, job_folder)
+            reason = "its name is not allowed"
+            if is_allowed(path):
+                reason = _problem_of_link(full, root) if is_link else _problem(full, vetting, job_folder)
             if reason:
                 _move(path, root, os.fsencode(results / QUARANTINE))
                 rejected.append(Rejected(path, reason))
@@ -100,17 +105,27 @@ def vet(results: Path, vetting: Vetting, job_folder: Path) -> list[Rejected]:
 
 
 def _files(root: bytes) -> Iterator[bytes]:
-    """Yields the paths of all files and links below a folder."""
-    for folder, folders, names in os.walk(root):
+    """Yields the paths of all files and links below a folder. OSError passes."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=fail):
         links = [name for name in folders if os.path.islink(b"%s/%s" % (folder, name))]  # noqa: PTH114
         for name in names + links:
             yield os.path.relpath(b"%s/%s" % (folder, name), root)
 
 
+def _problem_of_link(full: bytes, root: bytes) -> str:
+    """Returns why a link does not pass, after all files were judged; empty if it passes."""
+    target, top = os.path.realpath(full), os.path.realpath(root)
+    if not os.path.exists(target):  # noqa: PTH110
+        return "the link leads to nothing, or to a file in quarantine"
+    return "" if (target + b"/").startswith(top + b"/") else f"the link leads out of {OUTPUT}"
+
+
 def _problem(full: bytes, vetting: Vetting, job_folder: Path) -> str:
-    """Returns why a file or link does not pass; empty if it passes."""
-    if os.path.islink(full):  # noqa: PTH114
-        return "" if os.path.exists(full) else "the link leads to nothing, or to a file in quarantine"  # noqa: PTH110
+    """Returns why a file does not pass; empty if it passes."""
     size_bytes = os.stat(full).st_size  # noqa: PTH116
     if vetting.max_bytes is not None and size_bytes > vetting.max_bytes:
         return f"it has {size_bytes} bytes, and {vetting.max_bytes} are allowed"

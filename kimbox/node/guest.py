@@ -82,15 +82,18 @@ def _follow(guest: Run, order: Order, poll: Poll) -> None:
     events, beat = Tail(guest.folder / EVENTS), Heartbeat(heartbeat.SILENCE_S, None)
     while True:
         is_alive = poll() is None
-        while new := events.read():
-            for event in new:
-                beat = _take(guest, event, beat)
+        new = events.read()
+        for event in new:
+            beat = _take(guest, event, beat)
         if guest.verdict or guest.reported:
             return
+        if is_alive:  # also while there is more to read: a guest can write without end
+            guest.verdict = _verdict_on_time(guest, order, beat)
+        if new:
+            continue
         if not is_alive:
             guest.verdict = _verdict_on_end(guest)
             return
-        guest.verdict = _verdict_on_time(guest, order, beat)
         time.sleep(POLL_INTERVAL_S)
 
 

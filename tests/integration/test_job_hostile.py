@@ -144,12 +144,21 @@ def test_a_disk_that_was_not_unmounted(disk: Path) -> None:
 
 
 def test_no_file_is_needed_to_be_readable(disk: Path) -> None:
-    """Files and folders without any permission are extracted, with what is in them."""
+    """Files and folders without any permission are extracted, with what is in them. Their owner may read them."""
     change(disk, "sif /output mode 0040000", "sif /output/one mode 0100000")
     out = attempt(disk).path
-    assert 0 == stat.S_IMODE((out / "output").stat().st_mode)
-    (out / "output").chmod(0o700)
-    assert b"one" * 3000 == (out / "output/one").read_bytes() or os.getuid() != 0
+    assert 0o700 == stat.S_IMODE((out / "output").stat().st_mode)
+    assert 0o400 == stat.S_IMODE((out / "output/one").stat().st_mode)
+    assert b"one" * 3000 == (out / "output/one").read_bytes()
+
+
+def test_folders_that_are_too_deep(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that walk through them call themselves at each level."""
+    monkeypatch.setattr(contents, "MAX_LEVELS", 2)
+    change(disk, "mkdir /output/a", "mkdir /output/a/b", "mkdir /output/a/b/c")
+    assert "deep-path" == fault(disk)
+    monkeypatch.setattr(contents, "MAX_LEVELS", 3)
+    assert attempt(disk).path.exists()
 
 
 def test_a_fifo_in_the_place_of_a_disk(tmp_path: Path) -> None:

@@ -35,7 +35,11 @@ def ending(job: Job) -> Iterator[None]:
         job.verdict = Verdict(Outcome.INTERRUPTED, reason="interrupted by the user")
     finally:
         job.ended_at = time.monotonic()
-        _end_guest(job)
+        try:
+            _end_guest(job)
+        except BaseException:
+            _keep(job)
+            raise
 
 
 def _end_guest(job: Job) -> None:
@@ -47,8 +51,11 @@ def _end_guest(job: Job) -> None:
         is_orderly = job.verdict is not None and job.verdict.outcome in (Outcome.INTERRUPTED, Outcome.HOST)
         is_forced = not is_orderly or job.stopping.is_set()
         registry.of(machine).stop(observe.state(machine), force=is_forced, timeout_s=SHUTDOWN_TIMEOUT_S)
-    registry.of(machine).tidy()
-    machine.write_record(attrs.evolve(machine.record(), ended=Ended.HALTED))
+    try:
+        registry.of(machine).tidy()
+        machine.write_record(attrs.evolve(machine.record(), ended=Ended.HALTED))
+    except OSError as error:  # a full disk: the results are on the disk of the job, and are written without these
+        log.warn(f"{machine.name} is not tidied up: {error}")
 
 
 def write_results(job: Job) -> Done:
@@ -60,15 +67,20 @@ def write_results(job: Job) -> Done:
     try:
         done = results.write(job)
     except BaseException:
-        if machine.unfinished_job.exists():
-            job.is_kept = True
-            log.warn(f"the results are not written yet: `kimbox job recover {machine.name}` does it")
+        _keep(job)
         raise
     machine.unfinished_job.unlink(missing_ok=True)
     if job.terms.keep and done.verdict.outcome is not Outcome.OK:
         job.is_kept = True
         log.info(f"the machine {machine.name} is kept: `kimbox destroy {machine.name}` removes it")
     return done
+
+
+def _keep(job: Job) -> None:
+    """Keeps the machine of a job whose results are not written, if the job has begun."""
+    if job.machine.unfinished_job.exists():
+        job.is_kept = True
+        log.warn(f"the results are not written yet: `kimbox job recover {job.machine.name}` does it")
 
 
 def dispose(job: Job) -> None:

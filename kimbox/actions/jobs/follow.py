@@ -32,24 +32,25 @@ def follow(job: Job) -> None:
     deadline = None if limit_s is None else time.monotonic() + limit_s + END_MARGIN_S
     while True:
         is_alive = driver.listen()
-        while new := events.read():
-            for event in new:
-                _take(job, event, beat)
-        while not job.is_one_of_many and output.show_new(log.guest):
-            pass
+        new = events.read()
+        for event in new:
+            _take(job, event, beat)
+        is_shown = not job.is_one_of_many and output.show_new(log.guest)
         if job.verdict:
             return
+        if is_alive and job.reported and not job.terms.keep and not is_shown:
+            job.is_finished = True
+            return
+        if is_alive:  # also while there is more to read: a guest can write without end
+            _check_limits(job, beat, deadline)
+        if new or is_shown or job.verdict:
+            continue
         if not is_alive:
             if job.reported is None and not has_shut_down(job.machine):
                 job.verdict = Verdict(Outcome.GUEST_DIED, reason=_reason_of_death(job.machine))
             return
-        if job.reported and not job.terms.keep:
-            job.is_finished = True
-            return
-        _check_limits(job, beat, deadline)
-        if not job.verdict:
-            log.now("waiting for the end of the job")
-            time.sleep(POLL_INTERVAL_S)
+        log.now("waiting for the end of the job")
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _take(job: Job, event: Event, beat: Heartbeat) -> None:

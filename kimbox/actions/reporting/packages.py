@@ -98,7 +98,8 @@ def _described(file: PackageFile, image: Image, path: Path, *, is_signed: bool) 
             lock, _ = parse_lock(lock_text.decode("utf-8", "replace"), Path("kimbox.lock"))
     known_lock = lock or Lock("", None, {})
     listed = about.get("unpinned")
-    unpinned = [name for name in listed if name in known_lock.repositories] if isinstance(listed, list) else []
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    unpinned = [name for name in names if name in known_lock.repositories]
     whole = Provenance(
         _text(about.get("name")) or path.name,
         attrs.evolve(known_lock, unpinned=tuple(unpinned), frozen_digest=known_lock.digest),

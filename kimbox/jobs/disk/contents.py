@@ -27,6 +27,9 @@ from kimbox.jobs.disk import links
 MAX_ENTRIES = 1_000_000
 MAX_PATH_BYTES = 3000
 
+#: Maximum number of folders in a path. Functions of Python that walk through folders call themselves at each level.
+MAX_LEVELS = 200
+
 #: Why a file is not created on the host.
 DEVICE, LEADS_OUT = "a device, socket or FIFO", "a symbolic link that leads out of the disk"
 
@@ -140,6 +143,8 @@ class _Reader:
                 raise unsupported("too-many-files", f"the disk has more than {MAX_ENTRIES} files")
             if len(path) > MAX_PATH_BYTES:
                 raise unsupported("long-path", f"a path on the disk is longer than {MAX_PATH_BYTES} bytes")
+            if path.count(b"/") > MAX_LEVELS:
+                raise unsupported("deep-path", f"a path on the disk has more than {MAX_LEVELS} folders")
             first = self.known.get(entry.inode.number)
             yield replace(first, path=path, runs=()) if first else self._first(path, entry.inode)
 

@@ -188,7 +188,10 @@ def _with_folders(contents: Contents, selected: Iterable[File]) -> list[File]:
 
 
 def _write(contents: Contents, wanted: Sequence[File], root: int) -> None:
-    """Creates folders and files, then links, then sets permissions and times of folders, the deepest first."""
+    """Creates folders and files, then links, then sets permissions and times of folders, the deepest first.
+
+    The user of this host may read everything, and remove it, whatever the guest has set.
+    """
     first_paths: dict[int, bytes] = {}
     runs = {file.inode.number: file.runs for file in contents.files if file.runs}
     for file in wanted:
@@ -205,7 +208,7 @@ def _write(contents: Contents, wanted: Sequence[File], root: int) -> None:
             _set_time(file, file.path, root)
     for file in reversed(wanted):
         if file.inode.is_folder:
-            os.chmod(file.path, file.mode, dir_fd=root)
+            os.chmod(file.path, file.mode | stat.S_IRWXU, dir_fd=root)
             _set_time(file, file.path, root)
 
 
@@ -221,7 +224,7 @@ def _write_file(contents: Contents, file: File, root: int) -> None:
                 if size_bytes > 0:
                     _put(handle, read(start * unit + done, size_bytes), at)
         os.ftruncate(handle, file.inode.size_bytes)
-        os.fchmod(handle, file.mode)
+        os.fchmod(handle, file.mode | stat.S_IRUSR)
         os.utime(handle, ns=(file.modified_ns, file.modified_ns))
     finally:
         os.close(handle)

@@ -61,7 +61,10 @@ def commit_folder(name: str, folder: Path, git_dir: Path, *, is_work_tree: bool 
         if is_work_tree and (folder / ".git").exists():
             files = _bounded(where, _work_files(where, folder))
         else:
-            _check_kinds(where, folder, git_dir)
+            try:
+                _check_kinds(where, folder, git_dir)
+            except RecursionError:
+                raise _content_error(where, "its folders are nested too deeply") from None
             files = _bounded(where, _files(folder, git_dir))
         entries = _store(where, folder, files, git_dir)
         git(["update-index", "-z", "--index-info"], git_dir=git_dir, env=env, stdin=entries)

@@ -87,3 +87,28 @@ def test_it_is_read_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(text)
     assert Vetting(("*.csv",), ("text",), 1024, ("./check", "-x")) == read_jobfile(tmp_path).vetting
     assert list(KINDS) == file_schema()["properties"]["vet"]["properties"]["types"]["items"]["enum"]
+
+
+def test_a_link_leads_to_what_has_passed(results: Path) -> None:
+    """Not to the log of the program, to a file in quarantine, nor through another link."""
+    (results / "run-job.log").write_bytes(b"MZ")
+    links = {"log": "../run-job.log", "judged": "../quarantine/big.csv", "chain": "log", "up": "..", "good": "a.csv"}
+    for name, target in links.items():
+        (results / "output" / name).symlink_to(target)
+    assert {"big.csv", "log", "judged", "chain", "up"} == rejected(results, Vetting(max_bytes=1999))
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_an_output_that_is_no_folder(tmp_path: Path, is_link: bool) -> None:
+    """It goes into quarantine, whatever is in it."""
+    output = tmp_path / "out/output"
+    output.parent.mkdir()
+    (tmp_path / "out/input").mkdir()
+    if is_link:
+        output.symlink_to("input")
+    else:
+        output.write_text("1")
+    (row,) = vet(tmp_path / "out", Vetting(), tmp_path)
+    assert ".: output is not a folder" == str(row)
+    assert not os.path.lexists(output)
+    assert os.path.lexists(tmp_path / "out/quarantine/output")

@@ -11,6 +11,7 @@ from makemachine import event, tell
 from kimbox.actions.jobs import follow as following
 from kimbox.actions.jobs.request import Job
 from kimbox.drivers import registry
+from kimbox.guest.events import Event, Tail
 from kimbox.jobs import heartbeat
 from kimbox.jobs.result import Outcome
 from kimbox.jobs.terms import Inputs, Terms
@@ -136,3 +137,22 @@ def test_a_job_that_is_to_end(guest: Guest) -> None:
     following.follow(job)
     assert job.verdict
     assert Outcome.INTERRUPTED is job.verdict.outcome
+
+
+def test_a_guest_that_writes_without_end(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its limit of time ends it, although there is always more to read."""
+    monkeypatch.setattr(following, "END_MARGIN_S", 0)
+    monkeypatch.setattr(Tail, "read", lambda _: [Event("x", "b", 1.0, {})])
+    verdict = followed(guest, timeout_s=0).verdict
+    assert verdict
+    assert Outcome.TIMEOUT is verdict.outcome
+
+
+def test_the_output_is_shown_to_its_end(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the report of the end is read first, and the output is longer than what is read at once."""
+    lines = [f"line {number}" for number in range(20_000)]
+    guest.machine.job_log.write_text("\n".join(lines) + "\n")
+    shown: list[str] = []
+    monkeypatch.setattr(following.log, "guest", shown.append)
+    assert followed(guest, STARTED, ENDED).is_finished
+    assert lines == shown

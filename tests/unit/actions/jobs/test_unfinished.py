@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from makejobrecord import A_LOCK, make_folder, record_of
 from makemachine import event, tell
 
 from kimbox.actions import stop
-from kimbox.actions.jobs import results, unfinished
+from kimbox.actions.jobs import ending, results, unfinished
+from kimbox.actions.jobs.request import Job
 from kimbox.drivers import registry
-from kimbox.errors import KimboxError, StateError
+from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.files import write_json
 from kimbox.jobs.disk import pack
 from kimbox.jobs.record import RECORD, record_schema
@@ -134,6 +136,28 @@ def test_results_that_cannot_be_written_stay_in_the_machine(
             unfinished.recover(machine)
     assert machine.unfinished_job.exists()
     assert Outcome.FAILED is unfinished.recover(machine).verdict.outcome
+
+
+def test_a_full_disk_at_the_end_of_a_job(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record cannot be written: the results are. What fails otherwise leaves the machine, with its results."""
+    kept = Unfinished.read(machine.unfinished_job)
+    job = Job(kept.terms, kept.id, machine, kept.inputs)
+
+    def full(_: object, record: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Machine, "write_record", full)
+    with ending.ending(job):
+        pass
+    assert not job.is_kept
+
+    def fail(_: object) -> None:
+        raise GuestError("QEMU does not end", code="timeout")
+
+    monkeypatch.setattr(ending, "_end_guest", fail)
+    with pytest.raises(GuestError), ending.ending(job):
+        pass
+    assert job.is_kept
 
 
 def test_the_same_output_is_refused_until_then(machine: Machine, tmp_path: Path) -> None:
