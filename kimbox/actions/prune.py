@@ -68,8 +68,9 @@ def _remains_in(machine: Machine) -> list[Path]:
     machine that ended before it took that.
     """
     left = [machine.package_work, machine.commit_work, machine.new_disk, *machine.folder.glob(f"{delivery.TEMPORARY}*")]
-    if not machine.running and machine.record().ended is not Ended.SUSPENDED:
-        left.append(machine.delivery)
+    with contextlib.suppress(KimboxError):  # it was removed since it was listed, or is damaged
+        if not machine.running and machine.record().ended is not Ended.SUSPENDED:
+            left.append(machine.delivery)
     return left
 
 
@@ -80,13 +81,20 @@ def unused_downloads() -> list[Unused]:
 
 def used_images() -> set[str]:
     """The keys of the images that machines and added boxes refer to. Raises StateError as `unused` does."""
-    used = {box.image for box in names.every()} | {record.image for record in _records()}
-    used |= {former.image for machine in machines() if (former := rebuilt.former(machine))}
+    used = {box.image for box in names.every()} | used_by_machines()
+    for machine in machines():
+        others = (rebuilt.former(machine), rebuilt.coming(machine))
+        used |= {record.image for record in others if record}
     for key in templates.stored():
         with contextlib.suppress(KimboxError):  # nothing can use a damaged template: `prune` removes it
             if template := templates.find(key):
                 used.add(template.image)
     return used
+
+
+def used_by_machines() -> set[str]:
+    """The keys of the images of the present disks of machines. Raises StateError as `unused` does."""
+    return {record.image for record in _records()}
 
 
 def _records() -> list[Record]:
@@ -96,6 +104,8 @@ def _records() -> list[Record]:
         try:
             records.append(machine.record())
         except KimboxError as error:
+            if error.code == "box-not-found":  # it was removed since it was listed
+                continue
             raise StateError(
                 f"cannot find out which images are unused: the record of {machine.name} cannot be read: {error}",
                 code=error.code,

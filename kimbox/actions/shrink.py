@@ -18,7 +18,7 @@ from kimbox.files import size_words, sync_folder
 from kimbox.image.disk import slim
 from kimbox.image.store import images
 from kimbox.log import log
-from kimbox.machine import bootmode
+from kimbox.machine import bootmode, rebuilt
 from kimbox.machine.folder import Machine
 from kimbox.machine.state import State
 from kimbox.run import run
@@ -50,6 +50,7 @@ def shrink(machine: Machine, boot: BootMode | None, *, drop: bool = False, dry_r
     disk, ImageError if the disk is damaged.
     """
     with machine.locked():
+        rebuilt.finish(machine)
         _check(machine)
         key = machine.record().image
         image = images.find(key)

@@ -65,6 +65,7 @@ def save(machine: Machine, name: str) -> State:
     cannot save the memory of a running box.
     """
     with machine.locked():
+        rebuilt.finish(machine)
         record = machine.record()
         refuse_sealed(machine, "save a snapshot of")
         now = state(machine)
@@ -125,6 +126,7 @@ def restore(machine: Machine, name: str) -> State:
     if the box is sealed.
     """
     with machine.locked():
+        rebuilt.finish(machine)
         record = machine.record()
         refuse_sealed(machine, "restore a snapshot of")
         folder = _folder(machine, name)
@@ -184,14 +186,35 @@ def _go_back(machine: Machine) -> State:
 def delete(machine: Machine, name: str) -> None:
     """Deletes a snapshot. The box does not change. Raises StateError if there is no such snapshot."""
     with machine.locked():
+        rebuilt.finish(machine)
         machine.record()
-        folder = _folder(machine, name)
+        is_whole = name in names(machine)
+        folder = machine.snapshots / name
+        # A killed save or delete leaves a folder without a record. The disk has the snapshot, a part of it, or nothing.
+        is_left = not is_whole and _NAME.fullmatch(name) is not None and folder.exists()
+        if not is_left:
+            folder = _folder(machine, name)
         if name == rebuilt.FORMER:
             rebuilt.remove_former(machine)
             return
         with log.step(f"deleting the snapshot {name} of {machine.name}"):
-            registry.of(machine).delete_snapshot(name)
+            if is_left:
+                with contextlib.suppress(KimboxError):
+                    registry.of(machine).delete_snapshot(name)
+            else:
+                _delete_whole(machine, folder)
         remove_tree(folder)
+
+
+def _delete_whole(machine: Machine, folder: Path) -> None:
+    """Deletes a snapshot from the disk. Meanwhile it has no record, so that what is left of it cannot be restored."""
+    record = folder / RECORD
+    former = record.rename(record.with_suffix(".deleted"))
+    try:
+        registry.of(machine).delete_snapshot(folder.name)
+    except KimboxError:
+        former.rename(record)
+        raise
 
 
 def _folder(machine: Machine, name: str) -> Path:

@@ -134,6 +134,9 @@ class Launch:
     memory_bytes: int
     #: Resume from the saved state instead of booting.
     resume: bool = False
+    #: Called when the saved state is loaded, before the guest continues from it. Drivers whose program continues the
+    #: guest itself do not call it.
+    loaded: Callable[[Record], None] = lambda record: None
     #: The disk in `Machine.delivery`; None: there is none.
     delivery: DeliveryDisk | None = None
     #: The machine is started to be made into a template: its memory is the file `Machine.ram`.

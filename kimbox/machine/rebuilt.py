@@ -47,10 +47,23 @@ def former(machine: Machine) -> Record | None:
 
     Raises KimboxError (`file-damaged`).
     """
-    folder = machine.folder / FORMER
-    if not (folder / RECORD).exists():
+    return _read(machine.folder / FORMER)
+
+
+def _read(folder: Path) -> Record | None:
+    """Returns the record in one of the folders; None if it has none, as one that is being removed."""
+    try:
+        return Record.parse(read_json(folder / RECORD), folder / RECORD)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return Record.parse(read_json(folder / RECORD), folder / RECORD)
+
+
+def coming(machine: Machine) -> Record | None:
+    """Returns the record of the machine with a new disk that is complete and not in its place; None if there is none.
+
+    Raises KimboxError (`file-damaged`).
+    """
+    return _read(_next(machine))
 
 
 def remove_former(machine: Machine) -> None:
@@ -80,7 +93,9 @@ def go_back(machine: Machine) -> None:
 def finish(machine: Machine) -> None:
     """Completes `replace` or `go_back`, also one that was interrupted. The machine does not run then."""
     folder = _next(machine)
-    if not folder.exists():
+    record = _read(folder)
+    if record is None:  # there is nothing to do, or the folder was being removed
+        remove_tree(folder)
         return
     sync_folder(machine.folder)
     if (folder / DISK).exists():
@@ -92,7 +107,7 @@ def finish(machine: Machine) -> None:
     if (folder / KEPT).exists():
         (folder / KEPT).replace(kept_files(machine))
     sync_folder(machine.folder)
-    machine.write_record(Record.parse(read_json(folder / RECORD), folder / RECORD))
+    machine.write_record(record)
     remove_tree(folder)
 
 

@@ -83,10 +83,12 @@ def start(
         _choose_boot(machine, box, record, boot or Choice(), delivery)
     secrets = _secrets(machine, box) if box and not resume else b""
     record = attrs.evolve(record, secrets=secretvalues.names(box) if secrets and box else ())
-    record = registry.of(machine).start(
-        Launch(record, box, cpus, memory_bytes, resume=resume, delivery=delivery, job=job, secrets=secrets)
-    )
-    machine.write_record(attrs.evolve(record, ended=None))
+
+    def write(started: Record) -> None:
+        machine.write_record(attrs.evolve(started, ended=None))
+
+    launch = Launch(record, box, cpus, memory_bytes, resume=resume, loaded=write, delivery=delivery, job=job)
+    write(registry.of(machine).start(attrs.evolve(launch, secrets=secrets)))
 
 
 def _choose_boot(machine: Machine, box: Box, record: Record, choice: Choice, delivery: DeliveryDisk | None) -> None:

@@ -121,7 +121,6 @@ class Making:
     def run(self) -> Restored:
         identity = uuid.uuid4()
         with self.filled(identity.hex) as (box, image):
-            (self.folder / MARK).unlink()
             self._finish(box, image, registry.named(registry.DEFAULT, self.machine), identity)
         return Restored(self.machine, self.store.url, self.manifest, self.fetched_bytes)
 
@@ -355,6 +354,7 @@ class Making:
             lifetime.created(box, machine.name).write(self.folder)
             write_json(self.folder / machine.record_file.name, record.as_json())
             self.folder.rename(machine.folder)
+        (machine.folder / MARK).unlink()  # until here, a run that failed continues with what was fetched
         sync_folder(machine.place)
 
 

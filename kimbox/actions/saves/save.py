@@ -40,7 +40,7 @@ from kimbox.image.saves.secrets import Finding
 from kimbox.image.store import digest, images, lease
 from kimbox.image.store.images import Image
 from kimbox.log import log
-from kimbox.machine import delivered_locks
+from kimbox.machine import delivered_locks, rebuilt
 from kimbox.machine.folder import Machine
 from kimbox.machine.record import LastSave, Record
 from kimbox.spec.occasions import Occasion
@@ -141,6 +141,7 @@ def save(request: SaveRequest) -> Saved:
     machine = request.machine
     store = open_store(request.url)
     with contextlib.closing(store), machine.locked():
+        rebuilt.finish(machine)
         record = machine.record()
         candidates.check(machine, record)
         sign = None

@@ -131,7 +131,7 @@ def command(invocation: Invocation) -> list[str]:
         source = f"/proc/self/fd/{invocation.secrets_file}"
         arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/kimbox.environment,file={source}"]
     if invocation.saved_state is not None:
-        arguments += ["-loadvm", invocation.saved_state]
+        arguments += ["-loadvm", invocation.saved_state, "-S"]
     if invocation.template_ram is not None:
         arguments += ["-incoming", "defer"]
     return arguments

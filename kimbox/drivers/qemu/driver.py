@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 IO_ERROR, INTERNAL_ERROR = "io-error", "internal-error"
 
 #: Run states of QMP in which the vCPUs are stopped until a command continues them.
-PAUSED_STATES = frozenset({"paused", "suspended", "postmigrate", "save-vm", IO_ERROR})
+PAUSED_STATES = frozenset({"paused", "prelaunch", "suspended", "postmigrate", "save-vm", IO_ERROR})
 
 #: The port of name servers (RFC 1035). Long answers come by TCP.
 DNS_PORT = 53
@@ -129,6 +129,9 @@ class Qemu:
                 if not attempts_left:
                     raise
                 log.detail("another program took a port before QEMU: kimbox chooses other ports")
+        if saved_state:  # the guest waits until the record says that it runs: a killed kimbox must not load it twice
+            launch.loaded(record)
+            process.unpause(self.machine)
         return record
 
     def portable_command(self, launch: Launch) -> list[str]:

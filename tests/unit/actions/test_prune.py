@@ -289,3 +289,11 @@ def test_machines_of_a_killed_sweep_are_removed() -> None:
         assert [left.folder] == [item.path for item in prune.unused()]
         prune.remove(prune.unused())
     assert (False, True, True) == (left.folder.exists(), used.exists, job.exists)
+
+
+def test_a_machine_that_was_removed_meanwhile_needs_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was listed, and is gone when its record is read."""
+    make_machine("stays")
+    monkeypatch.setattr(prune, "machines", lambda: [Machine("stays"), Machine("gone")])
+    assert prune.used_by_machines() == {Machine("stays").record().image}
+    assert prune.unused() == []

@@ -120,3 +120,40 @@ def test_listing_takes_no_lock(world: World) -> None:
     up(world)
     with world.machine.locked():
         assert [] == snapshot.names(Machine("tiny"))
+
+
+def test_a_deletion_that_was_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left is not listed and cannot be restored. It is deleted again, whatever the disk still has of it."""
+    up(world)
+    snapshot.save(world.machine, "one")
+    with monkeypatch.context() as cut:
+        cut.setattr(FakeDriver, "delete_snapshot", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            snapshot.delete(world.machine, "one")
+    assert [] == snapshot.names(world.machine)
+    with refused(StateError, "snapshot-not-found", name="tiny", snapshot="one"):
+        snapshot.restore(world.machine, "one")
+    with monkeypatch.context() as gone:
+        gone.setattr(FakeDriver, "delete_snapshot", fail)
+        snapshot.delete(world.machine, "one")
+    assert not (world.machine.snapshots / "one").exists()
+    with refused(StateError, "snapshot-not-found", name="tiny", snapshot="one"):
+        snapshot.delete(world.machine, "one")
+
+
+def test_a_deletion_that_fails_leaves_the_snapshot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed as before."""
+    up(world)
+    snapshot.save(world.machine, "one")
+    monkeypatch.setattr(FakeDriver, "delete_snapshot", fail)
+    with refused(GuestError, "qemu-failed"):
+        snapshot.delete(world.machine, "one")
+    assert ["one"] == snapshot.names(world.machine)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def fail(*_: object) -> None:
+    raise GuestError("QEMU failed", code="qemu-failed")

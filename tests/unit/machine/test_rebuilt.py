@@ -9,6 +9,7 @@ import ownhome
 import pytest
 from makemachine import make_machine
 
+from kimbox.actions import prune
 from kimbox.files import write_json
 from kimbox.machine import rebuilt
 from kimbox.machine.folder import Machine
@@ -106,3 +107,22 @@ def test_it_can_be_cut_off_anywhere(home: Path, count: int, monkeypatch: pytest.
             exchange(machine)
         assert state(machine) == new
         assert not list(machine.folder.glob("rebuilt"))
+
+
+def test_a_folder_that_was_being_removed(home: Path) -> None:
+    """The last step was cut off after it had removed the record: the folder is removed, and nothing else changes."""
+    machine = prepared()
+    replace(machine)
+    (machine.folder / "rebuilt").mkdir()
+    rebuilt.finish(machine)
+    assert state(machine) == AFTER
+    assert not (machine.folder / "rebuilt").exists()
+
+
+def test_the_image_of_a_disk_that_is_not_in_place_is_in_use(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before the record of the machine has it."""
+    machine = prepared()
+    monkeypatch.setattr(rebuilt, "finish", lambda _: None)
+    replace(machine)
+    assert machine.record().image == OLD
+    assert prune.used_images() == {OLD, NEW}

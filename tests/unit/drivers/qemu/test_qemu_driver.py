@@ -22,12 +22,12 @@ from kimbox.drivers import accelerator
 from kimbox.drivers.accelerator import KVM_WORKS
 from kimbox.drivers.base import Launch
 from kimbox.drivers.qemu import disk, driver, process
-from kimbox.drivers.qemu.command import Invocation, credentials
+from kimbox.drivers.qemu.command import Invocation, command, credentials
 from kimbox.drivers.qemu.driver import Qemu
 from kimbox.errors import GuestError, KimboxError
 from kimbox.files import locked
 from kimbox.machine.folder import Machine
-from kimbox.machine.record import Ended, Sealed
+from kimbox.machine.record import Ended, Record, Sealed
 from kimbox.machine.state import State
 from kimbox.run import run
 from kimbox.settings import settings
@@ -49,6 +49,9 @@ class Process:
         self.started.append(invocation)
         self._run_lock = self.machine.run_lock.open("w")
         fcntl.flock(self._run_lock, fcntl.LOCK_EX)
+
+    def unpause(self, _: Machine) -> None:
+        self.did.append("continue")
 
     def power_off(self, _: Machine, timeout_s: float) -> bool:
         self.did.append("power button")
@@ -79,7 +82,7 @@ def feigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     monkeypatch.setattr(settings, "quiet", True)
     monkeypatch.setattr(accelerator, "find", lambda: KVM_WORKS)
     feigned = Process(makemachine.make_machine(ended=Ended.HALTED))
-    for name in ("start", "power_off", "kill"):
+    for name in ("start", "unpause", "power_off", "kill"):
         monkeypatch.setattr(process, name, getattr(feigned, name))
     for name in ("suspend", "revert"):
         monkeypatch.setattr(disk, name, getattr(feigned, name))
@@ -184,11 +187,27 @@ def test_a_snapshot_of_a_machine_that_ran_is_resumed(feigned: Process) -> None:
     feigned.did.clear()
     then = attrs.evolve(launch(machine, resume=True), record=attrs.evolve(machine.record(), ended=None))
     qemu.restore_snapshot(then, "one")
-    assert ["kill", "resume"] == feigned.did
+    assert ["kill", "resume", "continue"] == feigned.did
     assert "kimbox-snapshot-one" == feigned.started[-1].saved_state
     feigned.end()
     qemu.start(launch(machine, resume=True))
     assert disk.SUSPENDED_TAG == feigned.started[-1].saved_state
+
+
+def test_a_resumed_guest_waits_until_the_record_says_so(feigned: Process) -> None:
+    """A kimbox that is killed between the two leaves a paused guest, and not a state that is loaded twice."""
+
+    def write(record: Record) -> None:
+        feigned.did.append(f"the record of {record.name}")
+
+    starting = attrs.evolve(launch(feigned.machine, resume=True), loaded=write)
+    Qemu(feigned.machine).start(starting)
+    assert ["resume", f"the record of {feigned.machine.name}", "continue"] == feigned.did
+    assert ["-loadvm", disk.SUSPENDED_TAG, "-S"] == command(feigned.started[-1])[-3:]
+    feigned.end()
+    feigned.did.clear()
+    Qemu(feigned.machine).start(attrs.evolve(launch(feigned.machine), loaded=write))
+    assert ["start"] == feigned.did
 
 
 def test_a_resumed_guest_has_the_devices_that_it_had(feigned: Process) -> None:
