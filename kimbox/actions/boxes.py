@@ -18,7 +18,6 @@ from kimbox.image.store.images import Image
 from kimbox.image.store.names import AddedBox
 from kimbox.lock.apt.archive import ARCHITECTURE
 from kimbox.log import log
-from kimbox.machine.folder import machines
 from kimbox.spec.model import RemoteImage
 from kimbox.spec.urls import is_plain_http, is_url
 from kimbox.transfer import address, downloads, http
@@ -169,7 +168,11 @@ def remove(boxes: list[str]) -> list[Removed]:
     for name in boxes:
         image = _image_of(name)
         names.remove(name)
-        images = prune.remove([item for item in prune.unused() if item.path.name == image])
+        try:
+            images = prune.remove([item for item in prune.unused() if item.path.name == image])
+        except KimboxError as error:  # the record of another box or machine is damaged: it may need the disk
+            log.warn(f"the disk of {name} stays in the store: {error}")
+            images = []
         removed.append(Removed(name, sum(item.size_bytes for item in images)))
     return removed
 
@@ -185,5 +188,5 @@ def _image_of(name: str) -> str | None:
 
 def unused() -> list[AddedBox]:
     """The boxes that no machine was made from."""
-    used = {machine.record().image for machine in machines()}
+    used = prune.used_by_machines()
     return [box for box in names.every() if box.image not in used]

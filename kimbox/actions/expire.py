@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
@@ -58,14 +59,16 @@ def expire(clock: Callable[[], float] = time.time) -> Expired:
     """
     with locked(paths.home() / lives.LOCK_NAME, busy="another kimbox process ends lifetimes"):
         done = Expired([], [], [], [])
-        for machine, life in list(lives.lives()):
+        for machine, _ in list(lives.lives()):
             try:
-                _look_at(machine, life, clock, done)
+                _look_at(machine, read_life(machine), clock, done)  # the end of another machine may have taken hours
             except (KimboxError, OSError) as error:  # one machine must not keep the others from their end
                 log.warn(f"{machine.name}: {error}")
         done.deliveries.extend(spool.deliver(clock()))
         if not any(not life.is_empty for _, life in lives.lives()):
             timer.remove()
+            if any(not life.is_empty for _, life in lives.lives()):  # one has begun, and has seen the timer
+                timer.install()
         return done
 
 
@@ -90,28 +93,29 @@ def _look_at(machine: Machine, life: Life, clock: Callable[[], float], done: Exp
 def _end(machine: Machine, life: Life, lifetime: Lifetime, clock: Callable[[], float]) -> End:
     """Shuts a machine down and saves it. Writes the result to its life, and notifies."""
     name = machine.name
+
+    def change(**values: Any) -> None:
+        """Changes the lifetime that has ended, and not one that a start or `kimbox extend` has begun meanwhile."""
+        _change(machine, _with(lambda now: attrs.evolve(now, **values) if now.ends_at == lifetime.ends_at else now))
+
     try:
         end = _shut_down_and_save(machine, life)
     except (KimboxError, OSError) as error:
         end = End(name, failure=str(error))
+    now = read_life(machine).lifetime
+    if now is None or now.ends_at != lifetime.ends_at:
+        return end  # a start, or `kimbox extend`, has begun another one meanwhile
     at = utctime.text(clock())
     if end.failure is None:
-        _change(machine, _with(lambda now: attrs.evolve(now, ended_at=at, is_reported=True, failure=None)))
+        change(ended_at=at, is_reported=True, failure=None)
     else:
-        _change(
-            machine,
-            _with(
-                lambda now: attrs.evolve(
-                    now, tried_at=at, attempts=now.attempts + 1, is_reported=True, failure=end.failure
-                )
-            ),
-        )
+        change(tried_at=at, attempts=lifetime.attempts + 1, is_reported=True, failure=end.failure)
     if not lifetime.is_reported or (end.failure is None and lifetime.attempts):
-        now = state(machine)
+        present = state(machine)
         saved = f"saved as number {end.number} in {end.url}" if end.url else "there was nothing to save"
         result = saved if end.failure is None else f"its disk stays, but it is not saved: {end.failure}"
-        text = f"the lifetime of {name} has ended. It is {now}; {result}"
-        details = {"state": str(now), "url": end.url, "number": end.number, "failure": end.failure}
+        text = f"the lifetime of {name} has ended. It is {present}; {result}"
+        details = {"state": str(present), "url": end.url, "number": end.number, "failure": end.failure}
         notify(machine, Occasion.EXPIRED, text, **details)
     return end
 

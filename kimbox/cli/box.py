@@ -157,9 +157,14 @@ def _add(
 
 def _list() -> None:
     from kimbox.actions import prune
+    from kimbox.errors import KimboxError
     from kimbox.image.store import names
+    from kimbox.log import log
 
-    added, downloads = list(names.every()), prune.unused_downloads()
+    def warn(error: KimboxError) -> None:
+        log.warn(str(error) + (f" ({error.hint})" if error.hint else ""))
+
+    added, downloads = list(names.every(warn)), prune.unused_downloads()
     rows = [["NAME", "VERSION", "FOR", "DIGEST", "FROM"]]
     rows += [[b.name, b.version or "-", b.provider or "any", b.digest[:19], printable(b.location)] for b in added]
     lines = [table(rows) if added else "there are no added boxes"]

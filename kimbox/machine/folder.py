@@ -255,7 +255,9 @@ class Machine:
 
     @property
     def exists(self) -> bool:
-        return self.record_file.is_file()
+        with contextlib.suppress(PermissionError):  # another user made it: it is there, and cannot be read
+            return self.record_file.is_file()
+        return True
 
     @property
     def running(self) -> bool:
@@ -294,7 +296,7 @@ class Machine:
         """
         try:
             size = self.events_file.stat().st_size
-        except FileNotFoundError:
+        except OSError:
             return ()
         start = max(0, size - EVENTS_TAIL_BYTES)
         events = Tail(self.events_file).read(EVENTS_HEAD_BYTES) if start > EVENTS_HEAD_BYTES else []
@@ -341,10 +343,7 @@ def machines() -> list[Machine]:
 
 def interrupted() -> list[Machine]:
     """Returns the machines whose creation or removal was interrupted, sorted by name. They have files and no record."""
-    folder = paths.machines_dir()
-    names = (
-        {path.name.removeprefix(".tmp-") for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
-    )
+    names = {path.name.removeprefix(".tmp-") for path in paths.machines_dir().glob("*") if path.is_dir()}
     found = [Machine(name) for name in sorted(names) if not name.startswith(".")]
     return [machine for machine in found if not machine.exists and not is_locked(machine.lock_file)]
 
@@ -394,6 +393,6 @@ def _records() -> list[tuple[Machine, Record]]:
     """Returns all machines whose record can be read, each with its record."""
     records = []
     for machine in machines():
-        with contextlib.suppress(KimboxError, OSError):
+        with contextlib.suppress(KimboxError):
             records.append((machine, machine.record()))
     return records

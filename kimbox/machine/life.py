@@ -89,9 +89,7 @@ class Lifetime:
     def extended(self, length_s: float, now_s: float) -> Self:
         """Returns the lifetime with another end: in `length_s` seconds."""
         ends_at = utctime.text(now_s + length_s)
-        return attrs.evolve(
-            self, ends_at=ends_at, is_announced=length_s <= WARNING_S, attempts=0, tried_at=None, failure=None
-        )
+        return attrs.evolve(self, ends_at=ends_at, is_announced=length_s <= WARNING_S, **_NOT_TRIED)
 
     def as_json(self, now_s: float) -> dict[str, Any]:
         """Returns what `status` and `list` report."""
@@ -101,6 +99,10 @@ class Lifetime:
             "ended_at": self.ended_at,
             "failure": self.failure,
         }
+
+
+#: Values of a lifetime whose end was neither attempted nor reported.
+_NOT_TRIED: dict[str, Any] = {"is_reported": False, "attempts": 0, "tried_at": None, "failure": None}
 
 
 @attrs.frozen
@@ -143,16 +145,12 @@ class Life:
                 )
             lifetime = value["lifetime"]
             notify = [Notify(**one | {"events": tuple(map(Occasion, one["events"]))}) for one in value["notify"]]
-            life = cls(
-                None if lifetime is None else Lifetime(**lifetime),
+            return cls(
+                None if lifetime is None else _lifetime(lifetime),
                 value["store"],
                 tuple(notify),
                 value["is_crash_reported"] is True,
             )
-            if life.lifetime:
-                for at in (life.lifetime.ends_at, life.lifetime.tried_at, life.lifetime.ended_at):
-                    utctime.seconds(at or utctime.text(0))
-            return life
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise KimboxError(
                 f"{path} is damaged: {error}",
@@ -160,6 +158,20 @@ class Life:
                 hint=f"remove the file; the next `kimbox up {path.parent.name}` writes it again",
                 fields={"path": str(path)},
             ) from None
+
+
+def _lifetime(value: dict[str, Any]) -> Lifetime:
+    """Parses a lifetime. Raises ValueError, or an error of a value with a wrong type."""
+    lifetime = Lifetime(**value)
+    utctime.seconds(lifetime.ends_at)
+    for at in (lifetime.tried_at, lifetime.ended_at):
+        if at is not None:
+            utctime.seconds(at)
+    if not (isinstance(lifetime.length_s, int) and isinstance(lifetime.attempts, int)):
+        raise ValueError("a number of a lifetime is no integer")
+    if not isinstance(lifetime.failure, str | None):
+        raise ValueError("the failure of a lifetime is no text")
+    return lifetime
 
 
 def duration_words(seconds: float) -> str:
@@ -206,8 +218,9 @@ def started(life: Life, box: Box, name: str, now_s: float, *, is_start: bool, cr
         lifetime = Lifetime.begin(spec_s or CREATED_LIFETIME_S, now_s, from_spec=spec_s is not None)
     elif lifetime and spec_s and lifetime.length_s != spec_s:
         begun_s = utctime.seconds(lifetime.ends_at) - lifetime.length_s
+        ends_at = utctime.text(begun_s + spec_s)
         lifetime = attrs.evolve(
-            lifetime, ends_at=utctime.text(begun_s + spec_s), length_s=spec_s, from_spec=True, is_announced=False
+            lifetime, ends_at=ends_at, length_s=spec_s, from_spec=True, is_announced=False, **_NOT_TRIED
         )
     store = box.store.replace("{name}", name) if box.store else None
     return Life(lifetime, store, box.notify, life.is_crash_reported and not is_start)

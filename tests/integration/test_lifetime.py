@@ -23,7 +23,9 @@ from kimbox import utctime
 from kimbox.actions import expire as expiring
 from kimbox.actions import resume, stop
 from kimbox.actions.saves import found
+from kimbox.actions.saves import save as saving
 from kimbox.cli import afterwards
+from kimbox.errors import KimboxError
 from kimbox.files import sha256_file
 from kimbox.machine.folder import Machine
 from kimbox.machine.life import Life, Lifetime, read_life
@@ -232,3 +234,36 @@ def test_stop_ends_a_lifetime(kimbox: Kimbox, machine: Machine, monkeypatch: pyt
     assert 0 == kimbox("stop", "tiny")[0]
     assert lifetime_of(machine).ended_at
     assert [] == end_at(99 * HOUR_S).ended
+
+
+def test_a_lifetime_that_changes_while_another_box_is_saved(
+    machine: Machine, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save can take hours. A box that its user extends meanwhile is not ended."""
+    other = makemachine.make_machine("zwei", ended=Ended.HALTED)
+    read_life(machine).write(other.folder)
+
+    def save(request: saving.SaveRequest) -> None:
+        extended = lifetime_of(other).extended(3 * HOUR_S, time.time() + 2 * HOUR_S)
+        attrs.evolve(read_life(other), lifetime=extended).write(other.folder)
+        raise KimboxError("no route", code="store-failed")
+
+    monkeypatch.setattr(saving, "save", save)
+    assert [machine.name] == [end.name for end in end_at(2 * HOUR_S).ended]
+    assert None is lifetime_of(other).ended_at
+
+
+def test_a_start_while_a_box_is_saved_begins_another_lifetime(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, mails: Box
+) -> None:
+    """The result of the old one is not written into it, and nobody is told that the box has ended."""
+    begun = Lifetime.begin(9 * HOUR_S, time.time(), from_spec=True)
+
+    def save(request: saving.SaveRequest) -> None:
+        attrs.evolve(read_life(machine), lifetime=begun).write(machine.folder)
+        raise KimboxError("the box is booting", code="wrong-state")
+
+    monkeypatch.setattr(saving, "save", save)
+    end_at(2 * HOUR_S)
+    assert begun == lifetime_of(machine)
+    assert "expired" not in mails.events

@@ -101,11 +101,16 @@ def _files() -> list[Path]:
     return []
 
 
-def waiting() -> Iterator[Waiting]:
-    """Yields the notifications in the spool, oldest first. A damaged file is removed, with a warning."""
+def waiting(*, removes: bool = False) -> Iterator[Waiting]:
+    """Yields the notifications in the spool, oldest first. `removes`: a damaged file is removed, with a warning.
+
+    The file of a newer version of kimbox stays for that one.
+    """
     for path in _files():
         try:
             value = read_json(path, limit_bytes=MAX_FILE_BYTES)
+            if int(value["format"]) > FORMAT:
+                continue
             events = tuple(map(Occasion, value["target"]["events"]))
             target = Notify(**value["target"] | {"events": events})
             utctime.seconds(value["message"]["at"])
@@ -113,8 +118,9 @@ def waiting() -> Iterator[Waiting]:
         except FileNotFoundError:
             continue
         except (KimboxError, KeyError, TypeError, ValueError) as error:
-            log.warn(f"a notification is damaged, and is removed: {path}: {error}")
-            path.unlink(missing_ok=True)
+            if removes:
+                log.warn(f"a notification is damaged, and is removed: {path}: {error}")
+                path.unlink(missing_ok=True)
 
 
 def has_due(now_s: float) -> bool:
@@ -139,7 +145,7 @@ def deliver(now_s: float, sender: Callable[[Notify, Message], None] = send) -> l
     """
     done: list[Delivery] = []
     broken: dict[Notify, str] = {}
-    for one in waiting():
+    for one in waiting(removes=True):
         if one.next_at_s > now_s:
             continue
         reason = broken.get(one.target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import attrs
 import makemachine
@@ -131,3 +132,28 @@ def test_words() -> None:
     """A person reads days, hours and minutes."""
     words = [life.duration_words(s) for s in (3, 61, 3600, 36 * 3600, 86400 * 2 + 3600)]
     assert ["less than a minute", "1 min", "1 h 0 min", "36 h 0 min", "2 d 1 h"] == words
+
+
+@pytest.mark.parametrize("change", [{"attempts": None}, {"length_s": "1"}, {"failure": 3}, {"ends_at": None}])
+def test_a_value_of_a_wrong_type_is_damage(home: Path, change: dict[str, object]) -> None:
+    """It is an error of that machine, and none when the value is used."""
+    machine = makemachine.make_machine()
+    Life(begun()).write(machine.folder)
+    value = json.loads((machine.folder / FILE).read_text())
+    value["lifetime"] |= change
+    (machine.folder / FILE).write_text(json.dumps(value))
+    with pytest.raises(KimboxError, match="is damaged") as caught:
+        read_life(machine)
+    assert "file-damaged" == caught.value.code
+
+
+def test_another_end_is_reported_again() -> None:
+    """Whoever was told of the first one, which failed."""
+    failed = attrs.evolve(begun(), is_reported=True, attempts=2, tried_at="2026-02-02T00:00:00Z", failure="no route")
+    at_s = utctime.seconds(failed.ends_at)
+    for other in (
+        failed.extended(3600, at_s),
+        started(Life(failed), box(lifetime_s=48 * 3600), "tiny", NOW_S, is_start=False).lifetime,
+    ):
+        assert other
+        assert (False, 0, None, None) == (other.is_reported, other.attempts, other.tried_at, other.failure)

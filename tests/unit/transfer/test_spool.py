@@ -186,3 +186,18 @@ def test_apprise(home: Path, tmp_path: Path) -> None:
     with pytest.raises(KimboxError, match="a service did not accept it"):
         spool.send(target, put(target))
     assert paths.home() == home
+
+
+def test_only_a_delivery_removes_a_damaged_file(home: Path) -> None:
+    """Other verbs only look. A notification of a newer kimbox stays for that one."""
+    put(CHAT)
+    (file,) = spool.folder().iterdir()
+    value = json.loads(file.read_text())
+    newer = file.with_name("newer.json")
+    newer.write_text(json.dumps(value | {"format": spool.FORMAT + 1}))
+    value["target"]["events"] = ["quota-low"]
+    file.write_text(json.dumps(value))
+    assert not spool.has_due(NOW_S)
+    assert file.exists()
+    assert [] == spool.deliver(NOW_S, Sender())
+    assert [newer] == list(spool.folder().iterdir())
