@@ -17,7 +17,7 @@ from kimbox.errors import GuestError, KimboxError, StateError
 from kimbox.guest.events import printable
 from kimbox.log import log
 from kimbox.machine.folder import Machine
-from kimbox.machine.mounts import real_folder
+from kimbox.machine.mounts import Shared, real_folder, remember
 from kimbox.machine.record import Purpose, Record
 from kimbox.run import tail
 from kimbox.spec.model import Box, Mount
@@ -45,11 +45,13 @@ def of_start(machine: Machine, record: Record, box: Box, *, is_job: bool) -> tup
             fields={"name": machine.name, "verb": "start"},
         )
     registry.need_mounts(machine)
+    shared, is_by_user = Shared.read(), any(text.startswith("mounts") for text in box.settings)
     for mount in box.mounts:
-        is_new = mount not in record.mounts and not any(text.startswith("mounts") for text in box.settings)
+        is_new = mount not in record.mounts and not is_by_user and not shared.has_given(box.source, mount)
         real = real_folder(machine.name, mount, box.layers if is_new else ())
         if is_new:
             _warn_of(machine, mount, real, box)
+    remember(box.source, box.mounts)
     return box.mounts
 
 

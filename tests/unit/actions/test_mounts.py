@@ -158,6 +158,15 @@ def test_a_guest_does_not_choose_a_folder(world: World, folder: Path, tmp_path: 
     assert known.mounts == mounts.of_start(world.machine, same, known, is_job=False)
     by_user = attrs.evolve(known, settings=("mounts=[]",))
     assert known.mounts == mounts.of_start(world.machine, record, by_user, is_job=False)
+    # Nor after its machine was removed. What the spec had before, it gets again.
+    stop.destroy(world.machine)
+    fresh = attrs.evolve(record, mounts=())
+    for mount in (Mount(tmp_path, "/all", writable=False), attrs.evolve(link, location=folder / "other")):
+        (folder / "other").unlink(missing_ok=True)
+        (folder / "other").symlink_to(tmp_path)
+        with refused(StateError, "mount-unsafe", name="tiny", path=str(tmp_path), changeable=str(folder)):
+            mounts.of_start(world.machine, fresh, attrs.evolve(world.box, mounts=(mount,)), is_job=False)
+    assert known.mounts == mounts.of_start(world.machine, fresh, known, is_job=False)
     (folder / "data").unlink()
     (folder / "data").mkdir()
     for mount in (link, shared):
