@@ -106,7 +106,7 @@ def test_up_ends_if_the_installation_fails(checkout: Checkout) -> None:
     [
         (
             "all",
-            "pytest tests/guest tests/integration tests/unit tests/fuzz -n 3 --dist loadfile --no-loadscope-reorder "
+            "pytest tests/guest tests/integration tests/unit tests/fuzz -n 2 --dist loadfile --no-loadscope-reorder "
             "-k x",
         ),
         ("unit", "pytest tests/unit -n 2 -k x"),
@@ -116,7 +116,7 @@ def test_up_ends_if_the_installation_fails(checkout: Checkout) -> None:
             "pytest tests/integration tests/unit -n 2 -m not soak and not cpu_time "
             "-p coveredchildren --cov --cov-report=term-missing:skip-covered -k x",
         ),
-        ("guest", "pytest tests/guest -n 3 --dist loadfile --no-loadscope-reorder -k x"),
+        ("guest", "pytest tests/guest -n 2 --dist loadfile --no-loadscope-reorder -k x"),
     ],
 )
 def test_pytest_is_one_run_and_the_last(checkout: Checkout, what: str, expected: str) -> None:
