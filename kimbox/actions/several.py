@@ -93,8 +93,8 @@ def run_all(members: Sequence[Member], runner: Runner, *, workers: int) -> dict[
     for name, failed in skipped.items():
         log.warn(f"{name} was left out, because {failed} failed")
     if failures:
-        done_names = f"done: {', '.join(results)}. " if results else ""
-        raise SeveralError(failures, f"{done_names}The same command does what is missing")
+        done_names = f"done: {', '.join(results)}; " if results else ""
+        raise SeveralError(failures, f"{done_names}the same command does what is missing")
     return {member.name: results[member.name] for member in members}
 
 

@@ -7,16 +7,19 @@ from typing import Annotated
 
 import typer
 
+from kimbox import paths
 from kimbox.cli import completers
 from kimbox.cli.output import report
 from kimbox.spec.start import start_spec
+
+_SHIPPED = sorted(spec.stem for spec in paths.boxes_dir().glob("*.yaml"))
 
 
 def init(
     box: Annotated[
         str,
         typer.Argument(
-            help="Name of the shipped box to start from.",
+            help=f"Name of the shipped box to start from: {', '.join(_SHIPPED)}.",
             autocompletion=completers.shipped_boxes,
         ),
     ] = "minimal",

@@ -26,7 +26,7 @@ Follow = Annotated[
 ]
 Driver = Annotated[
     str | None,
-    typer.Option("--provider", metavar="NAME", help="Program that runs a new box: qemu (the default) or vagrant."),
+    typer.Option("--provider", metavar="NAME", help="What runs a new box: qemu (the default), vagrant or openstack."),
 ]
 
 

@@ -76,7 +76,8 @@ def _member(name: str, entry: Node, boxes: Node, problems: Problems) -> Member:
         problems.add(listed.mark, "`needs` is a list of names of boxes", f"write [{listed.value}]", code="wrong-type")
     for item in listed.items if listed else ():
         if not isinstance(item.value, str) or item.value not in boxes.mapping:
-            known = f"there are: {', '.join(other for other in boxes.mapping if other != name)}"
+            others = [other for other in boxes.mapping if other != name]
+            known = f"there are: {', '.join(others)}" if others else None
             problems.add(item.mark, f"there is no box {shown(item.value)} in this spec", known, code="bad-value")
         elif item.value in needs:
             problems.add(item.mark, f"duplicate box {shown(item.value)}", code="duplicate")

@@ -209,7 +209,10 @@ def _not_a_choice(error: ValidationError, node: Node) -> tuple[str, str | None]:
 
 def _wrong_version(error: ValidationError, node: Node) -> tuple[str, str | None]:
     hint = "a newer kimbox may read it" if isinstance(node.value, int) and node.value > 1 else None
-    return f"must be {error.validator_value}, the version of the format, not {shown(node.value)}", hint
+    if isinstance(node.value, str):
+        hint = "write it without quotes"
+    kind = "the text " if isinstance(node.value, str) else ""
+    return f"must be {error.validator_value}, the version of the format, not {kind}{shown(node.value)}", hint
 
 
 def _out_of_range(error: ValidationError, node: Node) -> tuple[str, str | None]:
