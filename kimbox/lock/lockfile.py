@@ -339,6 +339,9 @@ def parse_lock(text: str, path: Path) -> tuple[Lock, Node]:
         raise SpecError(
             [replace(problem, hint=None) for problem in error.problems], code=error.code, hint=hint
         ) from None
+    if tree.get("kimbox") and not tree.get("lock"):
+        hint = f"name its lock, as a path to {paths.LOCK_NAME}, or the box"
+        raise SpecError.at(path, "this is a spec, and not a lock", code="bad-lock", hint=hint)
     if tree.get("lock") and tree.mapping["lock"].value != FORMAT:
         raise SpecError.at(
             path,

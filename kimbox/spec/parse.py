@@ -107,7 +107,8 @@ def _unreadable(path: Path, error: OSError | ValueError) -> SpecError:
     message = _UNREADABLE.get(number or 0, f"this file cannot be read: {error}")
     if number in (errno.ENOENT, errno.ENOTDIR):
         return SpecError.at(path, message, code="file-not-found")
-    return SpecError.at(path, message, code="file-unreadable")
+    hint = "name the file in it" if number == errno.EISDIR else None
+    return SpecError.at(path, message, code="file-unreadable", hint=hint)
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -257,3 +257,11 @@ def test_a_changed_list_of_files_is_refused(box: Box, tmp_path: Path, line: str)
     path.write_text(f"{before}varying:\n  {line}\n{key}{after}")
     with refused(SpecError, "bad-lock", path=str(path)):
         read_lock(path)
+
+
+def test_a_spec_is_not_a_damaged_lock(tmp_path: Path) -> None:
+    """Nobody is told to delete the spec."""
+    with pytest.raises(SpecError) as caught:
+        parse_lock("kimbox: 1\nname: tiny\n", tmp_path / "kimbox.yaml")
+    assert "this is a spec, and not a lock" in caught.value.message
+    assert "delete" not in str(caught.value.problems[0].hint)
