@@ -189,7 +189,7 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     check(spec, "not-a-regular-file", "this is not a regular file")
     spec.unlink()
     spec.mkdir()
-    check(spec, "file-unreadable", "this is a folder, not a file")
+    check(spec, "file-unreadable", "this is a folder, not a file (name the file in it)")
     check(spec / "kimbox.yaml" / "below", "file-not-found", "there is no such file")
     check(tmp_path / ("x" * 300), "file-unreadable", "this file name is too long")
 
