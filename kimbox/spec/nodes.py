@@ -21,6 +21,10 @@ MAX_PROBLEMS = 200
 SHOWN_CHARACTERS = 60
 
 
+#: Name of the file in the places of a setting of the command line.
+SETTING_FILE = "--set"
+
+
 @attrs.frozen
 class Mark:
     """A place in a file. Line and column count from 1."""
@@ -101,9 +105,13 @@ class Problems:
         self.collected: list[Problem] = []
 
     def add(self, mark: Mark, message: str, hint: str | None = None, *, code: str) -> None:
-        """Adds a problem. Does nothing if the limit is reached."""
+        """Adds a problem. Does nothing if the limit is reached.
+
+        The file of a setting is in the folder of the spec, for the paths in its value, and shown without it.
+        """
         if not self.full:
-            self.collected.append(Problem(mark.file, mark.line, mark.column, message, hint, code=code))
+            file = SETTING_FILE if mark.file.endswith(f"/{SETTING_FILE}") else mark.file
+            self.collected.append(Problem(file, mark.line, mark.column, message, hint, code=code))
 
     @property
     def full(self) -> bool:

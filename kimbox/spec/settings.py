@@ -11,11 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kimbox.errors import SpecError
-from kimbox.spec.nodes import Fault, Mark, Node, Problems, shown
+from kimbox.spec.nodes import SETTING_FILE, Fault, Mark, Node, Problems, shown
 from kimbox.spec.parse import Budget, parse
-
-#: The name of the file in the places of faults.
-FILE = "--set"
 
 #: Maximum length of a setting, and maximum number of settings of a machine.
 MAX_CHARACTERS = 4096
@@ -79,7 +76,7 @@ def settings_of_image(settings: Sequence[str]) -> tuple[str, ...]:
 def trees(settings: Sequence[str], spec: Path, problems: Problems, budget: Budget) -> list[Node]:
     """Returns a tree for each setting. Adds faults to `problems`. A relative path in a value is beside the spec."""
     found = []
-    file = str(spec.parent / FILE)
+    file = str(spec.parent / SETTING_FILE)
     for text in settings:
         try:
             key, value = split(text)
