@@ -269,7 +269,8 @@ def _usage_error(error: Exception) -> UsageError | None:
     if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
         return None
     context = getattr(error, "ctx", None)
-    hint = f"see `{context.command_path} --help`" if context else "see `kimbox --help`"
+    command = context.command_path if context else f"kimbox {settings.verb or ''}".strip()
+    hint = f"see `{command} --help`"
     if settings.verb == "exec" and settings.after is None:
         hint = "write the program and its arguments after `--`: kimbox exec [BOX] -- COMMAND [ARG]..."
     return UsageError(error.format_message(), code="usage", hint=hint)

@@ -44,7 +44,7 @@ Offline = Annotated[
     bool, typer.Option("--offline", help="Contact no other server: the image must be here, or in the save.")
 ]
 Cores = Annotated[
-    int | None, typer.Option("--cores", metavar="N", min=1, max=1024, help="Processors; default: `cpus` of the spec.")
+    int | None, typer.Option("--cores", metavar="N", min=1, max=256, help="Processors; default: `cpus` of the spec.")
 ]
 Memory = Annotated[
     str | None, typer.Option("--memory", metavar="SIZE", help="Memory such as 4GiB, in place of `memory` of the spec.")
