@@ -87,6 +87,9 @@ def _summary(machine: Machine) -> dict[str, Any] | None:
     except KimboxError as error:
         log.warn(str(error) + (f" ({error.hint})" if error.hint else ""))
         return None
+    except OSError as error:
+        log.warn(f"{machine.name} cannot be read: {error}")
+        return None
     return None if summary["state"] == "absent" else summary  # it was destroyed since machines() listed it
 
 

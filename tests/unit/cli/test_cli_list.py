@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from typing import Any
@@ -64,3 +65,23 @@ def test_machines_that_do_not_answer_wait_at_the_same_time(kimbox: Kimbox, monke
         code, out, _ = kimbox("--json", "list")
     assert code == 0
     assert [machine.name for machine in machines] == [box["name"] for box in result(out, "list")["boxes"]]
+
+
+def test_a_machine_that_cannot_be_read_hides_no_other(kimbox: Kimbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop of links in place of its record, or a disk that fails while its events are read."""
+    for name in ("good", "looped", "failing"):
+        makemachine.make_machine(name)
+    record = Machine("looped").record_file
+    record.unlink()
+    record.symlink_to(record.name)
+    real = Machine.boot_events
+
+    def fail(machine: Machine) -> Any:
+        if machine.name == "failing":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(machine)
+
+    monkeypatch.setattr(Machine, "boot_events", fail)
+    code, out, err = kimbox("--json", "list")
+    assert (0, ["good"]) == (code, [box["name"] for box in result(out, "list")["boxes"]])
+    assert "failing cannot be read: [Errno 5] Input/output error" in err
