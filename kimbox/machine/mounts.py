@@ -72,7 +72,7 @@ def real_folder(name: str, mount: Mount, sources: Iterable[Path] = ()) -> Path:
 class Shared:
     """What guests were given so far: the content of shared-folders.json. It outlives the machines.
 
-    Otherwise a guest could write a spec, or replace a folder by a link, and wait until its machine is made anew.
+    Otherwise a guest could write a spec, or replace a folder by a link, and wait until its machine is created again.
     """
 
     #: The real paths of the folders that a guest could change, as long as they exist.
