@@ -21,7 +21,7 @@ from waiting import until
 
 from kimbox import utctime
 from kimbox.actions import expire as expiring
-from kimbox.actions import resume, stop
+from kimbox.actions import resume, stop, timer
 from kimbox.actions.saves import found
 from kimbox.actions.saves import save as saving
 from kimbox.cli import afterwards
@@ -267,3 +267,18 @@ def test_a_start_while_a_box_is_saved_begins_another_lifetime(
     end_at(2 * HOUR_S)
     assert begun == lifetime_of(machine)
     assert "expired" not in mails.events
+
+
+def test_a_lifetime_that_begins_while_the_timer_is_removed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start has seen the timer and has not made it again: `kimbox expire` does."""
+    before, calls = read_life(machine), []
+    (machine.folder / "life.json").unlink()
+
+    def remove() -> None:
+        calls.append("remove")
+        before.write(machine.folder)
+
+    monkeypatch.setattr(timer, "remove", remove)
+    monkeypatch.setattr(timer, "install", lambda: calls.append("install"))
+    end_at(0)
+    assert ["remove", "install"] == calls
