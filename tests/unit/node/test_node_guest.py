@@ -10,6 +10,7 @@ import pytest
 
 from kimbox.guest.events import parse_line
 from kimbox.jobs.heartbeat import SILENCE_S, Heartbeat
+from kimbox.jobs.order import Order
 from kimbox.jobs.result import Outcome
 from kimbox.node import guest
 from kimbox.node.guest import Run
@@ -75,3 +76,14 @@ def test_the_end_without_a_report(tmp_path: Path, console: bytes, started: bool,
     verdict = guest._verdict_on_end(run)
     assert outcome is verdict.outcome
     assert reason in verdict.reason
+
+
+def test_a_guest_that_writes_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its limit of time ends it, although there is always more to read."""
+    monkeypatch.setattr(guest.Tail, "read", lambda _: [parse_line(event(status="alive"))])
+    monkeypatch.setattr(guest, "END_MARGIN_S", 0)
+    run = Run(tmp_path, ID)
+    order = Order([], [], "", 0, 0, "", False, 0o755, 0, False, timeout_s=0)
+    guest._follow(run, order, lambda: None)
+    assert run.verdict
+    assert Outcome.TIMEOUT is run.verdict.outcome
